@@ -1,0 +1,1 @@
+"""Score-based generative models through stochastic differential equations."""

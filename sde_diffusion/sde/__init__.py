@@ -1,0 +1,35 @@
+"""How data turns into noise: Gaussian paths, their exact kernels, and grids of times."""
+
+from sde_diffusion.sde.base import SDE, Time, expand, float64
+from sde_diffusion.sde.grids import (
+    BetaTable,
+    GeometricLevels,
+    Grid,
+    KarrasRho,
+    Levels,
+    QuadraticTime,
+    UniformLogSNR,
+    UniformTime,
+)
+from sde_diffusion.sde.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+
+__all__ = [
+    "EDMSDE",
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "BetaTable",
+    "CosineVPSDE",
+    "GeometricLevels",
+    "Grid",
+    "KarrasRho",
+    "Levels",
+    "QuadraticTime",
+    "RectifiedFlow",
+    "SubVPSDE",
+    "Time",
+    "UniformLogSNR",
+    "UniformTime",
+    "expand",
+    "float64",
+]

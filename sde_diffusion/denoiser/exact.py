@@ -1,0 +1,175 @@
+r"""Closed-form denoisers: the oracle of every test.
+
+For data from a Gaussian mixture (or a finite set, a mixture of points) the marginal at time t is again a mixture,
+q_t(x) = sum_k w_k N(x; alpha m_k, alpha^2 s_k^2 + sigma^2), and E[x_0 | x_t] is the responsibility-weighted mean of the
+components' posterior means.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser.base import Denoiser, Prediction
+from sde_diffusion.sde import SDE, Time, float64
+
+
+class GaussianMixtureDenoiser(Denoiser):
+    """Exact denoiser of a Gaussian mixture with diagonal covariances.
+
+    x0 = sum_k p(k | x_t) (m_k + alpha s_k^2 / (alpha^2 s_k^2 + sigma^2) (x_t - alpha m_k)).
+
+    Args:
+        sde: The path.
+        means: Component means, [K, *].
+        stds: Component standard deviations, broadcastable to [K, *] (a number, [K], or [K, *]); non-negative.
+        weights: Component weights, [K], positive, scaled to sum to one; equal if not given.
+
+    Raises:
+        ValueError: If the shapes do not fit, a std is negative, or a weight is not positive.
+    """
+
+    means: Tensor
+    stds: Tensor
+    log_weights: Tensor
+
+    def __init__(self, sde: SDE, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.sde = sde
+        means = torch.as_tensor(means, dtype=torch.float64)
+        stds = torch.as_tensor(stds, dtype=torch.float64)
+        if means.ndim < 2:
+            raise ValueError(f"means must have shape [K, *] with at least one data dimension; got {list(means.shape)}")
+        if stds.ndim == 1 and len(stds) == len(means):
+            stds = stds.reshape(-1, *(1,) * (means.ndim - 1))
+        weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
+        weights = weights.to(torch.float64)
+        if weights.shape != means.shape[:1] or not bool((weights > 0).all()):
+            raise ValueError(f"weights must be {len(means)} positive numbers; got {weights.tolist()}")
+        if not bool((stds >= 0).all()):
+            raise ValueError("stds must not be negative")
+        self.register_buffer("means", means)
+        self.register_buffer("stds", stds.broadcast_to(means.shape).clone())
+        self.register_buffer("log_weights", (weights / weights.sum()).log())
+
+    def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
+        """Predict at (x_t, t), computed in float64; see `Denoiser.forward`."""
+        alpha, sigma = self._scales(t)
+        offset, variance = self._marginals(x_t, alpha, sigma)
+        responsibility = self._joint_log_prob(offset, variance).softmax(1)
+        gain = alpha * self.stds.square() / variance
+        x0 = torch.einsum("bk,bkd->bd", responsibility, (self.means + gain * offset).flatten(2))
+        return Prediction(self.sde, x_t, t, x0.reshape(x_t.shape).to(x_t.dtype))
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        """Exact log-density of the marginal q_t, in nats.
+
+        Args:
+            x: [B, *].
+            t: [] or [B].
+
+        Returns:
+            [B], float64.
+        """
+        return self._joint_log_prob(*self._marginals(x, *self._scales(t))).logsumexp(1)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n points of the data distribution (t = 0).
+
+        Args:
+            n: How many.
+            generator: Source of randomness; torch's default if not given.
+
+        Returns:
+            [n, *], float64.
+        """
+        component = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, *self.means.shape[1:], dtype=torch.float64, generator=generator)
+        return self.means[component] + self.stds[component] * noise.to(self.means.device)
+
+    def _scales(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma, shaped [1 or B, 1, 1, ...] to broadcast against [B, K, *]."""
+        t = float64(t).to(self.means.device)
+        shape = (-1, *(1,) * self.means.ndim)
+        return self.sde.alpha(t).reshape(shape), self.sde.sigma(t).reshape(shape)
+
+    def _marginals(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """X - alpha m_k, [B, K, *], and the components' variances at t, [1 or B, K, *]."""
+        return x.double().unsqueeze(1) - alpha * self.means, (alpha * self.stds).square() + sigma.square()
+
+    def _joint_log_prob(self, offset: Tensor, variance: Tensor) -> Tensor:
+        """Log w_k + log N(x; k), [B, K]."""
+        exponent = (offset.square() / variance + (2 * math.pi * variance).log()).flatten(2).sum(2)
+        return self.log_weights - 0.5 * exponent
+
+
+class GaussianDenoiser(GaussianMixtureDenoiser):
+    """Exact denoiser of one Gaussian N(mean, diag std^2): x0 = m + alpha s^2 / (alpha^2 s^2 + sigma^2) (x_t - alpha m).
+
+    Args:
+        sde: The path.
+        mean: [*].
+        std: Broadcastable to [*]; non-negative.
+
+    Raises:
+        ValueError: If the shapes do not fit or a std is negative.
+    """
+
+    def __init__(self, sde: SDE, mean: Tensor, std: Tensor | float) -> None:
+        mean = torch.as_tensor(mean, dtype=torch.float64)
+        std = torch.as_tensor(std, dtype=torch.float64)
+        if mean.ndim == 0:
+            raise ValueError("mean must have at least one dimension: the shape of one data point")
+        super().__init__(sde, mean.unsqueeze(0), std.broadcast_to(mean.shape).unsqueeze(0))
+
+
+class EmpiricalDenoiser(Denoiser):
+    """Exact denoiser of a finite data set: x0 = sum_i softmax_i(-|x_t - alpha x_i|^2 / (2 sigma^2)) x_i.
+
+    What a network with unlimited capacity would learn; walking back with it returns training points.
+
+    Args:
+        sde: The path.
+        data: The data points, [N, *].
+        chunk: How many data points are compared at once; bounds the memory at about B x chunk numbers.
+
+    Raises:
+        ValueError: If data is empty or has no data dimension.
+
+    References:
+        Karras et al. 2022, appendix B.3, equation 57.
+    """
+
+    data: Tensor
+
+    def __init__(self, sde: SDE, data: Tensor, chunk: int = 16384) -> None:
+        super().__init__()
+        if data.ndim < 2 or not len(data):
+            raise ValueError(f"data must have shape [N, *] with N >= 1; got {list(data.shape)}")
+        self.sde = sde
+        self.chunk = chunk
+        self.register_buffer("data", data.detach().clone())
+
+    def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
+        """Predict at (x_t, t), the softmax running over chunks of the data; see `Denoiser.forward`."""
+        t = float64(t)
+        alpha, sigma = (c.to(x_t.device).reshape(-1, 1) for c in (self.sde.alpha(t), self.sde.sigma(t)))
+        x = x_t.flatten(1).double()
+        top = torch.full((len(x), 1), -math.inf, dtype=torch.float64, device=x.device)
+        mass = torch.zeros_like(top)
+        total = torch.zeros_like(x)
+        for start in range(0, len(self.data), self.chunk):
+            points = self.data[start : start + self.chunk].flatten(1).double()
+            # |x - alpha y|^2 without |x|^2, which cancels in the softmax.
+            distance = alpha.square() * points.square().sum(1) - 2 * alpha * (x @ points.T)
+            logits = -distance / (2 * sigma.square())
+            new_top = torch.maximum(top, logits.amax(1, keepdim=True))
+            rescale = (top - new_top).exp()
+            weights = (logits - new_top).exp()
+            mass = mass * rescale + weights.sum(1, keepdim=True)
+            total = total * rescale + weights @ points
+            top = new_top
+        return Prediction(self.sde, x_t, t, (total / mass).reshape(x_t.shape).to(x_t.dtype))

@@ -1,0 +1,292 @@
+r"""Gaussian paths: how data turns into noise.
+
+A path is a pair of functions of time, `alpha` and `sigma`, with
+
+    x_t = alpha_t x_0 + sigma_t eps,      eps ~ N(0, I),
+
+and everything else follows from `log alpha`, `log sigma` and the log signal-to-noise ratio
+`log_snr = lambda = log(alpha^2 / sigma^2)`: the SDE `dx = f x dt + g dw` with
+
+    f = d log alpha / dt,      g^2 = -sigma^2 d lambda / dt,
+
+and, for s < t, with 1 - r = -expm1(lambda_t - lambda_s),
+
+    q(x_t | x_s)      = N( (alpha_t / alpha_s) x_s,  sigma_t^2 (1 - r) )
+    q(x_s | x_t, x_0) = N( alpha_s (1 - r) x_0 + (alpha_s / alpha_t) r x_t,  sigma_s^2 (1 - r) ).
+
+These hold for every path, variance-preserving or not (Kingma et al. 2021, "Variational Diffusion Models", appendix A;
+Song et al. 2021, "Score-Based Generative Modeling through SDEs", section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Time = float | Tensor
+"""A time or a log signal-to-noise ratio: a number, or a tensor of shape [] or [B]."""
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Cast a coefficient to x's type and device and shape it to broadcast against x.
+
+    Args:
+        coefficient: [] or [B], float64.
+        x: [B, *].
+
+    Returns:
+        [] or [B, 1, ...]. A scalar on the CPU stays there: it then travels to the device as a kernel argument, without
+        a copy or a synchronisation.
+    """
+    if coefficient.ndim == 0:
+        return coefficient.to(x.dtype) if coefficient.device.type == "cpu" else coefficient.to(x)
+    return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDE(ABC):
+    """A Gaussian path `x_t = alpha_t x_0 + sigma_t eps` and its forward SDE.
+
+    A new path defines `log_alpha` and `log_sigma`; the rates, the inverse `time` and the rest follow from them, to
+    float64 accuracy. A path that knows its rates or its inverse in closed form may override them for speed.
+
+    Args:
+        t_min: Start of the range on which the path is used (samplers and likelihoods end here), 0 <= t_min < t_max.
+        t_max: End of the range (samplers begin here).
+
+    Raises:
+        ValueError: If not 0 <= t_min < t_max.
+    """
+
+    t_min: float
+    t_max: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_min < self.t_max < math.inf:
+            raise ValueError(
+                f"{type(self).__name__} needs 0 <= t_min < t_max, both finite; got t_min={self.t_min}, "
+                f"t_max={self.t_max}"
+            )
+
+    # -- what a path defines --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """Log alpha(t) for t of shape [] or [B], float64."""
+
+    @abstractmethod
+    def log_sigma(self, t: Tensor) -> Tensor:
+        """Log sigma(t) for t of shape [] or [B], float64; -inf where sigma is zero."""
+
+    # -- what a path may define faster ----------------------------------------------------------------------------
+
+    def log_alpha_rate(self, t: Tensor) -> Tensor:
+        """D log alpha / dt, float64; by automatic differentiation unless a path knows better."""
+        return _derivative(self.log_alpha, t)
+
+    def log_sigma_rate(self, t: Tensor) -> Tensor:
+        """D log sigma / dt, float64; by automatic differentiation unless a path knows better."""
+        return _derivative(self.log_sigma, t)
+
+    def time(self, log_snr: Time) -> Tensor:
+        """The inverse of `log_snr`: the t in [0, t_max] with log_snr(t) = log_snr.
+
+        Args:
+            log_snr: [] or [B].
+
+        Returns:
+            t, float64, of the same shape. By bisection on t to the last bit, unless a path has a closed form; values
+            beyond the ends of [0, t_max] come back as the ends.
+        """
+        target = float64(log_snr)
+        low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
+        # Bisection in two spans: of t itself, and (where t is tiny) of log t, so that the relative accuracy is kept.
+        floor = torch.full_like(target, 1e-30 * self.t_max)
+        for _ in range(140):
+            middle = torch.where(low > 0, (low.clamp(min=1e-300) * high).sqrt(), torch.maximum(high * 1e-3, floor))
+            too_clean = self._log_snr(middle) > target
+            low, high = torch.where(too_clean, middle, low), torch.where(too_clean, high, middle)
+        return 0.5 * (low + high)
+
+    # -- the path -------------------------------------------------------------------------------------------------
+
+    def alpha(self, t: Time) -> Tensor:
+        """Signal scale alpha(t), float64, of t's shape [] or [B]."""
+        return self.log_alpha(self.check_time(t)).exp()
+
+    def sigma(self, t: Time) -> Tensor:
+        """Noise scale sigma(t), float64, of t's shape [] or [B]."""
+        return self.log_sigma(self.check_time(t)).exp()
+
+    def log_snr(self, t: Time) -> Tensor:
+        """Log signal-to-noise ratio lambda(t) = log(alpha^2 / sigma^2), float64, strictly decreasing in t."""
+        return self._log_snr(self.check_time(t))
+
+    def alpha_rate(self, t: Time) -> Tensor:
+        """D alpha / dt, float64, of t's shape."""
+        t = self.check_time(t)
+        return self.log_alpha(t).exp() * self.log_alpha_rate(t)
+
+    def sigma_rate(self, t: Time) -> Tensor:
+        """D sigma / dt, float64, of t's shape."""
+        t = self.check_time(t)
+        return self.log_sigma(t).exp() * self.log_sigma_rate(t)
+
+    def log_snr_rate(self, t: Time) -> Tensor:
+        """D lambda / dt < 0, float64, of t's shape."""
+        t = self.check_time(t)
+        return 2 * (self.log_alpha_rate(t) - self.log_sigma_rate(t))
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        """Drift f(t) x of the forward SDE, with f = d log alpha / dt.
+
+        Args:
+            x: [B, *].
+            t: [] or [B].
+
+        Returns:
+            [B, *], of x's type.
+        """
+        return expand(self.log_alpha_rate(self.check_time(t)), x) * x
+
+    def diffusion(self, t: Time) -> Tensor:
+        """Diffusion coefficient g(t) of the forward SDE, g^2 = -sigma^2 d lambda / dt; float64, of t's shape."""
+        t = self.check_time(t)
+        rate = 2 * (self.log_sigma_rate(t) - self.log_alpha_rate(t))
+        return self.log_sigma(t).exp() * rate.sqrt()
+
+    # -- exact kernels --------------------------------------------------------------------------------------------
+
+    def perturb(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
+        """Draw from q(x_t | x_0): alpha_t x0 + sigma_t noise.
+
+        Args:
+            x0: Data, [B, *].
+            t: [] or [B].
+            noise: Standard normal, [B, *].
+
+        Returns:
+            x_t, [B, *].
+        """
+        t = self.check_time(t)
+        return expand(self.log_alpha(t).exp(), x0) * x0 + expand(self.log_sigma(t).exp(), x0) * noise
+
+    def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Kernel q(x_t | x_s) = N(scale x_s, std^2) for s < t.
+
+        Args:
+            s: Earlier time, [] or [B].
+            t: Later time, [] or [B].
+
+        Returns:
+            (scale, std): alpha_t / alpha_s and sigma_t sqrt(-expm1(lambda_t - lambda_s)), float64.
+
+        Raises:
+            ValueError: If s > t.
+        """
+        s, t = self._ordered(s, t)
+        scale = (self.log_alpha(t) - self.log_alpha(s)).exp()
+        return scale, self.log_sigma(t).exp() * self._fresh_share(s, t).sqrt()
+
+    def posterior_coefficients(self, s: Time, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients (a, b, std) of q(x_s | x_t, x_0) = N(a x_0 + b x_t, std^2) for s < t; float64.
+
+        a = alpha_s (1 - r), b = alpha_t sigma_s^2 / (alpha_s sigma_t^2), std = sigma_s sqrt(1 - r),
+        r = exp(lambda_t - lambda_s).
+
+        Raises:
+            ValueError: If s > t.
+        """
+        s, t = self._ordered(s, t)
+        fresh = self._fresh_share(s, t)
+        log_alpha_s, log_alpha_t, log_sigma_s = self.log_alpha(s), self.log_alpha(t), self.log_sigma(s)
+        b = (log_alpha_t - log_alpha_s + 2 * (log_sigma_s - self.log_sigma(t))).exp()
+        return log_alpha_s.exp() * fresh, b, log_sigma_s.exp() * fresh.sqrt()
+
+    def posterior(self, x_t: Tensor, x0: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Kernel q(x_s | x_t, x_0) for s < t, by Bayes' rule on the two Gaussian kernels.
+
+        Args:
+            x_t: State at t, [B, *].
+            x0: Data, [B, *].
+            s: Earlier time, [] or [B].
+            t: Later time, [] or [B].
+
+        Returns:
+            (mean, std): [B, *], and [] or [B, 1, ...] ready to broadcast against it.
+
+        Raises:
+            ValueError: If s > t.
+        """
+        a, b, std = self.posterior_coefficients(s, t)
+        return expand(a, x_t) * x0 + expand(b, x_t) * x_t, expand(std, x_t)
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of the prior N(0, sigma(t_max)^2 I), in nats.
+
+        Args:
+            x: [B, *].
+
+        Returns:
+            [B], float64.
+        """
+        log_sigma = self.log_sigma(float64(self.t_max))
+        flat = x.flatten(1).double()
+        square = (flat / log_sigma.exp().to(flat.device)).square().sum(1)
+        return -0.5 * square - flat.shape[1] * (0.5 * math.log(2 * math.pi) + log_sigma.item())
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def check_time(self, t: Time) -> Tensor:
+        """Bring t to float64 and see that the path is defined there: in [0, 1], or up to t_max where that is later.
+
+        Times on a GPU are clamped without the check, which would have to wait for the device.
+
+        Raises:
+            ValueError: If a time lies outside that range, or is not a number.
+        """
+        t = float64(t)
+        end = max(1.0, self.t_max)
+        if t.device.type == "cpu" and t.numel():
+            low, high = t.aminmax()
+            if not (low >= 0 and high <= end * (1 + 1e-6)):  # float32 times may round past the end
+                where = f"{low.item():.6g}" if t.ndim == 0 else f"{low.item():.6g} ... {high.item():.6g}"
+                raise ValueError(
+                    f"time {where} is outside the range of {self}: t must lie in [0, {end:g}], and is continuous "
+                    "(a step number is to be divided by the number of steps)"
+                )
+        return t.clamp(max=end)
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return 2 * (self.log_alpha(t) - self.log_sigma(t))
+
+    def _fresh_share(self, s: Tensor, t: Tensor) -> Tensor:
+        """1 - r = -expm1(lambda_t - lambda_s): the share of sigma_t^2 that is drawn between s and t."""
+        return -torch.expm1(self._log_snr(t) - self._log_snr(s))
+
+    def _ordered(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        s, t = self.check_time(s), self.check_time(t)
+        if s.device.type == "cpu" and t.device.type == "cpu" and bool((s > t).any()):
+            raise ValueError("kernels run from an earlier time s to a later one t: s must not exceed t")
+        return s, t
+
+
+def float64(value: Time) -> Tensor:
+    """Bring a number or tensor to a float64 tensor, on the device where it lies."""
+    return value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    # Outside inference mode, under which Lightning validates and which records nothing to differentiate.
+    with torch.inference_mode(False), torch.enable_grad():
+        t = t.detach().clone().requires_grad_()
+        value = function(t).sum()
+        if not value.requires_grad:  # a constant
+            return torch.zeros_like(t.detach())
+        (rate,) = torch.autograd.grad(value, t)
+    return rate

@@ -1,0 +1,180 @@
+"""Feature extractors by name: what a distance between sets of images looks at.
+
+An extractor is a module with an int ``num_features``; it maps samples on [-1, 1] as the models make them, [B, C, H, W]
+(`Pixels` also [B, D]), to float32 features [B, num_features]. The classifiers are trained by
+``python -m benchmarks.train_classifiers`` and ship with the package as safetensors: tensors and a text header, no code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sde_diffusion.errors import UserError
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def _check_shape(x: Tensor, shape: Sequence[int], name: str) -> None:
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise UserError(
+            f"extractor {name!r} takes samples of shape {tuple(shape)} on [-1, 1], got {tuple(x.shape[1:])}; "
+            "use the extractor of your data set, or 'pixels'"
+        )
+
+
+class Pixels(nn.Module):
+    """The samples themselves, flattened: D features for D numbers.
+
+    Args:
+        shape: shape of one sample, [D] or [C, H, W].
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.num_features = math.prod(self.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flatten.
+
+        Args:
+            x: [B, *shape].
+
+        Returns:
+            [B, D] float32.
+
+        Raises:
+            UserError: if the samples have another shape.
+        """
+        _check_shape(x, self.shape, "pixels")
+        return x.flatten(1).float()
+
+
+class Classifier(nn.Module):
+    """Small convolutional classifier whose last hidden layer serves as features.
+
+    3×3 convolutions with SiLU, the first at full size and each further one at half the size before, then a linear
+    layer with SiLU (the features) and a linear head. No normalisation, so that contrast and brightness stay visible in
+    the features; no dropout and no batch statistics, so that training and evaluation mode are the same function and a
+    sample's features do not depend on its batch.
+
+    Args:
+        shape: [C, H, W] of the images.
+        widths: channels of each convolution.
+        num_features: width of the feature layer.
+        classes: number of classes.
+        name: what error messages call it.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        widths: Sequence[int],
+        num_features: int,
+        classes: int,
+        name: str = "classifier",
+    ) -> None:
+        super().__init__()
+        self.shape, self.num_features, self.name = tuple(shape), num_features, name
+        channels, height, width = self.shape
+        layers: list[nn.Module] = []
+        for i, out in enumerate(widths):
+            stride = 1 if i == 0 else 2
+            layers += [nn.Conv2d(channels, out, 3, stride, padding=1), nn.SiLU()]
+            channels, height, width = out, (height - 1) // stride + 1, (width - 1) // stride + 1
+        self.trunk = nn.Sequential(*layers, nn.Flatten())
+        self.hidden = nn.Linear(channels * height * width, num_features)
+        self.head = nn.Linear(num_features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of images.
+
+        Args:
+            x: [B, C, H, W] on [-1, 1], any float dtype.
+
+        Returns:
+            [B, num_features] float32, also under autocast.
+
+        Raises:
+            UserError: if the images have another shape.
+        """
+        _check_shape(x, self.shape, self.name)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.silu(self.hidden(self.trunk(x.to(self.hidden.weight.dtype)))).float()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Class scores.
+
+        Args:
+            x: [B, C, H, W] on [-1, 1].
+
+        Returns:
+            [B, classes] unnormalised log-probabilities.
+        """
+        scores: Tensor = self.head(self(x))
+        return scores
+
+
+def read_classifier(path: Path, name: str = "classifier") -> Classifier:
+    """Read a classifier from a safetensors file; nothing in the file is executed.
+
+    Args:
+        path: file whose header has ``architecture``, the JSON of `Classifier`'s arguments. Half-precision weights are
+            widened to float32.
+        name: what error messages call it.
+
+    Returns:
+        The classifier, in evaluation mode and frozen.
+
+    Raises:
+        UserError: if the file is missing, damaged or of another kind.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            architecture = json.loads(file.metadata()["architecture"])
+            model = Classifier(**architecture, name=name)
+            model.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"no classifier weights at {path}; python -m benchmarks.train_classifiers makes them") from None
+    except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not a classifier written by benchmarks.train_classifiers: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def extractor_names() -> list[str]:
+    """Names that `load_extractor` knows: ``pixels`` and each file of weights that ships with the package."""
+    return ["pixels", *sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))]
+
+
+def load_extractor(name: str, shape: Sequence[int] | None = None) -> nn.Module:
+    """A feature extractor by name.
+
+    Args:
+        name: ``pixels``, ``digits`` (1×8×8, 64 features) or ``mnist`` (1×28×28, 128 features).
+        shape: shape of one sample. Required for ``pixels``; for the others it is checked now rather than at the first
+            batch.
+
+    Returns:
+        Module from samples to float32 features [B, num_features], frozen.
+
+    Raises:
+        UserError: if the name is unknown, the shape does not fit, or the weights are missing or damaged.
+    """
+    if name not in extractor_names():
+        raise UserError(f"unknown feature extractor {name!r}; choose from {', '.join(extractor_names())}")
+    if name == "pixels":
+        if shape is None:
+            raise UserError("extractor 'pixels' needs the shape of a sample: load_extractor('pixels', shape=(1, 8, 8))")
+        return Pixels(shape)
+    model = read_classifier(WEIGHTS / f"{name}.safetensors", name)
+    if shape is not None:
+        _check_shape(torch.empty(0, *shape), model.shape, name)
+    return model

@@ -155,10 +155,14 @@ class SDE(ABC):
         return expand(self.log_alpha_rate(self.check_time(t)), x) * x
 
     def diffusion(self, t: Time) -> Tensor:
-        """Diffusion coefficient g(t) of the forward SDE, g^2 = -sigma^2 d lambda / dt; float64, of t's shape."""
+        """Diffusion coefficient g(t) of the forward SDE, g^2 = -sigma^2 d lambda / dt; float64, of t's shape.
+
+        Where sigma is zero, the path must give its own `sigma_rate` (finite there) or `diffusion`: the product
+        sigma d log sigma / dt is not a number there.
+        """
         t = self.check_time(t)
-        rate = 2 * (self.log_sigma_rate(t) - self.log_alpha_rate(t))
-        return self.log_sigma(t).exp() * rate.sqrt()
+        sigma = self.log_sigma(t).exp()
+        return (2 * sigma * (self.sigma_rate(t) - self.log_alpha_rate(t) * sigma)).sqrt()
 
     # -- exact kernels --------------------------------------------------------------------------------------------
 

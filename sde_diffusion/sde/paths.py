@@ -81,6 +81,10 @@ class VPSDE(_LinearBeta):
         """Beta / (2 expm1(B))."""
         return 0.5 * self.beta(t) / torch.expm1(self.integral(t))
 
+    def diffusion(self, t: Time) -> Tensor:
+        """Sqrt beta, at t = 0 too, where d sigma / dt is infinite."""
+        return self.beta(self.check_time(t)).sqrt()
+
     def time(self, log_snr: Time) -> Tensor:
         """T with B(t) = softplus(-lambda)."""
         return self._invert_integral(softplus(-float64(log_snr), threshold=math.inf))
@@ -112,6 +116,11 @@ class SubVPSDE(_LinearBeta):
     def log_sigma_rate(self, t: Tensor) -> Tensor:
         """Beta / expm1(B)."""
         return self.beta(t) / torch.expm1(self.integral(t))
+
+    def sigma_rate(self, t: Time) -> Tensor:
+        """Beta exp(-B), at t = 0 too, where the rate of log sigma is infinite."""
+        t = self.check_time(t)
+        return self.beta(t) * (-self.integral(t)).exp()
 
     def time(self, log_snr: Time) -> Tensor:
         """T with B(t) = 2 asinh(exp(-lambda/2) / 2)."""
@@ -287,6 +296,10 @@ class EDMSDE(SDE):
     def log_sigma_rate(self, t: Tensor) -> Tensor:
         """1 / t."""
         return 1 / t
+
+    def sigma_rate(self, t: Time) -> Tensor:
+        """1, at t = 0 too, where the rate of log sigma is infinite."""
+        return torch.ones_like(self.check_time(t))
 
     def time(self, log_snr: Time) -> Tensor:
         """exp(-lambda / 2)."""

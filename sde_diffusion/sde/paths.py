@@ -186,11 +186,11 @@ class CosineVPSDE(SDE):
 
     def log_alpha_rate(self, t: Tensor) -> Tensor:
         """-a tan phi."""
-        return -self._a / self._phi_from_end(t).tan()
+        return -self._a * (self._a * t + self._b).sin() / self._phi_from_end(t).sin()
 
     def log_sigma_rate(self, t: Tensor) -> Tensor:
         """A / tan phi."""
-        return self._a / (self._a * t + self._b).tan()
+        return self._a * self._phi_from_end(t).sin() / (self._a * t + self._b).sin()
 
     def time(self, log_snr: Time) -> Tensor:
         """(atan(exp(-lambda/2)) - b) / a."""

@@ -1,0 +1,34 @@
+"""What goes in: data sets with known shape, levels and range, and batches cut from them.
+
+To add a data set, write a subclass of :class:`DataModule` with ``name`` and ``load``; see :class:`Digits`.
+"""
+
+from sde_diffusion.data.arrays import Arrays
+from sde_diffusion.data.densities import Checkerboard, Density, Moons, Pinwheel, Ring, SwissRoll
+from sde_diffusion.data.digits import Digits
+from sde_diffusion.data.folder import Folder
+from sde_diffusion.data.idx import IdxImages
+from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
+from sde_diffusion.data.module import DataModule
+from sde_diffusion.data.split import Split, from_levels, to_levels
+
+__all__ = [
+    "Arrays",
+    "Batch",
+    "Checkerboard",
+    "DataModule",
+    "Density",
+    "Digits",
+    "Folder",
+    "IdxImages",
+    "InOrder",
+    "Loader",
+    "Moons",
+    "Pinwheel",
+    "Ring",
+    "Shuffled",
+    "Split",
+    "SwissRoll",
+    "from_levels",
+    "to_levels",
+]

@@ -1,0 +1,291 @@
+"""Two-dimensional densities whose log-density is known exactly."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Unpack
+
+import numpy as np
+import torch
+from scipy.special import roots_legendre
+from torch import Tensor
+
+from sde_diffusion.data.module import SPLITS, Common, DataModule
+from sde_diffusion.data.split import Split
+
+_ROWS = 2**22  # entries of a [rows, components] table worked on at a time
+
+
+def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Logarithm of N(x; mean, diag(std²)) over the last axis."""
+    z = (x - mean) / std
+    return -0.5 * z.square().sum(-1) - std.log().sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
+
+
+def _rotate(x: Tensor, angle: Tensor) -> Tensor:
+    """Turn points [..., 2] by ``angle`` [...], anticlockwise."""
+    c, s = angle.cos(), angle.sin()
+    return torch.stack((c * x[..., 0] - s * x[..., 1], s * x[..., 0] + c * x[..., 1]), -1)
+
+
+class Sizes(Common, total=False):
+    """The arguments that every density passes on to :class:`Density`."""
+
+    n_train: int
+    n_val: int
+    n_test: int
+    split_seed: int
+
+
+class Density(DataModule):
+    """Points [2] drawn once from a density that lies, but for its tails, in [-1, 1]².
+
+    A new one is a subclass with ``name``, :meth:`sample` and, where it is known, :meth:`log_prob`.
+
+    Args:
+        n_train: points of the training split.
+        n_val: points of the validation split.
+        n_test: points of the test split.
+        split_seed: of the points; each split has its own stream.
+        **common: see :class:`DataModule`.
+
+    Raises:
+        ValueError: an empty split.
+    """
+
+    def __init__(
+        self,
+        n_train: int = 50_000,
+        n_val: int = 5_000,
+        n_test: int = 10_000,
+        split_seed: int = 0,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(**common)
+        if min(n_train, n_val, n_test) < 1 or split_seed < 0:
+            raise ValueError("data: n_train, n_val and n_test must be at least 1, and split_seed at least 0.")
+        self.n_train, self.n_val, self.n_test, self.split_seed = n_train, n_val, n_test, split_seed
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw ``n`` independent points, float64 [n, 2]."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The normalised log-density at points ``x`` [B, 2] in nats, float64 [B]."""
+        raise NotImplementedError
+
+    def load(self) -> dict[str, Split]:
+        """Draw the three splits."""
+        sizes = zip(SPLITS, (self.n_train, self.n_val, self.n_test), strict=True)
+        return {
+            name: Split(self.sample(n, _generator(self.split_seed, part)).float())
+            for part, (name, n) in enumerate(sizes)
+        }
+
+
+def _generator(*key: int) -> torch.Generator:
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed))
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"data.{name} must be positive, not {value}.")
+
+
+class Ring(Density):
+    """Equal isotropic Gaussians evenly placed on a circle: p(x) = 1/K Σ_k N(x; R (cos 2πk/K, sin 2πk/K), s² I).
+
+    Args:
+        components: K.
+        radius: R.
+        noise: s.
+        **sizes: see :class:`Density` and :class:`DataModule`.
+    """
+
+    name = "ring"
+
+    def __init__(self, components: int = 8, radius: float = 0.75, noise: float = 0.06, **sizes: Unpack[Sizes]) -> None:
+        super().__init__(**sizes)
+        _check_positive(components=components, radius=radius, noise=noise)
+        self.components, self.radius, self.noise = components, radius, noise
+
+    @property
+    def means(self) -> Tensor:
+        """Centres, float64 [K, 2]."""
+        angle = torch.arange(self.components, dtype=torch.float64) * (2 * math.pi / self.components)
+        return self.radius * torch.stack((angle.cos(), angle.sin()), -1)
+
+    @property
+    def stds(self) -> Tensor:
+        """Standard deviations, float64 [K, 2]."""
+        return torch.full((self.components, 2), self.noise, dtype=torch.float64)
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights, float64 [K]."""
+        return torch.full((self.components,), 1 / self.components, dtype=torch.float64)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw points, float64 [n, 2]."""
+        k = torch.randint(self.components, (n,), generator=generator)
+        return self.means[k] + self.noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Closed form, float64 [B]."""
+        x = x.double()
+        parts = _log_normal(x[:, None], self.means.to(x), self.stds.to(x))
+        return parts.logsumexp(-1) - math.log(self.components)
+
+
+class Checkerboard(Density):
+    """Uniform on the dark squares of a board on [-1, 1]²: p(x) = 1/2 there and 0 elsewhere.
+
+    The square at column i and row j, counted from the lower left, is dark where i + j is even.
+
+    Args:
+        cells: squares to a side; even.
+        **sizes: see :class:`Density` and :class:`DataModule`.
+    """
+
+    name = "checkerboard"
+
+    def __init__(self, cells: int = 4, **sizes: Unpack[Sizes]) -> None:
+        super().__init__(**sizes)
+        if cells < 2 or cells % 2:
+            raise ValueError(f"data.cells must be even and at least 2, not {cells}.")
+        self.cells = cells
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw points, float64 [n, 2]."""
+        column = torch.randint(self.cells, (n,), generator=generator)
+        row = 2 * torch.randint(self.cells // 2, (n,), generator=generator) + column % 2
+        inside = torch.rand(n, 2, generator=generator, dtype=torch.float64)
+        return (torch.stack((column, row), -1) + inside) * (2 / self.cells) - 1
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Closed form, float64 [B]: log 1/2 or minus infinity."""
+        x = x.double()
+        cell = ((x + 1) * (self.cells / 2)).floor()
+        dark = (cell.sum(-1) % 2 == 0) & (x.abs() <= 1).all(-1)
+        return torch.where(dark, -math.log(2.0), -math.inf).double()
+
+
+class Curves(Density):
+    """Points spread over K curves, plus isotropic Gaussian noise: p(x) = 1/K Σ_k ∫₀¹ N(x; c_k(u), s² I) du.
+
+    The integral is taken by Gauss-Legendre quadrature with about π nodes per standard deviation along the curve (at
+    least 64), which leaves no error above rounding: the integrand is a Gaussian in u to first order, and the rule's
+    error falls as exp(-2π² (s / spacing)²).
+
+    Args:
+        noise: s.
+        **sizes: see :class:`Density` and :class:`DataModule`.
+    """
+
+    def __init__(self, noise: float, **sizes: Unpack[Sizes]) -> None:
+        super().__init__(**sizes)
+        _check_positive(noise=noise)
+        self.noise = noise
+
+    def curves(self, u: Tensor) -> Tensor:
+        """Points of each curve at ``u`` [M] in [0, 1], float64 [K, M, 2]."""
+        raise NotImplementedError
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw points, float64 [n, 2]."""
+        lines = self.curves(torch.rand(n, generator=generator, dtype=torch.float64))
+        k = torch.randint(len(lines), (n,), generator=generator)
+        noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        return lines[k, torch.arange(n)] + self.noise * noise
+
+    @cached_property
+    def _quadrature(self) -> tuple[Tensor, Tensor]:
+        """Centres [M, 2] of the quadrature's Gaussians and the logarithms of their weights [M]."""
+        u = torch.linspace(0, 1, 4097, dtype=torch.float64)
+        speed = self.curves(u).diff(dim=1).norm(dim=-1).max().item() * 4096
+        nodes, weights = roots_legendre(max(64, math.ceil(math.pi * speed / self.noise)))
+        lines = self.curves(torch.from_numpy((nodes + 1) / 2))
+        return lines.flatten(0, 1), torch.from_numpy(weights / 2 / len(lines)).log().repeat(len(lines))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Quadrature to rounding error, float64 [B]."""
+        x = x.double()
+        centres, log_weights = (table.to(x) for table in self._quadrature)
+        std = torch.full_like(centres[0], self.noise)
+        rows = torch.tensor_split(x, 1 + len(x) * len(centres) // _ROWS)
+        return torch.cat([(_log_normal(part[:, None], centres, std) + log_weights).logsumexp(-1) for part in rows])
+
+
+class Moons(Curves):
+    """Two interleaved half circles with noise, those of scikit-learn scaled by 0.6 about their middle."""
+
+    name = "moons"
+
+    def __init__(self, noise: float = 0.05, **sizes: Unpack[Sizes]) -> None:
+        super().__init__(noise, **sizes)
+
+    def curves(self, u: Tensor) -> Tensor:
+        """(cos πu, sin πu) and (1 - cos πu, 1/2 - sin πu), less (1/2, 1/4), times 0.6."""
+        c, s = (math.pi * u).cos(), (math.pi * u).sin()
+        upper, lower = torch.stack((c - 0.5, s - 0.25), -1), torch.stack((0.5 - c, 0.25 - s), -1)
+        return 0.6 * torch.stack((upper, lower))
+
+
+class SwissRoll(Curves):
+    """A spiral a (cos a, sin a) / 15, a = 3π/2 (1 + 2u), with noise: scikit-learn's roll seen from its end."""
+
+    name = "swiss_roll"
+
+    def __init__(self, noise: float = 0.03, **sizes: Unpack[Sizes]) -> None:
+        super().__init__(noise, **sizes)
+
+    def curves(self, u: Tensor) -> Tensor:
+        """The spiral from a = 3π/2 to 9π/2."""
+        a = 1.5 * math.pi * (1 + 2 * u)
+        return (a[:, None] * torch.stack((a.cos(), a.sin()), -1) / 15)[None]
+
+
+class Pinwheel(Density):
+    """Bent arms: w ~ N((1, 0), diag(radial², tangential²)), turned by 2πk/K + twist exp(|w|), and halved.
+
+    The usual pinwheel turns by a function of w's first coordinate; here it is of the radius |w|, which turning keeps,
+    so that the map is one-to-one and keeps area: p(x) = 4/K Σ_k N(R(-2πk/K - twist exp(|2x|)) 2x; (1, 0), ...).
+
+    Args:
+        arms: K.
+        radial: standard deviation along an arm.
+        tangential: standard deviation across an arm.
+        twist: how far the arms bend, in radians.
+        **sizes: see :class:`Density` and :class:`DataModule`.
+    """
+
+    name = "pinwheel"
+
+    def __init__(
+        self, arms: int = 5, radial: float = 0.3, tangential: float = 0.1, twist: float = 0.25, **sizes: Unpack[Sizes]
+    ) -> None:
+        super().__init__(**sizes)
+        _check_positive(arms=arms, radial=radial, tangential=tangential)
+        self.arms, self.radial, self.tangential, self.twist = arms, radial, tangential, twist
+
+    @property
+    def _std(self) -> Tensor:
+        return torch.tensor((self.radial, self.tangential), dtype=torch.float64)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw points, float64 [n, 2]."""
+        arm = torch.randint(self.arms, (n,), generator=generator)
+        w = self._std * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        w[:, 0] += 1
+        return _rotate(w, arm * (2 * math.pi / self.arms) + self.twist * w.norm(dim=-1).exp()) / 2
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Closed form, float64 [B]."""
+        y = 2 * x.double()[:, None]
+        arm = torch.arange(self.arms).to(y) * (2 * math.pi / self.arms)
+        w = _rotate(y, -arm - self.twist * y.norm(dim=-1).exp())
+        mean = torch.tensor((1.0, 0.0)).to(w)
+        return _log_normal(w, mean, self._std.to(w)).logsumexp(-1) + math.log(4 / self.arms)

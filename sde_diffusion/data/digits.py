@@ -1,0 +1,41 @@
+"""The embedded data: scikit-learn's 8x8 digits."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+
+from sde_diffusion.data.module import Common, DataModule
+from sde_diffusion.data.split import Split, divide
+
+_SPLIT_SEED = 0  # never changed: figures of different runs are compared on one test split
+
+
+class Digits(DataModule):
+    """1,797 grey 8x8 handwritten digits with 17 levels, shipped with scikit-learn (the test set of Optdigits, UCI).
+
+    Train 1,437, val 60, test 300, each class in proportion, always the same. Validation is small so that the test
+    split, to which Fréchet distances are taken, can be large: its floor falls with the number of images.
+
+    Args:
+        **common: see :class:`DataModule`.
+    """
+
+    name = "digits"
+
+    def __init__(self, **common: Unpack[Common]) -> None:
+        super().__init__(**common)
+
+    def load(self) -> dict[str, Split]:
+        """Read the digits from the installed scikit-learn."""
+        from sklearn.datasets import load_digits  # a second to import
+
+        data = load_digits()
+        x = torch.from_numpy(data.images).to(torch.uint8)[:, None]
+        label = torch.from_numpy(data.target).long()
+        train, val, test = divide(len(x), (60, 300), _SPLIT_SEED, data.target)
+        return {
+            name: Split(x[rows], label[rows], levels=17)
+            for name, rows in (("train", train), ("val", val), ("test", test))
+        }

@@ -1,0 +1,144 @@
+"""Batches cut from a split by whole index tensors: no worker processes, no item-by-item collation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor]
+
+
+class Shuffled:
+    """Training order: batches of indices that are a pure function of (seed, epoch).
+
+    An epoch is one permutation of the data, or as many back to back as make ``min_batches`` full batches: small data
+    sets would otherwise pay the cost of an epoch's end every few steps. The incomplete batch at the end is dropped.
+    Rank r of w processes takes every w-th index from the r-th, so that the processes' k-th batches together are the
+    k-th batch of size ``w * batch_size`` of the common order.
+
+    Args:
+        n: number of items, at least 1.
+        batch_size: items per batch and process.
+        seed: of the order.
+        min_batches: batches per epoch, at least.
+        rank: this process, 0 to ``world - 1``.
+        world: number of processes.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int = 0, min_batches: int = 1, rank: int = 0, world: int = 1
+    ) -> None:
+        self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
+        self.repeat = max(1, -(-min_batches * batch_size * world // n))
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.repeat * self.n // (self.batch_size * self.world)
+
+    def indices(self) -> Tensor:
+        """This epoch's int64 indices on this rank, [len(self), batch_size]."""
+        seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        order = torch.cat([torch.randperm(self.n, generator=generator) for _ in range(self.repeat)])
+        own = order[self.rank :: self.world][: len(self) * self.batch_size]
+        return own.view(len(self), self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.indices())
+
+    def describe(self) -> dict[str, int]:
+        """What the order depends on, apart from the epoch."""
+        return {"n": self.n, "batch_size": self.batch_size, "seed": self.seed, "world": self.world}
+
+
+class InOrder:
+    """Evaluation order: every item once, unshuffled, the last batch possibly smaller.
+
+    Rank r of w processes takes every w-th item from the r-th and nothing is padded: an item counted twice would bias a
+    likelihood or a Fréchet distance. Ranks may therefore differ by one batch.
+    """
+
+    def __init__(self, n: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.own = torch.arange(n)[rank::world]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.own) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([self.own[at : at + self.batch_size] for at in range(0, len(self.own), self.batch_size)])
+
+
+class Loader:
+    """An iterable of batches that takes the place of ``torch.utils.data.DataLoader``.
+
+    Batches are made when they are asked for, so the epoch and the batches already done are read at the first of them,
+    after Lightning has settled both. This is what makes a run resumed in mid-epoch see the batches of the unbroken one.
+
+    Args:
+        sampler: gives the index tensor of each batch; Lightning calls its ``set_epoch``, if it has one.
+        fetch: makes the batch of an index tensor.
+        done: how many batches of this epoch to skip, asked at the first batch.
+        ahead: make the next batch in a thread meanwhile (for data that is read from files).
+        pin: put batches in page-locked memory, from which copies to a GPU do not wait.
+    """
+
+    def __init__(
+        self,
+        sampler: Shuffled | InOrder,
+        fetch: Callable[[Tensor], Batch],
+        done: Callable[[], int] = int,
+        ahead: bool = False,
+        pin: bool = False,
+    ) -> None:
+        self.sampler, self.fetch, self.done, self.ahead, self.pin = sampler, fetch, done, ahead, pin
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def _make(self, index: Tensor) -> Batch:
+        batch = self.fetch(index)
+        return {key: value.pin_memory() for key, value in batch.items()} if self.pin else batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        indices = list(self.sampler)[self.done() :]
+        if not self.ahead:
+            yield from map(self._make, indices)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            waiting = None
+            for index in indices:
+                following = thread.submit(self._make, index)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = following
+            if waiting is not None:
+                yield waiting.result()
+
+    # Lightning keeps these with its own count of batches in a checkpoint, and takes a loader that has them for one
+    # that can resume in mid-epoch. The count is Lightning's; kept here is the order that the count refers to.
+    def state_dict(self) -> dict[str, Any]:
+        """The order that a count of batches refers to."""
+        return self.sampler.describe() if isinstance(self.sampler, Shuffled) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Say so where the order is no longer that of the checkpoint."""
+        now = self.state_dict()
+        changed = [f"{key} {state[key]} -> {now[key]}" for key in now if key in state and state[key] != now[key]]
+        if changed:
+            log.warning(
+                "Resumed with another order of the data (%s): the rest of this epoch differs from the unbroken run's.",
+                ", ".join(changed),
+            )

@@ -1,0 +1,197 @@
+"""The base class of every data set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypedDict
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
+from sde_diffusion.data.split import Split
+from sde_diffusion.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+class Common(TypedDict, total=False):
+    """The arguments that every data set passes on to :class:`DataModule`."""
+
+    batch_size: int
+    seed: int
+    min_batches_per_epoch: int
+    flip: bool
+
+
+class DataModule(LightningDataModule):
+    """A data set: three splits in memory, and batches ``{"x": float32 [B, *shape] on [-1, 1], "label": int64 [B]}``.
+
+    A new data set is a subclass that sets ``name``, writes :meth:`load`, and keeps each constructor argument in an
+    attribute of the same name (:meth:`describe` reads them back, so that a checkpoint can rebuild the data set).
+    Data are loaded once, when first asked for.
+
+    Args:
+        batch_size: items per batch and process.
+        seed: of the training order, which is a pure function of (seed, epoch). It moves no item between splits.
+        min_batches_per_epoch: a small training split is gone through several times per epoch, to make up so many.
+        flip: train on mirrored images too: an epoch holds every image once as it is and once mirrored left to right.
+
+    Raises:
+        ValueError: a size or seed out of range.
+    """
+
+    name: str = "data"
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    in_files: bool = False  # whether rows are read from files batch by batch
+
+    def __init__(
+        self, batch_size: int = 128, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or min_batches_per_epoch < 1 or seed < 0:
+            raise ValueError(
+                "data: batch_size and min_batches_per_epoch must be at least 1 and seed at least 0, not "
+                f"batch_size={batch_size}, min_batches_per_epoch={min_batches_per_epoch}, seed={seed}."
+            )
+        self.batch_size, self.seed = batch_size, seed
+        self.min_batches_per_epoch, self.flip = min_batches_per_epoch, flip
+
+    # What a subclass writes
+
+    def load(self) -> dict[str, Split]:
+        """Read the splits ``train``, ``val`` and ``test``; all with the same shape and levels.
+
+        Raises:
+            UserError: the files are missing, damaged or of another kind.
+        """
+        raise NotImplementedError
+
+    # What is known of the data
+
+    @cached_property
+    def splits(self) -> dict[str, Split]:
+        """The loaded splits by name."""
+        splits = self.load()
+        if self.flip and len(splits["train"].x.shape) != 4:
+            raise UserError(
+                f"data.flip mirrors images [C, H, W], and {self.name!r} has items of shape "
+                f"{list(splits['train'].x.shape[1:])}. Set data.flip=false."
+            )
+        return splits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one item: [C, H, W] for images, [D] for vectors."""
+        return tuple(self.splits["train"].x.shape[1:])
+
+    @property
+    def levels(self) -> int | None:
+        """Number of integer levels the values have, or None for continuous data."""
+        return self.splits["train"].levels
+
+    @cached_property
+    def n_classes(self) -> int:
+        """One more than the largest label; 0 without labels."""
+        labels = [split.label for split in self.splits.values() if split.label is not None and len(split)]
+        return max((int(label.max()) + 1 for label in labels), default=0)
+
+    @cached_property
+    def std(self) -> float:
+        """Standard deviation of the training split as the model sees it (see :meth:`Split.std`)."""
+        return self.splits["train"].std()
+
+    def prepare(self) -> DataModule:
+        """Load now, if that has not been done, and return ``self``."""
+        _ = self.splits
+        return self
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, for Lightning."""
+        self.prepare()
+
+    def split(self, name: str) -> Split:
+        """One split: ``train``, ``val`` or ``test``.
+
+        Raises:
+            UserError: another name.
+        """
+        if name not in self.splits:
+            raise UserError(f"No split {name!r} in {self.name!r}; there are {', '.join(self.splits)}.")
+        return self.splits[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """One split as float32 [N, *shape] on [-1, 1]."""
+        return self.split(name).tensor()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """``_target_`` and every constructor argument: what rebuilds this data set."""
+        names = [
+            name
+            for cls in type(self).__mro__
+            if issubclass(cls, DataModule) and "__init__" in vars(cls)
+            for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
+            if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"} | {
+            name: getattr(self, name) for name in names
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data, in plain containers."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "levels": self.levels,
+            "data_range": list(self.data_range),
+            "n_classes": self.n_classes,
+            "std": self.std,
+            "config": self.config,
+        }
+
+    # Batches
+
+    def train_batch(self, index: Tensor) -> Batch:
+        """The training items at ``index`` [B]; with ``flip``, index N + i stands for the i-th image mirrored."""
+        split = self.splits["train"]
+        if not self.flip:
+            return split.batch(index)
+        batch = split.batch(index % len(split))
+        mirrored = (index >= len(split)).view(-1, 1, 1, 1)
+        batch["x"] = torch.where(mirrored, batch["x"].flip(-1), batch["x"])
+        return batch
+
+    def _loader(self, sampler: Shuffled | InOrder, fetch: Callable[[Tensor], Batch], done: Callable[[], int]) -> Loader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return Loader(sampler, fetch, done, ahead=self.in_files, pin=on_gpu)
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled batches without end effects; skips what a resumed run has already seen of its epoch."""
+        n = len(self.splits["train"]) * (2 if self.flip else 1)
+        sampler = Shuffled(n, self.batch_size, self.seed, self.min_batches_per_epoch, *self._process)
+        return self._loader(sampler, self.train_batch, self._batches_done)
+
+    def _batches_done(self) -> int:
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _in_order(self, name: str) -> Loader:
+        split = self.splits[name]
+        return self._loader(InOrder(len(split), self.batch_size, *self._process), split.batch, int)
+
+    def val_dataloader(self) -> Loader:
+        """The validation split in order, the last batch possibly smaller."""
+        return self._in_order("val")
+
+    def test_dataloader(self) -> Loader:
+        """The test split in order, the last batch possibly smaller."""
+        return self._in_order("test")

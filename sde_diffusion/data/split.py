@@ -1,0 +1,127 @@
+"""One split of a data set, the map between levels and [-1, 1], and how splits are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+_STD_VALUES = 2**28  # values looked at, at most, for a split's standard deviation
+_STD_CHUNK = 2**22  # values converted to float64 at a time
+
+
+def from_levels(x: Tensor, levels: int) -> Tensor:
+    """Map integer levels to the range models see: k -> (2k - (L - 1)) / (L - 1) = 2k / (L - 1) - 1.
+
+    The numerator is an integer, hence exact in float32, and one division is rounded: every value is the float32
+    nearest to the true one, and the ends are exactly -1 and 1.
+
+    Args:
+        x: integers of any shape, 0 to ``levels - 1``.
+        levels: L, at least 2.
+
+    Returns:
+        float32 of the same shape, on [-1, 1].
+    """
+    return x.to(torch.float32, copy=True).mul_(2).sub_(levels - 1).div_(levels - 1)
+
+
+def to_levels(x: Tensor, levels: int) -> Tensor:
+    """Map [-1, 1] to the nearest integer level, the inverse of :func:`from_levels`; values outside are clamped.
+
+    Args:
+        x: floats of any shape.
+        levels: L, 2 to 256.
+
+    Returns:
+        uint8 of the same shape, 0 to ``levels - 1``.
+    """
+    return x.float().add(1).mul_((levels - 1) / 2).round_().clamp_(0, levels - 1).to(torch.uint8)
+
+
+class Rows(Protocol):
+    """What a split needs of its data: a shape [N, ...] and rows by index. A tensor is one; so are image files."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """The sizes [N, ...]."""
+
+    def __getitem__(self, index: Tensor | slice, /) -> Tensor:
+        """Rows by an int64 tensor of indices, or a slice of rows."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, held in its smallest form.
+
+    Attributes:
+        x: uint8 levels [N, *shape] from 0 to ``levels - 1``, or float32 [N, *shape] already on [-1, 1].
+        label: int64 class numbers [N], or None.
+        levels: how many levels ``x`` has, or None for float data.
+    """
+
+    x: Rows
+    label: Tensor | None = None
+    levels: int | None = None
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def tensor(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """Rows as float32 [n, *shape] on [-1, 1]; all of them by default."""
+        x = self.x[index]
+        return x if self.levels is None else from_levels(x, self.levels)
+
+    def batch(self, index: Tensor) -> dict[str, Tensor]:
+        """The rows at ``index`` [B]: ``x`` float32 [B, *shape] on [-1, 1] and, where there are labels, ``label``."""
+        batch = {"x": self.tensor(index)}
+        if self.label is not None:
+            batch["label"] = self.label[index]
+        return batch
+
+    def std(self) -> float:
+        """Standard deviation of all values about their one common mean, as the model sees them, in float64.
+
+        Exact up to 2^28 values; beyond that, from evenly spaced rows that make up so many.
+        """
+        n, dims = len(self), max(1, int(np.prod(self.x.shape[1:])))
+        kept = torch.linspace(0, n - 1, max(1, min(n, _STD_VALUES // dims)), dtype=torch.float64).round().long()
+        rows: Tensor
+        count, total, squares = 0, 0.0, 0.0
+        for rows in torch.tensor_split(kept, 1 + len(kept) * dims // _STD_CHUNK):
+            x = self.tensor(rows).double()
+            count += x.numel()
+            total += x.sum().item()
+            squares += x.square().sum().item()
+        return float(np.sqrt(max(0.0, squares / count - (total / count) ** 2)))
+
+
+def divide(n: int, counts: Sequence[int], seed: int, labels: npt.ArrayLike | None = None) -> list[Tensor]:
+    """Draw parts of fixed sizes from ``n`` items at random, every class (nearly) in proportion.
+
+    The shuffled items are ordered by class and each part takes evenly spaced ones, so that a class's share of a part
+    is within one item of exact. A pure function of its arguments.
+
+    Args:
+        n: how many items.
+        counts: sizes of the parts, with a sum below ``n``.
+        seed: of the shuffle.
+        labels: class numbers [n]; None treats all as one class.
+
+    Returns:
+        Sorted int64 indices: first what is left over, then each part in turn.
+    """
+    order = np.random.default_rng(seed).permutation(n)
+    if labels is not None:
+        order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
+    parts = []
+    for count in counts:
+        taken = np.diff(np.arange(len(order) + 1) * count // len(order)) == 1
+        parts.append(order[taken])
+        order = order[~taken]
+    return [torch.from_numpy(np.sort(part)) for part in (order, *parts)]

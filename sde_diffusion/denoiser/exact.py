@@ -52,7 +52,7 @@ class GaussianMixtureDenoiser(Denoiser):
         if not bool((stds >= 0).all()):
             raise ValueError("stds must not be negative")
         self.register_buffer("means", means)
-        self.register_buffer("stds", stds.broadcast_to(means.shape).clone())
+        self.register_buffer("stds", _fit(stds, means, "stds").clone())
         self.register_buffer("log_weights", (weights / weights.sum()).log())
 
     def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
@@ -123,7 +123,7 @@ class GaussianDenoiser(GaussianMixtureDenoiser):
         std = torch.as_tensor(std, dtype=torch.float64)
         if mean.ndim == 0:
             raise ValueError("mean must have at least one dimension: the shape of one data point")
-        super().__init__(sde, mean.unsqueeze(0), std.broadcast_to(mean.shape).unsqueeze(0))
+        super().__init__(sde, mean.unsqueeze(0), _fit(std, mean, "std").unsqueeze(0))
 
 
 class EmpiricalDenoiser(Denoiser):
@@ -134,10 +134,10 @@ class EmpiricalDenoiser(Denoiser):
     Args:
         sde: The path.
         data: The data points, [N, *].
-        chunk: How many data points are compared at once; bounds the memory at about B x chunk numbers.
+        chunk: How many data points are compared at once, at least 1; bounds the memory at about B x chunk numbers.
 
     Raises:
-        ValueError: If data is empty or has no data dimension.
+        ValueError: If data is empty or has no data dimension, or chunk < 1.
 
     References:
         Karras et al. 2022, appendix B.3, equation 57.
@@ -149,6 +149,8 @@ class EmpiricalDenoiser(Denoiser):
         super().__init__()
         if data.ndim < 2 or not len(data):
             raise ValueError(f"data must have shape [N, *] with N >= 1; got {list(data.shape)}")
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1 (data points compared at once); got {chunk}")
         self.sde = sde
         self.chunk = chunk
         self.register_buffer("data", data.detach().clone())
@@ -173,3 +175,13 @@ class EmpiricalDenoiser(Denoiser):
             total = total * rescale + weights @ points
             top = new_top
         return Prediction(self.sde, x_t, t, (total / mass).reshape(x_t.shape).to(x_t.dtype))
+
+
+def _fit(std: Tensor, mean: Tensor, name: str) -> Tensor:
+    """Broadcast standard deviations to the means' shape."""
+    try:
+        return std.broadcast_to(mean.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must broadcast to the means' shape {list(mean.shape)}; got shape {list(std.shape)}"
+        ) from None

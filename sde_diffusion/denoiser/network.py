@@ -8,6 +8,7 @@ of (c_skip, c_out): a `Parameterization`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -170,7 +171,8 @@ class NetworkDenoiser(Denoiser):
         noise_conditioning: What F is told of the time: log_sigma (log(sigma/alpha)/4) or step (999 t/t_max).
 
     Raises:
-        ValueError: If a name is unknown, the prediction is not defined on the path, or sigma_data is not positive.
+        ValueError: If a name is unknown, the prediction is not defined on the path, or sigma_data is not positive or
+            not finite.
 
     References:
         Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 7.
@@ -191,8 +193,8 @@ class NetworkDenoiser(Denoiser):
         ):
             if name not in allowed:
                 raise ValueError(f"{what} must be one of {', '.join(allowed)}; got {name!r}")
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive (the standard deviation of the data); got {sigma_data}")
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"sigma_data, the data's standard deviation, must be positive and finite; got {sigma_data}")
         self.sde = sde
         self.network = network
         self.sigma_data = float(sigma_data)

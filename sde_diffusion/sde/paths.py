@@ -27,9 +27,9 @@ class _LinearBeta(SDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.beta_min <= self.beta_max:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(
-                f"{type(self).__name__} needs 0 < beta_min <= beta_max; got beta_min={self.beta_min}, "
+                f"{type(self).__name__} needs 0 < beta_min <= beta_max, both finite; got beta_min={self.beta_min}, "
                 f"beta_max={self.beta_max} (the usual values are 0.1 and 20)"
             )
 

@@ -142,11 +142,15 @@ class NoiseConditioning(ABC):
 
 
 class LogSigma(NoiseConditioning):
-    """c_noise = log(sigma / alpha) / 4 = -lambda / 8 (Karras et al. 2022, table 1), on any path."""
+    """c_noise = log(sigma / alpha) / 4 = -lambda / 8 (Karras et al. 2022, table 1), on any path.
+
+    lambda is held to [-80, 80], beyond any finite noise level in use, so that the network is told a number where alpha
+    is zero (zero terminal SNR) or sigma is.
+    """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """-lambda / 8."""
-        return -sde.log_snr(t) / 8
+        return -sde.log_snr(t).clamp(-80, 80) / 8
 
 
 class StepNumber(NoiseConditioning):

@@ -169,7 +169,7 @@ class NetworkDenoiser(Denoiser):
 
     Args:
         sde: The path.
-        network: F(x, c_noise, **conditions), with x [B, *] and c_noise [] or [B].
+        network: F(x, c_noise, **conditions), with x [B, *] and c_noise [] or [B], float32 or wider.
         prediction: What F predicts: eps, x0, velocity, v, score or edm.
         sigma_data: Standard deviation of the data as the model sees it, positive.
         noise_conditioning: What F is told of the time: log_sigma (log(sigma/alpha)/4) or step (999 t/t_max).
@@ -198,7 +198,7 @@ class NetworkDenoiser(Denoiser):
             if name not in allowed:
                 raise ValueError(f"{what} must be one of {', '.join(allowed)}; got {name!r}")
         if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data, the data's standard deviation, must be positive and finite; got {sigma_data}")
+            raise ValueError(f"sigma_data (the data's standard deviation) must be positive, finite; got {sigma_data}")
         self.sde = sde
         self.network = network
         self.sigma_data = float(sigma_data)
@@ -211,6 +211,8 @@ class NetworkDenoiser(Denoiser):
         t = float64(t)
         skip, scale = self.parameterization.coefficients(self.sde, t, self.sigma_data)
         c_in = ((self.sde.alpha(t) * self.sigma_data).square() + self.sde.sigma(t).square()).rsqrt()
-        c_noise = self.noise_conditioning(self.sde, t).to(device=x_t.device, dtype=x_t.dtype)
+        # Never in half precision: 999 t has no digits left there, and the networks' embeddings take float32.
+        c_noise = self.noise_conditioning(self.sde, t)
+        c_noise = c_noise.to(device=x_t.device, dtype=torch.promote_types(x_t.dtype, torch.float32))
         output = self.network(expand(c_in, x_t) * x_t, c_noise, **conditions)
         return Prediction(self.sde, x_t, t, output.to(x_t.dtype), skip, scale)

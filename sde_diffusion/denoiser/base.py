@@ -30,7 +30,7 @@ class Prediction:
         x_t: State, [B, *].
         t: Time, [] or [B].
         output: What was computed: a network's raw output or a closed form's ingredient, [B, *].
-        skip: Coefficient of x_t, [] or [B] (or broadcastable against x_t), float64; 0 if not given.
+        skip: Coefficient of x_t, [] or [B], float64; 0 if not given.
         scale: Coefficient of output, likewise; 1 if not given.
 
     Example:
@@ -72,31 +72,22 @@ class Prediction:
     def score(self) -> Tensor:
         """Score grad log q_t(x_t) = -eps / sigma, [B, *]."""
         skip, scale = self._eps_coefficients()
-        sigma = self._like(self.sde.sigma(self.t), skip)
+        sigma = self.sde.sigma(self.t)
         return self._combine(-skip / sigma, -scale / sigma)
 
     @property
     def velocity(self) -> Tensor:
         """Velocity of the probability flow alpha' x0 + sigma' eps, [B, *]."""
         skip, scale = self._eps_coefficients()
-        alpha_rate = self._like(self.sde.alpha_rate(self.t), skip)
-        sigma_rate = self._like(self.sde.sigma_rate(self.t), skip)
+        alpha_rate, sigma_rate = self.sde.alpha_rate(self.t), self.sde.sigma_rate(self.t)
         return self._combine(alpha_rate * self.skip + sigma_rate * skip, alpha_rate * self.scale + sigma_rate * scale)
 
     def _eps_coefficients(self) -> tuple[Tensor, Tensor]:
-        alpha, sigma = self._like(self.sde.alpha(self.t), self.skip), self._like(self.sde.sigma(self.t), self.skip)
+        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
         return (1 - alpha * self.skip) / sigma, -alpha * self.scale / sigma
 
-    def _like(self, coefficient: Tensor, other: Tensor) -> Tensor:
-        """Shape a coefficient of time, [] or [B], to work with skip where that has one number for each dimension."""
-        return coefficient.reshape(-1, *(1,) * (other.ndim - 1)) if coefficient.ndim and other.ndim > 1 else coefficient
-
     def _combine(self, skip: Tensor, scale: Tensor) -> Tensor:
-        return _broadcast(skip, self.x_t) * self.x_t + _broadcast(scale, self.x_t) * self.output
-
-
-def _broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
-    return expand(coefficient, x) if coefficient.ndim < 2 else coefficient.to(x)
+        return expand(skip, self.x_t) * self.x_t + expand(scale, self.x_t) * self.output
 
 
 class Denoiser(nn.Module, ABC):

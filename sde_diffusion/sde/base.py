@@ -28,6 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.sde.grids import Grid, UniformTime
+
 Time = float | Tensor
 """A time or a log signal-to-noise ratio: a number, or a tensor of shape [] or [B]."""
 
@@ -104,14 +106,20 @@ class SDE(ABC):
             beyond the ends of [0, t_max] come back as the ends.
         """
         target = float64(log_snr)
-        low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
-        # Bisection in two spans: of t itself, and (where t is tiny) of log t, so that the relative accuracy is kept.
-        floor = torch.full_like(target, 1e-30 * self.t_max)
-        for _ in range(140):
-            middle = torch.where(low > 0, (low.clamp(min=1e-300) * high).sqrt(), torch.maximum(high * 1e-3, floor))
-            too_clean = self._log_snr(middle) > target
-            low, high = torch.where(too_clean, middle, low), torch.where(too_clean, high, middle)
-        return 0.5 * (low + high)
+        with torch.no_grad():
+            low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
+            floor = 1e-30 * self.t_max
+            for _ in range(140):
+                # Geometric halving, which keeps the relative accuracy of small times; from 0 in strides of 1000.
+                middle = torch.where(low > 0, (low * high).sqrt(), (high * 1e-3).clamp(min=floor))
+                too_clean = self._log_snr(middle) > target
+                low, high = torch.where(too_clean, middle, low), torch.where(too_clean, high, middle)
+            t = 0.5 * (low + high)
+            rate = self.log_snr_rate(t)
+        return t + (target - target.detach()) / rate  # dt/dlambda = 1 / lambda', by the implicit function theorem
+    def default_grid(self) -> Grid:
+        """The grid that samplers use on this path unless told otherwise: uniform t."""
+        return UniformTime()
 
     # -- the path -------------------------------------------------------------------------------------------------
 

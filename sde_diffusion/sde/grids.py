@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.sde.base import SDE
+if TYPE_CHECKING:
+    from sde_diffusion.sde.base import SDE
 
 
 class Grid(ABC):

@@ -1,0 +1,1 @@
+"""How is the denoiser learnt? Objectives, the LightningModule, weight averaging and callbacks."""

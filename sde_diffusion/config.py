@@ -1,0 +1,62 @@
+"""Building objects from plain configurations, of this package's own classes only."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from sde_diffusion.errors import UserError
+
+PACKAGE = "sde_diffusion"
+
+
+def build(node: Any, **overrides: Any) -> Any:
+    """Build the object that a configuration describes.
+
+    A mapping with a `_target_` names a class of this package by its dotted path; its other entries, built first where
+    they are configurations themselves, are the constructor's arguments. A configuration may come out of a checkpoint:
+    it is data, so nothing outside this package is ever imported or called for it.
+
+    Args:
+        node: Plain containers: mappings, sequences, numbers, strings, None.
+        **overrides: Arguments added to the outermost constructor call.
+
+    Returns:
+        The object; containers without a `_target_` come back as plain dict and list.
+
+    Raises:
+        UserError: If a target is not a class of this package, or does not take an argument.
+    """
+    if isinstance(node, Mapping):
+        values = {key: build(value) for key, value in node.items() if key != "_target_"}
+        if "_target_" not in node:
+            return values
+        return _call(_find(str(node["_target_"])), {**values, **overrides})
+    if isinstance(node, list | tuple):
+        return [build(value) for value in node]
+    return node
+
+
+def _find(target: str) -> type:
+    module_name, _, name = target.rpartition(".")
+    if module_name == PACKAGE or module_name.startswith(PACKAGE + "."):
+        try:
+            found = getattr(importlib.import_module(module_name), name, None)
+        except ImportError:
+            found = None
+        if inspect.isclass(found) and found.__module__.split(".")[0] == PACKAGE:
+            return found
+    raise UserError(f"_target_: {target!r} is not a class of {PACKAGE}; nothing else is built from a configuration")
+
+
+def _call(cls: type, arguments: dict[str, Any]) -> Any:
+    allowed = [name for name in inspect.signature(cls).parameters if name != "self"]
+    unknown = [name for name in arguments if name not in allowed]
+    if unknown:
+        raise UserError(f"{cls.__name__} takes no {', '.join(unknown)}; it takes {', '.join(allowed)}")
+    try:
+        return cls(**arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error

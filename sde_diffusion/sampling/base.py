@@ -1,0 +1,172 @@
+"""What every sampler has in common: the call, the prior, the per-sample noise, the count of network passes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser import Denoiser, Prediction
+from sde_diffusion.sampling.noise import Noise
+from sde_diffusion.sde import SDE, Time
+
+Callback = Callable[[int, float, Tensor, Tensor], bool | None]
+"""Called with (step, t, x_t, x0) after each prediction; returning True ends the walk, whose result is then x0."""
+
+PRIOR_DRAW = 0
+"""Number of the draw that gives x_T; steps use the numbers from 1 on."""
+
+
+@dataclass
+class Samples:
+    """What a sampler returns.
+
+    Attributes:
+        x: The samples, [B, *dims].
+        nfe: Network passes (number of function evaluations) for each sample.
+    """
+
+    x: Tensor
+    nfe: int
+
+
+class _Stop(Exception):  # noqa: N818  a signal, not an error
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+
+@dataclass
+class Walk:
+    """One walk from noise to data: what a sampler's `walk` works with.
+
+    Attributes:
+        denoiser: The denoiser.
+        noise: The samples' noise streams.
+        t_end: Where the walk ends.
+        conditions: Passed to the denoiser.
+        callback: See `Callback`.
+        nfe: Network passes so far.
+    """
+
+    denoiser: Denoiser
+    noise: Noise
+    t_end: float
+    conditions: dict[str, Any] = field(default_factory=dict)
+    callback: Callback | None = None
+    nfe: int = 0
+
+    @property
+    def sde(self) -> SDE:
+        """The denoiser's path."""
+        return self.denoiser.sde
+
+    def predict(self, x: Tensor, t: Time) -> Prediction:
+        """Ask the denoiser at (x, t), counting the pass and showing it to the callback."""
+        prediction: Prediction = self.denoiser(x, t, **self.conditions)
+        self.nfe += 1
+        if self.callback is not None:
+            x0 = prediction.x0
+            if self.callback(self.nfe - 1, float(t), x, x0):
+                raise _Stop(x0)
+        return prediction
+
+    def normal(self, step: int) -> Tensor:
+        """Standard normals of a step (0, 1, ...), each step a draw of its own, [B, *dims]."""
+        return self.noise.normal(PRIOR_DRAW + 1 + step)
+
+
+class Sampler(ABC):
+    """A way to walk from noise at t_max back to data.
+
+    Args:
+        denoise: Return the belief x0 at the end of the walk (True), or the state at t_end (False).
+        t_end: Where the walk ends; the path's t_min if not given.
+    """
+
+    def __init__(self, denoise: bool = True, t_end: float | None = None) -> None:
+        self.denoise = denoise
+        self.t_end = t_end
+
+    @abstractmethod
+    def walk(self, x: Tensor, run: Walk) -> Tensor:
+        """Walk from x at t_max to t_end.
+
+        Args:
+            x: State at t_max, [B, *dims].
+            run: Denoiser, noise and bookkeeping.
+
+        Returns:
+            The state at t_end, or with `denoise` the belief x0 there, [B, *dims].
+        """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        shape: Sequence[int],
+        seeds: Sequence[int] | None = None,
+        latent: Tensor | None = None,
+        callback: Callback | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        **conditions: Any,
+    ) -> Samples:
+        """Draw samples.
+
+        Args:
+            denoiser: The denoiser; its path is walked back.
+            shape: (B, *dims), the shape of the batch.
+            seeds: One integer for each sample; sample i depends on seeds[i] alone. range(B) if not given.
+            latent: x_T, [B, *dims], in place of a draw from the prior N(0, sigma(t_max)^2 I).
+            callback: Called with (step, t, x_t, x0) at each network pass; returning True ends the walk.
+            device: Where to sample; the denoiser's device if not given.
+            dtype: Type of the state, float32 or float64.
+            **conditions: Passed to the denoiser, such as label=[B].
+
+        Returns:
+            The samples and the number of network passes.
+
+        Raises:
+            ValueError: If shape, seeds and latent do not fit together, or t_end lies outside the path.
+        """
+        shape = tuple(shape)
+        if not shape or shape[0] < 1:
+            raise ValueError(f"shape must be (B, *dims) with B >= 1; got {shape}")
+        seeds = range(shape[0]) if seeds is None else seeds
+        if len(seeds) != shape[0]:
+            raise ValueError(f"one seed for each sample is needed: shape {shape} asks for {shape[0]}, got {len(seeds)}")
+        if latent is not None and tuple(latent.shape) != shape:
+            raise ValueError(f"latent must have shape {shape}; got {tuple(latent.shape)}")
+        sde = denoiser.sde
+        t_end = sde.t_min if self.t_end is None else self.t_end
+        if not 0 <= t_end < sde.t_max:
+            raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
+        if device is None:
+            device = next((p.device for p in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
+        noise = Noise(seeds, shape[1:], device, dtype)
+        if latent is None:
+            x = noise.normal(PRIOR_DRAW).mul_(float(sde.sigma(sde.t_max)))
+        else:
+            x = latent.to(device=device, dtype=dtype)
+        run = Walk(denoiser, noise, t_end, conditions, callback)
+        try:
+            x = self.walk(x, run)
+        except _Stop as stop:
+            x = stop.x
+        return Samples(x, run.nfe)
+
+
+def check_steps(steps: int) -> int:
+    """See that a number of steps is a positive integer.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if int(steps) != steps or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1; got {steps}")
+    return int(steps)

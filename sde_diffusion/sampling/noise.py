@@ -1,0 +1,84 @@
+r"""Per-sample noise: sample i's randomness is a function of its own seed and of nothing else.
+
+A counter-based generator in the manner of Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3": the j-th
+number of draw k for seed s is a hash of (s, k, j), so that no state is kept, the whole batch is drawn at once, and the
+same integers come out on every device, in every batch and in every process. The hash is splitmix64's finaliser
+(Steele et al. 2014, "Fast Splittable Pseudorandom Number Generators", figure 16) on a Weyl sequence that starts at a
+hashed key; the normals are Box and Muller's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_WEYL = 0x9E3779B97F4A7C15  # the odd integer nearest 2^64 / golden ratio
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_LOW_32 = 0xFFFFFFFF
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same bits as a uint64: torch has no unsigned arithmetic, but wraps around alike."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's own is arithmetic)."""
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser: a bijection of the 64-bit integers that flips each output bit with probability 1/2."""
+    x = x.bitwise_xor(_shift_right(x, 30)).mul_(_signed(_MIX_1))
+    x = x.bitwise_xor_(_shift_right(x, 27)).mul_(_signed(_MIX_2))
+    return x.bitwise_xor_(_shift_right(x, 31))
+
+
+class Noise:
+    """Independent streams of standard normals, one for each sample.
+
+    Args:
+        seeds: One integer for each sample, [B].
+        dims: Shape of one sample.
+        device: Where the noise is wanted.
+        dtype: float32 or float64.
+
+    Raises:
+        ValueError: If there are no seeds, or one is not an integer.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        dims: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not len(seeds) or any(int(seed) != seed for seed in seeds):
+            raise ValueError(f"seeds must be one integer for each sample; got {list(seeds)[:8]}")
+        self.dims = tuple(dims)
+        self.dtype = dtype
+        self._pairs = -(-math.prod(self.dims) // 2)
+        keys = torch.tensor([_signed(int(seed)) for seed in seeds], dtype=torch.int64, device=device)
+        # Hashed twice with different offsets, so that seeds 0, 1, 2, ... start at unrelated places.
+        self._keys = _mix(_mix(keys + _signed(_WEYL)) + _signed(_MIX_2))
+        self._weyl = torch.arange(1, self._pairs + 1, dtype=torch.int64, device=device).mul_(_signed(_WEYL))
+
+    def normal(self, draw: int) -> Tensor:
+        """Standard normals of draw number `draw` (each number a draw of its own), [B, *dims]."""
+        keys = _mix(self._keys + _signed((draw + 1) * _MIX_1))
+        bits = _mix(keys.unsqueeze(1) + self._weyl)
+        # 32 bits each: u in (0, 1], so that its logarithm is finite, and an angle.
+        scale = 2.0**-32
+        u = _shift_right(bits, 32).to(self.dtype).add_(0.5).mul_(scale)
+        angle = bits.bitwise_and_(_LOW_32).to(self.dtype).mul_(2 * math.pi * scale)
+        radius = u.log_().mul_(-2).sqrt_()
+        normals = torch.empty(len(keys), 2, self._pairs, dtype=self.dtype, device=keys.device)
+        torch.mul(radius, angle.cos(), out=normals[:, 0])
+        torch.mul(radius, angle.sin_(), out=normals[:, 1])
+        return normals.flatten(1)[:, : math.prod(self.dims)].reshape(len(keys), *self.dims)

@@ -1,0 +1,125 @@
+"""Exponential moving average of the weights, on Lightning's WeightAveraging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class EMA(WeightAveraging):
+    r"""average <- d average + (1 - d) weights after each optimizer step, d = min(decay, (1 + n) / (10 + n)).
+
+    n counts the updates, so that a young average forgets its beginnings. Validation and checkpoints use the average:
+    a checkpoint's `state_dict` holds it, `current_model_state` the raw weights that training goes on from.
+
+    Differs from the parent where the parent errs: the average follows the model to its device; the update is one
+    multi-tensor operation without a host synchronisation; before `start_step` the average is the current weights, not
+    the initial ones; buffers are copied, never averaged (integers would be truncated); an exception in the middle of a
+    validation puts the raw weights back, and a checkpoint written there still holds each in its place.
+
+    Args:
+        decay: Largest decay, in [0, 1]; 0.9999 for long runs (VP), 0.999 for short ones and for VE.
+        warmup: Whether d rises as above (Song et al. 2021 and Ho et al. 2020, in their code); else d = decay.
+        start_step: Optimizer step from which on to average.
+
+    Raises:
+        ValueError: If decay lies outside [0, 1] or start_step is negative.
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = True, start_step: int = 0) -> None:
+        if not 0 <= decay <= 1 or start_step < 0:
+            raise ValueError(
+                f"EMA needs decay in [0, 1] and start_step >= 0; got decay={decay}, start_step={start_step}"
+            )
+        super().__init__(use_buffers=False, multi_avg_fn=_lerp(decay))
+        self.decay = decay
+        self.warmup = warmup
+        self.start_step = start_step
+        self.updates = 0
+        self._swapped = False
+        self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow the model to its device, which it reaches only after `setup`."""
+        assert self._average_model is not None
+        self._average_model.to(pl_module.device)
+        self._swapped = False
+        average, current = list(self._average_model.module.parameters()), list(pl_module.parameters())
+        self._pairs = ([p.detach() for p in average], [p.detach() for p in current])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average if an optimizer step was taken."""
+        if trainer.global_step <= self._latest_update_step:
+            return
+        self._latest_update_step = trainer.global_step
+        _lerp(self._next_decay(trainer.global_step))(*self._pairs, 0)
+
+    def _next_decay(self, step: int) -> float:
+        if step <= self.start_step:
+            return 0.0
+        self.updates += 1
+        return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average."""
+        if self._average_model is not None:
+            self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on training the raw weights."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the raw weights back if the exception came in the middle of a validation."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the average as `state_dict` and the raw weights as `current_model_state`."""
+        if self._average_model is None:
+            return  # after training: the model holds the average already
+        self._copy_buffers(pl_module)
+        self._average_model.n_averaged.fill_(self.updates)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            raw, average = checkpoint["state_dict"], checkpoint["current_model_state"]
+            checkpoint["state_dict"], checkpoint["current_model_state"] = average, raw
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore both sets of weights for training; outside training the average alone, which is already loaded."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts of steps and updates."""
+        return {**super().state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the counts."""
+        super().load_state_dict(dict(state_dict))
+        self.updates = state_dict["updates"]
+
+    def _swap(self, pl_module: LightningModule) -> None:
+        self._copy_buffers(pl_module)
+        self._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+    @torch.no_grad()
+    def _copy_buffers(self, pl_module: LightningModule) -> None:
+        assert self._average_model is not None
+        for mine, theirs in zip(self._average_model.module.buffers(), pl_module.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+def _lerp(decay: float) -> Callable[[list[Tensor], list[Tensor], int], None]:
+    update: Callable[[list[Tensor], list[Tensor], int], None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return update

@@ -1,0 +1,147 @@
+r"""Which times are trained on: t = icdf(u), u uniform on [0, 1].
+
+Every sampling is an inverse distribution function, so that each can draw u independently, or stratified over the batch
+(low-discrepancy: Kingma et al. 2021, "Variational Diffusion Models", appendix I.1), or on fixed strata for validation.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.sde import SDE, Levels
+
+
+class TimeSampling(ABC):
+    """A distribution of training times on [t_min, t_max], given by its inverse distribution function.
+
+    Args:
+        stratified: Draw one u in each of B equal strata of [0, 1], by a common random shift, in place of B independent
+            u: the same expectation with less variance.
+    """
+
+    def __init__(self, stratified: bool = False) -> None:
+        self.stratified = stratified
+
+    @abstractmethod
+    def icdf(self, sde: SDE, u: Tensor) -> Tensor:
+        """T with P(time <= t) = u for u [B], float64 in [0, 1]; [B], float64."""
+
+    def importance(self, sde: SDE, t: Tensor) -> Tensor:
+        """Uniform density over this one at t [B]: the factor that keeps the loss an average over uniform t.
+
+        1 unless the sampling is importance sampling: otherwise the distribution of times is part of the objective.
+        """
+        return torch.ones_like(t)
+
+    def __call__(self, sde: SDE, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n times, [n], float64, on the generator's device (the CPU if there is none)."""
+        device = generator.device if generator is not None else None
+        if self.stratified:
+            shift = torch.rand((), dtype=torch.float64, generator=generator, device=device)
+            u = (torch.arange(n, dtype=torch.float64, device=device) / n + shift) % 1
+        else:
+            u = torch.rand(n, dtype=torch.float64, generator=generator, device=device)
+        return self.icdf(sde, u)
+
+    def strata(self, sde: SDE, n: int) -> Tensor:
+        """The fixed times icdf((i + 1/2) / n), [n], float64, for a validation loss without randomness."""
+        return self.icdf(sde, (torch.arange(n, dtype=torch.float64) + 0.5) / n)
+
+
+class UniformTimes(TimeSampling):
+    """t uniform on [t_min, t_max] (Song et al. 2021, equation 7)."""
+
+    def icdf(self, sde: SDE, u: Tensor) -> Tensor:
+        """t_min + u (t_max - t_min)."""
+        return sde.t_min + u * (sde.t_max - sde.t_min)
+
+
+class ImportanceTimes(TimeSampling):
+    """p(t) proportional to g^2 / sigma^2 = -lambda': lambda uniform, by the exact inverse distribution function.
+
+    With likelihood or ELBO weighting, the weight times the importance is then constant: the least variance. Where
+    lambda(t_min) is infinite give the path t_min > 0.
+
+    References:
+        Song et al. 2021, "Maximum Likelihood Training of Score-Based Diffusion Models", section 5.1.
+    """
+
+    def icdf(self, sde: SDE, u: Tensor) -> Tensor:
+        """lambda^-1(lambda(t_min) - u (lambda(t_min) - lambda(t_max)))."""
+        high, span = self._range(sde)
+        return sde.time(high - u * span).clamp(sde.t_min, sde.t_max)
+
+    def importance(self, sde: SDE, t: Tensor) -> Tensor:
+        """(lambda(t_min) - lambda(t_max)) / (-lambda'(t) (t_max - t_min))."""
+        _, span = self._range(sde)
+        return -span / (sde.log_snr_rate(t) * (sde.t_max - sde.t_min))
+
+    @staticmethod
+    def _range(sde: SDE) -> tuple[float, float]:
+        high, low = float(sde.log_snr(sde.t_min)), float(sde.log_snr(sde.t_max))
+        if not math.isfinite(high - low):
+            raise ValueError(
+                f"importance sampling needs a finite log-SNR at both ends of {sde}; got {high:g} and {low:g}: "
+                "give the path t_min > 0 and t_max < 1"
+            )
+        return high, high - low
+
+
+class LogNormalTimes(TimeSampling):
+    """log(sigma / alpha) ~ N(mean, std^2), cut off at the path's ends.
+
+    Args:
+        mean: P_mean.
+        std: P_std, positive.
+        stratified: See `TimeSampling`.
+
+    Raises:
+        ValueError: If std is not positive.
+
+    References:
+        Karras et al. 2022, table 1 (P_mean = -1.2, P_std = 1.2).
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2, stratified: bool = False) -> None:
+        super().__init__(stratified)
+        if not std > 0:
+            raise ValueError(f"std of the log-normal noise levels must be positive; got {std}")
+        self.mean, self.std = float(mean), float(std)
+
+    def icdf(self, sde: SDE, u: Tensor) -> Tensor:
+        """lambda^-1(-2 (mean + std Phi^-1(u))), Phi truncated to the path's range."""
+        log_s = torch.stack([-0.5 * sde.log_snr(t) for t in (sde.t_min, sde.t_max)]).to(u.device)
+        low, high = torch.special.ndtr((log_s - self.mean) / self.std)
+        quantile = torch.special.ndtri((low + u * (high - low)).clamp(1e-300, 1 - 1e-16))
+        return sde.time(-2 * (self.mean + self.std * quantile)).clamp(sde.t_min, sde.t_max)
+
+
+class DiscreteTimes(TimeSampling):
+    """The times of a discrete grid, each as likely as the others: DDPM's steps, NCSN's levels.
+
+    Args:
+        levels: The grid.
+        stratified: See `TimeSampling`.
+
+    References:
+        Ho et al. 2020, algorithm 1; Song & Ermon 2019, equation 6.
+    """
+
+    def __init__(self, levels: Levels, stratified: bool = False) -> None:
+        super().__init__(stratified)
+        self.levels = levels
+
+    def icdf(self, sde: SDE, u: Tensor) -> Tensor:
+        """The time of level floor(u N)."""
+        times = _level_times(self.levels, sde).to(u.device)
+        return times[(u * len(times)).long().clamp(max=len(times) - 1)]
+
+
+@lru_cache(maxsize=8)
+def _level_times(levels: Levels, sde: SDE) -> Tensor:
+    return levels.level_times(sde)

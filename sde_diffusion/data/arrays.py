@@ -219,4 +219,4 @@ def _kind(split: Split) -> str:
 
 
 def _take(split: Split, rows: Tensor) -> Split:
-    return Split(split.x[rows], None if split.label is None else split.label[rows], split.levels)
+    return Split(split.x.index_select(0, rows), None if split.label is None else split.label[rows], split.levels)

@@ -130,8 +130,14 @@ class ImageFiles:
         self.paths, self.reading, self.threads = list(paths), reading, threads
         self.shape = (len(self.paths), *item_shape)
 
-    def __getitem__(self, index: Tensor | slice, /) -> Tensor:
-        """Read the images at ``index``, uint8 [n, C, H, W]."""
-        rows = torch.arange(len(self.paths))[index].tolist()
-        images = _map(self.reading, [self.paths[row] for row in rows], self.threads, "Reading images")
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Read a slice of the images, uint8 [n, C, H, W]."""
+        return self._read(self.paths[rows])
+
+    def index_select(self, dim: int, index: Tensor, /) -> Tensor:
+        """Read the images at ``index`` [n], uint8 [n, C, H, W]; ``dim`` is 0."""
+        return self._read([self.paths[row] for row in index.tolist()])
+
+    def _read(self, paths: list[Path]) -> Tensor:
+        images = _map(self.reading, paths, self.threads, "Reading images")
         return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=torch.uint8)

@@ -51,8 +51,11 @@ class Rows(Protocol):
     def shape(self) -> Sequence[int]:
         """The sizes [N, ...]."""
 
-    def __getitem__(self, index: Tensor | slice, /) -> Tensor:
-        """Rows by an int64 tensor of indices, or a slice of rows."""
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """A slice of rows."""
+
+    def index_select(self, dim: int, index: Tensor, /) -> Tensor:
+        """Rows (``dim`` 0) by an int64 tensor of indices; on tensors, several times faster than ``x[index]``."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,16 @@ class Split:
     def __len__(self) -> int:
         return self.x.shape[0]
 
-    def tensor(self, index: Tensor | slice = slice(None)) -> Tensor:
-        """Rows as float32 [n, *shape] on [-1, 1]; all of them by default."""
-        x = self.x[index]
+    def tensor(self, index: Tensor | None = None) -> Tensor:
+        """The rows at ``index`` [n], or all of them, as float32 [n, *shape] on [-1, 1]."""
+        x = self.x[:] if index is None else self.x.index_select(0, index)
         return x if self.levels is None else from_levels(x, self.levels)
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         """The rows at ``index`` [B]: ``x`` float32 [B, *shape] on [-1, 1] and, where there are labels, ``label``."""
         batch = {"x": self.tensor(index)}
         if self.label is not None:
-            batch["label"] = self.label[index]
+            batch["label"] = self.label.index_select(0, index)
         return batch
 
     def std(self) -> float:

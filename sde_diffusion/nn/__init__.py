@@ -2,5 +2,6 @@
 
 from .embedding import FourierEmbedding, PositionalEmbedding
 from .mlp import MLP
+from .unet import UNet
 
-__all__ = ["MLP", "FourierEmbedding", "PositionalEmbedding"]
+__all__ = ["MLP", "FourierEmbedding", "PositionalEmbedding", "UNet"]

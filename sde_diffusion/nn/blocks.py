@@ -1,0 +1,125 @@
+"""Building blocks of convolutional networks: residual block, self-attention, halving and doubling of an image."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def halve(x: Tensor) -> Tensor:
+    """Average 2×2 windows: [B, C, H, W] to [B, C, ⌈H/2⌉, ⌈W/2⌉]; a window cut by the border averages what it has."""
+    return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
+def double(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Repeat each pixel 2×2 and crop to size (H, W), of which x has (⌈H/2⌉, ⌈W/2⌉); undoes the size of `halve`."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")[..., : size[0], : size[1]]
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int, *, zero: bool = False) -> nn.Conv2d:
+    """Return a convolution that keeps the size: odd kernel, bias 0, Xavier-uniform weights (EDM, DDPM++) or zeros."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    if zero:
+        nn.init.zeros_(conv.weight)
+    else:
+        nn.init.xavier_uniform_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # typed optional, there by default
+    return conv
+
+
+def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
+    """Return a group norm that fits any number of channels: at most 32 groups, of at least 4 channels if there are 4.
+
+    The number of groups is the largest common divisor of channels and min(32, ⌊channels/4⌋), at least 1.
+    """
+    return nn.GroupNorm(math.gcd(channels, min(32, channels // 4) or 1), channels, eps=1e-6, affine=affine)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over the pixels with a residual: (x + W_o softmax(q kᵀ / √d) v) / √2, q, k, v from GroupNorm(x).
+
+    W_o starts at 0 (DDPM; EDM, appendix F.2).
+
+    Args:
+        channels: of x.
+        head_channels: upper bound on d; the channels of a head are the largest divisor of `channels` within it.
+    """
+
+    def __init__(self, channels: int, head_channels: int = 64) -> None:
+        super().__init__()
+        width = max(d for d in range(1, min(channels, head_channels) + 1) if channels % d == 0)
+        self.heads = channels // width
+        self.norm = group_norm(channels)
+        self.qkv = convolution(channels, 3 * channels, 1)
+        self.output = convolution(channels, channels, 1, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to the same shape."""
+        # Channels of qkv are ordered (q, k, v) × head × d; heads attend over the H·W pixels.
+        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
+        q, k, v = qkv.unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.output(mixed.transpose(-1, -2).reshape(x.shape))
+        return (x + out) * math.sqrt(0.5)
+
+
+class ResidualBlock(nn.Module):
+    """Residual block of DDPM++ and EDM (Karras et al. 2022, figure 8), modulated by a conditioning vector.
+
+    With R a resampling of the image (or nothing), S a 1×1 convolution where the channels change (else nothing) and
+    (a, b) linear in the conditioning vector,
+
+        h = Conv₁(R SiLU(GroupNorm(x))),   h = Conv₂(dropout(SiLU((1 + a) ⊙ GroupNorm(h) + b))),   (S R x + h) / √2,
+
+    then self-attention, if asked for. Conv₂ starts at 0.
+
+    Args:
+        in_channels: of x.
+        out_channels: of the result.
+        embedding_dim: size of the conditioning vector.
+        attention: end with a `SelfAttention`.
+        dropout: probability in [0, 1).
+        head_channels: for the attention.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_dim: int,
+        *,
+        attention: bool = False,
+        dropout: float = 0.0,
+        head_channels: int = 64,
+    ) -> None:
+        super().__init__()
+        self.norm_in = group_norm(in_channels)
+        self.conv_in = convolution(in_channels, out_channels, 3)
+        self.modulation = nn.Linear(embedding_dim, 2 * out_channels)
+        self.norm_out = group_norm(out_channels, affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = convolution(out_channels, out_channels, 3, zero=True)
+        self.skip = nn.Identity() if in_channels == out_channels else convolution(in_channels, out_channels, 1)
+        self.attention = SelfAttention(out_channels, head_channels) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor, resample: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: [B, C_in, H, W].
+            embedding: [B, embedding_dim], or [1, embedding_dim] for one vector for all samples.
+            resample: `halve`, or `double` with its size; None keeps the size.
+
+        Returns:
+            [B, C_out, H', W'].
+        """
+        h = F.silu(self.norm_in(x))
+        if resample is not None:
+            h, x = resample(h), resample(x)
+        scale, shift = self.modulation(embedding)[..., None, None].chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, self.norm_out(self.conv_in(h)), 1 + scale))
+        h = self.conv_out(self.dropout(h))
+        out: Tensor = self.attention((self.skip(x) + h) * math.sqrt(0.5))
+        return out

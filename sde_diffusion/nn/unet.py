@@ -1,0 +1,137 @@
+"""U-Net of the DDPM++ family for images of any size and number of channels."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import ResidualBlock, convolution, double, group_norm, halve
+from .embedding import Conditioning, check_arguments, check_shape
+
+
+class UNet(nn.Module):
+    """U-Net of residual blocks, after DDPM++ (Song et al. 2021, appendix H) as simplified in EDM (Karras et al. 2022).
+
+    The image is cut into patch × patch squares, whose pixels become channels (patch = 1: the image itself), H × W of
+    them. Level l works at ⌈H/2^l⌉ × ⌈W/2^l⌉ with channels · channel_mult[l] channels. A level has `blocks` residual
+    blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of that level; residual
+    blocks halve and double the image between levels; two blocks stand in the middle. Residual sums are divided by √2.
+    The last convolution starts at 0, and so does the output. Group norms alone: a sample's output depends on no other.
+
+    Args:
+        shape: of one image, [C, height, width]; any sizes, odd ones too.
+        n_classes: labels are 0 … n_classes − 1 and n_classes is the null class; 0: no labels.
+        patch: side of the squares, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
+            with zeros on the right and below, and the output cropped.
+        channels: base number of channels; positive.
+        channel_mult: multiplier of each level, finest first; positive integers, one level or more.
+        blocks: residual blocks in a level of the encoder; at least 1.
+        attention: levels with self-attention, 0 the finest, after each block of the encoder and the last of the
+            decoder; the middle has it too unless the list is empty. Memory and time grow as (H·W)² of the level.
+        head_channels: largest number of channels of an attention head; positive.
+        dropout: probability in the residual blocks, in [0, 1).
+        embedding_dim: size of the conditioning vector; even, at least 4.
+        embedding: noise features, "positional" or "fourier".
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        n_classes: int = 0,
+        patch: int = 1,
+        channels: int = 64,
+        channel_mult: Sequence[int] = (1, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (1,),
+        head_channels: int = 64,
+        dropout: float = 0.0,
+        embedding_dim: int = 256,
+        embedding: str = "positional",
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        check_shape(self.shape, 3)
+        widths = [channels * m for m in channel_mult]
+        if not widths or min(patch, blocks, head_channels, *widths) < 1:
+            raise ValueError(
+                "patch, channels, each channel_mult, blocks and head_channels must be at least 1, with one "
+                f"channel_mult or more; got patch={patch}, channels={channels}, channel_mult={list(channel_mult)}, "
+                f"blocks={blocks}, head_channels={head_channels}"
+            )
+        if not set(attention) <= set(range(len(widths))):
+            raise ValueError(f"attention must list levels in 0 … {len(widths) - 1}, got {list(attention)}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        block = partial(ResidualBlock, embedding_dim=embedding_dim, dropout=dropout, head_channels=head_channels)
+
+        self.conditioning = Conditioning(embedding_dim, n_classes, embedding)
+        self.patch = patch
+        pixels = self.shape[0] * patch**2  # values in a square
+        self.input = convolution(pixels, widths[0], 3)
+        self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
+        width = widths[0]
+        skips = [width]  # channels of what the encoder leaves for the decoder
+        for level, out in enumerate(widths):
+            if level:
+                self.down.append(block(width, width))
+                skips.append(width)
+            stage = nn.ModuleList()
+            for _ in range(blocks):
+                stage.append(block(width, out, attention=level in attention))
+                width = out
+                skips.append(width)
+            self.encoder.append(stage)
+        self.middle = nn.ModuleList([block(width, width, attention=bool(attention)), block(width, width)])
+        for level, out in reversed(list(enumerate(widths))):
+            stage = nn.ModuleList()
+            for index in range(blocks + 1):
+                attend = level in attention and index == blocks
+                stage.append(block(width + skips.pop(), out, attention=attend))
+                width = out
+            self.decoder.append(stage)
+            if level:
+                self.up.append(block(width, width))
+        self.norm = group_norm(width)
+        self.output = convolution(width, pixels, 3, zero=True)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """Apply the network; computes in the type of its parameters (or autocast's), returns that of x.
+
+        Args:
+            x: [B, C, height, width], floating point.
+            c_noise: [] or [B], any real number that tells the noise level, such as ¼·log(σ/α).
+            label: int64 [B] in 0 … n_classes, or None for the null class throughout.
+
+        Returns:
+            [B, C, height, width], the type of x.
+
+        Raises:
+            ValueError: a wrong shape, or a label where n_classes = 0.
+        """
+        check_arguments(x, c_noise, self.shape)
+        embedding = self.conditioning(c_noise, label)
+        height, width = self.shape[1:]
+        padded = F.pad(x.to(self.input.weight.dtype), (0, -width % self.patch, 0, -height % self.patch))
+        h = self.input(F.pixel_unshuffle(padded, self.patch))
+        skips = [h]
+        for level, blocks in enumerate(self.encoder):
+            if level:
+                h = self.down[level - 1](h, embedding, halve)
+                skips.append(h)
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(h, embedding)
+                skips.append(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for level, blocks in enumerate(self.decoder):
+            if level:
+                h = self.up[level - 1](h, embedding, partial(double, size=skips[-1].shape[-2:]))
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+        out: Tensor = self.output(F.silu(self.norm(h)))
+        return F.pixel_shuffle(out, self.patch)[..., :height, :width].to(x.dtype)

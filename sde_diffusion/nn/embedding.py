@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def _frequency_buffer(frequencies: Tensor) -> Tensor:
     """Round angular frequencies to bfloat16 values, so that `network.to(dtype)` never changes the function.
 
-    The product ω·c reaches thousands of radians: a frequency rounded by 2⁻⁹ after training would shift the phase by
+    The product ω·c reaches thousands of radians: a frequency rounded by 2⁻⁸ after training would shift the phase by
     radians.
     """
     return frequencies.to(torch.bfloat16).to(torch.float32)

@@ -1,0 +1,207 @@
+import pathlib
+
+import pytest
+import torch
+import yaml
+
+from sde_diffusion import nn as networks
+from sde_diffusion.nn import MLP, UNet
+
+CONF = pathlib.Path(__file__).parents[2] / "conf" / "network"
+TINY = {"channels": 8, "channel_mult": [1, 2, 2], "blocks": 1, "attention": [1], "head_channels": 8}
+
+CASES = {
+    "mlp": lambda **k: MLP([2, 3, 5], width=16, depth=2, embedding_dim=8, **k),
+    "unet": lambda **k: UNet([3, 9, 6], embedding_dim=8, **TINY, **k),
+    "unet of squares": lambda **k: UNet([1, 7, 10], patch=2, embedding_dim=8, **TINY, **k),
+    "unet of one level": lambda **k: UNet(
+        [2, 5, 4], channels=6, channel_mult=[1], blocks=1, attention=[], embedding_dim=8, **k
+    ),
+}
+
+
+def build(name, dtype=torch.float64, **kwargs):
+    """Return a network whose weights are all random, so that nothing starts at zero."""
+    network = CASES[name](**kwargs).to(dtype)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator, dtype=dtype))
+    return network
+
+
+def inputs(network, batch=5, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(batch, *network.shape, generator=generator, dtype=dtype)
+    return x, torch.randn(batch, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_output_starts_at_zero_and_gradient_reaches_the_last_layer(name):
+    torch.manual_seed(0)
+    network = CASES[name]()
+    x, c = inputs(network, dtype=torch.float32)
+    out = network(x, c)
+    assert torch.equal(out, torch.zeros_like(x))
+    (out - x).square().mean().backward()
+    assert network.output.weight.grad.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_sample_is_independent_of_its_batch_and_its_place(name, mode):
+    network = getattr(build(name, n_classes=4), mode)()
+    x, c = inputs(network)
+    label = torch.tensor([0, 1, 2, 3, 4])
+    out = network(x, c, label)
+    alone = torch.cat([network(x[i : i + 1], c[i : i + 1], label[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(out, alone, rtol=1e-11, atol=1e-11)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    torch.testing.assert_close(network(x[order], c[order], label[order]), out[order], rtol=1e-11, atol=1e-11)
+    # The Jacobian between samples is exactly zero, and that of a sample to itself reaches every input value.
+    x = x.requires_grad_()
+    (gradient,) = torch.autograd.grad(network(x, c, label)[2].square().sum(), x)
+    assert not gradient[[0, 1, 3, 4]].any()
+    assert gradient[2].all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scalar_noise_number_equals_one_per_sample(name):
+    for kwargs, label in [({}, None), ({"n_classes": 3}, torch.tensor([0, 2, 1, 3, 0]))]:
+        network = build(name, **kwargs)
+        x, _ = inputs(network)
+        scalar = torch.tensor(0.4, dtype=torch.float64)
+        torch.testing.assert_close(
+            network(x, scalar, label), network(x, scalar.expand(5), label), rtol=1e-11, atol=1e-11
+        )
+        assert (network(x, scalar, label) - network(x, scalar + 0.01, label)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_label_is_the_null_class(name):
+    network = build(name, n_classes=3)
+    x, c = inputs(network)
+    free = network(x, c)
+    torch.testing.assert_close(free, network(x, c, torch.full((5,), 3)), rtol=1e-11, atol=1e-11)
+    for other in range(3):
+        assert (free - network(x, c, torch.full((5,), other))).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="n_classes"):
+        build(name)(x, c, torch.zeros(5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet of squares"])
+def test_gradients_agree_with_finite_differences(name):
+    network = build(name, n_classes=2)
+    x, c = inputs(network, batch=2)
+    label = torch.tensor([0, 2])
+    parameters = dict(network.named_parameters())
+    chosen = ["conditioning.input.weight", "output.bias", "conditioning.labels.weight", "input.bias"]
+
+    def function(x, c, *values):
+        return torch.func.functional_call(network, dict(zip(chosen, values, strict=True)), (x, c, label))
+
+    arguments = [x, c, *(parameters[k].detach() for k in chosen)]
+    assert torch.autograd.gradcheck(function, [a.clone().requires_grad_() for a in arguments], fast_mode=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_types_float32_and_bfloat16_follow_float64(name):
+    network = build(name)
+    x, c = inputs(network)
+    exact = network(x, c)
+    scale = exact.abs().max().item()
+    network.float()
+    low = network(x.float(), c.float())
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.double(), exact, rtol=0, atol=1e-4 * scale)
+    assert network(x, c).dtype == torch.float64  # the type of x, whatever the weights are
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = network(x.float(), c.float())
+    assert mixed.dtype == torch.float32
+    error = (mixed.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert 1e-4 < error < 0.05  # bfloat16 keeps 8 bits: 0.004 a rounding; below 1e-4 autocast would not have acted
+
+
+@pytest.mark.parametrize("size", [(28, 28), (7, 7), (5, 12), (1, 1), (13, 2)])
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_unet_sees_every_pixel_at_any_size(size, patch):
+    # Attention at the coarsest level joins all pixels: each output must depend on each input, also at the borders.
+    torch.manual_seed(0)
+    kwargs = TINY | {"attention": [2]}
+    network = UNet([1, *size], patch=patch, embedding_dim=8, **kwargs).double()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    x = torch.randn(1, 1, *size, dtype=torch.float64)
+    c = torch.tensor(0.1, dtype=torch.float64)
+    changed = [(0, 0), (size[0] - 1, size[1] - 1)]
+    reference = network(x, c)
+    for row, column in changed:
+        moved = x.clone()
+        moved[0, 0, row, column] += 1
+        assert (network(moved, c) != reference).all()
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet"])
+def test_overfits_a_tiny_regression(name):
+    # Eight random images at eight noise levels: 300 steps must explain 99% of the variance of noise-dependent targets.
+    torch.manual_seed(0)
+    network = (
+        MLP([1, 6, 5], width=64, depth=2, embedding_dim=16)
+        if name == "mlp"
+        else UNet([1, 6, 5], channels=16, channel_mult=[1, 2], blocks=1, attention=[1], embedding_dim=16)
+    )
+    x, c = torch.randn(8, 1, 6, 5), torch.linspace(-2, 2, 8)
+    target = x.flip(-1) * torch.sin(3 * c)[:, None, None, None] + torch.randn(8, 1, 6, 5)
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(300):
+        loss = (network(x, c) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 0.01 * target.var().item()
+
+
+def test_dropout_acts_in_training_alone():
+    network = UNet([1, 4, 4], dropout=0.5, embedding_dim=8, **TINY)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.2)
+    x, c = inputs(network, dtype=torch.float32)
+    assert not torch.equal(network(x, c), network(x, c))
+    network.eval()
+    assert torch.equal(network(x, c), network(x, c))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MLP([]), "shape"),
+        (lambda: MLP([0, 3]), "positive"),
+        (lambda: MLP([2], depth=0), "depth"),
+        (lambda: UNet([28, 28]), "3 positive sizes"),
+        (lambda: UNet([1, 8, 8], channel_mult=[]), "channel_mult"),
+        (lambda: UNet([1, 8, 8], patch=0), "patch"),
+        (lambda: UNet([1, 8, 8], attention=[3]), r"levels in 0 … 2, got \[3\]"),
+        (lambda: UNet([1, 8, 8], dropout=1.0), r"\[0, 1\)"),
+        (lambda: MLP([2], width=8)(torch.zeros(4, 3), torch.zeros(4)), r"\[B, 2\], got \[4, 3\]"),
+        (lambda: MLP([2], width=8)(torch.zeros(4, 2), torch.zeros(3)), r"c_noise must be \[\] or \[4\]"),
+    ],
+)
+def test_bad_arguments_name_what_is_allowed(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "low", "high"),
+    [("mlp", [64], 1.8e6, 1.9e6), ("unet_small", [1, 28, 28], 0.3e6, 1.0e6), ("unet", [3, 32, 32], 50e6, 70e6)],
+)
+def test_configurations_build_networks_of_the_stated_size(name, shape, low, high):
+    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    module, cls = settings.pop("_target_").rsplit(".", 1)
+    assert module == networks.__name__
+    assert settings["shape"] == "???"
+    with torch.device("meta"):
+        network = getattr(networks, cls)(**settings | {"shape": shape})
+    assert low < sum(p.numel() for p in network.parameters()) < high

@@ -37,15 +37,15 @@ class Recipe:
     num_features: int
     epochs: int
     shift: int  # pixels, in either direction
-    noise: float  # largest standard deviation of the added noise
+    noise: float  # largest standard deviation of the added noise; more would blind the features to noisy samples
     batch: int = 128
     lr: float = 2e-3
     weight_decay: float = 0.05
 
 
 RECIPES = {
-    "digits": Recipe(widths=(32, 64), num_features=64, epochs=80, shift=1, noise=0.3),
-    "mnist": Recipe(widths=(16, 32, 64, 64), num_features=128, epochs=12, shift=2, noise=0.3),
+    "digits": Recipe(widths=(32, 64), num_features=64, epochs=80, shift=1, noise=0.1),
+    "mnist": Recipe(widths=(16, 32, 64, 64), num_features=128, epochs=12, shift=2, noise=0.1),
 }
 
 

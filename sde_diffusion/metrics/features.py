@@ -141,7 +141,7 @@ def read_classifier(path: Path, name: str = "classifier") -> Classifier:
         with safe_open(path, "pt") as file:
             architecture = json.loads(file.metadata()["architecture"])
             model = Classifier(**architecture, name=name)
-            model.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118
+            model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"no classifier weights at {path}; python -m benchmarks.train_classifiers makes them") from None
     except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:

@@ -107,3 +107,12 @@ def test_conditioning_adds_the_embedding_of_the_label_to_that_of_the_noise():
 def test_bad_arguments_name_what_is_allowed(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("embedding", [PositionalEmbedding(64), FourierEmbedding(64)])
+def test_default_features_move_with_a_hundredth_of_the_noise_number(embedding):
+    # Root-mean-square change of unit features; frequencies 1 … 10⁻⁴, made for steps 0 … 999, would move by 0.0025.
+    c = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    change = (embedding(c + 0.01) - embedding(c)).square().mean(1).sqrt()
+    assert change.min() > 0.02
+    assert change.max() < 0.2  # and smoothly: neighbours share their features

@@ -14,7 +14,47 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser.base import Denoiser, Prediction
-from sde_diffusion.sde import SDE, Time, float64
+from sde_diffusion.sde import SDE, Time, expand, float64
+
+
+class ExactPrediction(Prediction):
+    """A belief of which x0 and the score are both known to float64, each cast to the state's type on its own.
+
+    (x_t - alpha x0) / sigma^2 would lose the digits of x_t and x0 divided by sigma^2: in float32, on the rectified path
+    at t = 1e-5, all of them.
+
+    Args:
+        sde: The path.
+        x_t: State, [B, *].
+        t: Time, [] or [B].
+        x0: E[x_0 | x_t], [B, *], float64.
+        score: grad log q_t(x_t), [B, *], float64.
+    """
+
+    def __init__(self, sde: SDE, x_t: Tensor, t: Time, x0: Tensor, score: Tensor) -> None:
+        super().__init__(sde, x_t, t, x0.to(x_t.dtype))
+        self._x0 = x0
+        self._score = score
+
+    @property
+    def eps(self) -> Tensor:
+        """Expected noise -sigma score, [B, *]."""
+        return self._eps().to(self.x_t.dtype)
+
+    @property
+    def score(self) -> Tensor:
+        """Score grad log q_t(x_t), [B, *]."""
+        return self._score.to(self.x_t.dtype)
+
+    @property
+    def velocity(self) -> Tensor:
+        """Velocity of the probability flow alpha' x0 + sigma' eps, [B, *]."""
+        alpha_rate = expand(self.sde.alpha_rate(self.t), self._x0)
+        sigma_rate = expand(self.sde.sigma_rate(self.t), self._x0)
+        return (alpha_rate * self._x0 + sigma_rate * self._eps()).to(self.x_t.dtype)
+
+    def _eps(self) -> Tensor:
+        return -expand(self.sde.sigma(self.t), self._score) * self._score
 
 
 class GaussianMixtureDenoiser(Denoiser):
@@ -60,9 +100,10 @@ class GaussianMixtureDenoiser(Denoiser):
         alpha, sigma = self._scales(t)
         offset, variance = self._marginals(x_t, alpha, sigma)
         responsibility = self._joint_log_prob(offset, variance).softmax(1)
-        gain = alpha * self.stds.square() / variance
-        x0 = torch.einsum("bk,bkd->bd", responsibility, (self.means + gain * offset).flatten(2))
-        return Prediction(self.sde, x_t, t, x0.reshape(x_t.shape).to(x_t.dtype))
+        pull = offset / variance  # minus each component's own score
+        means = self.means + alpha * self.stds.square() * pull
+        x0, score = (torch.einsum("bk,bkd->bd", responsibility, v.flatten(2)) for v in (means, -pull))
+        return ExactPrediction(self.sde, x_t, t, x0.reshape(x_t.shape), score.reshape(x_t.shape))
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """Exact log-density of the marginal q_t, in nats.
@@ -174,7 +215,9 @@ class EmpiricalDenoiser(Denoiser):
             mass = mass * rescale + weights.sum(1, keepdim=True)
             total = total * rescale + weights @ points
             top = new_top
-        return Prediction(self.sde, x_t, t, (total / mass).reshape(x_t.shape).to(x_t.dtype))
+        x0 = total / mass
+        score = (alpha * x0 - x) / sigma.square()
+        return ExactPrediction(self.sde, x_t, t, x0.reshape(x_t.shape), score.reshape(x_t.shape))
 
 
 def _fit(std: Tensor, mean: Tensor, name: str) -> Tensor:

@@ -170,7 +170,7 @@ class Checkerboard(Density):
         x = x.double()
         cell = ((x + 1) * (self.cells / 2)).floor()
         dark = (cell.sum(-1) % 2 == 0) & (x.abs() <= 1).all(-1)
-        return torch.where(dark, -math.log(2.0), -math.inf).double()
+        return torch.where(dark, x.new_tensor(-math.log(2.0)), -math.inf)
 
 
 class Curves(Density):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ Batch = dict[str, Tensor]
 
 
 class Shuffled:
-    """Training order: batches of indices that are a pure function of (seed, epoch).
+    """Training order: an endless stream of batches of indices; the k-th is a pure function of (seed, k).
 
-    An epoch is one permutation of the data, or as many back to back as make ``min_batches`` full batches: small data
-    sets would otherwise pay the cost of an epoch's end every few steps. The incomplete batch at the end is dropped.
-    Rank r of w processes takes every w-th index from the r-th, so that the processes' k-th batches together are the
-    k-th batch of size ``w * batch_size`` of the common order.
+    The stream falls into epochs, each a pure function of (seed, epoch). An epoch is one permutation of the data, or as
+    many back to back as make ``min_batches`` full batches: small data sets would otherwise pay the cost of an epoch's
+    end every few steps. The incomplete batch at its end is dropped. Rank r of w processes takes every w-th index from
+    the r-th, so that the processes' k-th batches together are the k-th batch of size ``w * batch_size`` of one order.
 
     Args:
         n: number of items, at least 1.
@@ -41,22 +42,26 @@ class Shuffled:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives; Lightning calls this."""
+        """Choose the epoch at which the stream starts, where nothing else says so."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.repeat * self.n // (self.batch_size * self.world)
 
-    def indices(self) -> Tensor:
-        """This epoch's int64 indices on this rank, [len(self), batch_size]."""
-        seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0]
+    def indices(self, epoch: int) -> Tensor:
+        """The int64 indices of an epoch on this rank, [len(self), batch_size]."""
+        seed = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed))
         order = torch.cat([torch.randperm(self.n, generator=generator) for _ in range(self.repeat)])
         own = order[self.rank :: self.world][: len(self) * self.batch_size]
         return own.view(len(self), self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.indices())
+    def stream(self, first: int | None = None) -> Iterator[Tensor]:
+        """The batches from the ``first`` on, counted over all epochs; None: from the start of the epoch set."""
+        epoch, skipped = (self.epoch, 0) if first is None else divmod(first, len(self))
+        while True:
+            yield from self.indices(epoch)[skipped:]
+            epoch, skipped = epoch + 1, 0
 
     def describe(self) -> dict[str, int]:
         """What the order depends on, apart from the epoch."""
@@ -77,33 +82,42 @@ class InOrder:
     def __len__(self) -> int:
         return -(-len(self.own) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter([self.own[at : at + self.batch_size] for at in range(0, len(self.own), self.batch_size)])
+    def stream(self, first: int | None = None) -> Iterator[Tensor]:
+        """The batches from the ``first`` on."""
+        for at in range((first or 0) * self.batch_size, len(self.own), self.batch_size):
+            yield self.own[at : at + self.batch_size]
+
+    def describe(self) -> dict[str, int]:
+        """What the order depends on."""
+        return {"n": len(self.own), "batch_size": self.batch_size}
 
 
 class Loader:
     """An iterable of batches that takes the place of ``torch.utils.data.DataLoader``.
 
-    Batches are made when they are asked for, so the epoch and the batches already done are read at the first of them,
-    after Lightning has settled both. This is what makes a run resumed in mid-epoch see the batches of the unbroken one.
+    Batches are made when they are asked for, and where in the stream to start is asked at the first of them, after
+    Lightning has settled its count of batches. This is what makes a stopped and resumed run see the batches of the
+    unbroken one, wherever it stopped.
 
     Args:
-        sampler: gives the index tensor of each batch; Lightning calls its ``set_epoch``, if it has one.
+        sampler: gives the index tensor of each batch.
         fetch: makes the batch of an index tensor.
-        done: how many batches of this epoch to skip, asked at the first batch.
+        first: the batch of the stream to start from, counted over all epochs; None: from the sampler's epoch.
         ahead: make the next batch in a thread meanwhile (for data that is read from files).
         pin: put batches in page-locked memory, from which copies to a GPU do not wait.
     """
+
+    batch_sampler = None  # as on a DataLoader whose sampler gives whole batches; Lightning looks at both
 
     def __init__(
         self,
         sampler: Shuffled | InOrder,
         fetch: Callable[[Tensor], Batch],
-        done: Callable[[], int] = int,
+        first: Callable[[], int | None] = lambda: None,
         ahead: bool = False,
         pin: bool = False,
     ) -> None:
-        self.sampler, self.fetch, self.done, self.ahead, self.pin = sampler, fetch, done, ahead, pin
+        self.sampler, self.fetch, self.first, self.ahead, self.pin = sampler, fetch, first, ahead, pin
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -113,7 +127,7 @@ class Loader:
         return {key: value.pin_memory() for key, value in batch.items()} if self.pin else batch
 
     def __iter__(self) -> Iterator[Batch]:
-        indices = list(self.sampler)[self.done() :]
+        indices = islice(self.sampler.stream(self.first()), len(self))
         if not self.ahead:
             yield from map(self._make, indices)
             return
@@ -131,7 +145,7 @@ class Loader:
     # that can resume in mid-epoch. The count is Lightning's; kept here is the order that the count refers to.
     def state_dict(self) -> dict[str, Any]:
         """The order that a count of batches refers to."""
-        return self.sampler.describe() if isinstance(self.sampler, Shuffled) else {}
+        return self.sampler.describe()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Say so where the order is no longer that of the checkpoint."""
@@ -139,6 +153,6 @@ class Loader:
         changed = [f"{key} {state[key]} -> {now[key]}" for key in now if key in state and state[key] != now[key]]
         if changed:
             log.warning(
-                "Resumed with another order of the data (%s): the rest of this epoch differs from the unbroken run's.",
+                "Resumed with another order of the data (%s): the batches differ from those of the unbroken run.",
                 ", ".join(changed),
             )

@@ -165,28 +165,38 @@ class DataModule(LightningDataModule):
         batch["x"] = torch.where(mirrored, batch["x"].flip(-1), batch["x"])
         return batch
 
-    def _loader(self, sampler: Shuffled | InOrder, fetch: Callable[[Tensor], Batch], done: Callable[[], int]) -> Loader:
+    def _loader(
+        self,
+        sampler: Shuffled | InOrder,
+        fetch: Callable[[Tensor], Batch],
+        first: Callable[[], int | None] = lambda: None,
+    ) -> Loader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return Loader(sampler, fetch, done, ahead=self.in_files, pin=on_gpu)
+        return Loader(sampler, fetch, first, ahead=self.in_files, pin=on_gpu)
 
     @property
     def _process(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def train_dataloader(self) -> Loader:
-        """Shuffled batches without end effects; skips what a resumed run has already seen of its epoch."""
+        """Shuffled full batches; in a resumed run, from where the stopped one left off."""
         n = len(self.splits["train"]) * (2 if self.flip else 1)
         sampler = Shuffled(n, self.batch_size, self.seed, self.min_batches_per_epoch, *self._process)
         return self._loader(sampler, self.train_batch, self._batches_done)
 
-    def _batches_done(self) -> int:
+    def _batches_done(self) -> int | None:
+        """Batches that the run has been trained on, over all epochs and restarts; None outside training.
+
+        The total is right where a count within the epoch is not: a run that reached max_steps has its broken epoch
+        booked as a whole one, and the count of started batches includes one that a crash left undone.
+        """
         if self.trainer is None or not self.trainer.training:
-            return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            return None
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
     def _in_order(self, name: str) -> Loader:
         split = self.splits[name]
-        return self._loader(InOrder(len(split), self.batch_size, *self._process), split.batch, int)
+        return self._loader(InOrder(len(split), self.batch_size, *self._process), split.batch)
 
     def val_dataloader(self) -> Loader:
         """The validation split in order, the last batch possibly smaller."""

@@ -52,9 +52,10 @@ def _find(target: str) -> type:
 
 
 def _call(cls: type, arguments: dict[str, Any]) -> Any:
-    allowed = [name for name in inspect.signature(cls).parameters if name != "self"]
+    parameters = inspect.signature(cls).parameters
+    allowed = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     unknown = [name for name in arguments if name not in allowed]
-    if unknown:
+    if unknown and len(allowed) == len(parameters):
         raise UserError(f"{cls.__name__} takes no {', '.join(unknown)}; it takes {', '.join(allowed)}")
     try:
         return cls(**arguments)

@@ -78,6 +78,11 @@ class EMA(WeightAveraging):
         if self._swapped:
             self._swap(pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the model; the raw weights are kept, for a last checkpoint to go on from."""
+        if not self._swapped:
+            self._swap(pl_module)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the raw weights back if the exception came in the middle of a validation."""
         if self._swapped:

@@ -59,11 +59,3 @@ class Objective:
         error = (prediction.output - target).flatten(1).square().mean(1)
         loss: Tensor = weight.to(error) * error
         return loss
-
-    def sample(
-        self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None = None, **conditions: Any
-    ) -> Tensor:
-        """Loss of each sample, [B], at times and noise drawn from the generator; see `__call__`."""
-        t = self.times(denoiser.sde, len(x0), generator)
-        noise = torch.empty_like(x0).normal_(generator=generator)
-        return self(denoiser, x0, t, noise, **conditions)

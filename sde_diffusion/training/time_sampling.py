@@ -38,14 +38,13 @@ class TimeSampling(ABC):
         """
         return torch.ones_like(t)
 
-    def __call__(self, sde: SDE, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n times, [n], float64, on the generator's device (the CPU if there is none)."""
-        device = generator.device if generator is not None else None
+    def __call__(self, sde: SDE, n: int, device: torch.device | str = "cpu") -> Tensor:
+        """Draw n times with torch's global generator, [n], float64, on the device."""
         if self.stratified:
-            shift = torch.rand((), dtype=torch.float64, generator=generator, device=device)
-            u = (torch.arange(n, dtype=torch.float64, device=device) / n + shift) % 1
+            u = torch.arange(n, dtype=torch.float64, device=device) / n
+            u = (u + torch.rand((), dtype=torch.float64, device=device)) % 1
         else:
-            u = torch.rand(n, dtype=torch.float64, generator=generator, device=device)
+            u = torch.rand(n, dtype=torch.float64, device=device)
         return self.icdf(sde, u)
 
     def strata(self, sde: SDE, n: int) -> Tensor:

@@ -1,0 +1,149 @@
+"""What the commands share: Hydra with this package's configurations, and errors that a person can act on."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from sde_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sde_diffusion.training.module import ScoreModel
+
+log = logging.getLogger(__name__)
+
+
+def config_folder() -> Path:
+    """The folder of configurations: `conf/` of the source tree, or `sde_diffusion/conf` of an installed package."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise UserError(f"no configurations found beside {package}: reinstall sde_diffusion")
+
+
+def run_folder(ckpt: str | None, default: str) -> str:
+    """Where a training run goes: on resuming, the folder of the run that wrote RUN/checkpoints/NAME.ckpt."""
+    if ckpt and Path(ckpt).parent.name == "checkpoints":
+        return str(Path(ckpt).parent.parent)
+    return default
+
+
+def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Run a command: compose its configuration from `sys.argv`, call the task, and turn mistakes into messages.
+
+    Exits with status 1 and one message on a user's mistake, with 130 on Ctrl-C.
+    """
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    # Hydra then raises its own errors instead of printing them, and they are told below.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with telling():
+
+        @functools.wraps(task)
+        def told(cfg: DictConfig) -> Any:
+            with telling():  # inside Hydra too, which would print its own report of an exception that passes through
+                return task(cfg)
+
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(told)()
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Turn a user's mistake into one message and exit status 1, and Ctrl-C into status 130."""
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error))
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or str(error).split(":")[-1].strip()
+        _fail(f"{key} is needed: give {key}=VALUE (see --help)")
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error))
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        log.warning("interrupted")
+        sys.exit(130)
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as plain containers, interpolations resolved.
+
+    Raises:
+        UserError: If a value that must be given is missing.
+    """
+    if not isinstance(node, DictConfig | ListConfig):
+        return node
+    missing = sorted(OmegaConf.missing_keys(node))
+    if missing:
+        prefix = node._get_full_key(None)
+        keys = [f"{prefix}.{key}" if prefix else key for key in missing]
+        raise UserError(f"{', '.join(keys)} must be given: add {' '.join(f'{key}=VALUE' for key in keys)}")
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _explain(error: BaseException) -> str:
+    """Hydra's message, and for an unknown key the keys that are allowed there."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(
+            getattr(cause, "parent_node", None), DictConfig
+        ):
+            parent: DictConfig = cause.parent_node
+            if getattr(cause, "key", None) is not None and cause.key not in parent:
+                where = parent._get_full_key(None)
+                allowed = ", ".join(sorted(str(key) for key in parent))
+                place = f" in {where}" if where else ""
+                return f"unknown key {cause.full_key or cause.key!r}; allowed{place}: {allowed}"
+        cause = cause.__cause__
+    return str(error).strip()
+
+
+def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
+    """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one).
+
+    Raises:
+        UserError: If the checkpoint cannot be read, or the device is not there.
+    """
+    import torch
+
+    from sde_diffusion.training.module import ScoreModel
+
+    name = cfg.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} is not available here; take device=cpu, or device=auto") from error
+    return ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device), device
+
+
+def check_seeds(seed: int, n: int) -> range:
+    """The seeds of n samples, seed, seed + 1, ...
+
+    Raises:
+        UserError: If n is not a positive whole number or seed is not a whole number.
+    """
+    if not isinstance(n, int) or not isinstance(seed, int) or n < 1:
+        raise UserError(f"n must be a whole number of at least 1 and seed a whole number; got n={n}, seed={seed}")
+    return range(seed, seed + n)

@@ -1,0 +1,123 @@
+"""`python -m sde_diffusion.evaluate ckpt=PATH sampler=ode n=2000 out=DIR`: how good are a checkpoint's samples?"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from sde_diffusion import __version__, pictures
+from sde_diffusion.cli import check_seeds, command, load_model, plain
+from sde_diffusion.config import build
+from sde_diffusion.files import fresh, writing
+from sde_diffusion.sampling.batches import sample_in_batches
+
+if TYPE_CHECKING:
+    from sde_diffusion.metrics import FrechetDistance
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Sample from a checkpoint and compare with a split of its data; writes `metrics.json` and `grid.png`.
+
+    The Fréchet distance of the training split to the same split is printed beside the samples': the floor that the
+    data themselves reach at these sizes.
+
+    Args:
+        cfg: The composed configuration of conf/evaluate.yaml.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
+    """
+    from sde_diffusion.metrics import FrechetDistance, extractor_names, load_extractor
+
+    out = Path(HydraConfig.get().runtime.output_dir)
+    result = fresh(out / "metrics.json", cfg.overwrite)
+    seeds = check_seeds(cfg.seed, cfg.n)
+    model, device = load_model(cfg)
+    given = {key: value for key, value in plain(cfg.data).items() if value is not None}
+    data = build({**model.data["config"], **given}).prepare()
+    name = cfg.extractor or (data.name if data.name in extractor_names() else "pixels")
+    metric = FrechetDistance(load_extractor(name, data.shape), reset_real_features=False).to(device)
+    _add(metric, data.tensor(cfg.split), device, real=True)
+
+    begin = time.perf_counter()
+    labels = _class_frequencies(model.hparams["n_classes"], cfg.n, device)
+    parts = []
+    nfe = 0
+    for batch in sample_in_batches(
+        build(plain(cfg.sampler)), model.denoiser, model.data["shape"], seeds, cfg.batch_size, labels, device=device
+    ):
+        parts.append(batch.x)
+        nfe = max(nfe, batch.nfe)
+    x = torch.cat(parts)
+    sampling = time.perf_counter() - begin
+
+    begin = time.perf_counter()
+    _add(metric, as_data(x, data.levels), device, real=False)
+    distance = float(metric.compute())
+    metric.reset()
+    _add(metric, data.tensor("train"), device, real=False)
+    floor = float(metric.compute())
+    scoring = time.perf_counter() - begin
+
+    metrics = {
+        "frechet_distance": distance,
+        "frechet_distance_train": floor,
+        "ratio": distance / floor,
+        "extractor": name,
+        "data": data.name,
+        "split": cfg.split,
+        "n": len(x),
+        "n_reference": len(data.split(cfg.split)),
+        "nfe": nfe,
+        "sampler": plain(cfg.sampler),
+        "seeds": [seeds[0], seeds[-1]],
+        "seconds_sampling": sampling,
+        "seconds_scoring": scoring,
+        "ckpt": str(cfg.ckpt),
+        "version": __version__,
+    }
+    pictures.save(pictures.draw(x[:256]), out / "grid.png")
+    with writing(result) as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    log.info("Fréchet distance to the %s split (%s features, %d samples): %.3f", cfg.split, name, len(x), distance)
+    log.info("  of the training split, the floor: %.3f; ratio %.2f", floor, distance / floor)
+    log.info("  %d network passes a sample, %.1f s sampling, %.1f s scoring", nfe, sampling, scoring)
+    log.info("%s\n%s", result, out / "grid.png")
+    return metrics
+
+
+def as_data(x: torch.Tensor, levels: int | None) -> torch.Tensor:
+    """Samples as data would be stored: clamped to [-1, 1] and rounded to the levels, if the data have levels."""
+    if levels is None:
+        return x
+    return x.clamp(-1, 1).add(1).mul((levels - 1) / 2).round().mul(2 / (levels - 1)).sub(1)
+
+
+def _add(metric: FrechetDistance, x: torch.Tensor, device: torch.device, real: bool, batch_size: int = 1000) -> None:
+    for start in range(0, len(x), batch_size):
+        metric.update(x[start : start + batch_size].to(device), real=real)
+
+
+def _class_frequencies(n_classes: int, n: int, device: torch.device) -> torch.Tensor | None:
+    return torch.arange(n, device=device) % n_classes if n_classes else None
+
+
+def main() -> None:
+    """Entry point of the command."""
+    command("evaluate", evaluate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Files that are written whole or not at all, and folders that are not overwritten by accident."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sde_diffusion.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, and rename it to `path` if the block ends well.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fresh(path: Path, overwrite: bool) -> Path:
+    """See that a result does not stand there already.
+
+    Raises:
+        UserError: If it does and overwrite is not set.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; choose another folder with out=DIR, or set overwrite=true")
+    return path

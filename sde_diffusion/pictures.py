@@ -1,0 +1,111 @@
+"""Pictures a person can look at: grids of images, scatter plots of points, loss curves."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sde_diffusion.files import writing
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images on [-1, 1] as integers on 0 ... 255, clamped, then rounded: round(127.5 (x + 1)).
+
+    Args:
+        x: [B, C, H, W], float.
+
+    Returns:
+        [B, H, W, C], uint8.
+    """
+    return (x.float().add(1).mul(127.5)).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu().contiguous()
+
+
+def image_grid(images: Tensor, min_side: int = 320) -> Image.Image:
+    """A square-ish grid of images with a thin border, small images enlarged to whole multiples.
+
+    Args:
+        images: [B, H, W, C], uint8. Three or more channels show as the first three colours, fewer as the first in grey.
+        min_side: Least width of the grid in pixels.
+
+    Returns:
+        The picture.
+    """
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    zoom = max(1, math.ceil(min_side / (columns * (width + 1))))
+    tiles = np.full((rows * columns, height * zoom + 1, width * zoom + 1, 3), 64, dtype=np.uint8)
+    colours = images[..., :3] if channels >= 3 else images[..., :1].expand(-1, -1, -1, 3)
+    tiles[:n, :-1, :-1] = colours.numpy().repeat(zoom, axis=1).repeat(zoom, axis=2)
+    tiles = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    return Image.fromarray(tiles.reshape(rows * tiles.shape[1], -1, 3))
+
+
+def scatter(points: Tensor, reference: Tensor | None = None) -> Image.Image:
+    """A scatter plot of the first two coordinates, over those of reference data where given.
+
+    Args:
+        points: [B, D], D >= 1.
+        reference: [N, D] or None.
+
+    Returns:
+        The picture.
+    """
+    figure, axes = _figure((4.5, 4.5))
+    for data, colour, label in ((reference, "0.75", "data"), (points, "tab:blue", "samples")):
+        if data is not None:
+            x = data.detach().float().cpu()
+            axes.plot(x[:, 0], x[:, min(1, x.shape[1] - 1)], ".", color=colour, markersize=2, label=label)
+    axes.set_aspect("equal")
+    axes.legend(loc="upper right")
+    return _render(figure)
+
+
+def draw(x: Tensor) -> Image.Image:
+    """A picture of a batch: a grid for images [B, C, H, W], a scatter plot for vectors [B, D]."""
+    return image_grid(to_uint8(x)) if x.ndim == 4 else scatter(x.flatten(1))
+
+
+def loss_plot(metrics_csv: Path) -> Image.Image:
+    """Training and validation loss over steps, from the `metrics.csv` of a run."""
+    figure, axes = _figure((6.0, 4.0))
+    with metrics_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for key, colour in (("train/loss", "0.6"), ("val/loss", "tab:blue")):
+        curve = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
+        if curve:
+            axes.plot(*zip(*curve, strict=True), label=key, color=colour)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_yscale("log")
+    axes.legend()
+    return _render(figure)
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    with writing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+    # Matplotlib costs half a second: imported where a plot is drawn. No pyplot: no global state, no display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    return figure, figure.subplots()
+
+
+def _render(figure: Any) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -1,0 +1,208 @@
+"""`python -m sde_diffusion.train sde=vp`: train a score model.
+
+Composes the configuration, measures the data, builds the model, lets Lightning train it, and leaves a folder with the
+configuration, log, metrics, checkpoints, sample grids and a loss plot.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from sde_diffusion.cli import command, plain
+from sde_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from sde_diffusion.training.module import ScoreModel
+
+log = logging.getLogger(__name__)
+
+MODEL_GROUPS = ("sde", "network", "denoiser", "objective", "data", "model", "sampler", "trainer", "seed", "conditional")
+"""What of a run's configuration its checkpoint keeps, and a resumed run takes from there."""
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train as configured.
+
+    Args:
+        cfg: The composed configuration of conf/train.yaml.
+
+    Returns:
+        The last values of the logged metrics.
+
+    Raises:
+        UserError: If something in the configuration, the data or the checkpoint does not allow it.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    _refuse(cfg, folder)
+
+    import lightning.pytorch as pl
+
+    _quiet()
+    if cfg.ckpt:
+        cfg = _resumed(cfg)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    data, model = build_model(cfg)
+    trainer = _trainer(cfg, model, folder)
+    if trainer.is_global_zero:
+        OmegaConf.save(cfg, folder / "config.yaml")
+        _announce(cfg, model, data, folder)
+    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer.save_checkpoint(last)
+    if trainer.is_global_zero:
+        _conclude(folder, last)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
+    """The data module and the model of a configuration, with what the data decide filled in (cfg is completed).
+
+    Args:
+        cfg: The composed configuration; `network.shape`, `network.n_classes` and a null `denoiser.sigma_data` are set.
+
+    Returns:
+        (data module, model).
+
+    Raises:
+        UserError: If the configuration or the data do not allow it.
+    """
+    from sde_diffusion.config import build
+    from sde_diffusion.training.module import ScoreModel
+
+    data = build(plain(cfg.data)).prepare()
+    n_classes = data.n_classes if cfg.conditional else 0
+    if cfg.conditional and not n_classes:
+        raise UserError(f"conditional=true needs labels, and {data.name} has none")
+    with open_dict(cfg):
+        cfg.network.shape = list(data.shape)
+        cfg.network.n_classes = n_classes
+        if cfg.denoiser.sigma_data is None:
+            cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
+    model = ScoreModel(
+        denoiser=plain(cfg.denoiser),
+        objective=plain(cfg.objective),
+        data=data.describe(),
+        n_classes=n_classes,
+        seed=cfg.seed,
+        **plain(cfg.model),
+    )
+    model.run = {key: plain(cfg[key]) for key in MODEL_GROUPS}
+    return data, model
+
+
+def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
+    from hydra.utils import instantiate
+    from lightning.pytorch import Trainer
+
+    from sde_diffusion.config import build
+
+    sampler = build(plain(cfg.sampler))
+    callbacks = []
+    for node in cfg.callbacks.values():
+        if node is not None:
+            extra = {"sampler": sampler} if "sampler" in node else {}
+            callbacks.append(instantiate(node, **extra, _convert_="all"))
+    loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
+    options = plain(cfg.trainer)
+    try:
+        return Trainer(default_root_dir=folder, callbacks=callbacks, logger=loggers, **options)
+    except (TypeError, ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException is a ValueError
+        raise UserError(f"trainer: {error}") from error
+
+
+def _refuse(cfg: DictConfig, folder: Path) -> None:
+    hydra = HydraConfig.get()
+    if (
+        hydra.mode == RunMode.MULTIRUN
+        and "ddp" in str(cfg.trainer.strategy)
+        and "spawn" not in str(cfg.trainer.strategy)
+    ):
+        raise UserError(
+            "a multirun with trainer.strategy=ddp would start the whole sweep again in every process: take "
+            "trainer.strategy=ddp_spawn, or one process per run with a wandb sweep"
+        )
+    if not cfg.ckpt and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("*.ckpt")):
+        raise UserError(
+            f"{folder} holds a run already: resume it with ckpt={folder / 'checkpoints' / 'last.ckpt'}, or choose "
+            "another folder with hydra.run.dir=DIR"
+        )
+
+
+def _quiet() -> None:
+    """Only the first process writes the log, and Lightning's own chatter stays out of it."""
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:
+        logging.getLogger().handlers.clear()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # torch's to Lightning
+
+
+def _resumed(cfg: DictConfig) -> DictConfig:
+    """The configuration of the checkpoint's run, changed where the command line says so."""
+    from sde_diffusion.training.checkpoint import read_checkpoint
+
+    kept = read_checkpoint(cfg.ckpt)["sde_diffusion"].get("run")
+    if not kept:
+        raise UserError(f"{cfg.ckpt} keeps no configuration of its run: it was not written by sde_diffusion.train")
+    resumed = cfg.copy()
+    with open_dict(resumed):
+        for key in MODEL_GROUPS:
+            resumed[key] = kept[key]
+        for override in HydraConfig.get().overrides.task:
+            key = override.split("=")[0].lstrip("+~").split("@")[0]
+            if key.split(".")[0] in MODEL_GROUPS:
+                OmegaConf.update(resumed, key, OmegaConf.select(cfg, key), force_add=True)
+    return resumed
+
+
+def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
+    parameters = sum(p.numel() for p in model.denoiser.parameters())
+    log.info("data     %s: %d training items of shape %s", data.name, len(data.split("train")), list(data.shape))
+    log.info("path     %s", model.denoiser.sde)
+    log.info(
+        "model    %s, %s parameters, prediction %s", cfg.network._target_, f"{parameters:,}", cfg.denoiser.prediction
+    )
+    log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
+
+
+def _conclude(folder: Path, last: Path) -> None:
+    from sde_diffusion import pictures
+
+    metrics = folder / "metrics.csv"
+    if metrics.is_file():
+        pictures.save(pictures.loss_plot(metrics), folder / "loss.png")
+    log.info("")
+    log.info("Done. In %s:", folder)
+    for name, what in (
+        ("checkpoints/", "last.ckpt and best.ckpt (lowest validation loss), each complete in itself"),
+        ("samples/", "sample grids along the way"),
+        ("loss.png", "training and validation loss, numbers in metrics.csv"),
+        ("config.yaml", "the whole configuration, and train.log"),
+    ):
+        log.info("  %-13s %s", name, what)
+    ckpt = shlex.quote(str(last))
+    log.info("Next:")
+    log.info("  python -m sde_diffusion.sample ckpt=%s n=64", ckpt)
+    log.info("  python -m sde_diffusion.evaluate ckpt=%s", ckpt)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    command("train", train)
+
+
+if __name__ == "__main__":
+    main()

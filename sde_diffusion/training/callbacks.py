@@ -1,0 +1,206 @@
+"""Callbacks: a sample grid every so often, a stop when the loss is no number, a progress bar over the whole run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sde_diffusion import pictures
+from sde_diffusion.errors import UserError
+from sde_diffusion.sampling import Sampler
+from sde_diffusion.training.module import ScoreModel
+
+log = logging.getLogger(__name__)
+
+
+class SampleGrid(Callback):
+    """Draw samples of the averaged weights at every `every_n_validations`-th validation, from the same seeds.
+
+    Written to `folder/step-N.png`, and to every logger that takes images (wandb).
+
+    Args:
+        folder: Where the pictures go.
+        sampler: The sampler.
+        n: How many samples.
+        every_n_validations: How often, at least 1.
+
+    Raises:
+        ValueError: If n or every_n_validations is less than 1.
+    """
+
+    def __init__(self, folder: str | Path, sampler: Sampler, n: int = 64, every_n_validations: int = 1) -> None:
+        if n < 1 or every_n_validations < 1:
+            raise ValueError(f"n and every_n_validations must be at least 1; got {n} and {every_n_validations}")
+        self.folder = Path(folder)
+        self.sampler = sampler
+        self.n = n
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw at the first batch: every callback, EMA among them, has prepared the validation by then."""
+        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        self._validations += 1
+        if self._validations % self.every_n_validations:
+            return
+        assert isinstance(pl_module, ScoreModel)
+        shape = batch["x"].shape[1:]
+        conditions = {}
+        if n_classes := pl_module.hparams.get("n_classes"):
+            conditions["label"] = torch.arange(self.n, device=pl_module.device) % n_classes
+        state = torch.random.get_rng_state()
+        picture = pictures.draw(self.sampler(pl_module.denoiser, (self.n, *shape), **conditions).x)
+        torch.random.set_rng_state(state)
+        pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
+        for logger in trainer.loggers:
+            if (log_image := getattr(logger, "log_image", None)) is not None:
+                log_image(key="samples", images=[picture], step=trainer.global_step)
+
+
+class StopOnNonFinite(Callback):
+    """Stop when the loss or a weight is no longer a finite number, before it reaches a checkpoint.
+
+    The loss is looked at each step on the CPU and every `every_n_steps` on a GPU, where looking means waiting; the
+    weights before each checkpoint is written.
+
+    Args:
+        every_n_steps: How often to look on a GPU, at least 1.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1; got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss."""
+        if pl_module.device.type != "cpu" and trainer.global_step % self.every_n_steps:
+            return
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise _diverged(trainer, f"the loss became {loss}")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look at the weights."""
+        norms = torch._foreach_norm([p.detach() for p in pl_module.parameters()])
+        if not bool(torch.isfinite(torch.stack(norms)).all()):
+            raise _diverged(trainer, "the weights became infinite or NaN")
+
+
+def _diverged(trainer: Trainer, what: str) -> UserError:
+    return UserError(
+        f"{what} at step {trainer.global_step}: training stopped, and the checkpoints written before are kept. Try a "
+        "smaller model.lr, more model.warmup_steps, a smaller trainer.gradient_clip_val, or trainer.precision=32-true; "
+        "look also at the data for values far outside [-1, 1]"
+    )
+
+
+class TrainingProgress(ProgressBar):
+    """One bar over all steps of the run: step, loss, validation loss, images/s, time left; a log line a validation.
+
+    Where no terminal is there to draw on, the log lines remain.
+
+    Args:
+        refresh_every: Steps between updates of the bar.
+    """
+
+    def __init__(self, refresh_every: int = 20) -> None:
+        super().__init__()
+        self.refresh_every = refresh_every
+        self._enabled = True
+        self._progress: Progress | None = None
+        self._images = 0
+        self._since = 0.0
+        self._rate = 0.0
+
+    def disable(self) -> None:
+        """Turn the bar off (Lightning calls this on all processes but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Turn the bar on."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the bar."""
+        self._since, self._images = time.perf_counter(), 0
+        if not self._enabled:
+            return
+        self._progress = Progress(
+            TextColumn("step {task.completed:,.0f}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            refresh_per_second=4,
+            transient=True,
+        )
+        self._progress.disable = not self._progress.console.is_terminal
+        steps = float(trainer.estimated_stepping_batches)
+        self._task = self._progress.add_task(
+            "train", total=steps if math.isfinite(steps) else None, completed=trainer.global_step, metrics=""
+        )
+        self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count images, and now and then update the bar."""
+        self._images += len(batch["x"]) * trainer.world_size
+        if self._progress is None or trainer.global_step % self.refresh_every:
+            return
+        self._measure()
+        self._progress.update(self._task, completed=trainer.global_step, metrics=self._text(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave a line that stays, and do not count the validation's time as training."""
+        if self._enabled and not trainer.sanity_checking and trainer.training:
+            log.info("step %7d  %s", trainer.global_step, self._text(trainer))
+        self._since, self._images = time.perf_counter(), 0
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the bar away."""
+        self._stop()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure before the validation begins."""
+        self._measure()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _measure(self) -> None:
+        seconds = time.perf_counter() - self._since
+        if self._images and seconds > 0:
+            self._rate = self._images / seconds
+        self._since, self._images = time.perf_counter(), 0
+
+    def _text(self, trainer: Trainer) -> str:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = [
+            f"{name} {metrics[key]:.4f}"
+            for name, key in (("loss", "train/loss"), ("val", "val/loss"))
+            if key in metrics
+        ]
+        return "  ".join([*shown, f"{self._rate:,.0f} images/s"])

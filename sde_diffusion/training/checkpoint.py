@@ -1,0 +1,48 @@
+"""Reading checkpoints: as data, never as code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sde_diffusion.errors import UserError
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this package.
+
+    Args:
+        path: The file.
+        map_location: Where the tensors go.
+
+    Returns:
+        The checkpoint's plain contents.
+
+    Raises:
+        UserError: If the file is missing, damaged, holds anything but data, or is another program's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))) if path.parent.is_dir() else ""
+        raise UserError(
+            f"no checkpoint {path}" + (f"; in that folder there are: {there}" if there else "; its folder has none")
+        )
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than data (or is no checkpoint at all) and was not loaded, for such a file can run "
+            "code; only checkpoints written by sde_diffusion are read"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{path} is damaged or not a checkpoint ({_first_line(error)}); use an earlier one") from error
+    if not isinstance(checkpoint, dict) or "sde_diffusion" not in checkpoint or "state_dict" not in checkpoint:
+        raise UserError(f"{path} was not written by sde_diffusion: it lacks its mark and cannot be used here")
+    return checkpoint
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -115,8 +115,11 @@ class SDE(ABC):
                 too_clean = self._log_snr(middle) > target
                 low, high = torch.where(too_clean, middle, low), torch.where(too_clean, high, middle)
             t = 0.5 * (low + high)
-            rate = self.log_snr_rate(t)
-        return t + (target - target.detach()) / rate  # dt/dlambda = 1 / lambda', by the implicit function theorem
+        if not target.requires_grad:
+            return t
+        # dt/dlambda = 1 / lambda', by the implicit function theorem.
+        return t + (target - target.detach()) / self.log_snr_rate(t)
+
     def default_grid(self) -> Grid:
         """The grid that samplers use on this path unless told otherwise: uniform t."""
         return UniformTime()

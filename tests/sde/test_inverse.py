@@ -1,5 +1,6 @@
 """The inverse of log_snr, closed forms and bisection; a path given by two functions alone."""
 
+import math
 from dataclasses import KW_ONLY, dataclass
 
 import mpmath as mp
@@ -8,7 +9,7 @@ import torch
 from reference_paths import CASES, Reference, from_marginals
 from torch import Tensor
 
-from sde_diffusion.sde import SDE
+from sde_diffusion.sde import SDE, RectifiedFlow
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,26 @@ def test_bisection_beyond_the_ends_returns_the_ends():
     noisy, clean = sde.log_snr(1.0) - 1, sde.log_snr(0.0) + 1
     assert sde.time(noisy).item() == pytest.approx(1.0, rel=1e-12)
     assert abs(sde.time(clean).item()) < 1e-20
+
+
+def test_infinite_log_snr_is_the_end_of_the_range():
+    for sde in (Hyperbolic(), Floored(), RectifiedFlow(t_max=1.0)):
+        ends = SDE.time(sde, torch.tensor([math.inf, -math.inf, 0.0]))
+        assert abs(ends[0].item()) < 1e-20
+        assert ends[1].item() == pytest.approx(sde.t_max, rel=1e-15)
+        assert sde.log_snr(ends[2]).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_gradient_of_the_inverse_by_bisection():
+    """dt / dlambda of the custom path, against the numerical derivative of a root found at 50 digits."""
+    sde, reference = CUSTOM["hyperbolic"]
+
+    def inverse(lam):
+        return mp.findroot(lambda t: reference.log_snr(t) - lam, (mp.mpf("0.001"), mp.mpf(2)), "anderson", tol=1e-60)
+
+    log_snr = torch.tensor([4.0, 0.3, -2.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(sde.time(log_snr).sum(), log_snr)
+    assert slope.tolist() == pytest.approx([float(mp.diff(inverse, mp.mpf(v))) for v in log_snr.tolist()], rel=1e-9)
 
 
 @pytest.mark.parametrize("name", CUSTOM)

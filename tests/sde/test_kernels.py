@@ -84,7 +84,7 @@ def test_kernels_from_pure_noise():
 
 @pytest.mark.parametrize("shape", [(5,), (1, 4, 4), (3, 2, 6)])
 def test_states_of_any_shape_use_their_own_times(shape):
-    """perturb, posterior and drift of a batch, element by element with Python numbers and complement formulas."""
+    """perturb, posterior and drift of a batch, sample by sample with numbers from the 50-digit reference."""
     sde, reference, _ = CASES["subvp"]
     generator = torch.Generator().manual_seed(3)
     x0, x_t = (torch.randn(3, *shape, generator=generator, dtype=torch.float64) for _ in range(2))

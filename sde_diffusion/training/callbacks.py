@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sde_diffusion import pictures
@@ -169,7 +170,7 @@ class TrainingProgress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a line that stays, and do not count the validation's time as training."""
-        if self._enabled and not trainer.sanity_checking and trainer.training:
+        if self._enabled and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             log.info("step %7d  %s", trainer.global_step, self._text(trainer))
         self._since, self._images = time.perf_counter(), 0
 

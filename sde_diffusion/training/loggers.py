@@ -31,10 +31,10 @@ class CSVLogger(pl_loggers.CSVLogger):
                 self._earlier = list(csv.DictReader(file))
             path.unlink()  # Lightning's would warn, and delete it; its rows are written again below
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Record metrics of a step, after those of the run that is gone on with."""
         if self._earlier and step is not None:
-            self.experiment.metrics[:0] = [row for row in self._earlier if int(row["step"]) < step]  # type: ignore[misc]
+            self.experiment.metrics[:0] = [row for row in self._earlier if int(row["step"]) < step]
             self._earlier = []
         super().log_metrics(metrics, step)
 

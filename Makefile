@@ -1,0 +1,40 @@
+# Two commands do all the set-up: `make train` and `make test`. They need Python >= 3.11 and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: train test test-slow test-gpu lint format clean
+
+train: $(INSTALLED) ## train the default model on the embedded digits, sample and evaluate it
+	$(BIN)/python -m sde_diffusion.train $(ARGS)
+
+test: lint ## linters, types, import layers and the quick tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-slow: $(INSTALLED) ## the long tests too
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(INSTALLED) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Installed anew when the project file or the pinned versions change.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

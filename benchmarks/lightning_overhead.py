@@ -1,0 +1,119 @@
+"""What does Lightning cost? `python -m benchmarks.lightning_overhead`
+
+Times one training step of the default run (`sde_diffusion.train` as configured: loss, clipping, AdamW, warm-up, weight
+average, progress, CSV log) against a hand-written loop over the same network, data and arithmetic. The two take turns in
+blocks within one process, and medians of the blocks are compared, so that other load on the machine hits both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from sde_diffusion.cli import config_folder, run_folder
+from sde_diffusion.train import build_model
+from sde_diffusion.training.callbacks import StopOnNonFinite, TrainingProgress
+from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.loggers import CSVLogger
+
+
+class HandLoop:
+    """The same training written by hand: nothing but the arithmetic."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.data, self.model = build_model(cfg)
+        self.parameters = list(self.model.denoiser.parameters())
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=cfg.model.lr, weight_decay=0.0, fused=True)
+        self.clip = cfg.trainer.gradient_clip_val
+        self.batches = self._batches()
+        self.steps = 0
+
+    def _batches(self) -> Any:
+        split = self.data.split("train")
+        while True:
+            for index in torch.randperm(len(split)).split(self.data.batch_size)[:-1]:
+                yield split.batch(index)["x"]
+
+    def step(self) -> None:
+        """One training step."""
+        self.steps += 1
+        x0 = next(self.batches)
+        objective, denoiser = self.model.objective, self.model.denoiser
+        t = objective.times(denoiser.sde, len(x0))
+        loss = objective(denoiser, x0, t, torch.randn_like(x0)).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, self.steps / 200)
+        self.optimizer.step()
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 0.001)
+
+
+class TakeTurns(Callback):
+    """Times blocks of Lightning's steps, and after each a block of the hand loop's."""
+
+    def __init__(self, hand: HandLoop, block: int, warmup: int = 100) -> None:
+        self.hand, self.block, self.warmup = hand, block, warmup
+        self.times: dict[str, list[float]] = {"lightning": [], "hand": []}
+        self.begin = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Change turns at the end of a block."""
+        step = trainer.global_step
+        if step < self.warmup or (step - self.warmup) % self.block:
+            return
+        now = time.perf_counter()
+        if self.begin:
+            self.times["lightning"].append((now - self.begin) / self.block)
+            for _ in range(self.block):
+                self.hand.step()
+            self.times["hand"].append((time.perf_counter() - now) / self.block)
+        self.begin = time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1500, help="steps of each kind")
+    parser.add_argument("--block", type=int, default=50, help="steps before the other kind takes its turn")
+    parser.add_argument("overrides", nargs="*", help="configuration of the run, as for sde_diffusion.train")
+    args = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        cfg = compose("train", args.overrides)
+    hand = HandLoop(cfg)
+    data, model = build_model(cfg)
+    turns = TakeTurns(hand, args.block)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {**OmegaConf.to_container(cfg.trainer), "max_steps": args.steps + 101, "val_check_interval": 10**9}
+        callbacks = [EMA(), StopOnNonFinite(), TrainingProgress(), turns]
+        Trainer(
+            callbacks=callbacks,
+            logger=CSVLogger(folder),
+            default_root_dir=Path(folder),
+            enable_checkpointing=False,
+            **options,
+        ).fit(model, datamodule=data)
+    ms = {name: 1e3 * statistics.median(times) for name, times in turns.times.items()}
+    ratios = [a / b for a, b in zip(turns.times["lightning"], turns.times["hand"], strict=True)]
+    print(f"{sum(p.numel() for p in model.denoiser.parameters()):,} parameters, batch {data.batch_size}")
+    print(f"{torch.get_num_threads()} threads, {len(ratios)} blocks of {args.block} steps each")
+    print(f"hand-written loop  {ms['hand']:7.2f} ms a step (median)")
+    print(f"Lightning          {ms['lightning']:7.2f} ms a step (median)")
+    print(f"ratio              {statistics.median(ratios):7.3f}    (median of the blocks' ratios)")
+
+
+if __name__ == "__main__":
+    main()

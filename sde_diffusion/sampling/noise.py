@@ -10,6 +10,7 @@ hashed key; the normals are Box and Muller's.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -59,12 +60,16 @@ class Noise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if not len(seeds) or any(int(seed) != seed for seed in seeds):
+        try:
+            signed = [_signed(operator.index(seed)) for seed in seeds]
+        except TypeError:
+            signed = []
+        if not signed:
             raise ValueError(f"seeds must be one integer for each sample; got {list(seeds)[:8]}")
         self.dims = tuple(dims)
         self.dtype = dtype
         self._pairs = -(-math.prod(self.dims) // 2)
-        keys = torch.tensor([_signed(int(seed)) for seed in seeds], dtype=torch.int64, device=device)
+        keys = torch.tensor(signed, dtype=torch.int64, device=device)
         # Hashed twice with different offsets, so that seeds 0, 1, 2, ... start at unrelated places.
         self._keys = _mix(_mix(keys + _signed(_WEYL)) + _signed(_MIX_2))
         self._weyl = torch.arange(1, self._pairs + 1, dtype=torch.int64, device=device).mul_(_signed(_WEYL))

@@ -98,7 +98,7 @@ def test_splits_given_as_subfolders(tmp_path):
         Folder(str(tmp_path)).prepare()
 
 
-GREY = np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4)
+GREY = np.linspace(0, 255, 12).astype(np.uint8).reshape(3, 4)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ GREY = np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4)
         (GREY, GREY),
         (GREY > 100, np.where(GREY > 100, 255, 0)),
         (GREY.astype(np.uint16) * 257, GREY),  # 16 bits of grey: Pillow's own conversion clips at 255
-        (GREY.astype(np.uint16) * 257 + 100, GREY),
+        (GREY.astype(np.uint16) * 257 - GREY // 3, GREY),
         (np.stack([GREY] * 3, -1), GREY),
         (np.stack([GREY, np.full_like(GREY, 255)], -1), GREY),
         (np.stack([GREY, np.zeros_like(GREY)], -1), np.full_like(GREY, 255)),  # transparent: the white behind it
@@ -154,11 +154,12 @@ def test_crop_and_stretch(tmp_path):
     assert stretched[:, 3:5].min() >= 190
 
 
-def test_resizing_averages(tmp_path):
+@pytest.mark.parametrize("crop", ["center", "none"])
+def test_resizing_averages(tmp_path, crop):
     """Shrinking noise 16 times must leave its mean, with little spread: picking single pixels would keep the spread."""
     for i in range(4):
         _save(tmp_path / f"{i}.png", _noise(128, 128))
-    x = Folder(str(tmp_path), size=8).split("train").x[:].double()
+    x = Folder(str(tmp_path), size=8, crop=crop).split("train").x[:].double()
     assert x.mean().item() == pytest.approx(127.5, abs=1.5)
     assert x.std().item() < 256 / 12**0.5 / 8
 

@@ -149,7 +149,8 @@ class ScoreModel(LightningModule):
         x0 = batch["x"]
         t = self.objective.times(self.denoiser.sde, len(x0), device=x0.device)
         loss = self.objective(self.denoiser, x0, t, torch.randn_like(x0), **conditions).mean()
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:  # the steps that Lightning writes; others cost time
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(x0))
         return loss
 

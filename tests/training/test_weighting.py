@@ -92,7 +92,7 @@ def test_loss_is_the_weighted_error_of_its_own_spelling(path: str, prediction: s
     for name, weighting in WEIGHTINGS.items():
         loss = Objective(weighting, UniformTimes())(denoiser, x0, t, noise)
         # The definitions themselves cancel: x0_hat - x0 loses 1e-16 / sigma of their digits at the clean end.
-        torch.testing.assert_close(loss, expected[name], rtol=1e-7, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(loss, expected[name], rtol=1e-9, atol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize(("path", "prediction"), DEFINED)

@@ -45,11 +45,17 @@ class EMA(WeightAveraging):
         self._swapped = False
         self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the average of a new run; its counts begin at 0, or where the checkpoint that is read next left them."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._latest_update_step = self.updates = 0
+            self._swapped = False
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the model to its device, which it reaches only after `setup`."""
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
-        self._swapped = False
         average, current = list(self._average_model.module.parameters()), list(pl_module.parameters())
         self._pairs = ([p.detach() for p in average], [p.detach() for p in current])
 

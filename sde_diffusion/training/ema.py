@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -76,12 +77,12 @@ class EMA(WeightAveraging):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
-        if self._average_model is not None:
+        if _fitting(trainer):
             self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on training the raw weights."""
-        if self._swapped:
+        if _fitting(trainer) and self._swapped:
             self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +92,7 @@ class EMA(WeightAveraging):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the raw weights back if the exception came in the middle of a validation."""
-        if self._swapped:
+        if _fitting(trainer) and self._swapped:
             self._swap(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -107,7 +108,7 @@ class EMA(WeightAveraging):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore both sets of weights for training; outside training the average alone, which is already loaded."""
-        if self._average_model is not None:
+        if _fitting(trainer):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,6 +130,11 @@ class EMA(WeightAveraging):
         assert self._average_model is not None
         for mine, theirs in zip(self._average_model.module.buffers(), pl_module.buffers(), strict=True):
             mine.copy_(theirs)
+
+
+def _fitting(trainer: Trainer) -> bool:
+    # After training the callback still holds the raw weights: trainer.validate and trainer.test are not to have them.
+    return trainer.state.fn == TrainerFn.FITTING
 
 
 def _lerp(decay: float) -> Callable[[list[Tensor], list[Tensor], int], None]:

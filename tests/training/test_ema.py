@@ -1,0 +1,244 @@
+"""Weight averaging: the recursion in closed form, and one test for each trap that the parent class sets."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import make_model, make_trainer, ring, same
+
+from sde_diffusion.training import EMA, ScoreModel
+
+
+class History(Callback):
+    """The raw weights after every step, and what the model holds during each validation."""
+
+    def __init__(self) -> None:
+        self.raw: list[torch.Tensor] = []
+        self.validated: list[torch.Tensor] = []
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.initial = flat(pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.raw.append(flat(pl_module))
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.validated.append(flat(pl_module))
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def flat_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([state[name].flatten() for name, _ in model.named_parameters()])
+
+
+def averages(history: History, decay: float, warmup: bool) -> list[torch.Tensor]:
+    """sum of weights (1 - d_j) d_{j+1} ... d_n, in float64: the recursion written out."""
+    points = [history.initial.double(), *(raw.double() for raw in history.raw)]
+    decays = [min(decay, (1 + n) / (10 + n)) if warmup else decay for n in range(1, len(points))]
+    result = []
+    for n in range(1, len(points)):
+        shares = [1.0, *(1 - d for d in decays[:n])]
+        for j in range(n + 1):
+            for d in decays[j:n]:
+                shares[j] *= d
+        result.append(sum(share * point for share, point in zip(shares, points[: n + 1], strict=True)))
+    return result
+
+
+EVERY_FIVE = {"limit_val_batches": 2, "val_check_interval": 5, "check_val_every_n_epoch": None}
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_average_is_the_recursion_written_out(tmp_path: Path, warmup: bool) -> None:
+    history, model = History(), make_model()
+    make_trainer(tmp_path, EMA(0.6, warmup=warmup), history).fit(model, ring())
+    expected = averages(history, 0.6, warmup)[-1]
+    torch.testing.assert_close(flat(model).double(), expected, rtol=1e-5, atol=1e-7)
+    assert (history.raw[-1] - flat(model)).abs().max() > 1e-3  # and is not the raw weights
+
+
+def test_one_multi_tensor_update_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    update = torch._foreach_lerp_
+
+    def counted(tensors: Any, others: Any, weight: float) -> None:
+        calls.append((len(tensors), weight))
+        update(tensors, others, weight)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", counted)
+    model = make_model()
+    make_trainer(tmp_path, EMA(0.6), max_steps=7).fit(model, ring())
+    assert [count for count, _ in calls] == [len(list(model.parameters()))] * 7
+    assert [1 - weight for _, weight in calls] == pytest.approx(
+        [2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17]
+    )
+
+
+def test_accumulated_batches_update_once_a_step(tmp_path: Path) -> None:
+    average = EMA(0.9)
+    make_trainer(tmp_path, average, max_steps=3, accumulate_grad_batches=2).fit(make_model(), ring())
+    assert average.updates == 3
+
+
+def test_trap_device_the_average_follows_the_model(tmp_path: Path) -> None:
+    """The model reaches its device after `setup`, where the average is made. Played with the meta device."""
+    model, average = make_model(), EMA()
+    trainer = make_trainer(tmp_path)
+    average.setup(trainer, model, "fit")
+    model.to("meta")
+    average.on_fit_start(trainer, model)
+    assert average._average_model is not None
+    assert {p.device.type for p in average._average_model.module.parameters()} == {"meta"}
+    for tensors in average._pairs:
+        assert {p.device.type for p in tensors} == {"meta"}
+
+
+def test_trap_delayed_start_validates_the_current_weights(tmp_path: Path) -> None:
+    history = History()
+    make_trainer(tmp_path, EMA(0.9, warmup=False, start_step=12), history, **EVERY_FIVE).fit(make_model(), ring())
+    at_5, at_10, at_15 = (history.validated[i] for i in (0, 2, 4))
+    assert torch.equal(at_5, history.raw[4])
+    assert torch.equal(at_10, history.raw[9])
+    w12, w13, w14, w15 = (history.raw[i].double() for i in (11, 12, 13, 14))
+    expected = 0.9**3 * w12 + 0.1 * (0.81 * w13 + 0.9 * w14 + w15)
+    torch.testing.assert_close(at_15.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_validation_sees_the_average_and_training_the_raw_weights(tmp_path: Path) -> None:
+    history, alone = History(), History()
+    make_trainer(tmp_path, EMA(0.6), history, **EVERY_FIVE).fit(make_model(), ring())
+    make_trainer(tmp_path, alone).fit(make_model(), ring())
+    assert all(torch.equal(a, b) for a, b in zip(history.raw, alone.raw, strict=True))
+    expected = averages(history, 0.6, warmup=True)
+    for i, step in enumerate((5, 10, 15, 20)):
+        torch.testing.assert_close(history.validated[2 * i].double(), expected[step - 1], rtol=1e-5, atol=1e-7)
+
+
+class Crash(Callback):
+    """Save in the middle of the second validation, then fail there; and save again afterwards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == 10:
+            trainer.save_checkpoint(self.folder / "during.ckpt")
+            raise RuntimeError("a bug in validation")
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        trainer.save_checkpoint(self.folder / "after.ckpt")
+
+
+@pytest.mark.parametrize("when", ["during", "after", "last"])
+def test_trap_crash_in_validation_keeps_both_sets_of_weights_in_their_places(tmp_path: Path, when: str) -> None:
+    history, model = History(), make_model()
+    trainer = make_trainer(tmp_path, EMA(0.6), history, Crash(tmp_path), **EVERY_FIVE)
+    if when == "last":  # no crash: a checkpoint written when training is over
+        trainer = make_trainer(tmp_path, EMA(0.6), history, max_steps=10)
+        trainer.fit(model, ring())
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+    else:
+        with pytest.raises(RuntimeError, match="a bug in validation"):
+            trainer.fit(model, ring())
+        assert torch.equal(flat(model), history.raw[9])
+    checkpoint = torch.load(tmp_path / f"{when}.ckpt", weights_only=True)
+    assert torch.equal(flat_state(model, checkpoint["current_model_state"]), history.raw[9])
+    expected = averages(history, 0.6, warmup=True)[9]
+    torch.testing.assert_close(flat_state(model, checkpoint["state_dict"]).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+class Counting(ScoreModel):
+    """A model with an integer buffer that counts its steps."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.count += 1
+        return super().training_step(batch, batch_idx)
+
+
+def test_trap_integer_buffers_are_copied(tmp_path: Path) -> None:
+    plain = make_model()
+    model = Counting(**plain.hparams)
+    saved = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=5)
+    options = {**EVERY_FIVE, "enable_checkpointing": True}
+    make_trainer(tmp_path, EMA(0.9), saved, **options).fit(model, ring())
+    assert int(model.count) == 20
+    for step in (5, 15):
+        checkpoint = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)
+        assert checkpoint["state_dict"]["count"] == checkpoint["current_model_state"]["count"] == step
+
+
+def test_resume_keeps_the_number_of_updates(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path, EMA(0.999), max_steps=6)
+    first.fit(make_model(), ring())
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    average = EMA(0.999)
+    make_trainer(tmp_path, average, max_steps=9).fit(make_model(), ring(), ckpt_path=tmp_path / "a.ckpt")
+    assert average.updates == 9
+    assert average._next_decay(10) == pytest.approx(11 / 20)
+
+
+def test_a_second_fit_averages_anew(tmp_path: Path) -> None:
+    """The same callback in another run: it starts from the model it is given, not from its last count."""
+    average, history, model = EMA(0.6), History(), make_model()
+    make_trainer(tmp_path, average, max_steps=9).fit(model, ring())
+    make_trainer(tmp_path, average, history, max_steps=4).fit(model, ring())
+    expected = averages(history, 0.6, warmup=True)[-1]
+    torch.testing.assert_close(flat(model).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpoint_without_averages_starts_them_from_its_weights(tmp_path: Path) -> None:
+    first, model = make_trainer(tmp_path, max_steps=4), make_model()
+    first.fit(model, ring())
+    first.save_checkpoint(tmp_path / "raw.ckpt")
+    start, history, resumed = flat(model), History(), make_model()
+    make_trainer(tmp_path, EMA(0.6), history, max_steps=6).fit(resumed, ring(), ckpt_path=tmp_path / "raw.ckpt")
+    assert torch.equal(history.initial, start)
+    expected = averages(history, 0.6, warmup=True)[-1]
+    torch.testing.assert_close(flat(resumed).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_validation_outside_training_uses_the_loaded_average(tmp_path: Path) -> None:
+    model = make_model()
+    trainer = make_trainer(tmp_path, EMA(0.6), max_steps=5)
+    trainer.fit(model, ring())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    history = History()
+    validator = make_trainer(tmp_path, EMA(0.6), history, limit_val_batches=1)
+    validator.validate(make_model(), ring(), ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert torch.equal(history.validated[0], flat(model))
+    assert same(model.state_dict(), before)
+
+
+def test_validation_and_test_after_training_use_the_average(tmp_path: Path) -> None:
+    """The same trainer, its callback still holding the raw weights: they are not to come back."""
+    model, history = make_model(), History()
+    saved = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=5)
+    trainer = make_trainer(tmp_path, EMA(0.6), history, saved, limit_val_batches=1, enable_checkpointing=True)
+    trainer.fit(model, ring())
+    average = flat(model)
+    history.validated.clear()
+    trainer.validate(model, ring(), verbose=False)
+    assert torch.equal(history.validated[0], average)
+    assert torch.equal(flat(model), average)
+    trainer.validate(model, ring(), ckpt_path=tmp_path / "step=5.ckpt", verbose=False, weights_only=True)
+    expected = averages(history, 0.6, warmup=True)[4]
+    torch.testing.assert_close(history.validated[1].double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{"decay": 1.5}, {"decay": -0.1}, {"start_step": -1}])
+def test_values_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"decay in \[0, 1\] and start_step >= 0"):
+        EMA(**options)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch.loggers as pl_loggers
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +26,38 @@ class CSVLogger(pl_loggers.CSVLogger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(save_dir=folder, name="", version="")
-        path = Path(folder) / "metrics.csv"
+        self._path = Path(folder) / "metrics.csv"
         self._earlier: list[dict[str, str]] = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                self._earlier = list(csv.DictReader(file))
-            path.unlink()  # Lightning's would warn, and delete it; its rows are written again below
+        if self._path.is_file():
+            with self._path.open(newline="") as file:
+                # A killed run may have left half a row behind.
+                self._earlier = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Lightning's writer, which begins by deleting the file: the earlier rows are put back at once."""
+        if self._experiment is None:
+            self._experiment = super().experiment
+            self._write_again(self._earlier)
+        return self._experiment
+
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Record metrics of a step, after those of the run that is gone on with."""
         if self._earlier and step is not None:
-            self.experiment.metrics[:0] = [row for row in self._earlier if int(row["step"]) < step]
+            _ = self.experiment
+            self._write_again([row for row in self._earlier if int(row["step"]) < step])
             self._earlier = []
         super().log_metrics(metrics, step)
+
+    def _write_again(self, rows: list[dict[str, str]]) -> None:
+        writer: Any = self._experiment
+        self._path.unlink(missing_ok=True)
+        writer.metrics_keys.clear()
+        waiting, writer.metrics = writer.metrics, list(rows)
+        writer.save()
+        writer.metrics = waiting
 
 
 class WandbLogger(pl_loggers.WandbLogger):
@@ -66,7 +87,8 @@ class WandbLogger(pl_loggers.WandbLogger):
             raise ValueError(f"wandb mode must be one of {', '.join(modes)}, or null; got {mode!r}")
         self._folder, self._project, self._timeout, self._settings = folder, project, timeout, settings
         super().__init__(save_dir=folder, project=project)
-        self._experiment = self._start(mode or os.environ.get("WANDB_MODE") or self._mode_by_key())
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self._experiment = self._start(mode or os.environ.get("WANDB_MODE") or self._mode_by_key())
 
     @staticmethod
     def _mode_by_key() -> str:

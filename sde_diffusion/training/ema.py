@@ -38,7 +38,7 @@ class EMA(WeightAveraging):
             raise ValueError(
                 f"EMA needs decay in [0, 1] and start_step >= 0; got decay={decay}, start_step={start_step}"
             )
-        super().__init__(use_buffers=False, multi_avg_fn=_lerp(decay))
+        super().__init__(use_buffers=False)
         self.decay = decay
         self.warmup = warmup
         self.start_step = start_step

@@ -50,8 +50,10 @@ def test_truncated_anywhere(good: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_bytes_never_give_another_error(good: Path, tmp_path: Path) -> None:
-    """Bytes flipped, zeroed and random files: refused with a message, or read (where a weight's bytes were hit)."""
+    """Overwritten and random bytes, in both of torch's formats: refused with a message, or read where no harm shows."""
     content = good.read_bytes()
+    torch.save(torch.load(good, weights_only=True), tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "old.ckpt").read_bytes()
     generator = random.Random(0)
     files = [generator.randbytes(n) for n in (1, 10, 1000)]
     files += [bytes([first]) + generator.randbytes(200) for first in range(256)]
@@ -60,6 +62,10 @@ def test_damaged_bytes_never_give_another_error(good: Path, tmp_path: Path) -> N
         damaged = bytearray(content)
         at = generator.randrange(len(content))
         damaged[at : at + 40] = generator.randbytes(len(damaged[at : at + 40]))
+        files.append(bytes(damaged))
+    for _ in range(300):
+        damaged = bytearray(old)
+        damaged[generator.randrange(900)] = generator.randrange(256)
         files.append(bytes(damaged))
     path = tmp_path / "damaged.ckpt"
     refusals = 0

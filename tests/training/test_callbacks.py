@@ -146,11 +146,18 @@ class Clock(Callback):
         self.now += 100
 
 
+@pytest.mark.parametrize(
+    ("refresh_every", "steps"), [(3, [3, 5, 6, 9, 10, 12, 15, 15, 18, 20]), (1000, [5, 10, 15, 20])]
+)
 def test_progress_counts_images_a_second_of_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refresh_every: int,
+    steps: list[int],
 ) -> None:
     """16 images each half second are 32 a second: validations do not count, nor does the bar's own pace."""
-    progress, shown = TrainingProgress(refresh_every=3), []
+    progress, shown = TrainingProgress(refresh_every), []
     text = progress._text
     monkeypatch.setattr(
         progress, "_text", lambda trainer: shown.append((trainer.global_step, text(trainer))) or shown[-1][1]
@@ -161,7 +168,7 @@ def test_progress_counts_images_a_second_of_training(
         )
     lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.training.callbacks"]
     assert [line.split()[:2] for line in lines] == [["step", "5"], ["step", "10"], ["step", "15"], ["step", "20"]]
-    assert [step for step, _ in shown] == [3, 5, 6, 9, 10, 12, 15, 15, 18, 20]
+    assert [step for step, _ in shown] == steps
     assert all(line.endswith("  32 images/s") for _, line in shown)
     assert all("val " in line for line in lines)
 

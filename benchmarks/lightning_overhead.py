@@ -1,8 +1,8 @@
 """What does Lightning cost? `python -m benchmarks.lightning_overhead`
 
 Times one training step of the default run (`sde_diffusion.train` as configured: loss, clipping, AdamW, warm-up, weight
-average, progress, CSV log) against a hand-written loop over the same network, data and arithmetic. The two take turns in
-blocks within one process, and medians of the blocks are compared, so that other load on the machine hits both.
+average, progress, CSV log) against a hand-written loop over the same network, data and arithmetic. The two take turns
+in blocks within one process, and medians of the blocks are compared, so that other load on the machine hits both.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -89,9 +90,7 @@ def plain(node: Any) -> Any:
         return node
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
-        prefix = node._get_full_key(None)
-        keys = [f"{prefix}.{key}" if prefix else key for key in missing]
-        raise UserError(f"{', '.join(keys)} must be given: add {' '.join(f'{key}=VALUE' for key in keys)}")
+        raise UserError(f"{', '.join(missing)} must be given: add {' '.join(f'{key}=VALUE' for key in missing)}")
     return OmegaConf.to_container(node, resolve=True)
 
 
@@ -101,7 +100,10 @@ def _fail(message: str) -> None:
 
 
 def _explain(error: BaseException) -> str:
-    """Hydra's message, and for an unknown key the keys that are allowed there."""
+    """Hydra's message, and for an unknown key or choice those that are allowed there."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name} is no choice; choose {group}= from {', '.join(error.options)}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(
@@ -138,12 +140,26 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
     return ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device), device
 
 
-def check_seeds(seed: int, n: int) -> range:
+def check_seeds(cfg: DictConfig) -> range:
     """The seeds of n samples, seed, seed + 1, ...
 
+    Args:
+        cfg: A configuration with n, seed and batch_size.
+
     Raises:
-        UserError: If n is not a positive whole number or seed is not a whole number.
+        UserError: If one of them is not a whole number, n or batch_size is not positive, or a seed exceeds 64 bits.
     """
-    if not isinstance(n, int) or not isinstance(seed, int) or n < 1:
-        raise UserError(f"n must be a whole number of at least 1 and seed a whole number; got n={n}, seed={seed}")
-    return range(seed, seed + n)
+    for key, least in (("n", 1), ("batch_size", 1), ("seed", -(2**63))):
+        value = cfg[key]
+        if not isinstance(value, int) or value < least:
+            limit = f" of at least {least}" if least == 1 else ""
+            raise UserError(f"{key} must be a whole number{limit}; got {key}={value}")
+    if cfg.seed + cfg.n > 2**63:
+        raise UserError(f"seeds must lie below 2^63; got seed={cfg.seed} for n={cfg.n} samples")
+    return range(cfg.seed, cfg.seed + cfg.n)
+
+
+def given(group: str) -> str:
+    """What the command line says about a group, for messages: " (given: trainer.precision=foo)"."""
+    overrides = [override for override in HydraConfig.get().overrides.task if override.startswith(f"{group}.")]
+    return f" (given: {' '.join(overrides)})" if overrides else ""

@@ -10,6 +10,14 @@ from typing import Any
 from sde_diffusion.errors import UserError
 
 PACKAGE = "sde_diffusion"
+BUILDABLE = tuple(
+    f"{PACKAGE}.{part}"
+    for part in (
+        *("sde", "denoiser", "nn", "sampling", "data"),
+        *("training.objective", "training.weighting", "training.time_sampling"),
+    )
+)
+"""Where the classes live that a configuration may name: none of these writes files or talks to a network."""
 
 
 def build(node: Any, **overrides: Any) -> Any:
@@ -46,9 +54,12 @@ def _find(target: str) -> type:
             found = getattr(importlib.import_module(module_name), name, None)
         except ImportError:
             found = None
-        if inspect.isclass(found) and found.__module__.split(".")[0] == PACKAGE:
+        if inspect.isclass(found) and any(f"{found.__module__}.".startswith(f"{home}.") for home in BUILDABLE):
             return found
-    raise UserError(f"_target_: {target!r} is not a class of {PACKAGE}; nothing else is built from a configuration")
+    raise UserError(
+        f"_target_: {target!r} is not a class of {PACKAGE} that a configuration may name; those live in "
+        f"{', '.join(BUILDABLE)}"
+    )
 
 
 def _call(cls: type, arguments: dict[str, Any]) -> Any:

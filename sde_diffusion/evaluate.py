@@ -43,7 +43,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     out = Path(HydraConfig.get().runtime.output_dir)
     result = fresh(out / "metrics.json", cfg.overwrite)
-    seeds = check_seeds(cfg.seed, cfg.n)
+    seeds = check_seeds(cfg)
     model, device = load_model(cfg)
     given = {key: value for key, value in plain(cfg.data).items() if value is not None}
     data = build({**model.data["config"], **given}).prepare()

@@ -36,7 +36,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     """
     out = Path(HydraConfig.get().runtime.output_dir)
     result, grid = (fresh(out / name, cfg.overwrite) for name in ("samples.npz", "grid.png"))
-    seeds = check_seeds(cfg.seed, cfg.n)
+    seeds = check_seeds(cfg)
     model, device = load_model(cfg)
     sampler = build(plain(cfg.sampler))
     labels = _labels(cfg, model.hparams["n_classes"], device)

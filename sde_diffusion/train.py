@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sde_diffusion.cli import command, plain
+from sde_diffusion.cli import command, given, plain
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if trainer.interrupted:
         raise KeyboardInterrupt
     last = folder / "checkpoints" / "last.ckpt"
-    trainer.save_checkpoint(last)
     if trainer.is_global_zero:
         _conclude(folder, last)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -91,14 +90,17 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
         cfg.network.n_classes = n_classes
         if cfg.denoiser.sigma_data is None:
             cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
-    model = ScoreModel(
-        denoiser=plain(cfg.denoiser),
-        objective=plain(cfg.objective),
-        data=data.describe(),
-        n_classes=n_classes,
-        seed=cfg.seed,
-        **plain(cfg.model),
-    )
+    try:
+        model = ScoreModel(
+            denoiser=plain(cfg.denoiser),
+            objective=plain(cfg.objective),
+            data=data.describe(),
+            n_classes=n_classes,
+            seed=cfg.seed,
+            **plain(cfg.model),
+        )
+    except (TypeError, ValueError) as error:  # such as a word where a number belongs
+        raise UserError(f"model: {error}{given('model')}") from error
     model.run = {key: plain(cfg[key]) for key in MODEL_GROUPS}
     return data, model
 
@@ -116,14 +118,16 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
             extra = {"sampler": sampler} if "sampler" in node else {}
             callbacks.append(instantiate(node, **extra, _convert_="all"))
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
-    options = plain(cfg.trainer)
+    options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
     try:
         return Trainer(default_root_dir=folder, callbacks=callbacks, logger=loggers, **options)
     except (TypeError, ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException is a ValueError
-        raise UserError(f"trainer: {error}") from error
+        raise UserError(f"trainer: {error}{given('trainer')}") from error
 
 
 def _refuse(cfg: DictConfig, folder: Path) -> None:
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed must be a whole number from 0 to 2^32 - 1; got seed={cfg.seed}")
     hydra = HydraConfig.get()
     if (
         hydra.mode == RunMode.MULTIRUN

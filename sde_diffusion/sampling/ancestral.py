@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_steps
+from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sde import SDE, Grid
 
 
-class AncestralSampler(Sampler):
+class AncestralSampler(MultistepSampler):
     r"""x_s = alpha_s x0 + sigma_s sqrt(1 - eta^2 q) eps + eta sigma_s sqrt(q) z,  q = 1 - e^(lambda_t - lambda_s).
 
     eta = 1 draws from the exact posterior q(x_s | x_t, x0): DDPM. eta = 0 is DDIM. The last step returns x0 itself,
@@ -39,31 +39,19 @@ class AncestralSampler(Sampler):
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
-        super().__init__(denoise, t_end)
+        super().__init__(steps, grid, denoise, t_end)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1] (0: DDIM, 1: DDPM); got {eta}")
-        self.steps = check_steps(steps)
         self.eta = float(eta)
-        self.grid = grid
 
-    def walk(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk down the grid; see `Sampler.walk`."""
-        times = (self.grid or run.sde.default_grid()).times(run.sde, self.steps + (not self.denoise), run.t_end)
-        from_x0, from_x, from_noise = self._coefficients(run.sde, times)
-        for step, t in enumerate(times[:-1]):
-            x0 = run.predict(x, t).x0
-            x = torch.add(x0 * from_x0[step], x * from_x[step])
-            if self.eta:
-                x.add_(run.normal(step).mul_(from_noise[step]))
-        return run.predict(x, times[-1]).x0 if self.denoise else x
-
-    def _coefficients(self, sde: SDE, times: Tensor) -> tuple[list[float], list[float], list[float]]:
-        """Coefficients of x0, x_t and z for every step, worked out in float64 at once."""
+    def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
+        """Collected on x0 and x_t, with eps = (x_t - alpha_t x0) / sigma_t; see `MultistepSampler.coefficients`."""
         t, s = times[:-1], times[1:]
         fresh = -torch.expm1(sde.log_snr(t) - sde.log_snr(s))
         kept = sde.sigma(s) * (1 - self.eta**2 * fresh).sqrt() / sde.sigma(t)
-        return (
-            (sde.alpha(s) - sde.alpha(t) * kept).tolist(),
-            kept.tolist(),
-            (self.eta * sde.sigma(s) * fresh.sqrt()).tolist(),
+        noise = self.eta * sde.sigma(s) * fresh.sqrt()
+        return Coefficients(
+            from_x=kept.tolist(),
+            from_beliefs=(sde.alpha(s) - sde.alpha(t) * kept).unsqueeze(1).tolist(),
+            from_noise=noise.tolist() if self.eta else None,
         )

@@ -45,16 +45,14 @@ class ReverseProcess:
     def time(self, tau: Tensor) -> tuple[Tensor, Tensor]:
         """T and dt/dtau (negative) at step number tau; float64, []."""
         with torch.enable_grad():
-            # Grids pin their two ends to exact times, which have no slope: it is taken a hair inside.
-            u = (1 - tau.detach().to("cpu", torch.float64) / self.steps).clamp(0, 1)
-            inside = u.clamp(1e-9, 1 - 1e-9).requires_grad_()
-            t, near = self.grid.time(self.run.sde, torch.stack([u, inside]), self.run.t_end)
-            if not near.requires_grad:
+            u = (1 - tau.detach().to("cpu", torch.float64) / self.steps).clamp(0, 1).requires_grad_()
+            t = self.grid.time(self.run.sde, u.reshape(1), self.run.t_end).squeeze(0)
+            if not t.requires_grad:
                 raise ValueError(
                     f"{self.grid} is a list of times without steps in between, which torchsde and torchdiffeq need: "
                     "use a continuous grid (UniformTime, QuadraticTime, UniformLogSNR, KarrasRho)"
                 )
-            (slope,) = torch.autograd.grad(near, inside)
+            (slope,) = torch.autograd.grad(t, u)
         return t.detach(), -slope / self.steps
 
     def velocity(self, tau: Tensor, x: Tensor) -> Tensor:

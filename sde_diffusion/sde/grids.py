@@ -229,6 +229,6 @@ def _finite_log_snr(sde: SDE, t: float) -> float:
 
 
 def _pin(t: Tensor, u: Tensor, sde: SDE, t_end: float) -> Tensor:
-    """Put the two ends, which went through a map and its inverse, back on the exact times."""
-    t = torch.where(u == 0, t_end, t)
-    return torch.where(u == 1, sde.t_max, t)
+    """Put the two ends, which went through a map and its inverse, back on the exact times; the slope stays."""
+    pinned = torch.where(u == 0, t_end, torch.where(u == 1, sde.t_max, t))
+    return t + (pinned - t).detach()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -67,6 +67,25 @@ class SampleGrid(Callback):
         for logger in trainer.loggers:
             if (log_image := getattr(logger, "log_image", None)) is not None:
                 log_image(key="samples", images=[picture], step=trainer.global_step)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keep `folder/last.ckpt`, the state to resume from, up to date: every so many steps and at the end of training.
+
+    Args:
+        folder: Where the file goes.
+        every_n_steps: Optimizer steps between two writings, at least 1.
+    """
+
+    def __init__(self, folder: str | Path, every_n_steps: int) -> None:
+        super().__init__(
+            dirpath=folder, filename="last", every_n_train_steps=every_n_steps, enable_version_counter=False
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last state, from within the run: only there are the optimizer and the raw weights at hand."""
+        super().on_train_end(trainer, pl_module)
+        trainer.save_checkpoint(Path(self.dirpath or ".") / "last.ckpt")
 
 
 class StopOnNonFinite(Callback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ class ScoreModel(LightningModule):
         ):
             if not fine:
                 raise UserError(f"{name} must be {allowed}; got {value}")
+        # Plain containers, so that the checkpoint holds data alone: a configuration may come as OmegaConf's.
+        denoiser, objective, data = (_plain(value) for value in (denoiser, objective, data))
         objects = [
             name for name, value in (("denoiser", denoiser), ("objective", objective)) if not isinstance(value, Mapping)
         ]
@@ -207,3 +209,11 @@ class ScoreModel(LightningModule):
 
     def _seed(self, step: int) -> None:
         torch.manual_seed(self._step_seed(step))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(entry) for entry in value]
+    return value

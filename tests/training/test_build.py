@@ -63,6 +63,10 @@ def test_overrides_reach_the_outermost_call_alone() -> None:
         ({"_target_": "sde_diffusion.nowhere.VPSDE"}, "not a class of sde_diffusion"),
         ({"_target_": "sde_diffusion.sde.base.float64"}, "not a class of sde_diffusion"),
         ({"_target_": "sde_diffusion.sde.base.Tensor"}, "not a class of sde_diffusion"),
+        # Building these would write files or call a server before anybody looked at their type.
+        ({"_target_": "sde_diffusion.training.loggers.WandbLogger", "folder": "."}, "not a class of sde_diffusion"),
+        ({"_target_": "sde_diffusion.training.loggers.CSVLogger", "folder": "."}, "not a class of sde_diffusion"),
+        ({"_target_": "sde_diffusion.training.ScoreModel"}, "not a class of sde_diffusion"),
     ],
 )
 def test_mistakes_are_named(node: dict[str, Any], message: str) -> None:

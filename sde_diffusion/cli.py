@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -104,6 +104,8 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name} is no choice; choose {group}= from {', '.join(error.options)}"
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(

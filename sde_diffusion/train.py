@@ -108,6 +108,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
 def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     from hydra.utils import instantiate
     from lightning.pytorch import Trainer
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from sde_diffusion.config import build
 
@@ -121,7 +122,7 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
     try:
         return Trainer(default_root_dir=folder, callbacks=callbacks, logger=loggers, **options)
-    except (TypeError, ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException is a ValueError
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"trainer: {error}{given('trainer')}") from error
 
 

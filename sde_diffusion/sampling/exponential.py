@@ -5,20 +5,63 @@ With a belief x0(ell) along the walk, the reverse process with noise share eta s
     x_s = (sigma_s / sigma_t) e^(-eta^2 h) x_t
           + alpha_s k h  int_0^1 e^(-k h (1 - tau)) x0(ell_t + h tau) dtau  +  sigma_s sqrt(1 - e^(-2 eta^2 h)) z,
 
-h = ell_s - ell_t > 0, k = 1 + eta^2 (eta = 0: Lu et al. 2022, "DPM-Solver++", proposition 4.1; eta = 1: its appendix on
-SDEs; in between by the same variation of constants on dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dw). A method
-replaces x0(ell) by the polynomial through the beliefs at some nodes; its weights are integrals of that polynomial's
-Lagrange basis.
+h = ell_s - ell_t > 0, k = 1 + eta^2: the variation of constants on dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dw
+(eta = 0: Lu et al. 2022, "DPM-Solver++", proposition 4.1; eta = 1: its section 5 on SDEs). A method replaces x0(ell) by
+the polynomial through the beliefs at some nodes; its weights are integrals of that polynomial's Lagrange basis.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_POINTS, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(24))
+from sde_diffusion.sde import SDE
+
+_POINTS, _WEIGHTS = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(24))
 _POINTS, _WEIGHTS = 0.5 * (_POINTS + 1), 0.5 * _WEIGHTS  # on [0, 1]
+
+
+@dataclass
+class Steps:
+    """The scales of N steps from times t to times s, float64, [N] each.
+
+    Attributes:
+        h: ell_s - ell_t, the length in half log-SNR, positive.
+        alpha_s: alpha at the end of the step.
+        ratio: sigma_s / sigma_t.
+        sigma_s: sigma at the end of the step.
+    """
+
+    h: Tensor
+    alpha_s: Tensor
+    ratio: Tensor
+    sigma_s: Tensor
+
+    @classmethod
+    def between(cls, sde: SDE, t: Tensor, s: Tensor) -> Steps:
+        """The steps of a path from t to s < t, [N] each."""
+        sigma_s = sde.sigma(s)
+        return cls(0.5 * (sde.log_snr(s) - sde.log_snr(t)), sde.alpha(s), sigma_s / sde.sigma(t), sigma_s)
+
+    def part(self, index: slice) -> Steps:
+        """Some of the steps."""
+        return Steps(self.h[index], self.alpha_s[index], self.ratio[index], self.sigma_s[index])
+
+    def from_x(self, eta: float = 0.0) -> Tensor:
+        """Coefficient of x_t, [N]."""
+        return self.ratio * torch.exp(-(eta**2) * self.h)
+
+    def from_noise(self, eta: float) -> Tensor:
+        """Coefficient of the fresh noise, [N]."""
+        return self.sigma_s * (-torch.expm1(-2 * eta**2 * self.h)).sqrt()
+
+    def from_beliefs(self, nodes: Tensor, eta: float = 0.0) -> Tensor:
+        """Coefficients of the beliefs x0 at nodes, in units of the step (0 its beginning, 1 its end); [N, K]."""
+        return self.alpha_s.unsqueeze(1) * lagrange_weights(nodes, self.h, 1 + eta**2)
 
 
 def lagrange_weights(nodes: Tensor, h: Tensor, rate: float) -> Tensor:
@@ -28,20 +71,53 @@ def lagrange_weights(nodes: Tensor, h: Tensor, rate: float) -> Tensor:
     closed forms in e^(-h) nothing cancels for small h. Exact to rounding for rate h up to about 20.
 
     Args:
-        nodes: Places of the beliefs in units of the step (0 its beginning, 1 its end), [N, K], different in each row.
+        nodes: Places of the beliefs in units of the step, [N, K], different within each row.
         h: Lengths of the steps, [N], positive.
-        rate: 1 + eta^2.
+        rate: 1 + eta^2; with 0 the weights are h int L_j, those of Adams' methods.
 
     Returns:
         [N, K], float64.
     """
-    tau = _POINTS.expand(len(h), -1)
-    kernel = rate * h[:, None] * torch.exp(-rate * h[:, None] * (1 - tau)) * _WEIGHTS
-    weights = []
-    for j in range(nodes.shape[1]):
-        others = [i for i in range(nodes.shape[1]) if i != j]
-        basis = torch.ones_like(tau)
-        for i in others:
-            basis = basis * (tau - nodes[:, i : i + 1]) / (nodes[:, j : j + 1] - nodes[:, i : i + 1])
-        weights.append((kernel * basis).sum(1))
-    return torch.stack(weights, 1)
+    length = h.unsqueeze(1) * (rate or 1.0)
+    kernel = length * torch.exp(-(h.unsqueeze(1) * rate) * (1 - _POINTS)) * _WEIGHTS
+    return torch.stack([(kernel * _basis(nodes, j)).sum(1) for j in range(nodes.shape[1])], 1)
+
+
+def _basis(nodes: Tensor, j: int) -> Tensor:
+    """Lagrange's polynomial that is 1 at node j and 0 at the others, at the quadrature points; [N, points]."""
+    others = torch.cat([nodes[:, :j], nodes[:, j + 1 :]], 1).unsqueeze(2)
+    factors: Tensor = (_POINTS - others) / (nodes[:, j].reshape(-1, 1, 1) - others)
+    return factors.prod(1)
+
+
+def step_weights(steps: Steps, nodes: Tensor, eta: float = 0.0) -> Tensor:
+    """Coefficients of the beliefs x0 at nodes of which the first is the step's beginning (0); [N, K].
+
+    With two nodes the slope counts half of phi = alpha_s (1 - e^(-k h)), as DPM-Solver++(2M) and UniPC have it: of the
+    same order as the exact integral, and by their authors' account (and the benchmark's here) the better in few steps.
+    Else the exact integrals of Lagrange's polynomials.
+    """
+    if nodes.shape[1] != 2:
+        return steps.from_beliefs(nodes, eta)
+    phi = steps.alpha_s * -torch.expm1(-(1 + eta**2) * steps.h)
+    other = 0.5 * phi / nodes[:, 1]
+    return torch.stack([phi - other, other], 1)
+
+
+def looking_back(places: Tensor, order: int) -> Iterator[tuple[slice, Tensor]]:
+    """Nodes of the last `order` beliefs for each step of a walk, as many as there are yet.
+
+    Args:
+        places: Where the beliefs are (ell, or another coordinate), [N + 1], monotone.
+        order: How many to look at.
+
+    Yields:
+        (steps, nodes): a run of steps and their nodes in units of each step, [len, K], the newest first.
+    """
+    n = len(places) - 1
+    for first in range(min(order, n)):
+        known = first + 1
+        steps = slice(first, n if known == order else first + 1)
+        index = torch.arange(n)[steps]
+        back = torch.stack([places[index - j] for j in range(known)], 1)
+        yield steps, (back - places[index].unsqueeze(1)) / (places[index + 1] - places[index]).unsqueeze(1)

@@ -4,8 +4,9 @@ Each step is a linear combination, with coefficients worked out in float64 for a
 
     x_s = a x_t + b_0 m(t) + b_1 m(t_-1) + ... + c z,
 
-where m is a belief (x0, or eps) kept from this step and the ones before, and z fresh noise. A corrector first replaces
-x_t, once m(t) is known, by another such combination. A method is its table of coefficients.
+where m is a belief (x0, or eps) kept from this step and the ones before, and z fresh noise. A step may look at beliefs
+at inner points first (singlestep methods), and a corrector may replace x_t, once m(t) is known, by another such
+combination. A method is its table of coefficients.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -22,28 +23,46 @@ from sde_diffusion.sde import SDE, Grid
 
 
 @dataclass
+class Stage:
+    """A belief at an inner point of a step.
+
+    Attributes:
+        t: The inner time.
+        from_x: a.
+        from_beliefs: b, of the beliefs known by then, the newest first.
+    """
+
+    t: float
+    from_x: float
+    from_beliefs: list[float]
+
+
+@dataclass
 class Coefficients:
-    """What a linear multistep method does in each of N steps.
+    """What a method does in each of N steps.
 
     Attributes:
         from_x: a, [N].
-        from_beliefs: b, one list for each step, the newest belief first.
+        from_beliefs: b, one list for each step: of its stages' beliefs from the last to the first, of the belief at its
+            beginning, and of those at earlier steps' beginnings, the newest first.
         from_noise: c, [N]; None for a deterministic method.
-        corrector: For each step but the first, (a, b) of the state before that step's predecessor and of the beliefs,
-            this step's own first; None without a corrector.
+        stages: Of the steps that have any, by number.
+        corrector: For each step but the first, the (a, b) that gives its state anew from the state one step before and
+            the beliefs, its own first; None without a corrector.
     """
 
     from_x: list[float]
     from_beliefs: list[list[float]]
     from_noise: list[float] | None = None
+    stages: dict[int, list[Stage]] = field(default_factory=dict)
     corrector: list[tuple[float, list[float]]] | None = None
 
 
 class MultistepSampler(Sampler):
-    """A linear multistep method: `coefficients` of each step, from the times of the walk.
+    """A method given by the `coefficients` of its steps.
 
-    With `denoise`, `steps` network passes are spent: steps - 1 steps down to t_end and the belief x0 there. Without it
-    there are `steps` steps.
+    `steps` counts network passes. With `denoise` the last pass gives the belief x0 at t_end; without it the walk ends
+    with the state there, and all passes go into the steps.
 
     Args:
         steps: Number of network passes, at least 1.
@@ -75,27 +94,35 @@ class MultistepSampler(Sampler):
             The coefficients of the N steps.
         """
 
+    def transitions(self, passes: int) -> int:
+        """How many steps a number of network passes is enough for; one each unless a method says otherwise."""
+        return passes
+
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
         grid = self.grid or run.sde.default_grid()
-        times = grid.times(run.sde, self.steps + (not self.denoise), run.t_end)
+        times = grid.times(run.sde, self.transitions(self.steps - self.denoise) + 1, run.t_end)
         table = self.coefficients(run.sde, times)
-        beliefs: deque[Tensor] = deque(maxlen=max(map(len, table.from_beliefs), default=1))
+        past: deque[Tensor] = deque(maxlen=max((len(b) for b in table.from_beliefs), default=1))
         before = x
         for step, t in enumerate(times[:-1]):
             belief = getattr(run.predict(x, t), self.belief)
             if table.corrector is not None and step:
                 a, b = table.corrector[step - 1]
-                x = _combine(before, a, [belief, *beliefs], b)
-            beliefs.appendleft(belief)
+                x = _combine(before, a, [belief, *past], b)
+            past.appendleft(belief)
+            known = [*past]
+            for stage in table.stages.get(step, ()):
+                inner = _combine(x, stage.from_x, known, stage.from_beliefs)
+                known.insert(0, getattr(run.predict(inner, stage.t), self.belief))
             before = x
-            x = _combine(x, table.from_x[step], beliefs, table.from_beliefs[step])
+            x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
             if table.from_noise is not None:
                 x.add_(run.normal(step), alpha=table.from_noise[step])
         return run.predict(x, times[-1]).x0 if self.denoise else x
 
 
-def _combine(x: Tensor, a: float, beliefs: Sequence[Tensor], b: list[float]) -> Tensor:
+def _combine(x: Tensor, a: float, beliefs: Sequence[Tensor], b: Sequence[float]) -> Tensor:
     out = x * a
     for belief, weight in zip(beliefs, b, strict=False):
         out.add_(belief, alpha=weight)

@@ -107,8 +107,8 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
 
 def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     from hydra.utils import instantiate
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from sde_diffusion.config import build
 

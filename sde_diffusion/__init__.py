@@ -19,7 +19,10 @@ _HOMES = {
         *("GaussianDenoiser", "GaussianMixtureDenoiser", "EmpiricalDenoiser"),
     ),
     "sde_diffusion.nn": ("MLP", "UNet"),
-    "sde_diffusion.sampling": ("Sampler", "Samples", "ODESampler", "SDESampler", "AncestralSampler"),
+    "sde_diffusion.sampling": (
+        *("Sampler", "Samples", "ODESampler", "SDESampler", "AncestralSampler", "PredictorCorrector"),
+        *("AnnealedLangevin", "HeunSampler", "DPMSolver", "UniPC", "DEISSampler"),
+    ),
     "sde_diffusion.training": ("Objective", "ScoreModel", "EMA"),
     "sde_diffusion.errors": ("UserError",),
 }
@@ -38,7 +41,19 @@ if TYPE_CHECKING:
     )
     from sde_diffusion.errors import UserError
     from sde_diffusion.nn import MLP, UNet
-    from sde_diffusion.sampling import AncestralSampler, ODESampler, Sampler, Samples, SDESampler
+    from sde_diffusion.sampling import (
+        AncestralSampler,
+        AnnealedLangevin,
+        DEISSampler,
+        DPMSolver,
+        HeunSampler,
+        ODESampler,
+        PredictorCorrector,
+        Sampler,
+        Samples,
+        SDESampler,
+        UniPC,
+    )
     from sde_diffusion.sde import (
         EDMSDE,
         SDE,

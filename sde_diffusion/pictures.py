@@ -27,7 +27,7 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x.float().add(1).mul(127.5)).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu().contiguous()
 
 
-def image_grid(images: Tensor, min_side: int = 320) -> Image.Image:
+def image_grid(images: Tensor, min_side: int = 640) -> Image.Image:
     """A square-ish grid of images with a thin border, small images enlarged to whole multiples.
 
     Args:

@@ -2,19 +2,33 @@
 
 from sde_diffusion.sampling.ancestral import AncestralSampler
 from sde_diffusion.sampling.base import Callback, Sampler, Samples, Walk
+from sde_diffusion.sampling.deis import DEISSampler
+from sde_diffusion.sampling.dpm_solver import DPMSolver, UniPC
+from sde_diffusion.sampling.heun import HeunSampler
+from sde_diffusion.sampling.langevin import AnnealedLangevin
+from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sampling.ode import ODESampler
+from sde_diffusion.sampling.predictor_corrector import PredictorCorrector
 from sde_diffusion.sampling.reverse import ReverseProcess
 from sde_diffusion.sampling.sde import SDESampler
 
 __all__ = [
     "AncestralSampler",
+    "AnnealedLangevin",
     "Callback",
+    "Coefficients",
+    "DEISSampler",
+    "DPMSolver",
+    "HeunSampler",
+    "MultistepSampler",
     "Noise",
     "ODESampler",
+    "PredictorCorrector",
     "ReverseProcess",
     "SDESampler",
     "Sampler",
     "Samples",
+    "UniPC",
     "Walk",
 ]

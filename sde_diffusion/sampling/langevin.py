@@ -1,0 +1,127 @@
+"""Langevin dynamics at fixed noise levels: NCSN's sampler and the step that correctors share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.sampling.base import Sampler, Walk, check_steps
+from sde_diffusion.sde import Grid, UniformLogSNR, expand
+
+
+def langevin_step(x: Tensor, score: Tensor, z: Tensor, step_size: Tensor) -> Tensor:
+    """X + eps score + sqrt(2 eps) z.
+
+    Args:
+        x: [B, *].
+        score: Score at x, [B, *].
+        z: Standard normal, [B, *].
+        step_size: eps, [] or [B].
+
+    Returns:
+        [B, *].
+    """
+    return torch.addcmul(x, expand(step_size, x), score).addcmul_(expand((2 * step_size).sqrt(), x), z)
+
+
+class AnnealedLangevin(Sampler):
+    r"""NCSN's sampler: steps_per_level Langevin steps at each noise level, from the noisiest to the cleanest.
+
+    x <- x + a_i score + sqrt(2 a_i) z with a_i = step_size (sigma_i / sigma_L)^2; at the end, with `denoise`, the
+    belief x0 = (x + sigma_L^2 score) / alpha_L. Network passes: levels steps_per_level, and one for `denoise`.
+
+    Args:
+        levels: Number of noise levels L, at least 2; `ncsnv2_levels` if not given.
+        steps_per_level: T, at least 1.
+        step_size: epsilon, positive; `ncsnv2_step_size` if not given.
+        grid: Spacing of the levels; uniform in log-SNR (geometric in sigma / alpha) if not given.
+        denoise: See `Sampler`.
+        t_end: See `Sampler`.
+
+    Raises:
+        ValueError: If levels < 2, steps_per_level < 1 or step_size is not positive.
+
+    References:
+        Song & Ermon 2019, "Generative Modeling by Estimating Gradients of the Data Distribution", algorithm 1;
+        Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models", algorithm 1.
+    """
+
+    def __init__(
+        self,
+        levels: int | None = None,
+        steps_per_level: int = 5,
+        step_size: float | None = None,
+        grid: Grid | None = None,
+        denoise: bool = True,
+        t_end: float | None = None,
+    ) -> None:
+        super().__init__(denoise, t_end)
+        if levels is not None and check_steps(levels) < 2:
+            raise ValueError(f"levels must be at least 2, or null for NCSNv2's rule; got {levels}")
+        if step_size is not None and not step_size > 0:
+            raise ValueError(f"step_size must be positive, or null for NCSNv2's rule; got {step_size}")
+        self.levels = levels
+        self.steps_per_level = check_steps(steps_per_level)
+        self.step_size = step_size
+        self.grid = UniformLogSNR() if grid is None else grid
+
+    def walk(self, x: Tensor, run: Walk) -> Tensor:
+        """Walk down the levels; see `Sampler.walk`."""
+        sde = run.sde
+        span = 0.5 * float(sde.log_snr(run.t_end) - sde.log_snr(sde.t_max))  # log of the noisiest over the cleanest
+        levels = self.levels or ncsnv2_levels(x[0].numel(), span)
+        times = self.grid.times(sde, levels, run.t_end)
+        sigma = sde.sigma(times)
+        if self.step_size is None:
+            relative = ncsnv2_step_size(math.exp(span / (levels - 1)), self.steps_per_level)
+        else:
+            relative = self.step_size / float(sigma[-1]) ** 2
+        for level, t in enumerate(times):
+            for j in range(self.steps_per_level):
+                z = run.normal(level * self.steps_per_level + j)
+                x = langevin_step(x, run.predict(x, t).score, z, relative * sigma[level].square())
+        return run.predict(x, times[-1]).x0 if self.denoise else x
+
+
+def ncsnv2_levels(dimensions: int, span: float) -> int:
+    """Number of geometric levels between which the shells of noise overlap by half.
+
+    The ratio gamma of two levels solves Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma) =
+    1/2, which for all but the smallest D is gamma = sqrt(2 D) / (sqrt(2 D) - 3); where that exceeds 2, 2 is taken.
+
+    Args:
+        dimensions: D.
+        span: log of the largest over the smallest level.
+
+    Returns:
+        L, at least 2.
+
+    References:
+        Song & Ermon 2020, technique 2 and proposition 2.
+    """
+    root = math.sqrt(2 * dimensions)
+    gamma = min(2.0, root / (root - 3)) if root > 3 else 2.0
+    return max(2, 1 + math.ceil(span / math.log(gamma)))
+
+
+def ncsnv2_step_size(gamma: float, steps_per_level: int) -> float:
+    """Step size over sigma^2 with which T Langevin steps bring the variance of one level to that of the next.
+
+    e with (1 - e)^(2T) (gamma^2 - v) + v closest to 1, v = 2 e / (1 - (1 - e)^2): the variance ratio after T steps.
+
+    Args:
+        gamma: Ratio of two consecutive levels, above 1.
+        steps_per_level: T.
+
+    Returns:
+        e = step_size / sigma_L^2, in (0, 1).
+
+    References:
+        Song & Ermon 2020, technique 4 and proposition 3.
+    """
+    e = torch.logspace(-9, 0, 20001, dtype=torch.float64)[:-1]
+    stationary = 2 / (2 - e)
+    ratio = (1 - e) ** (2 * steps_per_level) * (gamma**2 - stationary) + stationary
+    return float(e[(ratio - 1).abs().argmin()])

@@ -57,10 +57,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml")
         _announce(cfg, model, data, folder)
-    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     last = folder / "checkpoints" / "last.ckpt"
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
+    except SystemExit as end:  # what Lightning makes of Ctrl-C
+        if not trainer.interrupted:
+            raise
+        if trainer.is_global_zero and last.is_file():
+            log.info("Go on with: python -m sde_diffusion.train ckpt=%s", shlex.quote(str(last)))
+        raise KeyboardInterrupt from end
     if trainer.is_global_zero:
         _conclude(folder, last)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -1,6 +1,106 @@
-"""Settings of the whole test run."""
+"""Settings of the whole test run, and the commands as fixtures."""
 
+import json
 import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
 
 # The tests' tensors are small: a second thread only waits for the first, and where processors are shared it waits long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+TINY = (
+    "network.width=32",
+    "network.depth=1",
+    "trainer.max_steps=30",
+    "trainer.val_check_interval=15",
+    "trainer.log_every_n_steps=5",
+    "callbacks.samples.n=4",
+    "sampler=ddpm",
+    "sampler.steps=5",
+)
+
+
+@dataclass
+class Finished:
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Server:
+    """Runs commands in forks of one process that has imported everything: a second less than five each."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __call__(self, command: str, *overrides: str, cwd: Path) -> Finished:
+        request = json.dumps({"command": command, "overrides": [str(o) for o in overrides], "cwd": str(cwd)})
+        self.process.stdin.write(request.encode() + b"\n")
+        self.process.stdin.flush()
+        return Finished(**json.loads(self.process.stdout.readline()))
+
+
+@pytest.fixture(scope="session")
+def command():
+    """command("train", "sde=ve", cwd=FOLDER) -> Finished."""
+    server = Server()
+    yield server
+    server.process.stdin.close()
+    server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def trained(command, tmp_path_factory) -> Path:
+    """The folder of a tiny run on the digits; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    done = command("train", *TINY, f"hydra.run.dir={folder}", cwd=folder.parent)
+    assert done.status == 0, done.err
+    return folder
+
+
+def serve() -> None:
+    """Fork for each request on stdin; answer on stdout."""
+    import lightning.pytorch  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import torchdiffeq  # noqa: F401
+    import torchsde  # noqa: F401
+
+    from sde_diffusion import data, evaluate, metrics, sample, train, training  # noqa: F401
+
+    mains = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main}
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            child = os.fork()
+            if not child:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                os.chdir(request["cwd"])
+                sys.argv = [request["command"], *request["overrides"]]
+                try:
+                    mains[request["command"]]()
+                    status = 0
+                except SystemExit as end:
+                    status = end.code or 0
+                except BaseException:
+                    traceback.print_exc()
+                    status = 1
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            out.seek(0)
+            err.seek(0)
+            print(json.dumps({"status": status, "out": out.read(), "err": err.read()}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,153 @@
+"""A user's mistake ends with exit status 1 and one message that says what is allowed; nothing half-done is left."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import TINY
+
+TRAIN = {
+    "a choice that is none": (["sde=foo"], ["sde=foo", "cosine", "edm", "rectified", "subvp", "ve", "vp"]),
+    "an experiment that is none": (["experiment=foo"], ["experiment=foo", "ddpm"]),
+    "an unknown key": (["foo=1"], ["'foo'", "sde", "trainer"]),
+    "an unknown model key": (["model.foo=1"], ["'model.foo'", "lr", "warmup_steps"]),
+    "an unknown trainer key": (["trainer.foo=1"], ["'trainer.foo'", "max_steps"]),
+    "an added trainer key": (["+trainer.foo=1"], ["trainer", "foo"]),
+    "an unknown path key": (["sde.beta=3"], ["'sde.beta'", "beta_min", "beta_max"]),
+    "betas out of order": (["sde.beta_min=30"], ["0 < beta_min <= beta_max", "beta_min=30"]),
+    "a negative sigma": (["sde=ve", "sde.sigma_min=-1"], ["0 < sigma_min < sigma_max", "sigma_min=-1"]),
+    "v off VP": (["denoiser=v", "sde=ve"], ["'v'", "VPSDE", "velocity"]),
+    "no data.root": (["data=mnist"], ["data.root must be given", "data.root=VALUE"]),
+    "data.root not there": (["data=mnist", "data.root=/nowhere"], ["/nowhere", "train-images"]),
+    "labels there are none of": (["data=moons", "conditional=true"], ["conditional=true", "moons"]),
+    "a steps argument of ode": (["sampler=ode", "~sampler.steps"], ["sampler.steps"]),
+    "sampler.steps=0": (["sampler.steps=0"], ["steps", "at least 1", "0"]),
+    "a word for a number": (["model.lr=abc"], ["model.lr=abc"]),
+    "a word for max_steps": (["trainer.max_steps=abc"], ["trainer.max_steps=abc"]),
+    "a negative lr": (["model.lr=-1"], ["lr must be positive", "-1"]),
+    "an unknown schedule": (["model.schedule=foo"], ["constant", "cosine"]),
+    "an unknown precision": (["trainer.precision=foo"], ["'foo'", "32-true"]),
+    "a GPU there is none of": (["trainer.accelerator=gpu"], ["gpu"]),
+    "a cosine without end": (["trainer.max_steps=-1"], ["max_steps", "model.schedule=constant"]),
+    "no samples to draw": (["callbacks.samples.n=0"], ["callbacks.samples", "at least 1"]),
+    "a seed that is none": (["seed=1.5"], ["seed", "whole number", "1.5"]),
+    "a network of no width": (["network.width=0"], ["width", "at least 1"]),
+    "batches of nothing": (["data.batch_size=0"], ["batch_size", "at least 1"]),
+    "an open bracket": (["model.lr=[1"], ["[1"]),
+    "no value": (["model.lr"], ["model.lr"]),
+}
+
+
+def check(done, *parts: str) -> None:
+    assert done.status == 1, (done.status, done.out, done.err)
+    assert done.err.startswith("error: "), done.err
+    assert "Traceback" not in done.err + done.out
+    assert len(done.err.splitlines()) <= 4, done.err
+    for part in parts:
+        assert part in done.err, (part, done.err)
+
+
+def no_results(folder) -> None:
+    """At most the log stands there."""
+    assert {path.name for path in folder.rglob("*") if path.is_file()} <= {"train.log", "sample.log", "evaluate.log"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU as something that is not there")
+@pytest.mark.parametrize("case", TRAIN)
+def test_train(case, command, tmp_path):
+    overrides, parts = TRAIN[case]
+    folder = tmp_path / "run"
+    check(command("train", *TINY, f"hydra.run.dir={folder}", *overrides, cwd=tmp_path), *parts)
+    assert not (folder / "checkpoints").exists()
+    again = command("train", *TINY, f"hydra.run.dir={folder}", "trainer.max_steps=2", cwd=tmp_path)
+    assert again.status == 0, again.err  # what a refused run leaves does not stand in the way of the next
+
+
+SAMPLE = {
+    "n=0": (["n=0"], ["n must be a whole number of at least 1", "n=0"]),
+    "n=abc": (["n=abc"], ["n must be a whole number", "n=abc"]),
+    "seed=1.5": (["seed=1.5"], ["seed must be a whole number", "seed=1.5"]),
+    "a seed beyond 64 bits": (["seed=9223372036854775807"], ["2^63"]),
+    "batch_size=0": (["batch_size=0"], ["batch_size", "at least 1"]),
+    "sampler.steps=0": (["sampler.steps=0"], ["steps", "at least 1"]),
+    "an unknown sampler": (["sampler=foo"], ["sampler=foo", "ddim", "ddpm", "ode", "sde"]),
+    "an unknown sampler key": (["sampler.foo=1"], ["'sampler.foo'", "steps", "eta"]),
+    "a label for a model without": (["label=3"], ["conditional=true"]),
+    "device=cuda": (["device=cuda"], ["device=cpu"]),
+    "device=foo": (["device=foo"], ["device=foo", "device=cpu"]),
+    "no such checkpoint": (["ckpt=/nowhere/last.ckpt"], ["no checkpoint /nowhere/last.ckpt"]),
+    "a folder under a file": (["out=/dev/null/x"], ["/dev/null/x"]),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU as something that is not there")
+@pytest.mark.parametrize("case", SAMPLE)
+def test_sample(case, command, trained, tmp_path):
+    overrides, parts = SAMPLE[case]
+    usual = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "sampler=ddpm", "sampler.steps=5", "n=4")
+    check(command("sample", *usual, f"out={tmp_path / 'out'}", *overrides, cwd=tmp_path), *parts)
+    no_results(tmp_path)
+
+
+def test_sample_without_a_checkpoint(command, tmp_path):
+    check(command("sample", cwd=tmp_path), "ckpt", "ckpt=VALUE")
+    no_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [("extractor=foo", "pixels, digits, mnist"), ("split=foo", "train, val, test"), ("n=0", "n=0")],
+)
+def test_evaluate(override, part, command, trained, tmp_path):
+    ckpt = trained / "checkpoints" / "last.ckpt"
+    usual = (f"ckpt={ckpt}", "sampler=ddpm", "sampler.steps=2", "n=4", f"out={tmp_path / 'out'}")
+    check(command("evaluate", *usual, override, cwd=tmp_path), part)
+    no_results(tmp_path)
+
+
+def test_checkpoints_that_are_none(command, trained, tmp_path):
+    good = (trained / "checkpoints" / "last.ckpt").read_bytes()
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    (tmp_path / "truncated.ckpt").write_bytes(good[: len(good) // 2])
+    (tmp_path / "words.ckpt").write_text("hello\n")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    for name in ("missing", "foreign", "truncated", "words", "empty"):
+        ckpt = tmp_path / f"{name}.ckpt"
+        for arguments in (("sample", f"out={tmp_path / 'out'}"), ("train", f"hydra.run.dir={tmp_path / 'run'}")):
+            check(command(*arguments, f"ckpt={ckpt}", cwd=tmp_path), str(ckpt))
+    assert not (tmp_path / "out" / "samples.npz").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_what_stands_there_is_kept(command, trained, tmp_path):
+    """A second run into a run's folder, and samples over samples."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
+    done = command("train", *TINY, f"hydra.run.dir={folder}", cwd=tmp_path)
+    check(done, f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", "hydra.run.dir=DIR")
+    assert {path: path.read_bytes() for path in before} == before
+
+    arguments = ("sample", f"ckpt={folder}/checkpoints/last.ckpt", "n=2", "sampler=ddpm", "sampler.steps=2", "out=o")
+    assert command(*arguments, cwd=tmp_path).status == 0
+    first = (tmp_path / "o" / "samples.npz").read_bytes()
+    check(command(*arguments, "seed=5", cwd=tmp_path), "samples.npz exists already", "out=DIR", "overwrite=true")
+    assert (tmp_path / "o" / "samples.npz").read_bytes() == first
+    assert command(*arguments, "seed=5", "overwrite=true", cwd=tmp_path).status == 0
+    assert (tmp_path / "o" / "samples.npz").read_bytes() != first
+
+
+def test_a_folder_that_cannot_be_written(command, tmp_path):
+    check(command("train", *TINY, "hydra.run.dir=/dev/null/x", cwd=tmp_path), "/dev/null/x")
+
+
+def test_a_loss_that_is_no_number(command, tmp_path):
+    """A learning rate of 10^20: the step is named and a checkpoint of finite weights, written before, is left."""
+    folder = tmp_path / "run"
+    settings = ("model.lr=1e20", "model.warmup_steps=1000", "trainer.max_steps=200", "trainer.val_check_interval=1")
+    done = command("train", *TINY, *settings, f"hydra.run.dir={folder}", "callbacks.samples=null", cwd=tmp_path)
+    done.err = "error: " + done.err.partition("error: ")[2]
+    check(done, "at step", "smaller model.lr", "checkpoints written before are kept")
+    kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(bool(torch.isfinite(value).all()) for value in kept["state_dict"].values())
+    assert 0 < kept["global_step"] <= int(done.err.partition("at step ")[2].partition(":")[0])

@@ -1,0 +1,226 @@
+"""The commands from end to end: what a run leaves, what the next command makes of it, resuming, being interrupted."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from conftest import TINY
+from PIL import Image
+
+from sde_diffusion.data import Digits
+
+DDPM = ("sampler=ddpm", "sampler.steps=5")
+
+
+def last(folder):
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def steps(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [int(row["step"]) for row in rows if row.get("val/loss")], rows
+
+
+def assert_same(a, b, where="checkpoint"):
+    """Equal to the last bit, whatever the nesting."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def test_what_a_run_leaves(trained):
+    files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    assert files >= {
+        *("config.yaml", "train.log", "metrics.csv", "loss.png"),
+        *("checkpoints/last.ckpt", "checkpoints/best.ckpt", "samples/step-0000015.png", "samples/step-0000030.png"),
+    }
+    assert not [name for name in files if name.endswith(".part") or ".tmp" in name]
+    assert load(last(trained))["global_step"] == 30
+    validated, rows = steps(trained)
+    assert validated == [14, 29]
+    assert len([row for row in rows if row.get("train/loss")]) in (5, 6)  # each fifth step
+    losses = [float(row["val/loss"]) for row in rows if row.get("val/loss")]
+    best = load(trained / "checkpoints" / "best.ckpt")["global_step"]
+    assert best == 15 * (1 + losses.index(min(losses)))
+    assert "width: 32" in (trained / "config.yaml").read_text()
+    for picture in ("loss.png", "samples/step-0000030.png"):
+        with Image.open(trained / picture) as image:
+            assert len(image.convert("L").getcolors(100_000)) > 10  # something is drawn
+
+
+def test_the_commands_it_suggests_work_from_anywhere(trained, tmp_path):
+    """As printed, typed into another folder, in a fresh process."""
+    suggested = re.findall(r"^  python -m (sde_diffusion\..*)$", (trained / "train.log").read_text(), re.MULTILINE)
+    assert [line.split()[0] for line in suggested] == ["sde_diffusion.sample", "sde_diffusion.evaluate"]
+    for line in suggested:
+        typed = [sys.executable, "-m", *shlex.split(line)]
+        done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    (samples,) = tmp_path.glob("outputs/sample/*/samples.npz")
+    assert np.load(samples, allow_pickle=False)["images"].shape == (64, 8, 8, 1)
+    assert len(list(tmp_path.glob("outputs/evaluate/*/metrics.json"))) == 1
+
+
+def test_samples_do_not_depend_on_the_batch(command, trained, tmp_path):
+    arrays = []
+    for size in (10, 3):
+        out = tmp_path / str(size)
+        done = command(
+            "sample", f"ckpt={last(trained)}", "n=10", "seed=7", f"batch_size={size}", f"out={out}", *DDPM, cwd=tmp_path
+        )
+        assert done.status == 0, done.err
+        arrays.append(np.load(out / "samples.npz", allow_pickle=False))
+        assert (out / "grid.png").is_file()
+    whole, parts = arrays
+    assert whole["images"].dtype == np.uint8
+    assert whole["images"].shape == (10, 8, 8, 1)
+    assert whole["seeds"].tolist() == list(range(7, 17))
+    assert np.abs(whole["images"].astype(int) - parts["images"]).max() <= 1  # a rounding of float32 may tip a level
+    assert len(np.unique(whole["images"].reshape(10, -1), axis=0)) == 10
+
+
+def frechet(a, b):
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) by eigenvalues."""
+    (m, c), (n, d) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
+    root = np.sqrt(scipy.linalg.eigvals(c @ d).real.clip(0)).sum()  # the trace of the root, singular or not
+    return np.sum((m - n) ** 2) + np.trace(c + d) - 2 * root
+
+
+def test_evaluate_scores_the_samples_that_sample_draws(command, trained, tmp_path):
+    arguments = (f"ckpt={last(trained)}", "n=200", *DDPM)
+    assert command("sample", *arguments, f"out={tmp_path}", cwd=tmp_path).status == 0
+    done = command("evaluate", *arguments, "extractor=pixels", f"out={tmp_path}", cwd=tmp_path)
+    assert done.status == 0, done.err
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    images = np.load(tmp_path / "samples.npz", allow_pickle=False)["images"]
+    levels = np.round(images.reshape(200, -1) / 255 * 16) / 8 - 1  # 17 levels on [-1, 1]
+    digits = Digits().prepare()
+    test, train = (digits.tensor(split).flatten(1).double().numpy() for split in ("test", "train"))
+    assert metrics["frechet_distance"] == pytest.approx(frechet(levels, test), rel=0.01)
+    assert metrics["frechet_distance_train"] == pytest.approx(frechet(train, test), rel=1e-3)
+    assert metrics["ratio"] == pytest.approx(metrics["frechet_distance"] / metrics["frechet_distance_train"])
+    expected = {"n": 200, "nfe": 5, "n_reference": 300, "data": "digits", "split": "test", "extractor": "pixels"}
+    assert {key: metrics[key] for key in expected} == expected
+    assert metrics["seeds"] == [0, 199]
+
+
+def test_vectors(command, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    done = command("train", *TINY, "data=moons", "data.n_train=2000", f"hydra.run.dir={run}", cwd=tmp_path)
+    assert done.status == 0, done.err
+    done = command("sample", f"ckpt={last(run)}", "n=30", f"out={out}", *DDPM, cwd=tmp_path)
+    assert done.status == 0, done.err
+    points = np.load(out / "samples.npz", allow_pickle=False)["points"]
+    assert points.dtype == np.float32
+    assert points.shape == (30, 2)
+    done = command("evaluate", f"ckpt={last(run)}", "n=30", f"out={out}", *DDPM, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert json.loads((out / "metrics.json").read_text())["extractor"] == "pixels"
+
+
+def test_classes(command, tmp_path):
+    run = tmp_path / "run"
+    assert command("train", *TINY, "conditional=true", f"hydra.run.dir={run}", cwd=tmp_path).status == 0
+    for label, want in (("3", [3] * 12), ("null", [*range(10), 0, 1])):
+        out = tmp_path / label
+        done = command("sample", f"ckpt={last(run)}", "n=12", f"label={label}", f"out={out}", *DDPM, cwd=tmp_path)
+        assert done.status == 0, done.err
+        arrays = np.load(out / "samples.npz", allow_pickle=False)
+        assert arrays["labels"].tolist() == want
+    drawn = {label: np.load(tmp_path / label / "samples.npz", allow_pickle=False)["images"] for label in ("3", "null")}
+    same = (drawn["3"] == drawn["null"]).reshape(12, -1).all(1)
+    assert same[3]  # sample 3 has label 3 in both; the labels of the others differ
+    assert not same.all()
+    done = command("sample", f"ckpt={last(run)}", "label=10", f"out={tmp_path / 'x'}", *DDPM, cwd=tmp_path)
+    assert (done.status, "0 ... 9" in done.err) == (1, True)
+
+
+def test_a_longer_run_from_a_checkpoint(command, trained, tmp_path):
+    """The checkpoint's own settings hold, the command line's come on top, and files go on."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    done = command("train", f"ckpt={last(folder)}", "trainer.max_steps=60", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert not (tmp_path / "outputs").exists()
+    assert steps(folder)[0] == [14, 29, pytest.approx(44, abs=1), pytest.approx(59, abs=1)]
+    assert load(last(folder))["global_step"] == 60
+    assert load(last(folder))["state_dict"].keys() == load(last(trained))["state_dict"].keys()
+    assert "max_steps: 60" in (folder / "config.yaml").read_text()
+    assert "width: 32" in (folder / "config.yaml").read_text()
+    assert len(re.findall(r"^Done\.", (folder / "train.log").read_text(), re.MULTILINE)) == 2
+
+
+def start(*overrides, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    typed = [sys.executable, "-m", "sde_diffusion.train", *TINY, *overrides]
+    return subprocess.Popen(typed, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, process):
+    until = time.monotonic() + 120
+    while not path.is_file():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def test_killed_and_resumed_is_as_unbroken(command, tmp_path):
+    """SIGKILL after the first checkpoint; weights, averages, moments and schedule end equal to the last bit."""
+    settings = ("trainer.max_steps=1500", "trainer.val_check_interval=100", "callbacks.samples=null")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert command("train", *TINY, *settings, f"hydra.run.dir={whole}", cwd=tmp_path).status == 0
+    process = start(*settings, f"hydra.run.dir={broken}", cwd=tmp_path)
+    wait_for(last(broken), process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    reached = load(last(broken))["global_step"]
+    assert reached < 1500
+    done = command("train", f"ckpt={last(broken)}", "callbacks.samples=null", cwd=tmp_path)
+    assert done.status == 0, done.err
+    a, b = load(last(whole)), load(last(broken))
+    for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(a[key], b[key], key)
+    rows, wanted = steps(broken)[1], steps(whole)[1]
+    assert all(row in wanted for row in rows)
+    assert [row for row in rows if int(row["step"]) >= reached] == [
+        row for row in wanted if int(row["step"]) >= reached
+    ]
+
+
+def test_ctrl_c(tmp_path):
+    """Status 130 and a checkpoint that can be gone on with."""
+    folder = tmp_path / "run"
+    process = start("trainer.max_steps=1000000", "callbacks.samples=null", f"hydra.run.dir={folder}", cwd=tmp_path)
+    wait_for(last(folder), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert "Traceback" not in err + out
+    assert f"ckpt={last(folder)}" in out
+    assert load(last(folder))["global_step"] >= 15

@@ -1,0 +1,152 @@
+"""Every configuration composes and builds the object it names, with the values that the class documents."""
+
+import inspect
+import math
+
+import hydra
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf, open_dict
+
+from sde_diffusion import cli, train
+from sde_diffusion.config import build
+from sde_diffusion.errors import UserError
+
+CONF = cli.config_folder()
+SMALL = ("network.width=16", "network.depth=1")
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def compose(*overrides: str, command: str = "train"):
+    OmegaConf.register_new_resolver("run_folder", cli.run_folder, replace=True)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(command, overrides=list(overrides))
+
+
+def loss_of(model) -> torch.Tensor:
+    """Losses of 64 draws at times of the model's own, [64]."""
+    torch.manual_seed(0)
+    x0 = torch.rand(64, *model.data["shape"]) * 2 - 1
+    t = model.objective.times(model.denoiser.sde, 64)
+    return model.objective(model.denoiser, x0, t, torch.randn_like(x0))
+
+
+def test_the_groups_of_the_plan_are_there():
+    assert set(choices("sde")) >= {"vp", "ve", "subvp", "cosine", "edm", "rectified"}
+    assert set(choices("denoiser")) >= {"eps", "x0", "v", "velocity", "score", "edm"}
+    assert set(choices("sampler")) >= {"ode", "sde", "ddpm", "ddim"}
+    assert set(choices("data")) >= {"digits", "arrays", "folder", "mnist", "fashion_mnist", "ring", "checkerboard"}
+    assert set(choices("experiment")) >= {"ddpm", "ncsn", "mnist"}
+
+
+@pytest.mark.parametrize("objective", choices("objective"))
+@pytest.mark.parametrize("sde", choices("sde"))
+def test_every_path_with_every_objective(sde, objective):
+    _, model = train.build_model(compose(f"sde={sde}", f"objective={objective}", *SMALL))
+    assert type(model.denoiser.sde).__name__.lower().startswith(sde.removesuffix("flow")[:4]) or sde == "cosine"
+    loss = loss_of(model)
+    assert bool((loss >= 0).all())
+    loss.mean().backward()
+    assert all(math.isfinite(float(p.grad.norm())) for p in model.denoiser.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("denoiser", choices("denoiser"))
+@pytest.mark.parametrize("sde", choices("sde"))
+def test_every_path_with_every_denoiser(sde, denoiser):
+    cfg = compose(f"sde={sde}", f"denoiser={denoiser}", *SMALL)
+    if denoiser == "v" and sde not in ("vp", "cosine"):
+        with pytest.raises(UserError, match=r"variance-preserving.*velocity"):
+            train.build_model(cfg)
+        return
+    _, model = train.build_model(cfg)
+    # With a last layer of zeros the network's output is zero, and so is the spelling that it predicts.
+    for parameter in model.denoiser.parameters():
+        torch.nn.init.zeros_(parameter)
+    sde_ = model.denoiser.sde
+    t = 0.3 * sde_.t_max
+    x = torch.randn(5, 1, 8, 8, dtype=torch.float64)
+    prediction = model.denoiser.double()(x, t)
+    alpha, sigma, data = float(sde_.alpha(t)), float(sde_.sigma(t)), cfg.denoiser.sigma_data
+    zero = {
+        "eps": lambda: prediction.eps,
+        "x0": lambda: prediction.x0,
+        "v": lambda: alpha * prediction.eps - sigma * prediction.x0,
+        "velocity": lambda: prediction.velocity,
+        "score": lambda: prediction.score,
+        "edm": lambda: prediction.x0 - alpha * data**2 / (alpha**2 * data**2 + sigma**2) * x,
+    }[denoiser]()
+    assert zero.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize("sampler", choices("sampler"))
+def test_every_sampler_in_every_command(sampler, command):
+    sampler_ = build(cli.plain(compose(f"sampler={sampler}", command=command).sampler))
+    assert type(sampler_).__module__.startswith("sde_diffusion.sampling")
+
+
+NEEDED = {"arrays": ["data.path=FILE"], "folder": ["data.root=DIR"], "mnist": ["data.root=DIR"]}
+NEEDED["fashion_mnist"] = NEEDED["mnist"]
+
+
+@pytest.mark.parametrize("data", choices("data"))
+def test_every_data_set(data):
+    """Composes; those that need no file build; those that do say which key is wanted."""
+    if data in NEEDED:
+        (needed,) = NEEDED[data]
+        with pytest.raises(UserError, match=f"{needed.split('=')[0]} must be given"):
+            cli.plain(compose(f"data={data}").data)
+    module = build(cli.plain(compose(f"data={data}", *NEEDED.get(data, [])).data))
+    assert type(module).__module__.startswith("sde_diffusion.data")
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_is_what_its_preset_says(experiment):
+    """Each key of a preset, and each choice, is there in the composed configuration; the model builds and learns."""
+    preset = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
+    overrides = [f"experiment={experiment}", *(["data.root=DIR"] if experiment == "mnist" else [])]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=overrides, return_hydra_config=True)
+    chosen = cfg.hydra.runtime.choices
+    for choice in preset.pop("defaults", []):
+        ((group, name),) = choice.items()
+        assert chosen[group.removeprefix("override /")] == name
+
+    def leaves(node, path=()):
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from leaves(value, (*path, key))
+        else:
+            yield ".".join(path), node
+
+    for key, value in leaves(preset):
+        if not (isinstance(value, str) and "${" in value):
+            assert OmegaConf.select(cfg, key) == value, key
+    with open_dict(cfg):
+        if experiment == "mnist":
+            cfg.data = compose().data
+            cfg.network = compose().network
+    _, model = train.build_model(cfg)
+    assert bool((loss_of(model) >= 0).all())
+    build(cli.plain(cfg.sampler))
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_keys_and_values(path):
+    """Keys are arguments of the class; values of the paths and the plain samplers are its defaults."""
+    node = yaml.safe_load(path.read_text()) or {}
+    if "_target_" not in node:
+        return
+    target = hydra.utils.get_class(node["_target_"])
+    parameters = inspect.signature(target).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        assert set(node) - {"_target_"} <= set(parameters)
+    if path.parent.name == "sde" or f"{path.parent.name}/{path.stem}" in ("sampler/ode", "sampler/sde"):
+        for key, value in node.items():
+            if key != "_target_":
+                default = parameters[key].default
+                assert (float(value) if isinstance(default, float) else value) == default, key

@@ -70,5 +70,8 @@ def _call(cls: type, arguments: dict[str, Any]) -> Any:
         raise UserError(f"{cls.__name__} takes no {', '.join(unknown)}; it takes {', '.join(allowed)}")
     try:
         return cls(**arguments)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(str(error)) from error
+    except TypeError as error:  # a value of another kind, such as a word for a number
+        values = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if not hasattr(value, "__dict__"))
+        raise UserError(f"{cls.__name__}({values}): {error}; look at the values' types") from error

@@ -167,7 +167,7 @@ def test_a_longer_run_from_a_checkpoint(command, trained, tmp_path):
     done = command("train", f"ckpt={last(folder)}", "trainer.max_steps=60", cwd=tmp_path)
     assert done.status == 0, done.err
     assert not (tmp_path / "outputs").exists()
-    assert steps(folder)[0] == [14, 29, pytest.approx(44, abs=1), pytest.approx(59, abs=1)]
+    assert steps(folder)[0] == [14, 29, 44, 59]
     assert load(last(folder))["global_step"] == 60
     assert load(last(folder))["state_dict"].keys() == load(last(trained))["state_dict"].keys()
     assert "max_steps: 60" in (folder / "config.yaml").read_text()

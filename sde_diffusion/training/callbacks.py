@@ -85,7 +85,11 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last state, from within the run: only there are the optimizer and the raw weights at hand."""
         super().on_train_end(trainer, pl_module)
+        # Lightning counts this batch once more when it resumes, for it expects checkpoints from within the batch.
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped -= 1
         trainer.save_checkpoint(Path(self.dirpath or ".") / "last.ckpt")
+        loop._batches_that_stepped += 1
 
 
 class StopOnNonFinite(Callback):

@@ -25,7 +25,7 @@ class CSVLogger(pl_loggers.CSVLogger):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(save_dir=folder, name="", version="")
+        super().__init__(save_dir=folder, name="", version="", flush_logs_every_n_steps=1)
         self._path = Path(folder) / "metrics.csv"
         self._earlier: list[dict[str, str]] = []
         if self._path.is_file():

@@ -1,7 +1,7 @@
 """Raw networks, which know no SDE: `network(x, c_noise, label=None)` returns a tensor of x's shape and type."""
 
-from .embedding import FourierEmbedding, PositionalEmbedding
-from .mlp import MLP
-from .unet import UNet
+from sde_diffusion.nn.embedding import FourierEmbedding, PositionalEmbedding
+from sde_diffusion.nn.mlp import MLP
+from sde_diffusion.nn.unet import UNet
 
 __all__ = ["MLP", "FourierEmbedding", "PositionalEmbedding", "UNet"]

@@ -1,5 +1,7 @@
 """Building blocks of convolutional networks: residual block, self-attention, halving and doubling of an image."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,12 +11,12 @@ from torch.nn import functional as F
 
 
 def halve(x: Tensor) -> Tensor:
-    """Average 2×2 windows: [B, C, H, W] to [B, C, ⌈H/2⌉, ⌈W/2⌉]; a window cut by the border averages what it has."""
+    """Average 2x2 windows: [B, C, H, W] to [B, C, ceil(H/2), ceil(W/2)]; one cut by the border averages what it has."""
     return F.avg_pool2d(x, 2, ceil_mode=True)
 
 
 def double(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Repeat each pixel 2×2 and crop to size (H, W), of which x has (⌈H/2⌉, ⌈W/2⌉); undoes the size of `halve`."""
+    """Repeat each pixel 2x2 and crop to size (H, W), of which x has (ceil(H/2), ceil(W/2)); inverts `halve`'s sizes."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")[..., : size[0], : size[1]]
 
 
@@ -32,19 +34,22 @@ def convolution(in_channels: int, out_channels: int, kernel: int, *, zero: bool 
 def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
     """Return a group norm that fits any number of channels: at most 32 groups, of at least 4 channels if there are 4.
 
-    The number of groups is the largest common divisor of channels and min(32, ⌊channels/4⌋), at least 1.
+    The number of groups is the largest common divisor of channels and min(32, channels // 4), at least 1.
     """
     return nn.GroupNorm(math.gcd(channels, min(32, channels // 4) or 1), channels, eps=1e-6, affine=affine)
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over the pixels with a residual: (x + W_o softmax(q kᵀ / √d) v) / √2, q, k, v from GroupNorm(x).
+    """Self-attention over the pixels with a residual: (x + W_o softmax(q k^T / sqrt(d)) v) / sqrt(2).
 
-    W_o starts at 0 (DDPM; EDM, appendix F.2).
+    q, k and v are linear in GroupNorm(x), d is the number of channels of a head, and W_o starts at 0.
 
     Args:
-        channels: of x.
-        head_channels: upper bound on d; the channels of a head are the largest divisor of `channels` within it.
+        channels: Of x.
+        head_channels: Upper bound on d; the channels of a head are the largest divisor of channels within it.
+
+    References:
+        Vaswani et al. 2017, equation 1; Karras et al. 2022, appendix F.
     """
 
     def __init__(self, channels: int, head_channels: int = 64) -> None:
@@ -57,7 +62,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to the same shape."""
-        # Channels of qkv are ordered (q, k, v) × head × d; heads attend over the H·W pixels.
+        # Channels of qkv are ordered (q, k, v) x head x d; heads attend over the H W pixels.
         qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
         q, k, v = qkv.unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -66,22 +71,25 @@ class SelfAttention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Residual block of DDPM++ and EDM (Karras et al. 2022, figure 8), modulated by a conditioning vector.
+    """Residual block of DDPM++ and EDM, modulated by a conditioning vector.
 
-    With R a resampling of the image (or nothing), S a 1×1 convolution where the channels change (else nothing) and
+    With R a resampling of the image (or nothing), S a 1x1 convolution where the channels change (else nothing) and
     (a, b) linear in the conditioning vector,
 
-        h = Conv₁(R SiLU(GroupNorm(x))),   h = Conv₂(dropout(SiLU((1 + a) ⊙ GroupNorm(h) + b))),   (S R x + h) / √2,
+        h = Conv_1(R SiLU(GroupNorm(x))),  h = Conv_2(dropout(SiLU((1 + a) GroupNorm(h) + b))),  (S R x + h) / sqrt(2),
 
-    then self-attention, if asked for. Conv₂ starts at 0.
+    then self-attention, if asked for. Conv_2 starts at 0.
 
     Args:
-        in_channels: of x.
-        out_channels: of the result.
-        embedding_dim: size of the conditioning vector.
-        attention: end with a `SelfAttention`.
-        dropout: probability in [0, 1).
-        head_channels: for the attention.
+        in_channels: Of x.
+        out_channels: Of the result.
+        embedding_dim: Size of the conditioning vector.
+        attention: End with a `SelfAttention`.
+        dropout: Probability in [0, 1).
+        head_channels: Of the attention.
+
+    References:
+        Song et al. 2021, appendix H (DDPM++); Karras et al. 2022, appendix F (EDM).
     """
 
     def __init__(

@@ -1,5 +1,7 @@
 """Residual perceptron for vectors, points and tiny images."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 
@@ -7,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .embedding import Conditioning, check_arguments, check_shape
+from sde_diffusion.nn.embedding import Conditioning, check_arguments, check_shape
 
 
 class _Block(nn.Module):
-    """h + W₂ SiLU(W₁ (scale ⊙ LayerNorm(h) + shift)), with scale and shift given by the noise level and the label."""
+    """h + W_2 SiLU(W_1 (scale LayerNorm(h) + shift)), with scale and shift given by the noise level and the label."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,24 +32,26 @@ class _Block(nn.Module):
 class MLP(nn.Module):
     """Residual multilayer perceptron, modulated in each block by the noise level and the label.
 
-    `network(x, c_noise, label=None)` flattens x to [B, D], D = Π shape, and computes
+    `network(x, c_noise, label=None)` flattens x to [B, D], D the product of shape, and computes
 
-        h₀ = W_in x,    h_{k+1} = h_k + W₂ₖ SiLU(W₁ₖ ((1 + a_k) ⊙ LayerNorm(h_k) + b_k)),    out = W_out LayerNorm(h_K)
+        h_0 = W_in x,   h_{k+1} = h_k + W_2k SiLU(W_1k ((1 + a_k) LayerNorm(h_k) + b_k)),   out = W_out LayerNorm(h_K)
 
-    with (a_k, b_k) linear in one vector embedded from c_noise and label (adaptive layer norm, Peebles & Xie 2023,
-    section 3.2; one matrix product gives those of all blocks). W_out starts at 0, and so does the output. A sample's
-    output depends on no other sample.
+    with (a_k, b_k) linear in one vector embedded from c_noise and label (adaptive layer norm; one matrix product
+    gives those of all blocks). W_out starts at 0, and so does the output. A sample's output depends on no other sample.
 
     Args:
-        shape: of one sample, any number of dimensions.
-        n_classes: labels are 0 … n_classes − 1 and n_classes is the null class; 0: no labels.
-        width: of the hidden layers; positive.
-        depth: number of residual blocks, two linear layers each; at least 1.
-        embedding_dim: size of the conditioning vector; even, at least 4.
-        embedding: noise features, "positional" or "fourier".
+        shape: Of one sample, any number of dimensions.
+        n_classes: Labels are 0 ... n_classes - 1 and n_classes is the null class; 0: no labels.
+        width: Of the hidden layers; positive.
+        depth: Number of residual blocks, two linear layers each; at least 1.
+        embedding_dim: Size of the conditioning vector; even, at least 4.
+        embedding: Noise features, "positional" or "fourier".
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: If an argument is outside its range.
+
+    References:
+        Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2 (adaptive layer norm).
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class MLP(nn.Module):
         self.shape = tuple(shape)
         check_shape(self.shape)
         if width < 1 or depth < 1:
-            raise ValueError(f"width and depth must be at least 1, got width={width}, depth={depth}")
+            raise ValueError(f"width and depth must be at least 1; got width={width}, depth={depth}")
         size = math.prod(self.shape)
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding)
         self.modulation = nn.Linear(embedding_dim, depth * 2 * width)
@@ -79,14 +83,14 @@ class MLP(nn.Module):
 
         Args:
             x: [B, *shape], floating point.
-            c_noise: [] or [B], any real number that tells the noise level, such as ¼·log(σ/α).
-            label: int64 [B] in 0 … n_classes, or None for the null class throughout.
+            c_noise: [] or [B], any real number that tells the noise level, such as log(sigma/alpha)/4.
+            label: [B], int64 in 0 ... n_classes; None: the null class throughout.
 
         Returns:
             [B, *shape], the type of x.
 
         Raises:
-            ValueError: a wrong shape, or a label where n_classes = 0.
+            ValueError: If a shape is wrong, or a label is given where n_classes = 0.
         """
         check_arguments(x, c_noise, self.shape)
         # One embedding serves all samples where c_noise is a scalar: [1, ...] broadcasts below.

@@ -1,5 +1,7 @@
 """U-Net of the DDPM++ family for images of any size and number of channels."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 
@@ -7,36 +9,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import ResidualBlock, convolution, double, group_norm, halve
-from .embedding import Conditioning, check_arguments, check_shape
+from sde_diffusion.nn.blocks import ResidualBlock, convolution, double, group_norm, halve
+from sde_diffusion.nn.embedding import Conditioning, check_arguments, check_shape
 
 
 class UNet(nn.Module):
-    """U-Net of residual blocks, after DDPM++ (Song et al. 2021, appendix H) as simplified in EDM (Karras et al. 2022).
+    """U-Net of residual blocks, after DDPM++ as simplified in EDM.
 
-    The image is cut into patch × patch squares, whose pixels become channels (patch = 1: the image itself), H × W of
-    them. Level l works at ⌈H/2^l⌉ × ⌈W/2^l⌉ with channels · channel_mult[l] channels. A level has `blocks` residual
-    blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of that level; residual
-    blocks halve and double the image between levels; two blocks stand in the middle. Residual sums are divided by √2.
-    The last convolution starts at 0, and so does the output. Group norms alone: a sample's output depends on no other.
+    The image is cut into patch x patch squares, whose pixels become channels (patch = 1: the image itself), H x W of
+    them. Level l works at ceil(H / 2^l) x ceil(W / 2^l) with channels * channel_mult[l] channels. A level has `blocks`
+    residual blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of that level;
+    residual blocks halve and double the image between levels; two blocks stand in the middle. Residual sums are divided
+    by sqrt(2). The last convolution starts at 0, and so does the output. Group norms alone: a sample's output depends
+    on no other.
 
     Args:
-        shape: of one image, [C, height, width]; any sizes, odd ones too.
-        n_classes: labels are 0 … n_classes − 1 and n_classes is the null class; 0: no labels.
-        patch: side of the squares, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
+        shape: Of one image, [C, height, width]; any sizes, odd ones too.
+        n_classes: Labels are 0 ... n_classes - 1 and n_classes is the null class; 0: no labels.
+        patch: Side of the squares, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
             with zeros on the right and below, and the output cropped.
-        channels: base number of channels; positive.
-        channel_mult: multiplier of each level, finest first; positive integers, one level or more.
-        blocks: residual blocks in a level of the encoder; at least 1.
-        attention: levels with self-attention, 0 the finest, after each block of the encoder and the last of the
-            decoder; the middle has it too unless the list is empty. Memory and time grow as (H·W)² of the level.
-        head_channels: largest number of channels of an attention head; positive.
-        dropout: probability in the residual blocks, in [0, 1).
-        embedding_dim: size of the conditioning vector; even, at least 4.
-        embedding: noise features, "positional" or "fourier".
+        channels: Base number of channels; positive.
+        channel_mult: Multiplier of each level, finest first; positive integers, one level or more.
+        blocks: Residual blocks in a level of the encoder; at least 1.
+        attention: Levels with self-attention, 0 the finest, after each block of the encoder and the last of the
+            decoder; the middle has it too unless the list is empty. Memory and time grow as (H W)^2 of the level.
+        head_channels: Largest number of channels of an attention head; positive.
+        dropout: Probability in the residual blocks, in [0, 1).
+        embedding_dim: Size of the conditioning vector; even, at least 4.
+        embedding: Noise features, "positional" or "fourier".
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: If an argument is outside its range.
+
+    References:
+        Song et al. 2021, appendix H (DDPM++); Karras et al. 2022, appendix F (EDM).
     """
 
     def __init__(
@@ -64,9 +70,9 @@ class UNet(nn.Module):
                 f"blocks={blocks}, head_channels={head_channels}"
             )
         if not set(attention) <= set(range(len(widths))):
-            raise ValueError(f"attention must list levels in 0 … {len(widths) - 1}, got {list(attention)}")
+            raise ValueError(f"attention must list levels in 0 ... {len(widths) - 1}; got {list(attention)}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+            raise ValueError(f"dropout must be in [0, 1); got {dropout}")
         block = partial(ResidualBlock, embedding_dim=embedding_dim, dropout=dropout, head_channels=head_channels)
 
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding)
@@ -104,14 +110,14 @@ class UNet(nn.Module):
 
         Args:
             x: [B, C, height, width], floating point.
-            c_noise: [] or [B], any real number that tells the noise level, such as ¼·log(σ/α).
-            label: int64 [B] in 0 … n_classes, or None for the null class throughout.
+            c_noise: [] or [B], any real number that tells the noise level, such as log(sigma/alpha)/4.
+            label: [B], int64 in 0 ... n_classes; None: the null class throughout.
 
         Returns:
             [B, C, height, width], the type of x.
 
         Raises:
-            ValueError: a wrong shape, or a label where n_classes = 0.
+            ValueError: If a shape is wrong, or a label is given where n_classes = 0.
         """
         check_arguments(x, c_noise, self.shape)
         embedding = self.conditioning(c_noise, label)

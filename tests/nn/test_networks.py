@@ -153,12 +153,12 @@ def test_overfits_a_tiny_regression(name):
     )
     x, c = torch.randn(8, 1, 6, 5), torch.linspace(-2, 2, 8)
     target = x.flip(-1) * torch.sin(3 * c)[:, None, None, None] + torch.randn(8, 1, 6, 5)
-    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     for _ in range(300):
         loss = (network(x, c) - target).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert loss.item() < 0.01 * target.var().item()
 
 
@@ -182,9 +182,9 @@ def test_dropout_acts_in_training_alone():
         (lambda: UNet([28, 28]), "3 positive sizes"),
         (lambda: UNet([1, 8, 8], channel_mult=[]), "channel_mult"),
         (lambda: UNet([1, 8, 8], patch=0), "patch"),
-        (lambda: UNet([1, 8, 8], attention=[3]), r"levels in 0 … 2, got \[3\]"),
+        (lambda: UNet([1, 8, 8], attention=[3]), r"levels in 0 \.\.\. 2; got \[3\]"),
         (lambda: UNet([1, 8, 8], dropout=1.0), r"\[0, 1\)"),
-        (lambda: MLP([2], width=8)(torch.zeros(4, 3), torch.zeros(4)), r"\[B, 2\], got \[4, 3\]"),
+        (lambda: MLP([2], width=8)(torch.zeros(4, 3), torch.zeros(4)), r"\[B, 2\]; got \[4, 3\]"),
         (lambda: MLP([2], width=8)(torch.zeros(4, 2), torch.zeros(3)), r"c_noise must be \[\] or \[4\]"),
     ],
 )

@@ -64,7 +64,11 @@ class DPMSolver(MultistepSampler):
         self.eta = float(eta)
 
     def transitions(self, passes: int) -> int:
-        """Steps for a number of passes: all but the last of a singlestep method take `order` passes."""
+        """Steps for a number of passes: as few as do with `order` passes each in a singlestep method.
+
+        The passes are then shared out evenly: 7 of order 3 make steps of orders 3, 2, 2, not 3, 3, 1, whose last step's
+        error of second order would be the whole walk's.
+        """
         if self.singlestep:
             return -(-passes // self.order)
         return passes - 1 if self._extra_pass(passes) else passes
@@ -81,9 +85,9 @@ class DPMSolver(MultistepSampler):
             from_noise=steps.from_noise(self.eta).tolist() if self.eta else None,
         )
         if self.singlestep:
-            passes = self.steps - self.denoise
-            for i in range(len(times) - 1):
-                self._inner(table, sde, times, i, min(self.order, passes - i * self.order))
+            passes, n = self.steps - self.denoise, len(times) - 1
+            for i in range(n):
+                self._inner(table, sde, times, i, (passes + n - 1 - i) // n)
             return table
         ell = 0.5 * sde.log_snr(times)
         for part, nodes in looking_back(ell, self.order):

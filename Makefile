@@ -7,7 +7,7 @@ ARGS ?=
 
 .PHONY: train test test-slow test-gpu lint format clean
 
-train: $(INSTALLED) ## train the default model on the embedded digits, sample and evaluate it
+train: $(INSTALLED) ## train the default model on the embedded digits; with settings: make train ARGS="sde=ve"
 	$(BIN)/python -m sde_diffusion.train $(ARGS)
 
 test: lint ## linters, types, import layers and the quick tests

@@ -37,6 +37,7 @@ class HandLoop:
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=cfg.model.lr, weight_decay=0.0, fused=True)
         self.clip = cfg.trainer.gradient_clip_val
+        self.lr, self.warmup_steps = cfg.model.lr, cfg.model.warmup_steps
         self.batches = self._batches()
         self.steps = 0
 
@@ -56,7 +57,7 @@ class HandLoop:
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, self.steps / 200)
+        self.optimizer.param_groups[0]["lr"] = self.lr * min(1.0, self.steps / self.warmup_steps)
         self.optimizer.step()
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 0.001)
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Sample from a checkpoint and compare with a split of its data; writes `metrics.json` and `grid.png`.
+    """Sample from a checkpoint and compare with a split of its data; writes `metrics.json` and `metrics.png`.
 
     The Fréchet distance of the training split to the same split is printed beside the samples': the floor that the
     data themselves reach at these sizes.
@@ -42,7 +42,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from sde_diffusion.metrics import FrechetDistance, extractor_names, load_extractor
 
     out = Path(HydraConfig.get().runtime.output_dir)
-    result = fresh(out / "metrics.json", cfg.overwrite)
+    result, grid = (fresh(out / name, cfg.overwrite) for name in ("metrics.json", "metrics.png"))
     seeds = check_seeds(cfg)
     model, device = load_model(cfg)
     given = {key: value for key, value in plain(cfg.data).items() if value is not None}
@@ -88,13 +88,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "ckpt": str(cfg.ckpt),
         "version": __version__,
     }
-    pictures.save(pictures.draw(x[:256]), out / "grid.png")
+    pictures.save(pictures.draw(x[:256]), grid)
     with writing(result) as temporary:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
     log.info("Fréchet distance to the %s split (%s features, %d samples): %.3f", cfg.split, name, len(x), distance)
     log.info("  of the training split, the floor: %.3f; ratio %.2f", floor, distance / floor)
     log.info("  %d network passes a sample, %.1f s sampling, %.1f s scoring", nfe, sampling, scoring)
-    log.info("%s\n%s", result, out / "grid.png")
+    log.info("%s\n%s", result, grid)
     return metrics
 
 

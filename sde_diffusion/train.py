@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODEL_GROUPS = ("sde", "network", "denoiser", "objective", "data", "model", "sampler", "trainer", "seed", "conditional")
+KEPT_GROUPS = ("sde", "network", "denoiser", "objective", "data", "model", "sampler", "trainer", "seed", "conditional")
 """What of a run's configuration its checkpoint keeps, and a resumed run takes from there."""
 
 
@@ -106,7 +106,8 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
         )
     except (TypeError, ValueError) as error:  # such as a word where a number belongs
         raise UserError(f"model: {error}{given('model')}") from error
-    model.run = {key: plain(cfg[key]) for key in MODEL_GROUPS}
+    model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
+    model.run["callbacks"] = _values(OmegaConf.to_container(cfg.callbacks, resolve=False))
     return data, model
 
 
@@ -117,12 +118,17 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
 
     from sde_diffusion.config import build
 
-    sampler = build(plain(cfg.sampler))
     callbacks = []
     for node in cfg.callbacks.values():
-        if node is not None:
-            extra = {"sampler": sampler} if "sampler" in node else {}
-            callbacks.append(instantiate(node, **extra, _convert_="all"))
+        if node is None:
+            continue
+        extra = {}
+        if "sampler" in node:
+            # Built apart: it may come from a checkpoint, and Hydra would build anything.
+            extra["sampler"] = build(plain(node.sampler or cfg.sampler))
+            node = node.copy()
+            node.sampler = None
+        callbacks.append(instantiate(node, **extra, _convert_="all"))
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
     options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
     try:
@@ -170,13 +176,23 @@ def _resumed(cfg: DictConfig) -> DictConfig:
         raise UserError(f"{cfg.ckpt} keeps no configuration of its run: it was not written by sde_diffusion.train")
     resumed = cfg.copy()
     with open_dict(resumed):
-        for key in MODEL_GROUPS:
+        for key in KEPT_GROUPS:
             resumed[key] = kept[key]
+        known = {name: values for name, values in kept.get("callbacks", {}).items() if resumed.callbacks.get(name)}
+        resumed.callbacks = OmegaConf.merge(resumed.callbacks, known)
         for override in HydraConfig.get().overrides.task:
             key = override.split("=")[0].lstrip("+~").split("@")[0]
-            if key.split(".")[0] in MODEL_GROUPS:
+            if key.split(".")[0] in (*KEPT_GROUPS, "callbacks"):
                 OmegaConf.update(resumed, key, OmegaConf.select(cfg, key), force_add=True)
     return resumed
+
+
+def _values(node: Any) -> Any:
+    """Settings without classes and interpolations: what a checkpoint may say of callbacks, which Hydra builds."""
+    if not isinstance(node, dict):
+        return node
+    kept = {key: value for key, value in node.items() if not (isinstance(value, str) and "${" in value)}
+    return {key: _values(value) for key, value in kept.items() if key not in ("_target_", "sampler")}
 
 
 def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
@@ -198,12 +214,13 @@ def _conclude(folder: Path, last: Path) -> None:
     log.info("")
     log.info("Done. In %s:", folder)
     for name, what in (
-        ("checkpoints/", "last.ckpt and best.ckpt (lowest validation loss), each complete in itself"),
-        ("samples/", "sample grids along the way"),
+        ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss), each complete in itself"),
+        ("samples", "sample grids along the way"),
         ("loss.png", "training and validation loss, numbers in metrics.csv"),
         ("config.yaml", "the whole configuration, and train.log"),
     ):
-        log.info("  %-13s %s", name, what)
+        if (folder / name).exists():
+            log.info("  %-13s %s", name, what)
     ckpt = shlex.quote(str(last))
     log.info("Next:")
     log.info("  python -m sde_diffusion.sample ckpt=%s n=64", ckpt)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import yaml
 from conftest import TINY
 from PIL import Image
 
@@ -173,6 +174,21 @@ def test_a_longer_run_from_a_checkpoint(command, trained, tmp_path):
     assert "max_steps: 60" in (folder / "config.yaml").read_text()
     assert "width: 32" in (folder / "config.yaml").read_text()
     assert len(re.findall(r"^Done\.", (folder / "train.log").read_text(), re.MULTILINE)) == 2
+
+
+def test_a_resumed_run_keeps_its_callbacks_settings(command, tmp_path):
+    """Which come from the checkpoint as values only: what Hydra builds is never named by a file."""
+    folder = tmp_path / "run"
+    settings = ("callbacks.ema.decay=0.5", "callbacks.samples=null", "callbacks.progress.refresh_every=7")
+    assert command("train", *TINY, *settings, f"hydra.run.dir={folder}", cwd=tmp_path).status == 0
+    assert "_target_" not in json.dumps(load(last(folder))["sde_diffusion"]["run"]["callbacks"])
+    longer = ("trainer.max_steps=45", "callbacks.progress.refresh_every=9")
+    assert command("train", f"ckpt={last(folder)}", *longer, cwd=tmp_path).status == 0
+    callbacks = yaml.safe_load((folder / "config.yaml").read_text())["callbacks"]
+    assert callbacks["ema"]["decay"] == 0.5
+    assert callbacks["samples"] is None
+    assert callbacks["progress"]["refresh_every"] == 9
+    assert callbacks["last"]["_target_"] == "sde_diffusion.training.callbacks.LastCheckpoint"
 
 
 def start(*overrides, cwd):

@@ -132,17 +132,17 @@ class GaussianMixtureDenoiser(Denoiser):
         return self.means[component] + self.stds[component] * noise.to(self.means.device)
 
     def _scales(self, t: Time) -> tuple[Tensor, Tensor]:
-        """Alpha and sigma, shaped [1 or B, 1, 1, ...] to broadcast against [B, K, *]."""
+        """alpha and sigma, shaped [1 or B, 1, 1, ...] to broadcast against [B, K, *]."""
         t = float64(t).to(self.means.device)
         shape = (-1, *(1,) * self.means.ndim)
         return self.sde.alpha(t).reshape(shape), self.sde.sigma(t).reshape(shape)
 
     def _marginals(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """X - alpha m_k, [B, K, *], and the components' variances at t, [1 or B, K, *]."""
+        """x - alpha m_k, [B, K, *], and the components' variances at t, [1 or B, K, *]."""
         return x.double().unsqueeze(1) - alpha * self.means, (alpha * self.stds).square() + sigma.square()
 
     def _joint_log_prob(self, offset: Tensor, variance: Tensor) -> Tensor:
-        """Log w_k + log N(x; k), [B, K]."""
+        """log w_k + log N(x; k), [B, K]."""
         exponent = (offset.square() / variance + (2 * math.pi * variance).log()).flatten(2).sum(2)
         return self.log_weights - 0.5 * exponent
 

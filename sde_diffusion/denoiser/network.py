@@ -96,7 +96,7 @@ class V(Parameterization):
             )
 
     def coefficients(self, sde: SDE, t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
-        """Alpha and -sigma."""
+        """alpha and -sigma."""
         return sde.alpha(t), -sde.sigma(t)
 
 

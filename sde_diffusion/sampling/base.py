@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser, Prediction
+from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sde import SDE, Time
 
@@ -28,10 +29,14 @@ class Samples:
     Attributes:
         x: The samples, [B, *dims].
         nfe: Network passes (number of function evaluations) for each sample.
+        trajectory: With trajectory=True the belief x0 at each network pass, [nfe, B, *dims]; else None.
+        times: With trajectory=True the times of these passes; else None.
     """
 
     x: Tensor
     nfe: int
+    trajectory: Tensor | None = None
+    times: list[float] | None = None
 
 
 class _Stop(Exception):  # noqa: N818  a signal, not an error
@@ -50,6 +55,7 @@ class Walk:
         t_end: Where the walk ends.
         conditions: Passed to the denoiser.
         callback: See `Callback`.
+        check: Look at each prediction for numbers that are none; only done once a walk has gone wrong.
         nfe: Network passes so far.
     """
 
@@ -58,6 +64,7 @@ class Walk:
     t_end: float
     conditions: dict[str, Any] = field(default_factory=dict)
     callback: Callback | None = None
+    check: bool = False
     nfe: int = 0
 
     @property
@@ -69,9 +76,11 @@ class Walk:
         """Ask the denoiser at (x, t), counting the pass and showing it to the callback."""
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
         self.nfe += 1
-        if self.callback is not None:
+        if self.callback is not None or self.check:
             x0 = prediction.x0
-            if self.callback(self.nfe - 1, float(t), x, x0):
+            if self.check:
+                _expect_finite(x0, f"the denoiser's answer at network pass {self.nfe}, t = {float(t):.6g}")
+            if self.callback is not None and self.callback(self.nfe - 1, float(t), x, x0):
                 raise _Stop(x0)
         return prediction
 
@@ -114,6 +123,7 @@ class Sampler(ABC):
         callback: Callback | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        trajectory: bool = False,
         **conditions: Any,
     ) -> Samples:
         """Draw samples.
@@ -126,6 +136,7 @@ class Sampler(ABC):
             callback: Called with (step, t, x_t, x0) at each network pass; returning True ends the walk.
             device: Where to sample; the denoiser's device if not given.
             dtype: Type of the state, float32 or float64.
+            trajectory: Keep the belief x0 at each network pass.
             **conditions: Passed to the denoiser, such as label=[B].
 
         Returns:
@@ -133,6 +144,7 @@ class Sampler(ABC):
 
         Raises:
             ValueError: If shape, seeds and latent do not fit together, or t_end lies outside the path.
+            UserError: If a sample is not finite: at which network pass, at what t and which samples.
         """
         shape = tuple(shape)
         if not shape or shape[0] < 1:
@@ -153,12 +165,38 @@ class Sampler(ABC):
             x = noise.normal(PRIOR_DRAW).mul_(float(sde.sigma(sde.t_max)))
         else:
             x = latent.to(device=device, dtype=dtype)
-        run = Walk(denoiser, noise, t_end, conditions, callback)
+        beliefs: list[Tensor] = []
+        times: list[float] = []
+
+        def record(step: int, t: float, x: Tensor, x0: Tensor) -> bool | None:
+            beliefs.append(x0)
+            times.append(t)
+            return callback(step, t, x, x0) if callback is not None else None
+
+        run = Walk(denoiser, noise, t_end, conditions, record if trajectory else callback)
+        result = self._finish(x, run)
+        if not bool(torch.isfinite(result).all()):
+            # Looking at each step would have waited for the device each time. The noise repeats: walk again and look.
+            self._finish(x, Walk(denoiser, noise, t_end, conditions, check=True))
+            _expect_finite(result, "the sampler's result")
+        return Samples(result, run.nfe, torch.stack(beliefs) if trajectory else None, times if trajectory else None)
+
+    def _finish(self, x: Tensor, run: Walk) -> Tensor:
+        """The walk's result, or where a callback ended it the belief there."""
         try:
-            x = self.walk(x, run)
+            return self.walk(x, run)
         except _Stop as stop:
-            x = stop.x
-        return Samples(x, run.nfe)
+            return stop.x
+
+
+def _expect_finite(x: Tensor, what: str) -> None:
+    fine = torch.isfinite(x).flatten(1).all(1)
+    if not bool(fine.all()):
+        samples = (~fine).nonzero().flatten().tolist()
+        raise UserError(
+            f"{what} is not finite for {len(samples)} of {len(x)} samples (numbers {str(samples[:8])[1:-1]}"
+            f"{', ...' if len(samples) > 8 else ''}): more steps, a later t_end, or a look at the weights may help"
+        )
 
 
 def check_steps(steps: int) -> int:

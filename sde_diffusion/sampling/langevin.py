@@ -12,7 +12,7 @@ from sde_diffusion.sde import Grid, UniformLogSNR, expand
 
 
 def langevin_step(x: Tensor, score: Tensor, z: Tensor, step_size: Tensor) -> Tensor:
-    """X + eps score + sqrt(2 eps) z.
+    """x + eps score + sqrt(2 eps) z.
 
     Args:
         x: [B, *].

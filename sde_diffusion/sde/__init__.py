@@ -11,7 +11,8 @@ from sde_diffusion.sde.grids import (
     UniformLogSNR,
     UniformTime,
 )
-from sde_diffusion.sde.paths import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from sde_diffusion.sde.paths import EDMSDE, VESDE, RectifiedFlow
+from sde_diffusion.sde.variance_preserving import VPSDE, CosineVPSDE, SubVPSDE
 
 __all__ = [
     "EDMSDE",

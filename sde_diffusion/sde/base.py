@@ -79,7 +79,7 @@ class SDE(ABC):
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
-        """Log alpha(t) for t of shape [] or [B], float64."""
+        """log alpha(t) for t of shape [] or [B], float64."""
 
     @abstractmethod
     def log_sigma(self, t: Tensor) -> Tensor:
@@ -88,11 +88,11 @@ class SDE(ABC):
     # -- what a path may define faster ----------------------------------------------------------------------------
 
     def log_alpha_rate(self, t: Tensor) -> Tensor:
-        """D log alpha / dt, float64; by automatic differentiation unless a path knows better."""
+        """d log alpha / dt, float64; by automatic differentiation unless a path knows better."""
         return _derivative(self.log_alpha, t)
 
     def log_sigma_rate(self, t: Tensor) -> Tensor:
-        """D log sigma / dt, float64; by automatic differentiation unless a path knows better."""
+        """d log sigma / dt, float64; by automatic differentiation unless a path knows better."""
         return _derivative(self.log_sigma, t)
 
     def time(self, log_snr: Time) -> Tensor:
@@ -139,17 +139,17 @@ class SDE(ABC):
         return self._log_snr(self.check_time(t))
 
     def alpha_rate(self, t: Time) -> Tensor:
-        """D alpha / dt, float64, of t's shape."""
+        """d alpha / dt, float64, of t's shape."""
         t = self.check_time(t)
         return self.log_alpha(t).exp() * self.log_alpha_rate(t)
 
     def sigma_rate(self, t: Time) -> Tensor:
-        """D sigma / dt, float64, of t's shape."""
+        """d sigma / dt, float64, of t's shape."""
         t = self.check_time(t)
         return self.log_sigma(t).exp() * self.log_sigma_rate(t)
 
     def log_snr_rate(self, t: Time) -> Tensor:
-        """D lambda / dt < 0, float64, of t's shape."""
+        """d lambda / dt < 0, float64, of t's shape."""
         t = self.check_time(t)
         return 2 * (self.log_alpha_rate(t) - self.log_sigma_rate(t))
 

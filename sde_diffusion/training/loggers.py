@@ -43,6 +43,9 @@ class CSVLogger(pl_loggers.CSVLogger):
         return self._experiment
 
     @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: the run's config.yaml has them all."""
+
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Record metrics of a step, after those of the run that is gone on with."""
         if self._earlier and step is not None:

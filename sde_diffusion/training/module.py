@@ -66,7 +66,8 @@ class ScoreModel(LightningModule):
         data: Description of the data set (`DataModule.describe()`), kept in the checkpoint.
 
     Raises:
-        UserError: If a configuration or a value is not allowed.
+        ValueError: If a value is not allowed.
+        UserError: If a configuration does not describe a denoiser or an objective.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ScoreModel(LightningModule):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
-        warmup_steps: int = 100,
+        warmup_steps: int = 200,
         schedule: str = "cosine",
         n_classes: int = 0,
         label_dropout: float = 0.1,
@@ -87,7 +88,7 @@ class ScoreModel(LightningModule):
     ) -> None:
         super().__init__()
         if schedule not in SCHEDULES:
-            raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}")
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}")
         for name, value, fine, allowed in (
             ("lr", lr, lr > 0, "positive"),
             ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
@@ -96,7 +97,7 @@ class ScoreModel(LightningModule):
             ("validation_draws", validation_draws, validation_draws >= 1, "at least 1"),
         ):
             if not fine:
-                raise UserError(f"{name} must be {allowed}; got {value}")
+                raise ValueError(f"{name} must be {allowed}; got {value}")
         # Plain containers, so that the checkpoint holds data alone: a configuration may come as OmegaConf's.
         denoiser, objective, data = (_plain(value) for value in (denoiser, objective, data))
         objects = [
@@ -131,7 +132,7 @@ class ScoreModel(LightningModule):
         try:
             model = cls(**{**checkpoint["hyper_parameters"], **overrides})
             model.load_state_dict(checkpoint["state_dict"])
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{checkpoint_path} does not describe its model fully ({error}); if it was trained from objects in "
                 "Python, give them again: ScoreModel.load_from_checkpoint(path, denoiser=..., objective=...)"

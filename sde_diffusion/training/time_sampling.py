@@ -29,7 +29,7 @@ class TimeSampling(ABC):
 
     @abstractmethod
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
-        """T with P(time <= t) = u for u [B], float64 in [0, 1]; [B], float64."""
+        """t with P(time <= t) = u for u [B], float64 in [0, 1]; [B], float64."""
 
     def importance(self, sde: SDE, t: Tensor) -> Tensor:
         """Uniform density over this one at t [B]: the factor that keeps the loss an average over uniform t.

@@ -203,5 +203,5 @@ def test_step_seeds_do_not_collide(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_values_out_of_range_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         make_model(**options)

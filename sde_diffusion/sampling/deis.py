@@ -16,6 +16,7 @@ class DEISSampler(MultistepSampler):
     `order` noise predictions, on whatever spacing the grid has (on equal spacing in r these are iPNDM's coefficients
     55, -59, 37, -9 over 24). Order 1 is DDIM. One network pass a step; the first steps, with fewer predictions to look
     back on, are of lower order, and the first one's error, of second order, remains: globally of order min(order, 2).
+    From the prior that error is small (see `DPMSolver`), and `order` is what is seen.
 
     Args:
         steps: Number of network passes, at least 1.

@@ -1,0 +1,70 @@
+"""Order of every deterministic sampler against the exact flow, and what the low-order starts do to it."""
+
+import pytest
+import torch
+from order_cases import DETERMINISTIC, error, gaussian_case, mixture_case, options, slopes, walk
+from sampling_cases import SIX
+
+from sde_diffusion.sampling import DEISSampler, DPMSolver, UniPC
+
+
+@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("case", [gaussian_case, mixture_case])
+def test_order(case, name):
+    """Slopes over 48, 96 and 192 passes, of walks in whose midst the belief changes all along."""
+    sde, t_end = walk(name)
+    denoiser, x, exact = case(sde, t_end)
+    for method, (order, build) in DETERMINISTIC.items():
+        errors = [error(build(n, **options(t_end)), denoiser, x, exact) for n in (48, 96, 192)]
+        assert all(abs(slope - order) < 0.3 for slope in slopes(errors)), (method, slopes(errors))
+
+
+@pytest.mark.parametrize("grid", [None, "path"])
+def test_order_on_other_grids(grid):
+    """The order does not hang on equal steps: the sampler's own default grid and the path's own."""
+    for name in ("vp", "rectified", "edm"):
+        sde, t_end = walk(name, noisy=2.0)
+        denoiser, x, exact = mixture_case(sde, t_end)
+        for method, (order, build) in DETERMINISTIC.items():
+            chosen = sde.default_grid() if grid == "path" else None
+            errors = [error(build(n, **options(t_end, chosen)), denoiser, x, exact) for n in (96, 192)]
+            assert abs(slopes(errors)[0] - order) < 0.3, (name, method, slopes(errors))
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_from_the_prior_the_start_hardly_counts(name):
+    """There the order is the one that the method has with an accurate start, down to small errors."""
+    sde, t_end = walk(name, noisy=None)
+    for case, orders in (
+        (mixture_case, {"dpm3": 3, "dpm3 singlestep start": 3, "deis3": 3, "deis4": 4}),
+        (gaussian_case, {"unipc3": 4}),  # on the mixture its fourth order is yet to come when the start's third shows
+    ):
+        denoiser, x, exact = case(sde, t_end)
+        for method, order in orders.items():
+            errors = [error(DETERMINISTIC[method][1](n, **options(t_end)), denoiser, x, exact) for n in (192, 384)]
+            assert abs(slopes(errors)[0] - order) < 0.3, (method, slopes(errors))
+
+
+@pytest.mark.parametrize("remainder", [0, 1, 2])
+def test_singlestep_keeps_its_order_whatever_the_number_of_passes(remainder):
+    sde, t_end = walk("vp")
+    denoiser, x, exact = mixture_case(sde, t_end)
+    for order in (2, 3):
+        passes = [order * k + min(remainder, order - 1) for k in (32, 64, 128)]
+        samplers = [DPMSolver(n, order, singlestep=True, **options(t_end)) for n in passes]
+        results = [sampler(denoiser, x.shape, latent=x, dtype=torch.float64) for sampler in samplers]
+        assert [result.nfe for result in results] == passes
+        errors = [float((result.x - exact).square().mean().sqrt()) for result in results]
+        assert all(abs(slope - order) < 0.3 for slope in slopes(errors)), (order, slopes(errors))
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_defaults_are_sound_in_few_passes(name):
+    """20 passes on the defaults, from the prior to the path's end: within 5% of the data's size of the exact flow.
+
+    On uniform t down to 1e-5 the third order's extrapolation in the last step was three times the data's size.
+    """
+    sde = SIX[name]
+    denoiser, x, exact = mixture_case(sde, sde.t_min)
+    for sampler in (DPMSolver(20), UniPC(20), DEISSampler(20)):
+        assert error(sampler, denoiser, x, exact) < 0.05, sampler

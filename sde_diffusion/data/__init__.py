@@ -1,6 +1,6 @@
 """What goes in: data sets with known shape, levels and range, and batches cut from them.
 
-To add a data set, write a subclass of :class:`DataModule` with ``name`` and ``load``; see :class:`Digits`.
+To add a data set, write a subclass of `DataModule` with `name` and `load`; see `Digits`.
 """
 
 from sde_diffusion.data.arrays import Arrays
@@ -10,7 +10,8 @@ from sde_diffusion.data.folder import Folder
 from sde_diffusion.data.idx import IdxImages
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.module import DataModule
-from sde_diffusion.data.split import Split, from_levels, to_levels
+from sde_diffusion.data.split import Split
+from sde_diffusion.levels import from_levels, to_levels
 
 __all__ = [
     "Arrays",

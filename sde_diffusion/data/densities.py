@@ -6,31 +6,31 @@ import math
 from functools import cached_property
 from typing import Unpack
 
-import numpy as np
 import torch
 from scipy.special import roots_legendre
 from torch import Tensor
 
 from sde_diffusion.data.module import SPLITS, Common, DataModule
+from sde_diffusion.data.seeding import generator
 from sde_diffusion.data.split import Split
 
 _ROWS = 2**22  # entries of a [rows, components] table worked on at a time
 
 
 def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Logarithm of N(x; mean, diag(std²)) over the last axis."""
+    """Logarithm of N(x; mean, diag(std^2)) over the last axis."""
     z = (x - mean) / std
     return -0.5 * z.square().sum(-1) - std.log().sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
 
 
 def _rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Turn points [..., 2] by ``angle`` [...], anticlockwise."""
+    """Turn points [..., 2] by an angle [...], anticlockwise."""
     c, s = angle.cos(), angle.sin()
     return torch.stack((c * x[..., 0] - s * x[..., 1], s * x[..., 0] + c * x[..., 1]), -1)
 
 
 class Sizes(Common, total=False):
-    """The arguments that every density passes on to :class:`Density`."""
+    """The arguments that every density passes on to `Density`."""
 
     n_train: int
     n_val: int
@@ -39,19 +39,19 @@ class Sizes(Common, total=False):
 
 
 class Density(DataModule):
-    """Points [2] drawn once from a density that lies, but for its tails, in [-1, 1]².
+    """Points [2] drawn once from a density that lies, but for its tails, in [-1, 1]^2.
 
-    A new one is a subclass with ``name``, :meth:`sample` and, where it is known, :meth:`log_prob`.
+    A new one is a subclass with `name`, `sample` and, where it is known, `log_prob`.
 
     Args:
-        n_train: points of the training split.
-        n_val: points of the validation split.
-        n_test: points of the test split.
-        split_seed: of the points; each split has its own stream.
-        **common: see :class:`DataModule`.
+        n_train: Points of the training split.
+        n_val: Points of the validation split.
+        n_test: Points of the test split.
+        split_seed: Of the points; each split has its own stream.
+        **common: See `DataModule`.
 
     Raises:
-        ValueError: an empty split.
+        ValueError: If a split is empty or split_seed negative.
     """
 
     def __init__(
@@ -64,45 +64,45 @@ class Density(DataModule):
     ) -> None:
         super().__init__(**common)
         if min(n_train, n_val, n_test) < 1 or split_seed < 0:
-            raise ValueError("data: n_train, n_val and n_test must be at least 1, and split_seed at least 0.")
+            raise ValueError(
+                f"n_train, n_val and n_test must be at least 1 and split_seed at least 0; got n_train={n_train}, "
+                f"n_val={n_val}, n_test={n_test}, split_seed={split_seed}"
+            )
         self.n_train, self.n_val, self.n_test, self.split_seed = n_train, n_val, n_test, split_seed
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw ``n`` independent points, float64 [n, 2]."""
+        """Draw n independent points, float64 [n, 2]."""
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The normalised log-density at points ``x`` [B, 2] in nats, float64 [B]."""
+        """The normalised log-density at points x [B, 2] in nats, float64 [B]."""
         raise NotImplementedError
 
     def load(self) -> dict[str, Split]:
         """Draw the three splits."""
         sizes = zip(SPLITS, (self.n_train, self.n_val, self.n_test), strict=True)
         return {
-            name: Split(self.sample(n, _generator(self.split_seed, part)).float())
+            name: Split(self.sample(n, generator(self.split_seed, part)).float())
             for part, (name, n) in enumerate(sizes)
         }
-
-
-def _generator(*key: int) -> torch.Generator:
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed))
 
 
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
-            raise ValueError(f"data.{name} must be positive, not {value}.")
+            raise ValueError(f"{name} must be positive; got {value}")
 
 
 class Ring(Density):
-    """Equal isotropic Gaussians evenly placed on a circle: p(x) = 1/K Σ_k N(x; R (cos 2πk/K, sin 2πk/K), s² I).
+    """Equal isotropic Gaussians evenly placed on a circle: p(x) = 1/K sum_k N(x; R (cos a_k, sin a_k), s^2 I).
+
+    a_k = 2 pi k/K.
 
     Args:
         components: K.
         radius: R.
         noise: s.
-        **sizes: see :class:`Density` and :class:`DataModule`.
+        **sizes: See `Density` and `DataModule`.
     """
 
     name = "ring"
@@ -141,13 +141,13 @@ class Ring(Density):
 
 
 class Checkerboard(Density):
-    """Uniform on the dark squares of a board on [-1, 1]²: p(x) = 1/2 there and 0 elsewhere.
+    """Uniform on the dark squares of a board on [-1, 1]^2: p(x) = 1/2 there and 0 elsewhere.
 
     The square at column i and row j, counted from the lower left, is dark where i + j is even.
 
     Args:
-        cells: squares to a side; even.
-        **sizes: see :class:`Density` and :class:`DataModule`.
+        cells: Squares to a side; even.
+        **sizes: See `Density` and `DataModule`.
     """
 
     name = "checkerboard"
@@ -155,7 +155,7 @@ class Checkerboard(Density):
     def __init__(self, cells: int = 4, **sizes: Unpack[Sizes]) -> None:
         super().__init__(**sizes)
         if cells < 2 or cells % 2:
-            raise ValueError(f"data.cells must be even and at least 2, not {cells}.")
+            raise ValueError(f"cells must be even and at least 2; got {cells}")
         self.cells = cells
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -174,15 +174,15 @@ class Checkerboard(Density):
 
 
 class Curves(Density):
-    """Points spread over K curves, plus isotropic Gaussian noise: p(x) = 1/K Σ_k ∫₀¹ N(x; c_k(u), s² I) du.
+    """Points spread over K curves, plus isotropic Gaussian noise: p(x) = 1/K sum_k int_0^1 N(x; c_k(u), s^2 I) du.
 
-    The integral is taken by Gauss-Legendre quadrature with about π nodes per standard deviation along the curve (at
+    The integral is taken by Gauss-Legendre quadrature with about pi nodes per standard deviation along the curve (at
     least 64), which leaves no error above rounding: the integrand is a Gaussian in u to first order, and the rule's
-    error falls as exp(-2π² (s / spacing)²).
+    error falls as exp(-2 pi^2 (s / spacing)^2).
 
     Args:
         noise: s.
-        **sizes: see :class:`Density` and :class:`DataModule`.
+        **sizes: See `Density` and `DataModule`.
     """
 
     def __init__(self, noise: float, **sizes: Unpack[Sizes]) -> None:
@@ -191,7 +191,7 @@ class Curves(Density):
         self.noise = noise
 
     def curves(self, u: Tensor) -> Tensor:
-        """Points of each curve at ``u`` [M] in [0, 1], float64 [K, M, 2]."""
+        """Points of each curve at u [M] in [0, 1], float64 [K, M, 2]."""
         raise NotImplementedError
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -228,14 +228,14 @@ class Moons(Curves):
         super().__init__(noise, **sizes)
 
     def curves(self, u: Tensor) -> Tensor:
-        """(cos πu, sin πu) and (1 - cos πu, 1/2 - sin πu), less (1/2, 1/4), times 0.6."""
+        """(cos pi u, sin pi u) and (1 - cos pi u, 1/2 - sin pi u), less (1/2, 1/4), times 0.6."""
         c, s = (math.pi * u).cos(), (math.pi * u).sin()
         upper, lower = torch.stack((c - 0.5, s - 0.25), -1), torch.stack((0.5 - c, 0.25 - s), -1)
         return 0.6 * torch.stack((upper, lower))
 
 
 class SwissRoll(Curves):
-    """A spiral a (cos a, sin a) / 15, a = 3π/2 (1 + 2u), with noise: scikit-learn's roll seen from its end."""
+    """A spiral a (cos a, sin a) / 15, a = 3 pi/2 (1 + 2u), with noise: scikit-learn's roll seen from its end."""
 
     name = "swiss_roll"
 
@@ -243,23 +243,23 @@ class SwissRoll(Curves):
         super().__init__(noise, **sizes)
 
     def curves(self, u: Tensor) -> Tensor:
-        """The spiral from a = 3π/2 to 9π/2."""
+        """The spiral from a = 3 pi/2 to 9 pi/2."""
         a = 1.5 * math.pi * (1 + 2 * u)
         return (a[:, None] * torch.stack((a.cos(), a.sin()), -1) / 15)[None]
 
 
 class Pinwheel(Density):
-    """Bent arms: w ~ N((1, 0), diag(radial², tangential²)), turned by 2πk/K + twist exp(|w|), and halved.
+    """Bent arms: w ~ N((1, 0), diag(radial^2, tangential^2)), turned by 2 pi k/K + twist exp(|w|), and halved.
 
     The usual pinwheel turns by a function of w's first coordinate; here it is of the radius |w|, which turning keeps,
-    so that the map is one-to-one and keeps area: p(x) = 4/K Σ_k N(R(-2πk/K - twist exp(|2x|)) 2x; (1, 0), ...).
+    so that the map is one-to-one and keeps area: p(x) = 4/K sum_k N(R(-2 pi k/K - twist exp(|2x|)) 2x; (1, 0), ...).
 
     Args:
         arms: K.
-        radial: standard deviation along an arm.
-        tangential: standard deviation across an arm.
-        twist: how far the arms bend, in radians.
-        **sizes: see :class:`Density` and :class:`DataModule`.
+        radial: Standard deviation along an arm.
+        tangential: Standard deviation across an arm.
+        twist: How far the arms bend, in radians.
+        **sizes: See `Density` and `DataModule`.
     """
 
     name = "pinwheel"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import torch
 
-from sde_diffusion.data.module import Common, DataModule
+from sde_diffusion.data.module import DataModule
 from sde_diffusion.data.split import Split, divide
 
 _SPLIT_SEED = 0  # never changed: figures of different runs are compared on one test split
@@ -18,14 +16,10 @@ class Digits(DataModule):
     Train 1,437, val 60, test 300, each class in proportion, always the same. Validation is small so that the test
     split, to which Fréchet distances are taken, can be large: its floor falls with the number of images.
 
-    Args:
-        **common: see :class:`DataModule`.
+    It takes the arguments of `DataModule`.
     """
 
     name = "digits"
-
-    def __init__(self, **common: Unpack[Common]) -> None:
-        super().__init__(**common)
 
     def load(self) -> dict[str, Split]:
         """Read the digits from the installed scikit-learn."""

@@ -23,23 +23,22 @@ class Folder(DataModule):
     """Images of any kind, size and mode under one folder, as 256 levels [C, H, W].
 
     Where the images all lie in subfolders, and in more than one, the subfolders are the classes, in alphabetical
-    order. Where ``root`` has a subfolder ``train``, it and ``val`` and ``test`` beside it are the splits; those that
+    order. Where root has a subfolder `train`, it and `val` and `test` beside it are the splits; those that
     are missing are split off at random, 5% each, from the training images. Hidden files and folders are passed over.
 
     Args:
-        root: the folder.
-        size: height and width to bring every image to, by antialiased (Lanczos) resizing; None: as they are, which
+        root: The folder.
+        size: Height and width to bring every image to, by antialiased (Lanczos) resizing; None: as they are, which
             must then be all the same.
-        crop: ``center``: cut the middle square out before resizing; ``none``: stretch.
-        mode: ``L`` (grey), ``RGB``, or None: grey if all files are.
-        in_memory: ``true``: decode all images once; ``false``: read each batch from the files; ``auto``: in memory up
-            to 2 GiB.
-        num_workers: threads that read files.
-        split_seed: of the random splits.
-        **common: see :class:`DataModule`.
+        crop: `center` cuts the middle square out before resizing; `none` stretches.
+        mode: `L` (grey), `RGB`, or None: grey if all files are.
+        in_memory: True: decode all images once; False: read each batch from the files; `auto`: in memory up to 2 GiB.
+        num_workers: Threads that read files.
+        split_seed: Of the random splits.
+        **common: See `DataModule`.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     name = "folder"
@@ -57,15 +56,15 @@ class Folder(DataModule):
     ) -> None:
         super().__init__(**common)
         if size is not None and size < 1:
-            raise ValueError(f"data.size must be at least 1 or null, not {size}.")
+            raise ValueError(f"size must be at least 1, or None; got {size}")
         if crop not in ("center", "none"):
-            raise ValueError(f"data.crop must be center or none, not {crop!r}.")
+            raise ValueError(f"crop must be center or none; got {crop!r}")
         if mode not in (None, "L", "RGB"):
-            raise ValueError(f"data.mode must be L, RGB or null, not {mode!r}.")
+            raise ValueError(f"mode must be L, RGB or None; got {mode!r}")
         if in_memory not in (True, False, "auto"):
-            raise ValueError(f"data.in_memory must be true, false or auto, not {in_memory!r}.")
+            raise ValueError(f"in_memory must be True, False or auto; got {in_memory!r}")
         if num_workers < 1:
-            raise ValueError(f"data.num_workers must be at least 1, not {num_workers}.")
+            raise ValueError(f"num_workers must be at least 1; got {num_workers}")
         self.root, self.size, self.crop, self.mode = str(Path(root).expanduser().absolute()), size, crop, mode
         self.in_memory, self.num_workers, self.split_seed = in_memory, num_workers, split_seed
 
@@ -77,8 +76,8 @@ class Folder(DataModule):
             unknown = sorted({name for _, name in files[split]} - set(classes))
             if unknown:
                 raise UserError(
-                    f"data.root={self.root}: {split} has the classes {', '.join(unknown)} that train lacks. "
-                    f"The classes of train are {', '.join(filter(None, classes)) or 'none (no subfolders)'}."
+                    f"data.root={self.root}: {split} has the classes {', '.join(unknown)} that train lacks; "
+                    f"the classes of train are {', '.join(filter(None, classes)) or 'none (no subfolders)'}"
                 )
         item_shape = self._item_shape([path for split in SPLITS for path, _ in files[split]])
         reading = Reading(self.size, self.crop, "L" if item_shape[0] == 1 else "RGB")
@@ -96,7 +95,7 @@ class Folder(DataModule):
     def _files(self) -> dict[str, Labelled]:
         root = Path(self.root)
         if not root.is_dir():
-            raise UserError(f"data.root={root}: no such folder. It must be a folder of images.")
+            raise UserError(f"data.root={root}: no such folder; it must be a folder of images")
         given = [split for split in SPLITS if (root / split).is_dir()]
         if "train" not in given:
             given = []
@@ -104,15 +103,15 @@ class Folder(DataModule):
         for split, found in files.items():
             if not found:
                 raise UserError(
-                    f"data.root={self.root}: no images in {root / split if given else 'it'} or below. Files ending "
-                    f"in {' '.join(SUFFIXES)} are looked for."
+                    f"data.root={self.root}: no images in {root / split if given else 'it'} or below; files ending "
+                    f"in {' '.join(SUFFIXES)} are looked for"
                 )
         missing = [split for split in SPLITS if split not in files]
         train = files["train"]
         counts = [max(1, round(0.05 * len(train)))] * len(missing)
         if sum(counts) >= len(train):
             raise UserError(
-                f"data.root={self.root}: {len(train)} training images are too few to split off {' and '.join(missing)}."
+                f"data.root={self.root}: {len(train)} training images are too few to split off {' and '.join(missing)}"
             )
         names = sorted({name for _, name in train})
         parts = divide(len(train), counts, self.split_seed, [names.index(name) for _, name in train])
@@ -131,13 +130,13 @@ class Folder(DataModule):
             if size != (width, height):
                 raise UserError(
                     f"data.root={self.root} has images of different sizes: {paths[0]} is {width}x{height} and {path} "
-                    f"is {size[0]}x{size[1]}. Set data.size=32 (or another size) to resize them all."
+                    f"is {size[0]}x{size[1]}; set data.size=32 (or another size) to resize them all"
                 )
         return channels, height, width
 
 
 def _find(folder: Path) -> Labelled:
-    """Images below ``folder`` in alphabetical order, with the first subfolder on the way as the class, if all have."""
+    """Images below a folder in alphabetical order, with the first subfolder on the way as the class, if all have."""
     found = []
     for parent, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]

@@ -12,7 +12,7 @@ from typing import Unpack
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn import functional as F
 
 from sde_diffusion.data.module import Common, DataModule
 from sde_diffusion.data.split import Split
@@ -29,36 +29,39 @@ def read_idx(path: Path, dims: int) -> Tensor:
     """Read one idx file of unsigned bytes, plain or gzipped.
 
     The format: two zero bytes, 0x08 for unsigned bytes, the number of dimensions, then each size as a big-endian
-    32-bit integer, then the values in row-major order (LeCun, Cortes and Burges, the MNIST database).
+    32-bit integer, then the values in row-major order.
 
     Args:
-        path: the file.
-        dims: the number of dimensions it must have: 3 for images, 1 for labels.
+        path: The file.
+        dims: The number of dimensions it must have: 3 for images, 1 for labels.
 
     Returns:
         uint8 tensor of the sizes in the file.
 
     Raises:
-        UserError: the file cannot be read, is of another kind, or is truncated.
+        UserError: If the file cannot be read, is of another kind, or is truncated.
+
+    References:
+        LeCun, Cortes and Burges, "The MNIST Database of Handwritten Digits", section on file formats.
     """
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}. It is damaged or truncated; fetch it again.") from error
+        raise UserError(f"{path} cannot be read: {error}; it is damaged or truncated, fetch it again") from error
     wanted = f"an idx file of {_KINDS[dims]} (it would begin with the bytes 00 00 08 {dims:02x})"
     if data[:3] != b"\x00\x00\x08":
-        raise UserError(f"{path} is not {wanted}: it begins with {data[:4].hex(' ') or 'nothing, it is empty'}.")
+        raise UserError(f"{path} is not {wanted}: it begins with {data[:4].hex(' ') or 'nothing, it is empty'}")
     if data[3:4] != bytes([dims]):
         found = _KINDS.get(data[3], f"{data[3]}-dimensional data") if len(data) > 3 else "only three bytes"
-        raise UserError(f"{path} is not {wanted}: it holds {found}. Were two files swapped?")
+        raise UserError(f"{path} is not {wanted}: it holds {found}; were two files swapped?")
     start = 4 + 4 * dims
     sizes = struct.unpack_from(f">{dims}I", data.ljust(start, b"\0"), 4)
     if len(data) != start + math.prod(sizes):
         raise UserError(
             f"{path} is truncated or damaged: its header asks for {'x'.join(map(str, sizes))} values, and "
-            f"{max(0, len(data) - start)} bytes follow it. Fetch it again."
+            f"{max(0, len(data) - start)} bytes follow it; fetch it again"
         )
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(sizes).copy())
 
@@ -66,19 +69,19 @@ def read_idx(path: Path, dims: int) -> Tensor:
 class IdxImages(DataModule):
     """Grey images and labels in the four original idx files of MNIST or a relative; 256 levels.
 
-    Looks in ``root`` for ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
-    ``t10k-labels-idx1-ubyte``, also with a dot for the second dash and with ``.gz``. The last ``n_val`` training
+    Looks in root for `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+    `t10k-labels-idx1-ubyte`, also with a dot for the second dash and with `.gz`. The last n_val training
     images are the validation split; the test split is as it comes.
 
     Args:
-        root: folder with the files.
-        name: what to call the data; ``mnist`` and ``fashion_mnist`` are known to the message on missing files.
-        size: pad with black, evenly on both sides, to this height and width (32 for 28, say); None: as is.
-        n_val: size of the validation split.
-        **common: see :class:`DataModule`.
+        root: Folder with the files.
+        name: What to call the data; `mnist` and `fashion_mnist` are known to the message on missing files.
+        size: Pad with black, evenly on both sides, to this height and width (32 for 28, say); None: as is.
+        n_val: Size of the validation split.
+        **common: See `DataModule`.
 
     Raises:
-        ValueError: ``n_val`` below 1.
+        ValueError: If n_val is below 1.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class IdxImages(DataModule):
     ) -> None:
         super().__init__(**common)
         if n_val < 1:
-            raise ValueError(f"data.n_val must be at least 1, not {n_val}.")
+            raise ValueError(f"n_val must be at least 1; got {n_val}")
         self.root, self.name, self.size, self.n_val = str(Path(root).expanduser().absolute()), name, size, n_val
 
     def _find(self, kind: str) -> Path:
@@ -103,36 +106,36 @@ class IdxImages(DataModule):
         there = sorted(path.name for path in root.iterdir())[:10] if root.is_dir() else None
         found = "no such folder" if there is None else f"the folder holds {', '.join(there) or 'nothing'}"
         raise UserError(
-            f"data.root={self.root} lacks {names[0]} (looked for {', '.join(names)}; {found}). Point data.root at the "
+            f"data.root={self.root} lacks {names[0]} (looked for {', '.join(names)}; {found}); point data.root at the "
             f"folder with the four idx files of {self.name}"
-            + (f", to be had from {_SOURCES[self.name]}." if self.name in _SOURCES else ".")
+            + (f", to be had from {_SOURCES[self.name]}" if self.name in _SOURCES else "")
         )
 
     def _read(self, part: str) -> tuple[Tensor, Tensor]:
         paths = self._find(f"{part}-images-idx3-ubyte"), self._find(f"{part}-labels-idx1-ubyte")
         x, label = read_idx(paths[0], 3)[:, None], read_idx(paths[1], 1).long()
         if len(x) != len(label):
-            raise UserError(f"{paths[0]} holds {len(x)} images and {paths[1]} {len(label)} labels; they must agree.")
+            raise UserError(f"{paths[0]} holds {len(x)} images and {paths[1]} {len(label)} labels; they must agree")
         if self.size is not None:
             margins = [self.size - side for side in x.shape[-2:]]
             if min(margins) < 0:
                 raise UserError(
                     f"data.size={self.size} is smaller than the images ({x.shape[-2]}x{x.shape[-1]}), which are only "
-                    "padded. Leave data.size out or make it larger."
+                    "padded; leave data.size out or make it larger"
                 )
-            x = pad(x, [margin for gap in reversed(margins) for margin in (gap // 2, gap - gap // 2)])
+            x = F.pad(x, [margin for gap in reversed(margins) for margin in (gap // 2, gap - gap // 2)])
         return x, label
 
     def load(self) -> dict[str, Split]:
         """Read the four files."""
         x, label = self._read("train")
         if len(x) <= self.n_val:
-            raise UserError(f"data.n_val={self.n_val} leaves nothing of {len(x)} training images; make it smaller.")
+            raise UserError(f"data.n_val={self.n_val} leaves nothing of {len(x)} training images; make it smaller")
         test_x, test_label = self._read("t10k")
         if test_x.shape[1:] != x.shape[1:]:
             raise UserError(
                 f"{self.root}: the training images are {x.shape[-2]}x{x.shape[-1]}, the test images "
-                f"{test_x.shape[-2]}x{test_x.shape[-1]}; they must agree."
+                f"{test_x.shape[-2]}x{test_x.shape[-1]}; they must agree"
             )
         cut = len(x) - self.n_val
         return {

@@ -30,9 +30,9 @@ class Reading:
     """How an image file becomes a tensor.
 
     Attributes:
-        size: height and width of the result; None: as the file has it.
-        crop: where ``size`` is given, ``center`` cuts the middle square out first; ``none`` stretches to a square.
-        mode: ``L`` (grey, one channel) or ``RGB`` (three).
+        size: Height and width of the result; None: as the file has it.
+        crop: Where size is given, `center` cuts the middle square out first; `none` stretches to a square.
+        mode: `L` (grey, one channel) or `RGB` (three).
     """
 
     size: int | None
@@ -43,7 +43,7 @@ class Reading:
         """Read one image, uint8 [C, H, W]; the first frame of several, upright, over white where transparent.
 
         Raises:
-            UserError: the file is damaged or not an image.
+            UserError: If the file is damaged or not an image.
         """
         from PIL import Image, ImageOps
 
@@ -63,7 +63,7 @@ class Reading:
 
 
 def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
-    """Convert any mode to ``L`` or ``RGB``; Pillow alone would clip 16-bit grey and drop transparency."""
+    """Convert any mode to `L` or `RGB`; Pillow alone would clip 16-bit grey and drop transparency."""
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16 bits of grey, whatever Pillow's release calls it
@@ -83,8 +83,8 @@ def _open(path: Path, use: Callable[[Image.Image], R]) -> R:
             return use(image)
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise UserError(
-            f"{path} cannot be read as an image: {error}. It is damaged, truncated or of another kind; "
-            "remove or replace it."
+            f"{path} cannot be read as an image: {error}; it is damaged, truncated or of another kind: "
+            "remove or replace it"
         ) from error
 
 
@@ -92,7 +92,7 @@ def headers(paths: Sequence[Path], threads: int) -> list[tuple[tuple[int, int], 
     """(width, height) as shown and whether grey, of each file, from its header alone.
 
     Raises:
-        UserError: a file that is not an image.
+        UserError: If a file is not an image.
     """
 
     def header(image: Image.Image) -> tuple[tuple[int, int], bool]:
@@ -103,7 +103,7 @@ def headers(paths: Sequence[Path], threads: int) -> list[tuple[tuple[int, int], 
 
 
 def _map(function: Callable[[T], R], items: Sequence[T], threads: int, what: str) -> list[R]:
-    """Apply ``function`` in threads (Pillow decodes outside Python's lock), with a progress bar for many items."""
+    """Apply a function in threads (Pillow decodes outside Python's lock), with a progress bar for many items."""
     from rich.progress import track
 
     with ThreadPoolExecutor(threads) as pool:
@@ -120,10 +120,10 @@ class ImageFiles:
     """Images read from their files when asked for: rows by index, like those of a tensor [N, C, H, W].
 
     Args:
-        paths: the files.
-        reading: how to read each.
+        paths: The files.
+        reading: How to read each.
         item_shape: [C, H, W] of every one.
-        threads: files read at a time.
+        threads: Files read at a time.
     """
 
     def __init__(self, paths: Sequence[Path], reading: Reading, item_shape: Sequence[int], threads: int) -> None:
@@ -135,7 +135,7 @@ class ImageFiles:
         return self._read(self.paths[rows])
 
     def index_select(self, dim: int, index: Tensor, /) -> Tensor:
-        """Read the images at ``index`` [n], uint8 [n, C, H, W]; ``dim`` is 0."""
+        """Read the images at index [n], uint8 [n, C, H, W]; dim is 0."""
         return self._read([self.paths[row] for row in index.tolist()])
 
     def _read(self, paths: list[Path]) -> Tensor:

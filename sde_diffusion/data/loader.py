@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from sde_diffusion.data.seeding import generator
 
 log = logging.getLogger(__name__)
 
@@ -21,17 +22,17 @@ class Shuffled:
     """Training order: an endless stream of batches of indices; the k-th is a pure function of (seed, k).
 
     The stream falls into epochs, each a pure function of (seed, epoch). An epoch is one permutation of the data, or as
-    many back to back as make ``min_batches`` full batches: small data sets would otherwise pay the cost of an epoch's
+    many back to back as make min_batches full batches: small data sets would otherwise pay the cost of an epoch's
     end every few steps. The incomplete batch at its end is dropped. Rank r of w processes takes every w-th index from
-    the r-th, so that the processes' k-th batches together are the k-th batch of size ``w * batch_size`` of one order.
+    the r-th, so that the processes' k-th batches together are the k-th batch of size w * batch_size of one order.
 
     Args:
-        n: number of items, at least 1.
-        batch_size: items per batch and process.
-        seed: of the order.
-        min_batches: batches per epoch, at least.
-        rank: this process, 0 to ``world - 1``.
-        world: number of processes.
+        n: Number of items, at least 1.
+        batch_size: Items per batch and process.
+        seed: Of the order.
+        min_batches: Batches per epoch, at least.
+        rank: This process, 0 to world - 1.
+        world: Number of processes.
     """
 
     def __init__(
@@ -50,14 +51,13 @@ class Shuffled:
 
     def indices(self, epoch: int) -> Tensor:
         """The int64 indices of an epoch on this rank, [len(self), batch_size]."""
-        seed = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(seed))
-        order = torch.cat([torch.randperm(self.n, generator=generator) for _ in range(self.repeat)])
+        source = generator(self.seed, epoch)
+        order = torch.cat([torch.randperm(self.n, generator=source) for _ in range(self.repeat)])
         own = order[self.rank :: self.world][: len(self) * self.batch_size]
         return own.view(len(self), self.batch_size)
 
     def stream(self, first: int | None = None) -> Iterator[Tensor]:
-        """The batches from the ``first`` on, counted over all epochs; None: from the start of the epoch set."""
+        """The batches from number `first` on, counted over all epochs; None: from the start of the epoch set."""
         epoch, skipped = (self.epoch, 0) if first is None else divmod(first, len(self))
         while True:
             yield from self.indices(epoch)[skipped:]
@@ -83,7 +83,7 @@ class InOrder:
         return -(-len(self.own) // self.batch_size)
 
     def stream(self, first: int | None = None) -> Iterator[Tensor]:
-        """The batches from the ``first`` on."""
+        """The batches from number `first` on."""
         for at in range((first or 0) * self.batch_size, len(self.own), self.batch_size):
             yield self.own[at : at + self.batch_size]
 
@@ -93,18 +93,18 @@ class InOrder:
 
 
 class Loader:
-    """An iterable of batches that takes the place of ``torch.utils.data.DataLoader``.
+    """An iterable of batches that takes the place of `torch.utils.data.DataLoader`.
 
     Batches are made when they are asked for, and where in the stream to start is asked at the first of them, after
     Lightning has settled its count of batches. This is what makes a stopped and resumed run see the batches of the
     unbroken one, wherever it stopped.
 
     Args:
-        sampler: gives the index tensor of each batch.
-        fetch: makes the batch of an index tensor.
-        first: the batch of the stream to start from, counted over all epochs; None: from the sampler's epoch.
-        ahead: make the next batch in a thread meanwhile (for data that is read from files).
-        pin: put batches in page-locked memory, from which copies to a GPU do not wait.
+        sampler: Gives the index tensor of each batch.
+        fetch: Makes the batch of an index tensor.
+        first: The batch of the stream to start from, counted over all epochs; None: from the sampler's epoch.
+        ahead: Make the next batch in a thread meanwhile (for data that is read from files).
+        pin: Put batches in page-locked memory, from which copies to a GPU do not wait.
     """
 
     batch_sampler = None  # as on a DataLoader whose sampler gives whole batches; Lightning looks at both

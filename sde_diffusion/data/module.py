@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Common(TypedDict, total=False):
-    """The arguments that every data set passes on to :class:`DataModule`."""
+    """The arguments that every data set passes on to `DataModule`."""
 
     batch_size: int
     seed: int
@@ -28,20 +28,20 @@ class Common(TypedDict, total=False):
 
 
 class DataModule(LightningDataModule):
-    """A data set: three splits in memory, and batches ``{"x": float32 [B, *shape] on [-1, 1], "label": int64 [B]}``.
+    """A data set: three splits in memory, and batches {"x": float32 [B, *shape] on [-1, 1], "label": int64 [B]}.
 
-    A new data set is a subclass that sets ``name``, writes :meth:`load`, and keeps each constructor argument in an
-    attribute of the same name (:meth:`describe` reads them back, so that a checkpoint can rebuild the data set).
+    A new data set is a subclass that sets `name`, writes `load`, and keeps each constructor argument in an
+    attribute of the same name (`describe` reads them back, so that a checkpoint can rebuild the data set).
     Data are loaded once, when first asked for.
 
     Args:
-        batch_size: items per batch and process.
-        seed: of the training order, which is a pure function of (seed, epoch). It moves no item between splits.
-        min_batches_per_epoch: a small training split is gone through several times per epoch, to make up so many.
-        flip: train on mirrored images too: an epoch holds every image once as it is and once mirrored left to right.
+        batch_size: Items per batch and process.
+        seed: Of the training order, which is a pure function of (seed, epoch). It moves no item between splits.
+        min_batches_per_epoch: A small training split is gone through several times per epoch, to make up so many.
+        flip: Train on mirrored images too: an epoch holds every image once as it is and once mirrored left to right.
 
     Raises:
-        ValueError: a size or seed out of range.
+        ValueError: If a size or seed is out of its range.
     """
 
     name: str = "data"
@@ -54,8 +54,8 @@ class DataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1 or min_batches_per_epoch < 1 or seed < 0:
             raise ValueError(
-                "data: batch_size and min_batches_per_epoch must be at least 1 and seed at least 0, not "
-                f"batch_size={batch_size}, min_batches_per_epoch={min_batches_per_epoch}, seed={seed}."
+                "batch_size and min_batches_per_epoch must be at least 1 and seed at least 0; got "
+                f"batch_size={batch_size}, min_batches_per_epoch={min_batches_per_epoch}, seed={seed}"
             )
         self.batch_size, self.seed = batch_size, seed
         self.min_batches_per_epoch, self.flip = min_batches_per_epoch, flip
@@ -63,10 +63,10 @@ class DataModule(LightningDataModule):
     # What a subclass writes
 
     def load(self) -> dict[str, Split]:
-        """Read the splits ``train``, ``val`` and ``test``; all with the same shape and levels.
+        """Read the splits `train`, `val` and `test`; all with the same shape and levels.
 
         Raises:
-            UserError: the files are missing, damaged or of another kind.
+            UserError: If the files are missing, damaged or of another kind.
         """
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ class DataModule(LightningDataModule):
         if self.flip and len(splits["train"].x.shape) != 4:
             raise UserError(
                 f"data.flip mirrors images [C, H, W], and {self.name!r} has items of shape "
-                f"{list(splits['train'].x.shape[1:])}. Set data.flip=false."
+                f"{list(splits['train'].x.shape[1:])}; set data.flip=false"
             )
         return splits
 
@@ -101,11 +101,11 @@ class DataModule(LightningDataModule):
 
     @cached_property
     def std(self) -> float:
-        """Standard deviation of the training split as the model sees it (see :meth:`Split.std`)."""
+        """Standard deviation of the training split as the model sees it (see `Split.std`)."""
         return self.splits["train"].std()
 
     def prepare(self) -> DataModule:
-        """Load now, if that has not been done, and return ``self``."""
+        """Load now, if that has not been done, and return self."""
         _ = self.splits
         return self
 
@@ -114,13 +114,13 @@ class DataModule(LightningDataModule):
         self.prepare()
 
     def split(self, name: str) -> Split:
-        """One split: ``train``, ``val`` or ``test``.
+        """One split: `train`, `val` or `test`.
 
         Raises:
-            UserError: another name.
+            UserError: If there is no split of that name.
         """
         if name not in self.splits:
-            raise UserError(f"No split {name!r} in {self.name!r}; there are {', '.join(self.splits)}.")
+            raise UserError(f"no split {name!r} in {self.name!r}; there are {', '.join(self.splits)}")
         return self.splits[name]
 
     def tensor(self, name: str) -> Tensor:
@@ -129,7 +129,7 @@ class DataModule(LightningDataModule):
 
     @property
     def config(self) -> dict[str, Any]:
-        """``_target_`` and every constructor argument: what rebuilds this data set."""
+        """`_target_` and every constructor argument: what rebuilds this data set."""
         names = [
             name
             for cls in type(self).__mro__
@@ -156,7 +156,7 @@ class DataModule(LightningDataModule):
     # Batches
 
     def train_batch(self, index: Tensor) -> Batch:
-        """The training items at ``index`` [B]; with ``flip``, index N + i stands for the i-th image mirrored."""
+        """The training items at index [B]; with flip, index N + i stands for the i-th image mirrored."""
         split = self.splits["train"]
         if not self.flip:
             return split.batch(index)

@@ -1,4 +1,4 @@
-"""One split of a data set, the map between levels and [-1, 1], and how splits are drawn."""
+"""One split of a data set, and how splits are drawn."""
 
 from __future__ import annotations
 
@@ -11,37 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sde_diffusion.levels import from_levels
+
 _STD_VALUES = 2**28  # values looked at, at most, for a split's standard deviation
 _STD_CHUNK = 2**22  # values converted to float64 at a time
-
-
-def from_levels(x: Tensor, levels: int) -> Tensor:
-    """Map integer levels to the range models see: k -> (2k - (L - 1)) / (L - 1) = 2k / (L - 1) - 1.
-
-    The numerator is an integer, hence exact in float32, and one division is rounded: every value is the float32
-    nearest to the true one, and the ends are exactly -1 and 1.
-
-    Args:
-        x: integers of any shape, 0 to ``levels - 1``.
-        levels: L, at least 2.
-
-    Returns:
-        float32 of the same shape, on [-1, 1].
-    """
-    return x.to(torch.float32, copy=True).mul_(2).sub_(levels - 1).div_(levels - 1)
-
-
-def to_levels(x: Tensor, levels: int) -> Tensor:
-    """Map [-1, 1] to the nearest integer level, the inverse of :func:`from_levels`; values outside are clamped.
-
-    Args:
-        x: floats of any shape.
-        levels: L, 2 to 256.
-
-    Returns:
-        uint8 of the same shape, 0 to ``levels - 1``.
-    """
-    return x.float().add(1).mul_((levels - 1) / 2).round_().clamp_(0, levels - 1).to(torch.uint8)
 
 
 class Rows(Protocol):
@@ -55,7 +28,7 @@ class Rows(Protocol):
         """A slice of rows."""
 
     def index_select(self, dim: int, index: Tensor, /) -> Tensor:
-        """Rows (``dim`` 0) by an int64 tensor of indices; on tensors, several times faster than ``x[index]``."""
+        """Rows (dim = 0) by an int64 tensor of indices; on tensors, several times faster than `x[index]`."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +36,9 @@ class Split:
     """One split, held in its smallest form.
 
     Attributes:
-        x: uint8 levels [N, *shape] from 0 to ``levels - 1``, or float32 [N, *shape] already on [-1, 1].
-        label: int64 class numbers [N], or None.
-        levels: how many levels ``x`` has, or None for float data.
+        x: [N, *shape], uint8 levels from 0 to levels - 1, or float32 already on [-1, 1].
+        label: [N], int64 class numbers, or None.
+        levels: How many levels x has, or None for float data.
     """
 
     x: Rows
@@ -76,12 +49,12 @@ class Split:
         return self.x.shape[0]
 
     def tensor(self, index: Tensor | None = None) -> Tensor:
-        """The rows at ``index`` [n], or all of them, as float32 [n, *shape] on [-1, 1]."""
+        """The rows at index [n], or all of them, as float32 [n, *shape] on [-1, 1]."""
         x = self.x[:] if index is None else self.x.index_select(0, index)
         return x if self.levels is None else from_levels(x, self.levels)
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """The rows at ``index`` [B]: ``x`` float32 [B, *shape] on [-1, 1] and, where there are labels, ``label``."""
+        """The rows at index [B]: `x` float32 [B, *shape] on [-1, 1] and, where there are labels, `label`."""
         batch = {"x": self.tensor(index)}
         if self.label is not None:
             batch["label"] = self.label.index_select(0, index)
@@ -105,16 +78,16 @@ class Split:
 
 
 def divide(n: int, counts: Sequence[int], seed: int, labels: npt.ArrayLike | None = None) -> list[Tensor]:
-    """Draw parts of fixed sizes from ``n`` items at random, every class (nearly) in proportion.
+    """Draw parts of fixed sizes from n items at random, every class (nearly) in proportion.
 
     The shuffled items are ordered by class and each part takes evenly spaced ones, so that a class's share of a part
     is within one item of exact. A pure function of its arguments.
 
     Args:
-        n: how many items.
-        counts: sizes of the parts, with a sum below ``n``.
-        seed: of the shuffle.
-        labels: class numbers [n]; None treats all as one class.
+        n: How many items.
+        counts: Sizes of the parts, with a sum below n.
+        seed: Of the shuffle.
+        labels: [n], class numbers; None treats all as one class.
 
     Returns:
         Sorted int64 indices: first what is left over, then each part in turn.

@@ -120,7 +120,7 @@ def test_levels_come_back(save, levels):
 @pytest.mark.parametrize(
     ("arrays", "arguments", "message"),
     [
-        ({"images": _bytes(9, 4)}, {}, r"has no train_images; it holds images\. The names are train_images, "),
+        ({"images": _bytes(9, 4)}, {}, r"has no train_images; it holds images; the names are train_images, "),
         ({}, {}, "has no train_images; it holds nothing"),
         ({"train_images": np.array([[1.0, np.nan], [np.inf, 2]])}, {}, "train_images holds 2 NaN or infinite .* of 4"),
         ({"train_images": np.array([[1j]])}, {}, "train_images has dtype complex128; it must be uint8 or a float"),
@@ -128,12 +128,12 @@ def test_levels_come_back(save, levels):
         ({"train_images": np.array([[{}]])}, {}, "array of Python objects, which is never loaded"),
         ({"train_images": np.zeros((0, 4, 4), np.uint8)}, {}, r"shape \[0, 4, 4\]; it must be \[N, \.\.\.\] and not"),
         ({"train_images": np.zeros(4, np.uint8)}, {}, r"shape \[4\]; it must be \[N, \.\.\.\]"),
-        ({"train_images": np.full((9, 4), 3.5)}, {}, r"from 3\.5 to 3\.5, outside data\.range=\[-1,1\]\. Set data\.r"),
+        ({"train_images": np.full((9, 4), 3.5)}, {}, r"from 3\.5 to 3\.5, outside data\.range=\[-1,1\]; set data\.r"),
         ({"train_images": np.full((9, 4), 3.5)}, {"range": [0, 2]}, r"outside data\.range=\[0,2\]"),
         ({"train_images": np.full((9, 4), 300)}, {}, "integers from 300 to 300; with 256 levels .* 0 to 255"),
         ({"train_images": np.full((9, 4), -1)}, {}, "integers from -1 to -1"),
         ({"train_images": _bytes(9, 4, high=18)}, {"levels": 17}, "integers from 0 to 17; with 17 levels .* 0 to 16"),
-        ({"train_images": _bytes(9, 3, 5, 3)}, {}, r"which axis holds the channels is not clear\. Set data\.layout="),
+        ({"train_images": _bytes(9, 3, 5, 3)}, {}, r"which axis holds the channels is not clear; set data\.layout="),
         ({"train_images": _bytes(9, 5, 5, 5)}, {}, "which axis holds the channels is not clear"),
         ({"train_images": _bytes(9, 5)}, {"layout": "NHWC"}, r"shape \[9, 5\], which data\.layout=NHWC does not fit"),
         ({"train_images": _bytes(2, 5)}, {}, "2 training images are too few to split off 2"),
@@ -156,10 +156,10 @@ def test_unusable_arrays(save, arrays, arguments, message):
 
 
 def test_unusable_files(save, tmp_path):
-    with pytest.raises(UserError, match=r"no such file\. It must be an .npz file with train_images"):
+    with pytest.raises(UserError, match=r"no such file; it must be an .npz file with train_images"):
         Arrays(str(tmp_path / "nothing.npz")).prepare()
     np.save(tmp_path / "bare.npy", _bytes(9, 4))
-    with pytest.raises(UserError, match=r"one bare array. Save it as numpy\.savez"):
+    with pytest.raises(UserError, match=r"one bare array; save it as numpy\.savez"):
         Arrays(str(tmp_path / "bare.npy")).prepare()
     save(train_images=_bytes(99, 40))
     whole = tmp_path / "data.npz"
@@ -187,9 +187,9 @@ def test_code_in_a_file_is_not_run(tmp_path):
     [
         ({"range": [1, 0]}, "lo < hi"),
         ({"range": [0]}, "two finite numbers"),
-        ({"levels": 1}, "from 2 to 256, not 1"),
-        ({"layout": "HWC"}, "one of NHW, NHWC, NCHW, as_is or null, not 'HWC'"),
-        ({"val_fraction": 0.0}, "must be positive with a sum below 1"),
+        ({"levels": 1}, "from 2 to 256, or None; got 1"),
+        ({"layout": "HWC"}, "one of NHW, NHWC, NCHW, as_is, or None; got 'HWC'"),
+        ({"val_fraction": 0.0}, "must be positive with a sum below 1; got val_fraction=0.0"),
     ],
 )
 def test_arguments_out_of_range(wrong, message):

@@ -168,7 +168,7 @@ def test_mixed_sizes(tmp_path):
     _fill(tmp_path, 5)
     _save(tmp_path / "zz.jpg", _noise(7, 9, 3))
     with pytest.raises(
-        UserError, match=r"different sizes: \S*\d\d\.png is 5x6 and \S*zz\.jpg is 9x7\. Set data\.size=32"
+        UserError, match=r"different sizes: \S*\d\d\.png is 5x6 and \S*zz\.jpg is 9x7; set data\.size=32"
     ):
         Folder(str(tmp_path)).prepare()
     assert Folder(str(tmp_path), size=4).shape == (3, 4, 4)
@@ -204,7 +204,7 @@ def test_not_an_image(tmp_path):
 def test_missing_and_empty(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         Folder(str(tmp_path / "nowhere")).prepare()
-    with pytest.raises(UserError, match=r"no images in it or below\. Files ending in \.png"):
+    with pytest.raises(UserError, match=r"no images in it or below; files ending in \.png"):
         Folder(str(tmp_path)).prepare()
     _fill(tmp_path, 2, folder="train")
     with pytest.raises(UserError, match="2 training images are too few to split off val and test"):
@@ -217,11 +217,11 @@ def test_missing_and_empty(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"size": 0}, "size must be at least 1 or null, not 0"),
-        ({"crop": "random"}, "crop must be center or none, not 'random'"),
-        ({"mode": "CMYK"}, "mode must be L, RGB or null, not 'CMYK'"),
-        ({"in_memory": "yes"}, "in_memory must be true, false or auto, not 'yes'"),
-        ({"num_workers": 0}, "num_workers must be at least 1, not 0"),
+        ({"size": 0}, "size must be at least 1, or None; got 0"),
+        ({"crop": "random"}, "crop must be center or none; got 'random'"),
+        ({"mode": "CMYK"}, "mode must be L, RGB or None; got 'CMYK'"),
+        ({"in_memory": "yes"}, "in_memory must be True, False or auto; got 'yes'"),
+        ({"num_workers": 0}, "num_workers must be at least 1; got 0"),
     ],
 )
 def test_arguments_out_of_range(wrong, message):

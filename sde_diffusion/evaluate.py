@@ -16,6 +16,7 @@ from sde_diffusion import __version__, pictures
 from sde_diffusion.cli import check_seeds, command, load_model, plain
 from sde_diffusion.config import build
 from sde_diffusion.files import fresh, writing
+from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.sampling.batches import sample_in_batches
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     sampling = time.perf_counter() - begin
 
     begin = time.perf_counter()
-    _add(metric, as_data(x, data.levels), device, real=False)
+    # As data would be stored: on the levels, if the data have levels.
+    rounded = x if data.levels is None else from_levels(to_levels(x, data.levels), data.levels)
+    _add(metric, rounded, device, real=False)
     distance = float(metric.compute())
     metric.reset()
     _add(metric, data.tensor("train"), device, real=False)
@@ -96,13 +99,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     log.info("  %d network passes a sample, %.1f s sampling, %.1f s scoring", nfe, sampling, scoring)
     log.info("%s\n%s", result, grid)
     return metrics
-
-
-def as_data(x: torch.Tensor, levels: int | None) -> torch.Tensor:
-    """Samples as data would be stored: clamped to [-1, 1] and rounded to the levels, if the data have levels."""
-    if levels is None:
-        return x
-    return x.clamp(-1, 1).add(1).mul((levels - 1) / 2).round().mul(2 / (levels - 1)).sub(1)
 
 
 def _add(metric: FrechetDistance, x: torch.Tensor, device: torch.device, real: bool, batch_size: int = 1000) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from sde_diffusion.files import writing
+from sde_diffusion.levels import to_levels
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def to_uint8(x: Tensor) -> Tensor:
     Returns:
         [B, H, W, C], uint8.
     """
-    return (x.float().add(1).mul(127.5)).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu().contiguous()
+    return to_levels(x, 256).movedim(1, -1).cpu().contiguous()
 
 
 def image_grid(images: Tensor, min_side: int = 640) -> Image.Image:

@@ -22,6 +22,7 @@ from sde_diffusion.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from sde_diffusion.sampling import Samples
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,65 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} is not available here; take device=cpu, or device=auto") from error
     return ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device), device
+
+
+def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> Samples:
+    """The samples that a configuration asks for, in batches that outlive a killed process.
+
+    Args:
+        cfg: A configuration with ckpt, sampler, n, seed, label, batch_size and overwrite.
+        model: The model of `cfg.ckpt`.
+        device: Where to sample.
+        folder: Where the batches are kept until `sampling.batches.forget` is called.
+
+    Returns:
+        The samples, on the CPU.
+
+    Raises:
+        UserError: If a value is not allowed, or the folder holds other samples' beginnings.
+    """
+    import hashlib
+
+    from sde_diffusion.config import build
+    from sde_diffusion.sampling.batches import sample_resumably
+
+    seeds = check_seeds(cfg)
+    labels = class_labels(cfg, model.hparams["n_classes"])
+    with Path(cfg.ckpt).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    plan = {
+        "checkpoint": digest,
+        "sampler": plain(cfg.sampler),
+        "n": cfg.n,
+        "seed": cfg.seed,
+        "labels": None if labels is None else labels.tolist(),
+    }
+    labels = None if labels is None else labels.to(device)
+    sampler, dims = build(plan["sampler"]), model.data["shape"]
+    return sample_resumably(
+        *(folder, plan, sampler, model.denoiser, dims, seeds, cfg.batch_size, labels),
+        overwrite=cfg.overwrite,
+        device=device,
+    )
+
+
+def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:
+    """The classes to sample, int64 [n]: label=N for one, null for all in turn; None for a model without classes.
+
+    Raises:
+        UserError: If a label is given that the model does not know.
+    """
+    import torch
+
+    if not n_classes:
+        if cfg.label is not None:
+            raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
+        return None
+    if cfg.label is None:
+        return torch.arange(cfg.n) % n_classes
+    if not isinstance(cfg.label, int) or not 0 <= cfg.label < n_classes:
+        raise UserError(f"label must be one of 0 ... {n_classes - 1}, or null for all in turn; got {cfg.label}")
+    return torch.full((cfg.n,), cfg.label)
 
 
 def check_seeds(cfg: DictConfig) -> range:

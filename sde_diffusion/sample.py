@@ -5,25 +5,35 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from PIL import Image
 
 from sde_diffusion import pictures
-from sde_diffusion.cli import check_seeds, command, load_model, plain
+from sde_diffusion.cli import check_seeds, class_labels, command, draw, load_model, plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
-from sde_diffusion.sampling.batches import sample_in_batches
+from sde_diffusion.sampling import Sampler
+from sde_diffusion.sampling.batches import forget
+
+if TYPE_CHECKING:
+    from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
 
+COLUMNS = 12
+"""Pictures in a row of a film strip."""
+
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
-    """Sample as configured; writes `samples.npz` and `grid.png`.
+    """Sample as configured; writes `samples.npz` and `grid.png`, and with `film` also `film.png`.
+
+    A run that was interrupted or killed goes on, when it is started again, after its last whole batch.
 
     Args:
         cfg: The composed configuration of conf/sample.yaml.
@@ -35,44 +45,52 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    result, grid = (fresh(out / name, cfg.overwrite) for name in ("samples.npz", "grid.png"))
+    result, grid, film = (fresh(out / name, cfg.overwrite) for name in ("samples.npz", "grid.png", "film.png"))
     seeds = check_seeds(cfg)
+    if not isinstance(cfg.film, int) or not 0 <= cfg.film <= cfg.n:
+        raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
     model, device = load_model(cfg)
-    sampler = build(plain(cfg.sampler))
-    labels = _labels(cfg, model.hparams["n_classes"], device)
+    parts = out / ".samples"
     begin = time.perf_counter()
-    batches = list(
-        sample_in_batches(sampler, model.denoiser, model.data["shape"], seeds, cfg.batch_size, labels, device=device)
-    )
+    try:
+        drawn = draw(cfg, model, device, parts)
+    except KeyboardInterrupt:
+        log.warning("the batches drawn so far are kept in %s: the same command goes on from there", parts)
+        raise
     seconds = time.perf_counter() - begin
-    x = torch.cat([batch.x for batch in batches])
-    nfe = max(batch.nfe for batch in batches)
     arrays: dict[str, Any] = {"seeds": np.asarray(seeds, dtype=np.int64)}
+    labels = class_labels(cfg, model.hparams["n_classes"])
     if labels is not None:
-        arrays["labels"] = labels.cpu().numpy()
-    if x.ndim == 4:
-        arrays["images"] = pictures.to_uint8(x).numpy()
+        arrays["labels"] = labels.numpy()
+    if drawn.x.ndim == 4:
+        arrays["images"] = pictures.to_uint8(drawn.x).numpy()
     else:
-        arrays["points"] = x.float().cpu().numpy()
+        arrays["points"] = drawn.x.float().numpy()
     with writing(result) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    pictures.save(pictures.draw(x[:256]), grid)
-    log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", len(x), nfe, seconds, len(x) / seconds)
-    log.info("%s\n%s", result, grid)
-    return {"n": len(x), "nfe": nfe, "seconds": seconds}
+    pictures.save(pictures.draw(drawn.x[:256]), grid)
+    if cfg.film:
+        pictures.save(_film(cfg, model, device), film)
+    forget(parts)
+    n = len(drawn.x)
+    log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", n, drawn.nfe, seconds, n / seconds)
+    for path in (result, grid, film) if cfg.film else (result, grid):
+        log.info("%s", path)
+    return {"n": n, "nfe": drawn.nfe, "seconds": seconds}
 
 
-def _labels(cfg: DictConfig, n_classes: int, device: torch.device) -> torch.Tensor | None:
-    """The classes to sample: label=N for one, label=null for all in turn; none for a model without classes."""
-    if not n_classes:
-        if cfg.label is not None:
-            raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
-        return None
-    if cfg.label is None:
-        return torch.arange(cfg.n, device=device) % n_classes
-    if not 0 <= int(cfg.label) < n_classes:
-        raise UserError(f"label must be one of 0 ... {n_classes - 1}; got {cfg.label}")
-    return torch.full((cfg.n,), int(cfg.label), device=device)
+def _film(cfg: DictConfig, model: ScoreModel, device: torch.device) -> Image.Image:
+    """A strip for each of the first samples: what the denoiser believed along the walk, from noise to data."""
+    labels = class_labels(cfg, model.hparams["n_classes"])
+    conditions: dict[str, Any] = {} if labels is None else {"label": labels[: cfg.film].to(device)}
+    shape = (cfg.film, *model.data["shape"])
+    seeds = range(cfg.seed, cfg.seed + cfg.film)
+    sampler: Sampler = build(plain(cfg.sampler))
+    walk = sampler(model.denoiser, shape, seeds=seeds, device=device, trajectory=True, **conditions)
+    assert walk.trajectory is not None
+    assert walk.times is not None
+    frames = torch.linspace(0, len(walk.trajectory) - 1, min(COLUMNS, len(walk.trajectory))).round().long()
+    return pictures.film_strip(walk.trajectory[frames].cpu(), [walk.times[i] for i in frames.tolist()])
 
 
 def main() -> None:

@@ -127,9 +127,11 @@ class GaussianMixtureDenoiser(Denoiser):
         Returns:
             [n, *], float64.
         """
-        component = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
-        noise = torch.randn(n, *self.means.shape[1:], dtype=torch.float64, generator=generator)
-        return self.means[component] + self.stds[component] * noise.to(self.means.device)
+        device = self.means.device if generator is None else generator.device
+        component = torch.multinomial(self.log_weights.exp().to(device), n, replacement=True, generator=generator)
+        noise = torch.randn(n, *self.means.shape[1:], dtype=torch.float64, generator=generator, device=device)
+        component, noise = component.to(self.means.device), noise.to(self.means.device)
+        return self.means[component] + self.stds[component] * noise
 
     def _scales(self, t: Time) -> tuple[Tensor, Tensor]:
         """alpha and sigma, shaped [1 or B, 1, 1, ...] to broadcast against [B, K, *]."""

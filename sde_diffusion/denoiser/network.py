@@ -47,7 +47,7 @@ class Parameterization(ABC):
 
 
 class Eps(Parameterization):
-    """F = eps, the noise: x0 = (x_t - sigma F) / alpha (Ho et al. 2020, equation 11)."""
+    """F = eps, the noise: x0 = (x_t - sigma F) / alpha (Ho et al. 2020, equation 15)."""
 
     def coefficients(self, sde: SDE, t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
         """1/alpha and -sigma/alpha."""

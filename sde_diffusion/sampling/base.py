@@ -154,6 +154,8 @@ class Sampler(ABC):
             raise ValueError(f"one seed for each sample is needed: shape {shape} asks for {shape[0]}, got {len(seeds)}")
         if latent is not None and tuple(latent.shape) != shape:
             raise ValueError(f"latent must have shape {shape}; got {tuple(latent.shape)}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"the state is float32 or float64 (autocast the network for less); got dtype={dtype}")
         sde = denoiser.sde
         t_end = sde.t_min if self.t_end is None else self.t_end
         if not 0 <= t_end < sde.t_max:

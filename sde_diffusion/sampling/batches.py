@@ -1,14 +1,20 @@
-"""Sampling more than fits in memory at once, with a progress bar."""
+"""Sampling more than fits in memory at once, with a progress bar, so that a killed run goes on where it stopped."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
 
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.errors import UserError
+from sde_diffusion.files import writing
 from sde_diffusion.sampling.base import Sampler, Samples
 
 
@@ -19,6 +25,7 @@ def sample_in_batches(
     seeds: Sequence[int],
     batch_size: int,
     labels: torch.Tensor | None = None,
+    done: int = 0,
     **options: Any,
 ) -> Iterator[Samples]:
     """Yield the samples of many seeds batch by batch; they do not depend on the batch size.
@@ -30,6 +37,7 @@ def sample_in_batches(
         seeds: One integer for each sample.
         batch_size: Most samples at once, at least 1.
         labels: int64 [N], for a class-conditional denoiser.
+        done: Number of samples to pass over, which are there already.
         **options: Passed to the sampler.
 
     Raises:
@@ -41,15 +49,87 @@ def sample_in_batches(
         TextColumn("sampling"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[passes]} passes"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True) as progress:
         progress.disable = not progress.console.is_terminal
-        task = progress.add_task("sampling", total=len(seeds))
-        for start in range(0, len(seeds), batch_size):
+        task = progress.add_task("sampling", total=len(seeds), completed=done, passes=0)
+        for start in range(done, len(seeds), batch_size):
             part = seeds[start : start + batch_size]
             conditions: dict[str, Any] = {} if labels is None else {"label": labels[start : start + batch_size]}
+            if not progress.disable:
+                conditions["callback"] = lambda step, t, x, x0: progress.update(task, passes=step + 1)
             yield sampler(denoiser, (len(part), *dims), seeds=part, **conditions, **options)
             progress.advance(task, len(part))
+
+
+def sample_resumably(
+    folder: Path,
+    plan: dict[str, Any],
+    sampler: Sampler,
+    denoiser: Denoiser,
+    dims: Sequence[int],
+    seeds: Sequence[int],
+    batch_size: int,
+    labels: torch.Tensor | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Samples:
+    """`sample_in_batches`, all together on the CPU; each batch is kept in a file until `forget` is called.
+
+    A run that was killed goes on after its last whole batch, and ends with the same samples.
+
+    Args:
+        folder: Where the batches' files go.
+        plan: What the samples depend on, in plain containers; kept beside the files.
+        sampler: See `sample_in_batches`, also for the rest.
+        denoiser: The denoiser.
+        dims: Shape of one sample.
+        seeds: One integer for each sample.
+        batch_size: Most samples at once, at least 1.
+        labels: int64 [N], for a class-conditional denoiser.
+        overwrite: Begin anew where the files there belong to another plan.
+        **options: Passed to the sampler.
+
+    Returns:
+        The samples and the largest number of network passes.
+
+    Raises:
+        UserError: If the files in the folder belong to another plan, or one is damaged.
+    """
+    note = folder / "plan.json"
+    wanted = json.dumps(plan, indent=2, sort_keys=True)
+    if folder.exists() and (not note.is_file() or note.read_text() != wanted):
+        if not overwrite:
+            raise UserError(
+                f"{folder} holds the beginnings of other samples: go on with the command that began them (see "
+                f"{note}), choose another folder with out=DIR, or set overwrite=true"
+            )
+        shutil.rmtree(folder)
+    if not note.is_file():
+        with writing(note) as temporary:
+            temporary.write_text(wanted)
+    parts = [_read(path) for path in sorted(folder.glob("*.safetensors"))]
+    done = sum(len(part["x"]) for part in parts)
+    for batch in sample_in_batches(sampler, denoiser, dims, seeds, batch_size, labels, done, **options):
+        part = {"x": batch.x.cpu().contiguous(), "nfe": torch.tensor(batch.nfe)}
+        with writing(folder / f"{done:09d}.safetensors") as temporary:
+            save_file(part, temporary)
+        parts.append(part)
+        done += len(batch.x)
+    return Samples(torch.cat([part["x"] for part in parts]), max(int(part["nfe"]) for part in parts))
+
+
+def forget(folder: Path) -> None:
+    """Remove the batches' files, once what was made of them is written."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises a class of its own for each kind of damage
+        raise UserError(f"{path} is damaged ({error}): remove its folder to begin anew") from error

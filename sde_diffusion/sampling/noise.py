@@ -2,9 +2,9 @@ r"""Per-sample noise: sample i's randomness is a function of its own seed and of
 
 A counter-based generator in the manner of Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3": the j-th
 number of draw k for seed s is a hash of (s, k, j), so that no state is kept, the whole batch is drawn at once, and the
-same integers come out on every device, in every batch and in every process. The hash is splitmix64's finaliser
-(Steele et al. 2014, "Fast Splittable Pseudorandom Number Generators", figure 16) on a Weyl sequence that starts at a
-hashed key; the normals are Box and Muller's.
+same integers come out on every device, in every batch and in every process. The hash is splitmix64 (Steele et al. 2014,
+"Fast Splittable Pseudorandom Number Generators", with Stafford's constants): a Weyl sequence from a hashed key, and a
+finaliser; the normals are Box and Muller's, of 32 bits each, so that none exceeds 6.8 in size. Seeds count modulo 2^64.
 """
 
 from __future__ import annotations

@@ -50,6 +50,11 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def clamp_keeping_slope(t: Tensor, low: float, high: float) -> Tensor:
+    """Clamp times that may have rounded past the ends, with the derivative of the identity there too."""
+    return t + (t.clamp(low, high) - t).detach()
+
+
 @dataclass(frozen=True, kw_only=True)
 class SDE(ABC):
     """A Gaussian path `x_t = alpha_t x_0 + sigma_t eps` and its forward SDE.
@@ -205,7 +210,7 @@ class SDE(ABC):
             ValueError: If s > t.
         """
         s, t = self._ordered(s, t)
-        scale = (self.log_alpha(t) - self.log_alpha(s)).exp()
+        scale = _difference(self.log_alpha, s, t).exp()
         return scale, self.log_sigma(t).exp() * self._fresh_share(s, t).sqrt()
 
     def posterior_coefficients(self, s: Time, t: Time) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,9 +224,8 @@ class SDE(ABC):
         """
         s, t = self._ordered(s, t)
         fresh = self._fresh_share(s, t)
-        log_alpha_s, log_alpha_t, log_sigma_s = self.log_alpha(s), self.log_alpha(t), self.log_sigma(s)
-        b = (log_alpha_t - log_alpha_s + 2 * (log_sigma_s - self.log_sigma(t))).exp()
-        return log_alpha_s.exp() * fresh, b, log_sigma_s.exp() * fresh.sqrt()
+        b = (_difference(self.log_alpha, s, t) - 2 * _difference(self.log_sigma, s, t)).exp()
+        return self.log_alpha(s).exp() * fresh, b, self.log_sigma(s).exp() * fresh.sqrt()
 
     def posterior(self, x_t: Tensor, x0: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         """Kernel q(x_s | x_t, x_0) for s < t, by Bayes' rule on the two Gaussian kernels.
@@ -282,7 +286,7 @@ class SDE(ABC):
 
     def _fresh_share(self, s: Tensor, t: Tensor) -> Tensor:
         """1 - r = -expm1(lambda_t - lambda_s): the share of sigma_t^2 that is drawn between s and t."""
-        return -torch.expm1(self._log_snr(t) - self._log_snr(s))
+        return -torch.expm1(_difference(self._log_snr, s, t))
 
     def _ordered(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         s, t = self.check_time(s), self.check_time(t)
@@ -294,6 +298,11 @@ class SDE(ABC):
 def float64(value: Time) -> Tensor:
     """Bring a number or tensor to a float64 tensor, on the device where it lies."""
     return value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+def _difference(function: Callable[[Tensor], Tensor], s: Tensor, t: Tensor) -> Tensor:
+    """function(t) - function(s), 0 where t = s also if the function is infinite there."""
+    return torch.where(s == t, 0.0, function(t) - function(s))
 
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

@@ -104,7 +104,10 @@ class KarrasRho(Grid):
 
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
         """Map u to t; see `Grid.time`."""
-        start, end = (math.exp(-0.5 * _finite_log_snr(sde, t) / self.rho) for t in (sde.t_max, t_end))
+        start, end = (
+            torch.tensor(-0.5 * _finite_log_snr(sde, t) / self.rho, dtype=torch.float64).exp()
+            for t in (sde.t_max, t_end)
+        )
         return _pin(sde.time(-2 * self.rho * (end + u * (start - end)).log()), u, sde, t_end)
 
 
@@ -144,7 +147,13 @@ class Levels(Grid):
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
         """Map u to the time of the nearest level at or after t_end; see `Grid.time`."""
         times = self.level_times(sde)
-        times = times[times >= t_end]
+        # The walk begins with noise of t_max: a first level far below would get the wrong amount.
+        if float(sde.log_snr(times[-1]) - sde.log_snr(sde.t_max)) > 0.1:
+            raise ValueError(
+                f"{self} ends at t = {float(times[-1]):.5g} of {sde}, below the t_max where samplers begin: give the "
+                f"path t_max={float(times[-1]):.5g}"
+            )
+        times = times[times >= t_end * (1 - 1e-9)]  # the cleanest level may round below the path's own end
         if not len(times):
             raise ValueError(f"{self} has no level at or after t_end={t_end:g} on {sde}")
         return times[(u * (len(times) - 1)).round().long()]

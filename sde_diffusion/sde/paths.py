@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.sde.base import SDE, Time, float64
+from sde_diffusion.sde.base import SDE, Time, clamp_keeping_slope, float64
 from sde_diffusion.sde.grids import Grid, KarrasRho
 
 
@@ -63,7 +63,8 @@ class VESDE(SDE):
 
     def time(self, log_snr: Time) -> Tensor:
         """log(sigma / sigma_min) / log(sigma_max / sigma_min), clamped at t = 0."""
-        return ((-0.5 * float64(log_snr) - math.log(self.sigma_min)) / self._rate).clamp(min=0)
+        t = (-0.5 * float64(log_snr) - math.log(self.sigma_min)) / self._rate
+        return clamp_keeping_slope(t, 0, math.inf)
 
 
 @dataclass(frozen=True)

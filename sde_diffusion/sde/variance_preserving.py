@@ -10,9 +10,8 @@ from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from sde_diffusion.sde.base import SDE, Time, float64
+from sde_diffusion.sde.base import SDE, Time, clamp_keeping_slope, float64
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,15 @@ class VPSDE(_LinearBeta):
         """sqrt(beta), at t = 0 too, where d sigma / dt is infinite."""
         return self.beta(self.check_time(t)).sqrt()
 
+    def sigma_rate(self, t: Time) -> Tensor:
+        """beta exp(-B) / (2 sigma), infinite at t = 0."""
+        t = self.check_time(t)
+        return 0.5 * self.beta(t) * (-self.integral(t)).exp() / self.log_sigma(t).exp()
+
     def time(self, log_snr: Time) -> Tensor:
         """t with B(t) = softplus(-lambda)."""
-        return self._invert_integral(softplus(-float64(log_snr), threshold=math.inf))
+        log_snr = float64(log_snr)
+        return self._invert_integral(torch.logaddexp(torch.zeros_like(log_snr), -log_snr))  # softplus, for any lambda
 
 
 @dataclass(frozen=True)
@@ -194,4 +199,5 @@ class CosineVPSDE(SDE):
 
     def time(self, log_snr: Time) -> Tensor:
         """(atan(exp(-lambda/2)) - b) / a."""
-        return (((-0.5 * float64(log_snr)).exp().atan() - self._b) / self._a).clamp(0, self.t_max)
+        t = ((-0.5 * float64(log_snr)).exp().atan() - self._b) / self._a
+        return clamp_keeping_slope(t, 0, self.t_max)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -204,9 +205,8 @@ class ScoreModel(LightningModule):
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _step_seed(self, step: int) -> int:
-        # 2^64 / golden ratio and another odd constant keep (seed, step, process) from colliding.
-        mixed: int = self.hparams["seed"] * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + self.global_rank
-        return mixed % (1 << 63)
+        key = (self.hparams["seed"], step, self.global_rank)
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def _seed(self, step: int) -> None:
         torch.manual_seed(self._step_seed(step))

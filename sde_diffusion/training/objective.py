@@ -47,9 +47,11 @@ class Objective:
             **conditions: Passed on to the denoiser.
 
         Returns:
-            [B], in the network's precision (float32 or better).
+            [B], in the data's precision (float32 where that is half).
         """
         sde = denoiser.sde
+        precision = torch.promote_types(x0.dtype, torch.float32)
+        x0, noise = x0.to(precision), noise.to(precision)
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         x_t = torch.addcmul(expand(alpha, x0) * x0, expand(sigma, x0), noise)
         prediction = denoiser(x_t, t, **conditions)

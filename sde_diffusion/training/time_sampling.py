@@ -115,8 +115,12 @@ class LogNormalTimes(TimeSampling):
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
         """lambda^-1(-2 (mean + std Phi^-1(u))), Phi truncated to the path's range."""
         log_s = torch.stack([-0.5 * sde.log_snr(t) for t in (sde.t_min, sde.t_max)]).to(u.device)
-        low, high = torch.special.ndtr((log_s - self.mean) / self.std)
-        quantile = torch.special.ndtri((low + u * (high - low)).clamp(1e-300, 1 - 1e-16))
+        ends = (log_s - self.mean) / self.std
+        # Phi loses all digits in its upper tail: a range that lies mostly there is mirrored into the lower one, where
+        # it is taken by way of erfc (torch's ndtr is 0 below -9).
+        mirror = -1.0 if float(ends.sum()) > 0 else 1.0
+        low, high = 0.5 * torch.special.erfc(-mirror * ends / math.sqrt(2))
+        quantile = mirror * torch.special.ndtri((low + u * (high - low)).clamp(1e-300, 1 - 1e-16))
         return sde.time(-2 * (self.mean + self.std * quantile)).clamp(sde.t_min, sde.t_max)
 
 

@@ -13,11 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sde_diffusion import __version__, pictures
-from sde_diffusion.cli import check_seeds, command, load_model, plain
+from sde_diffusion.cli import check_seeds, command, draw, load_model, plain
 from sde_diffusion.config import build
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.levels import from_levels, to_levels
-from sde_diffusion.sampling.batches import sample_in_batches
+from sde_diffusion.sampling.batches import forget
 
 if TYPE_CHECKING:
     from sde_diffusion.metrics import FrechetDistance
@@ -53,15 +53,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     _add(metric, data.tensor(cfg.split), device, real=True)
 
     begin = time.perf_counter()
-    labels = _class_frequencies(model.hparams["n_classes"], cfg.n, device)
-    parts = []
-    nfe = 0
-    for batch in sample_in_batches(
-        build(plain(cfg.sampler)), model.denoiser, model.data["shape"], seeds, cfg.batch_size, labels, device=device
-    ):
-        parts.append(batch.x)
-        nfe = max(nfe, batch.nfe)
-    x = torch.cat(parts)
+    drawn = draw(cfg, model, device, out / ".samples")
+    x, nfe = drawn.x, drawn.nfe
     sampling = time.perf_counter() - begin
 
     begin = time.perf_counter()
@@ -94,6 +87,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     pictures.save(pictures.draw(x[:256]), grid)
     with writing(result) as temporary:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    forget(out / ".samples")
     log.info("Fréchet distance to the %s split (%s features, %d samples): %.3f", cfg.split, name, len(x), distance)
     log.info("  of the training split, the floor: %.3f; ratio %.2f", floor, distance / floor)
     log.info("  %d network passes a sample, %.1f s sampling, %.1f s scoring", nfe, sampling, scoring)
@@ -104,10 +98,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 def _add(metric: FrechetDistance, x: torch.Tensor, device: torch.device, real: bool, batch_size: int = 1000) -> None:
     for start in range(0, len(x), batch_size):
         metric.update(x[start : start + batch_size].to(device), real=real)
-
-
-def _class_frequencies(n_classes: int, n: int, device: torch.device) -> torch.Tensor | None:
-    return torch.arange(n, device=device) % n_classes if n_classes else None
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def scatter(points: Tensor, reference: Tensor | None = None) -> Image.Image:
     Returns:
         The picture.
     """
-    figure, axes = _figure((4.5, 4.5))
+    figure, ((axes,),) = _figure((4.5, 4.5))
     for data, colour, label in ((reference, "0.75", "data"), (points, "tab:blue", "samples")):
         if data is not None:
             x = data.detach().float().cpu()
@@ -73,9 +73,40 @@ def draw(x: Tensor) -> Image.Image:
     return image_grid(to_uint8(x)) if x.ndim == 4 else scatter(x.flatten(1))
 
 
+def film_strip(trajectory: Tensor, times: list[float]) -> Image.Image:
+    """Beliefs along a walk: a row for each sample, time running to the right; for vectors a scatter plot a frame.
+
+    Args:
+        trajectory: [frames, B, *dims], images or vectors.
+        times: The frames' times.
+
+    Returns:
+        The picture.
+    """
+    frames, n = trajectory.shape[:2]
+    images = trajectory.ndim == 5
+    figure, axes = _figure((1.1 * frames, 1.1 * n + 0.3 if images else 1.6), (n if images else 1, frames))
+    for column, t in enumerate(times):
+        axes[0][column].set_title(f"t = {t:.3g}", fontsize=7)
+        for row in range(len(axes)):
+            panel = axes[row][column]
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if images:
+                picture = to_uint8(trajectory[column, row : row + 1])[0]
+                panel.imshow(
+                    picture[..., :3] if picture.shape[-1] >= 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255
+                )
+            else:
+                points = trajectory[column].flatten(1).float()
+                panel.plot(points[:, 0], points[:, min(1, points.shape[1] - 1)], ".", markersize=2)
+                panel.set_aspect("equal", "datalim")
+    return _render(figure)
+
+
 def loss_plot(metrics_csv: Path) -> Image.Image:
     """Training and validation loss over steps, from the `metrics.csv` of a run."""
-    figure, axes = _figure((6.0, 4.0))
+    figure, ((axes,),) = _figure((6.0, 4.0))
     with metrics_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for key, colour in (("train/loss", "0.6"), ("val/loss", "tab:blue")):
@@ -95,12 +126,12 @@ def save(picture: Image.Image, path: Path) -> None:
         picture.save(temporary, format="PNG")
 
 
-def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+def _figure(size: tuple[float, float], panels: tuple[int, int] = (1, 1)) -> tuple[Any, Any]:
     # Matplotlib costs half a second: imported where a plot is drawn. No pyplot: no global state, no display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained", dpi=110)
-    return figure, figure.subplots()
+    return figure, figure.subplots(*panels, squeeze=False)
 
 
 def _render(figure: Any) -> Image.Image:

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+from torch.nn import functional as F
 
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.idx import IdxImages
 from sde_diffusion.data.module import DataModule
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import writing
 from sde_diffusion.metrics.features import WEIGHTS, Classifier
 
 
@@ -57,7 +58,7 @@ def labelled(data: DataModule, split: str) -> tuple[Tensor, Tensor]:
 
 
 def augment(x: Tensor, shift: int, noise: float) -> Tensor:
-    """Move the batch by up to ``shift`` pixels, all of it alike, -1 outside; add noise of a random level per image."""
+    """Move the batch by up to `shift` pixels, all of it alike, -1 outside; add noise of a random level per image."""
     dy, dx = torch.randint(0, 2 * shift + 1, (2,)).tolist()
     height, width = x.shape[-2:]
     x = F.pad(x, (shift,) * 4, value=-1.0)[..., dy : dy + height, dx : dx + width]
@@ -95,18 +96,16 @@ def accuracy(model: Classifier, x: Tensor, label: Tensor) -> float:
 
 
 def save(model: Classifier, path: Path, recipe: Recipe, facts: dict[str, str]) -> None:
-    """Write the weights in half precision, under a temporary name first."""
+    """Write the weights in half precision, whole or not at all."""
     architecture = {
         "shape": model.shape,
         "widths": recipe.widths,
         "num_features": recipe.num_features,
         "classes": model.head.out_features,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
-    temporary.write_bytes(to_bytes(tensors, {"architecture": json.dumps(architecture), **facts}))
-    temporary.replace(path)
+    with writing(path) as temporary:
+        temporary.write_bytes(to_bytes(tensors, {"architecture": json.dumps(architecture), **facts}))
 
 
 def main() -> None:

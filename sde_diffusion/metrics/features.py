@@ -1,8 +1,8 @@
 """Feature extractors by name: what a distance between sets of images looks at.
 
-An extractor is a module with an int ``num_features``; it maps samples on [-1, 1] as the models make them, [B, C, H, W]
+An extractor is a module with an int `num_features`; it maps samples on [-1, 1] as the models make them, [B, C, H, W]
 (`Pixels` also [B, D]), to float32 features [B, num_features]. The classifiers are trained by
-``python -m benchmarks.train_classifiers`` and ship with the package as safetensors: tensors and a text header, no code.
+`python -m benchmarks.train_classifiers` and ship with the package as safetensors: tensors and a text header, no code.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sde_diffusion.errors import UserError
 
@@ -24,9 +24,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 def _check_shape(x: Tensor, shape: Sequence[int], name: str) -> None:
     if tuple(x.shape[1:]) != tuple(shape):
-        raise UserError(
-            f"extractor {name!r} takes samples of shape {tuple(shape)} on [-1, 1], got {tuple(x.shape[1:])}; "
-            "use the extractor of your data set, or 'pixels'"
+        raise ValueError(
+            f"extractor {name!r} takes samples of shape {tuple(shape)} on [-1, 1]; got {tuple(x.shape[1:])} ("
+            "use the extractor of your data set, or 'pixels')"
         )
 
 
@@ -34,7 +34,7 @@ class Pixels(nn.Module):
     """The samples themselves, flattened: D features for D numbers.
 
     Args:
-        shape: shape of one sample, [D] or [C, H, W].
+        shape: Of one sample, [D] or [C, H, W].
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
@@ -52,7 +52,7 @@ class Pixels(nn.Module):
             [B, D] float32.
 
         Raises:
-            UserError: if the samples have another shape.
+            ValueError: If the samples have another shape.
         """
         _check_shape(x, self.shape, "pixels")
         return x.flatten(1).float()
@@ -61,17 +61,17 @@ class Pixels(nn.Module):
 class Classifier(nn.Module):
     """Small convolutional classifier whose last hidden layer serves as features.
 
-    3×3 convolutions with SiLU, the first at full size and each further one at half the size before, then a linear
+    3x3 convolutions with SiLU, the first at full size and each further one at half the size before, then a linear
     layer with SiLU (the features) and a linear head. No normalisation, so that contrast and brightness stay visible in
     the features; no dropout and no batch statistics, so that training and evaluation mode are the same function and a
     sample's features do not depend on its batch.
 
     Args:
-        shape: [C, H, W] of the images.
-        widths: channels of each convolution.
-        num_features: width of the feature layer.
-        classes: number of classes.
-        name: what error messages call it.
+        shape: [C, H, W], of the images.
+        widths: Channels of each convolution.
+        num_features: Width of the feature layer.
+        classes: Number of classes.
+        name: What error messages call it.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Classifier(nn.Module):
             [B, num_features] float32, also under autocast.
 
         Raises:
-            UserError: if the images have another shape.
+            ValueError: If the images have another shape.
         """
         _check_shape(x, self.shape, self.name)
         with torch.autocast(x.device.type, enabled=False):
@@ -127,15 +127,15 @@ def read_classifier(path: Path, name: str = "classifier") -> Classifier:
     """Read a classifier from a safetensors file; nothing in the file is executed.
 
     Args:
-        path: file whose header has ``architecture``, the JSON of `Classifier`'s arguments. Half-precision weights are
+        path: File whose header has `architecture`, the JSON of `Classifier`'s arguments. Half-precision weights are
             widened to float32.
-        name: what error messages call it.
+        name: What error messages call it.
 
     Returns:
         The classifier, in evaluation mode and frozen.
 
     Raises:
-        UserError: if the file is missing, damaged or of another kind.
+        UserError: If the file is missing, damaged or of another kind.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -150,7 +150,7 @@ def read_classifier(path: Path, name: str = "classifier") -> Classifier:
 
 
 def extractor_names() -> list[str]:
-    """Names that `load_extractor` knows: ``pixels`` and each file of weights that ships with the package."""
+    """Names that `load_extractor` knows: `pixels` and each file of weights that ships with the package."""
     return ["pixels", *sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))]
 
 
@@ -158,15 +158,15 @@ def load_extractor(name: str, shape: Sequence[int] | None = None) -> nn.Module:
     """A feature extractor by name.
 
     Args:
-        name: ``pixels``, ``digits`` (1×8×8, 64 features) or ``mnist`` (1×28×28, 128 features).
-        shape: shape of one sample. Required for ``pixels``; for the others it is checked now rather than at the first
+        name: `pixels`, `digits` (1x8x8, 64 features) or `mnist` (1x28x28, 128 features).
+        shape: Of one sample. Required for `pixels`; for the others it is checked now rather than at the first
             batch.
 
     Returns:
         Module from samples to float32 features [B, num_features], frozen.
 
     Raises:
-        UserError: if the name is unknown, the shape does not fit, or the weights are missing or damaged.
+        UserError: If the name is unknown, the shape does not fit, or the weights are missing or damaged.
     """
     if name not in extractor_names():
         raise UserError(f"unknown feature extractor {name!r}; choose from {', '.join(extractor_names())}")
@@ -176,5 +176,8 @@ def load_extractor(name: str, shape: Sequence[int] | None = None) -> nn.Module:
         return Pixels(shape)
     model = read_classifier(WEIGHTS / f"{name}.safetensors", name)
     if shape is not None:
-        _check_shape(torch.empty(0, *shape), model.shape, name)
+        try:
+            _check_shape(torch.empty(0, *shape), model.shape, name)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     return model

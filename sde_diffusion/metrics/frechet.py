@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ..errors import UserError
+from sde_diffusion.errors import UserError
 
 
 def _factor(cov: Tensor) -> Tensor:
-    """F [D, r] with F Fᵀ = cov, r its numerical rank.
+    """F [D, r] with F F^T = cov, r its numerical rank.
 
-    An eigenvalue below D · eps · λ_max is rounding. Left in, it would come out of the square root as an error of
+    An eigenvalue below D eps max(eigenvalues) is rounding. Left in, it would come out of the square root as an error of
     sqrt(eps) ~ 1e-8 in each null direction; so it is dropped.
     """
     values, vectors = torch.linalg.eigh(cov)
@@ -27,23 +27,27 @@ def _factor(cov: Tensor) -> Tensor:
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """Squared 2-Wasserstein distance between the Gaussians N(mean1, cov1) and N(mean2, cov2).
 
-        d² = |μ1 − μ2|² + tr C1 + tr C2 − 2 tr (C1 C2)^{1/2}
+        d^2 = |mean1 - mean2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)
 
-    (Dowson & Landau 1982; as the FID, Heusel et al. 2017, arXiv:1706.08500, eq. 6). With C_i = F_i F_iᵀ the last trace
-    is the sum of the singular values of F1ᵀ F2: the square roots of the eigenvalues of C1^{1/2} C2 C1^{1/2}, taken
-    without squaring first, so that singular covariances lose no digits. Computed in float64.
+    With C_i = F_i F_i^T the last trace is the sum of the singular values of F_1^T F_2: the square roots of the
+    eigenvalues of C1^(1/2) C2 C1^(1/2), taken without squaring first, so that singular covariances lose no digits.
+    Computed in float64.
 
     Args:
-        mean1: [D] mean of the first.
-        cov1: [D, D] covariance of the first, symmetric, positive semi-definite up to rounding.
-        mean2: [D] mean of the second.
-        cov2: [D, D] covariance of the second.
+        mean1: [D], mean of the first.
+        cov1: [D, D], covariance C1 of the first, symmetric, positive semi-definite up to rounding.
+        mean2: [D], mean of the second.
+        cov2: [D, D], covariance C2 of the second.
 
     Returns:
-        The distance, squared as is the custom, ≥ 0 (rounding below 0 is cut), in squared units of the features.
+        The distance, squared as is the custom, at least 0 (rounding below 0 is cut), in squared units of the features.
 
     Raises:
-        ValueError: if the shapes do not agree.
+        ValueError: If the shapes do not agree.
+
+    References:
+        Dowson & Landau 1982, "The Fréchet Distance between Multivariate Normal Distributions"; as the FID, Heusel et
+        al. 2017, "GANs Trained by a Two Time-Scale Update Rule", equation 6.
     """
     d = mean1.shape[0] if mean1.ndim == 1 else -1
     if mean2.shape != (d,) or cov1.shape != (d, d) or cov2.shape != (d, d):
@@ -58,39 +62,40 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 class FrechetDistance(FrechetInceptionDistance):
     """Fréchet distance between real and generated samples in the features of any extractor, as a streaming metric.
 
-    The streaming part is torchmetrics' own: per side the count n, Σ f and Σ f fᵀ in float64, which add across batches
-    and across processes (``dist_reduce_fx="sum"``), so that any split of the same samples gives the same number. The
-    covariance is unbiased (n − 1), as in torchmetrics and pytorch-fid. Sums about the origin lose log10(|μ|²/σ²) of
-    float64's 16 digits; a mean that is 1,000 standard deviations from 0 leaves ten, far more than the sampling error.
+    The streaming part is torchmetrics' own: per side the count n, sum f and sum f f^T in float64, which add across
+    batches and across processes (`dist_reduce_fx="sum"`), so that any split of the same samples gives the same number.
+    The covariance is unbiased (n - 1), as in torchmetrics and pytorch-fid. Sums about the origin lose
+    log10(|mean|^2 / var) of float64's 16 digits; a mean that is 1,000 standard deviations from 0 leaves ten, far more
+    than the sampling error.
 
-    ``compute`` is this class's: torchmetrics' takes the eigenvalues of the non-symmetric C1 C2, which singular
+    `compute` is this class's: torchmetrics' takes the eigenvalues of the non-symmetric C1 C2, which singular
     covariances upset, rounds the result to the features' float32, and fails in a process that saw no batch.
 
-    Use ``update(samples, real=...)`` and ``compute()``. ``forward`` would need both sides in every batch. Under a
+    Use `update(samples, real=...)` and `compute()`. `forward` would need both sides in every batch. Under a
     distributed sampler leave out the samples that it repeats as padding: they count as any other. Keep the metric in a
     callback: in a model, the extractor's weights would end up in its checkpoints and moving averages.
 
     Args:
-        extractor: module with an int ``num_features`` from samples [B, ...] to features [B, num_features]; see
+        extractor: Module with an int `num_features` from samples [B, ...] to features [B, num_features]; see
             `load_extractor`. Takes samples as the models make them, on [-1, 1].
-        reset_real_features: whether ``reset`` forgets the real side too; False keeps a fixed reference.
-        **kwargs: of `torchmetrics.Metric`, such as ``sync_on_compute``.
+        reset_real_features: Whether `reset` forgets the real side too; False keeps a fixed reference.
+        **kwargs: Of `torchmetrics.Metric`, such as `sync_on_compute`.
 
     Raises:
-        ValueError: if the extractor has no int ``num_features``.
+        ValueError: If the extractor has no int `num_features`.
     """
 
     def __init__(self, extractor: nn.Module, reset_real_features: bool = True, **kwargs: Any) -> None:
         found = getattr(extractor, "num_features", None)
         if not isinstance(found, int):
-            raise ValueError(f"the extractor needs an int num_features; {type(extractor).__name__} has {found!r}")
+            raise ValueError(f"extractor must have an int num_features; got {type(extractor).__name__} with {found!r}")
         super().__init__(feature=extractor, reset_real_features=reset_real_features, **kwargs)
 
     def update(self, imgs: Tensor, real: bool) -> None:
         """Add a batch.
 
         Args:
-            imgs: [B, ...] images or points, any B ≥ 0.
+            imgs: [B, ...] images or points, any B >= 0.
             real: True for the data, False for the model's samples.
         """
         super().update(imgs, real)
@@ -99,13 +104,13 @@ class FrechetDistance(FrechetInceptionDistance):
         """Count, mean [D] and unbiased covariance [D, D] of one side's features, in float64.
 
         Args:
-            real: which side.
+            real: Which side.
 
         Returns:
             n, mean, covariance.
 
         Raises:
-            UserError: with fewer than two samples, or where a feature was NaN or infinite.
+            UserError: If fewer than two samples were seen, or a feature was NaN or infinite.
         """
         side, name = ("real", "real data") if real else ("fake", "generated samples")
         n = int(getattr(self, f"{side}_features_num_samples"))
@@ -126,7 +131,7 @@ class FrechetDistance(FrechetInceptionDistance):
             Scalar tensor, squared units of the features.
 
         Raises:
-            UserError: with fewer than two samples on a side, or non-finite features.
+            UserError: If a side has fewer than two samples, or non-finite features.
         """
         n_real, mean_real, cov_real = self.moments(real=True)
         n_fake, mean_fake, cov_fake = self.moments(real=False)
@@ -134,8 +139,8 @@ class FrechetDistance(FrechetInceptionDistance):
         if min(n_real, n_fake) <= d:
             warnings.warn(
                 f"Fréchet distance of {n_fake} generated to {n_real} real samples in {d} feature dimensions: with no "
-                f"more samples than dimensions the covariance is singular and the distance far too high. Use more than "
-                f"{d} samples (ten times as many is good) or an extractor with fewer features.",
+                f"more samples than dimensions the covariance is singular and the distance far too high; use more than "
+                f"{d} samples (ten times as many is good) or an extractor with fewer features",
                 stacklevel=2,
             )
         return mean_real.new_tensor(frechet_distance(mean_fake, cov_fake, mean_real, cov_real))

@@ -131,13 +131,13 @@ def test_names():
 
 
 def test_shapes_are_checked():
-    with pytest.raises(UserError, match=r"'digits' takes samples of shape \(1, 8, 8\).*got \(1, 28, 28\).*'pixels'"):
+    with pytest.raises(UserError, match=r"'digits' takes samples of shape \(1, 8, 8\).*; got \(1, 28, 28\).*'pixels'"):
         load_extractor("digits", (1, 28, 28))
-    with pytest.raises(UserError, match=r"'mnist' takes samples of shape \(1, 28, 28\).*got \(784,\)"):
+    with pytest.raises(ValueError, match=r"'mnist' takes samples of shape \(1, 28, 28\).*got \(784,\)"):
         load_extractor("mnist")(torch.zeros(2, 784))
     with pytest.raises(UserError, match="'pixels' needs the shape"):
         load_extractor("pixels")
-    with pytest.raises(UserError, match=r"'pixels' takes samples of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"'pixels' takes samples of shape \(3,\)"):
         load_extractor("pixels", (3,))(torch.zeros(2, 4))
 
 

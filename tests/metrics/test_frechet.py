@@ -181,5 +181,5 @@ def test_features_that_are_not_finite(bad):
 
 
 def test_an_extractor_must_state_its_number_of_features():
-    with pytest.raises(ValueError, match="Flatten has None"):
+    with pytest.raises(ValueError, match="got Flatten with None"):
         FrechetDistance(nn.Flatten())

@@ -1,0 +1,92 @@
+"""Long samplings: killed, interrupted, begun anew."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SLOW_STEPS = ("sampler=ddpm", "sampler.steps=300", "n=200", "batch_size=10")
+
+
+def start(ckpt, out, cwd):
+    typed = [sys.executable, "-m", "sde_diffusion.sample", f"ckpt={ckpt}", f"out={out}", *SLOW_STEPS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(typed, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_parts(out, process, n=2):
+    until = time.monotonic() + 120
+    while len(list((out / ".samples").glob("*.safetensors"))) < n:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_file(how, status, command, trained, tmp_path):
+    ckpt = trained / "checkpoints" / "last.ckpt"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert command("sample", f"ckpt={ckpt}", f"out={whole}", *SLOW_STEPS, cwd=tmp_path).status == 0
+    process = start(ckpt, broken, tmp_path)
+    wait_for_parts(broken, process)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, (out, err)
+    assert "Traceback" not in out + err
+    kept = {path: path.stat().st_mtime_ns for path in (broken / ".samples").glob("*.safetensors")}
+    assert 2 <= len(kept) < 20
+    assert not (broken / "samples.npz").exists()
+    # Another plan does not get mixed in, whatever it changes.
+    other = command("sample", f"ckpt={ckpt}", f"out={broken}", *SLOW_STEPS, "seed=1", cwd=tmp_path)
+    assert (other.status, "overwrite=true" in other.err) == (1, True)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    done = command("sample", f"ckpt={ckpt}", f"out={broken}", *SLOW_STEPS, "batch_size=64", cwd=tmp_path)
+    assert done.status == 0, done.err
+    a, b = (np.load(folder / "samples.npz", allow_pickle=False) for folder in (whole, broken))
+    assert np.array_equal(a["seeds"], b["seeds"])
+    # Another batch size may round the network's sums otherwise: a grey level of 256 here and there.
+    assert np.abs(a["images"].astype(int) - b["images"]).max() <= 1
+    assert not (broken / ".samples").exists()
+
+
+def test_begun_anew_with_overwrite(command, trained, tmp_path):
+    ckpt = trained / "checkpoints" / "last.ckpt"
+    parts = tmp_path / "out" / ".samples"
+    parts.mkdir(parents=True)
+    (parts / "plan.json").write_text(json.dumps({"n": 3}))
+    arguments = ("sample", f"ckpt={ckpt}", "sampler=ddim", "sampler.steps=3", "n=4", f"out={tmp_path / 'out'}")
+    assert command(*arguments, cwd=tmp_path).status == 1
+    assert command(*arguments, "overwrite=true", cwd=tmp_path).status == 0
+    assert np.load(tmp_path / "out" / "samples.npz", allow_pickle=False)["images"].shape == (4, 8, 8, 1)
+
+
+def test_damaged_parts_are_named(command, trained, tmp_path):
+    ckpt = trained / "checkpoints" / "last.ckpt"
+    process = start(ckpt, tmp_path / "out", tmp_path)
+    wait_for_parts(tmp_path / "out", process)
+    process.kill()
+    process.communicate()
+    part = sorted((tmp_path / "out" / ".samples").glob("*.safetensors"))[0]
+    part.write_bytes(part.read_bytes()[:100])
+    done = command("sample", f"ckpt={ckpt}", f"out={tmp_path / 'out'}", *SLOW_STEPS, cwd=tmp_path)
+    assert (done.status, part.name in done.err) == (1, True)
+
+
+def test_a_film_shows_the_walk(command, trained, tmp_path):
+    """Frames from grey noise's belief, the data's mean, to the sample: contrast grows to the right."""
+    ckpt = trained / "checkpoints" / "last.ckpt"
+    out = tmp_path / "out"
+    arguments = (f"ckpt={ckpt}", "sampler=ddim", "sampler.steps=12", "n=4", "film=2", f"out={out}")
+    assert command("sample", *arguments, cwd=tmp_path).status == 0
+    film = np.asarray(Image.open(out / "film.png").convert("L"), dtype=float)
+    width = film.shape[1] // 12
+    middle = slice(film.shape[0] // 4, None)
+    contrast = [film[middle, i * width + 20 : (i + 1) * width - 20].std() for i in range(12)]
+    assert contrast[-1] > 1.2 * contrast[0]
+    assert command("sample", *arguments, "film=5", "overwrite=true", cwd=tmp_path).status == 1

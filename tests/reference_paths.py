@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mpmath as mp
+import torch
 
 from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 
@@ -31,7 +32,7 @@ def _linear_beta(beta_min: float, beta_max: float) -> tuple[Function, Function]:
     def beta(t):
         return mp.mpf(beta_min) + t * (mp.mpf(beta_max) - mp.mpf(beta_min))
 
-    return beta, lambda t: mp.quad(beta, [0, t])
+    return beta, lambda t: t * (beta(0) + beta(t)) / 2  # the trapezium: exact, for beta is linear
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Reference:
@@ -107,3 +108,40 @@ CASES: dict[str, tuple[SDE, Reference, list[float]]] = {
     "rectified-whole": (RectifiedFlow(t_max=1.0), rectified(), [1e-6, 0.5, 0.999999]),
 }
 SIX = ("vp", "subvp", "cosine", "ve", "edm", "rectified")
+
+# Path, alpha and sigma of the six with their defaults, and four times, near the ends and between.
+_TIMES: dict[str, list[float]] = {
+    "vp": [1e-5, 1e-3, 0.4, 1.0],
+    "subvp": [1e-4, 0.1, 0.4, 1.0],
+    "cosine": [0.0, 1e-3, 0.4, 1.0],
+    "ve": [0.0, 1e-3, 0.4, 1.0],
+    "edm": [0.002, 0.1, 1.3, 80.0],
+    "rectified": [1e-4, 1e-2, 0.4, 0.999],
+}
+PATHS: dict[str, tuple[SDE, Function, Function, list[float]]] = {
+    name: (CASES[name][0], CASES[name][1].alpha, CASES[name][1].sigma, _TIMES[name]) for name in SIX
+}
+
+
+def column(function: Function, times: list[float]) -> torch.Tensor:
+    """The function at the times, [B, 1], float64."""
+    return torch.tensor([[float(function(mp.mpf(t)))] for t in times], dtype=torch.float64)
+
+
+def scales(name: str, times: list[float] | None = None) -> dict[str, torch.Tensor]:
+    """t [B], and alpha, sigma, alpha_rate, sigma_rate [B, 1] of one of PATHS by its definition."""
+    _, alpha, sigma, own = PATHS[name]
+    times = own if times is None else times
+    return {
+        "t": torch.tensor(times, dtype=torch.float64),
+        "alpha": column(alpha, times),
+        "sigma": column(sigma, times),
+        "alpha_rate": column(lambda t: mp.diff(alpha, t), times),
+        "sigma_rate": column(lambda t: mp.diff(sigma, t), times),
+    }
+
+
+def spread(sde: SDE, n: int = 7) -> torch.Tensor:
+    """Times over the whole path, both ends included, denser at the clean one, [n]."""
+    u = torch.linspace(0, 1, n, dtype=torch.float64)
+    return sde.t_min + u.square() * (sde.t_max - sde.t_min)

@@ -3,7 +3,7 @@
 import mpmath as mp
 import pytest
 import torch
-from denoiser_paths import PATHS, scales
+from reference_paths import PATHS, scales
 
 from sde_diffusion.denoiser import EmpiricalDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.sde import EDMSDE, VPSDE

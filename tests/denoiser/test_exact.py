@@ -9,7 +9,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
-from denoiser_paths import PATHS, scales
+from reference_paths import PATHS, scales
 
 from sde_diffusion.denoiser import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 

@@ -5,7 +5,7 @@ import math
 import mpmath as mp
 import pytest
 import torch
-from denoiser_paths import PATHS, scales
+from reference_paths import PATHS, scales
 
 from sde_diffusion.denoiser import PARAMETERIZATIONS, NetworkDenoiser, Prediction
 from sde_diffusion.sde import SDE, RectifiedFlow

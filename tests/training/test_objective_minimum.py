@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from paper_paths import PATHS
+from reference_paths import PATHS
 from torch import Tensor, nn
 
 from sde_diffusion.denoiser import GaussianMixtureDenoiser, NetworkDenoiser
@@ -91,7 +91,7 @@ def slope(sde: SDE, objective: Objective, t: Tensor, k: float, s: float) -> floa
 @pytest.mark.parametrize("weighting", [EpsWeighting(), VelocityWeighting(), ELBOWeighting(), EDMWeighting(0.3)])
 def test_gradient_vanishes_at_the_coefficient_of_linear_regression(path: str, weighting: object) -> None:
     """E[x_0 | x_t] = k x_t with k = alpha s^2 / (alpha^2 s^2 + sigma^2), whatever the weighting."""
-    sde, alpha, sigma = PATHS[path]
+    sde, alpha, sigma, _ = PATHS[path]
     s = 0.8
     objective = Objective(weighting, UniformTimes())
     for share in (0.05, 0.3, 0.9):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from paper_paths import PATHS, scales, spread
+from reference_paths import PATHS, scales, spread
 from torch import nn
 
 from sde_diffusion.denoiser import GaussianDenoiser, NetworkDenoiser
@@ -61,7 +61,7 @@ class Fixed(nn.Module):
 
 
 def by_definition(name: str, denoiser: NetworkDenoiser, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> dict:
-    alpha, sigma, alpha_rate, sigma_rate = scales(name, t)
+    _, alpha, sigma, alpha_rate, sigma_rate = scales(name, t.tolist()).values()
     p = denoiser(alpha * x0 + sigma * noise, t)
     x0_error = (p.x0 - x0).square()
     score_error = (p.score - -noise / sigma).square()
@@ -118,7 +118,7 @@ def test_elbo_of_a_gaussian_in_closed_form(path: str) -> None:
     Importance sampling draws l uniformly, so that the estimate has little variance. False alarm: 4.5 standard errors,
     7e-6 a path.
     """
-    sde, alpha, sigma = PATHS[path]
+    sde, alpha, sigma, _ = PATHS[path]
     s, n = 0.8, 100_000
     torch.manual_seed(2)
     denoiser = GaussianDenoiser(sde, torch.zeros(1), s)

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -52,6 +53,13 @@ def test_help_is_quick_and_lists_groups_and_choices(command, tmp_path):
         assert set(groups[group].split(", ")) == choices, group
     assert f"python -m sde_diffusion.{command}" in done.stdout
     assert not list(tmp_path.iterdir())  # asking leaves nothing behind
+
+
+def test_the_wheel_is_told_of_every_folder():
+    """A folder missing from the list would be missing from the wheel alone: from the source tree all imports work."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "sde_diffusion").rglob("__init__.py")}
+    assert sorted(told) == sorted({".".join(folder.parts) for folder in folders} | {"sde_diffusion.conf"})
 
 
 @pytest.mark.slow

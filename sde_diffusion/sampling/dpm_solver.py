@@ -24,7 +24,7 @@ class DPMSolver(MultistepSampler):
     order too; `singlestep_start` spends one more pass on a first step of order 2, which restores order 3. Walks from
     the prior hardly show it: the belief barely changes in their first step, whose error counts with alpha(t_max), and
     order 3 is seen down to errors of 1e-5 or less. In up to 20 passes the pass is better spent on a shorter step, hence
-    the default. For eta > 0: weak order 1, with the deterministic part's constant.
+    the default. Weak order for eta > 0: multistep 2 from order 2 on; singlestep, whose inner points see no noise, 1.
 
     Args:
         steps: Number of network passes, at least 1.

@@ -17,7 +17,7 @@ class HeunSampler(Sampler):
     With churn, before each step r is raised to r' = r (1 + min(churn / steps, sqrt 2 - 1)) (never past the path's
     end) by fresh noise of standard deviation churn_noise sqrt(r'^2 - r^2). With `denoise` the last step goes to r = 0
     by Euler's method, which returns x0: 2 steps - 1 network passes. Without it there are `steps` steps down to t_end
-    and 2 steps passes. Order 2 with churn = 0.
+    and 2 steps passes. Order 2; with churn, weak order 2 once churn / steps is below sqrt 2 - 1 (if churn_noise = 1).
 
     Args:
         steps: Number of noise levels, at least 1.

@@ -175,6 +175,8 @@ class PredictorCorrector(Sampler):
     The corrector comes before the predictor at the same time, as in the published code. The last predictor step returns
     its mean, without noise. With `denoise` x0 is predicted once more at t_end. Network passes: steps (1 +
     corrector_steps), without a corrector steps, without a predictor steps corrector_steps; and one for `denoise`.
+    Without a corrector each predictor is of weak order 1; Langevin steps of a fixed snr keep a bias of their own, of
+    relative size eps / (2 v - eps) in a variance v, however many steps there are.
 
     Args:
         predictor: reverse_diffusion, ancestral, euler_maruyama, probability_flow or none.

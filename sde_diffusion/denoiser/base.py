@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sde_diffusion.sde import SDE, Time, expand, float64
@@ -87,6 +88,10 @@ class Prediction:
         return (1 - alpha * self.skip) / sigma, -alpha * self.scale / sigma
 
     def _combine(self, skip: Tensor, scale: Tensor) -> Tensor:
+        if skip.ndim == 0 and skip.device.type == "cpu":  # one time for all samples: numbers, and no needless pass
+            if not skip.item():
+                return self.output if scale.item() == 1 else self.output * scale.item()
+            return torch.add(self.x_t * skip.item(), self.output, alpha=scale.item())
         return expand(skip, self.x_t) * self.x_t + expand(scale, self.x_t) * self.output
 
 

@@ -272,7 +272,9 @@ class SDE(ABC):
         t = float64(t)
         end = max(1.0, self.t_max)
         if t.device.type == "cpu" and t.numel():
-            low, high = t.aminmax()
+            low, high = (t, t) if t.ndim == 0 else t.aminmax()
+            if t.ndim == 0 and 0 <= t.item() <= end:  # once or more in each step of a walk: the quick way out
+                return t
             if not (low >= 0 and high <= end * (1 + 1e-6)):  # float32 times may round past the end
                 where = f"{low.item():.6g}" if t.ndim == 0 else f"{low.item():.6g} ... {high.item():.6g}"
                 raise ValueError(

@@ -1,7 +1,14 @@
-"""A Brownian motion for torchsde that draws each increment once, from the samples' own streams."""
+r"""Brownian motions for torchsde, drawn from the samples' own streams.
+
+Over an interval [a, b] of length h a Brownian motion is described by its increment W ~ N(0, h) and, independent of it,
+its space-time Levy area H ~ N(0, h / 12), with int_a^b (W(s) - W(a)) ds = h (W / 2 + H) (Foster, Oberhauser & Strasser
+2020, "An Optimal Polynomial Approximation of Brownian Motion").
+"""
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -9,32 +16,53 @@ import torch
 from torch import Tensor
 from torchsde import BaseBrownian
 
+Piece = tuple[Tensor, Tensor]
+"""W and H of an interval."""
 
-class StepBrownian(BaseBrownian):  # type: ignore[misc]
-    """Increments W(tb) - W(ta) of a solver in steps of length one, each drawn once and not kept.
 
-    torchsde's own Brownian motions can be asked for any interval at any time and pay for it with a tree of past draws
-    (2 to 16 ms a step for [64, 3072]), and have one seed for the whole batch. A fixed-step solver asks for each step
-    once, in order.
+class SeededBrownian(BaseBrownian):  # type: ignore[misc]
+    """What torchsde wants to know of a Brownian motion, and how it asks.
+
+    The area between components (`return_A`) is what torchsde multiplies by the derivative of the diffusion: with a
+    diffusion that does not depend on the state it drops out, so a zero stands for it.
 
     Args:
-        normal: Standard normals of step number k, [B, *].
+        normal: Standard normals of draw number k, [B, *].
         like: A tensor of the state's shape [B, d], type and device.
+        start: Where time begins.
+        levy_area: What the solver asks for, in torchsde's words: none, space-time (H), foster (the area, zero here).
     """
 
-    def __init__(self, normal: Callable[[int], Tensor], like: Tensor) -> None:
+    def __init__(self, normal: Callable[[int], Tensor], like: Tensor, start: float, levy_area: str = "none") -> None:
         self._normal = normal
         self._like = like
+        self.start = start
+        self._levy_area = levy_area
 
-    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
-        """W(tb) - W(ta) ~ N(0, tb - ta) for a whole step ta = k, tb = k + 1; [B, d]."""
-        step, length = round(float(ta)), float(tb) - float(ta)
-        if abs(length - 1) > 1e-9 or return_U or return_A:
-            raise ValueError(f"StepBrownian gives increments of whole steps only; asked for [{ta}, {tb}]")
-        return self._normal(step).flatten(1)
+    @abstractmethod
+    def increment(self, ta: float, tb: float) -> Tensor:
+        """W of the interval [ta, tb], [B, d]."""
+
+    @abstractmethod
+    def piece(self, ta: float, tb: float) -> Piece:
+        """W and H of the interval [ta, tb], [B, d] each."""
+
+    def draw(self, number: int) -> Tensor:
+        """Standard normals of a draw, [B, d]."""
+        return self._normal(number).flatten(1)
+
+    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
+        """W(tb) - W(ta), [B, d]; with return_U also the integral of W - W(ta); with return_A also a zero."""
+        ta, tb = float(ta), float(tb)
+        if not return_U:
+            w = self.increment(ta, tb)
+            return (w, w.new_zeros(())) if return_A else w
+        w, h = self.piece(ta, tb)
+        u = (0.5 * w).add_(h).mul_(tb - ta)
+        return (w, u, w.new_zeros(())) if return_A else (w, u)
 
     def __repr__(self) -> str:
-        return f"StepBrownian(shape={tuple(self.shape)})"
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, levy_area={self._levy_area!r})"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,5 +81,173 @@ class StepBrownian(BaseBrownian):  # type: ignore[misc]
 
     @property
     def levy_area_approximation(self) -> str:
-        """No Levy area: Euler-Maruyama needs none."""
-        return "none"
+        """What is given beside the increments, in torchsde's words."""
+        return self._levy_area
+
+
+class StepBrownian(SeededBrownian):
+    """Increments of a solver in steps of length one, each drawn once and not kept.
+
+    torchsde's own Brownian motions can be asked for any interval at any time and pay for it with a tree of past draws
+    (2 to 16 ms a step for [64, 3072]), and have one seed for the whole batch. A fixed-step solver asks for each step
+    once, in order.
+    """
+
+    def increment(self, ta: float, tb: float) -> Tensor:
+        """W of a whole step; see `piece`."""
+        # A solver that never asks for H gets draws 0, 1, 2, ...
+        return self.draw(self._step(ta, tb) * (1 + self.has_levy))
+
+    def piece(self, ta: float, tb: float) -> Piece:
+        """W and H of a whole step [start + k, start + k + 1].
+
+        Raises:
+            ValueError: If the interval is not a whole step, or levy_area is not space-time.
+        """
+        if not self.has_levy:
+            raise ValueError('a Brownian motion without H has no U: make it with levy_area="space-time"')
+        step = self._step(ta, tb)
+        return self.draw(2 * step), self.draw(2 * step + 1).mul_(12**-0.5)
+
+    @property
+    def has_levy(self) -> bool:
+        """Whether H is drawn."""
+        return self._levy_area == "space-time"
+
+    def _step(self, ta: float, tb: float) -> int:
+        step = round(ta - self.start)
+        if abs(tb - ta - 1) > 1e-9 or abs(ta - self.start - step) > 1e-9:
+            raise ValueError(f"StepBrownian gives increments of whole steps only; asked for [{ta}, {tb}]")
+        return step
+
+
+class TreeBrownian(SeededBrownian):
+    """One path, whatever intervals it is asked for and in whatever order: a virtual Brownian tree.
+
+    The interval [start, 0] is halved again and again; a half's (W, H) is its parent's, split by draws whose numbers
+    belong to the place in the tree. So the path is a function of the seed alone: other methods, other steps, or steps
+    chosen on the way, follow the same path. Times that are multiples of (-start) 2^-depth are exact; between
+    two such times the path is a function of the time through one split of their interval, so that each time has the
+    right law given all others at least one leaf away.
+
+    Each level keeps its last split: a walk in small steps redraws only the last levels.
+
+    Args:
+        normal: See `SeededBrownian`.
+        like: See `SeededBrownian`.
+        start: Where time begins, negative; it ends at 0.
+        levy_area: See `SeededBrownian`.
+        depth: How often the interval is halved, at least 0.
+
+    References:
+        Li et al. 2020, "Scalable Gradients for Stochastic Differential Equations", algorithm 3; Jelincic, Foster &
+        Kidger 2024, "Single-seed Generation of Brownian Paths and Integrals for Adaptive and High Order SDE Solvers".
+    """
+
+    def __init__(
+        self,
+        normal: Callable[[int], Tensor],
+        like: Tensor,
+        start: float,
+        levy_area: str = "none",
+        depth: int = 16,
+    ) -> None:
+        super().__init__(normal, like, start, levy_area)
+        self.depth = depth
+        length = -start
+        self._root: Piece = self.draw(0).mul_(length**0.5), self.draw(1).mul_((length / 12) ** 0.5)
+        self._splits: dict[int, tuple[int, Piece, Piece]] = {}
+
+    def increment(self, ta: float, tb: float) -> Tensor:
+        """W of [ta, tb]; see `piece`."""
+        return self.piece(ta, tb)[0]
+
+    def piece(self, ta: float, tb: float) -> Piece:
+        """W and H of [ta, tb], start <= ta <= tb <= 0."""
+        if tb <= ta:
+            zero = torch.zeros_like(self._root[0])
+            return zero, zero
+        length = -self.start
+        return self._between((ta + length) / length, (tb + length) / length, 0, 0, self._root)[0]
+
+    def _between(self, a: float, b: float, level: int, cell: int, piece: Piece) -> tuple[Piece, float]:
+        """W and H of the part of [a, b] that lies in a cell, and its length; places are shares of the whole interval.
+
+        Cell number `cell` of a level spans [cell, cell + 1] 2^-level.
+        """
+        width = 0.5**level
+        a, b = max(a, cell * width), min(b, (cell + 1) * width)
+        if b - a >= width:
+            return piece, width
+        if level == self.depth:
+            return self._within_leaf(a / width - cell, b / width - cell, cell, piece), b - a
+        left, right = self._halves(level, cell, piece)
+        middle = (cell + 0.5) * width
+        if b <= middle:
+            return self._between(a, b, level + 1, 2 * cell, left)
+        if a >= middle:
+            return self._between(a, b, level + 1, 2 * cell + 1, right)
+        first, before = self._between(a, middle, level + 1, 2 * cell, left)
+        second, after = self._between(middle, b, level + 1, 2 * cell + 1, right)
+        return join(first, before, second, after), before + after
+
+    def _halves(self, level: int, cell: int, piece: Piece) -> tuple[Piece, Piece]:
+        """The two halves of a cell."""
+        if level not in self._splits or self._splits[level][0] != cell:
+            self._splits[level] = (cell, *self._split(level, cell, piece, 0.5))
+        return self._splits[level][1:]
+
+    def _within_leaf(self, a: float, b: float, cell: int, piece: Piece) -> Piece:
+        """The part [a, b] of a leaf, in shares of it."""
+        if b >= 1:
+            return self._split(self.depth, cell, piece, a)[1]
+        until_b, _ = self._split(self.depth, cell, piece, b)
+        if a <= 0:
+            return until_b
+        until_a, _ = self._split(self.depth, cell, piece, a)
+        return rest(until_a, until_b, a / b)
+
+    def _split(self, level: int, cell: int, piece: Piece, share: float) -> tuple[Piece, Piece]:
+        number = 2 * (2**level + cell)  # draws 0 and 1 are the root's
+        noise = self.draw(number), self.draw(number + 1)
+        return split(piece, -self.start * 0.5**level, share, noise)
+
+
+def split(piece: Piece, length: float, share: float, noise: Piece) -> tuple[Piece, Piece]:
+    """Cut an interval's Brownian motion in two, given its (W, H).
+
+    Args:
+        piece: W and H of the interval.
+        length: Its length.
+        share: Where it is cut, as a share of the length, in (0, 1).
+        noise: Two independent standard normals.
+
+    Returns:
+        (W, H) on the left and on the right.
+    """
+    w, h = piece
+    z, z_levy = noise
+    p, q = share, 1 - share
+    # Regression of the left half's (W, H) and the right half's H on the whole's (W, H); the rest has two dimensions.
+    cubes = p**3 + q**3
+    spread = (length * p * q / cubes) ** 0.5
+    left = (p * w).add_(h, alpha=6 * p * q).add_(z, alpha=spread * cubes)
+    left_levy = (p**2 * h).add_(z, alpha=-0.5 * spread * p**2).add_(z_levy, alpha=spread * q / math.sqrt(12))
+    right_levy = (q**2 * h).add_(z, alpha=-0.5 * spread * q**2).add_(z_levy, alpha=-spread * p / math.sqrt(12))
+    return (left, left_levy), (w - left, right_levy)
+
+
+def join(first: Piece, before: float, second: Piece, after: float) -> Piece:
+    """(W, H) of two adjacent intervals with lengths in the ratio before : after."""
+    (w, h), (v, k) = first, second
+    # The integrals add up, the second's beginning at W: H = (p h + q k) + (q w - p v) / 2 with shares p and q.
+    p, q = before / (before + after), after / (before + after)
+    return w + v, (p * h).add_(k, alpha=q).add_(w, alpha=0.5 * q).add_(v, alpha=-0.5 * p)
+
+
+def rest(first: Piece, whole: Piece, share: float) -> Piece:
+    """(W, H) of what `join` put after a first part, which is a share in (0, 1) of the whole."""
+    (w, h), (total, levy) = first, whole
+    v = total - w
+    p, q = share, 1 - share
+    return v, (levy / q).sub_(h, alpha=p / q).sub_(w, alpha=0.5).add_(v, alpha=0.5 * p / q)

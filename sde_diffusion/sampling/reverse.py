@@ -1,80 +1,187 @@
-r"""Reverse processes, with the faces that torchsde and torchdiffeq ask for.
+r"""Reverse processes, for samplers and likelihoods alike.
 
 For any eta, the process run backwards in time
 
     dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dw_bar
 
 has the path's marginals (Song et al. 2021, equations 6 and 13; eta = 1 is the reverse SDE, eta = 0 the probability
-flow). As f x - g^2 score / 2 is the velocity u, its drift is u - eta^2 g^2 score / 2: finite wherever u is.
+flow). As f x - g^2 score / 2 is the velocity v, its drift is v - eta^2 g^2 score / 2: finite wherever v is.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from sde_diffusion.denoiser import Prediction
+from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.base import Walk
-from sde_diffusion.sde import Grid
+from sde_diffusion.sde import SDE, Grid
+
+
+class Coordinate(ABC):
+    """A variable y = scale(t) x in which the reverse process is solved."""
+
+    @abstractmethod
+    def scale(self, sde: SDE, t: Tensor) -> Tensor:
+        """The factor y / x, positive; t: [], float64. Returns [], float64."""
+
+    @abstractmethod
+    def drift(self, prediction: Prediction, eta: float) -> Tensor:
+        """Drift dy/dt of the reverse process, from what is believed at (x, t); [B, *]."""
+
+
+@dataclass(frozen=True)
+class State(Coordinate):
+    """y = x: dy/dt = v - eta^2 g^2 score / 2."""
+
+    def scale(self, sde: SDE, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def drift(self, prediction: Prediction, eta: float) -> Tensor:
+        """See the class."""
+        if not eta:
+            return prediction.velocity
+        g = prediction.sde.diffusion(prediction.t)
+        return torch.sub(prediction.velocity, prediction.score, alpha=float(0.5 * (eta * g) ** 2))
+
+
+@dataclass(frozen=True)
+class NoiseToSignal(Coordinate):
+    """y = x / alpha, in which the linear drift is gone: dy/dr = (1 + eta^2) eps against r = sigma / alpha.
+
+    From (v - f x) / alpha = (sigma' - f sigma) eps / alpha = r' eps and g^2 = 2 sigma alpha r'. Needs alpha > 0 at the
+    ends of the walk.
+
+    References:
+        Song et al. 2021, "Denoising Diffusion Implicit Models", equation 14; Karras et al. 2022, section 4.
+    """
+
+    def scale(self, sde: SDE, t: Tensor) -> Tensor:
+        """1 / alpha."""
+        return 1 / sde.alpha(t)
+
+    def drift(self, prediction: Prediction, eta: float) -> Tensor:
+        """See the class."""
+        sde, t = prediction.sde, prediction.t
+        rate = -0.5 * sde.log_snr_rate(t) * sde.sigma(t) / sde.alpha(t)  # dr/dt
+        return prediction.eps * float((1 + eta**2) * rate)
 
 
 class ReverseProcess:
-    """The reverse process of a denoiser's path, in the steps of a grid: tau = 0 at t_max, tau = steps at t_end.
+    """The reverse process of a path in a chosen coordinate y = scale(t) x and a grid's time u in [0, 1] -> t.
 
-    Time for the solvers is the step number tau, in which every step has length one exactly: no rounding can add a last
-    tiny step, and a solver that only steps uniformly gets the grid's spacing.
+    u = 0 is t_end and u = 1 is t_max: samplers walk from u = 1 to 0, likelihoods from 0 to 1. With eta = 0, `drift` is
+    the ordinary differential equation dy/du of the probability flow, differentiable in y.
 
     Args:
-        run: The denoiser and its conditions.
-        shape: Shape of the state, [B, *dims].
-        grid: Spacing of the times.
-        steps: Number of steps.
+        predict: The denoiser with its conditions: (x [B, *dims], t [] float64) -> Prediction.
+        sde: The path.
+        grid: The map u -> t, a continuous one.
+        t_end: The time at u = 0.
         eta: Share of noise, at least 0.
+        coordinate: The variable y; x itself if not given.
     """
 
-    noise_type = "diagonal"
-    sde_type = "ito"
-
-    def __init__(self, run: Walk, shape: torch.Size, grid: Grid, steps: int, eta: float = 0.0) -> None:
-        self.run = run
-        self.shape = shape
+    def __init__(
+        self,
+        predict: Callable[[Tensor, Tensor], Prediction],
+        sde: SDE,
+        grid: Grid,
+        t_end: float,
+        eta: float = 0.0,
+        coordinate: Coordinate | None = None,
+    ) -> None:
+        self.predict = predict
+        self.sde = sde
         self.grid = grid
-        self.steps = steps
+        self.t_end = t_end
         self.eta = eta
-        self._last: tuple[float, Tensor, Tensor] | None = None
+        self.coordinate = State() if coordinate is None else coordinate
+        self._clock: tuple[float, Tensor, float] | None = None
 
-    def time(self, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """T and dt/dtau (negative) at step number tau; float64, []."""
-        with torch.enable_grad():
-            u = (1 - tau.detach().to("cpu", torch.float64) / self.steps).clamp(0, 1).requires_grad_()
-            t = self.grid.time(self.run.sde, u.reshape(1), self.run.t_end).squeeze(0)
+    def time(self, u: Tensor | float) -> tuple[Tensor, float]:
+        """t and dt/du at u (brought back to [0, 1] where a solver oversteps it); float64 []."""
+        u = min(max(float(u), 0.0), 1.0)
+        if self._clock is None or self._clock[0] != u:  # drift and diffusion ask in turn
+            self._clock = (u, *self._time(u))
+        return self._clock[1:]
+
+    def _time(self, u: float) -> tuple[Tensor, float]:
+        # Outside inference mode, under which Lightning validates and which records nothing to differentiate.
+        with torch.inference_mode(False), torch.enable_grad():
+            place = torch.tensor([u], dtype=torch.float64, requires_grad=True)
+            t = self.grid.time(self.sde, place, self.t_end)
             if not t.requires_grad:
                 raise ValueError(
                     f"{self.grid} is a list of times without steps in between, which torchsde and torchdiffeq need: "
                     "use a continuous grid (UniformTime, QuadraticTime, UniformLogSNR, KarrasRho)"
                 )
-            (slope,) = torch.autograd.grad(t, u)
-        return t.detach(), -slope / self.steps
+            (slope,) = torch.autograd.grad(t, place)
+        return t.detach().clamp(self.t_end, self.sde.t_max).squeeze(0), slope.item()
 
-    def velocity(self, tau: Tensor, x: Tensor) -> Tensor:
-        """dx/dtau of the probability flow for torchdiffeq; x: [B, *dims]."""
-        t, rate = self.time(tau)
-        return self.run.predict(x, t).velocity * float(rate)
+    def scale(self, u: Tensor | float) -> float:
+        """The factor y / x at u."""
+        return float(self.coordinate.scale(self.sde, self.time(u)[0]))
 
-    def f(self, tau: Tensor, y: Tensor) -> Tensor:
-        """Drift dx/dtau for torchsde; y: [B, d], flattened."""
-        # torchsde asks once for the shapes at the first point, where the first step then asks again.
-        if self._last is not None and self._last[0] == float(tau) and self._last[1] is y:
-            return self._last[2]
-        t, rate = self.time(tau)
-        prediction = self.run.predict(y.view(self.shape), t)
-        drift = prediction.velocity
-        if self.eta:
-            drift = drift - prediction.score * float(0.5 * self.eta**2 * self.run.sde.diffusion(t) ** 2)
-        drift = (drift * float(rate)).flatten(1)
-        self._last = (float(tau), y, drift)
-        return drift
+    def drift(self, u: Tensor | float, y: Tensor) -> Tensor:
+        """Drift dy/du of the reverse process; y: [B, *dims]."""
+        t, rate = self.time(u)
+        scale = float(self.coordinate.scale(self.sde, t))
+        x = y if scale == 1 else y / scale
+        return self.coordinate.drift(self.predict(x, t), self.eta) * rate
 
-    def g(self, tau: Tensor, y: Tensor) -> Tensor:
-        """Diffusion for torchsde, the same for every dimension; [B, d]."""
-        t, rate = self.time(tau)
-        return torch.full_like(y, float(self.eta * self.run.sde.diffusion(t) * (-rate).sqrt()))
+    def diffusion(self, u: Tensor | float) -> float:
+        """Diffusion coefficient of y against u, eta g scale sqrt(dt/du), the same for every dimension and state."""
+        t, rate = self.time(u)
+        return float(self.eta * self.sde.diffusion(t) * self.coordinate.scale(self.sde, t)) * math.sqrt(rate)
+
+
+class Watch:
+    """A process's drift for an adaptive solver: notes where the solver is, and ends a walk that gets nowhere.
+
+    Args:
+        process: The process.
+        run: The walk, which counts the passes.
+        max_nfe: Most network passes.
+    """
+
+    def __init__(self, process: ReverseProcess, run: Walk, max_nfe: int) -> None:
+        self.process = process
+        self.run = run
+        self.max_nfe = max_nfe
+        self.last: Tensor | None = None
+        # A step of the solvers here takes two to thirteen passes; six span the better part of one.
+        self._recent: deque[float] = deque(maxlen=6)
+
+    def __call__(self, u: Tensor | float, y: Tensor) -> Tensor:
+        """The drift at (u, y).
+
+        Raises:
+            UserError: If max_nfe passes have been made.
+        """
+        if self.run.nfe >= self.max_nfe:
+            raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
+        self._recent.append(float(self.process.time(u)[0]))
+        self.last = self.process.drift(u, y)
+        return self.last
+
+    def unmet(self, subject: str) -> UserError:
+        """An error that says where the solver got stuck."""
+        t, stride = max(self._recent), max(self._recent) - min(self._recent)
+        return UserError(
+            f"the adaptive solver cannot meet its tolerance: {subject} is at t = {t:.6g}, on the way from "
+            f"{self.process.sde.t_max:g} to {self.process.t_end:g}, with steps of about {stride:.2g}. Larger rtol and "
+            "atol, a float64 state, a later t_end or a fixed-step method may help; so may a larger max_nfe"
+        )
+
+    def broken(self) -> bool:
+        """Whether the last drift has numbers that are none (then the sampler's caller finds out which)."""
+        return self.last is not None and not bool(torch.isfinite(self.last).all())

@@ -2,36 +2,158 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from sde_diffusion.sampling.base import Sampler, Walk, check_steps
-from sde_diffusion.sampling.reverse import ReverseProcess
+from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, Watch
 from sde_diffusion.sde import Grid
 
-METHODS = ("euler",)
+Drift = Callable[[float, Tensor], Tensor]
+
+
+class Face:
+    """A reverse process as torchsde asks for it: flattened, in increasing time tau = -steps u.
+
+    Every step has length one exactly: no rounding can add a last tiny step.
+
+    Args:
+        process: The process.
+        drift: Its drift, (u, y [B, *dims]) -> dy/du.
+        shape: Shape of the state, [B, *dims].
+        steps: Number of steps.
+        sde_type: ito or stratonovich, as the method wants it: with a diffusion that does not depend on the state the
+            two are the same.
+        memory: How many of the last drifts are kept, for solvers that ask for the same one again (torchsde does once
+            before the first step, `srk` in each step, and an adaptive solver after each step that it rejects).
+    """
+
+    noise_type: str
+
+    def __init__(
+        self, process: ReverseProcess, drift: Drift, shape: torch.Size, steps: int, sde_type: str, memory: int = 1
+    ) -> None:
+        self.process = process
+        self.drift = drift
+        self.shape = shape
+        self.steps = steps
+        self.sde_type = sde_type
+        self.memory = memory
+        self._known: OrderedDict[tuple[float, int], tuple[Tensor, Tensor]] = OrderedDict()
+
+    def f(self, tau: Tensor, y: Tensor) -> Tensor:
+        """Drift dy/dtau, [B, d]."""
+        place = float(tau)
+        key = (place, id(y))  # of a tensor that is kept beside the drift, so that no other can have its identity
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key][1]
+        drift: Tensor = self.drift(-place / self.steps, y.view(self.shape)).flatten(1) * (-1 / self.steps)
+        self._known[key] = y, drift
+        if len(self._known) > self.memory:
+            self._known.popitem(last=False)
+        return drift
+
+    def diffusion(self, tau: Tensor) -> float:
+        """Diffusion coefficient against tau."""
+        return self.process.diffusion(-float(tau) / self.steps) / math.sqrt(self.steps)
+
+
+class AdditiveFace(Face):
+    """For methods that are cheaper, or of higher order, where the diffusion does not depend on the state."""
+
+    noise_type = "additive"
+
+    def g_prod(self, tau: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Diffusion times v, [B, d]."""
+        return v * self.diffusion(tau)
+
+
+class DiagonalFace(Face):
+    """For methods that hold on to the diffusion itself, which as additive noise would be a matrix [B, d, d]."""
+
+    noise_type = "diagonal"
+
+    def f_and_g(self, tau: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift, and the diffusion for each dimension (one number, not stored B d times)."""
+        return self.f(tau, y), torch.full((), self.diffusion(tau), dtype=y.dtype, device=y.device).expand_as(y)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How torchsde wants to be asked for one of its methods.
+
+    Attributes:
+        sde_type: ito or stratonovich.
+        face: How the diffusion is given.
+        levy_area: What it asks of the Brownian motion, in torchsde's words.
+        single_pass: Whether each step costs one network pass, and there are no others.
+    """
+
+    sde_type: str
+    face: type[Face] = AdditiveFace
+    levy_area: str = "none"
+    single_pass: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "euler": Method("ito", single_pass=True),
+    "milstein": Method("ito", single_pass=True),
+    "srk": Method("ito", levy_area="space-time"),
+    "heun": Method("stratonovich"),
+    "midpoint": Method("stratonovich"),
+    "log_ode": Method("stratonovich", levy_area="foster"),
+    "reversible_heun": Method("stratonovich", DiagonalFace),
+}
 """torchsde's methods on offer."""
 
 
 class SDESampler(Sampler):
-    """Solve dx = [u - eta^2 g^2 score / 2] dt + eta g dw_bar with a method of torchsde, in uniform steps of a grid.
+    """Solve dx = [v - eta^2 g^2 score / 2] dt + eta g dw_bar with a method of torchsde, in uniform steps of a grid.
 
-    With `denoise`, `steps` network passes are spent: steps - 1 Euler-Maruyama steps down to t_end and one prediction
-    there. Without it there are `steps` steps. Strong and weak order 1 (the noise does not depend on the state).
+    The noise does not depend on the state, so that the strong orders are (weak orders in brackets)
+
+        euler, milstein (the same here)   1 (1)     one pass a step
+        srk (Roessler's SRA1)             1.5 (2)   two passes a step
+        heun                              1 (2)     two passes a step
+        midpoint, log_ode (the same here) 1 (2)     two passes a step
+        reversible_heun                   1 (1)     one pass a step, and one before the first
+
+    With euler and milstein `steps` counts network passes: with `denoise` steps - 1 steps and one prediction at t_end,
+    else `steps` steps. With the others it counts steps, and `denoise` costs one pass more. `nfe` counts passes.
+
+    An adaptive solver begins with one step-th of the walk and compares each step with two halves of it; torchsde's
+    error is the root mean square over the whole batch, so that samples are not independent of their neighbours' company
+    to within the tolerance.
 
     Args:
-        method: euler (Euler-Maruyama).
-        steps: Number of network passes, at least 2 with `denoise`.
-        eta: Share of noise, at least 0; 1 is the reverse SDE, 0 the probability flow by Euler's method.
+        method: euler, milstein, srk, heun, midpoint, log_ode or reversible_heun.
+        steps: Number of steps, at least 1 (see above; with euler, milstein and `denoise` at least 2).
+        eta: Share of noise, at least 0; 1 is the reverse SDE, 0 the probability flow.
+        adaptive: Choose the steps by their error.
+        rtol: Relative tolerance of an adaptive solver, positive.
+        atol: Absolute tolerance of an adaptive solver, positive.
+        max_nfe: Most network passes of an adaptive solver.
+        one_path: Follow the same Brownian path whatever the steps (`TreeBrownian`; an adaptive solver always does), so
+            that with more steps the samples converge. Slower: each increment takes several draws.
+        coordinate: The variable that is solved for; x itself if not given.
         grid: Spacing of the times; the path's default if not given.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
     Raises:
-        ValueError: If the method is unknown, steps < 1 (2 with `denoise`), or eta < 0.
+        ValueError: If the method is unknown, steps or max_nfe too small, eta < 0 or a tolerance not positive.
+        UserError: From a call, if an adaptive solver does not meet its tolerance within max_nfe passes.
 
     References:
-        Song et al. 2021, "Score-Based Generative Modeling through SDEs", equation 6 and appendix D.
+        Song et al. 2021, "Score-Based Generative Modeling through SDEs", equation 6 and appendix D; Roessler 2010,
+        "Runge-Kutta Methods for the Strong Approximation of Solutions of SDEs" (srk); Kidger et al. 2021, "Efficient
+        and Accurate Gradients for Neural SDEs" (reversible_heun).
     """
 
     def __init__(
@@ -39,6 +161,12 @@ class SDESampler(Sampler):
         method: str = "euler",
         steps: int = 1000,
         eta: float = 1.0,
+        adaptive: bool = False,
+        rtol: float = 1e-2,
+        atol: float = 1e-2,
+        max_nfe: int = 10_000,
+        one_path: bool = False,
+        coordinate: Coordinate | None = None,
         grid: Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
@@ -48,23 +176,49 @@ class SDESampler(Sampler):
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
         if not eta >= 0:
             raise ValueError(f"eta must not be negative (1: reverse SDE, 0: probability flow); got {eta}")
+        if not (rtol > 0 and atol > 0):
+            raise ValueError(f"rtol and atol must be positive; got rtol={rtol}, atol={atol}")
         self.method = method
         self.steps = check_steps(steps)
-        if denoise and self.steps < 2:
+        # With one pass a step, the last prediction is one of the `steps` passes.
+        self.transitions = self.steps - (denoise and METHODS[method].single_pass)
+        if self.transitions < 1:
             raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
         self.eta = float(eta)
+        self.adaptive = adaptive
+        self.rtol, self.atol = float(rtol), float(atol)
+        self.max_nfe = check_steps(max_nfe)
+        self.one_path = one_path
+        self.coordinate = coordinate
         self.grid = grid
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Solve the reverse SDE; see `Sampler.walk`."""
+        # Imported here: SciPy comes with it, half a second that `import sde_diffusion` need not cost.
         import torchsde
 
-        from sde_diffusion.sampling.brownian import StepBrownian
+        from sde_diffusion.sampling.brownian import StepBrownian, TreeBrownian
 
-        steps = self.steps - self.denoise
-        process = ReverseProcess(run, x.shape, self.grid or run.sde.default_grid(), steps, self.eta)
-        span = torch.tensor([0.0, float(steps)], dtype=torch.float64)
-        brownian = StepBrownian(run.normal, x.flatten(1))
-        y = torchsde.sdeint(process, x.flatten(1), span, bm=brownian, method=self.method, dt=1.0)[-1]
-        x = y.view(x.shape)
+        method, steps = METHODS[self.method], self.transitions
+        grid = self.grid or run.sde.default_grid()
+        process = ReverseProcess(run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate)
+        watch = Watch(process, run, self.max_nfe)
+        drift: Drift = watch if self.adaptive else process.drift
+        # After a rejected step torchsde begins anew where four others were asked for in between at most.
+        face = method.face(process, drift, x.shape, steps, method.sde_type, memory=4 if self.adaptive else 1)
+        y = (x * process.scale(1.0)).flatten(1)
+        brownian = (TreeBrownian if self.one_path or self.adaptive else StepBrownian)(
+            run.normal, y, -float(steps), method.levy_area
+        )
+        span = torch.tensor([-float(steps), 0.0], dtype=torch.float64)
+        options = {"adaptive": self.adaptive, "rtol": self.rtol, "atol": self.atol, "dt_min": 0.0}
+        try:
+            # torchsde tries g_prod out on torch's own random numbers: they are put back.
+            with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+                y = torchsde.sdeint(face, y, span, bm=brownian, method=self.method, dt=1.0, **options)[-1]
+        except AssertionError:  # torchsde's only answer to an error estimate that is not a number
+            if not watch.broken():
+                raise
+            return torch.full_like(x, torch.nan)
+        x = y.view(x.shape) / process.scale(0.0)
         return run.predict(x, run.t_end).x0 if self.denoise else x

@@ -92,17 +92,19 @@ def test_a_thousand_steps_and_images():
 
 
 def test_increments_of_anything_but_whole_steps_are_refused():
-    brownian = StepBrownian(Noise([0], (3,)).normal, torch.zeros(1, 3))
-    for interval in ((0.0, 0.5), (0.0, 2.0)):
+    brownian = StepBrownian(Noise([0], (3,)).normal, torch.zeros(1, 3), -2.0)
+    for interval in ((-2.0, -1.5), (-2.0, 0.0), (-1.5, -0.5)):
         with pytest.raises(ValueError, match="whole steps"):
             brownian(*interval)
-    with pytest.raises(ValueError, match="whole steps"):
-        brownian(0.0, 1.0, return_U=True)
+    with pytest.raises(ValueError, match="space-time"):
+        brownian(-2.0, -1.0, return_U=True)
 
 
 def test_what_is_refused():
     for options, message in (
-        ({"method": "milstein"}, "euler"),
+        ({"method": "euler_heun"}, "euler, milstein, srk"),
+        ({"rtol": 0.0}, "positive"),
+        ({"max_nfe": 0}, "at least 1"),
         ({"steps": 0}, "at least 1"),
         ({"steps": 1}, "at least 2"),
         ({"eta": -1.0}, "negative"),

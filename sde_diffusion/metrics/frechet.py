@@ -43,7 +43,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
         The distance, squared as is the custom, at least 0 (rounding below 0 is cut), in squared units of the features.
 
     Raises:
-        ValueError: If the shapes do not agree.
+        ValueError: If the shapes do not agree, or a number is NaN or infinite.
 
     References:
         Dowson & Landau 1982, "The Fréchet Distance between Multivariate Normal Distributions"; as the FID, Heusel et
@@ -54,6 +54,8 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
         shapes = ", ".join(str(tuple(x.shape)) for x in (mean1, cov1, mean2, cov2))
         raise ValueError(f"means must be [D] and covariances [D, D] with one D; got {shapes}")
     mean1, cov1, mean2, cov2 = (x.double() for x in (mean1, cov1, mean2, cov2))
+    if not all(bool(x.isfinite().all()) for x in (mean1, cov1, mean2, cov2)):
+        raise ValueError("means and covariances must be finite; some are NaN or infinite")
     overlap = torch.linalg.svdvals(_factor(cov1).T @ _factor(cov2)).sum()
     distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * overlap
     return max(0.0, float(distance))

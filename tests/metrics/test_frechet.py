@@ -1,3 +1,4 @@
+import math
 import warnings
 
 import numpy as np
@@ -183,3 +184,14 @@ def test_features_that_are_not_finite(bad):
 def test_an_extractor_must_state_its_number_of_features():
     with pytest.raises(ValueError, match="got Flatten with None"):
         FrechetDistance(nn.Flatten())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_none_are_refused(bad):
+    """max(0, nan) is 0: the perfect score."""
+    good = (torch.zeros(2), torch.eye(2), torch.zeros(2), torch.eye(2))
+    for place in range(4):
+        broken = [x.clone() for x in good]
+        broken[place].view(-1)[0] = bad
+        with pytest.raises(ValueError, match="finite"):
+            frechet_distance(*broken)

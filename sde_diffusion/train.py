@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 KEPT_GROUPS = ("sde", "network", "denoiser", "objective", "data", "model", "sampler", "trainer", "seed", "conditional")
 """What of a run's configuration its checkpoint keeps, and a resumed run takes from there."""
+
+FIXED_GROUPS = ("sde", "network", "denoiser", "conditional", "experiment")
+"""What shapes the weights, and cannot change on the way."""
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -64,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if not trainer.interrupted:
             raise
         if trainer.is_global_zero and last.is_file():
-            log.info("Go on with: python -m sde_diffusion.train ckpt=%s", shlex.quote(str(last)))
+            log.info("Go on with: %s -m sde_diffusion.train ckpt=%s", _python(), shlex.quote(str(last)))
         raise KeyboardInterrupt from end
     if trainer.is_global_zero:
         _conclude(folder, last)
@@ -131,6 +136,12 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
         callbacks.append(instantiate(node, **extra, _convert_="all"))
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
     options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
+    for name, allowed in (("max_steps", "-1 (no limit) or at least 1"), ("val_check_interval", "at least 1")):
+        value = options[name]
+        if not isinstance(value, int) or (value < 1 and (name, value) != ("max_steps", -1)):
+            raise UserError(f"trainer.{name} must be a whole number, {allowed}; got trainer.{name}={value}")
+    if options["max_steps"] > 0:  # a run shorter than the interval would never be validated
+        options["val_check_interval"] = min(options["val_check_interval"], options["max_steps"])
     try:
         return Trainer(default_root_dir=folder, callbacks=callbacks, logger=loggers, **options)
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
@@ -140,6 +151,8 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
 def _refuse(cfg: DictConfig, folder: Path) -> None:
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to 2^32 - 1; got seed={cfg.seed}")
+    if not isinstance(cfg.conditional, bool):
+        raise UserError(f"conditional must be true or false; got {cfg.conditional}")
     hydra = HydraConfig.get()
     if (
         hydra.mode == RunMode.MULTIRUN
@@ -163,6 +176,7 @@ def _quiet() -> None:
         logging.getLogger().handlers.clear()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run gone on with
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by design
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # torch's to Lightning
 
@@ -182,6 +196,11 @@ def _resumed(cfg: DictConfig) -> DictConfig:
         resumed.callbacks = OmegaConf.merge(resumed.callbacks, known)
         for override in HydraConfig.get().overrides.task:
             key = override.split("=")[0].lstrip("+~").split("@")[0]
+            if key.split(".")[0] in FIXED_GROUPS:
+                raise UserError(
+                    f"{override}: a resumed run keeps its model: {', '.join(FIXED_GROUPS)} cannot change; leave "
+                    "it out, or start a new run without ckpt="
+                )
             if key.split(".")[0] in (*KEPT_GROUPS, "callbacks"):
                 OmegaConf.update(resumed, key, OmegaConf.select(cfg, key), force_add=True)
     return resumed
@@ -223,8 +242,15 @@ def _conclude(folder: Path, last: Path) -> None:
             log.info("  %-13s %s", name, what)
     ckpt = shlex.quote(str(last))
     log.info("Next:")
-    log.info("  python -m sde_diffusion.sample ckpt=%s n=64", ckpt)
-    log.info("  python -m sde_diffusion.evaluate ckpt=%s", ckpt)
+    log.info("  %s -m sde_diffusion.sample ckpt=%s n=64", _python(), ckpt)
+    log.info("  %s -m sde_diffusion.evaluate ckpt=%s", _python(), ckpt)
+
+
+def _python() -> str:
+    """What to type for this Python: `python` where that is the one running, else its path."""
+    found = shutil.which("python")
+    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
+    return "python" if same else shlex.quote(sys.executable)
 
 
 def main() -> None:

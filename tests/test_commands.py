@@ -76,7 +76,9 @@ def test_what_a_run_leaves(trained):
 
 def test_the_commands_it_suggests_work_from_anywhere(trained, tmp_path):
     """As printed, typed into another folder, in a fresh process."""
-    suggested = re.findall(r"^  python -m (sde_diffusion\..*)$", (trained / "train.log").read_text(), re.MULTILINE)
+    suggested = re.findall(
+        r"^  \S*python\S* -m (sde_diffusion\..*)$", (trained / "train.log").read_text(), re.MULTILINE
+    )
     assert [line.split()[0] for line in suggested] == ["sde_diffusion.sample", "sde_diffusion.evaluate"]
     for line in suggested:
         typed = [sys.executable, "-m", *shlex.split(line)]
@@ -189,6 +191,34 @@ def test_a_resumed_run_keeps_its_callbacks_settings(command, tmp_path):
     assert callbacks["samples"] is None
     assert callbacks["progress"]["refresh_every"] == 9
     assert callbacks["last"]["_target_"] == "sde_diffusion.training.callbacks.LastCheckpoint"
+
+
+@pytest.mark.parametrize("override", ["sde=ve", "network.width=48", "denoiser=eps"])
+def test_a_resumed_run_keeps_its_model(override, command, trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = (folder / "config.yaml").read_text()
+    done = command("train", f"ckpt={last(folder)}", "trainer.max_steps=60", override, cwd=tmp_path)
+    assert (done.status, override in done.err, "cannot change" in done.err) == (1, True, True)
+    assert (folder / "config.yaml").read_text() == before
+
+
+def test_a_run_killed_in_a_validation_does_it_again(command, tmp_path):
+    """The checkpoint to go on from is written after the validation: none is left out."""
+    folder = tmp_path / "run"
+    process = start(
+        *("trainer.max_steps=400", "trainer.val_check_interval=20", "callbacks.samples=null", "seed=1"),
+        *("model.validation_draws=200", f"hydra.run.dir={folder}"),
+        cwd=tmp_path,
+    )
+    wait_for(last(folder), process)
+    time.sleep(0.3)  # most of a run's time is validation here
+    process.kill()
+    process.communicate()
+    assert command("train", f"ckpt={last(folder)}", cwd=tmp_path).status == 0
+    with (folder / "metrics.csv").open(newline="") as file:
+        validated = [int(row["step"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert validated == list(range(19, 400, 20))
 
 
 def start(*overrides, cwd):

@@ -59,7 +59,7 @@ def test_the_wheel_is_told_of_every_folder():
     """A folder missing from the list would be missing from the wheel alone: from the source tree all imports work."""
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "sde_diffusion").rglob("__init__.py")}
-    assert sorted(told) == sorted({".".join(folder.parts) for folder in folders} | {"sde_diffusion.conf"})
+    assert sorted(told) == sorted({".".join(folder.parts) for folder in folders})
 
 
 @pytest.mark.slow

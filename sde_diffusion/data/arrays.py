@@ -189,7 +189,7 @@ class Arrays(DataModule):
         if low < lo or high > hi:
             raise UserError(
                 f"{self.path}: {key} has values from {low:g} to {high:g}, outside data.range=[{lo:g},{hi:g}]; "
-                f"set data.range=[{low:g},{high:g}] or wider"
+                f"set data.range=[{_outward(low, -1)},{_outward(high, 1)}] or wider"
             )
         if self.range is None and low >= 0 and high <= 1:
             log.warning("%s: %s lies in [0, 1]; if that is its range, set data.range=[0,1]", self.path, key)
@@ -221,3 +221,9 @@ def _kind(split: Split) -> str:
 
 def _take(split: Split, rows: Tensor) -> Split:
     return Split(split.x.index_select(0, rows), None if split.label is None else split.label[rows], split.levels)
+
+
+def _outward(value: float, sign: int) -> str:
+    """A number of few digits, rounded up (sign 1) or down (sign -1), so that what is typed holds the data."""
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 3) if value else 1.0
+    return f"{sign * math.ceil(sign * value / step) * step:.6g}"

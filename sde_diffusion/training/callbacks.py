@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sde_diffusion import pictures
@@ -69,27 +70,35 @@ class SampleGrid(Callback):
                 log_image(key="samples", images=[picture], step=trainer.global_step)
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keep `folder/last.ckpt`, the state to resume from, up to date: every so many steps and at the end of training.
+class LastCheckpoint(Checkpoint):
+    """Keep `folder/last.ckpt`, the state to resume from: after each validation, on Ctrl-C, and at the end of training.
+
+    After the validation and not before it: a run that is resumed there would leave it out.
 
     Args:
         folder: Where the file goes.
-        every_n_steps: Optimizer steps between two writings, at least 1.
     """
 
-    def __init__(self, folder: str | Path, every_n_steps: int) -> None:
-        super().__init__(
-            dirpath=folder, filename="last", every_n_train_steps=every_n_steps, enable_version_counter=False
-        )
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / "last.ckpt"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the state after a validation in training."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last state, from within the run: only there are the optimizer and the raw weights at hand."""
-        super().on_train_end(trainer, pl_module)
         # Lightning counts this batch once more when it resumes, for it expects checkpoints from within the batch.
         loop = trainer.fit_loop.epoch_loop
         loop._batches_that_stepped -= 1
-        trainer.save_checkpoint(Path(self.dirpath or ".") / "last.ckpt")
+        trainer.save_checkpoint(self.path)
         loop._batches_that_stepped += 1
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the state at Ctrl-C or a scheduler's SIGTERM; after an error the last good one is kept."""
+        if trainer.state.fn == TrainerFn.FITTING and isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            trainer.save_checkpoint(self.path)
 
 
 class StopOnNonFinite(Callback):

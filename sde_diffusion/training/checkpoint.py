@@ -25,8 +25,13 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         UserError: If the file is missing, damaged, holds anything but data, or is another program's.
     """
     path = Path(path)
+    if path.is_dir():
+        found = sorted(path.rglob("*.ckpt"))
+        raise UserError(f"{path} is a folder; give a file" + (f", such as ckpt={found[-1]}" if found else ""))
+    if not path.parent.is_dir():
+        raise UserError(f"no checkpoint {path}: there is no folder {path.parent}")
     if not path.is_file():
-        there = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))) if path.parent.is_dir() else ""
+        there = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt")))
         raise UserError(
             f"no checkpoint {path}" + (f"; in that folder there are: {there}" if there else "; its folder has none")
         )

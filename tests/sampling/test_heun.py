@@ -1,5 +1,6 @@
 """EDM's sampler: its algorithm 2 with churn, what churn may touch, counts and endings (orders: test_multistep_*)."""
 
+import dataclasses
 import math
 
 import pytest
@@ -56,7 +57,7 @@ def test_the_walk_is_the_same_on_every_path(name):
     ends = []
     for path in (sde, reference):
         t, t_end = (float(path.time(-2 * math.log(r))) for r in (r, 0.05))
-        path = type(path)(**{**vars(path), "t_max": t})
+        path = dataclasses.replace(path, t_max=t)
         x = float(path.alpha(t)) * (r * z)
         out = HeunSampler(12, churn=3.0, churn_max=15.0, denoise=False, t_end=t_end)(
             mixture(path), x.shape, latent=x, dtype=torch.float64

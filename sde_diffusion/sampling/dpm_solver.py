@@ -88,15 +88,15 @@ class DPMSolver(MultistepSampler):
             from_beliefs=[],
             from_noise=steps.from_noise(self.eta).tolist() if self.eta else None,
         )
+        passes, n = self.steps - self.denoise, len(times) - 1
         if self.singlestep:
-            passes, n = self.steps - self.denoise, len(times) - 1
             for i in range(n):
                 self._inner(table, sde, times, i, (passes + n - 1 - i) // n)
             return table
         ell = 0.5 * sde.log_snr(times)
         for part, nodes in looking_back(ell, self.order):
             table.from_beliefs += step_weights(steps.part(part), nodes, self.eta).tolist()
-        if self._extra_pass(len(times)):
+        if self._extra_pass(passes):
             table.from_beliefs[0] = []
             self._inner(table, sde, times, 0, 2)
         return table

@@ -24,6 +24,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from sde_diffusion.denoiser import GaussianMixtureDenoiser
+from sde_diffusion.files import writing
 from sde_diffusion.sampling import AncestralSampler, DEISSampler, DPMSolver, HeunSampler, Sampler, UniPC
 from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE, UniformLogSNR
 
@@ -129,8 +130,7 @@ def flow(means: np.ndarray, stds: np.ndarray, y: np.ndarray, start: float, end: 
 
     span = (math.log(start), math.log(end))
     solution = solve_ivp(drift, span, y.ravel(), method="DOP853", rtol=1e-13, atol=1e-13)
-    ends: np.ndarray = solution.y[:, -1].reshape(y.shape)
-    return ends
+    return np.asarray(solution.y[:, -1].reshape(y.shape))
 
 
 def slope_table(title: str, walks: dict[str, Walk], order: Callable[[Method], int]) -> Errors:
@@ -200,7 +200,8 @@ def main() -> None:
         "VP, from the prior to log-SNR 4: they hardly do": {name: e["vp"] for name, e in from_prior.items()},
     }
     path = args.out / "solver_order.png"
-    picture(panels).savefig(path, dpi=120)
+    with writing(path) as temporary:
+        picture(panels).savefig(temporary, dpi=120, format="png")
     print(f"\n{path}")
 
 

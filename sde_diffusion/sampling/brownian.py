@@ -150,7 +150,7 @@ class TreeBrownian(SeededBrownian):
         like: Tensor,
         start: float,
         levy_area: str = "none",
-        depth: int = 16,
+        depth: int = 14,
     ) -> None:
         super().__init__(normal, like, start, levy_area)
         self.depth = depth

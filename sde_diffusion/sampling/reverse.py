@@ -144,6 +144,10 @@ class ReverseProcess:
         return float(self.eta * self.sde.diffusion(t) * self.coordinate.scale(self.sde, t)) * math.sqrt(rate)
 
 
+class Lost(AssertionError):
+    """An adaptive solver has come upon numbers that are none (torchsde and torchdiffeq assert that it does not)."""
+
+
 class Watch:
     """A process's drift for an adaptive solver: notes where the solver is, and ends a walk that gets nowhere.
 
@@ -166,7 +170,10 @@ class Watch:
 
         Raises:
             UserError: If max_nfe passes have been made.
+            Lost: If u is not a number.
         """
+        if math.isnan(u):
+            raise Lost
         if self.run.nfe >= self.max_nfe:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
         self._recent.append(float(self.process.time(u)[0]))

@@ -53,7 +53,7 @@ class Face:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key][1]
-        drift: Tensor = self.drift(-place / self.steps, y.view(self.shape)).flatten(1) * (-1 / self.steps)
+        drift: Tensor = self.drift(-place / self.steps, y.view(self.shape)).flatten(1).mul_(-1 / self.steps)
         self._known[key] = y, drift
         if len(self._known) > self.memory:
             self._known.popitem(last=False)

@@ -1,0 +1,166 @@
+"""What ODESampler asks of the denoiser and tells its caller: passes, times, memory, failures, refusals."""
+
+import math
+
+import pytest
+import torch
+from sampling_cases import SIX, Recording, gaussian, mixture
+
+from sde_diffusion.denoiser import Denoiser, Prediction
+from sde_diffusion.errors import UserError
+from sde_diffusion.sampling import Noise, ODESampler
+from sde_diffusion.sampling.ode import METHODS
+from sde_diffusion.sde import QuadraticTime, UniformLogSNR
+
+ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
+PASSES = {"euler": 20, "midpoint": 40, "heun2": 40, "heun3": 60, "rk4": 80, "explicit_adams": 26}
+"""Of 20 steps: Adams' first two take rk4's four."""
+
+
+class Odd(Denoiser):
+    """x0 = answer(x, t)."""
+
+    def __init__(self, answer, sde=SIX["vp"]):
+        super().__init__()
+        self.answer = answer
+        self.sde = sde
+
+    def forward(self, x_t, t, **conditions):
+        return Prediction(self.sde, x_t, t, self.answer(x_t, float(t)))
+
+
+@pytest.mark.parametrize("method", PASSES)
+def test_passes_of_fixed_steps(method):
+    for denoise in (False, True):
+        denoiser = Recording(mixture(SIX["vp"]))
+        out = ODESampler(method, steps=20, denoise=denoise)(denoiser, (2, 2), dtype=torch.float64)
+        # With denoise, euler's last prediction is one of the 20.
+        assert out.nfe == len(denoiser.calls) == PASSES[method] + (denoise and method != "euler")
+        assert len({(t, x.sum().item()) for x, t, _ in denoiser.calls}) == out.nfe  # no pass made twice
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["vp", "edm", "rectified"])
+def test_no_time_beyond_the_ends(name, method):
+    """Of the state before the clock brings it back: places u from 1 to 0, and times from t_max to t_end."""
+    sde = SIX[name]
+    denoiser = Recording(gaussian(sde))
+    t_end = 0.02 * sde.t_max
+    for grid in (None, UniformLogSNR()):
+        denoiser.calls.clear()
+        sampler = ODESampler(method, rtol=1e-3, atol=1e-3, grid=grid, t_end=t_end)
+        out = sampler(denoiser, (2, 3), dtype=torch.float64)
+        assert out.nfe == len(denoiser.calls)
+        assert max(denoiser.times) == denoiser.times[0] == sde.t_max
+        assert min(denoiser.times) == denoiser.times[-1] == t_end
+
+
+def test_times_near_the_end_keep_their_digits_in_float32():
+    """torchdiffeq casts times to the state's type: u runs down to 0, where float32 is finest, not up to 1."""
+    sde, steps = SIX["vp"], 300
+    denoiser = Recording(gaussian(sde))
+    ODESampler("euler", steps=steps, grid=QuadraticTime(), denoise=False)(denoiser, (2, 3))
+    times = torch.tensor(denoiser.times, dtype=torch.float64)
+    want = QuadraticTime().times(sde, steps + 1)[:-1]
+    assert ((times - want).abs() / want).max() < 2e-6
+
+
+def test_fixed_steps_do_not_keep_all_states(monkeypatch):
+    """torchdiffeq makes room for the state at each time it is given: it is given two."""
+    rooms = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **kw: (rooms.append(math.prod(size)), empty(*size, **kw))[1])
+    ODESampler("rk4", steps=100, denoise=False)(gaussian(SIX["vp"]), (5, 3), latent=torch.randn(5, 3))
+    assert max(rooms) <= 2 * 15
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_types_and_images(method):
+    """float32 follows float64; a state of several axes is a vector of as many numbers."""
+    denoiser = gaussian(SIX["cosine"])
+    options = {"rtol": 1e-4, "atol": 1e-4} if METHODS[method].adaptive else {"steps": 40}
+    sampler = ODESampler(method, t_end=0.1, **options)
+    low = sampler(denoiser, (4, 2, 5, 3), seeds=range(4), dtype=torch.float32).x
+    latent = Noise(range(4), (2, 5, 3), dtype=torch.float32).normal(0).double() * float(SIX["cosine"].sigma(1.0))
+    high = sampler(denoiser, (4, 2, 5, 3), latent=latent, dtype=torch.float64).x
+    assert low.dtype == torch.float32
+    assert (low - high).abs().max() < 1e-3
+    flat = sampler(denoiser, (40, 3), latent=latent.reshape(40, 3), dtype=torch.float64).x
+    assert (flat.reshape(4, 2, 5, 3) - high).abs().max() < (3e-2 if METHODS[method].adaptive else 1e-9)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.adaptive])
+def test_a_sample_depends_on_its_seed_alone(method):
+    """Implicit Adams' iterations stop for the whole batch: to within their tolerance."""
+    sampler = ODESampler(method, steps=20, rtol=1e-9, atol=1e-9)
+    denoiser = mixture(SIX["subvp"])
+    seeds = [5, 6, 10**9, -3, 0]
+    together = sampler(denoiser, (5, 2), seeds=seeds, dtype=torch.float64).x
+    alone = torch.cat([sampler(denoiser, (1, 2), seeds=[seed], dtype=torch.float64).x for seed in seeds])
+    assert (together - alone).abs().max() < (1e-7 if method == "implicit_adams" else 1e-11)
+
+
+def first_sample_is_nan_below_half(x, t):
+    return torch.cat([x[:1] * (math.nan if t < 0.5 else 0.5), 0.5 * x[1:]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (first_sample_is_nan_below_half, r"not finite for 1 of 3 samples \(numbers 0\)"),
+        (lambda x, t: x * math.nan, r"t = 1 is not finite for 3 of 3"),
+        (lambda x, t: x * (math.inf if t < 0.3 else 0.5), "not finite for 3 of 3"),
+    ],
+    ids=["nan in one", "nan at once", "infinite"],
+)
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:Functional iteration")
+def test_numbers_that_are_none(method, answer, message):
+    with pytest.raises(UserError, match=message):
+        ODESampler(method)(Odd(answer), (3, 2))
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_a_tolerance_that_cannot_be_met(method):
+    """An answer that jumps from pass to pass has no smooth flow: the end comes, and it says where and how."""
+    generator = torch.Generator().manual_seed(1)
+    noisy = Odd(lambda x, t: torch.randn(x.shape, generator=generator, dtype=x.dtype))
+    with pytest.raises(
+        UserError, match=r"max_nfe = 400 .* t = 0\.\d+, on the way from 1 to 1e-05, with steps of"
+    ) as met:
+        ODESampler(method, max_nfe=400, rtol=1e-7, atol=1e-7)(noisy, (3, 2))
+    words = str(met.value).split()
+    assert 0 < float(words[words.index("about") + 1].rstrip(".")) < 0.1
+
+
+@pytest.mark.parametrize("method", ["dopri5", "scipy_solver"])
+def test_steps_that_vanish(method):
+    """Where the flow leaves in finite time steps shrink to nothing, and the libraries' own words for it are:
+    'underflow in dt', and no end of the solution. Without max_nfe in the way, it is still a message.
+    """
+    explosive = Odd(lambda x, t: 1e3 * x**3)
+    with pytest.raises(UserError, match=r"cannot meet its tolerance: it is at t = 0\.99\d+, on the way from 1 to"):
+        ODESampler(method, max_nfe=10**6)(explosive, (3, 2), dtype=torch.float64)
+
+
+def test_a_jump_is_no_obstacle():
+    """Nor are a finite number of discontinuities, which take small steps and are passed."""
+    out = ODESampler(rtol=1e-4, atol=1e-4, denoise=False)(Odd(lambda x, t: (x > 0.1).to(x) - 0.5), (4, 2))
+    assert out.nfe < 2000
+
+
+def test_what_is_refused():
+    for options, message in (
+        ({"method": "rk5"}, "dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, scipy_solver, euler, midpoint"),
+        ({"method": "dopri5", "steps": 20}, r"chooses its own steps .* euler, midpoint, heun2, heun3, rk4"),
+        ({"method": "rk4", "steps": 0}, "at least 1"),
+        ({"method": "euler", "steps": 1}, "at least 2"),
+        ({"max_nfe": 0}, "at least 1"),
+        ({"method": "rk4", "options": {"order": 4}}, "takes no options"),
+        ({"method": "explicit_adams", "options": {"order": 2}}, "order=3 to 11"),
+        ({"method": "implicit_adams", "options": {"order": 13}}, "order=4 to 12"),
+        ({"method": "implicit_adams", "options": {"iterations": 4}}, "order=4 to 12"),
+        ({"method": "scipy_solver", "options": {"solver": "BDF"}}, "RK23 or RK45 or DOP853"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ODESampler(**options)

@@ -147,11 +147,12 @@ class ODESampler(Sampler):
     Adaptive: dopri5, dopri8, bosh3, fehlberg2, adaptive_heun (orders 5, 8, 3, 2, 2) and scipy_solver
     (options={"solver": "RK45"}, or "RK23", "DOP853"). The error of a step is the worst over the samples of each
     sample's root mean square, so that no sample is let off because others are easy (SciPy only knows the mean over the
-    batch: its tolerances are divided by sqrt B, which bounds each sample's).
+    batch: its tolerances are divided by sqrt B, which bounds each sample's). fehlberg2's estimate is of its first-order
+    part and small: errors of a hundred tolerances are usual.
 
     In `steps` uniform steps of the grid: euler (order 1), midpoint, heun2 (2), heun3 (3), rk4 (4), explicit_adams and
-    implicit_adams (options={"order": 4}: 3 to 11 and 4 to 12; begun with steps of rk4, so that the global order is at
-    most 4 or 5). `steps` counts steps, of 1, 2, 2, 3, 4, 1 and 2 to 5 network passes, and `denoise` costs one pass
+    implicit_adams (options={"order": 4}: 3 to 11 and 4 to 12; begun with low orders, so that globally 4 and 5 are the
+    most). `steps` counts steps, of 1, 2, 2, 3, 4, 1 and 2 to 5 network passes, and `denoise` costs one pass
     more; but with euler it counts network passes: steps - 1 steps and one prediction, without `denoise` `steps` steps.
 
     No method looks beyond t_end or t_max.

@@ -144,7 +144,7 @@ class ReverseProcess:
         return float(self.eta * self.sde.diffusion(t) * self.coordinate.scale(self.sde, t)) * math.sqrt(rate)
 
 
-class Lost(AssertionError):
+class LostError(AssertionError):
     """An adaptive solver has come upon numbers that are none (torchsde and torchdiffeq assert that it does not)."""
 
 
@@ -170,10 +170,10 @@ class Watch:
 
         Raises:
             UserError: If max_nfe passes have been made.
-            Lost: If u is not a number.
+            LostError: If u is not a number.
         """
         if math.isnan(u):
-            raise Lost
+            raise LostError
         if self.run.nfe >= self.max_nfe:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
         self._recent.append(float(self.process.time(u)[0]))

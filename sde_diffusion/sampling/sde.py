@@ -116,20 +116,22 @@ METHODS: dict[str, Method] = {
 class SDESampler(Sampler):
     """Solve dx = [v - eta^2 g^2 score / 2] dt + eta g dw_bar with a method of torchsde, in uniform steps of a grid.
 
-    The noise does not depend on the state, so that the strong orders are (weak orders in brackets)
+    The noise does not depend on the state, so that the strong (and weak) orders are
 
-        euler, milstein (the same here)   1 (1)     one pass a step
-        srk (Roessler's SRA1)             1.5 (2)   two passes a step
-        heun                              1 (2)     two passes a step
-        midpoint, log_ode (the same here) 1 (2)     two passes a step
-        reversible_heun                   1 (1)     one pass a step, and one before the first
+        euler, milstein (the same here)      1 (1)     one pass a step
+        srk (Roessler's SRA1)                1.5 (2)   two passes a step
+        heun, midpoint, log_ode (= midpoint) 1 (2)     two passes a step
+        reversible_heun                      1 (2)     one pass a step, and one before the first
+
+    The last oscillates where the drift contracts, as all reverse processes do near their end: on a whole walk it takes
+    hundreds of steps to be of any use.
 
     With euler and milstein `steps` counts network passes: with `denoise` steps - 1 steps and one prediction at t_end,
     else `steps` steps. With the others it counts steps, and `denoise` costs one pass more. `nfe` counts passes.
 
-    An adaptive solver begins with one step-th of the walk and compares each step with two halves of it; torchsde's
-    error is the root mean square over the whole batch, so that samples are not independent of their neighbours' company
-    to within the tolerance.
+    An adaptive solver begins with a step of the walk's 1 / steps and compares each step with two halves of it.
+    torchsde's error is the root mean square over the whole batch: to within the tolerance, samples depend on the batch
+    they are drawn in.
 
     Args:
         method: euler, milstein, srk, heun, midpoint, log_ode or reversible_heun.

@@ -91,7 +91,7 @@ def coarse_steps(name, method):
     return 1024 if name in ("cosine", "rectified") else 256
 
 
-QUICK = ("vp", "edm", "rectified")
+QUICK = ("vp", "rectified")
 CASES = [
     pytest.param(
         name, method, marks=[pytest.mark.slow] if name not in QUICK or coarse_steps(name, method) > 256 else []
@@ -109,7 +109,7 @@ def test_strong_order(name, method):
     assert math.log2(few / many) / 2 == pytest.approx(STRONG[method], abs=0.3), (few, many)
 
 
-@pytest.mark.parametrize("method", ["euler", "srk", "heun"])
+@pytest.mark.parametrize("method", ["euler", pytest.param("srk", marks=pytest.mark.slow), "heun"])
 def test_strong_error_for_every_eta_and_in_the_other_coordinate(method):
     for eta in (0.0, 0.5, 1.5):
         coarse, fine = (strong_error("vp", method, n, eta) for n in (32, 128))
@@ -221,13 +221,13 @@ def test_moments_of_200000_walks(method, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.5])
-@pytest.mark.parametrize("method", ["srk", "heun", "midpoint"])
+@pytest.mark.parametrize("method", ["srk", "heun"])
 @pytest.mark.parametrize("name", SIX)
 def test_marginals_of_a_mixture(name, method, eta):
-    """Mean and covariance of 200,000 walks from the exact marginal at t_max, against the closed form at t_end: within
+    """Mean and covariance of 50,000 walks from the exact marginal at t_max, against the closed form at t_end: within
     5 standard errors (false alarms 3e-6 a case) and 0.003 for the discretisation of 100 steps.
     """
-    sde, n = SIX[name], 200_000
+    sde, n = SIX[name], 50_000
     denoiser = mixture(sde)
     generator = torch.Generator().manual_seed(6)
     noise = torch.randn(n, 2, dtype=torch.float64, generator=generator)

@@ -35,7 +35,7 @@ class Method(ABC):
         return {}
 
     @abstractmethod
-    def solve(self, sampler: ODESampler, process: ReverseProcess, y: Tensor, run: Walk) -> Tensor:
+    def solve(self, sampler: ODESampler, process: ReverseProcess, y: Tensor) -> Tensor:
         """The state at u = 0, from y at u = 1."""
 
 
@@ -47,7 +47,7 @@ class FixedSteps(Method):
     def __init__(self, single_pass: bool = False) -> None:
         self.single_pass = single_pass
 
-    def solve(self, sampler: ODESampler, process: ReverseProcess, y: Tensor, run: Walk) -> Tensor:
+    def solve(self, sampler: ODESampler, process: ReverseProcess, y: Tensor) -> Tensor:
         """See `Method.solve`."""
         places = torch.linspace(1, 0, sampler.transitions + 1, dtype=torch.float64, device=y.device)
         # By a constructor: given as times, torchdiffeq would keep the state at each.
@@ -80,13 +80,13 @@ class Adaptive(Method):
 
     adaptive = True
 
-    def solve(self, sampler: ODESampler, process: ReverseProcess, y: Tensor, run: Walk) -> Tensor:
+    def solve(self, sampler: ODESampler, process: ReverseProcess, y: Tensor) -> Tensor:
         """See `Method.solve`.
 
         Raises:
             UserError: If the tolerance is not met.
         """
-        watch = Watch(process, run, sampler.max_nfe)
+        watch = Watch(process, sampler.max_nfe)
         try:
             solution = self.attempt(sampler, watch, y, torch.tensor([1.0, 0.0], dtype=torch.float64, device=y.device))
         except AssertionError:  # torchdiffeq's answer to steps that vanish and to numbers that are none
@@ -216,7 +216,7 @@ class ODESampler(Sampler):
         """Solve the flow; see `Sampler.walk`."""
         grid = self.grid or run.sde.default_grid()
         process = ReverseProcess(run.predict, run.sde, grid, run.t_end, coordinate=self.coordinate)
-        y = METHODS[self.method].solve(self, process, x * process.scale(1.0), run)
+        y = METHODS[self.method].solve(self, process, x * process.scale(1.0))
         x = y / process.scale(0.0)
         return run.predict(x, run.t_end).x0 if self.denoise else x
 

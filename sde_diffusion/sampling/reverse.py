@@ -21,7 +21,6 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import Prediction
 from sde_diffusion.errors import UserError
-from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sde import SDE, Grid
 
 
@@ -153,14 +152,13 @@ class Watch:
 
     Args:
         process: The process.
-        run: The walk, which counts the passes.
         max_nfe: Most network passes.
     """
 
-    def __init__(self, process: ReverseProcess, run: Walk, max_nfe: int) -> None:
+    def __init__(self, process: ReverseProcess, max_nfe: int) -> None:
         self.process = process
-        self.run = run
         self.max_nfe = max_nfe
+        self.nfe = 0
         self.last: Tensor | None = None
         # A step of the solvers here takes two to thirteen passes; six span the better part of one.
         self._recent: deque[float] = deque(maxlen=6)
@@ -174,8 +172,9 @@ class Watch:
         """
         if math.isnan(u):
             raise LostError
-        if self.run.nfe >= self.max_nfe:
+        if self.nfe >= self.max_nfe:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
+        self.nfe += 1
         self._recent.append(float(self.process.time(u)[0]))
         self.last = self.process.drift(u, y)
         return self.last

@@ -204,7 +204,7 @@ class SDESampler(Sampler):
         method, steps = METHODS[self.method], self.transitions
         grid = self.grid or run.sde.default_grid()
         process = ReverseProcess(run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate)
-        watch = Watch(process, run, self.max_nfe)
+        watch = Watch(process, self.max_nfe)
         drift: Drift = watch if self.adaptive else process.drift
         # After a rejected step torchsde begins anew where four others were asked for in between at most.
         face = method.face(process, drift, x.shape, steps, method.sde_type, memory=4 if self.adaptive else 1)

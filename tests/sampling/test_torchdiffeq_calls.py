@@ -124,11 +124,12 @@ def test_numbers_that_are_none(method, answer, message):
 def test_a_tolerance_that_cannot_be_met(method):
     """An answer that jumps from pass to pass has no smooth flow: the end comes, and it says where and how."""
     generator = torch.Generator().manual_seed(1)
-    noisy = Odd(lambda x, t: torch.randn(x.shape, generator=generator, dtype=x.dtype))
+    noisy = Recording(Odd(lambda x, t: torch.randn(x.shape, generator=generator, dtype=x.dtype)))
     with pytest.raises(
         UserError, match=r"max_nfe = 400 .* t = 0\.\d+, on the way from 1 to 1e-05, with steps of"
     ) as met:
         ODESampler(method, max_nfe=400, rtol=1e-7, atol=1e-7)(noisy, (3, 2))
+    assert len(noisy.calls) == 400
     words = str(met.value).split()
     assert 0 < float(words[words.index("about") + 1].rstrip(".")) < 0.1
 

@@ -146,10 +146,12 @@ def test_numbers_that_are_none(method, adaptive):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tolerance_that_cannot_be_met(method):
     sampler = SDESampler(method, adaptive=True, rtol=1e-6, atol=1e-6, max_nfe=200)
+    denoiser = Recording(mixture(SIX["vp"]))
     with pytest.raises(
         UserError, match=r"max_nfe = 200 .* t = 0\.\d+, on the way from 1 to 1e-05, with steps of"
     ) as met:
-        sampler(mixture(SIX["vp"]), (3, 2))
+        sampler(denoiser, (3, 2))
+    assert len(denoiser.calls) == 200
     words = str(met.value).split()
     assert 0 < float(words[words.index("about") + 1].rstrip(".")) < 0.01
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,25 @@ def trained(command, tmp_path_factory) -> Path:
     done = command("train", *TINY, f"hydra.run.dir={folder}", cwd=folder.parent)
     assert done.status == 0, done.err
     return folder
+
+
+@pytest.fixture(scope="session")
+def start():
+    """start("train", "sde=ve", cwd=FOLDER) -> a process of its own, to be stopped as a person or a power cut would."""
+
+    def begin(command: str, *overrides: str, cwd: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"sde_diffusion.{command}", *map(str, overrides)],
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Where the tests themselves run in the background, a shell has told them to ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    return begin
 
 
 def serve() -> None:

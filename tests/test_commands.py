@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shlex
 import shutil
@@ -203,11 +202,11 @@ def test_a_resumed_run_keeps_its_model(override, command, trained, tmp_path):
     assert (folder / "config.yaml").read_text() == before
 
 
-def test_a_run_killed_in_a_validation_does_it_again(command, tmp_path):
+def test_a_run_killed_in_a_validation_does_it_again(command, start, tmp_path):
     """The checkpoint to go on from is written after the validation: none is left out."""
     folder = tmp_path / "run"
     process = start(
-        *("trainer.max_steps=400", "trainer.val_check_interval=20", "callbacks.samples=null", "seed=1"),
+        *("train", *TINY, "trainer.max_steps=400", "trainer.val_check_interval=20", "callbacks.samples=null", "seed=1"),
         *("model.validation_draws=200", f"hydra.run.dir={folder}"),
         cwd=tmp_path,
     )
@@ -221,12 +220,6 @@ def test_a_run_killed_in_a_validation_does_it_again(command, tmp_path):
     assert validated == list(range(19, 400, 20))
 
 
-def start(*overrides, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    typed = [sys.executable, "-m", "sde_diffusion.train", *TINY, *overrides]
-    return subprocess.Popen(typed, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def wait_for(path, process):
     until = time.monotonic() + 120
     while not path.is_file():
@@ -235,12 +228,12 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
-def test_killed_and_resumed_is_as_unbroken(command, tmp_path):
+def test_killed_and_resumed_is_as_unbroken(command, start, tmp_path):
     """SIGKILL after the first checkpoint; weights, averages, moments and schedule end equal to the last bit."""
     settings = ("trainer.max_steps=1500", "trainer.val_check_interval=100", "callbacks.samples=null")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert command("train", *TINY, *settings, f"hydra.run.dir={whole}", cwd=tmp_path).status == 0
-    process = start(*settings, f"hydra.run.dir={broken}", cwd=tmp_path)
+    process = start("train", *TINY, *settings, f"hydra.run.dir={broken}", cwd=tmp_path)
     wait_for(last(broken), process)
     process.kill()
     process.communicate()
@@ -259,10 +252,11 @@ def test_killed_and_resumed_is_as_unbroken(command, tmp_path):
     ]
 
 
-def test_ctrl_c(tmp_path):
+def test_ctrl_c(start, tmp_path):
     """Status 130 and a checkpoint that can be gone on with."""
     folder = tmp_path / "run"
-    process = start("trainer.max_steps=1000000", "callbacks.samples=null", f"hydra.run.dir={folder}", cwd=tmp_path)
+    settings = ("trainer.max_steps=1000000", "callbacks.samples=null", f"hydra.run.dir={folder}")
+    process = start("train", *TINY, *settings, cwd=tmp_path)
     wait_for(last(folder), process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

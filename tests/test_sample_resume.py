@@ -1,10 +1,7 @@
 """Long samplings: killed, interrupted, begun anew."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,12 +9,6 @@ import pytest
 from PIL import Image
 
 SLOW_STEPS = ("sampler=ddpm", "sampler.steps=300", "n=200", "batch_size=10")
-
-
-def start(ckpt, out, cwd):
-    typed = [sys.executable, "-m", "sde_diffusion.sample", f"ckpt={ckpt}", f"out={out}", *SLOW_STEPS]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(typed, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_parts(out, process, n=2):
@@ -29,11 +20,11 @@ def wait_for_parts(out, process, n=2):
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_stopped_run_goes_on_and_ends_with_the_same_file(how, status, command, trained, tmp_path):
+def test_a_stopped_run_goes_on_and_ends_with_the_same_file(how, status, command, start, trained, tmp_path):
     ckpt = trained / "checkpoints" / "last.ckpt"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert command("sample", f"ckpt={ckpt}", f"out={whole}", *SLOW_STEPS, cwd=tmp_path).status == 0
-    process = start(ckpt, broken, tmp_path)
+    process = start("sample", f"ckpt={ckpt}", f"out={broken}", *SLOW_STEPS, cwd=tmp_path)
     wait_for_parts(broken, process)
     process.send_signal(how)
     out, err = process.communicate(timeout=60)
@@ -66,9 +57,9 @@ def test_begun_anew_with_overwrite(command, trained, tmp_path):
     assert np.load(tmp_path / "out" / "samples.npz", allow_pickle=False)["images"].shape == (4, 8, 8, 1)
 
 
-def test_damaged_parts_are_named(command, trained, tmp_path):
+def test_damaged_parts_are_named(command, start, trained, tmp_path):
     ckpt = trained / "checkpoints" / "last.ckpt"
-    process = start(ckpt, tmp_path / "out", tmp_path)
+    process = start("sample", f"ckpt={ckpt}", f"out={tmp_path / 'out'}", *SLOW_STEPS, cwd=tmp_path)
     wait_for_parts(tmp_path / "out", process)
     process.kill()
     process.communicate()

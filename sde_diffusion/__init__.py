@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "sde_diffusion.sde": (
         *("SDE", "VPSDE", "SubVPSDE", "CosineVPSDE", "VESDE", "EDMSDE", "RectifiedFlow"),
-        *("Grid", "UniformTime", "QuadraticTime", "UniformLogSNR", "KarrasRho", "BetaTable", "GeometricLevels"),
+        *("Grid", "UniformTime", "QuadraticTime", "UniformLogSNR", "KarrasRho", "BandLogSNR", "BetaTable", "GeometricLevels"),
     ),
     "sde_diffusion.denoiser": (
         *("Denoiser", "Prediction", "NetworkDenoiser"),
@@ -23,6 +23,10 @@ _HOMES = {
         *("Sampler", "Samples", "ODESampler", "SDESampler", "AncestralSampler", "PredictorCorrector"),
         *("AnnealedLangevin", "HeunSampler", "DPMSolver", "UniPC", "DEISSampler"),
     ),
+    "sde_diffusion.density": (
+        *("log_likelihood", "Likelihood", "elbo", "ELBO", "bits_per_dim", "UniformDequantisation"),
+        *("GaussianPrior", "LevelDecoder", "GaussianDecoder", "Hutchinson", "HutchPlusPlus", "ExactTrace"),
+    ),
     "sde_diffusion.training": ("Objective", "ScoreModel", "EMA"),
     "sde_diffusion.errors": ("UserError",),
 }
@@ -31,6 +35,20 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from sde_diffusion.density import (
+        ELBO,
+        ExactTrace,
+        GaussianDecoder,
+        GaussianPrior,
+        HutchPlusPlus,
+        Hutchinson,
+        LevelDecoder,
+        Likelihood,
+        UniformDequantisation,
+        bits_per_dim,
+        elbo,
+        log_likelihood,
+    )
     from sde_diffusion.denoiser import (
         Denoiser,
         EmpiricalDenoiser,
@@ -59,6 +77,7 @@ if TYPE_CHECKING:
         SDE,
         VESDE,
         VPSDE,
+        BandLogSNR,
         BetaTable,
         CosineVPSDE,
         GeometricLevels,

@@ -68,6 +68,7 @@ class Noise:
             raise ValueError(f"seeds must be one integer for each sample; got {list(seeds)[:8]}")
         self.dims = tuple(dims)
         self.dtype = dtype
+        self.device = torch.device(device)
         self._pairs = -(-math.prod(self.dims) // 2)
         keys = torch.tensor(signed, dtype=torch.int64, device=device)
         # Hashed twice with different offsets, so that seeds 0, 1, 2, ... start at unrelated places.

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -72,6 +73,58 @@ class NoiseToSignal(Coordinate):
         sde, t = prediction.sde, prediction.t
         rate = -0.5 * sde.log_snr_rate(t) * sde.sigma(t) / sde.alpha(t)  # dr/dt
         return prediction.eps * float((1 + eta**2) * rate)
+
+
+@dataclass(frozen=True)
+class UnitVariance(Coordinate):
+    """y = x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance all along the walk.
+
+    Where the data are one Gaussian of standard deviation sigma_data, y does not move at all: what is left for the
+    solver is the data's structure. Likelihoods are solved in it.
+
+    Args:
+        sigma_data: Standard deviation of the data, positive; its right order of size is enough.
+
+    Raises:
+        ValueError: If sigma_data is not positive.
+
+    References:
+        Karras et al. 2022, section 5 (c_in).
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data must be positive; got {self.sigma_data}")
+
+    def scale(self, sde: SDE, t: Tensor) -> Tensor:
+        """1 / sqrt(alpha^2 sigma_data^2 + sigma^2)."""
+        return self._variance(sde, t).rsqrt()
+
+    def drift(self, prediction: Prediction, eta: float) -> Tensor:
+        """The drift in x, and x times the rate of the scale."""
+        sde, t = prediction.sde, prediction.t
+        variance = self._variance(sde, t)
+        rate = sde.alpha(t) * sde.alpha_rate(t) * self.sigma_data**2 + sde.sigma(t) * sde.sigma_rate(t)
+        drift = torch.sub(State().drift(prediction, eta), prediction.x_t, alpha=float(rate / variance))
+        return drift * float(variance.rsqrt())
+
+    def _variance(self, sde: SDE, t: Tensor) -> Tensor:
+        return (sde.alpha(t) * self.sigma_data).square() + sde.sigma(t).square()
+
+
+class Flow(Protocol):
+    """What a solver of ordinary differential equations asks for: dy/du = drift(u, y), u in [0, 1] -> t."""
+
+    sde: SDE
+    t_end: float
+
+    def time(self, u: Tensor | float) -> tuple[Tensor, float]:
+        """t and dt/du at u."""
+
+    def drift(self, u: Tensor | float, y: Tensor) -> Tensor:
+        """dy/du, of y's shape."""
 
 
 class ReverseProcess:
@@ -148,14 +201,14 @@ class LostError(AssertionError):
 
 
 class Watch:
-    """A process's drift for an adaptive solver: notes where the solver is, and ends a walk that gets nowhere.
+    """A flow's drift for an adaptive solver: notes where the solver is, and ends a walk that gets nowhere.
 
     Args:
-        process: The process.
+        process: The flow.
         max_nfe: Most network passes.
     """
 
-    def __init__(self, process: ReverseProcess, max_nfe: int) -> None:
+    def __init__(self, process: Flow, max_nfe: int) -> None:
         self.process = process
         self.max_nfe = max_nfe
         self.nfe = 0

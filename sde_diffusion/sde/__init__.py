@@ -2,6 +2,7 @@
 
 from sde_diffusion.sde.base import SDE, Time, expand, float64
 from sde_diffusion.sde.grids import (
+    BandLogSNR,
     BetaTable,
     GeometricLevels,
     Grid,
@@ -19,6 +20,7 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "BandLogSNR",
     "BetaTable",
     "CosineVPSDE",
     "GeometricLevels",

@@ -111,6 +111,39 @@ class KarrasRho(Grid):
         return _pin(sde.time(-2 * self.rho * (end + u * (start - end)).log()), u, sde, t_end)
 
 
+@dataclass(frozen=True)
+class BandLogSNR(Grid):
+    r"""Uniform in log-SNR between two noise-to-signal ratios, coarser beyond: log((r + low) / (1 + r / high)) uniform.
+
+    r = sigma / alpha. Below `low`, where data are resolved, steps are uniform in r, and above `high`, where noise hides
+    them, in 1 / r: nothing happens there, and few steps fall there, however far the path goes. The paths differ only
+    in where they begin and end: likelihoods take the same steps on all of them.
+
+    Args:
+        low: Lower end of the band, positive: about the smallest detail of the data.
+        high: Upper end, more than low: some multiples of the data's extent.
+
+    Raises:
+        ValueError: If not 0 < low < high.
+    """
+
+    low: float = 0.05
+    high: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high:
+            raise ValueError(f"a band needs 0 < low < high; got low={self.low}, high={self.high}")
+
+    def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
+        """Map u to t; see `Grid.time`. A path may end with alpha = 0."""
+        start, end = (
+            ((sde.sigma(t) + self.low * sde.alpha(t)) / (sde.alpha(t) + sde.sigma(t) / self.high)).log()
+            for t in (sde.t_max, t_end)
+        )
+        w = (end + u * (start - end)).exp()
+        return _pin(sde.time(2 * (torch.log1p(-w / self.high) - (w - self.low).log())), u, sde, t_end)
+
+
 class Levels(Grid):
     """Base of the discrete grids: a finite list of log-SNRs, from clean to noisy, each with its time on the path.
 

@@ -9,7 +9,7 @@ from sampling_cases import SIX, Recording, gaussian, mixture
 from sde_diffusion.denoiser import Denoiser, Prediction
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, ODESampler
-from sde_diffusion.sampling.ode import METHODS
+from sde_diffusion.sampling.ode_methods import METHODS
 from sde_diffusion.sde import QuadraticTime, UniformLogSNR
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]

@@ -1,0 +1,99 @@
+r"""From densities to bits per dimension of data on integer levels.
+
+Level k of L lies at x_k = 2 k / (L - 1) - 1 (`from_levels`), in a bin of width 2 / (L - 1) of which it is the middle.
+With u uniform on the bin,
+
+    log P(x) >= E_u log p(x + u) + D log width,
+
+and tighter with K draws, log P(x) >= E log 1/K sum_k p(x + u_k) + D log width (Theis et al. 2016, "A Note on the
+Evaluation of Generative Models", section 3.1; Burda et al. 2016, equation 8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.sampling import Noise
+
+DEQUANTISATION_DRAWS = 1 << 41
+"""Number of the first draw of a sample's stream that dequantisation takes; see `trace.PROBE_DRAWS`."""
+
+
+def bits_per_dim(
+    log_prob: Tensor,
+    dims: int | Sequence[int],
+    levels: int | None = 256,
+    data_range: tuple[float, float] = (-1.0, 1.0),
+) -> Tensor:
+    """Bits per dimension: -log_prob / (D ln 2) + log2(levels / range), the bins' width being range / levels.
+
+    8 bits come on top for data on [0, 1] with 256 levels, 7 on [-1, 1] with bins of 2 / 256.
+
+    Args:
+        log_prob: Log-density of (dequantised) data, in nats, of any shape.
+        dims: D, or the shape of one sample.
+        levels: How many levels fill the range; None is refused, for a density without bins has no bits.
+        data_range: Where the bins begin and end.
+
+    Returns:
+        Of log_prob's shape.
+
+    Raises:
+        ValueError: If levels is missing or less than 2, dims is not positive or the range is empty.
+    """
+    size = dims if isinstance(dims, int) else math.prod(dims)
+    if levels is None:
+        raise ValueError(
+            "bits per dimension need the number of levels of the data: give levels (256 for 8-bit images), or leave "
+            "continuous data in nats"
+        )
+    low, high = data_range
+    if levels < 2 or size < 1 or not high > low:
+        raise ValueError(
+            f"levels must be at least 2, dims at least 1 and data_range (low, high) with low < high; got "
+            f"levels={levels}, dims={dims}, data_range={tuple(data_range)}"
+        )
+    return -log_prob / (size * math.log(2)) + math.log2(levels / (high - low))
+
+
+@dataclass(frozen=True)
+class UniformDequantisation:
+    """Uniform noise that fills the bins of L levels on [-1, 1].
+
+    Args:
+        levels: L, at least 2.
+
+    Raises:
+        ValueError: If levels < 2.
+    """
+
+    levels: int
+
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            raise ValueError(f"levels must be at least 2; got {self.levels}")
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, 2 / (L - 1)."""
+        return 2 / (self.levels - 1)
+
+    @property
+    def data_range(self) -> tuple[float, float]:
+        """Where the bins begin and end, half a bin beyond the levels."""
+        return -1 - self.width / 2, 1 + self.width / 2
+
+    def __call__(self, x: Tensor, noise: Noise, draw: int) -> Tensor:
+        """Draw number `draw` of x + u, with each sample's own stream; x: [B, *]."""
+        uniform = torch.special.ndtr(noise.normal(DEQUANTISATION_DRAWS + draw))
+        return x.to(uniform) + (uniform - 0.5) * self.width
+
+    def bits_per_dim(self, log_probs: Tensor, dims: int | Sequence[int]) -> Tensor:
+        """Bits per dimension of each sample from the log-densities of its K draws, [K, B] -> [B]."""
+        log_mean = log_probs.logsumexp(0) - math.log(len(log_probs))
+        return bits_per_dim(log_mean, dims, self.levels, self.data_range)

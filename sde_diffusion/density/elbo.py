@@ -1,0 +1,243 @@
+r"""The evidence lower bound: a likelihood without an equation to solve, for every path.
+
+    log p(x) >= E log p(x | z_0)  -  KL(q(z_1 | x) || prior)  -  diffusion,
+
+z_0 at t_end and z_1 at t_max. With T steps the diffusion term is a sum of KLs of Gaussians, exact since both sides have
+the posterior's variance,
+
+    sum_i KL(q(z_s | z_t, x) || q(z_s | z_t, x0_hat)) = sum_i 1/2 (e^(lambda_s - lambda_t) - 1) E|eps_hat - eps|^2,
+
+and in continuous time its limit 1/2 int E|eps_hat - eps|^2 dlambda.
+
+References: Kingma et al. 2021, "Variational Diffusion Models", equations 11-18; Sohl-Dickstein et al. 2015.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
+from sde_diffusion.sampling import Noise
+from sde_diffusion.sde import SDE, Grid, UniformLogSNR, expand
+
+ELBO_DRAWS = 1 << 42
+"""Number of the first draw of a sample's stream that the bound takes; see `trace.PROBE_DRAWS`."""
+
+
+class Decoder(ABC):
+    """p(x | z_0): how data come out of the state at t_end."""
+
+    @abstractmethod
+    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
+        """E log p(x | z_0) over z_0 = alpha x + sigma noise, exact or by this noise; x and noise: [B, *]; [B]."""
+
+
+class GaussianDecoder(Decoder):
+    """For continuous data: p(x | z) = N(z / alpha, (sigma / alpha)^2 I), whose expectation is exact."""
+
+    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
+        """-D/2 (log(2 pi sigma^2 / alpha^2) + 1), for noise has unit variance."""
+        size = math.prod(x.shape[1:])
+        value = -0.5 * size * (math.log(2 * math.pi) - float(sde.log_snr(t_end)) + 1)
+        return torch.full((len(x),), value, dtype=torch.float64, device=x.device)
+
+
+class LevelDecoder(Decoder):
+    """For data on L levels of [-1, 1]: p(x | z) proportional to q(z | x) over the levels, in each dimension by itself.
+
+    The bound is then one on the logarithm of a probability, and needs no dequantisation.
+
+    Args:
+        levels: L, at least 2.
+
+    Raises:
+        ValueError: If levels < 2.
+
+    References:
+        Kingma et al. 2021, appendix C.
+    """
+
+    def __init__(self, levels: int) -> None:
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2; got {levels}")
+        self.levels = levels
+
+    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
+        """Log-softmax over the levels at x's own."""
+        z = x + expand(sde.sigma(t_end) / sde.alpha(t_end), x) * noise  # z_0 / alpha
+        precision = float(sde.log_snr(t_end).exp())
+        width = 2 / (self.levels - 1)
+        # Levels beyond a few standard deviations add nothing: only those near z are looked at.
+        nearest = ((z + 1) / width).round().clamp(0, self.levels - 1)
+        reach = min(self.levels - 1, math.ceil(9 / (precision**0.5 * width)) + 1)
+        own = -0.5 * precision * (z - x).square()
+        total = torch.full_like(own, -math.inf)
+        for offset in range(-reach, reach + 1):
+            level = nearest + offset
+            exponent = -0.5 * precision * (z - (level * width - 1)).square()
+            inside = (level >= 0) & (level < self.levels)
+            total = torch.logaddexp(total, exponent.masked_fill(~inside, -math.inf))
+        return (own - total).flatten(1).sum(1)
+
+
+@dataclass
+class ELBO:
+    """What `elbo` returns; all in nats, [B], float64.
+
+    Attributes:
+        log_prob: The bound: reconstruction - prior - diffusion.
+        reconstruction: E log p(x | z_0).
+        prior: KL(q(z_1 | x) || prior).
+        diffusion: The steps' KLs.
+        std_error: Standard error of log_prob due to the draws of t and noise; None for a single draw.
+        nfe: Network passes for each sample.
+    """
+
+    log_prob: Tensor
+    reconstruction: Tensor
+    prior: Tensor
+    diffusion: Tensor
+    std_error: Tensor | None
+    nfe: int
+
+
+@torch.no_grad()
+def elbo(
+    denoiser: Denoiser,
+    x: Tensor,
+    steps: int | None = 1000,
+    draws: int | None = None,
+    *,
+    decoder: Decoder | None = None,
+    prior: LogDensity | None = None,
+    grid: Grid | None = None,
+    t_end: float | None = None,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    rows: int = 4096,
+    dtype: torch.dtype = torch.float64,
+    **conditions: Any,
+) -> ELBO:
+    """Lower bound on log p(x), unbiased, one network pass a draw.
+
+    Times are drawn uniformly in the grid's u, one in each of `draws` strata (and so by importance in t, with density
+    1 / (dt/du)), for each sample by itself. The standard error is taken from the differences of neighbouring strata,
+    which overstates it a little.
+
+    Args:
+        denoiser: The denoiser.
+        x: Data on [-1, 1], [B, *dims].
+        steps: T, the number of discrete steps; None for continuous time.
+        draws: Network passes for each sample; all T steps if not given, 128 in continuous time.
+        decoder: p(x | z_0): `GaussianDecoder()` if not given, for which the bound is one on a density;
+            `LevelDecoder(L)` for data on levels.
+        prior: Log-density at t_max, in place of N(0, sigma(t_max)^2 I).
+        grid: Spacing of the steps, and density of the draws; uniform in log-SNR if not given, for which every draw in
+            continuous time has the same weight.
+        t_end: Where the decoder stands; the path's t_min if not given.
+        seed: Sample i's draws are a function of seed + i.
+        seeds: One integer for each sample in place of seed + i.
+        rows: Rows of a network pass, in which draws of several times are put together.
+        dtype: In which errors are taken.
+        **conditions: Passed to the denoiser, such as label=[B].
+
+    Returns:
+        The bound and its parts.
+
+    Raises:
+        ValueError: If an argument is out of its range or the shapes do not fit.
+    """
+    sde = denoiser.sde
+    t_end = sde.t_min if t_end is None else t_end
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, or None for continuous time; got {steps}")
+    draws = (128 if steps is None else steps) if draws is None else draws
+    if draws < 1 or (steps is not None and draws > steps):
+        raise ValueError(f"draws must be at least 1, and at most the number of steps; got {draws}")
+    if x.ndim < 2 or not len(x):
+        raise ValueError(f"x must have shape [B, *dims] with B >= 1; got {list(x.shape)}")
+    seeds = range(seed, seed + len(x)) if seeds is None else seeds
+    if len(seeds) != len(x):
+        raise ValueError(f"one seed for each sample is needed: {len(x)} samples, {len(seeds)} seeds")
+    prior = GaussianPrior.standard(sde) if prior is None else prior
+    decoder = GaussianDecoder() if decoder is None else decoder
+    grid = UniformLogSNR() if grid is None else grid
+    x = x.to(dtype)
+    noise, clock = Noise(seeds, x.shape[1:], x.device, dtype), Noise(seeds, (draws,), "cpu", torch.float64)
+    # Each sample's own place within each stratum, [draws, B].
+    places = (torch.arange(draws).unsqueeze(1) + torch.special.ndtr(clock.normal(ELBO_DRAWS)).T) / draws
+    times = _Continuous(sde, grid, t_end) if steps is None else _Discrete(sde, grid, t_end, steps)
+    at_once = max(1, rows // len(x))
+    terms = torch.empty(draws, len(x), dtype=torch.float64, device=x.device)
+    for first in range(0, draws, at_once):
+        part = places[first : first + at_once]
+        t, weight = (value.to(x.device) for value in times(part.flatten()))
+        eps = torch.cat([noise.normal(ELBO_DRAWS + 2 + first + i) for i in range(len(part))])
+        repeated = {key: _repeat(value, len(part), len(x)) for key, value in conditions.items()}
+        clean = x.repeat(len(part), *(1,) * (x.ndim - 1))
+        belief = denoiser(sde.perturb(clean, t, eps), t, **repeated).eps
+        error = (belief - eps).flatten(1).double().square().sum(1)
+        terms[first : first + len(part)] = (weight * error).reshape(len(part), len(x))
+    diffusion = terms.mean(0)
+    last = noise.normal(ELBO_DRAWS + 1)
+    reconstruction = decoder.expected(sde, t_end, x, last).double()
+    kl = _prior_kl(sde, prior, x, noise.normal(ELBO_DRAWS + 2 + draws))
+    error = None
+    if draws > 1:
+        pairs = terms[: draws - draws % 2].unflatten(0, (-1, 2))
+        # The mean square difference of two neighbours is the sum of their variances.
+        error = (pairs[:, 0] - pairs[:, 1]).square().mean(0).div(2 * draws).sqrt()
+    return ELBO(reconstruction - kl - diffusion, reconstruction, kl, diffusion, error, draws)
+
+
+class _Discrete:
+    """Times t and weights of the steps that places in [0, 1) fall in."""
+
+    def __init__(self, sde: SDE, grid: Grid, t_end: float, steps: int) -> None:
+        self.times = grid.times(sde, steps + 1, t_end).flip(0)
+        log_snr = sde.log_snr(self.times)
+        self.weights = 0.5 * steps * torch.expm1(log_snr[:-1] - log_snr[1:])
+
+    def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        step = (places * len(self.weights)).long().clamp(max=len(self.weights) - 1)
+        return self.times[step + 1], self.weights[step]
+
+
+class _Continuous:
+    """Times t and weights 1/2 (-dlambda/du) at places u."""
+
+    def __init__(self, sde: SDE, grid: Grid, t_end: float) -> None:
+        self.sde, self.grid, self.t_end = sde, grid, t_end
+
+    def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            u = places.clone().requires_grad_()
+            t = self.grid.time(self.sde, u, self.t_end)
+            if not t.requires_grad:
+                raise ValueError(f"{self.grid} is a list of times: continuous time needs a continuous grid")
+            (rate,) = torch.autograd.grad(t.sum(), u)
+        t = t.detach().clamp(self.t_end, self.sde.t_max)
+        return t, -0.5 * self.sde.log_snr_rate(t) * rate
+
+
+def _repeat(value: Any, times: int, batch: int) -> Any:
+    """A condition for `times` copies of the batch: tensors with a row for each sample are repeated."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
+        return value.repeat(times, *(1,) * (value.ndim - 1))
+    return value
+
+
+def _prior_kl(sde: SDE, prior: LogDensity, x: Tensor, noise: Tensor) -> Tensor:
+    """KL(q(z_1 | x) || prior), [B]."""
+    prior = prior if isinstance(prior, Prior) else SampledPrior(prior)
+    alpha, sigma = float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max))
+    entropy = 0.5 * math.prod(x.shape[1:]) * (math.log(2 * math.pi) + 2 * math.log(sigma) + 1)
+    return -entropy - prior.expected(alpha * x, sigma, noise).double()

@@ -1,0 +1,101 @@
+"""The density at the noisy end, the prior's share of a likelihood."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.sde import SDE
+
+LogDensity = Callable[[Tensor], Tensor]
+"""Log-density at t_max: [B, *] -> [B], in nats."""
+
+
+class Prior(ABC):
+    """A density at t_max of which an expectation under q(x_T | x_0) can be taken."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Log-density at x [B, *], in nats; [B], float64."""
+
+    @abstractmethod
+    def expected(self, mean: Tensor, std: float, noise: Tensor) -> Tensor:
+        """Expected log-density under N(mean, std^2), or an estimate of it from noise; mean and noise: [B, *]; [B]."""
+
+
+class SampledPrior(Prior):
+    """Any log-density as a prior: expectations are estimated by one draw.
+
+    Args:
+        log_prob: The log-density.
+    """
+
+    def __init__(self, log_prob: LogDensity) -> None:
+        self.log_prob = log_prob
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Prior`."""
+        return self.log_prob(x)
+
+    def expected(self, mean: Tensor, std: float, noise: Tensor) -> Tensor:
+        """See `Prior.expected`."""
+        return self.log_prob(mean + std * noise)
+
+
+class GaussianPrior(Prior):
+    """N(mean, diag variance).
+
+    Args:
+        mean: [*] or a number.
+        variance: [*] or a number, positive.
+
+    Raises:
+        ValueError: If a variance is not positive.
+    """
+
+    def __init__(self, mean: Tensor | float, variance: Tensor | float) -> None:
+        self.mean = torch.as_tensor(mean, dtype=torch.float64)
+        self.variance = torch.as_tensor(variance, dtype=torch.float64)
+        if not bool((self.variance > 0).all()):
+            raise ValueError("the prior's variance must be positive")
+
+    @classmethod
+    def standard(cls, sde: SDE) -> GaussianPrior:
+        """N(0, sigma(t_max)^2 I), from which samplers begin."""
+        return cls(0.0, sde.sigma(sde.t_max).square())
+
+    @classmethod
+    def matched(cls, sde: SDE, mean: Tensor | float, variance: Tensor | float) -> GaussianPrior:
+        """The Gaussian with the moments of the marginal at t_max: N(alpha_T mean, alpha_T^2 variance + sigma_T^2).
+
+        Args:
+            sde: The path.
+            mean: Of the data, [*] or a number.
+            variance: Of the data in each dimension, [*] or a number.
+        """
+        alpha, sigma = sde.alpha(sde.t_max), sde.sigma(sde.t_max)
+        mean, variance = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, variance))
+        return cls(alpha * mean, alpha.square() * variance + sigma.square())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Prior`."""
+        return self._log_prob(x.double(), 0.0)
+
+    def expected(self, mean: Tensor, std: float, noise: Tensor) -> Tensor:
+        """See `Prior.expected`; exact."""
+        return self._log_prob(mean.double(), std**2)
+
+    def kl(self, other: GaussianPrior, size: int) -> float:
+        """KL(self || other) in nats over `size` dimensions."""
+        ratio = self.variance / other.variance
+        terms = 0.5 * (ratio - 1 - ratio.log() + (self.mean - other.mean).square() / other.variance)
+        return float(terms.mean()) * size
+
+    def _log_prob(self, x: Tensor, spread: float) -> Tensor:
+        mean, variance = self.mean.to(x.device), self.variance.to(x.device)
+        terms = ((x - mean).square() + spread) / variance + (2 * math.pi * variance).log()
+        return -0.5 * terms.flatten(1).sum(1)

@@ -1,0 +1,167 @@
+r"""The divergence of a vector field, a trace, from products of its Jacobian with vectors.
+
+A forward pass and one input-gradient give J^T v for one v. Hutchinson's estimate v . J^T v has the trace for its mean if
+E[v v^T] = I.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.sampling import Noise
+
+PROBE_DRAWS = 1 << 40
+"""Number of the first draw of a sample's stream that probes take: far from those of a walk with the same seed, for a
+probe must not know the noise that the sample was made of."""
+
+Products = Callable[[Tensor], Tensor]
+"""Jacobian's transpose times vectors: [K, B, *dims] -> [K, B, *dims]."""
+
+
+class Trace(ABC):
+    """A way to the divergence. The vectors are drawn once and kept along the whole flow, which so remains smooth."""
+
+    columns: int = 1
+    """How many estimates are made side by side."""
+
+    @abstractmethod
+    def vectors(self, noise: Noise) -> Tensor:
+        """The vectors [K, B, *dims] that `divergence` will want, of the noise's type and device.
+
+        Raises:
+            ValueError: If the data have too few dimensions.
+        """
+
+    @abstractmethod
+    def divergence(self, products: Products, vectors: Tensor) -> Tensor:
+        """The divergence of each sample, or estimates of it; [B, columns]."""
+
+
+class ExactTrace(Trace):
+    """sum_i e_i . J^T e_i over all D dimensions: D gradients, for data of few dimensions.
+
+    Args:
+        chunk: How many gradients are taken at once, at least 1.
+
+    Raises:
+        ValueError: If chunk < 1.
+    """
+
+    def __init__(self, chunk: int = 64) -> None:
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1 (gradients taken at once); got {chunk}")
+        self.chunk = chunk
+
+    def vectors(self, noise: Noise) -> Tensor:
+        """The unit vectors, [D, 1, *dims]."""
+        size = math.prod(noise.dims)
+        unit = torch.eye(size, dtype=noise.dtype, device=noise.device)
+        return unit.reshape(size, 1, *noise.dims)
+
+    def divergence(self, products: Products, vectors: Tensor) -> Tensor:
+        """Sum of the Jacobian's diagonal."""
+        total: Tensor | float = 0.0
+        for part in vectors.split(self.chunk):
+            total = total + (products(part) * part).flatten(2).sum((0, 2))
+        assert isinstance(total, Tensor)
+        return total.unsqueeze(1)
+
+
+class Hutchinson(Trace):
+    """v . J^T v for some v with independent entries, a column each.
+
+    Args:
+        probes: How many v, at least 1.
+        gaussian: Draw normal entries in place of signs (Rademacher). Signs have the smaller variance, for a Jacobian's
+            diagonal does not add to it.
+
+    Raises:
+        ValueError: If probes < 1.
+
+    References:
+        Hutchinson 1990, "A Stochastic Estimator of the Trace of the Influence Matrix"; Grathwohl et al. 2019,
+        "FFJORD", section 3.1.
+    """
+
+    def __init__(self, probes: int = 1, gaussian: bool = False) -> None:
+        self.columns = check_probes(probes)
+        self.gaussian = gaussian
+
+    def vectors(self, noise: Noise) -> Tensor:
+        """The probes."""
+        draws = torch.stack([noise.normal(PROBE_DRAWS + k) for k in range(self.columns)])
+        return draws if self.gaussian else _signs(draws)
+
+    def divergence(self, products: Products, vectors: Tensor) -> Tensor:
+        """A column for each probe."""
+        return (products(vectors) * vectors).flatten(2).sum(2).T
+
+
+class HutchPlusPlus(Trace):
+    """tr(Q^T J Q) exactly on the range Q of J^T S for a few S, and Hutchinson's estimate on what is left.
+
+    A third of the products each for S, Q and the rest: exact where J has a rank of at most a third of `probes`, and
+    for Jacobians with few large eigenvalues of less variance than as many Hutchinson probes.
+
+    Args:
+        probes: Jacobian-vector products for each evaluation, a multiple of 3.
+
+    Raises:
+        ValueError: If probes is not a positive multiple of 3.
+
+    References:
+        Meyer et al. 2021, "Hutch++: Optimal Stochastic Trace Estimation", algorithm 1.
+    """
+
+    def __init__(self, probes: int = 3) -> None:
+        if check_probes(probes) % 3:
+            raise ValueError(f"hutch++ shares its probes among three parts: give a multiple of 3; got {probes}")
+        self.share = probes // 3
+
+    def vectors(self, noise: Noise) -> Tensor:
+        """S and the probes of the rest."""
+        size = math.prod(noise.dims)
+        if self.share > size:
+            raise ValueError(f"hutch++ with {3 * self.share} probes needs at least {self.share} dimensions; got {size}")
+        return _signs(torch.stack([noise.normal(PROBE_DRAWS + k) for k in range(2 * self.share)]))
+
+    def divergence(self, products: Products, vectors: Tensor) -> Tensor:
+        """The two parts together."""
+        sketch, probes = vectors.split(self.share)
+        shape = probes.shape
+        # [B, D, K] for the algebra, [K, B, *dims] for the products.
+        basis = torch.linalg.qr(products(sketch).detach().flatten(2).permute(1, 2, 0)).Q
+        flat = probes.flatten(2).permute(1, 2, 0)
+        rest = flat - basis @ (basis.mT @ flat)
+        both = torch.cat([basis, rest], 2).permute(2, 0, 1).reshape(-1, *shape[1:])
+        parts = (products(both) * both).flatten(2).sum(2)
+        return (parts[: self.share].sum(0) + parts[self.share :].mean(0)).unsqueeze(1)
+
+
+def _signs(draws: Tensor) -> Tensor:
+    return torch.ones_like(draws).copysign_(draws)
+
+
+def check_probes(probes: int) -> int:
+    """See that a number of probes is a positive integer.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if int(probes) != probes or probes < 1:
+        raise ValueError(f"probes must be a whole number of at least 1; got {probes}")
+    return int(probes)
+
+
+TRACES: dict[str, Callable[[int], Trace]] = {
+    "hutchinson": Hutchinson,
+    "gaussian": lambda probes: Hutchinson(probes, gaussian=True),
+    "hutch++": HutchPlusPlus,
+    "exact": lambda probes: ExactTrace(),
+}
+"""The estimators by name, each from the number of probes."""

@@ -1,0 +1,106 @@
+r"""Adams' method with steps of its own choosing: one network pass a step.
+
+Beliefs change smoothly along a walk, and a pass costs far more than a linear combination of the passes before it. A step
+from u to u + h, with the slopes f_0 = f(u), f_1, ... of the last k points (nearest first),
+
+    predicts    p = y + int P(f_0, ..., f_{k-1}),                        Adams-Bashforth, order k,
+    evaluates   f* = f(u + h, p),
+    corrects    y + int P(f*, f_0, ..., f_{k-1}),                        Adams-Moulton, order k + 1,
+
+each integral over the step, of the polynomial through these slopes at the places where they lie (no spacing is
+presumed). The error of the step is taken to be the distance to the correction without f_{k-1}, which is of order k.
+The first steps look back on fewer points.
+
+References: Hairer, Norsett & Wanner 1993, "Solving Ordinary Differential Equations I", sections III.1, III.5 and III.7
+(predict-evaluate-correct, without a second evaluation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.sampling.exponential import lagrange_weights
+
+# Of the next step's length: the aim below the tolerance, and the least and greatest change (greater while the first steps
+# gain in order). Measured on likelihoods of the digits' mixture: little depends on them.
+_SAFETY, _SHRINK, _GROW, _GROW_AT_FIRST = 0.85, 0.3, 1.5, 3.0
+
+
+def adams(
+    drift: Callable[[float, Tensor], Tensor],
+    y: Tensor,
+    start: float,
+    end: float,
+    rtol: float,
+    atol: float,
+    norm: Callable[[Tensor], Tensor],
+    order: int,
+    smallest_step: float = 1e-9,
+) -> Tensor | None:
+    """Solve dy/du = drift(u, y) from start to end.
+
+    Args:
+        drift: The slope, asked for within [start, end] only.
+        y: State at start.
+        start: Where to begin.
+        end: Where to end, beyond or before start.
+        rtol: Relative tolerance of a step.
+        atol: Absolute tolerance of a step.
+        norm: Size of an error measured in tolerances; a step is taken if it is at most 1.
+        order: Order k of the predictor, at least 1.
+        smallest_step: Give up when a step gets so small, as a share of the interval.
+
+    Returns:
+        The state at end; None if the tolerance is not met, or a slope is not finite.
+    """
+    u, length = start, abs(end - start)
+    slopes, places = [drift(u, y)], [u]
+    # What a first step of order 1 may take if the slope changes by its own size over the interval.
+    steepness = float(norm(slopes[0].detach() / (atol + rtol * y.detach().abs()))) * length
+    h = length * (0.005 if steepness < 1e4 else 0.5 / steepness**0.5)
+    while True:
+        remaining = abs(end - u)
+        last = h >= 0.999 * remaining
+        step = end - u if last else (h if end > start else -h)
+        back = [(place - u) / step for place in places]
+        predicted = _combine(y, step, slopes, _integrals(back))
+        ahead = end if last else u + step
+        new = drift(ahead, predicted)
+        weights = _integrals([1.0, *back])
+        lower = [*_integrals([1.0, *back[:-1]]), 0.0]
+        corrected = _combine(y, step, [new, *slopes], weights)
+        error = _combine(None, step, [new, *slopes], [a - b for a, b in zip(weights, lower, strict=True)])
+        scale = torch.maximum(y.abs(), corrected.abs()).mul(rtol).add(atol)
+        size = float(norm(error.detach() / scale.detach()))
+        if size <= 1:
+            if last:
+                return corrected
+            u, y = ahead, corrected
+            slopes, places = [new, *slopes][:order], [ahead, *places][:order]
+        elif not size < torch.inf:
+            return None
+        most = _GROW if len(slopes) == order else _GROW_AT_FIRST
+        h = abs(step) * min(max(_SAFETY * max(size, 1e-10) ** (-1 / (len(back) + 1)), _SHRINK), most)
+        if h < smallest_step * length:
+            return None
+
+
+def _integrals(nodes: list[float]) -> list[float]:
+    """Integrals over [0, 1] of Lagrange's polynomials on nodes."""
+    weights: list[float] = lagrange_weights(
+        torch.tensor([nodes], dtype=torch.float64), torch.ones(1, dtype=torch.float64), rate=0.0
+    )[0].tolist()
+    return weights
+
+
+def _combine(y: Tensor | None, step: float, slopes: list[Tensor], weights: list[float]) -> Tensor:
+    if y is None:
+        out = slopes[0] * (step * weights[0])
+    else:
+        out = y.add(slopes[0], alpha=step * weights[0])
+    for slope, weight in zip(slopes[1:], weights[1:], strict=True):
+        out.add_(slope, alpha=step * weight)
+    return out

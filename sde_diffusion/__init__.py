@@ -12,7 +12,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "sde_diffusion.sde": (
         *("SDE", "VPSDE", "SubVPSDE", "CosineVPSDE", "VESDE", "EDMSDE", "RectifiedFlow"),
-        *("Grid", "UniformTime", "QuadraticTime", "UniformLogSNR", "KarrasRho", "BandLogSNR", "BetaTable", "GeometricLevels"),
+        *(
+            "Grid",
+            "UniformTime",
+            "QuadraticTime",
+            "UniformLogSNR",
+            "KarrasRho",
+            "BandLogSNR",
+            "BetaTable",
+            "GeometricLevels",
+        ),
     ),
     "sde_diffusion.denoiser": (
         *("Denoiser", "Prediction", "NetworkDenoiser"),
@@ -35,20 +44,6 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from sde_diffusion.density import (
-        ELBO,
-        ExactTrace,
-        GaussianDecoder,
-        GaussianPrior,
-        HutchPlusPlus,
-        Hutchinson,
-        LevelDecoder,
-        Likelihood,
-        UniformDequantisation,
-        bits_per_dim,
-        elbo,
-        log_likelihood,
-    )
     from sde_diffusion.denoiser import (
         Denoiser,
         EmpiricalDenoiser,
@@ -56,6 +51,20 @@ if TYPE_CHECKING:
         GaussianMixtureDenoiser,
         NetworkDenoiser,
         Prediction,
+    )
+    from sde_diffusion.density import (
+        ELBO,
+        ExactTrace,
+        GaussianDecoder,
+        GaussianPrior,
+        Hutchinson,
+        HutchPlusPlus,
+        LevelDecoder,
+        Likelihood,
+        UniformDequantisation,
+        bits_per_dim,
+        elbo,
+        log_likelihood,
     )
     from sde_diffusion.errors import UserError
     from sde_diffusion.nn import MLP, UNet

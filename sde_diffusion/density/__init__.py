@@ -1,10 +1,10 @@
 """How likely is x? Exact log-likelihoods, evidence lower bounds, dequantisation and bits per dimension."""
 
 from sde_diffusion.density.dequantisation import UniformDequantisation, bits_per_dim
-from sde_diffusion.density.elbo import ELBO, Decoder, GaussianDecoder, LevelDecoder, elbo
 from sde_diffusion.density.likelihood import Likelihood, log_likelihood
+from sde_diffusion.density.lower_bound import ELBO, Decoder, GaussianDecoder, LevelDecoder, elbo
 from sde_diffusion.density.prior import GaussianPrior, Prior
-from sde_diffusion.density.trace import ExactTrace, HutchPlusPlus, Hutchinson, Trace
+from sde_diffusion.density.trace import ExactTrace, Hutchinson, HutchPlusPlus, Trace
 
 __all__ = [
     "ELBO",

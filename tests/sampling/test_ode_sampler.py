@@ -40,7 +40,8 @@ def test_default_precision_on_every_path():
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.adaptive])
 def test_every_method(method):
-    assert error(SIX["rectified"], 1e-5, method=method)[0] < 1e-4
+    """Within some tens of tolerances, the errors of as many steps adding up."""
+    assert error(SIX["rectified"], 1e-5, method=method)[0] < 3e-4
 
 
 @pytest.mark.parametrize("grid", [UniformTime(), QuadraticTime(), UniformLogSNR(), KarrasRho(5.0)], ids=repr)

@@ -91,7 +91,7 @@ class UniformDequantisation:
     def __call__(self, x: Tensor, noise: Noise, draw: int) -> Tensor:
         """Draw number `draw` of x + u, with each sample's own stream; x: [B, *]."""
         uniform = torch.special.ndtr(noise.normal(DEQUANTISATION_DRAWS + draw))
-        return x.to(uniform) + (uniform - 0.5) * self.width
+        return torch.add(x.to(uniform), uniform - 0.5, alpha=self.width)
 
     def bits_per_dim(self, log_probs: Tensor, dims: int | Sequence[int]) -> Tensor:
         """Bits per dimension of each sample from the log-densities of its K draws, [K, B] -> [B]."""

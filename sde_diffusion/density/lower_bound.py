@@ -131,8 +131,8 @@ def elbo(
     """Lower bound on log p(x), unbiased, one network pass a draw.
 
     Times are drawn uniformly in the grid's u, one in each of `draws` strata (and so by importance in t, with density
-    1 / (dt/du)), for each sample by itself; the noise's square serves as a control variate. The standard error is taken from the differences of neighbouring strata,
-    which overstates it a little.
+    1 / (dt/du)), for each sample by itself; the noise's square serves as a control variate. The standard error is taken
+    from the differences of neighbouring strata, which overstates it a little.
 
     Args:
         denoiser: The denoiser.
@@ -197,9 +197,9 @@ def elbo(
     kl = _prior_kl(sde, prior, x, noise.normal(ELBO_DRAWS + 2 + draws))
     error = None
     if draws > 1:
-        pairs = terms[: draws - draws % 2].unflatten(0, (-1, 2))
         # The mean square difference of two neighbours is the sum of their variances.
-        error = (pairs[:, 0] - pairs[:, 1]).square().mean(0).div(2 * draws).sqrt()
+        even, odd = terms[: draws - draws % 2 : 2], terms[1::2]
+        error = (even - odd).square().mean(0).div(2 * draws).sqrt()
     return ELBO(reconstruction - kl - diffusion, reconstruction, kl, diffusion, error, draws)
 
 

@@ -1,7 +1,7 @@
 r"""The divergence of a vector field, a trace, from products of its Jacobian with vectors.
 
-A forward pass and one input-gradient give J^T v for one v. Hutchinson's estimate v . J^T v has the trace for its mean if
-E[v v^T] = I.
+A forward pass and one input-gradient give J^T v for one v. Hutchinson's estimate v . J^T v has the trace for its mean
+if E[v v^T] = I.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ExactTrace(Trace):
     def divergence(self, products: Products, vectors: Tensor) -> Tensor:
         """Sum of the Jacobian's diagonal."""
         total: Tensor | float = 0.0
-        for part in vectors.split(self.chunk):
+        for part in torch.split(vectors, self.chunk):
             total = total + (products(part) * part).flatten(2).sum((0, 2))
         assert isinstance(total, Tensor)
         return total.unsqueeze(1)
@@ -132,7 +132,7 @@ class HutchPlusPlus(Trace):
 
     def divergence(self, products: Products, vectors: Tensor) -> Tensor:
         """The two parts together."""
-        sketch, probes = vectors.split(self.share)
+        sketch, probes = vectors[: self.share], vectors[self.share :]
         shape = probes.shape
         # [B, D, K] for the algebra, [K, B, *dims] for the products.
         basis = torch.linalg.qr(products(sketch).detach().flatten(2).permute(1, 2, 0)).Q

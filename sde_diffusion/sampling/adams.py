@@ -1,7 +1,7 @@
 r"""Adams' method with steps of its own choosing: one network pass a step.
 
-Beliefs change smoothly along a walk, and a pass costs far more than a linear combination of the passes before it. A step
-from u to u + h, with the slopes f_0 = f(u), f_1, ... of the last k points (nearest first),
+Beliefs change smoothly along a walk, and a pass costs far more than a linear combination of the passes before it. A
+step from u to u + h, with the slopes f_0 = f(u), f_1, ... of the last k points (nearest first),
 
     predicts    p = y + int P(f_0, ..., f_{k-1}),                        Adams-Bashforth, order k,
     evaluates   f* = f(u + h, p),
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from sde_diffusion.sampling.exponential import lagrange_weights
 
-# Of the next step's length: the aim below the tolerance, and the least and greatest change (greater while the first steps
-# gain in order). Measured on likelihoods of the digits' mixture: little depends on them.
 _SAFETY, _SHRINK, _GROW, _GROW_AT_FIRST = 0.85, 0.3, 1.5, 3.0
+"""Of the next step's length: the aim below the tolerance, the least and the greatest change, and the greatest while the
+first steps gain in order. Measured on likelihoods of the digits' mixture: little depends on them."""
 
 
 def adams(
@@ -97,10 +97,8 @@ def _integrals(nodes: list[float]) -> list[float]:
 
 
 def _combine(y: Tensor | None, step: float, slopes: list[Tensor], weights: list[float]) -> Tensor:
-    if y is None:
-        out = slopes[0] * (step * weights[0])
-    else:
-        out = y.add(slopes[0], alpha=step * weights[0])
+    first = step * weights[0]
+    out = slopes[0] * first if y is None else y.add(slopes[0], alpha=first)
     for slope, weight in zip(slopes[1:], weights[1:], strict=True):
         out.add_(slope, alpha=step * weight)
     return out

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import Prediction
 from sde_diffusion.errors import UserError
-from sde_diffusion.sde import SDE, Grid
+from sde_diffusion.sde import SDE, Grid, float64
 
 
 class Coordinate(ABC):
@@ -104,7 +104,7 @@ class UnitVariance(Coordinate):
 
     def drift(self, prediction: Prediction, eta: float) -> Tensor:
         """The drift in x, and x times the rate of the scale."""
-        sde, t = prediction.sde, prediction.t
+        sde, t = prediction.sde, float64(prediction.t)
         variance = self._variance(sde, t)
         rate = sde.alpha(t) * sde.alpha_rate(t) * self.sigma_data**2 + sde.sigma(t) * sde.sigma_rate(t)
         drift = torch.sub(State().drift(prediction, eta), prediction.x_t, alpha=float(rate / variance))

@@ -150,7 +150,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
         cfg: A configuration with ckpt, sampler, n, seed, label, batch_size and overwrite.
         model: The model of `cfg.ckpt`.
         device: Where to sample.
-        folder: Where the batches are kept until `sampling.batches.forget` is called.
+        folder: Where the batches are kept until `parts.forget` is called.
 
     Returns:
         The samples, on the CPU.
@@ -158,17 +158,13 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     Raises:
         UserError: If a value is not allowed, or the folder holds other samples' beginnings.
     """
-    import hashlib
-
     from sde_diffusion.config import build
     from sde_diffusion.sampling.batches import sample_resumably
 
     seeds = check_seeds(cfg)
     labels = class_labels(cfg, model.hparams["n_classes"])
-    with Path(cfg.ckpt).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     plan = {
-        "checkpoint": digest,
+        "checkpoint": checkpoint_digest(cfg.ckpt),
         "sampler": plain(cfg.sampler),
         "n": cfg.n,
         "seed": cfg.seed,
@@ -181,6 +177,14 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
         overwrite=cfg.overwrite,
         device=device,
     )
+
+
+def checkpoint_digest(ckpt: str) -> str:
+    """SHA-256 of a checkpoint's bytes, which says what results were made of."""
+    import hashlib
+
+    with Path(ckpt).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:
@@ -212,13 +216,22 @@ def check_seeds(cfg: DictConfig) -> range:
         UserError: If one of them is not a whole number, n or batch_size is not positive, or a seed exceeds 64 bits.
     """
     for key, least in (("n", 1), ("batch_size", 1), ("seed", -(2**63))):
-        value = cfg[key]
-        if not isinstance(value, int) or value < least:
-            limit = f" of at least {least}" if least == 1 else ""
-            raise UserError(f"{key} must be a whole number{limit}; got {key}={value}")
+        whole(cfg, key, least)
     if cfg.seed + cfg.n > 2**63:
         raise UserError(f"seeds must lie below 2^63; got seed={cfg.seed} for n={cfg.n} samples")
     return range(cfg.seed, cfg.seed + cfg.n)
+
+
+def whole(cfg: DictConfig, key: str, least: int) -> None:
+    """See that a value is a whole number of at least `least`.
+
+    Raises:
+        UserError: If it is not.
+    """
+    value = cfg[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        limit = f" of at least {least}" if least > -(2**63) else ""
+        raise UserError(f"{key} must be a whole number{limit}; got {key}={value}")
 
 
 def given(group: str) -> str:

@@ -17,7 +17,7 @@ from sde_diffusion.cli import check_seeds, command, draw, load_model, plain
 from sde_diffusion.config import build
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.levels import from_levels, to_levels
-from sde_diffusion.sampling.batches import forget
+from sde_diffusion.parts import forget
 
 if TYPE_CHECKING:
     from sde_diffusion.metrics import FrechetDistance

@@ -120,6 +120,19 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
     return _render(figure)
 
 
+def histogram(values: dict[str, Tensor], label: str) -> Image.Image:
+    """Histograms over one another of several sets of numbers [N], by name, on common bins."""
+    figure, ((axes,),) = _figure((6.0, 4.0))
+    low, high = (float(end(end(numbers) for numbers in values.values())) for end in (min, max))
+    edges = np.linspace(low, high if high > low else low + 1, 61)
+    for name, numbers in values.items():
+        axes.hist(numbers.numpy(), bins=edges, density=True, alpha=0.6, label=f"{name} ({len(numbers)})")
+    axes.set_xlabel(label)
+    axes.set_ylabel("density")
+    axes.legend()
+    return _render(figure)
+
+
 def save(picture: Image.Image, path: Path) -> None:
     """Write a picture as PNG, whole or not at all."""
     with writing(path) as temporary:

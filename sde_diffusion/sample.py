@@ -18,8 +18,8 @@ from sde_diffusion.cli import check_seeds, class_labels, command, draw, load_mod
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
+from sde_diffusion.parts import forget
 from sde_diffusion.sampling import Sampler
-from sde_diffusion.sampling.batches import forget
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel

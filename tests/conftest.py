@@ -93,9 +93,9 @@ def serve() -> None:
     import torchdiffeq  # noqa: F401
     import torchsde  # noqa: F401
 
-    from sde_diffusion import data, evaluate, metrics, sample, train, training  # noqa: F401
+    from sde_diffusion import data, evaluate, likelihood, metrics, sample, train, training  # noqa: F401
 
-    mains = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main}
+    mains = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main, "likelihood": likelihood.main}
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

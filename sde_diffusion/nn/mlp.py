@@ -15,9 +15,10 @@ from sde_diffusion.nn.embedding import Conditioning, check_arguments, check_shap
 class _Block(nn.Module):
     """h + W_2 SiLU(W_1 (scale LayerNorm(h) + shift)), with scale and shift given by the noise level and the label."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.width = width
+        self.dropout = dropout
         self.input = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
         nn.init.zeros_(self.output.weight)  # each block starts as the identity
@@ -25,7 +26,10 @@ class _Block(nn.Module):
 
     def forward(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         normed = F.layer_norm(h, (self.width,))
-        out: Tensor = self.output(F.silu(self.input(torch.addcmul(shift, normed, scale))))
+        inner = F.silu(self.input(torch.addcmul(shift, normed, scale)))
+        if self.dropout and self.training:
+            inner = F.dropout(inner, self.dropout)
+        out: Tensor = self.output(inner)
         return h + out
 
 
@@ -46,6 +50,7 @@ class MLP(nn.Module):
         depth: Number of residual blocks, two linear layers each; at least 1.
         embedding_dim: Size of the conditioning vector; even, at least 4.
         embedding: Noise features, "positional" or "fourier".
+        dropout: Share of each block's hidden values that training leaves out, in [0, 1).
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -62,17 +67,20 @@ class MLP(nn.Module):
         depth: int = 3,
         embedding_dim: int = 64,
         embedding: str = "positional",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
         check_shape(self.shape)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
         if width < 1 or depth < 1:
             raise ValueError(f"width and depth must be at least 1; got width={width}, depth={depth}")
         size = math.prod(self.shape)
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding)
         self.modulation = nn.Linear(embedding_dim, depth * 2 * width)
         self.input = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, size)
         nn.init.zeros_(self.output.weight)

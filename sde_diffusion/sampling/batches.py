@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
 
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.errors import UserError
-from sde_diffusion.files import writing
+from sde_diffusion.parts import Parts
 from sde_diffusion.sampling.base import Sampler, Samples
 
 
@@ -78,7 +74,7 @@ def sample_resumably(
     overwrite: bool = False,
     **options: Any,
 ) -> Samples:
-    """`sample_in_batches`, all together on the CPU; each batch is kept in a file until `forget` is called.
+    """`sample_in_batches`, all together on the CPU; each batch is kept in a file until `parts.forget` is called.
 
     A run that was killed goes on after its last whole batch, and ends with the same samples.
 
@@ -100,36 +96,12 @@ def sample_resumably(
     Raises:
         UserError: If the files in the folder belong to another plan, or one is damaged.
     """
-    note = folder / "plan.json"
-    wanted = json.dumps(plan, indent=2, sort_keys=True)
-    if folder.exists() and (not note.is_file() or note.read_text() != wanted):
-        if not overwrite:
-            raise UserError(
-                f"{folder} holds the beginnings of other samples: go on with the command that began them (see "
-                f"{note}), choose another folder with out=DIR, or set overwrite=true"
-            )
-        shutil.rmtree(folder)
-    if not note.is_file():
-        with writing(note) as temporary:
-            temporary.write_text(wanted)
-    parts = [_read(path) for path in sorted(folder.glob("*.safetensors"))]
+    kept = Parts(folder, plan, overwrite)
+    parts = kept.load()
     done = sum(len(part["x"]) for part in parts)
     for batch in sample_in_batches(sampler, denoiser, dims, seeds, batch_size, labels, done, **options):
         part = {"x": batch.x.cpu().contiguous(), "nfe": torch.tensor(batch.nfe)}
-        with writing(folder / f"{done:09d}.safetensors") as temporary:
-            save_file(part, temporary)
+        kept.add(done, part)
         parts.append(part)
         done += len(batch.x)
     return Samples(torch.cat([part["x"] for part in parts]), max(int(part["nfe"]) for part in parts))
-
-
-def forget(folder: Path) -> None:
-    """Remove the batches' files, once what was made of them is written."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises a class of its own for each kind of damage
-        raise UserError(f"{path} is damaged ({error}): remove its folder to begin anew") from error

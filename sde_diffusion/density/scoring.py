@@ -1,0 +1,138 @@
+"""Both likelihoods of a batch, by one protocol: the flow's exact one and the evidence lower bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density.dequantisation import UniformDequantisation
+from sde_diffusion.density.likelihood import log_likelihood
+from sde_diffusion.density.lower_bound import Decoder, GaussianDecoder, LevelDecoder, elbo
+from sde_diffusion.density.prior import LogDensity
+from sde_diffusion.density.trace import TRACES
+from sde_diffusion.sampling import Noise
+
+_PROBE_SEEDS = 1 << 44
+"""Between the seeds of the probes of two dequantisation draws of one item."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How items are scored, in nats.
+
+    Data on levels have probabilities: the flow's density of the item with uniform noise that fills its bin, times the
+    bin's size, is a lower bound on the probability (the tighter the more `draws`), and so is the ELBO with the decoder
+    on levels, which needs no noise. Continuous data have densities at t_min.
+
+    Args:
+        levels: Levels of the data; None for continuous data.
+        draws: Dequantisation draws K for each item, at least 1; 1 for continuous data.
+        trace: See `log_likelihood`. With several draws it must be exact: an estimate's noise would count as likelihood
+            in the logarithm of their mean.
+        probes: Likewise.
+        flow: Other arguments of `log_likelihood`.
+        bound: Arguments of `elbo`; None leaves the bound out.
+
+    Raises:
+        ValueError: If a value is out of its range, or draws and trace do not go together.
+    """
+
+    levels: int | None
+    draws: int = 1
+    trace: str = "hutchinson"
+    probes: int = 1
+    flow: dict[str, Any] = field(default_factory=dict)
+    bound: dict[str, Any] | None = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.trace not in TRACES:
+            raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {self.trace!r}")
+        TRACES[self.trace](self.probes)
+        if self.draws < 1:
+            raise ValueError(f"draws must be at least 1; got {self.draws}")
+        if self.draws > 1 and self.levels is None:
+            raise ValueError("several draws fill the bins of data with levels, and these data are continuous: draws=1")
+        if self.draws > 1 and self.trace != "exact":
+            raise ValueError(
+                f"the mean over draws={self.draws} would count the noise of trace={self.trace} as likelihood: take "
+                "trace=exact, or draws=1"
+            )
+
+    @property
+    def convention(self) -> str:
+        """What the numbers mean, in words."""
+        if self.levels is None:
+            return "log-density in nats of continuous data on [-1, 1], at t_min; no bins, hence no bits per dimension"
+        fill = UniformDequantisation(self.levels)
+        low, high = fill.data_range
+        return (
+            f"data on {self.levels} levels from -1 to 1, bins of width {fill.width:.6g} about them from {low:.6g} to "
+            f"{high:.6g}; log-probability bounded by the log of the mean density at t_min over {self.draws} uniform "
+            f"draw{'s' if self.draws > 1 else ''} from the bin, plus the log of the bin's size; ELBO with a decoder on "
+            "the levels themselves"
+        )
+
+    @property
+    def decoder(self) -> Decoder:
+        """The ELBO's decoder."""
+        return GaussianDecoder() if self.levels is None else LevelDecoder(self.levels)
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, seeds: range, prior: LogDensity, **conditions: Any
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            denoiser: The denoiser.
+            x: Data on [-1, 1], [B, *dims].
+            seeds: One for each item, on which alone its noise depends.
+            prior: Log-density at t_max.
+            **conditions: Passed to the denoiser.
+
+        Returns:
+            [B] each, float64: log_prob, trace_error (not a number for a single estimate), nfe; and of the bound elbo,
+            elbo_error, elbo_reconstruction, elbo_prior, elbo_diffusion.
+        """
+        logs: list[Tensor] = []
+        nfe, error = 0, None
+        for draw in range(self.draws):
+            filled, bins = x, 0.0
+            if self.levels is not None:
+                fill = UniformDequantisation(self.levels)
+                filled = fill(x, Noise(seeds, x.shape[1:], x.device, torch.float64), draw)
+                bins = math.prod(x.shape[1:]) * math.log(fill.width)
+            probes = [seed + draw * _PROBE_SEEDS for seed in seeds]
+            result = log_likelihood(
+                denoiser,
+                filled,
+                trace=self.trace,
+                probes=self.probes,
+                seeds=probes,
+                prior=prior,
+                **self.flow,
+                **conditions,
+            )
+            logs.append(result.log_prob + bins)
+            nfe, error = nfe + result.nfe, result.std_error
+        log_prob = torch.stack(logs).logsumexp(0) - math.log(self.draws)
+        scores = {
+            "log_prob": log_prob,
+            "trace_error": torch.full_like(log_prob, math.nan) if error is None else error,
+            "nfe": torch.full_like(log_prob, nfe),
+        }
+        if self.bound is not None:
+            bound = elbo(denoiser, x, seeds=seeds, prior=prior, decoder=self.decoder, **self.bound, **conditions)
+            missing = torch.full_like(log_prob, math.nan)
+            scores |= {
+                "elbo": bound.log_prob,
+                "elbo_error": missing if bound.std_error is None else bound.std_error,
+                "elbo_reconstruction": bound.reconstruction,
+                "elbo_prior": bound.prior,
+                "elbo_diffusion": bound.diffusion,
+            }
+        return {name: value.double().cpu() for name, value in scores.items()}

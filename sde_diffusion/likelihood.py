@@ -1,0 +1,271 @@
+"""`python -m sde_diffusion.likelihood ckpt=PATH split=test out=DIR`: how likely are data under a checkpoint's model?"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from sde_diffusion import __version__, pictures
+from sde_diffusion.cli import checkpoint_digest, command, load_model, plain, whole
+from sde_diffusion.density.prior import GaussianPrior
+from sde_diffusion.density.scoring import Scoring
+from sde_diffusion.density.summary import mean_and_error, per_dim, summary
+from sde_diffusion.errors import UserError
+from sde_diffusion.files import fresh, writing
+from sde_diffusion.outliers import compare
+from sde_diffusion.parts import Parts, forget
+from sde_diffusion.scored_data import ScoredData, against_data, own_data
+
+if TYPE_CHECKING:
+    from sde_diffusion.training.module import ScoreModel
+
+log = logging.getLogger(__name__)
+
+
+def likelihood(cfg: DictConfig) -> dict[str, Any]:
+    """Exact log-likelihood and ELBO of data; writes `likelihood.json`, `likelihood.csv` and, with `against`, a picture.
+
+    A run that was interrupted or killed goes on, when it is started again, after its last whole batch.
+
+    Args:
+        cfg: The composed configuration of conf/likelihood.yaml.
+
+    Returns:
+        What `likelihood.json` holds.
+
+    Raises:
+        UserError: If the configuration, the checkpoint or the data do not allow it, or the results stand there already.
+    """
+    out = Path(HydraConfig.get().runtime.output_dir)
+    names = ("likelihood.json", "likelihood.csv", "against.png")
+    result, table, picture = (fresh(out / name, cfg.overwrite) for name in names)
+    _check(cfg)
+    model, device = load_model(cfg)
+    data, splits = own_data(cfg, model)
+    try:
+        scoring = Scoring(
+            levels=data.levels,
+            draws=cfg.draws,
+            trace=cfg.trace,
+            probes=cfg.probes,
+            flow={"rtol": cfg.rtol, "atol": cfg.atol, "method": cfg.method, "steps": cfg.steps},
+            bound=None if cfg.elbo is None else plain(cfg.elbo),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    matched = data.matched_prior(model.denoiser.sde)
+    prior = matched if cfg.prior == "matched" else GaussianPrior.standard(model.denoiser.sde)
+    run = _Run(cfg, model, device, scoring, prior, out / ".scores")
+    begin = time.perf_counter()
+    scores = {split: run.score(data, split) for split in splits}
+    other = against_data(cfg, model, data)
+    strange = None if other is None else run.score(other, other.splits[0])
+    size = math.prod(model.data["shape"])
+    reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}
+    report: dict[str, Any] = {
+        **reports[splits[-1]],
+        "data": data.name,
+        "split": splits[-1],
+        **({"splits": reports} if len(splits) > 1 else {}),
+        "trained_on": model.data["name"],
+        "dims": size,
+        "levels": scoring.levels,
+        "convention": scoring.convention,
+        "draws": cfg.draws,
+        "prior": cfg.prior,
+        "terminal_kl_bits_per_dim": matched.kl(prior, size) / (size * math.log(2)),
+        "method": cfg.method,
+        "rtol": cfg.rtol,
+        "atol": cfg.atol,
+        "steps": cfg.steps,
+        "trace": cfg.trace,
+        "probes": cfg.probes,
+        "elbo_settings": plain(cfg.elbo),
+        "batch_size": cfg.batch_size,
+        "seed": cfg.seed,
+        "label": cfg.label,
+        "ckpt": str(cfg.ckpt),
+        "checkpoint": run.plan["checkpoint"],
+        "version": __version__,
+    }
+    if other is not None and strange is not None:
+        theirs = summary(strange, size, scoring.levels)
+        report["against"] = {
+            "data": other.name,
+            **theirs,
+            **compare(scores[splits[-1]]["log_prob"], strange["log_prob"]),
+        }
+        measured = {data.name: scores[splits[-1]], other.name: strange}
+        values = {name: per_dim(parts["log_prob"], size, scoring.levels) for name, parts in measured.items()}
+        pictures.save(pictures.histogram(values, "bits/dim" if scoring.levels else "nats/dim"), picture)
+    report["seconds"] = run.seconds + time.perf_counter() - begin - run.scored_now
+    _write_table(table, scores)
+    with writing(result) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    forget(out / ".scores")
+    _tell(report, reports, [result, table, *([picture] if other is not None else [])])
+    return report
+
+
+class _Run:
+    """Scores data batch by batch, with a progress bar, keeping finished batches in files."""
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        model: ScoreModel,
+        device: torch.device,
+        scoring: Scoring,
+        prior: GaussianPrior,
+        folder: Path,
+    ) -> None:
+        self.cfg, self.model, self.device = cfg, model, device
+        self.scoring, self.prior = scoring, prior
+        settings = {
+            key: value for key, value in plain(cfg).items() if key not in ("ckpt", "out", "overwrite", "device")
+        }
+        self.plan = {"checkpoint": checkpoint_digest(cfg.ckpt), "settings": settings}
+        self.folder = folder
+        self.seconds, self.scored_now = 0.0, 0.0
+        self.most = int(cfg.batch_size)  # rows at once, halved when memory runs out
+
+    def score(self, data: ScoredData, split: str) -> dict[str, Tensor]:
+        """Scores of each item of a split, in order, until the standard error is small enough."""
+        cfg = self.cfg
+        kept = Parts(
+            self.folder / f"{data.role}-{split}", {**self.plan, "data": data.name, "split": split}, cfg.overwrite
+        )
+        there = {int(part["start"]): part for part in kept.load()}
+        n = data.count(split)
+        parts: list[dict[str, Tensor]] = []
+        columns = (
+            TextColumn(f"{data.name} {split}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[so_far]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, transient=True) as progress:
+            progress.disable = not progress.console.is_terminal
+            task = progress.add_task("likelihood", total=n, so_far="")
+            for start in range(0, n, cfg.batch_size):
+                stop = min(n, start + cfg.batch_size)
+                part = there.get(start)
+                if part is None:
+                    part = self._batch(data, split, start, stop)
+                    kept.add(start, part)
+                self.seconds += float(part["seconds"])
+                parts.append(part)
+                mean, error = mean_and_error(
+                    per_dim(torch.cat([p["log_prob"] for p in parts]), data.size, self.scoring.levels)
+                )
+                unit = "bits/dim" if self.scoring.levels else "nats/dim"
+                progress.update(task, completed=stop, so_far=f"{mean:.4f} ± {error:.4f} {unit}")
+                if cfg.target_se is not None and len(parts) > 1 and error <= cfg.target_se:
+                    break
+        return {
+            name: torch.cat([part[name] for part in parts]) for name in parts[0] if name not in ("start", "seconds")
+        }
+
+    def _batch(self, data: ScoredData, split: str, start: int, stop: int) -> dict[str, Tensor]:
+        begin = time.perf_counter()
+        pieces = list(self._pieces(data, split, start, stop))
+        seconds = time.perf_counter() - begin
+        self.scored_now += seconds
+        part = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        return {**part, "start": torch.tensor(start), "seconds": torch.tensor(seconds, dtype=torch.float64)}
+
+    def _pieces(self, data: ScoredData, split: str, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        """The scores of items start to stop, as many at once as memory allows."""
+        while start < stop:
+            end = min(stop, start + self.most)
+            x, conditions = data.batch(split, start, end, self.device)
+            try:
+                yield self.scoring(
+                    self.model.denoiser,
+                    x,
+                    range(self.cfg.seed + start, self.cfg.seed + end),
+                    self.prior,
+                    **conditions,
+                )
+            except RuntimeError as error:  # of which torch's OutOfMemoryError is one
+                if end - start < 2 or not _is_memory(error):
+                    raise
+                self.most = (end - start) // 2
+                log.warning(
+                    "memory does not hold batch_size=%d: going on with %d items at once", end - start, self.most
+                )
+                continue
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            start = end
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or ("alloc" in str(error) and "memory" in str(error))
+
+
+def _check(cfg: DictConfig) -> None:
+    for key in ("batch_size", "draws", "probes"):
+        whole(cfg, key, 1)
+    whole(cfg, "seed", -(2**63))
+    for key in ("n", "steps"):
+        if cfg[key] is not None:
+            whole(cfg, key, 1)
+    for key in ("rtol", "atol", *(["target_se"] if cfg.target_se is not None else [])):
+        if not isinstance(cfg[key], int | float) or isinstance(cfg[key], bool) or not cfg[key] > 0:
+            raise UserError(f"{key} must be a positive number; got {key}={cfg[key]}")
+    if cfg.prior not in ("standard", "matched"):
+        raise UserError(f"prior must be standard (N(0, sigma_T^2)) or matched (the data's moments); got {cfg.prior}")
+
+
+def _write_table(path: Path, scores: dict[str, dict[str, Tensor]]) -> None:
+    with writing(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file)
+        columns = list(next(iter(scores.values())))
+        table.writerow(["split", "index", *columns])
+        for split, values in scores.items():
+            rows = torch.stack([values[name] for name in columns], 1).tolist()
+            table.writerows([split, index, *(f"{value:.10g}" for value in row)] for index, row in enumerate(rows))
+
+
+def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: list[Path]) -> None:
+    unit = "bits_per_dim" if "bits_per_dim" in report else "nats_per_dim"
+    for split, values in reports.items():
+        line = f"{report['data']} {split}: {values[unit]:.4f} ± {values['std_error']:.4f} {unit.replace('_per_', '/')}"
+        if "elbo" in values:
+            line += f"; ELBO {values['elbo'][unit]:.4f} ± {values['elbo']['std_error']:.4f}"
+        log.info("%s  (%d items, %.0f passes)", line, values["n"], values["nfe"]["mean"])
+    log.info("  %s", report["convention"])
+    if "against" in report:
+        other = report["against"]
+        log.info(
+            "against %s: %.4f ± %.4f; AUROC %.3f, of typicality %.3f",
+            *(other[key] for key in ("data", unit, "std_error", "auroc", "auroc_typicality")),
+        )
+        log.info("  %s: %s", other["data"], other["verdict"])
+    for path in paths:
+        log.info("%s", path)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    command("likelihood", likelihood)
+
+
+if __name__ == "__main__":
+    main()

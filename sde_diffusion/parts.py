@@ -1,0 +1,67 @@
+"""Results of finished batches, kept in files until the whole is written, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sde_diffusion.errors import UserError
+from sde_diffusion.files import writing
+
+
+class Parts:
+    """A folder of batches, each a file of tensors, in order.
+
+    Args:
+        folder: Where the files go.
+        plan: What the results depend on, in plain containers; kept beside the files.
+        overwrite: Begin anew where the files there belong to another plan.
+
+    Raises:
+        UserError: If the files in the folder belong to another plan.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any], overwrite: bool = False) -> None:
+        self.folder = folder
+        note = folder / "plan.json"
+        wanted = json.dumps(plan, indent=2, sort_keys=True)
+        if folder.exists() and (not note.is_file() or note.read_text() != wanted):
+            if not overwrite:
+                raise UserError(
+                    f"{folder} holds the beginnings of other results: go on with the command that began them (see "
+                    f"{note}), choose another folder with out=DIR, or set overwrite=true"
+                )
+            forget(folder)
+        if not note.is_file():
+            with writing(note) as temporary:
+                temporary.write_text(wanted)
+
+    def load(self) -> list[dict[str, Tensor]]:
+        """The batches that are there.
+
+        Raises:
+            UserError: If a file is damaged.
+        """
+        return [_read(path) for path in sorted(self.folder.glob("*.safetensors"))]
+
+    def add(self, start: int, part: dict[str, Tensor]) -> None:
+        """Keep the batch that begins with item number `start`."""
+        with writing(self.folder / f"{start:09d}.safetensors") as temporary:
+            save_file(part, temporary)
+
+
+def forget(folder: Path) -> None:
+    """Remove the batches' files, once what was made of them is written."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises a class of its own for each kind of damage
+        raise UserError(f"{path} is damaged ({error}): remove its folder to begin anew") from error

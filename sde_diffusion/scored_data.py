@@ -1,0 +1,155 @@
+"""The data that `sde_diffusion.likelihood` scores: a model's own, another set, or artificial ones."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
+
+from sde_diffusion.cli import config_folder, plain
+from sde_diffusion.config import build
+from sde_diffusion.density import GaussianPrior, UniformDequantisation
+from sde_diffusion.errors import UserError
+from sde_diffusion.sde import SDE
+
+if TYPE_CHECKING:
+    from sde_diffusion.data import DataModule, Split
+    from sde_diffusion.training.module import ScoreModel
+
+log = logging.getLogger(__name__)
+
+_MOMENT_ITEMS = 50_000
+"""Items, at most, of which the data's moments are taken."""
+
+
+class ScoredData:
+    """Splits of a data set, and what a model is told of their items.
+
+    Args:
+        name: Of the data.
+        role: own or against.
+        parts: The splits by name.
+        limit: Most items of a split; None: all.
+        label: None, own (each item's), or one for all.
+        n_classes: Of the model.
+
+    Raises:
+        UserError: If the label is none that the model knows.
+    """
+
+    def __init__(
+        self, name: str, role: str, parts: dict[str, Split], limit: int | None, label: Any, n_classes: int
+    ) -> None:
+        self.name, self.role, self.parts, self.limit = name, role, parts, limit
+        self.splits = list(parts)
+        self.label, self.n_classes = label, n_classes
+        first = next(iter(parts.values()))
+        self.levels = first.levels
+        self.size = math.prod(first.x.shape[1:])
+        if label is None:
+            return
+        if not n_classes:
+            raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
+        if label == "own":
+            if any(part.label is None for part in parts.values()):
+                raise UserError(f"label=own needs labels, and {name} has none")
+        elif not isinstance(label, int) or not 0 <= label < n_classes:
+            raise UserError(f"label must be own (each item's), one of 0 ... {n_classes - 1}, or null; got {label}")
+
+    def count(self, split: str) -> int:
+        """Items of a split that are scored."""
+        return len(self.parts[split]) if self.limit is None else min(self.limit, len(self.parts[split]))
+
+    def batch(self, split: str, start: int, stop: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """Items start to stop with their conditions."""
+        batch = self.parts[split].batch(torch.arange(start, stop))
+        conditions: dict[str, Tensor] = {}
+        if self.label is not None:
+            label = batch["label"] if self.label == "own" else torch.full((stop - start,), int(self.label))
+            conditions["label"] = label.to(device)
+        return batch["x"].to(device), conditions
+
+    def matched_prior(self, sde: SDE) -> GaussianPrior:
+        """The Gaussian with the training split's moments at t_max, dequantised if the data have levels."""
+        split = self.parts["train"]
+        x = split.tensor(torch.arange(min(len(split), _MOMENT_ITEMS))).double()
+        bins = 0.0 if self.levels is None else UniformDequantisation(self.levels).width ** 2 / 12
+        return GaussianPrior.matched(sde, x.mean(0), x.var(0, correction=0) + bins)
+
+
+def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]:
+    """The data set that is scored, and the names of its splits that are.
+
+    Raises:
+        UserError: If the data do not fit the model, or there is no such split.
+    """
+    chosen = plain(cfg.data)
+    if chosen.get("_target_"):
+        data = _built(chosen)
+        if data.name != model.data["name"]:
+            log.warning("the model was trained on %s, and these are %s", model.data["name"], data.name)
+    else:
+        given = {key: value for key, value in chosen.items() if value is not None}
+        data = _built({**model.data["config"], **given})
+    _check_shape(data.name, data.shape, data.levels, model)
+    wanted = cfg.split
+    if wanted == "all":
+        splits = list(data.splits)
+    else:
+        splits = [str(name) for name in wanted] if isinstance(wanted, ListConfig) else [str(wanted)]
+    for name in splits:
+        data.split(name)
+    return ScoredData(data.name, "own", data.splits, cfg.n, cfg.label, model.hparams["n_classes"]), splits
+
+
+def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredData | None:
+    """The data set that the model is asked to tell from its own; None if there is none.
+
+    Raises:
+        UserError: If there is no such data set, or it does not fit the model.
+    """
+    from sde_diffusion.data.artificial import ARTIFICIAL, artificial
+
+    if cfg.against is None:
+        return None
+    name, label = str(cfg.against), None if cfg.label == "own" else cfg.label
+    n_classes = model.hparams["n_classes"]
+    if name in ARTIFICIAL:
+        split = artificial(name, cfg.n or min(own.count("test"), 1000), own.parts["train"])
+        return ScoredData(name, "against", {"test": split}, None, label, n_classes)
+    file = config_folder() / "data" / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
+        raise UserError(f"against={name} is no data set; choose from {', '.join([*ARTIFICIAL, *known])}")
+    node = OmegaConf.merge({"seed": 0}, {"data": OmegaConf.load(file)})
+    for key in ("root", "path"):
+        if cfg[f"against_{key}"] is not None:
+            node.data[key] = cfg[f"against_{key}"]
+    missing = sorted(OmegaConf.missing_keys(node))
+    if missing:
+        raise UserError(" ".join(f"against={name} needs against_{key.split('.')[-1]}=VALUE" for key in missing))
+    data = _built(plain(node)["data"])
+    _check_shape(name, data.shape, data.levels, model)
+    return ScoredData(name, "against", {"test": data.split("test")}, cfg.n, label, n_classes)
+
+
+def _built(node: dict[str, Any]) -> DataModule:
+    data: DataModule = build(node).prepare()
+    return data
+
+
+def _check_shape(name: str, shape: tuple[int, ...], levels: int | None, model: ScoreModel) -> None:
+    if list(shape) != list(model.data["shape"]):
+        raise UserError(
+            f"{name} has items of shape {list(shape)}, and the model was trained on {model.data['name']} of shape "
+            f"{model.data['shape']}: bring the data to that shape (data.size for folders and idx files)"
+        )
+    if levels != model.data["levels"]:
+        raise UserError(
+            f"{name} has {levels or 'no'} levels, and the model was trained on {model.data['name']} with "
+            f"{model.data['levels'] or 'none'}: their likelihoods cannot be compared"
+        )

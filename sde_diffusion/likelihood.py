@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sde_diffusion import __version__, pictures
 from sde_diffusion.cli import checkpoint_digest, command, load_model, plain, whole
-from sde_diffusion.density.prior import GaussianPrior
+from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, best_place
 from sde_diffusion.density.scoring import Scoring
 from sde_diffusion.density.summary import mean_and_error, per_dim, summary
 from sde_diffusion.errors import UserError
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
+
+_PLACING_ITEMS = 200
+"""Validation items, at most, by which the ELBO's decoder is placed."""
 
 
 def likelihood(cfg: DictConfig) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
             trace=cfg.trace,
             probes=cfg.probes,
             flow={"rtol": cfg.rtol, "atol": cfg.atol, "method": cfg.method, "steps": cfg.steps},
-            bound=None if cfg.elbo is None else plain(cfg.elbo),
+            **_bound(cfg, model, device, data),
         )
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
@@ -92,7 +95,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         "steps": cfg.steps,
         "trace": cfg.trace,
         "probes": cfg.probes,
-        "elbo_settings": plain(cfg.elbo),
+        "elbo_settings": None if cfg.elbo is None else {**plain(cfg.elbo), "t_end": (scoring.bound or {})["t_end"]},
         "batch_size": cfg.batch_size,
         "seed": cfg.seed,
         "label": cfg.label,
@@ -213,6 +216,27 @@ class _Run:
             except ValueError as error:
                 raise UserError(str(error)) from error
             start = end
+
+
+def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
+    """The ELBO's decoder and arguments, with the decoder's place chosen on the validation split."""
+    if cfg.elbo is None:
+        return {"bound": None}
+    bound = plain(cfg.elbo)
+    name = bound.pop("decoder")
+    if name not in ("frequencies", "uniform"):
+        raise UserError(f"elbo.decoder must be frequencies or uniform; got {name}")
+    decoder: Decoder = GaussianDecoder()
+    if data.levels is not None:
+        weighted = name == "frequencies"
+        decoder = LevelDecoder.frequencies(data.levels, data.some("train")) if weighted else LevelDecoder(data.levels)
+    if bound["t_end"] is None:
+        sde = model.denoiser.sde
+        x = data.some("val", _PLACING_ITEMS).to(device)
+        bound["t_end"] = best_place(
+            model.denoiser, decoder, x, decoder.places(sde), steps=None, draws=32, rows=cfg.batch_size
+        )
+    return {"decoder": decoder, "bound": {**bound, "rows": cfg.batch_size}}
 
 
 def _is_memory(error: RuntimeError) -> bool:

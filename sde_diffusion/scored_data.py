@@ -73,10 +73,14 @@ class ScoredData:
             conditions["label"] = label.to(device)
         return batch["x"].to(device), conditions
 
+    def some(self, split: str, most: int = _MOMENT_ITEMS) -> Tensor:
+        """The first items of a split, at most so many."""
+        part = self.parts[split]
+        return part.tensor(torch.arange(min(len(part), most)))
+
     def matched_prior(self, sde: SDE) -> GaussianPrior:
         """The Gaussian with the training split's moments at t_max, dequantised if the data have levels."""
-        split = self.parts["train"]
-        x = split.tensor(torch.arange(min(len(split), _MOMENT_ITEMS))).double()
+        x = self.some("train").double()
         bins = 0.0 if self.levels is None else UniformDequantisation(self.levels).width ** 2 / 12
         return GaussianPrior.matched(sde, x.mean(0), x.var(0, correction=0) + bins)
 

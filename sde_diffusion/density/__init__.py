@@ -1,8 +1,9 @@
 """How likely is x? Exact log-likelihoods, evidence lower bounds, dequantisation and bits per dimension."""
 
+from sde_diffusion.density.decoders import Decoder, GaussianDecoder, LevelDecoder
 from sde_diffusion.density.dequantisation import UniformDequantisation, bits_per_dim
 from sde_diffusion.density.likelihood import Likelihood, log_likelihood
-from sde_diffusion.density.lower_bound import ELBO, Decoder, GaussianDecoder, LevelDecoder, elbo
+from sde_diffusion.density.lower_bound import ELBO, best_place, elbo
 from sde_diffusion.density.prior import GaussianPrior, Prior
 from sde_diffusion.density.trace import ExactTrace, Hutchinson, HutchPlusPlus, Trace
 
@@ -19,6 +20,7 @@ __all__ = [
     "Prior",
     "Trace",
     "UniformDequantisation",
+    "best_place",
     "bits_per_dim",
     "elbo",
     "log_likelihood",

@@ -90,7 +90,10 @@ class UniformDequantisation:
 
     def __call__(self, x: Tensor, noise: Noise, draw: int) -> Tensor:
         """Draw number `draw` of x + u, with each sample's own stream; x: [B, *]."""
-        uniform = torch.special.ndtr(noise.normal(DEQUANTISATION_DRAWS + draw))
+        return self.fill(x, torch.special.ndtr(noise.normal(DEQUANTISATION_DRAWS + draw)))
+
+    def fill(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """x moved within its bin by uniform numbers from [0, 1], of x's shape; in their type."""
         return torch.add(x.to(uniform), uniform - 0.5, alpha=self.width)
 
     def bits_per_dim(self, log_probs: Tensor, dims: int | Sequence[int]) -> Tensor:

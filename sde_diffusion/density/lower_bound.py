@@ -15,7 +15,6 @@ References: Kingma et al. 2021, "Variational Diffusion Models", equations 11-18;
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,70 +23,15 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density.decoders import Decoder, GaussianDecoder
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
 from sde_diffusion.sampling import Noise
-from sde_diffusion.sde import SDE, Grid, UniformLogSNR, expand
+from sde_diffusion.sde import SDE, Grid, UniformLogSNR
 
 _SIGMA_DATA = 0.5  # a guess at the data's size, on which only the variance depends
 
 ELBO_DRAWS = 1 << 42
 """Number of the first draw of a sample's stream that the bound takes; see `trace.PROBE_DRAWS`."""
-
-
-class Decoder(ABC):
-    """p(x | z_0): how data come out of the state at t_end."""
-
-    @abstractmethod
-    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
-        """E log p(x | z_0) over z_0 = alpha x + sigma noise, exact or by this noise; x and noise: [B, *]; [B]."""
-
-
-class GaussianDecoder(Decoder):
-    """For continuous data: p(x | z) = N(z / alpha, (sigma / alpha)^2 I), whose expectation is exact."""
-
-    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
-        """-D/2 (log(2 pi sigma^2 / alpha^2) + 1), for noise has unit variance."""
-        size = math.prod(x.shape[1:])
-        value = -0.5 * size * (math.log(2 * math.pi) - float(sde.log_snr(t_end)) + 1)
-        return torch.full((len(x),), value, dtype=torch.float64, device=x.device)
-
-
-class LevelDecoder(Decoder):
-    """For data on L levels of [-1, 1]: p(x | z) proportional to q(z | x) over the levels, in each dimension by itself.
-
-    The bound is then one on the logarithm of a probability, and needs no dequantisation.
-
-    Args:
-        levels: L, at least 2.
-
-    Raises:
-        ValueError: If levels < 2.
-
-    References:
-        Kingma et al. 2021, appendix C.
-    """
-
-    def __init__(self, levels: int) -> None:
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2; got {levels}")
-        self.levels = levels
-
-    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
-        """Log-softmax over the levels at x's own."""
-        z = x + expand(sde.sigma(t_end) / sde.alpha(t_end), x) * noise  # z_0 / alpha
-        precision = float(sde.log_snr(t_end).exp())
-        width = 2 / (self.levels - 1)
-        # Levels beyond a few standard deviations add nothing: only those near z are looked at.
-        nearest = ((z + 1) / width).round().clamp(0, self.levels - 1)
-        reach = min(self.levels - 1, math.ceil(9 / (precision**0.5 * width)) + 1)
-        own = -0.5 * precision * (z - x).square()
-        total = torch.full_like(own, -math.inf)
-        for offset in range(-reach, reach + 1):
-            level = nearest + offset
-            exponent = -0.5 * precision * (z - (level * width - 1)).square()
-            inside = (level >= 0) & (level < self.levels)
-            total = torch.logaddexp(total, exponent.masked_fill(~inside, -math.inf))
-        return (own - total).flatten(1).sum(1)
 
 
 @dataclass
@@ -144,7 +88,7 @@ def elbo(
         prior: Log-density at t_max, in place of N(0, sigma(t_max)^2 I).
         grid: Spacing of the steps, and density of the draws; uniform in log-SNR if not given, for which every draw in
             continuous time has the same weight.
-        t_end: Where the decoder stands; the path's t_min if not given.
+        t_end: Where the decoder stands; its `place` if not given.
         seed: Sample i's draws are a function of seed + i.
         seeds: One integer for each sample in place of seed + i.
         rows: Rows of a network pass, in which draws of several times are put together.
@@ -158,7 +102,6 @@ def elbo(
         ValueError: If an argument is out of its range or the shapes do not fit.
     """
     sde = denoiser.sde
-    t_end = sde.t_min if t_end is None else t_end
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, or None for continuous time; got {steps}")
     draws = (128 if steps is None else steps) if draws is None else draws
@@ -171,6 +114,7 @@ def elbo(
         raise ValueError(f"one seed for each sample is needed: {len(x)} samples, {len(seeds)} seeds")
     prior = GaussianPrior.standard(sde) if prior is None else prior
     decoder = GaussianDecoder() if decoder is None else decoder
+    t_end = decoder.place(sde) if t_end is None else t_end
     grid = UniformLogSNR() if grid is None else grid
     x = x.to(dtype)
     noise, clock = Noise(seeds, x.shape[1:], x.device, dtype), Noise(seeds, (draws,), "cpu", torch.float64)
@@ -219,6 +163,22 @@ def _controlled(terms: Tensor, controls: Tensor) -> Tensor:
         slope = ((rise * run).sum(0) / run.square().sum(0).clamp(min=1e-300)).clamp(0, 1)
         out[half::2] -= slope * controls[half::2]
     return out
+
+
+def best_place(denoiser: Denoiser, decoder: Decoder, x: Tensor, places: Sequence[float], **options: Any) -> float:
+    """The t_end of several at which a decoder gives the greatest bound for data, not those that are scored.
+
+    Args:
+        denoiser: The denoiser.
+        decoder: The decoder.
+        x: Data to choose by, such as the validation split, [N, *dims].
+        places: Times to try.
+        **options: Of `elbo`.
+
+    Returns:
+        One of places.
+    """
+    return max(places, key=lambda t: float(elbo(denoiser, x, decoder=decoder, t_end=t, **options).log_prob.mean()))
 
 
 class _Discrete:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density.decoders import Decoder, GaussianDecoder
 from sde_diffusion.density.dequantisation import UniformDequantisation
 from sde_diffusion.density.likelihood import log_likelihood
-from sde_diffusion.density.lower_bound import Decoder, GaussianDecoder, LevelDecoder, elbo
+from sde_diffusion.density.lower_bound import elbo
 from sde_diffusion.density.prior import LogDensity
 from sde_diffusion.density.trace import TRACES
 from sde_diffusion.sampling import Noise
@@ -36,6 +37,7 @@ class Scoring:
             in the logarithm of their mean.
         probes: Likewise.
         flow: Other arguments of `log_likelihood`.
+        decoder: The bound's.
         bound: Arguments of `elbo`; None leaves the bound out.
 
     Raises:
@@ -47,6 +49,7 @@ class Scoring:
     trace: str = "hutchinson"
     probes: int = 1
     flow: dict[str, Any] = field(default_factory=dict)
+    decoder: Decoder = field(default_factory=GaussianDecoder)
     bound: dict[str, Any] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,14 +76,9 @@ class Scoring:
         return (
             f"data on {self.levels} levels from -1 to 1, bins of width {fill.width:.6g} about them from {low:.6g} to "
             f"{high:.6g}; log-probability bounded by the log of the mean density at t_min over {self.draws} uniform "
-            f"draw{'s' if self.draws > 1 else ''} from the bin, plus the log of the bin's size; ELBO with a decoder on "
-            "the levels themselves"
+            f"draw{'s' if self.draws > 1 else ''} from the bin, plus the log of the bin's size; ELBO of the "
+            "log-probability, with a decoder on the levels themselves"
         )
-
-    @property
-    def decoder(self) -> Decoder:
-        """The ELBO's decoder."""
-        return GaussianDecoder() if self.levels is None else LevelDecoder(self.levels)
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, seeds: range, prior: LogDensity, **conditions: Any

@@ -51,12 +51,15 @@ class MLP(nn.Module):
         embedding_dim: Size of the conditioning vector; even, at least 4.
         embedding: Noise features, "positional" or "fourier".
         dropout: Share of each block's hidden values that training leaves out, in [0, 1).
+        octaves: How many octaves of sin(2^k pi x), cos(2^k pi x), k = 0, 1, ..., the network sees beside x, at least 0:
+            for data on levels, whose likelihood lies in what is finer than a network finds by itself.
 
     Raises:
         ValueError: If an argument is outside its range.
 
     References:
-        Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2 (adaptive layer norm).
+        Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2 (adaptive layer norm); Kingma et
+        al. 2021, "Variational Diffusion Models", appendix C (octaves).
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class MLP(nn.Module):
         embedding_dim: int = 64,
         embedding: str = "positional",
         dropout: float = 0.0,
+        octaves: int = 0,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -76,10 +80,13 @@ class MLP(nn.Module):
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
         if width < 1 or depth < 1:
             raise ValueError(f"width and depth must be at least 1; got width={width}, depth={depth}")
+        if octaves < 0:
+            raise ValueError(f"octaves must be at least 0; got {octaves}")
         size = math.prod(self.shape)
+        self.octaves = octaves
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding)
         self.modulation = nn.Linear(embedding_dim, depth * 2 * width)
-        self.input = nn.Linear(size, width)
+        self.input = nn.Linear(size * (1 + 2 * octaves), width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, size)
@@ -104,8 +111,15 @@ class MLP(nn.Module):
         # One embedding serves all samples where c_noise is a scalar: [1, ...] broadcasts below.
         modulation = self.modulation(self.conditioning(c_noise, label))
         scales, shifts = modulation.unflatten(1, (2, len(self.blocks), -1)).unbind(1)
-        h = self.input(x.flatten(1).to(self.input.weight.dtype))
+        h = self.input(self._features(x.flatten(1)).to(self.input.weight.dtype))
         for block, scale, shift in zip(self.blocks, (1 + scales).unbind(1), shifts.unbind(1), strict=True):
             h = block(h, scale, shift)
         out: Tensor = self.output(self.norm(h))
         return out.view_as(x).to(x.dtype)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """x with its octaves, [B, D (1 + 2 octaves)], in the type of x: the phase of a fine one needs its digits."""
+        if not self.octaves:
+            return x
+        phases = [x * (math.pi * 2**k) for k in range(self.octaves)]
+        return torch.cat([x, *(phase.sin() for phase in phases), *(phase.cos() for phase in phases)], 1)

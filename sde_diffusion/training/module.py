@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sde_diffusion import __version__
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.checkpoint import read_checkpoint
 from sde_diffusion.training.objective import Objective
@@ -60,6 +61,8 @@ class ScoreModel(LightningModule):
         warmup_steps: Steps of linear warm-up, at least 0.
         schedule: constant or cosine (down to 0 at the trainer's max_steps or max_epochs).
         n_classes: Number of classes that the denoiser is conditioned on; 0 for an unconditional model.
+        dequantise: Fill the bins of data with levels by uniform noise, anew in each step: for densities. Without it the
+            model learns that data lie on levels.
         label_dropout: Share of samples trained without their label, for classifier-free guidance, in [0, 1].
         validation_draws: Noise draws for each validation image.
         seed: Of noise and times.
@@ -81,6 +84,7 @@ class ScoreModel(LightningModule):
         warmup_steps: int = 200,
         schedule: str = "cosine",
         n_classes: int = 0,
+        dequantise: bool = False,
         label_dropout: float = 0.1,
         validation_draws: int = 8,
         seed: int = 0,
@@ -108,6 +112,8 @@ class ScoreModel(LightningModule):
         self.denoiser: Denoiser = build(denoiser)
         self.objective: Objective = build(objective)
         self.data = dict(data or {})
+        if dequantise and not self.data.get("levels"):
+            raise ValueError("dequantise=true fills the bins of data with levels, and these data have none")
         self.run: dict[str, Any] = {}  # the configuration of the whole run, kept in checkpoints for resuming
         if compile:
             self.denoiser.compile()
@@ -150,7 +156,7 @@ class ScoreModel(LightningModule):
             label = conditions["label"]
             dropped = torch.rand(len(label), device=label.device) < self.hparams["label_dropout"]
             conditions["label"] = label.masked_fill(dropped, self.hparams["n_classes"])
-        x0 = batch["x"]
+        x0 = self._filled(batch["x"])
         t = self.objective.times(self.denoiser.sde, len(x0), device=x0.device)
         loss = self.objective(self.denoiser, x0, t, torch.randn_like(x0), **conditions).mean()
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -167,8 +173,17 @@ class ScoreModel(LightningModule):
         t = self.objective.times.strata(self.denoiser.sde, len(x0))
         t = t[torch.randperm(len(x0), generator=generator)].to(x0.device)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
+        x0 = self._filled(x0, generator)
         loss = self.objective(self.denoiser, x0, t, noise, **self.conditions(repeated)).mean()
         self.log("val/loss", loss, prog_bar=True, batch_size=len(x0), sync_dist=True)
+
+    def _filled(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Data with their bins filled, if so asked; by the global generator, or by one on the CPU."""
+        if not self.hparams["dequantise"]:
+            return x0
+        device = x0.device if generator is None else generator.device
+        uniform = torch.rand(x0.shape, generator=generator, dtype=x0.dtype, device=device).to(x0)
+        return UniformDequantisation(self.data["levels"]).fill(x0, uniform)
 
     def conditions(self, batch: Batch) -> dict[str, Any]:
         """What of a batch the denoiser is conditioned on: its label, if the model is one of classes."""

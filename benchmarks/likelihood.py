@@ -1,0 +1,315 @@
+"""How exact is a likelihood, for how many passes? `python -m benchmarks.likelihood --out DIR`
+
+Three questions, on one machine in one run:
+
+- Error of the exact-trace log-likelihood (worst sample, bits per dimension) against network passes and seconds, for
+  each method, coordinate and grid, on densities known in closed form: a mixture of ten diagonal Gaussians fitted to
+  scikit-learn's digits (64 dimensions) and mixtures in the plane. Each figure is the worst of the six paths. The exact
+  marginal at t_max serves as prior, so that the error is the solver's own. Table and DIR/likelihood.png.
+- The prior's share: what N(0, sigma_T^2 I) adds to that, and what the Gaussian of the data's moments does.
+- Seconds against the reference procedure (SciPy's RK45 at 1e-5, two forward passes and a backward for each evaluation,
+  NumPy in between) on one network, at equal error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.integrate import solve_ivp
+from sklearn.datasets import load_digits
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from sde_diffusion import (
+    EDMSDE,
+    SDE,
+    VESDE,
+    VPSDE,
+    BandLogSNR,
+    CosineVPSDE,
+    Denoiser,
+    GaussianMixtureDenoiser,
+    GaussianPrior,
+    Grid,
+    Hutchinson,
+    KarrasRho,
+    NetworkDenoiser,
+    QuadraticTime,
+    RectifiedFlow,
+    SubVPSDE,
+    UNet,
+    UniformLogSNR,
+    UniformTime,
+    log_likelihood,
+)
+from sde_diffusion.files import writing
+from sde_diffusion.sampling import Noise
+from sde_diffusion.sampling.reverse import Coordinate, NoiseToSignal, State, UnitVariance
+
+PATHS: dict[str, SDE] = {
+    "vp": VPSDE(),
+    "sub-vp": SubVPSDE(),
+    "cosine": CosineVPSDE(),
+    "ve": VESDE(),
+    "edm": EDMSDE(),
+    "rectified": RectifiedFlow(),
+}
+COORDINATES: dict[str, Coordinate] = {"x": State(), "x / alpha": NoiseToSignal(), "unit": UnitVariance()}
+GRIDS: dict[str, Grid] = {
+    "t": UniformTime(),
+    "t^2": QuadraticTime(),
+    "log-SNR": UniformLogSNR(),
+    "rho = 7": KarrasRho(),
+    "band": BandLogSNR(),
+}
+TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+STEPS = (12, 24, 48, 96)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A method in a coordinate on a grid."""
+
+    method: str
+    coordinate: str
+    grid: str
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it takes a number of steps."""
+        return self.method in ("heun3", "rk4", "explicit_adams")
+
+    def options(self, effort: float) -> dict[str, object]:
+        """log_likelihood's arguments for a tolerance, or a number of steps."""
+        chosen: dict[str, object] = {"method": self.method, "grid": GRIDS[self.grid]}
+        chosen["coordinate"] = COORDINATES[self.coordinate]
+        return chosen | ({"steps": int(effort)} if self.fixed else {"rtol": effort, "atol": effort})
+
+    @property
+    def efforts(self) -> tuple[float, ...]:
+        """What it is tried with."""
+        return STEPS if self.fixed else TOLERANCES
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.coordinate}, {self.grid}"
+
+
+SETTINGS = [
+    Setting("adams", "unit", "band"),  # the default
+    Setting("adams", "unit", "t"),
+    Setting("adams", "unit", "t^2"),
+    Setting("adams", "unit", "log-SNR"),
+    Setting("adams", "unit", "rho = 7"),
+    Setting("adams", "x", "band"),
+    Setting("adams", "x / alpha", "band"),
+    Setting("dopri5", "unit", "band"),
+    Setting("dopri5", "x", "band"),
+    Setting("dopri5", "x", "t"),
+    Setting("dopri5", "x / alpha", "log-SNR"),
+    Setting("dopri8", "unit", "band"),
+    Setting("bosh3", "unit", "band"),
+    Setting("explicit_adams", "unit", "band"),
+    Setting("rk4", "unit", "band"),
+    Setting("heun3", "unit", "band"),
+    Setting("heun3", "x", "t^2"),
+]
+
+
+def digits_mixture() -> tuple[Tensor, Tensor, Tensor]:
+    """Means, standard deviations and weights of ten diagonal Gaussians fitted to the digits on [-1, 1]."""
+    fitted = GaussianMixture(10, covariance_type="diag", reg_covar=1e-3, random_state=0).fit(load_digits().data / 8 - 1)
+    arrays = (fitted.means_, np.sqrt(fitted.covariances_), fitted.weights_)
+    means, stds, weights = (torch.from_numpy(array) for array in arrays)
+    return means, stds, weights
+
+
+def plane_mixture() -> tuple[Tensor, Tensor, Tensor]:
+    """Eight narrow Gaussians on a circle."""
+    angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = torch.stack([angle.cos(), angle.sin()], 1)
+    return means, torch.full_like(means, 0.05), torch.ones(8, dtype=torch.float64)
+
+
+def data_of(denoiser: GaussianMixtureDenoiser, n: int) -> Tensor:
+    """Exact samples at t_min."""
+    generator = torch.Generator().manual_seed(1)
+    x0 = denoiser.sample(n, generator)
+    noise = torch.randn(x0.shape, dtype=torch.float64, generator=generator)
+    return denoiser.sde.perturb(x0, denoiser.sde.t_min, noise)
+
+
+def errors(
+    mixture: Callable[[], tuple[Tensor, Tensor, Tensor]], n: int
+) -> dict[Setting, list[tuple[int, float, float]]]:
+    """Passes, seconds and errors of each setting, the worst of the paths."""
+    parameters = mixture()
+    denoisers = [GaussianMixtureDenoiser(sde, *parameters) for sde in PATHS.values()]
+    table: dict[Setting, Efforts] = {}
+    for setting in SETTINGS:
+        table[setting] = []
+        for effort in setting.efforts:
+            passes, worst, begin = 0, 0.0, time.perf_counter()
+            for denoiser in denoisers:
+                sde, x = denoiser.sde, data_of(denoiser, n)
+                try:
+                    result = log_likelihood(
+                        denoiser,
+                        x,
+                        trace="exact",
+                        prior=lambda y, d=denoiser: d.log_prob(y, d.sde.t_max),
+                        max_nfe=3000,
+                        **setting.options(effort),
+                    )
+                except Exception as error:  # a setting that cannot be solved is in the table too
+                    print(f"  {setting} on {sde}: {error}")
+                    passes, worst = 3000, math.inf
+                    break
+                off = (result.log_prob - denoiser.log_prob(x, sde.t_min)).abs().max()
+                worst = max(worst, float(off) / (x[0].numel() * math.log(2)))
+                passes = max(passes, result.nfe)
+            table[setting].append((passes, time.perf_counter() - begin, worst))
+        row = "  ".join(f"{passes:4d} {seconds:6.1f}s {worst:8.1e}" for passes, seconds, worst in table[setting])
+        print(f"{setting!s:34s}{row}", flush=True)
+    return table
+
+
+def passes_to(target: float, efforts: Efforts) -> str:
+    """Fewest passes with the error below a target, of those tried."""
+    reached = [passes for passes, _, worst in efforts if worst <= target]
+    return f"{min(reached)}" if reached else "-"
+
+
+def prior_shares(n: int) -> None:
+    """What the prior adds to the solver's error, with N(0, sigma_T^2 I) and with the data's moments."""
+    means, stds, weights = digits_mixture()
+    mean = weights @ means
+    variance = weights @ (means.square() + stds.square()) - mean.square()
+    print(f"{'path':12s}{'standard':>12s}{'matched':>12s}   (worst sample, bits/dim)")
+    for name, sde in PATHS.items():
+        denoiser = GaussianMixtureDenoiser(sde, means, stds, weights)
+        latent = log_likelihood(denoiser, data_of(denoiser, n), steps=40, method="rk4").latent
+        exact = denoiser.log_prob(latent, sde.t_max)
+        shares = [
+            float((prior(latent) - exact).abs().max()) / (64 * math.log(2))
+            for prior in (GaussianPrior.standard(sde), GaussianPrior.matched(sde, mean, variance))
+        ]
+        print(f"{name:12s}{shares[0]:12.1e}{shares[1]:12.1e}")
+
+
+def reference(denoiser: Denoiser, x: Tensor, probe: Tensor, tolerance: float) -> tuple[Tensor, int]:
+    """The procedure of the field's first implementation: SciPy's RK45, a forward pass for the drift and a forward and a
+    backward for its divergence, float32 networks fed from float64 arrays.
+    """
+    sde, passes = denoiser.sde, 0
+    size = x[0].numel()
+
+    def slope(t: float, state: np.ndarray) -> np.ndarray:
+        nonlocal passes
+        passes += 1
+        y = torch.from_numpy(state[: x.numel()].reshape(x.shape)).float()
+        with torch.no_grad():
+            drift = denoiser(y, t).velocity
+        with torch.enable_grad():
+            y.requires_grad_()
+            product = (denoiser(y, t).velocity * probe).sum()
+            (gradient,) = torch.autograd.grad(product, y)
+        divergence = (gradient * probe).flatten(1).sum(1)
+        return np.concatenate([drift.numpy().ravel(), divergence.numpy()]).astype(np.float64)
+
+    start = np.concatenate([x.double().numpy().ravel(), np.zeros(len(x))])
+    solution = solve_ivp(slope, (sde.t_min, sde.t_max), start, rtol=tolerance, atol=tolerance, method="RK45")
+    end = torch.from_numpy(solution.y[:, -1])
+    latent, change = end[: x.numel()].reshape(x.shape), end[x.numel() :]
+    return -(sde.prior_log_prob(latent) + change) / (size * math.log(2)), passes
+
+
+def against_reference(rounds: int) -> None:
+    """Both procedures on one small convolutional network, 32 images of 28x28, with the same probes."""
+    torch.manual_seed(0)
+    network = UNet(shape=(1, 28, 28), channels=16, channel_mult=(1, 2), blocks=1, attention=())
+    for parameter in network.parameters():  # a network as it comes answers zero: any function will do
+        torch.nn.init.normal_(parameter, std=0.05)
+    denoiser = NetworkDenoiser(VPSDE(), network).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(32, 1, 28, 28, generator=generator) * 2 - 1
+    noise = Noise(range(32), x.shape[1:], dtype=torch.float64)
+    probe = Hutchinson().vectors(noise)[0].float()
+    size = x[0].numel()
+
+    def ours(tolerance: float) -> tuple[Tensor, int]:
+        result = log_likelihood(denoiser, x, rtol=tolerance, atol=tolerance)
+        return -result.log_prob / (size * math.log(2)), result.nfe
+
+    exact, _ = ours(1e-7)
+    candidates = {
+        "reference 1e-5": lambda: reference(denoiser, x, probe, 1e-5),
+        **{f"ours {tolerance:g}": (lambda tolerance=tolerance: ours(tolerance)) for tolerance in (1e-3, 1e-4, 1e-5)},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    told: dict[str, tuple[float, int]] = {}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            begin = time.perf_counter()
+            values, passes = run()
+            seconds[name].append(time.perf_counter() - begin)
+            told[name] = (float((values - exact).abs().max()), passes)
+    base = statistics.median(seconds["reference 1e-5"])
+    for name, (worst, passes) in told.items():
+        median = statistics.median(seconds[name])
+        print(f"{name:16s}{passes:5d} evaluations{median:8.2f} s{base / median:7.2f} x{worst:10.1e} bits/dim (worst)")
+
+
+def draw(table: dict[Setting, Efforts], path: Path) -> None:
+    """Error against passes, a line for each setting."""
+    figure = Figure(figsize=(8.0, 6.0), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    for setting, efforts in table.items():
+        points = [(passes, worst) for passes, _, worst in efforts if math.isfinite(worst)]
+        default = setting == SETTINGS[0]
+        if points:
+            axes.loglog(*zip(*points, strict=True), "o-", lw=3 if default else 1, ms=4, label=str(setting))
+    axes.axhline(1e-3, color="0.7", lw=1)
+    axes.set_xlabel("network passes (most of the six paths)")
+    axes.set_ylabel("error of the worst sample, bits/dim (worst of the six paths)")
+    axes.legend(fontsize=7)
+    with writing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for likelihood.png")
+    parser.add_argument("--n", type=int, default=40, help="samples")
+    parser.add_argument("--rounds", type=int, default=3, help="of the comparison with the reference, taking turns")
+    args = parser.parse_args()
+    for name, mixture in (
+        ("digits' mixture, 64 dimensions", digits_mixture),
+        ("eight Gaussians in the plane", plane_mixture),
+    ):
+        print(
+            f"\n{name}: passes, seconds on all paths, worst error in bits/dim, for tolerances "
+            f"{', '.join(f'{value:g}' for value in TOLERANCES)} or {', '.join(map(str, STEPS))} steps"
+        )
+        table = errors(mixture, args.n)
+        print(f"\n{'passes to an error of':34s}{'1e-2':>8s}{'1e-3':>8s}{'1e-4':>8s}{'1e-5':>8s}")
+        for setting, efforts in table.items():
+            print(f"{setting!s:34s}" + "".join(f"{passes_to(10.0**-k, efforts):>8s}" for k in (2, 3, 4, 5)))
+        if mixture is digits_mixture:
+            draw(table, args.out / "likelihood.png")
+    print("\nthe prior's share")
+    prior_shares(args.n)
+    print("\nagainst the reference procedure")
+    against_reference(args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""p(x | z_0): how data come out of the state at which an evidence lower bound ends."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.levels import to_levels
+from sde_diffusion.sde import SDE, expand
+
+
+class Decoder(ABC):
+    """p(x | z_0)."""
+
+    def place(self, sde: SDE) -> float:
+        """The t_end at which it stands unless told otherwise: the path's t_min."""
+        return sde.t_min
+
+    def places(self, sde: SDE) -> list[float]:
+        """Other places worth a try (see `best_place`)."""
+        return [self.place(sde)]
+
+    @abstractmethod
+    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
+        """E log p(x | z_0) over z_0 = alpha x + sigma noise, exact or by this noise; x and noise: [B, *]; [B]."""
+
+
+class GaussianDecoder(Decoder):
+    """For continuous data: p(x | z) = N(z / alpha, (sigma / alpha)^2 I), whose expectation is exact."""
+
+    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
+        """-D/2 (log(2 pi sigma^2 / alpha^2) + 1), for noise has unit variance."""
+        size = math.prod(x.shape[1:])
+        value = -0.5 * size * (math.log(2 * math.pi) - float(sde.log_snr(t_end)) + 1)
+        return torch.full((len(x),), value, dtype=torch.float64, device=x.device)
+
+
+class LevelDecoder(Decoder):
+    """For data on L levels of [-1, 1]: p(x | z) proportional to q(z | x) w(x) over levels, in each dimension by itself.
+
+    The bound is then one on the logarithm of a probability, and needs no dequantisation. It stands where noise no
+    longer hides the level, sigma / alpha an eighth of the levels' distance: it then costs less than 1e-3 bits per
+    dimension. Nearer to the data there is nothing to gain, and a model that was not trained there loses much.
+
+    Args:
+        levels: L, at least 2.
+        weights: w, how frequent each level is in each dimension, [*dims, L], positive; equal if not given. See
+            `frequencies`. With them the decoder is the best that looks at each dimension by itself, and may stand
+            where noise hides the level, which asks less of the network.
+
+    Raises:
+        ValueError: If levels < 2, or the weights are not positive or do not fit.
+
+    References:
+        Kingma et al. 2021, appendix C.
+    """
+
+    def __init__(self, levels: int, weights: Tensor | None = None) -> None:
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2; got {levels}")
+        if weights is not None and (weights.shape[-1] != levels or not bool((weights > 0).all())):
+            raise ValueError(f"weights must be positive and of shape [*dims, {levels}]; got {list(weights.shape)}")
+        self.levels = levels
+        self.log_weights = None if weights is None else weights.double().log()
+
+    @classmethod
+    def frequencies(cls, levels: int, x: Tensor) -> LevelDecoder:
+        """The decoder whose weights are the levels' frequencies in data [N, *dims] on [-1, 1], one added to each."""
+        index = to_levels(x, levels).long()
+        counts = torch.stack([(index == level).sum(0) for level in range(levels)], -1)
+        return cls(levels, counts.double() + 1)
+
+    def place(self, sde: SDE) -> float:
+        """Where sigma / alpha = 1 / (4 (L - 1)), or t_min if that is later."""
+        return max(sde.t_min, float(sde.time(2 * math.log(4 * (self.levels - 1)))))
+
+    def places(self, sde: SDE) -> list[float]:
+        """Where sigma / alpha is 1/8 to 4 times the levels' distance."""
+        ratios = [2 / (self.levels - 1) * step for step in (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4)]
+        times = [float(sde.time(-2 * math.log(ratio))) for ratio in ratios]
+        return [t for t in times if sde.t_min <= t < sde.t_max] or [self.place(sde)]
+
+    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
+        """Log-softmax over the levels at x's own."""
+        z = x + expand(sde.sigma(t_end) / sde.alpha(t_end), x) * noise  # z_0 / alpha
+        precision = float(sde.log_snr(t_end).exp())
+        width = 2 / (self.levels - 1)
+        # Levels beyond a few standard deviations add nothing: only those near z are looked at.
+        nearest = ((z + 1) / width).round().clamp(0, self.levels - 1)
+        reach = min(self.levels - 1, math.ceil(9 / (precision**0.5 * width)) + 1)
+        log_weights = None if self.log_weights is None else self.log_weights.to(x.device).expand(*x.shape, -1)
+        own = self._exponent(z, ((x + 1) / width).round(), precision, log_weights)
+        total = torch.full_like(own, -math.inf)
+        for offset in range(-reach, reach + 1):
+            level = nearest + offset
+            inside = (level >= 0) & (level < self.levels)
+            exponent = self._exponent(z, level.clamp(0, self.levels - 1), precision, log_weights)
+            total = torch.logaddexp(total, exponent.masked_fill(~inside, -math.inf))
+        return (own - total).flatten(1).sum(1)
+
+    def _exponent(self, z: Tensor, level: Tensor, precision: float, log_weights: Tensor | None) -> Tensor:
+        """log q(z | level) w(level) up to a constant."""
+        exponent = -0.5 * precision * (z - (level * (2 / (self.levels - 1)) - 1)).square()
+        if log_weights is None:
+            return exponent
+        return exponent + log_weights.gather(-1, level.long().unsqueeze(-1)).squeeze(-1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from sde_diffusion import __version__, pictures
 from sde_diffusion.cli import checkpoint_digest, command, load_model, plain, whole
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, best_place
-from sde_diffusion.density.scoring import Scoring
+from sde_diffusion.density.scoring import SCORES, Scoring
 from sde_diffusion.density.summary import mean_and_error, per_dim, summary
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
@@ -114,7 +114,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         values = {name: per_dim(parts["log_prob"], size, scoring.levels) for name, parts in measured.items()}
         pictures.save(pictures.histogram(values, "bits/dim" if scoring.levels else "nats/dim"), picture)
     report["seconds"] = run.seconds + time.perf_counter() - begin - run.scored_now
-    _write_table(table, scores)
+    _write_table(table, scores if strange is None else {**scores, "against": strange})
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
     forget(out / ".scores")
@@ -180,9 +180,7 @@ class _Run:
                 progress.update(task, completed=stop, so_far=f"{mean:.4f} ± {error:.4f} {unit}")
                 if cfg.target_se is not None and len(parts) > 1 and error <= cfg.target_se:
                     break
-        return {
-            name: torch.cat([part[name] for part in parts]) for name in parts[0] if name not in ("start", "seconds")
-        }
+        return {name: torch.cat([part[name] for part in parts]) for name in SCORES if name in parts[0]}
 
     def _batch(self, data: ScoredData, split: str, start: int, stop: int) -> dict[str, Tensor]:
         begin = time.perf_counter()

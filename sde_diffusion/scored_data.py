@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PLACES = ("root", "path")
+"""Where data lie: null where the model's own data lie where they lay in training, or the data set has no such key."""
+
 _MOMENT_ITEMS = 50_000
 """Items, at most, of which the data's moments are taken."""
 
@@ -93,7 +96,7 @@ def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]
     """
     chosen = plain(cfg.data)
     if chosen.get("_target_"):
-        data = _built(chosen)
+        data = _built({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})
         if data.name != model.data["name"]:
             log.warning("the model was trained on %s, and these are %s", model.data["name"], data.name)
     else:

@@ -18,6 +18,12 @@ from sde_diffusion.density.prior import LogDensity
 from sde_diffusion.density.trace import TRACES
 from sde_diffusion.sampling import Noise
 
+SCORES = (
+    *("log_prob", "trace_error", "nfe"),
+    *("elbo", "elbo_error", "elbo_reconstruction", "elbo_prior", "elbo_diffusion"),
+)
+"""What is known of a scored item."""
+
 _PROBE_SEEDS = 1 << 44
 """Between the seeds of the probes of two dequantisation draws of one item."""
 
@@ -93,8 +99,8 @@ class Scoring:
             **conditions: Passed to the denoiser.
 
         Returns:
-            [B] each, float64: log_prob, trace_error (not a number for a single estimate), nfe; and of the bound elbo,
-            elbo_error, elbo_reconstruction, elbo_prior, elbo_diffusion.
+            `SCORES`, [B] each, float64: trace_error is not a number for a single estimate, and the last five are only
+            there with a bound.
         """
         logs: list[Tensor] = []
         nfe, error = 0, None

@@ -244,6 +244,7 @@ def _conclude(folder: Path, last: Path) -> None:
     log.info("Next:")
     log.info("  %s -m sde_diffusion.sample ckpt=%s n=64", _python(), ckpt)
     log.info("  %s -m sde_diffusion.evaluate ckpt=%s", _python(), ckpt)
+    log.info("  %s -m sde_diffusion.likelihood ckpt=%s", _python(), ckpt)
 
 
 def _python() -> str:

@@ -41,7 +41,8 @@ def test_commands_compose_and_build_what_they_name(command, composed):
     if "--multirun" in command:
         overrides = [override.split(",")[0] for override in overrides]
     cfg = composed(config, overrides=overrides)
-    assert build(plain(cfg.sampler)) is not None
+    if config != "likelihood":
+        assert build(plain(cfg.sampler)) is not None
     if config == "train":
         cfg.network.shape, cfg.denoiser.sigma_data = (
             [2 if cfg.data._target_.split(".")[-2] == "densities" else 1, 8, 8],

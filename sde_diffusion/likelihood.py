@@ -206,10 +206,11 @@ class _Run:
             except RuntimeError as error:  # of which torch's OutOfMemoryError is one
                 if end - start < 2 or not _is_memory(error):
                     raise
+                if self.most == self.cfg.batch_size:
+                    log.warning(
+                        "memory does not hold %d items at once: going on with half as many, or fewer", self.most
+                    )
                 self.most = (end - start) // 2
-                log.warning(
-                    "memory does not hold batch_size=%d: going on with %d items at once", end - start, self.most
-                )
                 continue
             except ValueError as error:
                 raise UserError(str(error)) from error

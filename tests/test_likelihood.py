@@ -194,3 +194,34 @@ def test_what_stands_there_is_kept(scored, command, trained, tmp_path):
     done = command("likelihood", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", f"out={out}", cwd=tmp_path)
     assert (done.status, "overwrite=true" in done.err) == (1, True)
     assert (out / "likelihood.json").read_bytes() == before
+
+
+def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
+    """Halved until it fits, said once; every item is scored, in order, with its own seed."""
+    from omegaconf import OmegaConf
+
+    from sde_diffusion import likelihood
+    from sde_diffusion.scored_data import ScoredData
+
+    model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
+    splits = build(model.data["config"]).prepare().splits
+    asked = []
+
+    def score(denoiser, x, seeds, prior):
+        asked.append(len(x))
+        if len(x) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(list(seeds))}
+
+    cfg = OmegaConf.create({"ckpt": str(trained / "checkpoints" / "last.ckpt"), "seed": 7, "batch_size": 20})
+    run = likelihood._Run(cfg, model, torch.device("cpu"), score, None, trained)
+    data = ScoredData("digits", "own", splits, None, None, 0)
+    x = splits["test"].tensor()[40:60]
+    for turn in range(2):
+        scores = run._batch(data, "test", 40, 60)["log_prob"]
+        assert torch.equal(scores, x.flatten(1).sum(1).double() + torch.arange(47, 67))
+        assert asked == ([20, 10, 5, 5, 5, 5] if not turn else [5] * 4)
+        asked.clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        "memory does not hold 20 items at once: going on with half as many, or fewer"
+    ]

@@ -92,7 +92,13 @@ class LevelDecoder(Decoder):
         nearest = ((z + 1) / width).round().clamp(0, self.levels - 1)
         reach = min(self.levels - 1, math.ceil(9 / (precision**0.5 * width)) + 1)
         log_weights = None if self.log_weights is None else self.log_weights.to(x.device).expand(*x.shape, -1)
-        own = self._exponent(z, ((x + 1) / width).round(), precision, log_weights)
+        own_level = ((x + 1) / width).round()
+        if bool(((own_level * width - 1 - x).abs() > 0.01 * width).any()) or bool((own_level > self.levels - 1).any()):
+            raise ValueError(
+                f"x must lie on the {self.levels} levels from -1 to 1 (see `from_levels`), not between or beyond them; "
+                "for continuous data take GaussianDecoder()"
+            )
+        own = self._exponent(z, own_level, precision, log_weights)
         total = torch.full_like(own, -math.inf)
         for offset in range(-reach, reach + 1):
             level = nearest + offset

@@ -120,15 +120,16 @@ def log_likelihood(
     if len(seeds) != len(x):
         raise ValueError(f"one seed for each sample is needed: {len(x)} samples, {len(seeds)} seeds")
     solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
-    process = ReverseProcess(
-        lambda x, t: denoiser(x, t, **conditions),
-        sde,
-        BandLogSNR() if grid is None else grid,
-        t_end,
-        coordinate=UnitVariance() if coordinate is None else coordinate,
-    )
     # Outside inference mode, under which Lightning tests and which records nothing to differentiate.
     with torch.inference_mode(False), torch.set_grad_enabled(create_graph):
+        conditions = {name: _recordable(value) for name, value in conditions.items()}
+        process = ReverseProcess(
+            lambda x, t: denoiser(x, t, **conditions),
+            sde,
+            BandLogSNR() if grid is None else grid,
+            t_end,
+            coordinate=UnitVariance() if coordinate is None else coordinate,
+        )
         x = x.to(dtype) if create_graph else x.detach().clone().to(dtype)
         noise = Noise(seeds, x.shape[1:], x.device, dtype)
         flow = _DensityFlow(process, trace, trace.vectors(noise), x.shape, create_graph)
@@ -149,6 +150,11 @@ def log_likelihood(
         stretch = size * (math.log(process.scale(0.0)) - math.log(process.scale(1.0)))
         error = estimates.std(1) / trace.columns**0.5 if trace.columns > 1 else None
         return Likelihood(density + estimates.mean(1) + stretch, density, latent, error, flow.nfe)
+
+
+def _recordable(value: Any) -> Any:
+    """A condition that may be saved for a gradient, which one made in inference mode may not."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 class _DensityFlow:

@@ -60,6 +60,8 @@ def adams(
     slopes, places = [drift(u, y)], [u]
     # What a first step of order 1 may take if the slope changes by its own size over the interval.
     steepness = float(norm(slopes[0].detach() / (atol + rtol * y.detach().abs()))) * length
+    if not steepness < torch.inf:
+        return None
     h = length * (0.005 if steepness < 1e4 else 0.5 / steepness**0.5)
     while True:
         remaining = abs(end - u)

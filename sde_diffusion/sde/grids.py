@@ -140,7 +140,9 @@ class BandLogSNR(Grid):
             ((sde.sigma(t) + self.low * sde.alpha(t)) / (sde.alpha(t) + sde.sigma(t) / self.high)).log()
             for t in (sde.t_max, t_end)
         )
-        w = (end + u * (start - end)).exp()
+        # Where alpha or sigma is zero, log-SNR has no slope: the ends have that of a place beside them.
+        inside = u + (u.clamp(1e-9, 1 - 1e-9) - u).detach()
+        w = (end + inside * (start - end)).exp()
         return _pin(sde.time(2 * (torch.log1p(-w / self.high) - (w - self.low).log())), u, sde, t_end)
 
 

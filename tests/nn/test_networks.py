@@ -205,3 +205,37 @@ def test_configurations_build_networks_of_the_stated_size(name, shape, low, high
     with torch.device("meta"):
         network = getattr(networks, cls)(**settings | {"shape": shape})
     assert low < sum(p.numel() for p in network.parameters()) < high
+
+
+def test_octaves_tell_levels_apart_that_the_values_do_not():
+    """With k octaves, values that differ by a whole period of the coarsest differ in the plain value alone."""
+    torch.manual_seed(0)
+    network = MLP([4], width=16, depth=1, embedding_dim=8, octaves=3).double()
+    torch.nn.init.normal_(network.output.weight)
+    x, c = torch.randn(6, 4, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    assert network.input.weight.shape == (16, 4 * 7)
+    with torch.no_grad():
+        network.input.weight[:, :4] = 0  # the plain values
+        assert torch.allclose(network(x, c), network(x + 2, c), atol=1e-9)
+        assert not torch.allclose(network(x, c), network(x + 0.25, c), atol=1e-3)
+        network.input.weight[:, :12] = 0  # and their sines of the two coarser octaves
+        network.input.weight[:, 16:24] = 0  # and their cosines: what is left has period 1/2
+        assert torch.allclose(network(x, c), network(x + 0.5, c), atol=1e-9)
+
+
+def test_dropout_of_the_mlp_acts_in_training_alone():
+    torch.manual_seed(0)
+    network = MLP([4], width=64, depth=2, embedding_dim=8, dropout=0.5)
+    for block in network.blocks:
+        torch.nn.init.normal_(block.output.weight)
+    torch.nn.init.normal_(network.output.weight)
+    x, c = torch.randn(6, 4), torch.zeros(())
+    assert not torch.equal(network(x, c), network(x, c))
+    network.eval()
+    assert torch.equal(network(x, c), network(x, c))
+
+
+@pytest.mark.parametrize(("wrong", "words"), [({"dropout": 1.0}, "dropout"), ({"octaves": -1}, "octaves")])
+def test_arguments_of_the_mlp(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        MLP([4], **wrong)

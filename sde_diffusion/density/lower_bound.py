@@ -29,6 +29,7 @@ from sde_diffusion.sampling import Noise
 from sde_diffusion.sde import SDE, Grid, UniformLogSNR
 
 _SIGMA_DATA = 0.5  # a guess at the data's size, on which only the variance depends
+_END_DRAWS = 16  # of the noise at the decoder and at the prior, which cost no network pass
 
 ELBO_DRAWS = 1 << 42
 """Number of the first draw of a sample's stream that the bound takes; see `trace.PROBE_DRAWS`."""
@@ -43,7 +44,7 @@ class ELBO:
         reconstruction: E log p(x | z_0).
         prior: KL(q(z_1 | x) || prior).
         diffusion: The steps' KLs.
-        std_error: Standard error of log_prob due to the draws of t and noise; None for a single draw.
+        std_error: Standard error of log_prob due to the draws of t and noise; None for a single draw of t.
         nfe: Network passes for each sample.
     """
 
@@ -109,18 +110,29 @@ def elbo(
         raise ValueError(f"draws must be at least 1, and at most the number of steps; got {draws}")
     if x.ndim < 2 or not len(x):
         raise ValueError(f"x must have shape [B, *dims] with B >= 1; got {list(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x holds numbers that are not finite")
     seeds = range(seed, seed + len(x)) if seeds is None else seeds
     if len(seeds) != len(x):
         raise ValueError(f"one seed for each sample is needed: {len(x)} samples, {len(seeds)} seeds")
     prior = GaussianPrior.standard(sde) if prior is None else prior
     decoder = GaussianDecoder() if decoder is None else decoder
     t_end = decoder.place(sde) if t_end is None else t_end
+    if not 0 <= t_end < sde.t_max:
+        raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
     grid = UniformLogSNR() if grid is None else grid
     x = x.to(dtype)
     noise, clock = Noise(seeds, x.shape[1:], x.device, dtype), Noise(seeds, (draws,), "cpu", torch.float64)
     # Each sample's own place within each stratum, [draws, B].
     places = (torch.arange(draws).unsqueeze(1) + torch.special.ndtr(clock.normal(ELBO_DRAWS)).T) / draws
     times = _Continuous(sde, grid, t_end) if steps is None else _Discrete(sde, grid, t_end, steps)
+    begin, end = times.ends
+    for place in (begin,) if steps is None else (begin, end):
+        if not math.isfinite(float(sde.log_snr(place))):
+            raise ValueError(
+                f"log-SNR is infinite at t = {place:g} of {sde}: a decoder needs some noise (t_end > 0), and the last of "
+                "discrete steps some signal (an earlier t_max, or steps=None)"
+            )
     at_once = max(1, rows // len(x))
     terms, controls = torch.empty(2, draws, len(x), dtype=torch.float64, device=x.device)
     for first in range(0, draws, at_once):
@@ -136,14 +148,16 @@ def elbo(
             rows_of[first : first + len(part)] = (weight * values).reshape(len(part), len(x))
     terms = _controlled(terms, controls)
     diffusion = terms.mean(0)
-    last = noise.normal(ELBO_DRAWS + 1)
-    reconstruction = decoder.expected(sde, t_end, x, last).double()
-    kl = _prior_kl(sde, prior, x, noise.normal(ELBO_DRAWS + 2 + draws))
+    first = ELBO_DRAWS + 2 + draws
+    at_decoder, at_prior = range(first, first + _END_DRAWS), range(first + _END_DRAWS, first + 2 * _END_DRAWS)
+    decoded = torch.stack([decoder.expected(sde, begin, x, noise.normal(draw)).double() for draw in at_decoder])
+    kls = torch.stack([_prior_kl(sde, end, prior, x, noise.normal(draw)) for draw in at_prior])
+    reconstruction, kl = decoded.mean(0), kls.mean(0)
     error = None
     if draws > 1:
         # The mean square difference of two neighbours is the sum of their variances.
         even, odd = terms[: draws - draws % 2 : 2], terms[1::2]
-        error = (even - odd).square().mean(0).div(2 * draws).sqrt()
+        error = ((even - odd).square().mean(0) / (2 * draws) + (decoded.var(0) + kls.var(0)) / _END_DRAWS).sqrt()
     return ELBO(reconstruction - kl - diffusion, reconstruction, kl, diffusion, error, draws)
 
 
@@ -188,6 +202,8 @@ class _Discrete:
         self.times = grid.times(sde, steps + 1, t_end).flip(0)
         log_snr = sde.log_snr(self.times)
         self.weights = 0.5 * steps * torch.expm1(log_snr[:-1] - log_snr[1:])
+        # A list of levels need not reach t_end and t_max.
+        self.ends = float(self.times[0]), float(self.times[-1])
 
     def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
         step = (places * len(self.weights)).long().clamp(max=len(self.weights) - 1)
@@ -199,6 +215,7 @@ class _Continuous:
 
     def __init__(self, sde: SDE, grid: Grid, t_end: float) -> None:
         self.sde, self.grid, self.t_end = sde, grid, t_end
+        self.ends = t_end, sde.t_max
 
     def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
@@ -218,9 +235,9 @@ def _repeat(value: Any, times: int, batch: int) -> Any:
     return value
 
 
-def _prior_kl(sde: SDE, prior: LogDensity, x: Tensor, noise: Tensor) -> Tensor:
-    """KL(q(z_1 | x) || prior), [B]."""
+def _prior_kl(sde: SDE, t: float, prior: LogDensity, x: Tensor, noise: Tensor) -> Tensor:
+    """KL(q(z_1 | x) || prior), [B], z_1 at t."""
     prior = prior if isinstance(prior, Prior) else SampledPrior(prior)
-    alpha, sigma = float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max))
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
     entropy = 0.5 * math.prod(x.shape[1:]) * (math.log(2 * math.pi) + 2 * math.log(sigma) + 1)
     return -entropy - prior.expected(alpha * x, sigma, noise).double()

@@ -44,9 +44,16 @@ class SampledPrior(Prior):
         return self.log_prob(x)
 
     def expected(self, mean: Tensor, std: float, noise: Tensor) -> Tensor:
-        """See `Prior.expected`."""
+        """See `Prior.expected`.
+
+        Raises:
+            ValueError: If the log-density is not of shape [B].
+        """
+        log_prob = self.log_prob(mean + std * noise)
+        if log_prob.shape != (len(mean),):
+            raise ValueError(f"prior must answer [B] = [{len(mean)}] log-densities; got {list(log_prob.shape)}")
         excess = noise.flatten(1).double().square().sum(1) - noise[0].numel()
-        return self.log_prob(mean + std * noise) + 0.5 * excess
+        return log_prob + 0.5 * excess
 
 
 class GaussianPrior(Prior):

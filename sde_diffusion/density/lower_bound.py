@@ -130,8 +130,8 @@ def elbo(
     for place in (begin,) if steps is None else (begin, end):
         if not math.isfinite(float(sde.log_snr(place))):
             raise ValueError(
-                f"log-SNR is infinite at t = {place:g} of {sde}: a decoder needs some noise (t_end > 0), and the last of "
-                "discrete steps some signal (an earlier t_max, or steps=None)"
+                f"log-SNR is infinite at t = {place:g} of {sde}: a decoder needs some noise (t_end > 0), and the last "
+                "of discrete steps some signal (an earlier t_max, or steps=None)"
             )
     at_once = max(1, rows // len(x))
     terms, controls = torch.empty(2, draws, len(x), dtype=torch.float64, device=x.device)

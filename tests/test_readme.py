@@ -73,6 +73,10 @@ def test_python_examples_run(code, tmp_path):
         assert abs(namespace["Polynomial"]().diffusion(t) ** 2 - by_hand) < 1e-12
 
 
+def test_nothing_waits_to_be_filled_in():
+    assert not re.findall(r"^[|\s]*[A-Z][A-Z_]{3,}[|\s]*$|TODO|TBD|FIXME", README, re.MULTILINE)
+
+
 def test_make_targets_and_paths_that_are_named_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([\w-]+)", README, re.MULTILINE):

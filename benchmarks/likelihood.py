@@ -1,14 +1,12 @@
 """How exact is a likelihood, for how many passes? `python -m benchmarks.likelihood --out DIR`
 
-Three questions, on one machine in one run:
+Two questions, on one machine in one run (how fast, is `benchmarks.likelihood_speed`'s):
 
 - Error of the exact-trace log-likelihood (worst sample, bits per dimension) against network passes and seconds, for
   each method, coordinate and grid, on densities known in closed form: a mixture of ten diagonal Gaussians fitted to
   scikit-learn's digits (64 dimensions) and mixtures in the plane. Each figure is the worst of the six paths. The exact
   marginal at t_max serves as prior, so that the error is the solver's own. Table and DIR/likelihood.png.
 - The prior's share: what N(0, sigma_T^2 I) adds to that, and what the Gaussian of the data's moments does.
-- Seconds against the reference procedure (SciPy's RK45 at 1e-5, two forward passes and a backward for each evaluation,
-  NumPy in between) on one network, at equal error: a small one, trained briefly on the spot, or a checkpoint's (--ckpt).
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.integrate import solve_ivp
 from sklearn.datasets import load_digits
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
-from torch.nn import functional as F
 
 from sde_diffusion import (
     EDMSDE,
@@ -37,28 +32,19 @@ from sde_diffusion import (
     VPSDE,
     BandLogSNR,
     CosineVPSDE,
-    Denoiser,
     GaussianMixtureDenoiser,
     GaussianPrior,
     Grid,
-    Hutchinson,
     KarrasRho,
-    NetworkDenoiser,
     QuadraticTime,
     RectifiedFlow,
-    ScoreModel,
     SubVPSDE,
-    UNet,
-    UniformDequantisation,
     UniformLogSNR,
     UniformTime,
     log_likelihood,
 )
-from sde_diffusion.config import build
 from sde_diffusion.files import writing
-from sde_diffusion.sampling import Noise
 from sde_diffusion.sampling.reverse import Coordinate, NoiseToSignal, State, UnitVariance
-from sde_diffusion.training import EDMWeighting, LogNormalTimes, Objective
 
 PATHS: dict[str, SDE] = {
     "vp": VPSDE(),
@@ -212,93 +198,6 @@ def prior_shares(n: int) -> None:
         print(f"{name:12s}{shares[0]:12.1e}{shares[1]:12.1e}")
 
 
-def reference(denoiser: Denoiser, x: Tensor, probe: Tensor, tolerance: float) -> tuple[Tensor, int]:
-    """The procedure of the field's first implementation: SciPy's RK45, a forward pass for the drift and a forward and a
-    backward for its divergence, float32 networks fed from float64 arrays.
-    """
-    sde, passes = denoiser.sde, 0
-    size = x[0].numel()
-
-    def slope(t: float, state: np.ndarray) -> np.ndarray:
-        nonlocal passes
-        passes += 1
-        y = torch.from_numpy(state[: x.numel()].reshape(x.shape)).float()
-        with torch.no_grad():
-            drift = denoiser(y, t).velocity
-        with torch.enable_grad():
-            y.requires_grad_()
-            product = (denoiser(y, t).velocity * probe).sum()
-            (gradient,) = torch.autograd.grad(product, y)
-        divergence = (gradient * probe).flatten(1).sum(1)
-        return np.concatenate([drift.numpy().ravel(), divergence.numpy()]).astype(np.float64)
-
-    start = np.concatenate([x.double().numpy().ravel(), np.zeros(len(x))])
-    solution = solve_ivp(slope, (sde.t_min, sde.t_max), start, rtol=tolerance, atol=tolerance, method="RK45")
-    end = torch.from_numpy(solution.y[:, -1])
-    latent, change = end[: x.numel()].reshape(x.shape), end[x.numel() :]
-    return -(sde.prior_log_prob(latent) + change) / (size * math.log(2)), passes
-
-
-def briefly_trained(steps: int = 300) -> tuple[Denoiser, Tensor]:
-    """A small convolutional network after some steps on the digits, enlarged to 28x28 with their bins filled; 32 of
-    them that it has not seen.
-    """
-    torch.manual_seed(0)
-    digits = torch.from_numpy(load_digits().images).float().unsqueeze(1) / 8 - 1
-    images = F.interpolate(digits, (28, 28), mode="bilinear") + (torch.rand(len(digits), 1, 28, 28) - 0.5) / 8
-    network = UNet(shape=(1, 28, 28), channels=16, channel_mult=(1, 2), blocks=1, attention=())
-    denoiser = NetworkDenoiser(VPSDE(), network)
-    objective = Objective(EDMWeighting(), LogNormalTimes(-1.2, 1.2, stratified=True))
-    optimizer = torch.optim.Adam(denoiser.parameters(), 2e-3)
-    for _ in range(steps):
-        batch = images[torch.randint(32, len(images), (32,))]
-        loss = objective(denoiser, batch, objective.times(denoiser.sde, 32), torch.randn_like(batch)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return denoiser.eval().requires_grad_(False), images[:32]
-
-
-def from_checkpoint(ckpt: str) -> tuple[Denoiser, Tensor]:
-    """A checkpoint's model, and 32 items of its test split with their bins filled."""
-    model = ScoreModel.load_from_checkpoint(ckpt)
-    x = build(model.data["config"]).prepare().tensor("test")[:32]
-    filled = UniformDequantisation(model.data["levels"])(x, Noise(range(32), x.shape[1:]), 0)
-    return model.denoiser.eval().requires_grad_(False), filled.float()
-
-
-def against_reference(rounds: int, denoiser: Denoiser, x: Tensor) -> None:
-    """Both procedures on one network with the same probes."""
-    noise = Noise(range(32), x.shape[1:], dtype=torch.float64)
-    probe = Hutchinson().vectors(noise)[0].float()
-    size = x[0].numel()
-
-    def ours(tolerance: float) -> tuple[Tensor, int]:
-        result = log_likelihood(denoiser, x, rtol=tolerance, atol=tolerance)
-        return -result.log_prob / (size * math.log(2)), result.nfe
-
-    exact, _ = ours(1e-7)
-    candidates = {
-        "reference 1e-5": lambda: reference(denoiser, x, probe, 1e-5),
-        **{
-            f"ours {tolerance:g}": (lambda tolerance=tolerance: ours(tolerance))
-            for tolerance in (1e-3, 1e-4, 1e-5, 3e-6)
-        },
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    told: dict[str, tuple[float, int]] = {}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            begin = time.perf_counter()
-            values, passes = run()
-            seconds[name].append(time.perf_counter() - begin)
-            told[name] = (float((values - exact).abs().max()), passes)
-    base = statistics.median(seconds["reference 1e-5"])
-    for name, (worst, passes) in told.items():
-        median = statistics.median(seconds[name])
-        print(f"{name:16s}{passes:5d} evaluations{median:8.2f} s{base / median:7.2f} x{worst:10.1e} bits/dim (worst)")
-
-
 def draw(table: dict[Setting, Efforts], path: Path) -> None:
     """Error against passes, a line for each setting."""
     figure = Figure(figsize=(8.0, 6.0), layout="constrained", dpi=110)
@@ -319,9 +218,7 @@ def draw(table: dict[Setting, Efforts], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for likelihood.png")
-    parser.add_argument("--ckpt", help="checkpoint for the comparison with the reference")
     parser.add_argument("--n", type=int, default=40, help="samples")
-    parser.add_argument("--rounds", type=int, default=3, help="of the comparison with the reference, taking turns")
     args = parser.parse_args()
     for name, mixture in (
         ("digits' mixture, 64 dimensions", digits_mixture),
@@ -339,8 +236,6 @@ def main() -> None:
             draw(table, args.out / "likelihood.png")
     print("\nthe prior's share")
     prior_shares(args.n)
-    print("\nagainst the reference procedure")
-    against_reference(args.rounds, *(from_checkpoint(args.ckpt) if args.ckpt else briefly_trained()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,132 @@
+"""How fast is a likelihood? `python -m benchmarks.likelihood_speed [--ckpt PATH]`
+
+Against the procedure of the field's first implementation (SciPy's RK45 at 1e-5, two forward passes and a backward for
+each evaluation, NumPy in between), on one network in one run, the two taking turns: a small one, trained briefly on the
+spot, or a checkpoint's. Equal error is what counts: the table gives each setting's, against tolerances of 1e-7.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional as F
+
+from sde_diffusion import (
+    VPSDE,
+    Denoiser,
+    Hutchinson,
+    NetworkDenoiser,
+    ScoreModel,
+    UNet,
+    UniformDequantisation,
+    log_likelihood,
+)
+from sde_diffusion.config import build
+from sde_diffusion.sampling import Noise
+from sde_diffusion.training import EDMWeighting, LogNormalTimes, Objective
+
+TOLERANCES = (1e-3, 1e-4, 1e-5, 3e-6)
+
+
+def reference(denoiser: Denoiser, x: Tensor, probe: Tensor, tolerance: float) -> tuple[Tensor, int]:
+    """The procedure of the field's first implementation: SciPy's RK45, a forward pass for the drift and a forward and a
+    backward for its divergence, float32 networks fed from float64 arrays.
+    """
+    sde, passes = denoiser.sde, 0
+    size = x[0].numel()
+
+    def slope(t: float, state: np.ndarray) -> np.ndarray:
+        nonlocal passes
+        passes += 1
+        y = torch.from_numpy(state[: x.numel()].reshape(x.shape)).float()
+        with torch.no_grad():
+            drift = denoiser(y, t).velocity
+        with torch.enable_grad():
+            y.requires_grad_()
+            product = (denoiser(y, t).velocity * probe).sum()
+            (gradient,) = torch.autograd.grad(product, y)
+        divergence = (gradient * probe).flatten(1).sum(1)
+        return np.concatenate([drift.numpy().ravel(), divergence.numpy()]).astype(np.float64)
+
+    start = np.concatenate([x.double().numpy().ravel(), np.zeros(len(x))])
+    solution = solve_ivp(slope, (sde.t_min, sde.t_max), start, rtol=tolerance, atol=tolerance, method="RK45")
+    end = torch.from_numpy(solution.y[:, -1])
+    latent, change = end[: x.numel()].reshape(x.shape), end[x.numel() :]
+    return -(sde.prior_log_prob(latent) + change) / (size * math.log(2)), passes
+
+
+def briefly_trained(steps: int = 300) -> tuple[Denoiser, Tensor]:
+    """A small convolutional network after some steps on the digits, enlarged to 28x28 with their bins filled; 32 of
+    them that it has not seen.
+    """
+    torch.manual_seed(0)
+    digits = torch.from_numpy(load_digits().images).float().unsqueeze(1) / 8 - 1
+    images = F.interpolate(digits, (28, 28), mode="bilinear") + (torch.rand(len(digits), 1, 28, 28) - 0.5) / 8
+    network = UNet(shape=(1, 28, 28), channels=16, channel_mult=(1, 2), blocks=1, attention=())
+    denoiser = NetworkDenoiser(VPSDE(), network)
+    objective = Objective(EDMWeighting(), LogNormalTimes(-1.2, 1.2, stratified=True))
+    optimizer = torch.optim.Adam(denoiser.parameters(), 2e-3)
+    for _ in range(steps):
+        batch = images[torch.randint(32, len(images), (32,))]
+        loss = objective(denoiser, batch, objective.times(denoiser.sde, 32), torch.randn_like(batch)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return denoiser.eval().requires_grad_(False), images[:32]
+
+
+def from_checkpoint(ckpt: str) -> tuple[Denoiser, Tensor]:
+    """A checkpoint's model, and 32 items of its test split with their bins filled."""
+    model = ScoreModel.load_from_checkpoint(ckpt)
+    x = build(model.data["config"]).prepare().tensor("test")[:32]
+    filled = UniformDequantisation(model.data["levels"])(x, Noise(range(32), x.shape[1:]), 0)
+    return model.denoiser.eval().requires_grad_(False), filled.float()
+
+
+def against_reference(rounds: int, denoiser: Denoiser, x: Tensor) -> None:
+    """Both procedures on one network with the same probes."""
+    noise = Noise(range(32), x.shape[1:], dtype=torch.float64)
+    probe = Hutchinson().vectors(noise)[0].float()
+    size = x[0].numel()
+
+    def ours(tolerance: float) -> tuple[Tensor, int]:
+        result = log_likelihood(denoiser, x, rtol=tolerance, atol=tolerance)
+        return -result.log_prob / (size * math.log(2)), result.nfe
+
+    exact, _ = ours(1e-7)
+    candidates = {
+        "reference 1e-5": lambda: reference(denoiser, x, probe, 1e-5),
+        **{f"ours {tolerance:g}": (lambda tolerance=tolerance: ours(tolerance)) for tolerance in TOLERANCES},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    told: dict[str, tuple[float, int]] = {}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            begin = time.perf_counter()
+            values, passes = run()
+            seconds[name].append(time.perf_counter() - begin)
+            told[name] = (float((values - exact).abs().max()), passes)
+    base = statistics.median(seconds["reference 1e-5"])
+    for name, (worst, passes) in told.items():
+        median = statistics.median(seconds[name])
+        print(f"{name:16s}{passes:5d} evaluations{median:8.2f} s{base / median:7.2f} x{worst:10.1e} bits/dim (worst)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", help="checkpoint of a model of images, in place of the small network")
+    parser.add_argument("--rounds", type=int, default=3, help="of each, taking turns")
+    args = parser.parse_args()
+    against_reference(args.rounds, *(from_checkpoint(args.ckpt) if args.ckpt else briefly_trained()))
+
+
+if __name__ == "__main__":
+    main()

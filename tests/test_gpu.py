@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from sde_diffusion import MLP, VPSDE, AncestralSampler, DPMSolver, GaussianMixtureDenoiser, NetworkDenoiser, Objective
+from sde_diffusion import (
+    MLP,
+    VPSDE,
+    AncestralSampler,
+    DPMSolver,
+    GaussianMixtureDenoiser,
+    NetworkDenoiser,
+    Objective,
+    elbo,
+    log_likelihood,
+)
 from sde_diffusion.sampling import Noise
 from sde_diffusion.training import EDMWeighting, LogNormalTimes
 
@@ -58,3 +68,20 @@ def test_a_walk_does_not_wait_for_the_device():
             sampler.walk(torch.randn(16, 4, device="cuda"), walk)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_likelihoods_agree_with_the_cpu():
+    """The same probes and draws on both: to the network's rounding."""
+    torch.manual_seed(0)
+    network = MLP([4], width=32, depth=1)
+    torch.nn.init.normal_(network.output.weight, std=0.3)
+    denoiser = NetworkDenoiser(VPSDE(), network)
+    x = torch.randn(16, 4)
+    results = []
+    for device in ("cpu", "cuda"):
+        moved = denoiser.to(device)
+        flow = log_likelihood(moved, x.to(device), probes=2, method="rk4", steps=40)
+        bound = elbo(moved, x.to(device), steps=50)
+        assert flow.log_prob.device.type == device
+        results.append(torch.stack([flow.log_prob.cpu(), flow.std_error.cpu(), bound.log_prob.cpu()]))
+    assert torch.allclose(*results, rtol=1e-4, atol=1e-3)

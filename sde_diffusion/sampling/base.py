@@ -201,6 +201,14 @@ def _expect_finite(x: Tensor, what: str) -> None:
         )
 
 
+def singular(sde: SDE) -> ValueError:
+    """What to raise where a method's coefficients are infinite at an end of its walk."""
+    return ValueError(
+        f"this method's coefficients are not finite all along the walk, as {sde} is singular at an end: give it "
+        "t_min > 0 (or the sampler t_end > 0) and t_max < 1"
+    )
+
+
 def check_steps(steps: int) -> int:
     """See that a number of steps is a positive integer.
 

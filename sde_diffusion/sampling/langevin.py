@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_steps
+from sde_diffusion.sampling.base import Sampler, Walk, check_steps, singular
 from sde_diffusion.sde import Grid, UniformLogSNR, expand
 
 
@@ -29,8 +29,14 @@ def langevin_step(x: Tensor, score: Tensor, z: Tensor, step_size: Tensor) -> Ten
 class AnnealedLangevin(Sampler):
     r"""NCSN's sampler: steps_per_level Langevin steps at each noise level, from the noisiest to the cleanest.
 
-    x <- x + a_i score + sqrt(2 a_i) z with a_i = step_size (sigma_i / sigma_L)^2; at the end, with `denoise`, the
-    belief x0 = (x + sigma_L^2 score) / alpha_L. Network passes: levels steps_per_level, and one for `denoise`.
+    x <- x + a_i score + sqrt(2 a_i) z with a_i = step_size (sigma_i / sigma_L)^2. From level to level y = x / alpha, in
+    which NCSN is written, stays as it is: x <- (alpha_i+1 / alpha_i) x. At the end, with `denoise`, the belief
+    x0 = (x + sigma_L^2 score) / alpha_L. Network passes: levels steps_per_level, and one for `denoise`.
+
+    NCSNv2's rules for levels and step size are made for images, and leave too much variance in few dimensions: with
+    T = 5 it is 1.8 times the right one in up to 8 dimensions, 1.4 in 64 and 1.17 in 784, with T = 20 1.4 in up to 8
+    (exact for Gaussian data, on every path alike). There, give more levels and a small step size, or take another
+    sampler.
 
     Args:
         levels: Number of noise levels L, at least 2; `ncsnv2_levels` if not given.
@@ -41,7 +47,8 @@ class AnnealedLangevin(Sampler):
         t_end: See `Sampler`.
 
     Raises:
-        ValueError: If levels < 2, steps_per_level < 1 or step_size is not positive.
+        ValueError: If levels < 2, steps_per_level < 1 or step_size is not positive; from a call, if the path is
+            singular at an end of the walk.
 
     References:
         Song & Ermon 2019, "Generative Modeling by Estimating Gradients of the Data Distribution", algorithm 1;
@@ -71,14 +78,19 @@ class AnnealedLangevin(Sampler):
         """Walk down the levels; see `Sampler.walk`."""
         sde = run.sde
         span = 0.5 * float(sde.log_snr(run.t_end) - sde.log_snr(sde.t_max))  # log of the noisiest over the cleanest
+        if not math.isfinite(span):
+            raise singular(sde)
         levels = self.levels or ncsnv2_levels(x[0].numel(), span)
         times = self.grid.times(sde, levels, run.t_end)
         sigma = sde.sigma(times)
+        alpha = sde.alpha(times).tolist()
         if self.step_size is None:
             relative = ncsnv2_step_size(math.exp(span / (levels - 1)), self.steps_per_level)
         else:
             relative = self.step_size / float(sigma[-1]) ** 2
         for level, t in enumerate(times):
+            if level:
+                x = x * (alpha[level] / alpha[level - 1])
             for j in range(self.steps_per_level):
                 z = run.normal(level * self.steps_per_level + j)
                 x = langevin_step(x, run.predict(x, t).score, z, relative * sigma[level].square())

@@ -1,16 +1,14 @@
 """Predictors by their published formulas, correctors by theirs, who comes when, and what a sample may depend on."""
 
-import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
-from order_cases import SMOOTH, options, walk
-from sampling_cases import SIX, Recording, gaussian, mixture, mixture_moments
-from weak_cases import affine, variance_at
+from order_cases import options, walk
+from sampling_cases import SIX, Recording, mixture, mixture_moments
+from weak_cases import affine, weak_errors
 
-from sde_diffusion.denoiser import GaussianMixtureDenoiser
 from sde_diffusion.sampling import Noise, PredictorCorrector
 from sde_diffusion.sampling.predictor_corrector import CORRECTORS, PREDICTORS
 from sde_diffusion.sde import VESDE, VPSDE, BetaTable, GeometricLevels, SubVPSDE, UniformTime
@@ -29,12 +27,13 @@ def table_score(denoiser, x, variance, scale):
 def vp_step(name, x, score, i, alpha_bar):
     """Mean and std of x_{i-1} given x_i (numbers from 1) in DDPM's table, as printed."""
     beta = BETAS[i - 1]
+    here, before = alpha_bar[i - 1], alpha_bar[i - 2] if i > 1 else torch.ones((), dtype=torch.float64)
     if name == "reverse_diffusion":  # Song et al. 2021, algorithm 3
         return (2 - (1 - beta).sqrt()) * x + beta * score, beta.sqrt()
     if name == "ancestral":  # Song et al. 2021, equation 4, with Ho et al. 2020's smaller variance
-        before = alpha_bar[i - 2] if i > 1 else torch.ones((), dtype=torch.float64)
-        return (x + beta * score) / (1 - beta).sqrt(), (beta * (1 - before) / (1 - alpha_bar[i - 1])).sqrt()
-    return (2 - (1 - beta).sqrt()) * x + 0.5 * beta * score, 0.0  # probability_flow, appendix D.3
+        return (x + beta * score) / (1 - beta).sqrt(), (beta * (1 - before) / (1 - here)).sqrt()
+    eps = -(1 - here).sqrt() * score  # probability_flow: Song et al. 2021, "DDIM", equation 12
+    return before.sqrt() * (x - (1 - here).sqrt() * eps) / here.sqrt() + (1 - before).sqrt() * eps, 0.0
 
 
 @pytest.mark.parametrize("name", ["reverse_diffusion", "ancestral", "probability_flow"])
@@ -58,7 +57,9 @@ def test_predictors_on_the_beta_table(name):
 
 @pytest.mark.parametrize("name", ["reverse_diffusion", "ancestral", "probability_flow"])
 def test_predictors_on_geometric_levels(name):
-    """VE: x + (sigma_i^2 - sigma_j^2) score, and the published noises (Song et al. 2021, algorithm 2, equation 47)."""
+    """VE: x + (sigma_i^2 - sigma_j^2) score, and the published noises (Song et al. 2021, algorithm 2, equation 47);
+    DDIM's x + (sigma_i - sigma_j) sigma_i score.
+    """
     sde = VESDE(sigma_min=0.01, sigma_max=50.0)
     denoiser, levels = mixture(sde), 40
     grid = GeometricLevels(levels, 0.01, 50.0)
@@ -69,7 +70,7 @@ def test_predictors_on_geometric_levels(name):
     for k, (sigma, ahead) in enumerate(itertools.pairwise(sigmas)):
         fresh = sigma**2 - ahead**2
         score = table_score(denoiser, x, sigma**2, 1.0)
-        x = x + fresh * score * (0.5 if name == "probability_flow" else 1.0)
+        x = x + (sigma * (sigma - ahead) if name == "probability_flow" else fresh) * score
         std = {"reverse_diffusion": fresh.sqrt(), "ancestral": ahead * fresh.sqrt() / sigma, "probability_flow": 0.0}
         if k < levels - 2:
             x = x + std[name] * noise.normal(1 + 2 * k + 1)
@@ -98,87 +99,17 @@ def test_euler_maruyama(path):
     assert (ours.x - x).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("path", [VPSDE(), SubVPSDE(), VESDE()])
-def test_langevin_corrector(path):
-    """eps = 2 a (snr |z| / |score|)^2 with norms over the sample, a = 1 - beta of the step, and 1 on VE; on images."""
-    snr, t_end = 0.16, 0.7 if path.t_max == 1 else 10.0
-    generator = torch.Generator().manual_seed(1)
-    denoiser = GaussianMixtureDenoiser(path, torch.randn(4, 3, 5, 6, dtype=torch.float64, generator=generator), 0.1)
-    latent = torch.randn(7, 3, 5, 6, dtype=torch.float64, generator=generator)
-    latent *= float(path.sigma(path.t_max)) * torch.linspace(1.5, 4, 7, dtype=torch.float64).reshape(7, 1, 1, 1)
-    sampler = PredictorCorrector("none", "langevin", 1, snr, denoise=False, t_end=t_end)
-    ours = sampler(denoiser, latent.shape, latent=latent, dtype=torch.float64)
-    z = Noise(range(7), (3, 5, 6), dtype=torch.float64).normal(1)
-    score = denoiser(latent, path.t_max).score
-    share = math.exp(-(10.05 - (0.1 * t_end + 9.95 * t_end**2))) if isinstance(path, VPSDE | SubVPSDE) else 1.0
-    for k in range(7):
-        eps = 2 * share * (snr * float(z[k].norm()) / float(score[k].norm())) ** 2
-        want = latent[k] + eps * score[k] + math.sqrt(2 * eps) * z[k]
-        assert (ours.x[k] - want).abs().max() < 1e-9 * latent.abs().max()
-
-
-def test_langevin_corrector_where_the_score_vanishes():
-    """At a mode the norm counts as that of unit data: eps = 2 a snr^2 |z|^2 (alpha^2 + sigma^2) / D, not infinity."""
-    sde, snr, s = SIX["ve"], 0.2, 0.9
-    denoiser = gaussian(sde)
-    latent = denoiser.means.expand(4, 3).clone()
-    sampler = PredictorCorrector("none", "langevin", 1, snr, denoise=False, t_end=s)
-    ours = sampler(denoiser, (4, 3), latent=latent, dtype=torch.float64)
-    z = Noise(range(4), (3,), dtype=torch.float64).normal(1)
-    eps = 2 * snr**2 * z.square().sum(1, keepdim=True) * (1 + 50.0**2) / 3
-    assert ((ours.x - latent) / ((2 * eps).sqrt() * z) - 1).abs().max() < 1e-9
-
-
 @pytest.mark.parametrize("name", SIX)
-def test_one_annealed_step_keeps_the_marginal_to_second_order(name):
-    """Variance v of Gaussian data after one step of size eps = 2 a (snr sigma)^2: v + eps^2 / v, mean unchanged."""
-    sde, s = SIX[name], 0.9 * SIX[name].t_max
-    v = variance_at(sde, sde.t_max)
-    for snr in (0.2, 0.1, 0.05):
-        sampler = PredictorCorrector("none", "annealed_langevin", 1, snr, grid=UniformTime(), denoise=False, t_end=s)
-        offset, from_x, from_noise = affine(sampler, sde, s, 4)
-        share = (float(sde.alpha(sde.t_max)) / float(sde.alpha(s))) ** 2
-        eps = 2 * share * (snr * float(sde.sigma(sde.t_max))) ** 2
-        variance = float(from_x**2 * v + from_noise.square().sum())
-        assert variance == pytest.approx(v + eps**2 / v, rel=1e-12)
-        mean = 0.7 * float(sde.alpha(sde.t_max))
-        assert float(offset + from_x * mean) == pytest.approx(mean, abs=1e-12)
+def test_probability_flow_from_the_prior(name):
+    """1000 steps leave the variance of Gaussian data within 1%, also where alpha goes to zero at t_max.
 
-
-@pytest.mark.parametrize("name", SIX)
-@pytest.mark.parametrize("predictor", sorted(set(PREDICTORS) - {"none"}))
-def test_correctors_mend_what_predictors_leave(predictor, name):
-    """After 100 Langevin steps at each time nothing is left of the predictors' errors but the very last step's.
-
-    Exactly, on Gaussian data: at the last time the variance is v / (1 - eps / 2 v), and one mean-only step follows.
+    With the discretisation (2 - scale) x + std^2 score / 2 it was 2.73 times too large on cosine, 1.92 on rectified.
     """
-    sde, t_end = walk(name, noisy=-2.0, clean=0.0)
-    steps, snr = 4, 0.2
-    sampler = PredictorCorrector(predictor, "annealed_langevin", steps, snr, 100, **options(t_end))
-    _, from_x, from_noise = affine(sampler, sde, t_end, 101 * steps + 2)
-    t = float(SMOOTH.times(sde, steps + 1, t_end)[-2])
-    v = variance_at(sde, t)
-    eps = 2 * (float(sde.alpha(t)) / float(sde.alpha(t_end)) * snr * float(sde.sigma(t))) ** 2
-    last = PredictorCorrector(predictor, "none", 1, **options(t_end))
-    _, shrink, _ = affine(last, dataclasses.replace(sde, t_max=t), t_end, 4)
-    variance = from_x**2 * variance_at(sde, sde.t_max) + from_noise.square().sum()
-    assert float(variance) == pytest.approx(float(shrink**2) * v / (1 - eps / (2 * v)), rel=1e-3)
-
-
-@pytest.mark.parametrize("name", SIX)
-def test_the_fixed_point_of_many_correctors(name):
-    """Without a predictor, 400 steps of one size at (nearly) one time: variance v / (1 - eps / 2 v), by hand."""
     sde = SIX[name]
-    t, snr = 0.1 * sde.t_max, 0.3
-    path = dataclasses.replace(sde, t_max=t, t_min=0.0)
-    sampler = PredictorCorrector("none", "annealed_langevin", 1, snr, 400, UniformTime(), False, t * (1 - 1e-9))
-    _, from_x, from_noise = affine(sampler, path, t * (1 - 1e-9), 402)
-    v = variance_at(sde, t)
-    eps = 2 * (snr * float(sde.sigma(t))) ** 2
-    variance = float(from_x**2 * v + from_noise.square().sum())
-    stuck = (1 - eps / v) ** 800  # of the start's variance
-    fixed = v / (1 - eps / (2 * v))
-    assert variance == pytest.approx(fixed + stuck * (v - fixed), rel=1e-7)
+    sampler = PredictorCorrector("probability_flow", "none", 1000, denoise=False)
+    mean, variance = weak_errors(sampler, sde, sde.t_min, 2)
+    assert abs(mean) < 1e-4
+    assert abs(variance) < 0.01
 
 
 def test_order_counts_and_endings():
@@ -232,19 +163,6 @@ def test_the_last_step_returns_the_mean(predictor):
     predictors = from_noise[1:10:2]  # even draws are the (absent) corrector's
     assert (predictors[:-1] != 0).all()
     assert predictors[-1] == 0
-
-
-def test_a_sample_does_not_depend_on_its_neighbours():
-    """Norms are each sample's own: alone, beside others, and beside a wild one it is the same."""
-    sde = SIX["subvp"]
-    sampler = PredictorCorrector("reverse_diffusion", "langevin", 20, 0.16, 2)
-    latent = torch.randn(6, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    latent[5] *= 50
-    denoiser = GaussianMixtureDenoiser(sde, torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(1)), 0.2)
-    together = sampler(denoiser, latent.shape, seeds=range(6), latent=latent, dtype=torch.float64).x
-    for k in (0, 3):
-        alone = sampler(denoiser, (1, 1, 4, 4), seeds=[k], latent=latent[k : k + 1], dtype=torch.float64).x
-        assert (alone[0] - together[k]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("name", SIX)

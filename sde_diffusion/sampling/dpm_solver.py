@@ -26,9 +26,13 @@ class DPMSolver(MultistepSampler):
     order 3 is seen down to errors of 1e-5 or less. In up to 20 passes the pass is better spent on a shorter step, hence
     the default. Weak order for eta > 0: multistep 2 from order 2 on; singlestep, whose inner points see no noise, 1.
 
+    Order 2 is the safe choice in few passes, order 3 the better one from about 15 to 20 on. Root mean square distance
+    to the exact flow on the mixture of `benchmarks.solver_order` (data: 0.6), the worst of the six paths: order 2
+    against 3, multistep, in 8 passes 0.20 against 0.71, in 10 0.16 against 0.25, in 15 0.070 against 0.043.
+
     Args:
         steps: Number of network passes, at least 1.
-        order: 1, 2 or 3.
+        order: 1, 2 or 3 (see above).
         singlestep: Look within the step in place of back.
         singlestep_start: Multistep: take the first step by the singlestep method of order 2.
         eta: Share of noise, at least 0; 1 is the reverse SDE.
@@ -49,7 +53,7 @@ class DPMSolver(MultistepSampler):
     def __init__(
         self,
         steps: int = 10,
-        order: int = 3,
+        order: int = 2,
         singlestep: bool = False,
         singlestep_start: bool = False,
         eta: float = 0.0,
@@ -127,9 +131,12 @@ class UniPC(MultistepSampler):
     step, of order 1 corrected to 2, leaves an error of third order behind: min(order + 1, 3). From the prior that error
     is small (see `DPMSolver`), and order + 1 is what is seen.
 
+    Order 2 or 3? As with `DPMSolver`, the worst of the six paths: in 8 passes 0.21 against 0.69, in 10 0.17 against
+    0.21, in 15 0.065 against 0.043, in 20 0.028 against 0.026.
+
     Args:
         steps: Number of network passes, at least 1.
-        order: Of the predictor, 1, 2 or 3.
+        order: Of the predictor, 1, 2 or 3 (see above).
         grid: Spacing of the times; uniform in log-SNR if not given (see `DPMSolver`).
         denoise: See `Sampler`.
         t_end: See `Sampler`.
@@ -144,7 +151,7 @@ class UniPC(MultistepSampler):
     def __init__(
         self,
         steps: int = 10,
-        order: int = 3,
+        order: int = 2,
         grid: Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,

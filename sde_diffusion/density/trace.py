@@ -153,7 +153,7 @@ def check_probes(probes: int) -> int:
     Raises:
         ValueError: If it is not.
     """
-    if int(probes) != probes or probes < 1:
+    if not 1 <= probes < math.inf or int(probes) != probes:
         raise ValueError(f"probes must be a whole number of at least 1; got {probes}")
     return int(probes)
 

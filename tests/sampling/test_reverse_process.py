@@ -4,21 +4,31 @@ import math
 
 import pytest
 import torch
-from sampling_cases import SIX, gaussian
+from sampling_cases import MEAN, SIX, STD, gaussian, gaussian_flow
 
-from sde_diffusion.denoiser import GaussianMixtureDenoiser
+from sde_diffusion.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.sampling import ODESampler, ReverseProcess, SDESampler
-from sde_diffusion.sampling.reverse import NoiseToSignal, State
-from sde_diffusion.sde import VPSDE, BetaTable, GeometricLevels, KarrasRho, QuadraticTime, UniformLogSNR, UniformTime
+from sde_diffusion.sampling.reverse import NoiseToSignal, State, UnitVariance
+from sde_diffusion.sde import (
+    VPSDE,
+    BandLogSNR,
+    BetaTable,
+    GeometricLevels,
+    KarrasRho,
+    QuadraticTime,
+    UniformLogSNR,
+    UniformTime,
+)
 
-GRIDS = [UniformTime(), QuadraticTime(), UniformLogSNR(), KarrasRho()]
+GRIDS = [UniformTime(), QuadraticTime(), UniformLogSNR(), KarrasRho(), BandLogSNR()]
+COORDINATES = [State(), NoiseToSignal(), UnitVariance(0.7)]
 
 
 def process(denoiser, grid, eta, t_end, coordinate=None):
     return ReverseProcess(denoiser, denoiser.sde, grid, t_end, eta, coordinate)
 
 
-@pytest.mark.parametrize("coordinate", [State(), NoiseToSignal()], ids=["x", "y"])
+@pytest.mark.parametrize("coordinate", COORDINATES, ids=["x", "y", "unit"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("name", SIX)
 def test_fokker_planck(name, eta, coordinate):
@@ -30,7 +40,7 @@ def test_fokker_planck(name, eta, coordinate):
     reverse = process(denoiser, KarrasRho(), eta, 0.02 * sde.t_max, coordinate)
     for u in (0.7, 0.35, 0.18):
         width = 6 * float(sde.sigma(0.5 * sde.t_max)) if name in ("ve", "edm") else 5.0
-        y = reverse.scale(u) * torch.linspace(-width, width, 4001, dtype=torch.float64).unsqueeze(1)
+        y = reverse.scale(u) * torch.linspace(-width, width, 20001, dtype=torch.float64).unsqueeze(1)
         h = float(y[1] - y[0])
         density = []
         for place in (u + 1e-5, u, u - 1e-5):
@@ -65,7 +75,7 @@ def test_the_clock(grid):
         assert reverse.time(torch.tensor(1e-45))[0] >= t_end
 
 
-@pytest.mark.parametrize("coordinate", [State(), NoiseToSignal()], ids=["x", "y"])
+@pytest.mark.parametrize("coordinate", COORDINATES, ids=["x", "y", "unit"])
 def test_divergence_of_the_flow(coordinate):
     """What a likelihood needs: in y too, d log p(y(u)) / du = -div dy/du along the flow of the exact marginal."""
     for sde in SIX.values():
@@ -84,7 +94,38 @@ def test_divergence_of_the_flow(coordinate):
             velocity = reverse.drift(u, y)
         # The log-density's material derivative, by central differences along the flow.
         moved = [log_prob(u + s * h, y + s * h * velocity) for s in (1, -1)]
-        assert float(moved[0] - moved[1]) / (2 * h) == pytest.approx(-float(jacobian.trace()), rel=1e-5)
+        assert float(moved[0] - moved[1]) / (2 * h) == pytest.approx(-float(jacobian.trace()), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("coordinate", COORDINATES, ids=["x", "y", "unit"])
+@pytest.mark.parametrize("name", SIX)
+def test_drift_is_the_slope_of_the_exact_flow_in_every_coordinate(name, coordinate):
+    """scale(t) x(t) by finite differences, x(t) the closed-form flow of Gaussian data."""
+    sde = SIX[name]
+    reverse = process(gaussian(sde), BandLogSNR(), 0.0, 0.01 * sde.t_max, coordinate)
+    x = MEAN + STD * torch.tensor([[1.5, -0.4, 0.9], [-0.2, 2.0, -1.1]], dtype=torch.float64)
+
+    def y(u: float):
+        return reverse.scale(u) * gaussian_flow(sde, x, 0.01 * sde.t_max, float(reverse.time(u)[0]))
+
+    for u in (0.1, 0.45, 0.9):
+        slope = (y(u + 1e-5) - y(u - 1e-5)) / 2e-5
+        assert (reverse.drift(u, y(u)) - slope).abs().max() < 1e-6 * float(slope.abs().max()), u
+
+
+def test_unit_variance_has_variance_one_and_leaves_its_own_gaussian_at_rest():
+    for name, sde in SIX.items():
+        width = torch.tensor([0.3, 0.3], dtype=torch.float64)
+        reverse = process(GaussianDenoiser(sde, torch.zeros(2), width), BandLogSNR(), 0.0, sde.t_min, UnitVariance(0.3))
+        y = torch.tensor([[1.0, -2.0], [0.3, 5.0]], dtype=torch.float64)
+        for u in (0.0, 0.2, 0.7, 1.0):
+            t = reverse.time(u)[0]
+            variance = (0.3 * sde.alpha(t)) ** 2 + sde.sigma(t) ** 2
+            assert float(reverse.scale(u) ** 2 * variance) == pytest.approx(1, rel=1e-12)
+            assert reverse.drift(u, y).abs().max() < 1e-9, (name, u)
+    for bad in (0.0, -0.5, math.nan):
+        with pytest.raises(ValueError, match="sigma_data must be positive"):
+            UnitVariance(bad)
 
 
 @pytest.mark.parametrize("sampler", [ODESampler(grid=BetaTable(1000)), SDESampler(steps=10, grid=GeometricLevels(20))])

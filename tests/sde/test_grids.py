@@ -11,6 +11,7 @@ from sde_diffusion.sde import (
     EDMSDE,
     VESDE,
     VPSDE,
+    BandLogSNR,
     BetaTable,
     CosineVPSDE,
     GeometricLevels,
@@ -147,7 +148,10 @@ def test_uniform_and_quadratic_time():
     np.testing.assert_allclose(QuadraticTime().times(sde, 50).numpy(), expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize("grid", [UniformTime(), QuadraticTime(), UniformLogSNR(), KarrasRho()])
+GRIDS = [UniformTime(), QuadraticTime(), UniformLogSNR(), KarrasRho(), BandLogSNR(), BandLogSNR(0.002, 40.0)]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=repr)
 @pytest.mark.parametrize("name", ["vp", "subvp", "cosine", "ve", "edm", "rectified"])
 def test_grids_start_and_end_on_the_exact_times_and_fall(grid, name):
     sde = CASES[name][0]
@@ -158,3 +162,63 @@ def test_grids_start_and_end_on_the_exact_times_and_fall(grid, name):
             assert (t[0].item(), t[-1].item()) == (sde.t_max, t_end)
             assert bool((t.diff() < 0).all())
     assert grid.times(sde, 1, t_end=0.1).tolist() == [sde.t_max]
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp", "cosine", "ve", "edm", "rectified"])
+def test_band_spacing_by_the_definition_of_the_path(name):
+    """Uniform in log((r + low) / (1 + r / high)), r = sigma / alpha, and so in r far below the band, log r within it
+    and 1 / r far above.
+    """
+    sde, reference, _ = CASES[name]
+    low, high = 0.1, 3.0
+    t = BandLogSNR(low, high).times(sde, 9, t_end=0.002)
+    r = np.array([float(mp.exp(-reference.log_snr(mp.mpf(v)) / 2)) for v in t.tolist()])
+    place = np.log((r + low) / (1 + r / high))
+    np.testing.assert_allclose(np.diff(place), (place[-1] - place[0]) / 8, rtol=1e-9)
+
+
+def test_band_is_linear_below_and_reciprocal_above():
+    low = VESDE(1e-5, 1e-3)
+    below = low.sigma(BandLogSNR(1.0, 10.0).times(low, 5))
+    assert below.diff().max() / below.diff().min() == pytest.approx(1, abs=2e-3)
+    high = EDMSDE(1e3, 1e5)
+    above = 1 / high.sigma(BandLogSNR(0.1, 1.0).times(high, 5))
+    assert above.diff().max() / above.diff().min() == pytest.approx(1, abs=2e-3)
+    within = BandLogSNR(1e-5, 1e5).times(VESDE(1e-2, 1e2), 5)
+    assert within.diff().max() / within.diff().min() == pytest.approx(1, abs=5e-3)
+
+
+def test_band_is_the_same_walk_through_noise_on_paths_with_the_same_ends():
+    u = torch.linspace(0, 1, 33, dtype=torch.float64)
+    ends = torch.tensor([-7.0, 7.0], dtype=torch.float64)  # log-SNR
+    walks = []
+    for kind in (VPSDE, SubVPSDE, CosineVPSDE, EDMSDE, RectifiedFlow):
+        t_max, t_end = kind().time(ends).tolist()
+        sde = kind(t_max=t_max)
+        walks.append(sde.log_snr(BandLogSNR().time(sde, u, t_end)))
+    for walk in walks[1:]:
+        torch.testing.assert_close(walk, walks[0], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("grid", [BandLogSNR(), BandLogSNR(0.03, 7.0), BandLogSNR(0.07, 1.1)], ids=repr)
+@pytest.mark.parametrize(
+    ("sde", "t_end"),
+    [(RectifiedFlow(t_max=1.0), 1e-5), (RectifiedFlow(t_max=1.0), 0.0), (EDMSDE(), 0.0), (CosineVPSDE(-60.0), 0.0)],
+)
+def test_band_reaches_ends_without_signal_or_without_noise(sde, t_end, grid):
+    """There log-SNR is infinite (or nearly so), and t is still a smooth function of u."""
+    places = torch.tensor([0.0, 1e-6, 2e-6, 0.3, 1 - 2e-6, 1 - 1e-6, 1.0], dtype=torch.float64, requires_grad=True)
+    t = grid.time(sde, places, t_end)
+    (slope,) = torch.autograd.grad(t.sum(), places)
+    assert (t[0].item(), t[-1].item()) == (t_end, sde.t_max)
+    assert bool((t.diff() > 0).all())
+    steps = t.detach().diff() / places.detach().diff()
+    for first, second, step in ((0, 1, 0), (5, 6, -1)):
+        assert slope[first].item() == pytest.approx(steps[step].item(), rel=2e-3)
+        assert slope[second].item() == pytest.approx(steps[step].item(), rel=2e-3)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.1, 1.0), (2.0, 2.0), (3.0, 2.0), (float("nan"), 1.0)])
+def test_band_refuses_what_is_none(low, high):
+    with pytest.raises(ValueError, match=r"0 < low < high; got low="):
+        BandLogSNR(low, high)

@@ -21,7 +21,7 @@ from sde_diffusion import __version__, pictures
 from sde_diffusion.cli import checkpoint_digest, command, load_model, plain, whole
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, best_place
 from sde_diffusion.density.scoring import SCORES, Scoring
-from sde_diffusion.density.summary import mean_and_error, per_dim, summary
+from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus, summary
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.outliers import compare
@@ -100,7 +100,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         "seed": cfg.seed,
         "label": cfg.label,
         "ckpt": str(cfg.ckpt),
-        "checkpoint": run.plan["checkpoint"],
+        "checkpoint_sha256": run.plan["checkpoint"],
         "version": __version__,
     }
     if other is not None and strange is not None:
@@ -116,7 +116,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     report["seconds"] = run.seconds + time.perf_counter() - begin - run.scored_now
     _write_table(table, scores if strange is None else {**scores, "against": strange})
     with writing(result) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     forget(out / ".scores")
     _tell(report, reports, [result, table, *([picture] if other is not None else [])])
     return report
@@ -177,8 +177,8 @@ class _Run:
                     per_dim(torch.cat([p["log_prob"] for p in parts]), data.size, self.scoring.levels)
                 )
                 unit = "bits/dim" if self.scoring.levels else "nats/dim"
-                progress.update(task, completed=stop, so_far=f"{mean:.4f} ± {error:.4f} {unit}")
-                if cfg.target_se is not None and len(parts) > 1 and error <= cfg.target_se:
+                progress.update(task, completed=stop, so_far=f"{plus_minus(mean, error)} {unit}")
+                if cfg.target_se is not None and len(parts) > 1 and error is not None and error <= cfg.target_se:
                     break
         return {name: torch.cat([part[name] for part in parts]) for name in SCORES if name in parts[0]}
 
@@ -269,16 +269,17 @@ def _write_table(path: Path, scores: dict[str, dict[str, Tensor]]) -> None:
 def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: list[Path]) -> None:
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats_per_dim"
     for split, values in reports.items():
-        line = f"{report['data']} {split}: {values[unit]:.4f} ± {values['std_error']:.4f} {unit.replace('_per_', '/')}"
+        figure = plus_minus(values[unit], values["std_error"])
+        line = f"{report['data']} {split}: {figure} {unit.replace('_per_', '/')}"
         if "elbo" in values:
-            line += f"; ELBO {values['elbo'][unit]:.4f} ± {values['elbo']['std_error']:.4f}"
+            line += f"; ELBO {plus_minus(values['elbo'][unit], values['elbo']['std_error'])}"
         log.info("%s  (%d items, %.0f passes)", line, values["n"], values["nfe"]["mean"])
     log.info("  %s", report["convention"])
     if "against" in report:
         other = report["against"]
         log.info(
-            "against %s: %.4f ± %.4f; AUROC %.3f, of typicality %.3f",
-            *(other[key] for key in ("data", unit, "std_error", "auroc", "auroc_typicality")),
+            "against %s: %s; AUROC %.3f, of typicality %.3f",
+            *(other["data"], plus_minus(other[unit], other["std_error"]), other["auroc"], other["auroc_typicality"]),
         )
         log.info("  %s: %s", other["data"], other["verdict"])
     for path in paths:

@@ -55,7 +55,7 @@ class LevelDecoder(Decoder):
         ValueError: If levels < 2, or the weights are not positive or do not fit.
 
     References:
-        Kingma et al. 2021, appendix C.
+        Kingma et al. 2021, "Variational Diffusion Models", equation 8.
     """
 
     def __init__(self, levels: int, weights: Tensor | None = None) -> None:
@@ -93,7 +93,8 @@ class LevelDecoder(Decoder):
         reach = min(self.levels - 1, math.ceil(9 / (precision**0.5 * width)) + 1)
         log_weights = None if self.log_weights is None else self.log_weights.to(x.device).expand(*x.shape, -1)
         own_level = ((x + 1) / width).round()
-        if bool(((own_level * width - 1 - x).abs() > 0.01 * width).any()) or bool((own_level > self.levels - 1).any()):
+        off = (own_level.clamp(0, self.levels - 1) * width - 1 - x).abs()
+        if not bool((off <= 0.01 * width).all()):
             raise ValueError(
                 f"x must lie on the {self.levels} levels from -1 to 1 (see `from_levels`), not between or beyond them; "
                 "for continuous data take GaussianDecoder()"

@@ -25,6 +25,7 @@ from torch import Tensor
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
+from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
 from sde_diffusion.sde import SDE, Grid, UniformLogSNR
 
@@ -101,13 +102,14 @@ def elbo(
 
     Raises:
         ValueError: If an argument is out of its range or the shapes do not fit.
+        UserError: If the denoiser's answer is not finite: at which t, and of which samples.
     """
     sde = denoiser.sde
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, or None for continuous time; got {steps}")
+    if steps is not None and (int(steps) != steps or steps < 1):
+        raise ValueError(f"steps must be a whole number of at least 1, or None for continuous time; got {steps}")
     draws = (128 if steps is None else steps) if draws is None else draws
-    if draws < 1 or (steps is not None and draws > steps):
-        raise ValueError(f"draws must be at least 1, and at most the number of steps; got {draws}")
+    if int(draws) != draws or draws < 1 or (steps is not None and draws > steps):
+        raise ValueError(f"draws must be a whole number of at least 1, and at most the number of steps; got {draws}")
     if x.ndim < 2 or not len(x):
         raise ValueError(f"x must have shape [B, *dims] with B >= 1; got {list(x.shape)}")
     if not bool(torch.isfinite(x).all()):
@@ -133,23 +135,10 @@ def elbo(
                 f"log-SNR is infinite at t = {place:g} of {sde}: a decoder needs some noise (t_end > 0), and the last "
                 "of discrete steps some signal (an earlier t_max, or steps=None)"
             )
-    at_once = max(1, rows // len(x))
-    terms, controls = torch.empty(2, draws, len(x), dtype=torch.float64, device=x.device)
-    for first in range(0, draws, at_once):
-        part = places[first : first + at_once]
-        t, weight = (value.to(x.device) for value in times(part.flatten()))
-        eps = torch.cat([noise.normal(ELBO_DRAWS + 2 + first + i) for i in range(len(part))])
-        repeated = {key: _repeat(value, len(part), len(x)) for key, value in conditions.items()}
-        clean = x.repeat(len(part), *(1,) * (x.ndim - 1))
-        belief = denoiser(sde.perturb(clean, t, eps), t, **repeated).eps
-        error, square = ((v.flatten(1).double().square().sum(1)) for v in (belief - eps, eps))
-        control = (square - eps[0].numel()) * (1 + sde.log_snr(t).neg().exp() / _SIGMA_DATA**2) ** -2
-        for values, rows_of in ((error, terms), (control, controls)):
-            rows_of[first : first + len(part)] = (weight * values).reshape(len(part), len(x))
-    terms = _controlled(terms, controls)
+    terms = _controlled(*_errors(denoiser, x, places, times, noise, rows, conditions))
     diffusion = terms.mean(0)
-    first = ELBO_DRAWS + 2 + draws
-    at_decoder, at_prior = range(first, first + _END_DRAWS), range(first + _END_DRAWS, first + 2 * _END_DRAWS)
+    after = ELBO_DRAWS + 1 + draws
+    at_decoder, at_prior = range(after, after + _END_DRAWS), range(after + _END_DRAWS, after + 2 * _END_DRAWS)
     decoded = torch.stack([decoder.expected(sde, begin, x, noise.normal(draw)).double() for draw in at_decoder])
     kls = torch.stack([_prior_kl(sde, end, prior, x, noise.normal(draw)) for draw in at_prior])
     reconstruction, kl = decoded.mean(0), kls.mean(0)
@@ -159,6 +148,46 @@ def elbo(
         even, odd = terms[: draws - draws % 2 : 2], terms[1::2]
         error = ((even - odd).square().mean(0) / (2 * draws) + (decoded.var(0) + kls.var(0)) / _END_DRAWS).sqrt()
     return ELBO(reconstruction - kl - diffusion, reconstruction, kl, diffusion, error, draws)
+
+
+def _errors(
+    denoiser: Denoiser,
+    x: Tensor,
+    places: Tensor,
+    times: _Discrete | _Continuous,
+    noise: Noise,
+    rows: int,
+    conditions: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """Weighted squared errors of the noise at places [draws, B], and their controls; [draws, B] each.
+
+    Raises:
+        UserError: If an error is not finite: at which t, and of which samples.
+    """
+    sde = denoiser.sde
+    terms, controls = torch.empty(2, *places.shape, dtype=torch.float64, device=x.device)
+    at_once = max(1, rows // len(x))
+    for start in range(0, len(places), at_once):
+        part = places[start : start + at_once]
+        t, weight = (value.to(x.device) for value in times(part.flatten()))
+        eps = torch.cat([noise.normal(ELBO_DRAWS + 1 + start + i) for i in range(len(part))])
+        repeated = {key: _repeat(value, len(part), len(x)) for key, value in conditions.items()}
+        clean = x.repeat(len(part), *(1,) * (x.ndim - 1))
+        belief = denoiser(sde.perturb(clean, t, eps), t, **repeated).eps
+        error, square = ((v.flatten(1).double().square().sum(1)) for v in (belief - eps, eps))
+        control = (square - eps[0].numel()) * (1 + sde.log_snr(t).neg().exp() / _SIGMA_DATA**2) ** -2
+        for values, rows_of in ((error, terms), (control, controls)):
+            rows_of[start : start + len(part)] = (weight * values).reshape(len(part), len(x))
+    fine = torch.isfinite(terms)
+    if not bool(fine.all()):
+        draw = int((~fine.all(1)).nonzero()[0])
+        lost = (~fine[draw]).nonzero().flatten().tolist()
+        t = times(places[draw])[0][lost[0]]
+        raise UserError(
+            f"the denoiser's answer at t = {float(t):.6g} is not finite for {len(lost)} of {len(x)} samples (numbers "
+            f"{str(lost[:8])[1:-1]}{', ...' if len(lost) > 8 else ''}): look at the weights"
+        )
+    return terms, controls
 
 
 def _controlled(terms: Tensor, controls: Tensor) -> Tensor:

@@ -43,6 +43,11 @@ def per_dim(log_prob: Tensor, size: int, levels: int | None) -> Tensor:
     return -log_prob / (size * (1 if levels is None else math.log(2)))
 
 
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean and its standard error over items (which holds the noise of traces and draws too)."""
-    return float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.inf
+def mean_and_error(values: Tensor) -> tuple[float, float | None]:
+    """Mean and its standard error over items (which holds the noise of traces and draws too); None for one item."""
+    return float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
+
+
+def plus_minus(mean: float, error: float | None) -> str:
+    """A figure with its standard error, in words."""
+    return f"{mean:.4f}" if error is None else f"{mean:.4f} ± {error:.4f}"

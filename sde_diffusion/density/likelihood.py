@@ -192,6 +192,7 @@ class _DensityFlow:
 
     def worst(self, error: Tensor) -> Tensor:
         """Largest over the batch of each sample's error: the state's root mean square or the log-density's."""
+        error = error.detach()  # what depends on the length of the steps is no part of the gradient
         state, density = error[:, : self.size], error[:, self.size :]
         return torch.maximum(state.square().mean(1).max().sqrt(), density.abs().max())
 

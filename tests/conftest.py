@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 TINY = (
     "network.width=32",
     "network.depth=1",
@@ -73,9 +74,9 @@ def start():
 
     def begin(command: str, *overrides: str, cwd: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", f"sde_diffusion.{command}", *map(str, overrides)],
+            [sys.executable, "-m", command if "." in command else f"sde_diffusion.{command}", *map(str, overrides)],
             cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -95,7 +96,16 @@ def serve() -> None:
 
     from sde_diffusion import data, evaluate, likelihood, metrics, sample, train, training  # noqa: F401
 
-    mains = {"train": train.main, "sample": sample.main, "evaluate": evaluate.main, "likelihood": likelihood.main}
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import nfe_fid
+
+    mains = {
+        "nfe_fid": nfe_fid.main,
+        "train": train.main,
+        "sample": sample.main,
+        "evaluate": evaluate.main,
+        "likelihood": likelihood.main,
+    }
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

@@ -1,0 +1,123 @@
+"""The benchmark of passes against Fréchet distances: its figures, its way on after a kill, what cannot run."""
+
+import csv
+import signal
+import time
+
+import pytest
+import torch
+
+from sde_diffusion import AncestralSampler, ScoreModel
+from sde_diffusion.config import build
+from sde_diffusion.levels import from_levels, to_levels
+from sde_diffusion.metrics import FrechetDistance, load_extractor
+
+ODD = "{each: 1, extra: 0, sampler: {_target_: sde_diffusion.sampling.AncestralSampler, eta: -1}}"
+SETTINGS = (
+    *("nfe=[3,6]", "n=200", "long=12", "batch_size=64"),
+    *(f"~samplers.{name}" for name in ("ddpm", "sde", "pc", "dpm_2", "dpm_2_rho", "dpm_3", "dpm_sde_rho")),
+    *(f"~samplers.{name}" for name in ("unipc_2", "unipc_3", "deis_3")),
+    f"+samplers.odd={ODD}",
+)
+
+
+def rows(folder):
+    with (folder / "curves.csv").open(newline="") as file:
+        return {(row["sampler"], int(row["passes"])): row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def measured(command, trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("measured")
+    done = command("nfe_fid", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", *SETTINGS, f"out={out}", cwd=out)
+    assert done.status == 0, done.err
+    return out, done
+
+
+def test_a_figure_is_that_of_the_library(measured, trained):
+    out, _ = measured
+    model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
+    data = build(model.data["config"]).prepare()
+    metric = FrechetDistance(load_extractor("digits", data.shape))
+    metric.update(data.tensor("test"), real=True)
+    x = AncestralSampler(6)(model.denoiser, (200, 1, 8, 8)).x
+    metric.update(from_levels(to_levels(x, 17), 17), real=False)
+    row = rows(out)["ddim", 6]
+    assert float(row["frechet"]) == pytest.approx(float(metric.compute()), rel=1e-4)
+    assert float(row["low"]) < float(row["frechet"]) < float(row["high"])
+    assert row["nfe"] == "6"
+
+
+def test_what_cannot_run_is_in_the_table_with_its_reason(measured):
+    out, done = measured
+    row = rows(out)["odd", 3]
+    assert "eta" in row["reason"]
+    text = (out / "table.md").read_text()
+    assert "odd is not there throughout" in text
+    assert "| odd | – | – |" in text
+    assert "significant" in text
+    assert text in done.out
+    assert not (out / ".points").exists()
+
+
+def test_best_and_its_long_walk(measured):
+    out, _ = measured
+    best = min(
+        (float(row["frechet"]), name) for (name, passes), row in rows(out).items() if passes == 6 and row["nfe"] != "0"
+    )
+    assert f"| 6 | {best[1]}, {best[0]:.3f} |" in (out / "table.md").read_text()
+
+
+def test_a_killed_run_ends_with_the_same_figures(measured, command, start, trained, tmp_path):
+    whole, _ = measured
+    arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", *SETTINGS, f"out={tmp_path / 'out'}")
+    process = start("benchmarks.nfe_fid", *arguments, cwd=tmp_path)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("out/.points/*/*.safetensors"))) < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "out" / "curves.csv").exists()
+    assert command("nfe_fid", *arguments, cwd=tmp_path).status == 0
+    a, b = rows(whole), rows(tmp_path / "out")
+    assert {key: {**row, "seconds": ""} for key, row in a.items()} == {
+        key: {**row, "seconds": ""} for key, row in b.items()
+    }
+
+
+def test_the_closed_form_denoiser(command, trained, tmp_path):
+    """Many passes on the exact denoiser of the training split return training images: as good as 600 drawn from it."""
+    settings = [s for s in SETTINGS if not s.startswith(("nfe", "n=", "long"))]
+    arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "exact=true", "nfe=[40]", "n=600", "long=null")
+    assert command("nfe_fid", *arguments, *settings, f"out={tmp_path}", cwd=tmp_path).status == 0
+    data = build({"_target_": "sde_diffusion.data.digits.Digits"}).prepare()
+    metric = FrechetDistance(load_extractor("digits", data.shape), reset_real_features=False)
+    metric.update(data.tensor("test"), real=True)
+    drawn = []
+    for seed in range(8):
+        index = torch.randint(1437, (600,), generator=torch.Generator().manual_seed(seed))
+        metric.reset()
+        metric.update(data.tensor("train")[index], real=False)
+        drawn.append(float(metric.compute()))
+    spread = torch.tensor(drawn).std()
+    # Four standard deviations: a false alarm in some thousands.
+    assert abs(float(rows(tmp_path)["heun", 40]["frechet"]) - sum(drawn) / 8) < 4 * spread * (1 + 1 / 8) ** 0.5
+    assert "closed-form denoiser" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("n=0", "n must be a whole number"),
+        ("foo=1", "'foo'"),
+        ("split=foo", "no split 'foo'"),
+        ("extractor=foo", "foo"),
+    ],
+)
+def test_refused(override, words, command, trained, tmp_path):
+    arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", *SETTINGS, f"out={tmp_path / 'out'}", override)
+    done = command("nfe_fid", *arguments, cwd=tmp_path)
+    assert (done.status, "Traceback" in done.err + done.out) == (1, False), done.err
+    assert words in done.err

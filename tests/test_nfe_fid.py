@@ -88,7 +88,7 @@ def test_a_killed_run_ends_with_the_same_figures(measured, command, start, train
 
 
 def test_the_closed_form_denoiser(command, trained, tmp_path):
-    """Many passes on the exact denoiser of the training split return training images: as good as 600 drawn from it."""
+    """Many passes on the exact denoiser of the training split return training images: as good as 600 of them."""
     settings = [s for s in SETTINGS if not s.startswith(("nfe", "n=", "long"))]
     arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "exact=true", "nfe=[40]", "n=600", "long=null")
     assert command("nfe_fid", *arguments, *settings, f"out={tmp_path}", cwd=tmp_path).status == 0

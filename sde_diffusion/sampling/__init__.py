@@ -10,7 +10,7 @@ from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sampling.ode import ODESampler
 from sde_diffusion.sampling.predictor_corrector import PredictorCorrector
-from sde_diffusion.sampling.reverse import ReverseProcess
+from sde_diffusion.sampling.reverse import NoiseToSignal, ReverseProcess, State, UnitVariance
 from sde_diffusion.sampling.sde import SDESampler
 
 __all__ = [
@@ -23,12 +23,15 @@ __all__ = [
     "HeunSampler",
     "MultistepSampler",
     "Noise",
+    "NoiseToSignal",
     "ODESampler",
     "PredictorCorrector",
     "ReverseProcess",
     "SDESampler",
     "Sampler",
     "Samples",
+    "State",
     "UniPC",
+    "UnitVariance",
     "Walk",
 ]

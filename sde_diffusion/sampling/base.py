@@ -39,10 +39,13 @@ class Samples:
     times: list[float] | None = None
 
 
-class _Stop(Exception):  # noqa: N818  a signal, not an error
-    def __init__(self, x: Tensor) -> None:
+class Stop(Exception):  # noqa: N818  a signal, not an error
+    """A callback ends the walk, at the state x with the belief x0."""
+
+    def __init__(self, x: Tensor, x0: Tensor) -> None:
         super().__init__()
         self.x = x
+        self.x0 = x0
 
 
 @dataclass
@@ -81,7 +84,7 @@ class Walk:
             if self.check:
                 _expect_finite(x0, f"the denoiser's answer at network pass {self.nfe}, t = {float(t):.6g}")
             if self.callback is not None and self.callback(self.nfe - 1, float(t), x, x0):
-                raise _Stop(x0)
+                raise Stop(x, x0)
         return prediction
 
     def normal(self, step: int) -> Tensor:
@@ -113,7 +116,6 @@ class Sampler(ABC):
             The state at t_end, or with `denoise` the belief x0 there, [B, *dims].
         """
 
-    @torch.no_grad()
     def __call__(
         self,
         denoiser: Denoiser,
@@ -131,7 +133,8 @@ class Sampler(ABC):
         Args:
             denoiser: The denoiser; its path is walked back.
             shape: (B, *dims), the shape of the batch.
-            seeds: One integer for each sample; sample i depends on seeds[i] alone. range(B) if not given.
+            seeds: One integer for each sample; sample i depends on seeds[i] alone (with an adaptive solver, whose steps
+                are those that the whole batch needs, to within its tolerance). range(B) if not given.
             latent: x_T, [B, *dims], in place of a draw from the prior N(0, sigma(t_max)^2 I).
             callback: Called with (step, t, x_t, x0) at each network pass; returning True ends the walk.
             device: Where to sample; the denoiser's device if not given.
@@ -143,9 +146,27 @@ class Sampler(ABC):
             The samples and the number of network passes.
 
         Raises:
-            ValueError: If shape, seeds and latent do not fit together, or t_end lies outside the path.
+            ValueError: If shape, seeds and latent do not fit together, t_end lies outside the path, or the path is
+                singular there (or at t_max) in a way that the method cannot pass.
             UserError: If a sample is not finite: at which network pass, at what t and which samples.
         """
+        return self._perform(self.walk, denoiser, shape, seeds, latent, callback, device, dtype, trajectory, conditions)
+
+    @torch.no_grad()
+    def _perform(
+        self,
+        walk: Callable[[Tensor, Walk], Tensor],
+        denoiser: Denoiser,
+        shape: Sequence[int],
+        seeds: Sequence[int] | None,
+        latent: Tensor | None,
+        callback: Callback | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype,
+        trajectory: bool,
+        conditions: dict[str, Any],
+    ) -> Samples:
+        """Check the arguments of a call and walk; see `__call__`."""
         shape = tuple(shape)
         if not shape or shape[0] < 1:
             raise ValueError(f"shape must be (B, *dims) with B >= 1; got {shape}")
@@ -176,19 +197,20 @@ class Sampler(ABC):
             return callback(step, t, x, x0) if callback is not None else None
 
         run = Walk(denoiser, noise, t_end, conditions, record if trajectory else callback)
-        result = self._finish(x, run)
+        result = _finish(walk, x, run)
         if not bool(torch.isfinite(result).all()):
             # Looking at each step would have waited for the device each time. The noise repeats: walk again and look.
-            self._finish(x, Walk(denoiser, noise, t_end, conditions, check=True))
+            _finish(walk, x, Walk(denoiser, noise, t_end, conditions, check=True))
             _expect_finite(result, "the sampler's result")
         return Samples(result, run.nfe, torch.stack(beliefs) if trajectory else None, times if trajectory else None)
 
-    def _finish(self, x: Tensor, run: Walk) -> Tensor:
-        """The walk's result, or where a callback ended it the belief there."""
-        try:
-            return self.walk(x, run)
-        except _Stop as stop:
-            return stop.x
+
+def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:
+    """The walk's result, or where a callback ended it the belief there."""
+    try:
+        return walk(x, run)
+    except Stop as stop:
+        return stop.x0
 
 
 def _expect_finite(x: Tensor, what: str) -> None:

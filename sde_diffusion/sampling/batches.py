@@ -24,7 +24,10 @@ def sample_in_batches(
     done: int = 0,
     **options: Any,
 ) -> Iterator[Samples]:
-    """Yield the samples of many seeds batch by batch; they do not depend on the batch size.
+    """Yield the samples of many seeds batch by batch.
+
+    They do not depend on the batch size; those of adaptive solvers do to within their tolerance (see `ODESampler`,
+    `SDESampler`).
 
     Args:
         sampler: The sampler.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_steps
+from sde_diffusion.sampling.base import Sampler, Walk, check_steps, singular
 from sde_diffusion.sde import Grid, KarrasRho
 
 
@@ -18,6 +18,10 @@ class HeunSampler(Sampler):
     end) by fresh noise of standard deviation churn_noise sqrt(r'^2 - r^2). With `denoise` the last step goes to r = 0
     by Euler's method, which returns x0: 2 steps - 1 network passes. Without it there are `steps` steps down to t_end
     and 2 steps passes. Order 2; with churn, weak order 2 once churn / steps is below sqrt 2 - 1 (if churn_noise = 1).
+
+    The last step is churned too, as in EDM's algorithm: with churn and `denoise`, x0 is what is believed at r' of t_end
+    (up to 1.41 times as noisy), not at t_end. In 2 to 4 steps the method is of no use, and with churn even less: on VP
+    Gaussian data of std 0.5 arrive at t_end with 26, 27 and 11 times their variance, with churn = 10 with 41, 40, 20.
 
     Args:
         steps: Number of noise levels, at least 1.
@@ -30,7 +34,8 @@ class HeunSampler(Sampler):
         t_end: See `Sampler`.
 
     Raises:
-        ValueError: If steps < 1, churn < 0 or churn_noise <= 0.
+        ValueError: If steps < 1, churn < 0 or churn_noise <= 0; from a call, if the path is singular at an end of the
+            walk.
 
     References:
         Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", algorithms 1 and 2;
@@ -64,6 +69,8 @@ class HeunSampler(Sampler):
         sde = run.sde
         times = self.grid.times(sde, self.steps + (not self.denoise), run.t_end)
         alpha, r = sde.alpha(times).tolist(), (-0.5 * sde.log_snr(times)).exp().tolist()
+        if not math.isfinite(r[0]) or 0 in r[1:]:  # y there is infinite, or the slope
+            raise singular(sde)
         starts, raised = self._raised(run, times)
         raised_alpha, raised_r = sde.alpha(starts).tolist(), raised.tolist()
         y = x / alpha[0]

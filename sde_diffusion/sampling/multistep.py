@@ -11,6 +11,7 @@ combination. A method is its table of coefficients.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_steps
+from sde_diffusion.sampling.base import Sampler, Walk, check_steps, singular
 from sde_diffusion.sde import SDE, Grid
 
 
@@ -57,6 +58,11 @@ class Coefficients:
     stages: dict[int, list[Stage]] = field(default_factory=dict)
     corrector: list[tuple[float, list[float]]] | None = None
 
+    def finite(self) -> bool:
+        """Whether all numbers that a step begins with are: no end of the path has made one infinite."""
+        rows = (self.from_x, *self.from_beliefs, self.from_noise or ())
+        return all(math.isfinite(number) for row in rows for number in row)
+
 
 class MultistepSampler(Sampler):
     """A method given by the `coefficients` of its steps.
@@ -88,7 +94,7 @@ class MultistepSampler(Sampler):
 
         Args:
             sde: The path.
-            times: Times of the walk, [N + 1], float64, decreasing.
+            times: Times of the walk, [N + 1], float64.
 
         Returns:
             The coefficients of the N steps.
@@ -100,9 +106,31 @@ class MultistepSampler(Sampler):
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
-        grid = self.grid or run.sde.default_grid()
-        times = grid.times(run.sde, self.transitions(self.steps - self.denoise) + 1, run.t_end)
+        times = self.times(run.sde, run.t_end)
+        x = self.follow(x, run, times)
+        return run.predict(x, times[-1]).x0 if self.denoise else x
+
+    def times(self, sde: SDE, t_end: float) -> Tensor:
+        """The walk's times, from t_max down to t_end, [N + 1], float64."""
+        return (self.grid or sde.default_grid()).times(sde, self.transitions(self.steps - self.denoise) + 1, t_end)
+
+    def follow(self, x: Tensor, run: Walk, times: Tensor) -> Tensor:
+        """Take the method's steps from times[0] to times[-1].
+
+        Args:
+            x: State at times[0], [B, *dims].
+            run: Denoiser, noise and bookkeeping.
+            times: [N + 1], float64.
+
+        Returns:
+            The state at times[-1].
+
+        Raises:
+            ValueError: If a coefficient is not finite.
+        """
         table = self.coefficients(run.sde, times)
+        if not table.finite():
+            raise singular(run.sde)
         past: deque[Tensor] = deque(maxlen=max((len(b) for b in table.from_beliefs), default=1))
         before = x
         for step, t in enumerate(times[:-1]):
@@ -119,7 +147,7 @@ class MultistepSampler(Sampler):
             x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
             if table.from_noise is not None:
                 x.add_(run.normal(step), alpha=table.from_noise[step])
-        return run.predict(x, times[-1]).x0 if self.denoise else x
+        return x
 
 
 def _combine(x: Tensor, a: float, beliefs: Sequence[Tensor], b: Sequence[float]) -> Tensor:

@@ -21,6 +21,9 @@ class ODESampler(Sampler):
     implicit_adams; `denoise` costs one pass more, but with euler `steps` counts network passes: steps - 1 steps and one
     prediction, without `denoise` `steps` steps. No method looks beyond t_end or t_max.
 
+    An adaptive method takes the steps that the most difficult sample of its batch needs: to within the tolerance,
+    samples depend on the batch that they are drawn in (about 2e-4 at the default tolerances).
+
     Args:
         method: See above and `ODESolver`.
         rtol: Relative tolerance, positive (adaptive methods; the iterations of implicit_adams).
@@ -29,7 +32,7 @@ class ODESampler(Sampler):
             not given.
         max_nfe: Most network passes of an adaptive method.
         options: See `ODESolver`.
-        coordinate: The variable that is solved for; x itself if not given.
+        coordinate: The variable that is solved for (`State`, `NoiseToSignal`, `UnitVariance`); x itself if not given.
         grid: Time change in which the solver steps; the path's default if not given.
         denoise: See `Sampler`.
         t_end: See `Sampler`.

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import Prediction
 from sde_diffusion.errors import UserError
+from sde_diffusion.sampling.base import singular
 from sde_diffusion.sde import SDE, Grid, float64
 
 
@@ -180,20 +181,42 @@ class ReverseProcess:
         return t.detach().clamp(self.t_end, self.sde.t_max).squeeze(0), slope.item()
 
     def scale(self, u: Tensor | float) -> float:
-        """The factor y / x at u."""
-        return float(self.coordinate.scale(self.sde, self.time(u)[0]))
+        """The factor y / x at u.
+
+        Raises:
+            ValueError: If the path makes it infinite there.
+        """
+        scale = float(self.coordinate.scale(self.sde, self.time(u)[0]))
+        if not math.isfinite(scale):
+            raise singular(self.sde)
+        return scale
 
     def drift(self, u: Tensor | float, y: Tensor) -> Tensor:
-        """Drift dy/du of the reverse process; y: [B, *dims]."""
+        """Drift dy/du of the reverse process; y: [B, *dims].
+
+        Raises:
+            ValueError: If the path makes it infinite at an end. (Not before the walk: which ends are looked at is the
+                solver's affair, and whether sigma = 0 can be passed the denoiser's.)
+        """
         t, rate = self.time(u)
-        scale = float(self.coordinate.scale(self.sde, t))
+        scale = self.scale(u)
         x = y if scale == 1 else y / scale
-        return self.coordinate.drift(self.predict(x, t), self.eta) * rate
+        prediction = self.predict(x, t)
+        drift = self.coordinate.drift(prediction, self.eta) * rate
+        if not 1e-12 < float(u) < 1 and not _finite(drift) and _finite(x) and _finite(prediction.output):
+            raise singular(self.sde)
+        return drift
 
     def diffusion(self, u: Tensor | float) -> float:
         """Diffusion coefficient of y against u, eta g scale sqrt(dt/du), the same for every dimension and state."""
+        if not self.eta:  # also where g is infinite
+            return 0.0
         t, rate = self.time(u)
         return float(self.eta * self.sde.diffusion(t) * self.coordinate.scale(self.sde, t)) * math.sqrt(rate)
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())
 
 
 class LostError(AssertionError):
@@ -243,4 +266,4 @@ class Watch:
 
     def broken(self) -> bool:
         """Whether the last drift has numbers that are none (then the sampler's caller finds out which)."""
-        return self.last is not None and not bool(torch.isfinite(self.last).all())
+        return self.last is not None and not _finite(self.last)

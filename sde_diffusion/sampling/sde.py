@@ -124,14 +124,16 @@ class SDESampler(Sampler):
         reversible_heun                      1 (2)     one pass a step, and one before the first
 
     The last oscillates where the drift contracts, as all reverse processes do near their end: on a whole walk it takes
-    hundreds of steps to be of any use.
+    hundreds of steps to be of any use, with eta = 1 on the cosine path thousands (Gaussian data of std 0.25 have 3.3
+    times their variance after 1000, 1.08 times after 2000). With eta = 0, 100 steps are within 1% of it on every path:
+    take eta = 0, or another method.
 
     With euler and milstein `steps` counts network passes: with `denoise` steps - 1 steps and one prediction at t_end,
     else `steps` steps. With the others it counts steps, and `denoise` costs one pass more. `nfe` counts passes.
 
     An adaptive solver begins with a step of the walk's 1 / steps and compares each step with two halves of it.
     torchsde's error is the root mean square over the whole batch: to within the tolerance, samples depend on the batch
-    they are drawn in.
+    they are drawn in. Its Brownian path is resolved down to 2^-30 of the walk, below which it is smooth.
 
     Args:
         method: euler, milstein, srk, heun, midpoint, log_ode or reversible_heun.
@@ -143,7 +145,7 @@ class SDESampler(Sampler):
         max_nfe: Most network passes of an adaptive solver.
         one_path: Follow the same Brownian path whatever the steps (`TreeBrownian`; an adaptive solver always does), so
             that with more steps the samples converge. Slower: each increment takes several draws.
-        coordinate: The variable that is solved for; x itself if not given.
+        coordinate: The variable that is solved for (`State`, `NoiseToSignal`, `UnitVariance`); x itself if not given.
         grid: Spacing of the times; the path's default if not given.
         denoise: See `Sampler`.
         t_end: See `Sampler`.

@@ -1,14 +1,17 @@
 """What ODESampler asks of the denoiser and tells its caller: passes, times, memory, failures, refusals."""
 
 import math
+import re
+import warnings
 
 import pytest
 import torch
 from sampling_cases import SIX, Recording, gaussian, mixture
 
+from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, Prediction
 from sde_diffusion.errors import UserError
-from sde_diffusion.sampling import Noise, ODESampler
+from sde_diffusion.sampling import Noise, NoiseToSignal, ODESampler, State, UnitVariance
 from sde_diffusion.sampling.ode_methods import METHODS
 from sde_diffusion.sde import QuadraticTime, UniformLogSNR
 
@@ -150,6 +153,38 @@ def test_a_jump_is_no_obstacle():
     assert out.nfe < 2000
 
 
+def test_corrections_that_do_not_settle_are_told_once():
+    """In our words: which method, in how many steps, of what tolerance; not torchdiffeq's line for each step."""
+    x = torch.ones(2, 3, dtype=torch.float64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for steps, tolerance in ((20, 1e-9), (200, 1e-5)):
+            sampler = ODESampler("implicit_adams", rtol=tolerance, atol=tolerance, steps=steps)
+            sampler(gaussian(SIX["ve"]), (2, 3), latent=x, dtype=torch.float64)
+    (told,) = (str(warning.message) for warning in caught)
+    assert re.match(r"implicit_adams: in \d+ of 20 steps the corrections did not settle to within rtol=1e-09", told)
+
+
+def test_other_warnings_pass():
+    denoiser = Odd(lambda x, t: warnings.warn("of the network", stacklevel=1) or 0.5 * x)
+    with pytest.warns(UserWarning, match="of the network"):
+        ODESampler("implicit_adams", steps=10)(denoiser, (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "coordinate"),
+    [
+        ({"_target_": "sde_diffusion.sampling.State"}, State()),
+        ({"_target_": "sde_diffusion.sampling.NoiseToSignal"}, NoiseToSignal()),
+        ({"_target_": "sde_diffusion.sampling.UnitVariance", "sigma_data": 0.3}, UnitVariance(0.3)),
+    ],
+)
+def test_coordinates_are_configurable(settings, coordinate):
+    for name in ("ODESampler", "SDESampler"):
+        sampler = build({"_target_": f"sde_diffusion.sampling.{name}", "coordinate": settings})
+        assert sampler.coordinate == coordinate
+
+
 def test_what_is_refused():
     for options, message in (
         ({"method": "rk5"}, "dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, scipy_solver, euler, midpoint"),
@@ -161,6 +196,8 @@ def test_what_is_refused():
         ({"method": "explicit_adams", "options": {"order": 2}}, "order=3 to 11"),
         ({"method": "implicit_adams", "options": {"order": 13}}, "order=4 to 12"),
         ({"method": "implicit_adams", "options": {"iterations": 4}}, "order=4 to 12"),
+        ({"method": "adams", "options": {"order": 7}}, "order=1 to 6"),
+        ({"method": "adams", "options": {"order": 0}}, "order=1 to 6"),
         ({"method": "scipy_solver", "options": {"solver": "BDF"}}, "RK23 or RK45 or DOP853"),
     ):
         with pytest.raises(ValueError, match=message):

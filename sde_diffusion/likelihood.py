@@ -88,7 +88,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         "convention": scoring.convention,
         "draws": cfg.draws,
         "prior": cfg.prior,
-        "terminal_kl_bits_per_dim": matched.kl(prior, size) / (size * math.log(2)),
+        "terminal_kl": matched.kl(prior, size),  # nats
         "method": cfg.method,
         "rtol": cfg.rtol,
         "atol": cfg.atol,

@@ -24,9 +24,6 @@ SCORES = (
 )
 """What is known of a scored item."""
 
-_PROBE_SEEDS = 1 << 44
-"""Between the seeds of the probes of two dequantisation draws of one item."""
-
 
 @dataclass(frozen=True)
 class Scoring:
@@ -110,13 +107,12 @@ class Scoring:
                 fill = UniformDequantisation(self.levels)
                 filled = fill(x, Noise(seeds, x.shape[1:], x.device, torch.float64), draw)
                 bins = math.prod(x.shape[1:]) * math.log(fill.width)
-            probes = [seed + draw * _PROBE_SEEDS for seed in seeds]
             result = log_likelihood(
                 denoiser,
                 filled,
                 trace=self.trace,
                 probes=self.probes,
-                seeds=probes,
+                seeds=seeds,  # several draws take the exact trace, which has no probes to repeat
                 prior=prior,
                 **self.flow,
                 **conditions,

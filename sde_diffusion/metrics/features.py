@@ -1,8 +1,9 @@
 """Feature extractors by name: what a distance between sets of images looks at.
 
 An extractor is a module with an int `num_features`; it maps samples on [-1, 1] as the models make them, [B, C, H, W]
-(`Pixels` also [B, D]), to float32 features [B, num_features]. The classifiers are trained by
-`python -m benchmarks.train_classifiers` and ship with the package as safetensors: tensors and a text header, no code.
+(`Pixels` also [B, D]), to float32 features [B, num_features]. Classifiers also have `num_classes` and `logits`.
+Those of this module are trained by `python -m benchmarks.train_classifiers` and ship with the package as safetensors:
+tensors and a text header, no code.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.metrics.pretrained import NAMES as PRETRAINED
+from sde_diffusion.metrics.pretrained import load_pretrained
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -83,7 +86,7 @@ class Classifier(nn.Module):
         name: str = "classifier",
     ) -> None:
         super().__init__()
-        self.shape, self.num_features, self.name = tuple(shape), num_features, name
+        self.shape, self.num_features, self.num_classes, self.name = tuple(shape), num_features, classes, name
         channels, height, width = self.shape
         layers: list[nn.Module] = []
         for i, out in enumerate(widths):
@@ -150,17 +153,19 @@ def read_classifier(path: Path, name: str = "classifier") -> Classifier:
 
 
 def extractor_names() -> list[str]:
-    """Names that `load_extractor` knows: `pixels` and each file of weights that ships with the package."""
+    """Extractors that work with nothing to install: `pixels`, and each file of weights that ships with the package."""
     return ["pixels", *sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))]
 
 
-def load_extractor(name: str, shape: Sequence[int] | None = None) -> nn.Module:
+def load_extractor(name: str, shape: Sequence[int] | None = None, download: bool = False) -> nn.Module:
     """A feature extractor by name.
 
     Args:
-        name: `pixels`, `digits` (1x8x8, 64 features) or `mnist` (1x28x28, 128 features).
+        name: `pixels`, `digits` (1x8x8, 64 features), `mnist` (1x28x28, 128 features), or with libraries and weights
+            of their own `inception` (2048 features) and `dinov2` (1024).
         shape: Of one sample. Required for `pixels`; for the others it is checked now rather than at the first
             batch.
+        download: Whether `inception` may fetch its weights; see `pretrained`.
 
     Returns:
         Module from samples to float32 features [B, num_features], frozen.
@@ -168,8 +173,11 @@ def load_extractor(name: str, shape: Sequence[int] | None = None) -> nn.Module:
     Raises:
         UserError: If the name is unknown, the shape does not fit, or the weights are missing or damaged.
     """
+    if name in PRETRAINED:
+        return load_pretrained(name, shape, download)
     if name not in extractor_names():
-        raise UserError(f"unknown feature extractor {name!r}; choose from {', '.join(extractor_names())}")
+        known = ", ".join([*extractor_names(), *PRETRAINED])
+        raise UserError(f"unknown feature extractor {name!r}; choose from {known}")
     if name == "pixels":
         if shape is None:
             raise UserError("extractor 'pixels' needs the shape of a sample: load_extractor('pixels', shape=(1, 8, 8))")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.metrics.base import KeptFeatures, check_samples, is_first, num_features
+from sde_diffusion.metrics.reference import ReferenceStatistics, fingerprint
 
 
 def _factor(cov: Tensor) -> Tensor:
@@ -61,7 +63,46 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     return max(0.0, float(distance))
 
 
-class FrechetDistance(FrechetInceptionDistance):
+def moments_of(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and unbiased covariance [D, D] of features [N, D]."""
+    return features.mean(0), features.T.cov().view(features.shape[1], -1)
+
+
+def frechet_influence(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """First-order effect of each sample on the distance.
+
+    With T the optimal map's matrix from the one Gaussian to the other, C_1^(-1/2) (C_1^(1/2) C_2 C_1^(1/2))^(1/2)
+    C_1^(-1/2), the derivatives of the distance are 2 (mean_1 - mean_2) by mean_1 and 1 - T by C_1, and so
+
+        psi(x) = 2 (mean_1 - mean_2).(x - mean_1) + (x - mean_1)^T (1 - T) (x - mean_1)
+
+    and likewise from the other side. Directions in which a side has no variance have no part in T.
+
+    Args:
+        real: [N, D] float64, N > D.
+        fake: [M, D] float64, M > D.
+
+    Returns:
+        psi of each, [1, N] and [1, M], up to a constant.
+
+    References:
+        Rippl, Munk & Sturm 2016, "Limit laws of the empirical Wasserstein distance: Gaussian distributions", theorem
+        2.2.
+    """
+    (mean1, cov1), (mean2, cov2) = moments_of(real), moments_of(fake)
+    factor1, factor2 = _factor(cov1), _factor(cov2)
+    u, s, vh = torch.linalg.svd(factor1.T @ factor2, full_matrices=False)
+    found = []
+    for x, mean, other, factor, side in ((real, mean1, mean2, factor1, u), (fake, mean2, mean1, factor2, vh.T)):
+        # F = V diag(a)^(1/2), whose pseudo-inverse is F^T with each row over its eigenvalue.
+        inverse = factor / factor.square().sum(0)
+        root = inverse @ (side * s.sqrt())
+        y = x - mean
+        found.append((2 * y @ (mean - other) + y.square().sum(1) - (y @ root).square().sum(1)).unsqueeze(0))
+    return found[0], found[1]
+
+
+class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
     """Fréchet distance between real and generated samples in the features of any extractor, as a streaming metric.
 
     The streaming part is torchmetrics' own: per side the count n, sum f and sum f f^T in float64, which add across
@@ -81,17 +122,22 @@ class FrechetDistance(FrechetInceptionDistance):
         extractor: Module with an int `num_features` from samples [B, ...] to features [B, num_features]; see
             `load_extractor`. Takes samples as the models make them, on [-1, 1].
         reset_real_features: Whether `reset` forgets the real side too; False keeps a fixed reference.
+        keep_features: Whether to keep all features too, 4 D bytes a sample: what `interval` needs.
         **kwargs: Of `torchmetrics.Metric`, such as `sync_on_compute`.
 
     Raises:
         ValueError: If the extractor has no int `num_features`.
     """
 
-    def __init__(self, extractor: nn.Module, reset_real_features: bool = True, **kwargs: Any) -> None:
-        found = getattr(extractor, "num_features", None)
-        if not isinstance(found, int):
-            raise ValueError(f"extractor must have an int num_features; got {type(extractor).__name__} with {found!r}")
+    names = ("frechet_distance",)
+
+    def __init__(
+        self, extractor: nn.Module, reset_real_features: bool = True, keep_features: bool = False, **kwargs: Any
+    ) -> None:
+        width = num_features(extractor)
         super().__init__(feature=extractor, reset_real_features=reset_real_features, **kwargs)
+        self.keep_features = keep_features
+        self._add_states(width)
 
     def update(self, imgs: Tensor, real: bool) -> None:
         """Add a batch.
@@ -99,8 +145,44 @@ class FrechetDistance(FrechetInceptionDistance):
         Args:
             imgs: [B, ...] images or points, any B >= 0.
             real: True for the data, False for the model's samples.
+
+        Raises:
+            UserError: If samples are not finite or out of range.
+            ValueError: If they are of another shape than the extractor's.
         """
-        super().update(imgs, real)
+        check_samples(imgs)
+        features = self.inception(imgs).float()
+        if self.keep_features:
+            (self.real_features if real else self.fake_features).append(features)
+        exact, side = features.double(), "real" if real else "fake"
+        for name, term in (("sum", exact.sum(0)), ("cov_sum", exact.T @ exact), ("num_samples", len(exact))):
+            state = f"{side}_features_{name}"
+            setattr(self, state, getattr(self, state) + term)
+
+    def use_reference(self, reference: ReferenceStatistics) -> None:
+        """Take the real side from statistics on disk; see `FeatureMetric.use_reference`.
+
+        Args:
+            reference: Of this metric's extractor; moments suffice unless features are to be kept.
+
+        Raises:
+            UserError: If they are another extractor's, or lack features that are to be kept.
+        """
+        reference.check(fingerprint(self.inception), self.width)
+        if self.keep_features and reference.features is None:
+            raise UserError(
+                "an interval of the Fréchet distance needs the features of the reference, which holds moments alone; "
+                "make it anew with keep_features=True"
+            )
+        if not is_first():
+            return
+        mean, cov = reference.mean.to(self.device), reference.cov.to(self.device)
+        self.real_features_sum = self.real_features_sum + reference.n * mean
+        outer = (reference.n - 1) * cov + reference.n * mean.outer(mean)
+        self.real_features_cov_sum = self.real_features_cov_sum + outer
+        self.real_features_num_samples = self.real_features_num_samples + reference.n
+        if self.keep_features and reference.features is not None:
+            self.real_features.append(reference.features.to(self.device))
 
     def moments(self, real: bool) -> tuple[int, Tensor, Tensor]:
         """Count, mean [D] and unbiased covariance [D, D] of one side's features, in float64.
@@ -142,7 +224,33 @@ class FrechetDistance(FrechetInceptionDistance):
             warnings.warn(
                 f"Fréchet distance of {n_fake} generated to {n_real} real samples in {d} feature dimensions: with no "
                 f"more samples than dimensions the covariance is singular and the distance far too high; use more than "
-                f"{d} samples (ten times as many is good) or an extractor with fewer features",
+                f"{d} samples (ten times as many is good), an extractor with fewer features, or the kernel distance, "
+                "which needs no covariance",
                 stacklevel=2,
             )
         return mean_real.new_tensor(frechet_distance(mean_fake, cov_fake, mean_real, cov_real))
+
+    def _sets(self) -> tuple[Tensor, Tensor]:
+        if not self.keep_features:
+            raise ValueError("an interval needs the features: FrechetDistance(extractor, keep_features=True)")
+        real, fake = super()._sets()
+        if min(len(real), len(fake)) // 2 <= self.width:
+            raise UserError(
+                f"Fréchet distance: {len(real)} real and {len(fake)} generated samples in {self.width} feature "
+                "dimensions; halves of them, which an interval needs, have a singular covariance. Draw more than "
+                f"{2 * self.width + 1} of each, use an extractor with fewer features, or the kernel distance, which "
+                "needs no covariance"
+            )
+        return real, fake
+
+    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+        return real.new_tensor([frechet_distance(*moments_of(real), *moments_of(fake))])
+
+    def _influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        return frechet_influence(real, fake)
+
+    def _lift(self, real: Tensor, fake: Tensor) -> Tensor:
+        return real.new_zeros(1)
+
+    def _present(self, values: Tensor) -> Tensor:
+        return values.clamp(min=0)

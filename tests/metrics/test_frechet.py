@@ -165,7 +165,8 @@ def test_too_few_samples():
         of(a, a[:1]).compute()
     with pytest.raises(UserError, match="0 real data seen"):
         of(a[:0], a).compute()
-    with pytest.warns(UserWarning, match=r"4 generated to 50 real samples in 4 .*singular.*extractor with fewer"):
+    message = r"4 generated to 50 real samples in 4 .*singular.*extractor with fewer.*kernel distance"
+    with pytest.warns(UserWarning, match=message):
         of(a, a[:4]).compute()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -177,8 +178,18 @@ def test_features_that_are_not_finite(bad):
     a = points(50, 4, 12).float()
     b = a.clone()
     b[17, 2] = bad
-    with pytest.raises(UserError, match=r"50 generated samples.*NaN or infinite"):
-        of(a, b).compute()
+    with pytest.raises(UserError, match=r"of 50 samples 1 hold NaN or infinite"):
+        of(a, b)
+
+    class Broken(Pixels):
+        def forward(self, x):
+            return bad * x
+
+    metric = FrechetDistance(Broken((4,)))
+    metric.update(a, real=True)
+    metric.update(a, real=False)
+    with pytest.raises(UserError, match=r"50 real data some have NaN or infinite features"):
+        metric.compute()
 
 
 def test_an_extractor_must_state_its_number_of_features():

@@ -1,0 +1,203 @@
+"""What all metrics of two sets of samples share: they turn samples into features, keep them, and see bad ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from sde_diffusion.errors import UserError
+from sde_diffusion.metrics.intervals import Interval, Reference, WithIntervals
+from sde_diffusion.metrics.reference import ReferenceStatistics, fingerprint
+
+
+def check_samples(x: Tensor) -> None:
+    """See that a batch is what models make.
+
+    Args:
+        x: [B, ...]; images [B, C, H, W] on [-1, 1], points [B, D] on any range.
+
+    Raises:
+        UserError: If the samples are no floats, are not finite, or are images out of range.
+    """
+    if not x.is_floating_point():
+        raise UserError(
+            f"samples are {str(x.dtype).removeprefix('torch.')}; metrics take floats on [-1, 1]: "
+            "sde_diffusion.data.from_levels turns levels into them"
+        )
+    if not x.isfinite().all():
+        bad = int((~x.flatten(1).isfinite().all(1)).sum())
+        raise UserError(
+            f"of {len(x)} samples {bad} hold NaN or infinite numbers; the sampler diverged, or its input did"
+        )
+    if x.ndim > 2 and len(x) and x.abs().max() > 1.001:
+        raise UserError(
+            f"images must lie on [-1, 1]; these run from {float(x.min()):.3g} to {float(x.max()):.3g}: "
+            "scale images on [0, 255] as x / 127.5 - 1, and clamp a model's samples to the range"
+        )
+
+
+def num_features(extractor: nn.Module) -> int:
+    """Width of an extractor's features.
+
+    Raises:
+        ValueError: If the extractor does not state it.
+    """
+    found = getattr(extractor, "num_features", None)
+    if not isinstance(found, int):
+        raise ValueError(f"extractor must have an int num_features; got {type(extractor).__name__} with {found!r}")
+    return found
+
+
+class KeptFeatures(WithIntervals, Metric):
+    """States for features of both sides, kept whole for statistics that no sums can give.
+
+    They join across processes (`dist_reduce_fx="cat"`) in the order of the ranks.
+    """
+
+    real_features: list[Tensor]
+    fake_features: list[Tensor]
+    sides: tuple[str, ...] = ("real_features", "fake_features")
+    width: int
+    reset_real_features: bool
+
+    def _add_states(self, width: int) -> None:
+        self.width = width
+        for side in self.sides:
+            self.add_state(side, [], dist_reduce_fx="cat")
+
+    def features(self, real: bool) -> Tensor:
+        """Features of one side, [N, num_features] float32, in the order of the updates.
+
+        Args:
+            real: Which side.
+        """
+        return self._joined("real_features" if real else "fake_features")
+
+    def _joined(self, side: str) -> Tensor:
+        kept = getattr(self, side)
+        if isinstance(kept, Tensor):  # after a synchronisation
+            return kept
+        return torch.cat(kept) if kept else torch.empty(0, self.width, device=self.device)
+
+    def _sets(self) -> tuple[Tensor, Tensor]:
+        sets = self.features(real=True).double(), self.features(real=False).double()
+        for name, features in zip(("real data", "generated samples"), sets, strict=True):
+            check_features(features, name, type(self).__name__)
+        return sets
+
+    def interval(
+        self, level: float = 0.95, resamples: int = 200, seed: int = 0, reference: Reference = "sampled"
+    ) -> dict[str, Interval]:
+        """See `WithIntervals.interval`; over all processes."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute):
+            return super().interval(level, resamples, seed, reference)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Join the states of all processes."""
+        # torchmetrics gathers nothing for an empty list, and the processes that have features would wait for it.
+        for side in self.sides:
+            kept = getattr(self, side)
+            if isinstance(kept, list) and not kept:
+                kept.append(torch.empty(0, self.width, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget the samples, and the real data unless they are to stay."""
+        # torchmetrics empties the lists themselves.
+        kept = {side: list(getattr(self, side)) for side in self.sides if side != "fake_features"}
+        super().reset()
+        if not self.reset_real_features:
+            for side, features in kept.items():
+                setattr(self, side, features)
+
+
+class FeatureMetric(KeptFeatures):
+    """Base of metrics of the features of real and generated samples.
+
+    Metrics of one extractor in a `torchmetrics.MetricCollection` share their features: it sees that the states are the
+    same, and updates one for all. Features that were computed elsewhere go in through `Pixels((num_features,))`.
+
+    Args:
+        extractor: Module with an int `num_features` from samples [B, ...] to features [B, num_features]; see
+            `load_extractor`.
+        reset_real_features: Whether `reset` forgets the real side too; False keeps a fixed reference.
+        **kwargs: Of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If the extractor has no int `num_features`.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    def __init__(self, extractor: nn.Module, reset_real_features: bool = True, **kwargs: Any) -> None:
+        width = num_features(extractor)
+        super().__init__(**kwargs)
+        self.extractor = extractor
+        self.reset_real_features = reset_real_features
+        self._add_states(width)
+
+    def update(self, imgs: Tensor, real: bool) -> None:
+        """Add a batch.
+
+        Args:
+            imgs: [B, ...] images on [-1, 1] or points, any B >= 0.
+            real: True for the data, False for the model's samples.
+
+        Raises:
+            UserError: If samples are not finite or out of range.
+            ValueError: If they are of another shape than the extractor's.
+        """
+        check_samples(imgs)
+        (self.real_features if real else self.fake_features).append(self.extractor(imgs).float())
+
+    def use_reference(self, reference: ReferenceStatistics) -> None:
+        """Take the real side from statistics on disk, in place of `update(..., real=True)`.
+
+        Among several processes the first takes them, so that they count once.
+
+        Args:
+            reference: Of this metric's extractor, with features.
+
+        Raises:
+            UserError: If they are another extractor's, or hold moments alone.
+        """
+        reference.check(fingerprint(self.extractor), self.width)
+        if reference.features is None:
+            raise UserError(
+                f"{type(self).__name__} needs the features of the reference, which holds moments alone (enough for the "
+                "Fréchet distance); make it anew with keep_features=True"
+            )
+        if is_first():
+            self.real_features.append(reference.features.to(self.device))
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """The figure as a float64 scalar, or a dict of them where there are several.
+
+        Raises:
+            UserError: If there are too few samples, or features are not finite.
+        """
+        values = self._present(self._values(*self._sets()))
+        return values[0] if len(self.names) == 1 else dict(zip(self.names, values, strict=True))
+
+
+def is_first() -> bool:
+    """Whether this is the first process, or the only one."""
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
+        torch.distributed.get_rank() == 0
+    )
+
+
+def check_features(features: Tensor, side: str, metric: str, least: int = 2) -> None:
+    """See that there are enough features, all finite.
+
+    Raises:
+        UserError: Otherwise.
+    """
+    if len(features) < least:
+        raise UserError(f"{metric}: {len(features)} {side} seen; at least {least} are needed, and thousands are better")
+    if not features.isfinite().all():
+        raise UserError(f"{metric}: of {len(features)} {side} some have NaN or infinite features; look at them")

@@ -1,0 +1,102 @@
+"""The inception score, of any classifier."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.metrics.base import FeatureMetric, check_features
+from sde_diffusion.metrics.intervals import Reference, Spread
+
+
+class _HasLogits(Protocol):
+    num_classes: int
+
+    def logits(self, x: Tensor) -> Tensor: ...
+
+
+class Probabilities(nn.Module):
+    """Class probabilities of a classifier as features.
+
+    Args:
+        classifier: Module with an int `num_classes` and `logits(x)`, [B, num_classes].
+
+    Raises:
+        ValueError: If it has none.
+    """
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(getattr(classifier, "num_classes", None), int) or not hasattr(classifier, "logits"):
+            raise ValueError(
+                f"an inception score needs a classifier with num_classes and logits; {type(classifier).__name__} is "
+                "none: use the extractor 'digits', 'mnist' or 'inception'"
+            )
+        self.classifier = classifier
+        self.num_features = cast(_HasLogits, classifier).num_classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities [B, num_classes] float32 of samples [B, ...]."""
+        return cast(_HasLogits, self.classifier).logits(x).double().softmax(1).float()
+
+
+class InceptionScore(FeatureMetric):
+    r"""exp(E KL(p(c|x) || p(c))): high where the classifier is sure of each sample and all classes come out alike.
+
+    At least 1, at most the number of classes. It looks at generated samples alone, and knows neither the data nor the
+    variety within a class; the data's own score is the mark to compare with.
+
+    Not torchmetrics': that one takes the mean over ten splits, each with a bias of its own, shuffled by torch's global
+    generator. Here all samples make one score.
+
+    Args:
+        extractor: A classifier with `num_classes` and `logits`, such as `load_extractor("digits")`.
+        reset_real_features: For the common interface.
+        **kwargs: Of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If the extractor is no classifier.
+
+    References:
+        Salimans et al. 2016, "Improved Techniques for Training GANs", section 4; on one split and its bias, Barratt &
+        Sharma 2018, "A Note on the Inception Score".
+    """
+
+    names = ("inception_score",)
+
+    def __init__(self, extractor: nn.Module, reset_real_features: bool = True, **kwargs: Any) -> None:
+        super().__init__(Probabilities(extractor), reset_real_features, **kwargs)
+
+    def update(self, imgs: Tensor, real: bool) -> None:
+        """Add a batch of samples; real data are passed over, so that all metrics can be updated alike.
+
+        Args:
+            imgs: [B, ...] on [-1, 1].
+            real: True for the data.
+        """
+        if not real:
+            super().update(imgs, real)
+
+    def _sets(self) -> tuple[Tensor, Tensor]:
+        fake = self.features(real=False).double()
+        check_features(fake, "generated samples", type(self).__name__)
+        return fake.new_empty(0, self.width), fake
+
+    def _divergences(self, fake: Tensor) -> Tensor:
+        """KL(p_i || mean p) of each sample, [M]: also the influence of the sample on their mean, up to a constant."""
+        mean = fake.mean(0)
+        return (torch.xlogy(fake, fake) - torch.xlogy(fake, mean)).sum(1)
+
+    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+        return self._divergences(fake).mean().unsqueeze(0)
+
+    def _influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        return fake.new_zeros(1, 0), self._divergences(fake).unsqueeze(0)
+
+    def _present(self, values: Tensor) -> Tensor:
+        return values.clamp(min=0).exp()
+
+    def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
+        return super()._spread(real, fake, resamples, seed, "fixed")  # there is no real side to vary

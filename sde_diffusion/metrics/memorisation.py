@@ -1,0 +1,128 @@
+r"""Are the samples copies of the training data? Distances to the training split against distances to the test split."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.metrics.base import FeatureMetric, check_features, check_samples
+from sde_diffusion.metrics.intervals import Reference, Spread
+from sde_diffusion.metrics.pairwise import nearest
+
+
+class Memorisation(FeatureMetric):
+    r"""Nearest-neighbour tests of memorisation, in the features of any extractor.
+
+    `share`: how often a generated sample's nearest neighbour is of the training split, with the splits' sizes equalised
+    by weight: with p = the share of samples whose nearest neighbour among the N training and M test samples together is
+    one of training, share = (p / N) / (p / N + (1 - p) / M). 1/2 for fresh samples, 1 for copies. All of the training
+    split is looked at: a random part of the test split's size would miss most copies.
+
+    `z`: p against its distribution over random relabellings of training and test, exact to two moments. If test and
+    training samples are exchangeable given the model, as for a model that has not seen the training split, then
+
+        E p = N / (N + M),   var p = [N M / (T (T - 1))] sum_j (c_j - n / T)^2 / n^2,   T = N + M
+
+    with c_j how many of the n generated samples have neighbour j. It holds whatever the model's quality; z > 3 (false
+    alarm 0.1%, by the normal approximation) means memorisation.
+
+    `ct`: Mann and Whitney's z of the distances of generated samples to the training split against those of test
+    samples. Below -3 samples are nearer to the training data than data themselves are: memorisation. It assumes nothing
+    about the splits, but a model of poor quality moves it up, and hides copies.
+
+    Args:
+        extractor: See `FeatureMetric`.
+        reset_real_features: Whether `reset` forgets both splits too.
+        **kwargs: Of `torchmetrics.Metric`.
+
+    References:
+        `ct`: Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models", section 3.1, over
+        the whole space as one cell. `share` and `z`: the nearest-neighbour test of Henze 1988 and Schilling 1986, with
+        the generated samples asking.
+    """
+
+    names = ("share",)
+    proportions = ("share",)
+    sides = ("real_features", "fake_features", "train_features")
+    train_features: list[Tensor]
+
+    def update(self, imgs: Tensor, real: bool, train: bool = False) -> None:
+        """Add a batch.
+
+        Args:
+            imgs: [B, ...] images on [-1, 1] or points.
+            real: True for the data, False for the model's samples.
+            train: With real, whether the batch is of the training split; else it is of the test split.
+
+        Raises:
+            ValueError: If generated samples are said to be of the training split.
+        """
+        if train and not real:
+            raise ValueError("train=True is for real data; generated samples are of no split")
+        if not train:
+            super().update(imgs, real)
+            return
+        check_samples(imgs)
+        self.train_features.append(self.extractor(imgs).float())
+
+    def _sets(self) -> tuple[Tensor, Tensor]:
+        """Training and test features together, [N + M, D], and the generated ones."""
+        test, fake = super()._sets()
+        train = self._joined("train_features").double()
+        check_features(train, "training samples", type(self).__name__)
+        self._n_train, self._n_test = len(train), len(test)
+        middle = train.mean(0)
+        return torch.cat([train, test]) - middle, fake - middle
+
+    def compute(self) -> dict[str, Tensor]:
+        """`share`, `z` and `ct`, float64 scalars.
+
+        Raises:
+            UserError: If a split or the samples are too few, or features are not finite.
+        """
+        real, fake = self._sets()
+        p = self._values(real, fake)
+        return {"share": self._present(p)[0], "z": self._z(real, fake, p[0]), "ct": self._ct(real, fake)}
+
+    def _neighbours(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Each generated sample's nearest neighbour, [n], and whether that is of the training split, [n] float64."""
+        index = nearest(fake, real)[1]
+        return index, (index < self._n_train).double()
+
+    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+        return self._neighbours(real, fake)[1].mean().unsqueeze(0)
+
+    def _present(self, values: Tensor) -> Tensor:
+        train, test = values / self._n_train, (1 - values) / self._n_test
+        return train / (train + test)
+
+    def _z(self, real: Tensor, fake: Tensor, p: Tensor) -> Tensor:
+        counts = self._neighbours(real, fake)[0].bincount(minlength=len(real)).double()
+        total = len(real)
+        spread = (counts - counts.mean()).square().sum() / len(fake) ** 2
+        variance = self._n_train * self._n_test / (total * (total - 1)) * spread
+        return (p - self._n_train / total) / variance.sqrt()
+
+    def _ct(self, real: Tensor, fake: Tensor) -> Tensor:
+        train, test = real[: self._n_train], real[self._n_train :]
+        found, expected = nearest(fake, train)[0], nearest(test, train)[0].sort().values
+        # Of ties half counts as farther.
+        below, upto = torch.searchsorted(expected, found), torch.searchsorted(expected, found, right=True)
+        farther = 0.5 * (below + upto).double().sum()
+        n, m = len(found), len(expected)
+        pooled = torch.cat([found, expected]).sort().values
+        # Of each value the ties t come out t times, each with t^2 - 1.
+        ties = (torch.searchsorted(pooled, pooled, right=True) - torch.searchsorted(pooled, pooled)).double()
+        total = n + m
+        variance = n * m / 12 * (total + 1 - (ties.square() - 1).sum() / (total * (total - 1)))
+        score: Tensor = (farther - n * m / 2) / variance.sqrt()
+        return score
+
+    def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
+        index, label = self._neighbours(real, fake)
+        none = real.new_empty(0, 1), real.new_empty(0, 0, 1)
+        if reference == "fixed":
+            return Spread((label.unsqueeze(0),), *none)
+        # Samples with one neighbour share its label: their sum varies as one.
+        sums = real.new_zeros(len(real)).scatter_add_(0, index, label - label.mean())
+        return Spread(((sums * (len(real) / len(fake))).unsqueeze(0),), *none)

@@ -1,0 +1,173 @@
+"""Statistics of reference data on disk, so that a data set passes through the extractor once.
+
+A file is safetensors: numbers, and a text header that says what they are of. It is written whole or not at all, and
+read only if it is of the data and the extractor that are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sde_diffusion.errors import UserError
+from sde_diffusion.files import writing
+
+FORMAT = "sde_diffusion reference statistics 1"
+
+
+def fingerprint(item: nn.Module | Tensor) -> str:
+    """SHA-256 of a tensor, or of an extractor's class, width and weights: equal where features are."""
+    digest = hashlib.sha256()
+    if isinstance(item, Tensor):
+        tensors = {"": item}
+    else:
+        tensors = item.state_dict()
+        digest.update(f"{type(item).__name__} {getattr(item, 'num_features', None)}".encode())
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ReferenceKey:
+    """What reference statistics are of.
+
+    Args:
+        data: Name of the data set.
+        split: Of the data set.
+        extractor: Name of the extractor.
+        preprocessing: What was done to the samples before the extractor: size, resize, levels.
+        data_digest: `fingerprint` of the data, or any text that changes with them.
+        extractor_digest: `fingerprint` of the extractor.
+    """
+
+    data: str
+    split: str
+    extractor: str
+    preprocessing: str
+    data_digest: str
+    extractor_digest: str
+
+    def file(self, folder: Path) -> Path:
+        """Where the statistics go; the digests are in the file, so that a stale one is found and refused."""
+        named = (self.data, self.split, self.extractor, self.preprocessing)
+        short = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
+        stem = "-".join(re.sub(r"\W+", "_", part) for part in named[:3])
+        return folder / f"{stem}-{short}.safetensors"
+
+
+@dataclass(frozen=True)
+class ReferenceStatistics:
+    """Moments of reference features, and the features where they were kept.
+
+    Args:
+        key: What they are of.
+        n: Number of samples.
+        mean: [D] float64.
+        cov: [D, D] float64, unbiased (n - 1).
+        features: [n, D] float32, or None.
+    """
+
+    key: ReferenceKey
+    n: int
+    mean: Tensor
+    cov: Tensor
+    features: Tensor | None
+
+    def check(self, extractor_digest: str, width: int) -> None:
+        """See that these are an extractor's.
+
+        Raises:
+            UserError: If not.
+        """
+        if self.key.extractor_digest != extractor_digest or len(self.mean) != width:
+            raise UserError(
+                f"reference statistics of {self.key.data}/{self.key.split} are of extractor {self.key.extractor!r} "
+                f"with {len(self.mean)} features and weights {self.key.extractor_digest[:12]}; this metric's extractor "
+                f"has {width} features and weights {extractor_digest[:12]}: use the same extractor for both, or make "
+                "the statistics anew"
+            )
+
+
+def reference_statistics(
+    folder: Path, key: ReferenceKey, make: Callable[[], Tensor], keep_features: bool = True
+) -> ReferenceStatistics:
+    """Statistics from the cache, or made and put there.
+
+    Args:
+        folder: The cache.
+        key: What is wanted.
+        make: Gives the reference features [n, D]; called only if the file is not there.
+        keep_features: Whether to keep the features (4 n D bytes) beside the moments; without them only the Fréchet
+            distance can use the file. A file without them is made anew where they are wanted.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        UserError: If the file there is of other data, another extractor or another kind, or cannot be written.
+    """
+    path = key.file(folder)
+    if path.exists():
+        found = read_reference(path, key)
+        if found.features is not None or not keep_features:
+            return found
+    features = make().detach().cpu().float()
+    if len(features) < 2 or not features.isfinite().all():
+        raise UserError(f"reference {key.data}/{key.split}: {len(features)} samples; need 2 or more, all finite")
+    exact = features.double()
+    made = ReferenceStatistics(key, len(features), exact.mean(0), exact.T.cov(), features if keep_features else None)
+    tensors = {"mean": made.mean, "cov": made.cov.contiguous()}
+    if keep_features:
+        tensors["features"] = features.contiguous()
+    with writing(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT, "n": str(made.n), "key": json.dumps(asdict(key))})
+    return made
+
+
+def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
+    """Read a file of statistics; nothing in it is executed.
+
+    Args:
+        path: The file.
+        key: What it must be of.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        UserError: If the file is missing, damaged, of another kind or of another key.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != FORMAT:
+                raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
+            found, n = ReferenceKey(**json.loads(about["key"])), int(about["n"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            mean, cov, features = tensors["mean"], tensors["cov"], tensors.get("features")
+            d = len(mean)
+            if cov.shape != (d, d) or (features is not None and features.shape != (n, d)):
+                raise ValueError(
+                    f"its shapes do not fit each other: { ({k: tuple(v.shape) for k, v in tensors.items()}) }"
+                )
+    except FileNotFoundError:
+        raise UserError(f"no reference statistics at {path}") from None
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path} holds no reference statistics: {error}; delete it, and it is made anew") from error
+    other = [name for name, value in asdict(key).items() if getattr(found, name) != value]
+    if other:
+        told = ", ".join(f"{name} {getattr(found, name)[:24]!r} (wanted {getattr(key, name)[:24]!r})" for name in other)
+        raise UserError(f"{path} is of other data or another extractor: {told}; delete it, and it is made anew")
+    return ReferenceStatistics(found, n, mean, cov, features)

@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from scipy.stats import mannwhitneyu, norm
+
+from sde_diffusion.data import Digits
+from sde_diffusion.errors import UserError
+from sde_diffusion.metrics import Memorisation, Pixels, load_extractor
+
+
+def normal(n: int, seed: int, d: int = 6) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def of(train, test, fake, extractor=None):
+    metric = Memorisation(extractor or Pixels(train.shape[1:]))
+    metric.update(train, real=True, train=True)
+    metric.update(test, real=True)
+    metric.update(fake, real=False)
+    return metric
+
+
+def test_copies_are_flagged_and_fresh_samples_are_not():
+    train, test = normal(800, 0), normal(200, 1)
+    copies = train[:300] + 0.01 * normal(300, 2)
+    found = of(train, test, copies).compute()
+    assert found["share"] > 0.99
+    assert found["z"] > 6
+    assert found["ct"] < -10
+    found = of(train, test, normal(300, 3)).compute()
+    assert abs(found["z"]) < 3
+    assert abs(found["ct"]) < 3
+    assert found["share"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_half_of_the_samples_copied_is_enough():
+    train, test = normal(800, 0), normal(200, 1)
+    mixed = torch.cat([train[:250], normal(250, 4)])
+    found = of(train, test, mixed).compute()
+    assert found["z"] > 3
+    assert found["ct"] < -3
+
+
+@pytest.mark.parametrize("quality", ["as the data", "poor"])
+def test_false_alarms(quality):
+    """Of 400 fresh sets; |z| > 1.96 in 5% and z > 3 in 0.1% of them. The counts' own tails: 1e-4 each."""
+    scale = 1.0 if quality == "as the data" else 2.0
+    z, ct = [], []
+    for i in range(400):
+        found = of(normal(150, 3 * i), normal(60, 3 * i + 1), scale * normal(100, 3 * i + 2)).compute()
+        z.append(found["z"])
+        ct.append(found["ct"])
+    z, ct = torch.stack(z), torch.stack(ct)
+    for values in (z, ct) if scale == 1 else (z,):
+        assert values.mean().abs() < 4 * values.std() / 20
+        assert 5 <= int((values.abs() > 1.96).sum()) <= 38
+        assert int((values > 3).sum()) <= 4
+        assert values.std().item() == pytest.approx(1, abs=0.14)  # four standard errors of a standard deviation
+    if scale == 2:
+        assert ct.mean() > 5  # poor samples are far from the training data, which ct takes for no copying
+
+
+def test_z_is_exact_over_relabellings():
+    pooled, fake = normal(30, 5, 2), normal(50, 6, 2)
+    generator, shares = torch.Generator().manual_seed(0), []
+    nearest = torch.cdist(fake.double(), pooled.double()).argmin(1)
+    for _ in range(20000):
+        label = torch.zeros(30)
+        label[torch.randperm(30, generator=generator)[:20]] = 1
+        shares.append(label[nearest].mean())
+    shares = torch.stack(shares)
+    metric = of(pooled[:20], pooled[20:], fake)
+    real, features = metric._sets()
+    p = metric._values(real, features)[0]
+    spread = float((p - 2 / 3) / metric._z(real, features, p))
+    assert p == pytest.approx(float((nearest < 20).double().mean()))
+    assert spread == pytest.approx(shares.std().item(), rel=4 / math.sqrt(2 * 20000))  # false alarm 6e-5
+    assert shares.mean().item() == pytest.approx(2 / 3, abs=4 * spread / math.sqrt(20000))
+
+
+def test_ct_is_scipys_rank_test():
+    train, test, fake = normal(50, 7), normal(40, 8), 0.9 * normal(60, 9)
+    test = torch.cat([test, test[:5]])  # ties
+    far = [torch.cdist(x.double(), train.double()).min(1).values for x in (fake, test)]
+    result = mannwhitneyu(*(x.numpy() for x in far), use_continuity=False, method="asymptotic")
+    z = of(train, test, fake).compute()["ct"].item()
+    assert 2 * norm.sf(abs(z)) == pytest.approx(result.pvalue, rel=1e-6)
+    assert (z > 0) == (result.statistic > 60 * 45 / 2)
+
+
+def test_training_digits_are_flagged_in_the_features_of_the_classifier():
+    data = Digits()
+    train, test = data.tensor("train"), data.tensor("test")
+    extractor = load_extractor("digits")
+    assert of(train, test, train[:200], extractor).compute()["z"] > 3
+    held_out = data.tensor("val")
+    assert of(train, test, held_out, extractor).compute()["z"] < 3
+
+
+def test_the_splits_stay_when_the_samples_go():
+    train, test, fake = normal(60, 0), normal(30, 1), normal(50, 2)
+    metric = Memorisation(Pixels((6,)), reset_real_features=False)
+    metric.update(train, real=True, train=True)
+    metric.update(test, real=True)
+    metric.update(normal(9, 3), real=False)
+    metric.reset()
+    metric.update(fake, real=False)
+    assert metric.compute() == of(train, test, fake).compute()
+
+
+def test_bad_calls():
+    x = normal(20, 0)
+    metric = Memorisation(Pixels((6,)))
+    with pytest.raises(ValueError, match="generated samples are of no split"):
+        metric.update(x, real=False, train=True)
+    metric.update(x, real=True)
+    metric.update(x, real=False)
+    with pytest.raises(UserError, match="0 training samples seen"):
+        metric.compute()

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from sde_diffusion.errors import UserError
+from sde_diffusion.metrics import DensityCoverage, Pixels, PrecisionRecall, pairwise
+
+
+def normal(n: int, d: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+    return mean + scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def of(kind, real, fake, **kwargs):
+    metric = kind(Pixels(real.shape[1:]), **kwargs)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    return metric
+
+
+def figures(real, fake, **kwargs) -> dict[str, float]:
+    found = {
+        **of(PrecisionRecall, real, fake, **kwargs).compute(),
+        **of(DensityCoverage, real, fake, **kwargs).compute(),
+    }
+    return {name: value.item() for name, value in found.items()}
+
+
+def by_hand(real: torch.Tensor, fake: torch.Tensor, k: int) -> dict[str, float]:
+    """The papers' formulas on whole matrices of SciPy's distances."""
+    x, y = real.double().numpy(), fake.double().numpy()
+    radius_x, radius_y = (np.sort(cdist(z, z), 1)[:, k] for z in (x, y))
+    across = cdist(x, y)
+    return {
+        "precision": (across <= radius_x[:, None]).any(0).mean(),
+        "recall": (across <= radius_y).any(1).mean(),
+        "density": (across <= radius_x[:, None]).sum(0).mean() / k,
+        "coverage": (across.min(1) <= radius_x).mean(),
+    }
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("mean", [0.0, 1.5])
+def test_equal_the_formulas_on_whole_matrices(k, mean, monkeypatch):
+    real, fake = normal(130, 3, 0, mean=100), normal(170, 3, 1, mean=100 + mean)
+    expected = by_hand(real, fake, k)
+    assert figures(real, fake, k=k) == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr(pairwise, "BLOCK", 400)  # two or three rows at a time
+    assert figures(real, fake, k=k) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_same_set_is_perfect():
+    x = normal(200, 4, 2)
+    found = figures(x, x)
+    assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+
+
+def test_samples_as_the_data_have_the_papers_values():
+    # Naeem et al., lemmas 1 and 2: E density = 1, E coverage = 1 - (N-1)...(N-k) / ((2N-1)...(2N-k)), N of each.
+    n, k = 400, 5
+    found = [of(DensityCoverage, normal(n, 6, 2 * i), normal(n, 6, 2 * i + 1)).compute() for i in range(40)]
+    density, coverage = (torch.stack([f[name] for f in found]) for name in ("density", "coverage"))
+    expected = 1 - np.prod([(n - i) / (2 * n - i) for i in range(1, k + 1)])
+    for values, exact in ((density, 1.0), (coverage, expected)):
+        assert abs(values.mean() - exact) < 4 * values.std() / 40**0.5  # false alarm 6e-5
+
+
+def test_precision_and_recall_tell_fidelity_from_variety():
+    # Kynkäänniemi et al., section 3.1: a generator of a part of the data keeps precision and loses recall; one that
+    # spreads beyond the data the other way round.
+    real = normal(1000, 2, 3)
+    narrow, wide, far = (
+        figures(real, fake) for fake in (normal(1000, 2, 4, 0, 0.2), normal(1000, 2, 5, 0, 3), normal(1000, 2, 6, 20))
+    )
+    assert narrow["precision"] > 0.98
+    assert narrow["recall"] < 0.5
+    assert wide["recall"] > 0.85
+    assert wide["precision"] < 0.7
+    assert list(far.values()) == [0, 0, 0, 0]
+    assert narrow["density"] > 1.05 > 0.5 > wide["density"]
+    assert narrow["coverage"] < 0.5
+
+
+def test_figures_fall_as_gaussians_part():
+    shifts = [0.0, 0.5, 1.0, 2.0, 4.0]
+    real = normal(800, 8, 7)
+    found = [
+        figures(real, torch.cat([normal(800, 8, 8)[:, :1] + shift, normal(800, 8, 8)[:, 1:]], 1)) for shift in shifts
+    ]
+    for name in found[0]:
+        values = [f[name] for f in found]
+        assert values == sorted(values, reverse=True), name
+
+
+def test_one_outlier_moves_precision_and_hardly_density():
+    # Naeem et al., section 3: an outlier of the data has a large ball, which takes in bad samples.
+    real, fake = normal(500, 2, 9), normal(500, 2, 10, mean=8)
+    outlier = torch.cat([real[1:], torch.full((1, 2), 8.0)])
+    before, after = figures(real, fake), figures(outlier, fake)
+    assert before["precision"] == 0
+    assert after["precision"] > 0.9
+    assert after["density"] < 0.25
+
+
+def test_too_few_samples():
+    x = normal(29, 2, 0)
+    with pytest.raises(UserError, match=r"k = 3: a k-th neighbour needs more than 3 samples.*29 real and 3 generated"):
+        of(PrecisionRecall, x, x[:3]).compute()
+    with pytest.raises(UserError, match=r"k = 5: an interval from 5 groups needs more than 29 samples.*29 real"):
+        of(DensityCoverage, x, x).interval()
+    with pytest.raises(ValueError, match="k must be at least 1; got 0"):
+        PrecisionRecall(Pixels((2,)), k=0)

@@ -1,0 +1,147 @@
+"""The bound's estimate: below the exact density, its standard error honest, its draws the samples' own."""
+
+import math
+
+import pytest
+import torch
+from density_cases import PATHS, Perceptron, bits, digits, gaussian, network, terminal
+
+from sde_diffusion.denoiser import NetworkDenoiser
+from sde_diffusion.density import LevelDecoder, elbo
+from sde_diffusion.density.lower_bound import _controlled
+from sde_diffusion.levels import from_levels
+from sde_diffusion.nn import MLP
+from sde_diffusion.sde import KarrasRho, UniformTime
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_below_the_exact_density_of_the_digits_mixture(name):
+    """On average over 200 samples of the data, within 4.5 standard errors; and near it where the decoder stands close
+    to the data (the smallest deviation is 0.03, and VE's noise 0.01 there).
+    """
+    sde = PATHS[name]
+    denoiser = digits(sde)
+    x = denoiser.sample(200, torch.Generator().manual_seed(3))
+    exact = denoiser.log_prob(x, 0.0)
+    if name == "ve":  # which begins with noise of 0.01: there, the density of the data themselves
+        exact = digits(PATHS["edm"]).log_prob(x, 0.0)
+    continuous = elbo(denoiser, x, None, 64, prior=terminal(denoiser))
+    gaps = exact - continuous.log_prob
+    error = float(gaps.std()) / 200**0.5
+    assert float(gaps.mean()) > -4.5 * error
+    assert bits(gaps.mean(), 64) < (0.2 if name == "ve" else 0.05)
+    discrete = elbo(denoiser, x, 50, 25, prior=terminal(denoiser))
+    assert float((exact - discrete.log_prob).mean()) > float(gaps.mean())
+
+
+CASES = {
+    "continuous": {"steps": None, "draws": 32},
+    "two draws": {"steps": None, "draws": 2},
+    "every step": {"steps": 24},
+    "some steps": {"steps": 200, "draws": 9},
+    "grid": {"steps": None, "draws": 32, "grid": KarrasRho(3.0)},
+    "levels": {"steps": None, "draws": 32, "decoder": LevelDecoder(17), "t_end": 0.04},
+    "prior": {"steps": None, "draws": 32, "t_end": 0.5, "prior": lambda x: -0.7 * x.abs().pow(3).flatten(1).sum(1)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_standard_error_is_the_spread_over_seeds(case):
+    """Of one sample with 600 seeds, in the root mean square: from 3% too small, as far as 600 seeds tell, to half
+    as much again (the strata's own course counts as noise; two draws have no more than that to tell it by).
+    """
+    x = from_levels(torch.tensor([[3, 11, 16, 8]]), 17).repeat(600, 1)
+    denoiser = network(PATHS["cosine"], 4, gain=0.7).double()
+    result = elbo(denoiser, x, **CASES[case])
+    said, seen = float(result.std_error.square().mean().sqrt()), float(result.log_prob.std())
+    assert seen > 0.01
+    assert said > 0.87 * seen
+    assert said < (20 if case == "two draws" else 1.6) * seen
+
+
+def test_the_control_variate_takes_noise_off_and_no_more():
+    """Where noise is small beside the data: same mean over 400 seeds within 4.5 standard errors of the difference, and
+    less than half of the variance (told from the draws' own terms, with three draws, which are too few to control).
+    """
+    sde = PATHS["vp"]
+    denoiser = gaussian(sde)
+    x = torch.tensor([[0.5, -0.2, 0.3]], dtype=torch.float64).repeat(1000, 1)
+    generator = torch.Generator().manual_seed(0)
+    controls = torch.randn(12, 1000, generator=generator, dtype=torch.float64)
+    terms = torch.linspace(5, 1, 12).unsqueeze(1) + 0.8 * controls
+    terms = terms + 0.1 * torch.randn(12, 1000, generator=generator, dtype=torch.float64)
+    better = _controlled(terms, controls).mean(0)
+    assert abs(float(better.mean()) - 3) < 4.5 * float(better.std()) / 1000**0.5
+    assert better.var() < 0.2 * terms.mean(0).var()
+    assert torch.equal(_controlled(terms[:3], controls[:3]), terms[:3])
+    result = elbo(denoiser, x, None, 128)
+    rough = torch.stack([elbo(denoiser, x[:300], None, 3, seed=10_000 * k).log_prob for k in range(1, 30)]).mean(0)
+    difference = float(result.log_prob.mean() - rough.mean())
+    error = math.hypot(float(result.log_prob.std()) / 1000**0.5, float(rough.std()) / 300**0.5)
+    assert abs(difference) < 4.5 * error
+    # 87 passes without the control against 128 with it.
+    assert result.log_prob.var() * 128 < 0.5 * rough.var() * 87
+
+
+@pytest.mark.parametrize("rows", [1, 7, 4096])
+def test_a_sample_depends_on_its_seed_alone(rows):
+    """Whatever its companions, and however many rows go through the network at once."""
+    denoiser = network(PATHS["cosine"], 3).double()
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for steps in (None, 20):
+        together = elbo(denoiser, x, steps, 10, seed=50)
+        alone = elbo(denoiser, x[3:4], steps, 10, seeds=[53], rows=rows)
+        for part in ("log_prob", "reconstruction", "prior", "diffusion", "std_error"):
+            torch.testing.assert_close(getattr(alone, part), getattr(together, part)[3:4], rtol=1e-11, atol=1e-11)
+        assert not torch.isclose(elbo(denoiser, x[3:4], steps, 10, seeds=[54]).log_prob, alone.log_prob)
+        assert elbo(denoiser, x, steps, 10, rows=rows).nfe == 10
+
+
+def test_passes_and_rows():
+    """128 in continuous time, one a step else; in as many calls as rows allow."""
+    denoiser = network(PATHS["vp"], 2)
+    x = torch.zeros(4, 2)
+    for options, nfe, calls in (
+        ({"steps": None}, 128, 1),
+        ({"steps": 30}, 30, 1),
+        ({"steps": 30, "rows": 40}, 30, 3),
+        ({"steps": 1000, "draws": 7, "rows": 1}, 7, 7),
+    ):
+        denoiser.network.passes = 0
+        result = elbo(denoiser, x, **options)
+        assert (result.nfe, denoiser.network.passes) == (nfe, calls)
+
+
+def test_images_labels_and_modes():
+    """A shape, labels repeated with their samples, inference mode and autocast."""
+    denoiser = NetworkDenoiser(PATHS["vp"], MLP((1, 2, 3), n_classes=5, width=16, depth=1))
+    for p in denoiser.parameters():
+        torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(p.numel()))
+    x = torch.rand(4, 1, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    label = torch.tensor([0, 4, 2, 2])
+    together = elbo(denoiser, x, 20, label=label)
+    for i in range(4):
+        alone = elbo(denoiser, x[i : i + 1], 20, seeds=[i], label=label[i : i + 1])
+        torch.testing.assert_close(alone.log_prob, together.log_prob[i : i + 1], rtol=1e-5, atol=1e-4)
+    assert not torch.allclose(elbo(denoiser, x, 20, label=label.flip(0)).log_prob, together.log_prob, rtol=1e-5)
+    with torch.inference_mode():
+        for steps in (20, None):
+            inside = elbo(denoiser, x.clone(), steps, label=label.clone()).log_prob
+            torch.testing.assert_close(inside.clone(), elbo(denoiser, x, steps, label=label).log_prob)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = elbo(denoiser, x, 20, label=label)
+    assert not torch.equal(half.log_prob, together.log_prob)
+    assert torch.allclose(half.log_prob, together.log_prob, rtol=0.05)
+    vectors = NetworkDenoiser(PATHS["vp"], Perceptron((6,)))
+    images = NetworkDenoiser(PATHS["vp"], Perceptron((1, 2, 3)))
+    torch.testing.assert_close(elbo(images, x, 20).log_prob, elbo(vectors, x.flatten(1), 20).log_prob)
+
+
+def test_grids_give_the_same_mean():
+    """A network's bound in continuous time by uniform t and by uniform log-SNR."""
+    denoiser = network(PATHS["rectified"], 3, gain=0.8).double()
+    x = torch.tensor([[0.3, -0.5, 0.8]], dtype=torch.float64).repeat(2000, 1)
+    first, second = (elbo(denoiser, x, None, 32, t_end=0.05, grid=grid).log_prob for grid in (None, UniformTime()))
+    error = math.hypot(float(first.std()), float(second.std())) / 2000**0.5
+    assert abs(float(first.mean() - second.mean())) < 4.5 * error
+    assert error < 0.1

@@ -123,6 +123,8 @@ class Memorisation(FeatureMetric):
         none = real.new_empty(0, 1), real.new_empty(0, 0, 1)
         if reference == "fixed":
             return Spread((label.unsqueeze(0),), *none)
-        # Samples with one neighbour share its label: their sum varies as one.
-        sums = real.new_zeros(len(real)).scatter_add_(0, index, label - label.mean())
-        return Spread(((sums * (len(real) / len(fake))).unsqueeze(0),), *none)
+        # Samples with one neighbour share its label, and the splits' sizes are given: as in var p, with labels as found.
+        counts = index.bincount(minlength=len(real)).double()
+        own = (torch.arange(len(real), device=real.device) < self._n_train).double()
+        psi = (counts - counts.mean()) * (own - label.mean()) * (len(real) / len(fake))
+        return Spread((psi.unsqueeze(0),), *none)

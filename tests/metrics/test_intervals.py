@@ -149,6 +149,11 @@ def test_intervals_cover_at_their_nominal_rate(name, model, reference, record_pr
     rates = coverage(found, {"frechet_infinity": mean**2 + (scale - 1) ** 2} if exact else None)
     print(name, model, reference, rates)
     assert min(rates.values()) >= LEAST, rates
+    for key in rates if model != "perfect" else ():
+        # Nor do they cover by being too wide.
+        spread = torch.tensor([interval[key].value for interval in found]).std().item()
+        stated = sum(interval[key].std_error for interval in found) / REPETITIONS
+        assert stated == pytest.approx(spread, rel=0.25), key
 
 
 @pytest.mark.slow

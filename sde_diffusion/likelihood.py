@@ -63,7 +63,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
             draws=cfg.draws,
             trace=cfg.trace,
             probes=cfg.probes,
-            flow={"rtol": cfg.rtol, "atol": cfg.atol, "method": cfg.method, "steps": cfg.steps},
+            flow={key: cfg[key] for key in ("rtol", "atol", "method", "steps", "max_nfe")},
             **_bound(cfg, model, device, data),
         )
     except (TypeError, ValueError) as error:
@@ -111,7 +111,8 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
             **compare(scores[splits[-1]]["log_prob"], strange["log_prob"]),
         }
         measured = {data.name: scores[splits[-1]], other.name: strange}
-        values = {name: per_dim(parts["log_prob"], size, scoring.levels) for name, parts in measured.items()}
+        found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in measured.items()}
+        values = {name: per_dim(some, size, scoring.levels) for name, some in found.items() if len(some)}
         pictures.save(pictures.histogram(values, "bits/dim" if scoring.levels else "nats/dim"), picture)
     report["seconds"] = run.seconds + time.perf_counter() - begin - run.scored_now
     _write_table(table, scores if strange is None else {**scores, "against": strange})
@@ -180,41 +181,46 @@ class _Run:
                 progress.update(task, completed=stop, so_far=f"{plus_minus(mean, error)} {unit}")
                 if cfg.target_se is not None and len(parts) > 1 and error is not None and error <= cfg.target_se:
                     break
-        return {name: torch.cat([part[name] for part in parts]) for name in SCORES if name in parts[0]}
+        scores = {name: torch.cat([part[name] for part in parts]) for name in ("index", *SCORES) if name in parts[0]}
+        order = scores["index"].argsort()
+        return {name: values[order] for name, values in scores.items()}
 
     def _batch(self, data: ScoredData, split: str, start: int, stop: int) -> dict[str, Tensor]:
         begin = time.perf_counter()
-        pieces = list(self._pieces(data, split, start, stop))
+        pieces = list(self._pieces(data, split, data.items(split)[start:stop]))
         seconds = time.perf_counter() - begin
         self.scored_now += seconds
         part = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        part["index"] = data.items(split)[start:stop].double()
         return {**part, "start": torch.tensor(start), "seconds": torch.tensor(seconds, dtype=torch.float64)}
 
-    def _pieces(self, data: ScoredData, split: str, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        """The scores of items start to stop, as many at once as memory allows."""
-        while start < stop:
-            end = min(stop, start + self.most)
-            x, conditions = data.batch(split, start, end, self.device)
+    def _pieces(self, data: ScoredData, split: str, items: Tensor) -> Iterator[dict[str, Tensor]]:
+        """The scores of items, as many at once as memory allows."""
+        while len(items):
+            some = items[: self.most]
+            x, conditions = data.batch(split, some, self.device)
+            seeds = [self.cfg.seed + item for item in some.tolist()]
             try:
-                yield self.scoring(
-                    self.model.denoiser,
-                    x,
-                    range(self.cfg.seed + start, self.cfg.seed + end),
-                    self.prior,
-                    **conditions,
+                yield self.scoring(self.model.denoiser, x, seeds, self.prior, **conditions)
+            except UserError as error:
+                if data.role == "own":
+                    raise
+                log.warning(
+                    "%d items of %s are beyond the solver, and count as impossible: %s", len(x), data.name, error
                 )
+                yield self.scoring.impossible(len(x))
             except RuntimeError as error:  # of which torch's OutOfMemoryError is one
-                if end - start < 2 or not _is_memory(error):
+                if len(some) < 2 or not _is_memory(error):
                     raise
                 if self.most == self.cfg.batch_size:
                     log.warning(
                         "memory does not hold %d items at once: going on with half as many, or fewer", self.most
                     )
-                self.most = (end - start) // 2
+                self.most = len(some) // 2
                 continue
             except ValueError as error:
                 raise UserError(str(error)) from error
-            start = end
+            items = items[len(some) :]
 
 
 def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
@@ -260,10 +266,10 @@ def _write_table(path: Path, scores: dict[str, dict[str, Tensor]]) -> None:
     with writing(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         columns = list(next(iter(scores.values())))
-        table.writerow(["split", "index", *columns])
+        table.writerow(["split", *columns])
         for split, values in scores.items():
             rows = torch.stack([values[name] for name in columns], 1).tolist()
-            table.writerows([split, index, *(f"{value:.10g}" for value in row)] for index, row in enumerate(rows))
+            table.writerows([split, *(f"{value:.10g}" for value in row)] for row in rows)
 
 
 def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: list[Path]) -> None:

@@ -36,7 +36,7 @@ class ScoredData:
         name: Of the data.
         role: own or against.
         parts: The splits by name.
-        limit: Most items of a split; None: all.
+        limit: Most items of a split, chosen at random, always the same; None: all.
         label: None, own (each item's), or one for all.
         n_classes: Of the model.
 
@@ -67,25 +67,34 @@ class ScoredData:
         """Items of a split that are scored."""
         return len(self.parts[split]) if self.limit is None else min(self.limit, len(self.parts[split]))
 
-    def batch(self, split: str, start: int, stop: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        """Items start to stop with their conditions."""
-        batch = self.parts[split].batch(torch.arange(start, stop))
+    def items(self, split: str) -> Tensor:
+        """Numbers of the items that are scored, in the order in which they are."""
+        return _order(len(self.parts[split]))[: self.count(split)]
+
+    def batch(self, split: str, items: Tensor, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """Items [B] with their conditions."""
+        batch = self.parts[split].batch(items)
         conditions: dict[str, Tensor] = {}
         if self.label is not None:
-            label = batch["label"] if self.label == "own" else torch.full((stop - start,), int(self.label))
+            label = batch["label"] if self.label == "own" else torch.full((len(items),), int(self.label))
             conditions["label"] = label.to(device)
         return batch["x"].to(device), conditions
 
     def some(self, split: str, most: int = _MOMENT_ITEMS) -> Tensor:
-        """The first items of a split, at most so many."""
+        """Items of a split, at most so many."""
         part = self.parts[split]
-        return part.tensor(torch.arange(min(len(part), most)))
+        return part.tensor(_order(len(part))[:most])
 
     def matched_prior(self, sde: SDE) -> GaussianPrior:
         """The Gaussian with the training split's moments at t_max, dequantised if the data have levels."""
         x = self.some("train").double()
         bins = 0.0 if self.levels is None else UniformDequantisation(self.levels).width ** 2 / 12
         return GaussianPrior.matched(sde, x.mean(0), x.var(0, correction=0) + bins)
+
+
+def _order(n: int) -> Tensor:
+    """The numbers 0 ... n - 1 in a random order, always the same: files are often sorted, by class or by source."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
 def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]:

@@ -37,16 +37,19 @@ def test_figures_are_those_of_the_library(scored, trained):
     out, _ = scored
     model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
     data = build(model.data["config"]).prepare()
-    x = data.tensor("test")[:16]
+    with (out / "likelihood.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    # 40 of 300 at random, always the same, in three batches of which the first is looked at.
+    items = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:16].tolist()
+    rows = [next(row for row in rows if row["index"] == str(item)) for item in items]
+    x = data.tensor("test")[items]
     fill = UniformDequantisation(17)
-    filled = fill(x, Noise(range(16), x.shape[1:], dtype=torch.float64), 0)
-    flow = log_likelihood(model.denoiser, filled, rtol=1e-3, atol=1e-3)
+    filled = fill(x, Noise(items, x.shape[1:], dtype=torch.float64), 0)
+    flow = log_likelihood(model.denoiser, filled, rtol=1e-3, atol=1e-3, seeds=items)
     bits = bits_per_dim(flow.log_prob, 64, levels=17, data_range=fill.data_range)
     decoder = LevelDecoder.frequencies(17, data.tensor("train"))
     place = read(out)["elbo_settings"]["t_end"]
-    bound = elbo(model.denoiser, x, steps=None, draws=8, decoder=decoder, t_end=place, rows=16)
-    with (out / "likelihood.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"][:16]
+    bound = elbo(model.denoiser, x, steps=None, draws=8, decoder=decoder, t_end=place, rows=16, seeds=items)
     for name, values in (("log_prob", -bits * 64 * math.log(2)), ("elbo", bound.log_prob)):
         assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6), name
 
@@ -211,17 +214,36 @@ def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
         asked.append(len(x))
         if len(x) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(list(seeds))}
+        return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(seeds)}
 
     cfg = OmegaConf.create({"ckpt": str(trained / "checkpoints" / "last.ckpt"), "seed": 7, "batch_size": 20})
     run = likelihood._Run(cfg, model, torch.device("cpu"), score, None, trained)
     data = ScoredData("digits", "own", splits, None, None, 0)
-    x = splits["test"].tensor()[40:60]
+    items = data.items("test")[40:60]
+    x = splits["test"].tensor(items)
     for turn in range(2):
         scores = run._batch(data, "test", 40, 60)["log_prob"]
-        assert torch.equal(scores, x.flatten(1).sum(1).double() + torch.arange(47, 67))
+        assert torch.equal(scores, x.flatten(1).sum(1).double() + 7 + items)
         assert asked == ([20, 10, 5, 5, 5, 5] if not turn else [5] * 4)
         asked.clear()
     assert [record.getMessage() for record in caplog.records] == [
         "memory does not hold 20 items at once: going on with half as many, or fewer"
     ]
+
+
+def test_other_data_beyond_the_solver_count_as_impossible(command, trained, tmp_path):
+    """The command goes on: for telling data apart only the rank matters."""
+    arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=20", "batch_size=10", "elbo.draws=4", "rtol=1e-3")
+    own = command("likelihood", *arguments, f"out={tmp_path / 'own'}", cwd=tmp_path)
+    assert own.status == 0, own.err
+    enough = read(tmp_path / "own")["nfe"]["max"]
+    done = command(
+        "likelihood", *arguments, "against=noise", f"max_nfe={enough}", f"out={tmp_path / 'a'}", cwd=tmp_path
+    )
+    assert done.status == 0, done.err
+    other = read(tmp_path / "a")["against"]
+    if "impossible" in other:
+        assert other["impossible"] + other["n"] == 20
+        assert "beyond the solver" in done.out + done.err
+    few = command("likelihood", *arguments, "max_nfe=5", f"out={tmp_path / 'b'}", cwd=tmp_path)
+    assert (few.status, "max_nfe = 5" in few.err) == (1, True)

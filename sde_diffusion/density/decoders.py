@@ -90,7 +90,9 @@ class LevelDecoder(Decoder):
         width = 2 / (self.levels - 1)
         # Levels beyond a few standard deviations add nothing: only those near z are looked at.
         nearest = ((z + 1) / width).round().clamp(0, self.levels - 1)
-        reach = min(self.levels - 1, math.ceil(9 / (precision**0.5 * width)) + 1)
+        # Nine, and so many more as make up for the weights.
+        spread = 0.0 if self.log_weights is None else float(self.log_weights.max() - self.log_weights.min())
+        reach = min(self.levels - 1, math.ceil((81 + 2 * spread) ** 0.5 / (precision**0.5 * width)) + 1)
         log_weights = None if self.log_weights is None else self.log_weights.to(x.device).expand(*x.shape, -1)
         own_level = ((x + 1) / width).round()
         off = (own_level.clamp(0, self.levels - 1) * width - 1 - x).abs()

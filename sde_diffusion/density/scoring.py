@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,12 +59,12 @@ class Scoring:
     def __post_init__(self) -> None:
         if self.trace not in TRACES:
             raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {self.trace!r}")
-        TRACES[self.trace](self.probes)
+        trace = TRACES[self.trace](self.probes)
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1; got {self.draws}")
         if self.draws > 1 and self.levels is None:
             raise ValueError("several draws fill the bins of data with levels, and these data are continuous: draws=1")
-        if self.draws > 1 and self.trace != "exact":
+        if self.draws > 1 and not trace.exact:
             raise ValueError(
                 f"the mean over draws={self.draws} would count the noise of trace={self.trace} as likelihood: take "
                 "trace=exact, or draws=1"
@@ -83,8 +84,17 @@ class Scoring:
             "log-probability, with a decoder on the levels themselves"
         )
 
+    def impossible(self, n: int) -> dict[str, Tensor]:
+        """Scores of n items that no solver can bring to the prior: log-probability -infinity."""
+        names = SCORES if self.bound is not None else SCORES[:3]
+        scores = {name: torch.full((n,), math.nan, dtype=torch.float64) for name in names}
+        for name in ("log_prob", "elbo"):
+            if name in scores:
+                scores[name].fill_(-math.inf)
+        return scores
+
     def __call__(
-        self, denoiser: Denoiser, x: Tensor, seeds: range, prior: LogDensity, **conditions: Any
+        self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, **conditions: Any
     ) -> dict[str, Tensor]:
         """Score a batch.
 

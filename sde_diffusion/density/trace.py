@@ -24,10 +24,16 @@ Products = Callable[[Tensor], Tensor]
 
 
 class Trace(ABC):
-    """A way to the divergence. The vectors are drawn once and kept along the whole flow, which so remains smooth."""
+    """A way to the divergence. The vectors are drawn once and kept along the whole flow."""
 
     columns: int = 1
     """How many estimates are made side by side."""
+
+    smooth: bool = True
+    """Whether the divergence is smooth along a flow, so that a solver may choose its steps by it."""
+
+    exact: bool = False
+    """Whether there is no noise in it."""
 
     @abstractmethod
     def vectors(self, noise: Noise) -> Tensor:
@@ -51,6 +57,8 @@ class ExactTrace(Trace):
     Raises:
         ValueError: If chunk < 1.
     """
+
+    exact = True
 
     def __init__(self, chunk: int = 64) -> None:
         if chunk < 1:
@@ -106,10 +114,12 @@ class HutchPlusPlus(Trace):
     """tr(Q^T J Q) exactly on the range Q of J^T S for a few S, and Hutchinson's estimate on what is left.
 
     A third of the products each for S, Q and the rest: exact where J has a rank of at most a third of `probes`, and
-    for Jacobians with few large eigenvalues of less variance than as many Hutchinson probes.
+    for Jacobians with few large eigenvalues of less variance than as many Hutchinson probes (for Jacobians that are
+    mostly diagonal of more). Q turns along the flow, and quickly where J^T S is near to losing rank: the solver does
+    not look at the divergence when it chooses its steps.
 
     Args:
-        probes: Jacobian-vector products for each evaluation, a multiple of 3.
+        probes: Products J^T v for each evaluation, a multiple of 3.
 
     Raises:
         ValueError: If probes is not a positive multiple of 3.
@@ -117,6 +127,8 @@ class HutchPlusPlus(Trace):
     References:
         Meyer et al. 2021, "Hutch++: Optimal Stochastic Trace Estimation", algorithm 1.
     """
+
+    smooth = False
 
     def __init__(self, probes: int = 3) -> None:
         if check_probes(probes) % 3:

@@ -123,7 +123,7 @@ class Memorisation(FeatureMetric):
         none = real.new_empty(0, 1), real.new_empty(0, 0, 1)
         if reference == "fixed":
             return Spread((label.unsqueeze(0),), *none)
-        # Samples with one neighbour share its label, and the splits' sizes are given: as in var p, with labels as found.
+        # Samples with one neighbour share its label, and the splits' sizes are given, as in var p.
         counts = index.bincount(minlength=len(real)).double()
         own = (torch.arange(len(real), device=real.device) < self._n_train).double()
         psi = (counts - counts.mean()) * (own - label.mean()) * (len(real) / len(fake))

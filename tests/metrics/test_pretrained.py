@@ -106,6 +106,8 @@ def test_inception_sees_8_bit_colour(folder, fidelity):
     assert extractor(x).shape == (1, extractor.num_features)
     # Each of the 256 levels comes back as itself, in all three channels.
     assert extractor.network.seen.tolist() == torch.arange(256).view(1, 1, 16, 16).expand(1, 3, 16, 16).tolist()
+    extractor(x - 0.4 / 127.5)  # to the nearest, not down
+    assert extractor.network.seen[0, 0].flatten().tolist() == list(range(256))
     extractor(x.expand(1, 3, 16, 16) * 1.0005)
     assert int(extractor.network.seen.max()) == 255
     assert extractor.logits(x).shape == (1, extractor.num_classes)

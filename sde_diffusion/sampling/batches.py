@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.parts import Parts
-from sde_diffusion.sampling.base import Sampler, Samples
+from sde_diffusion.sampling.base import Callback, Sampler, Samples
 
 
 def sample_in_batches(
@@ -22,6 +22,7 @@ def sample_in_batches(
     batch_size: int,
     labels: torch.Tensor | None = None,
     done: int = 0,
+    callback: Callback | None = None,
     **options: Any,
 ) -> Iterator[Samples]:
     """Yield the samples of many seeds batch by batch.
@@ -37,6 +38,7 @@ def sample_in_batches(
         batch_size: Most samples at once, at least 1.
         labels: int64 [N], for a class-conditional denoiser.
         done: Number of samples to pass over, which are there already.
+        callback: See `Callback`.
         **options: Passed to the sampler.
 
     Raises:
@@ -56,12 +58,16 @@ def sample_in_batches(
     with Progress(*columns, transient=True) as progress:
         progress.disable = not progress.console.is_terminal
         task = progress.add_task("sampling", total=len(seeds), completed=done, passes=0)
+
+        def watched(step: int, t: float, x: torch.Tensor, x0: torch.Tensor) -> bool | None:
+            progress.update(task, passes=step + 1)
+            return None if callback is None else callback(step, t, x, x0)
+
+        show = callback if progress.disable else watched
         for start in range(done, len(seeds), batch_size):
             part = seeds[start : start + batch_size]
             conditions: dict[str, Any] = {} if labels is None else {"label": labels[start : start + batch_size]}
-            if not progress.disable:
-                conditions["callback"] = lambda step, t, x, x0: progress.update(task, passes=step + 1)
-            yield sampler(denoiser, (len(part), *dims), seeds=part, **conditions, **options)
+            yield sampler(denoiser, (len(part), *dims), seeds=part, callback=show, **conditions, **options)
             progress.advance(task, len(part))
 
 

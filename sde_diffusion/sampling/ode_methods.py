@@ -39,7 +39,8 @@ class Method(ABC):
             ValueError: If one is unknown or out of range.
         """
         if given:
-            raise ValueError(f"this method takes no options; got {dict(given)}")
+            takers = "adams, explicit_adams, implicit_adams and scipy_solver"
+            raise ValueError(f"only {takers} take options; got {dict(given)}")
         return {}
 
     @abstractmethod
@@ -116,7 +117,9 @@ class Adaptive(Method):
         watch = Watch(flow, solver.max_nfe)
         try:
             solution = self.attempt(solver, watch, y, start, end, norm)
-        except AssertionError:  # torchdiffeq's answer to steps that vanish and to numbers that are none
+        except AssertionError:  # torchdiffeq's answer to steps that vanish and to NaN
+            if watch.failure is not None:
+                raise
             solution = None
         if solution is not None:
             return solution

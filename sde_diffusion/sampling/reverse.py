@@ -236,6 +236,7 @@ class Watch:
         self.max_nfe = max_nfe
         self.nfe = 0
         self.last: Tensor | None = None
+        self.failure: AssertionError | None = None
         # A step of the solvers here takes two to thirteen passes; six span the better part of one.
         self._recent: deque[float] = deque(maxlen=6)
 
@@ -252,7 +253,11 @@ class Watch:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
         self.nfe += 1
         self._recent.append(float(self.process.time(u)[0]))
-        self.last = self.process.drift(u, y)
+        try:
+            self.last = self.process.drift(u, y)
+        except AssertionError as error:  # the denoiser's own, which is not to be taken for the solver's
+            self.failure = error
+            raise
         return self.last
 
     def unmet(self, subject: str) -> UserError:

@@ -91,6 +91,7 @@ def test_a_list_of_times_is_refused_by_the_flow_and_by_continuous_time():
         ({"draws": 0}, "draws must be .*at least 1, and at most the number of steps; got 0"),
         ({"steps": 10, "draws": 11}, "draws must be .*at most the number of steps; got 11"),
         ({"steps": None, "draws": -1}, "draws must be"),
+        ({"steps": None, "t_end": 1.0}, r"t_end must lie in \[0, t_max = 1\)"),
         ({"decoder": LevelDecoder(4)}, "x must lie on the 4 levels"),
     ],
 )

@@ -40,7 +40,7 @@ CASES = {
     "every step": {"steps": 24},
     "some steps": {"steps": 200, "draws": 9},
     "grid": {"steps": None, "draws": 32, "grid": KarrasRho(3.0)},
-    "levels": {"steps": None, "draws": 32, "decoder": LevelDecoder(17), "t_end": 0.04},
+    "levels": {"steps": None, "draws": 32, "decoder": LevelDecoder(257), "t_end": 0.6},
     "prior": {"steps": None, "draws": 32, "t_end": 0.5, "prior": lambda x: -0.7 * x.abs().pow(3).flatten(1).sum(1)},
 }
 

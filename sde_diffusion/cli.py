@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,12 +45,28 @@ def run_folder(ckpt: str | None, default: str) -> str:
     return default
 
 
+def choices(name: str) -> str:
+    """The groups that a command composes its configuration from, with their choices, for its help page."""
+    defaults = OmegaConf.load(config_folder() / f"{name}.yaml").defaults
+    groups = [str(group).split()[-1] for entry in defaults if isinstance(entry, DictConfig) for group in entry]
+    known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in groups}
+    return "\n".join(f"{group}: {', '.join(names)}" for group, names in known.items() if names)
+
+
+def keys(name: str) -> str:
+    """A command's own keys with their comments, as its file of defaults has them, for its help page."""
+    text = (config_folder() / f"{name}.yaml").read_text()
+    own = text.partition("\n\n")[2].partition("\n\nhydra:")[0]
+    return own.replace("$", "$$")  # Hydra puts the whole page through string.Template
+
+
 def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Run a command: compose its configuration from `sys.argv`, call the task, and turn mistakes into messages.
 
     Exits with status 1 and one message on a user's mistake, with 130 on Ctrl-C.
     """
-    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    for resolver in (run_folder, choices, keys):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     # Hydra then raises its own errors instead of printing them, and they are told below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with telling():
@@ -74,6 +91,8 @@ def telling() -> Iterator[None]:
         _fail(f"{key} is needed: give {key}=VALUE (see --help)")
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error))
+    except (FileExistsError, NotADirectoryError) as error:
+        _fail(f"{error.filename} is or lies under a file: choose another folder")
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except KeyboardInterrupt:
@@ -107,6 +126,9 @@ def _explain(error: BaseException) -> str:
         return f"{group}={name} is no choice; choose {group}= from {', '.join(error.options)}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"
+    absent = re.match(r"Could not override '(\w+)'", str(error))
+    if absent and (config_folder() / absent[1]).is_dir():
+        return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(
@@ -143,7 +165,7 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
     return ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device), device
 
 
-def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> Samples:
+def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> tuple[Samples, float]:
     """The samples that a configuration asks for, in batches that outlive a killed process.
 
     Args:
@@ -153,7 +175,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
         folder: Where the batches are kept until `parts.forget` is called.
 
     Returns:
-        The samples, on the CPU.
+        The samples, on the CPU, and the seconds that they took in all.
 
     Raises:
         UserError: If a value is not allowed, or the folder holds other samples' beginnings.
@@ -172,11 +194,17 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     }
     labels = None if labels is None else labels.to(device)
     sampler, dims = build(plan["sampler"]), model.data["shape"]
-    return sample_resumably(
-        *(folder, plan, sampler, model.denoiser, dims, seeds, cfg.batch_size, labels),
-        overwrite=cfg.overwrite,
-        device=device,
-    )
+    try:
+        return sample_resumably(
+            *(folder, plan, sampler, model.denoiser, dims, seeds, cfg.batch_size, labels),
+            overwrite=cfg.overwrite,
+            device=device,
+        )
+    except ValueError as error:  # what a sampler can only tell once it knows the model's path
+        raise UserError(f"{error}{given('sampler')}") from error
+    except KeyboardInterrupt:
+        log.warning("the batches drawn so far are kept in %s: the same command goes on from there", folder)
+        raise
 
 
 def checkpoint_digest(ckpt: str) -> str:
@@ -223,14 +251,14 @@ def check_seeds(cfg: DictConfig) -> range:
 
 
 def whole(cfg: DictConfig, key: str, least: int) -> None:
-    """See that a value is a whole number of at least `least`.
+    """See that a value is a whole number of at least `least` that fits into 64 bits.
 
     Raises:
         UserError: If it is not.
     """
-    value = cfg[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        limit = f" of at least {least}" if least > -(2**63) else ""
+    value = OmegaConf.select(cfg, key)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+        limit = f" of at least {least}" if least > -(2**63) else " of at most 64 bits"
         raise UserError(f"{key} must be a whole number{limit}; got {key}={value}")
 
 

@@ -52,10 +52,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metric = FrechetDistance(load_extractor(name, data.shape), reset_real_features=False).to(device)
     _add(metric, data.tensor(cfg.split), device, real=True)
 
-    begin = time.perf_counter()
-    drawn = draw(cfg, model, device, out / ".samples")
+    drawn, sampling = draw(cfg, model, device, out / ".samples")
     x, nfe = drawn.x, drawn.nfe
-    sampling = time.perf_counter() - begin
 
     begin = time.perf_counter()
     # As data would be stored: on the levels, if the data have levels.

@@ -32,8 +32,10 @@ def fresh(path: Path, overwrite: bool) -> Path:
     """See that a result does not stand there already.
 
     Raises:
-        UserError: If it does and overwrite is not set.
+        UserError: If it does and overwrite is not set, or if overwrite is neither true nor false.
     """
+    if not isinstance(overwrite, bool):  # off a command line, where "no" is a word like another
+        raise UserError(f"overwrite must be true or false; got overwrite={overwrite}")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; choose another folder with out=DIR, or set overwrite=true")
     return path

@@ -72,9 +72,13 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     prior = matched if cfg.prior == "matched" else GaussianPrior.standard(model.denoiser.sde)
     run = _Run(cfg, model, device, scoring, prior, out / ".scores")
     begin = time.perf_counter()
-    scores = {split: run.score(data, split) for split in splits}
     other = against_data(cfg, model, data)
-    strange = None if other is None else run.score(other, other.splits[0])
+    try:
+        scores = {split: run.score(data, split) for split in splits}
+        strange = None if other is None else run.score(other, other.splits[0])
+    except KeyboardInterrupt:
+        log.warning("the batches scored so far are kept in %s: the same command goes on from there", out / ".scores")
+        raise
     size = math.prod(model.data["shape"])
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}
     report: dict[str, Any] = {
@@ -82,9 +86,12 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         "data": data.name,
         "split": splits[-1],
         **({"splits": reports} if len(splits) > 1 else {}),
+        "n_wanted": data.count(splits[-1]),
+        "target_se": cfg.target_se,
         "trained_on": model.data["name"],
         "dims": size,
         "levels": scoring.levels,
+        "uniform": None if scoring.levels is None else math.log2(scoring.levels),  # bits/dim of knowing nothing
         "convention": scoring.convention,
         "draws": cfg.draws,
         "prior": cfg.prior,
@@ -153,6 +160,10 @@ class _Run:
         )
         there = {int(part["start"]): part for part in kept.load()}
         n = data.count(split)
+        if there:
+            known = sum(len(part["index"]) for part in there.values())
+            log.info("going on after %d of %d items of %s %s, kept in %s", known, n, data.name, split, kept.folder)
+        words = (data.name, split)
         parts: list[dict[str, Tensor]] = []
         columns = (
             TextColumn(f"{data.name} {split}"),
@@ -179,8 +190,16 @@ class _Run:
                 )
                 unit = "bits/dim" if self.scoring.levels else "nats/dim"
                 progress.update(task, completed=stop, so_far=f"{plus_minus(mean, error)} {unit}")
-                if cfg.target_se is not None and len(parts) > 1 and error is not None and error <= cfg.target_se:
+                reached = cfg.target_se is not None and error is not None and error <= cfg.target_se
+                if reached and len(parts) > 1:
+                    log.info("%s %s: target_se=%g reached with %d of %d items", *words, cfg.target_se, stop, n)
                     break
+            else:
+                if cfg.target_se is not None:
+                    log.warning(
+                        "%s %s: all %d items give a standard error of %s, more than target_se=%g",
+                        *(*words, n, "nothing known" if error is None else f"{error:.4g}", cfg.target_se),
+                    )
         scores = {name: torch.cat([part[name] for part in parts]) for name in ("index", *SCORES) if name in parts[0]}
         order = scores["index"].argsort()
         return {name: values[order] for name, values in scores.items()}
@@ -255,6 +274,15 @@ def _check(cfg: DictConfig) -> None:
     for key in ("n", "steps"):
         if cfg[key] is not None:
             whole(cfg, key, 1)
+    if cfg.elbo is not None:
+        if not isinstance(cfg.elbo, DictConfig):
+            raise UserError(f"elbo must be null, or its settings be given (elbo.steps=, ...); got elbo={cfg.elbo}")
+        for key in ("steps", "draws"):
+            if cfg.elbo[key] is not None:
+                whole(cfg, f"elbo.{key}", 1)
+        t_end = cfg.elbo.t_end
+        if t_end is not None and (not isinstance(t_end, int | float) or isinstance(t_end, bool)):
+            raise UserError(f"elbo.t_end must be a time, or null for the best one; got elbo.t_end={t_end}")
     for key in ("rtol", "atol", *(["target_se"] if cfg.target_se is not None else [])):
         if not isinstance(cfg[key], int | float) or isinstance(cfg[key], bool) or not cfg[key] > 0:
             raise UserError(f"{key} must be a positive number; got {key}={cfg[key]}")
@@ -276,10 +304,13 @@ def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: lis
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats_per_dim"
     for split, values in reports.items():
         figure = plus_minus(values[unit], values["std_error"])
-        line = f"{report['data']} {split}: {figure} {unit.replace('_per_', '/')}"
+        line = f"{report['data']} {split}: -log p = {figure} {unit.replace('_per_', '/')}"
         if "elbo" in values:
-            line += f"; ELBO {plus_minus(values['elbo'][unit], values['elbo']['std_error'])}"
-        log.info("%s  (%d items, %.0f passes)", line, values["n"], values["nfe"]["mean"])
+            line += f"; -ELBO {plus_minus(values['elbo'][unit], values['elbo']['std_error'])}"
+        items = "item" if values["n"] == 1 else "items"
+        log.info("%s  (%d %s, %.0f passes)", line, values["n"], items, values["nfe"]["mean"] or math.nan)
+    known = "" if report["uniform"] is None else f"; {report['uniform']:.3f} is that of the uniform distribution"
+    log.info("  lower is better%s; prior=%s, trace=%s, label=%s", *(known, *(report[k] for k in _TOLD)))
     log.info("  %s", report["convention"])
     if "against" in report:
         other = report["against"]
@@ -290,6 +321,10 @@ def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: lis
         log.info("  %s: %s", other["data"], other["verdict"])
     for path in paths:
         log.info("%s", path)
+
+
+_TOLD = ("prior", "trace", "label")
+"""Settings that the printed figures depend on most."""
 
 
 def main() -> None:

@@ -28,18 +28,15 @@ class Parts:
 
     def __init__(self, folder: Path, plan: dict[str, Any], overwrite: bool = False) -> None:
         self.folder = folder
-        note = folder / "plan.json"
-        wanted = json.dumps(plan, indent=2, sort_keys=True)
+        self.note = note = folder / "plan.json"
+        self.plan = wanted = json.dumps(plan, indent=2, sort_keys=True)
         if folder.exists() and (not note.is_file() or note.read_text() != wanted):
-            if not overwrite:
+            if any(folder.glob("*.safetensors")) and not overwrite:
                 raise UserError(
                     f"{folder} holds the beginnings of other results: go on with the command that began them (see "
                     f"{note}), choose another folder with out=DIR, or set overwrite=true"
                 )
             forget(folder)
-        if not note.is_file():
-            with writing(note) as temporary:
-                temporary.write_text(wanted)
 
     def load(self) -> list[dict[str, Tensor]]:
         """The batches that are there.
@@ -51,6 +48,9 @@ class Parts:
 
     def add(self, start: int, part: dict[str, Tensor]) -> None:
         """Keep the batch that begins with item number `start`."""
+        if not self.note.is_file():  # only now, so that a run that comes to nothing leaves nothing
+            with writing(self.note) as temporary:
+                temporary.write_text(self.plan)
         with writing(self.folder / f"{start:09d}.safetensors") as temporary:
             save_file(part, temporary)
 

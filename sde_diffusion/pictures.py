@@ -85,7 +85,8 @@ def film_strip(trajectory: Tensor, times: list[float]) -> Image.Image:
     """
     frames, n = trajectory.shape[:2]
     images = trajectory.ndim == 5
-    figure, axes = _figure((1.1 * frames, 1.1 * n + 0.3 if images else 1.6), (n if images else 1, frames))
+    figure, axes = _figure((1.1 * frames, 1.1 * n + 0.5 if images else 1.8), (n if images else 1, frames))
+    figure.suptitle(r"belief $E[x_0 \mid x_t]$ along the walk", fontsize=8)
     for column, t in enumerate(times):
         axes[0][column].set_title(f"t = {t:.3g}", fontsize=7)
         for row in range(len(axes)):
@@ -112,7 +113,7 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
     for key, colour in (("train/loss", "0.6"), ("val/loss", "tab:blue")):
         curve = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
         if curve:
-            axes.plot(*zip(*curve, strict=True), label=key, color=colour)
+            axes.plot(*zip(*curve, strict=True), label=key, color=colour, marker="o" if len(curve) < 3 else None)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_yscale("log")

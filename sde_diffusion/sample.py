@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +50,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
     model, device = load_model(cfg)
     parts = out / ".samples"
-    begin = time.perf_counter()
-    try:
-        drawn = draw(cfg, model, device, parts)
-    except KeyboardInterrupt:
-        log.warning("the batches drawn so far are kept in %s: the same command goes on from there", parts)
-        raise
-    seconds = time.perf_counter() - begin
+    drawn, seconds = draw(cfg, model, device, parts)
     arrays: dict[str, Any] = {"seeds": np.asarray(seeds, dtype=np.int64)}
     labels = class_labels(cfg, model.hparams["n_classes"])
     if labels is not None:

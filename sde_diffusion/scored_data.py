@@ -117,6 +117,8 @@ def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]
         splits = list(data.splits)
     else:
         splits = [str(name) for name in wanted] if isinstance(wanted, ListConfig) else [str(wanted)]
+    if not splits:
+        raise UserError(f"split=[] names none: choose from {', '.join(data.splits)}, or all")
     for name in splits:
         data.split(name)
     return ScoredData(data.name, "own", data.splits, cfg.n, cfg.label, model.hparams["n_classes"]), splits
@@ -148,7 +150,10 @@ def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredD
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
         raise UserError(" ".join(f"against={name} needs against_{key.split('.')[-1]}=VALUE" for key in missing))
-    data = _built(plain(node)["data"])
+    try:
+        data = _built(plain(node)["data"])
+    except UserError as error:
+        raise UserError(f"against={name} (its data.root is against_root, data.path against_path): {error}") from error
     _check_shape(name, data.shape, data.levels, model)
     return ScoredData(name, "against", {"test": data.split("test")}, cfg.n, label, n_classes)
 

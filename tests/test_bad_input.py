@@ -79,7 +79,12 @@ SAMPLE = {
     "device=cuda": (["device=cuda"], ["device=cpu"]),
     "device=foo": (["device=foo"], ["device=foo", "device=cpu"]),
     "no such checkpoint": (["ckpt=/nowhere/last.ckpt"], ["no checkpoint /nowhere/last.ckpt"]),
-    "a folder under a file": (["out=/dev/null/x"], ["/dev/null/x"]),
+    "a folder under a file": (["out=/dev/null/x"], ["/dev/null/x", "choose another folder"]),
+    "overwrite=no": (["overwrite=no"], ["true or false", "overwrite=no"]),
+    "steps without end": (["sampler.steps=.inf"], ["steps must be a whole number"]),
+    "steps in words": (["sampler.steps=ten"], ["steps must be a whole number", "ten"]),
+    "an end outside the path": (["sampler.t_end=7"], ["t_end must lie in", "sampler.t_end=7"]),
+    "another path than the model's": (["sde=ve"], ["no sde= here", "checkpoint"]),
 }
 
 

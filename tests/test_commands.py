@@ -78,7 +78,8 @@ def test_the_commands_it_suggests_work_from_anywhere(trained, tmp_path):
     suggested = re.findall(
         r"^  \S*python\S* -m (sde_diffusion\..*)$", (trained / "train.log").read_text(), re.MULTILINE
     )
-    assert [line.split()[0] for line in suggested] == ["sde_diffusion.sample", "sde_diffusion.evaluate"]
+    names = ("sample", "evaluate", "likelihood")
+    assert [line.split()[0] for line in suggested] == [f"sde_diffusion.{name}" for name in names]
     for line in suggested:
         typed = [sys.executable, "-m", *shlex.split(line)]
         done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True)
@@ -86,6 +87,7 @@ def test_the_commands_it_suggests_work_from_anywhere(trained, tmp_path):
     (samples,) = tmp_path.glob("outputs/sample/*/samples.npz")
     assert np.load(samples, allow_pickle=False)["images"].shape == (64, 8, 8, 1)
     assert len(list(tmp_path.glob("outputs/evaluate/*/metrics.json"))) == 1
+    assert len(list(tmp_path.glob("outputs/likelihood/*/likelihood.json"))) == 1
 
 
 def test_samples_do_not_depend_on_the_batch(command, trained, tmp_path):

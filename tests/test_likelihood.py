@@ -72,6 +72,7 @@ def test_report(scored):
     assert 10 < report["nfe"]["mean"] <= report["nfe"]["max"] < 100
     assert (report["n"], report["levels"], report["dims"], report["trained_on"]) == (40, 17, 64, "digits")
     assert "17 levels" in report["convention"]
+    assert report["uniform"] == pytest.approx(4.0875, abs=1e-4)  # log2(17)
     assert report["against"]["auroc"] == pytest.approx((own[:, None] > values["against"]).mean(), abs=1e-9)
     far, far_other = (np.abs(numbers - np.median(own)) for numbers in (own, values["against"]))
     assert report["against"]["auroc_typicality"] == pytest.approx((far[:, None] < far_other).mean(), abs=0.02)
@@ -156,6 +157,11 @@ def test_another_data_set_is_named(command, trained, tmp_path):
 
 REFUSED = {
     "no such split": (["split=foo"], ["foo", "train, val, test"]),
+    "no split": (["split=[]"], ["names none", "train, val, test"]),
+    "a bound of steps in words": (["elbo.steps=ten"], ["elbo.steps must be a whole number", "ten"]),
+    "a bound that is no settings": (["elbo=false"], ["elbo must be null", "elbo.steps="]),
+    "a seed beyond 64 bits": (["seed=9223372036854775808"], ["seed must be a whole number", "64 bits"]),
+    "other data that are not there": (["against=mnist", "against_root=/nowhere"], ["against_root", "/nowhere"]),
     "no such method": (["method=foo"], ["adams", "dopri5", "foo"]),
     "no such trace": (["trace=foo"], ["hutchinson", "hutch++", "exact"]),
     "no probes": (["probes=0"], ["probes", "at least 1"]),
@@ -189,6 +195,20 @@ def test_refused(case, command, trained, tmp_path):
     for part in parts:
         assert part in done.err, (part, done.err)
     assert not (out / "likelihood.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "n", "words"), [(1.0, 32, "target_se=1 reached with 32 of 60"), (1e-6, 60, "more than target_se=1e-06")]
+)
+def test_a_target_for_the_standard_error(target, n, words, command, trained, tmp_path):
+    """Two batches at the least, and when all items do not suffice, that is said."""
+    ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
+    settings = ("n=60", "elbo=null", *QUICK[:2], "batch_size=16", f"target_se={target}")
+    done = command("likelihood", ckpt, *settings, f"out={tmp_path}", cwd=tmp_path)
+    assert (done.status, words in done.out + done.err) == (0, True), done.err
+    report = read(tmp_path)
+    assert (report["n"], report["n_wanted"], report["target_se"]) == (n, 60, target)
+    assert (report["std_error"] <= target) == (n == 32)
 
 
 def test_what_stands_there_is_kept(scored, command, trained, tmp_path):

@@ -19,6 +19,7 @@ def test_parts_come_back_in_order_and_belong_to_their_plan(tmp_path):
     with pytest.raises(UserError, match="beginnings of other results"):
         Parts(tmp_path / "kept", {"n": 4})
     assert Parts(tmp_path / "kept", {"n": 4}, overwrite=True).load() == []
+    assert Parts(tmp_path / "kept", {"n": 5}).load() == []  # where nothing is kept yet, nothing stands in the way
     forget(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 

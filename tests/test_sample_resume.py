@@ -6,7 +6,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 SLOW_STEPS = ("sampler=ddpm", "sampler.steps=300", "n=200", "batch_size=10")
 
@@ -51,6 +53,7 @@ def test_begun_anew_with_overwrite(command, trained, tmp_path):
     parts = tmp_path / "out" / ".samples"
     parts.mkdir(parents=True)
     (parts / "plan.json").write_text(json.dumps({"n": 3}))
+    save_file({"x": torch.zeros(3, 1, 8, 8), "nfe": torch.tensor(3)}, parts / "000000000.safetensors")
     arguments = ("sample", f"ckpt={ckpt}", "sampler=ddim", "sampler.steps=3", "n=4", f"out={tmp_path / 'out'}")
     assert command(*arguments, cwd=tmp_path).status == 1
     assert command(*arguments, "overwrite=true", cwd=tmp_path).status == 0

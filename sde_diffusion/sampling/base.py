@@ -231,12 +231,13 @@ def singular(sde: SDE) -> ValueError:
     )
 
 
-def check_steps(steps: int) -> int:
-    """See that a number of steps is a positive integer.
+def check_count(name: str, value: int) -> int:
+    """See that an argument is a positive integer.
 
     Raises:
         ValueError: If it is not.
     """
-    if int(steps) != steps or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1; got {steps}")
-    return int(steps)
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value % 1 == 0
+    if not fine:  # infinity % 1 is no number, and so not 0
+        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+    return int(value)

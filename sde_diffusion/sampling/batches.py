@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.parts import Parts
 from sde_diffusion.sampling.base import Callback, Sampler, Samples
+
+log = logging.getLogger(__name__)
 
 
 def sample_in_batches(
@@ -82,7 +86,7 @@ def sample_resumably(
     labels: torch.Tensor | None = None,
     overwrite: bool = False,
     **options: Any,
-) -> Samples:
+) -> tuple[Samples, float]:
     """`sample_in_batches`, all together on the CPU; each batch is kept in a file until `parts.forget` is called.
 
     A run that was killed goes on after its last whole batch, and ends with the same samples.
@@ -100,17 +104,24 @@ def sample_resumably(
         **options: Passed to the sampler.
 
     Returns:
-        The samples and the largest number of network passes.
+        The samples with the largest number of network passes, and the seconds that they took in all.
 
     Raises:
         UserError: If the files in the folder belong to another plan, or one is damaged.
+        ValueError: If the sampler does not take the arguments.
     """
     kept = Parts(folder, plan, overwrite)
     parts = kept.load()
     done = sum(len(part["x"]) for part in parts)
+    if done:
+        log.info("going on after %d of %d samples, which are kept in %s", done, len(seeds), folder)
+    begin = time.perf_counter()
     for batch in sample_in_batches(sampler, denoiser, dims, seeds, batch_size, labels, done, **options):
         part = {"x": batch.x.cpu().contiguous(), "nfe": torch.tensor(batch.nfe)}
+        part["seconds"] = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
         kept.add(done, part)
         parts.append(part)
         done += len(batch.x)
-    return Samples(torch.cat([part["x"] for part in parts]), max(int(part["nfe"]) for part in parts))
+        begin = time.perf_counter()
+    samples = Samples(torch.cat([part["x"] for part in parts]), max(int(part["nfe"]) for part in parts))
+    return samples, sum(float(part["seconds"]) for part in parts)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_steps, singular
+from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
 from sde_diffusion.sde import Grid, KarrasRho
 
 
@@ -58,7 +58,7 @@ class HeunSampler(Sampler):
             raise ValueError(
                 f"churn must not be negative and churn_noise positive; got churn={churn}, churn_noise={churn_noise}"
             )
-        self.steps = check_steps(steps)
+        self.steps = check_count("steps", steps)
         self.churn = float(churn)
         self.churn_min, self.churn_max = float(churn_min), float(churn_max)
         self.churn_noise = float(churn_noise)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_steps, singular
+from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
 from sde_diffusion.sde import Grid, UniformLogSNR, expand
 
 
@@ -65,12 +65,12 @@ class AnnealedLangevin(Sampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(denoise, t_end)
-        if levels is not None and check_steps(levels) < 2:
+        if levels is not None and check_count("levels", levels) < 2:
             raise ValueError(f"levels must be at least 2, or null for NCSNv2's rule; got {levels}")
         if step_size is not None and not step_size > 0:
             raise ValueError(f"step_size must be positive, or null for NCSNv2's rule; got {step_size}")
         self.levels = levels
-        self.steps_per_level = check_steps(steps_per_level)
+        self.steps_per_level = check_count("steps_per_level", steps_per_level)
         self.step_size = step_size
         self.grid = UniformLogSNR() if grid is None else grid
 

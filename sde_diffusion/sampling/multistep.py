@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_steps, singular
+from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
 from sde_diffusion.sde import SDE, Grid
 
 
@@ -85,7 +85,7 @@ class MultistepSampler(Sampler):
 
     def __init__(self, steps: int, grid: Grid | None = None, denoise: bool = True, t_end: float | None = None) -> None:
         super().__init__(denoise, t_end)
-        self.steps = check_steps(steps)
+        self.steps = check_count("steps", steps)
         self.grid = grid
 
     @abstractmethod

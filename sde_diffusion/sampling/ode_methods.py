@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.sampling.adams import adams
-from sde_diffusion.sampling.base import check_steps
+from sde_diffusion.sampling.base import check_count
 from sde_diffusion.sampling.reverse import Flow, Watch
 
 Norm = Callable[[Tensor], Tensor]
@@ -236,8 +236,8 @@ class ODESolver:
             raise ValueError(f"{method} chooses its own steps by rtol and atol; methods that take steps: {fixed}")
         self.method = method
         self.rtol, self.atol = float(rtol), float(atol)
-        self.steps = check_steps(50 if steps is None else steps)
-        self.max_nfe = check_steps(max_nfe)
+        self.steps = check_count("steps", 50 if steps is None else steps)
+        self.max_nfe = check_count("max_nfe", max_nfe)
         self.options = METHODS[method].options(options or {})
 
     @property

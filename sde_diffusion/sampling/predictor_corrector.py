@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_steps, singular
+from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
 from sde_diffusion.sampling.langevin import langevin_step
 from sde_diffusion.sde import SDE, Grid
 
@@ -234,8 +234,8 @@ class PredictorCorrector(Sampler):
         self.predictor = PREDICTORS[predictor]()
         rule = CORRECTORS[corrector]
         self.corrector = None if rule is None else rule(snr)
-        self.steps = check_steps(steps)
-        self.corrector_steps = check_steps(corrector_steps)
+        self.steps = check_count("steps", steps)
+        self.corrector_steps = check_count("corrector_steps", corrector_steps)
         self.grid = grid
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:

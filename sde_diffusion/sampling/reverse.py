@@ -264,8 +264,8 @@ class Watch:
         """An error that says where the solver got stuck."""
         t, stride = max(self._recent), max(self._recent) - min(self._recent)
         return UserError(
-            f"the adaptive solver cannot meet its tolerance: {subject} is at t = {t:.6g}, on the way from "
-            f"{self.process.sde.t_max:g} to {self.process.t_end:g}, with steps of about {stride:.2g}. Larger rtol and "
+            f"the adaptive solver cannot meet its tolerance: {subject} is at t = {t:.6g}, between "
+            f"{self.process.t_end:g} and {self.process.sde.t_max:g}, with steps of about {stride:.2g}. Larger rtol and "
             "atol, a float64 state, a later t_end or a fixed-step method may help; so may a larger max_nfe"
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_steps
+from sde_diffusion.sampling.base import Sampler, Walk, check_count
 from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, Watch
 from sde_diffusion.sde import Grid
 
@@ -183,7 +183,7 @@ class SDESampler(Sampler):
         if not (rtol > 0 and atol > 0):
             raise ValueError(f"rtol and atol must be positive; got rtol={rtol}, atol={atol}")
         self.method = method
-        self.steps = check_steps(steps)
+        self.steps = check_count("steps", steps)
         # With one pass a step, the last prediction is one of the `steps` passes.
         self.transitions = self.steps - (denoise and METHODS[method].single_pass)
         if self.transitions < 1:
@@ -191,7 +191,7 @@ class SDESampler(Sampler):
         self.eta = float(eta)
         self.adaptive = adaptive
         self.rtol, self.atol = float(rtol), float(atol)
-        self.max_nfe = check_steps(max_nfe)
+        self.max_nfe = check_count("max_nfe", max_nfe)
         self.one_path = one_path
         self.coordinate = coordinate
         self.grid = grid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,19 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"no checkpoint {path}" + (f"; in that folder there are: {there}" if there else "; its folder has none")
         )
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickles of other kinds, refused here
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than data (or is no checkpoint at all) and was not loaded, for such a file can run "
             "code; only checkpoints written by sde_diffusion are read"
         ) from error
     except Exception as error:  # torch's reader stumbles over damaged bytes in many ways, AssertionError among them
-        raise UserError(f"{path} is damaged or not a checkpoint ({_first_line(error)}); use an earlier one") from error
+        raise UserError(f"{path} is damaged or not a checkpoint ({_in_short(error)}); use an earlier one") from error
     if not isinstance(checkpoint, dict) or "sde_diffusion" not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"{path} was not written by sde_diffusion: it lacks its mark and cannot be used here")
     return checkpoint
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def _in_short(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:120]

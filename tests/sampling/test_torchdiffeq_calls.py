@@ -128,9 +128,7 @@ def test_a_tolerance_that_cannot_be_met(method):
     """An answer that jumps from pass to pass has no smooth flow: the end comes, and it says where and how."""
     generator = torch.Generator().manual_seed(1)
     noisy = Recording(Odd(lambda x, t: torch.randn(x.shape, generator=generator, dtype=x.dtype)))
-    with pytest.raises(
-        UserError, match=r"max_nfe = 400 .* t = 0\.\d+, on the way from 1 to 1e-05, with steps of"
-    ) as met:
+    with pytest.raises(UserError, match=r"max_nfe = 400 .* t = 0\.\d+, between 1e-05 and 1, with steps of") as met:
         ODESampler(method, max_nfe=400, rtol=1e-7, atol=1e-7)(noisy, (3, 2))
     assert len(noisy.calls) == 400
     words = str(met.value).split()
@@ -143,7 +141,7 @@ def test_steps_that_vanish(method):
     'underflow in dt', and no end of the solution. Without max_nfe in the way, it is still a message.
     """
     explosive = Odd(lambda x, t: 1e3 * x**3)
-    with pytest.raises(UserError, match=r"cannot meet its tolerance: it is at t = 0\.99\d+, on the way from 1 to"):
+    with pytest.raises(UserError, match=r"cannot meet its tolerance: it is at t = 0\.99\d+, between"):
         ODESampler(method, max_nfe=10**6)(explosive, (3, 2), dtype=torch.float64)
 
 

@@ -147,9 +147,7 @@ def test_numbers_that_are_none(method, adaptive):
 def test_a_tolerance_that_cannot_be_met(method):
     sampler = SDESampler(method, adaptive=True, rtol=1e-6, atol=1e-6, max_nfe=200)
     denoiser = Recording(mixture(SIX["vp"]))
-    with pytest.raises(
-        UserError, match=r"max_nfe = 200 .* t = 0\.\d+, on the way from 1 to 1e-05, with steps of"
-    ) as met:
+    with pytest.raises(UserError, match=r"max_nfe = 200 .* t = 0\.\d+, between 1e-05 and 1, with steps of") as met:
         sampler(denoiser, (3, 2))
     assert len(denoiser.calls) == 200
     words = str(met.value).split()

@@ -6,6 +6,8 @@ import functools
 import logging
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,6 +69,8 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """
     for resolver in (run_folder, choices, keys):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+    # Programs that write Python's values, such as wandb's agents, spell null so; to Hydra it would be a word.
+    sys.argv = [re.sub(r"(?<==)None$", "null", argument) for argument in sys.argv]
     # Hydra then raises its own errors instead of printing them, and they are told below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with telling():
@@ -90,7 +94,7 @@ def telling() -> Iterator[None]:
         key = getattr(error, "full_key", None) or str(error).split(":")[-1].strip()
         _fail(f"{key} is needed: give {key}=VALUE (see --help)")
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(_explain(error))
+        _fail(explain(error))
     except (FileExistsError, NotADirectoryError) as error:
         _fail(f"{error.filename} is or lies under a file: choose another folder")
     except OSError as error:
@@ -98,6 +102,13 @@ def telling() -> Iterator[None]:
     except KeyboardInterrupt:
         log.warning("interrupted")
         sys.exit(130)
+
+
+def interpreter() -> str:
+    """What to type for this Python: `python` where that is the one running, else its path."""
+    found = shutil.which("python")
+    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
+    return "python" if same else shlex.quote(sys.executable)
 
 
 def plain(node: Any) -> Any:
@@ -119,14 +130,18 @@ def _fail(message: str) -> None:
     sys.exit(1)
 
 
-def _explain(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """Hydra's message, and for an unknown key or choice those that are allowed there."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and name.startswith("submitit"):
+            return "this launcher is Hydra's for submitit, which is not installed: pip install 'sde_diffusion[slurm]'"
         return f"{group}={name} is no choice; choose {group}= from {', '.join(error.options)}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"
     absent = re.match(r"Could not override '(\w+)'", str(error))
+    if absent and absent[1] == "sweeps":
+        return "sweeps= is no group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
     if absent and (config_folder() / absent[1]).is_dir():
         return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
     cause: BaseException | None = error

@@ -1,7 +1,7 @@
 """`python -m sde_diffusion.train sde=vp`: train a score model.
 
 Composes the configuration, measures the data, builds the model, lets Lightning train it, and leaves a folder with the
-configuration, log, metrics, checkpoints, sample grids and a loss plot.
+configuration, record, log, metrics, checkpoints, sample grids and a loss plot.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import shutil
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sde_diffusion.cli import command, given, plain
+from sde_diffusion import record
+from sde_diffusion.cli import command, given, interpreter, plain
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer = _trainer(cfg, model, folder)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml")
+        _record(cfg, model, trainer, folder)
         _announce(cfg, model, data, folder)
     last = folder / "checkpoints" / "last.ckpt"
     try:
@@ -69,11 +69,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if not trainer.interrupted:
             raise
         if trainer.is_global_zero and last.is_file():
-            log.info("Go on with: %s -m sde_diffusion.train ckpt=%s", _python(), shlex.quote(str(last)))
+            log.info("Go on with: %s -m sde_diffusion.train ckpt=%s", interpreter(), shlex.quote(str(last)))
         raise KeyboardInterrupt from end
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
+        record.finish(folder, metrics)
         _conclude(folder, last)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return metrics
 
 
 def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
@@ -214,6 +216,29 @@ def _values(node: Any) -> Any:
     return {key: _values(value) for key, value in kept.items() if key not in ("_target_", "sampler")}
 
 
+def _record(cfg: DictConfig, model: ScoreModel, trainer: Trainer, folder: Path) -> None:
+    """Say what is run: in the folder, in the checkpoints and to the loggers that keep configurations."""
+    # Of a multirun's runs each has overrides of its own; hydra's, such as where the run goes, are not among them.
+    overrides = HydraConfig.get().overrides.task
+    device = trainer.strategy.root_device.type
+    config = _relative(OmegaConf.to_container(cfg, resolve=True), folder)
+    description = record.describe(config, overrides, device, trainer.num_devices, trainer.num_nodes)
+    record.begin(folder, description, resumed=bool(cfg.ckpt))
+    model.run["record"] = {key: value for key, value in description.items() if key != "config"}  # which is there
+    for logger in trainer.loggers:
+        logger.log_hyperparams({"run": description})  # under one key: a sweep locks those of the groups that it sets
+
+
+def _relative(node: Any, folder: Path) -> Any:
+    """A configuration in which the run's own folder is `.`: where it lies on this machine says nothing of the run."""
+    if isinstance(node, dict):
+        return {key: _relative(value, folder) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_relative(value, folder) for value in node]
+    inside = isinstance(node, str) and Path(node).is_relative_to(folder)
+    return str(Path(node).relative_to(folder)) if inside else node
+
+
 def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     log.info("data     %s: %d training items of shape %s", data.name, len(data.split("train")), list(data.shape))
@@ -237,21 +262,15 @@ def _conclude(folder: Path, last: Path) -> None:
         ("samples", "sample grids along the way"),
         ("loss.png", "training and validation loss, numbers in metrics.csv"),
         ("config.yaml", "the whole configuration, and train.log"),
+        (record.NAME, "command, resolved configuration, seeds, versions, git revision, hardware"),
     ):
         if (folder / name).exists():
             log.info("  %-13s %s", name, what)
     ckpt = shlex.quote(str(last))
     log.info("Next:")
-    log.info("  %s -m sde_diffusion.sample ckpt=%s n=64", _python(), ckpt)
-    log.info("  %s -m sde_diffusion.evaluate ckpt=%s", _python(), ckpt)
-    log.info("  %s -m sde_diffusion.likelihood ckpt=%s", _python(), ckpt)
-
-
-def _python() -> str:
-    """What to type for this Python: `python` where that is the one running, else its path."""
-    found = shutil.which("python")
-    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
-    return "python" if same else shlex.quote(sys.executable)
+    log.info("  %s -m sde_diffusion.sample ckpt=%s n=64", interpreter(), ckpt)
+    log.info("  %s -m sde_diffusion.evaluate ckpt=%s", interpreter(), ckpt)
+    log.info("  %s -m sde_diffusion.likelihood ckpt=%s", interpreter(), ckpt)
 
 
 def main() -> None:

@@ -1,0 +1,138 @@
+"""The record of a training run: what it was asked for, by which code, on what, and how it ended; `run.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sde_diffusion import __version__
+from sde_diffusion.files import writing
+
+NAME = "run.json"
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy", "torchdiffeq", "torchsde")
+"""Whose versions a record holds, beside Python's, CUDA's and this package's own."""
+
+
+def describe(
+    config: Mapping[str, Any], overrides: Sequence[str] = (), device: str = "cpu", devices: int = 1, nodes: int = 1
+) -> dict[str, Any]:
+    """What can be said of a run before it begins.
+
+    Args:
+        config: Its configuration, resolved, in plain containers.
+        overrides: What its command line said.
+        device: The kind of device, as torch names it: cpu, cuda, ...
+        devices: Number of devices on each machine.
+        nodes: Number of machines.
+
+    Returns:
+        Plain containers of data: command, config, seeds, versions, git and hardware. No host's name and no paths but
+        those that the configuration and the command hold.
+    """
+    return {
+        "command": shlex.join(["python", "-m", "sde_diffusion.train", *overrides]),
+        "config": dict(config),
+        "seeds": dict(_seeds(config)),
+        "versions": versions(),
+        "git": git_state(),
+        "hardware": {"device": device_name(device), "kind": device, "devices": devices, "nodes": nodes},
+    }
+
+
+def begin(folder: Path, description: Mapping[str, Any], resumed: bool = False) -> None:
+    """Write a run's record before its first step, so that one that fails has it too.
+
+    Args:
+        folder: The run's folder.
+        description: What `describe` returned.
+        resumed: Whether it goes on with the folder's run: then that run's records are kept under `earlier`.
+    """
+    before = read(folder) if resumed else {}
+    earlier = [*before.pop("earlier", []), before] if before else []
+    _write(folder, {**description, "started": _now(), "finished": None, "metrics": None, "earlier": earlier})
+
+
+def finish(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Add to a run's record that it came to its end, and its last metrics."""
+    _write(folder, {**read(folder), "finished": _now(), "metrics": dict(metrics)})
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record in a run's folder; empty where there is none."""
+    path = folder / NAME
+    record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return record
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, this package, CUDA (null where torch has none) and what the results depend on."""
+    import torch
+
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "sde_diffusion": __version__, "cuda": torch.version.cuda, **found}
+
+
+def git_state(package: Path = HERE) -> dict[str, Any] | None:
+    """The revision that the package's code is of, and whether code or configurations differ from it.
+
+    Args:
+        package: The package's folder.
+
+    Returns:
+        {"revision": 40 digits, "dirty": bool}; None where the package is in no repository, as an installed one is
+        (a repository that only happens to lie around it does not track it), or git is not there.
+    """
+    try:
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")
+        revision = _git(package, "rev-parse", "HEAD").strip()
+        # From the top, for configurations lie beside the package; what lies elsewhere, such as notes, changes nothing.
+        changed = _git(package.parent, "status", "--porcelain", "--", package.name, "conf")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"revision": revision, "dirty": bool(changed.strip())}
+
+
+def device_name(kind: str) -> str:
+    """What a device calls itself: the GPU's name, or the processor's."""
+    import torch
+
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _seeds(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every key of the configuration that is named seed, by its dotted name."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == "seed":
+                yield ".".join((*path, key)), value
+            yield from _seeds(value, (*path, str(key)))
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    typed = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(typed, check=True, capture_output=True, text=True, timeout=20).stdout
+
+
+def _write(folder: Path, record: Mapping[str, Any]) -> None:
+    with writing(folder / NAME) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,211 @@
+"""wandb's sweep files: what is in one, and the command lines that `wandb agent` would make of it.
+
+The method bayes needs the server, which looks at the runs before it suggests the next. Here it is random search over
+the same ranges. (wandb's own package for suggestions without a server, `sweeps`, needs NumPy 1.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from sde_diffusion.errors import UserError
+
+Point = dict[str, Any]
+"""One run's values, by dotted key."""
+
+KEYS = (
+    *("program", "command", "method", "metric", "parameters", "early_terminate", "run_cap"),
+    *("name", "description", "project", "entity"),
+)
+METHODS = ("grid", "random", "bayes")
+GOALS = ("minimize", "maximize")
+MODULE = "sde_diffusion.train"
+
+
+def _steps(value: float, q: float) -> float:
+    whole = round(value / q)
+    return whole * q if isinstance(q, int) else float(f"{whole * q:.12g}")  # 3 * 0.1 is no multiple of 0.1
+
+
+def _log_uniform(random: Random, low: float, high: float) -> float:
+    return math.exp(random.uniform(math.log(low), math.log(high)))
+
+
+DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
+    "uniform": (("min", "max"), lambda random, p: random.uniform(p["min"], p["max"])),
+    "int_uniform": (("min", "max"), lambda random, p: random.randint(p["min"], p["max"])),
+    "q_uniform": (("min", "max", "q"), lambda random, p: _steps(random.uniform(p["min"], p["max"]), p["q"])),
+    "log_uniform_values": (("min", "max"), lambda random, p: _log_uniform(random, p["min"], p["max"])),
+    "q_log_uniform_values": (
+        ("min", "max", "q"),
+        lambda random, p: _steps(_log_uniform(random, p["min"], p["max"]), p["q"]),
+    ),
+}
+"""What can be drawn from without a server, by wandb's names: the settings that must be there, and a draw."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file's contents.
+
+    Args:
+        path: The file.
+        method: grid, random or bayes.
+        metric: The metric's name, as runs log it.
+        goal: minimize or maximize.
+        command: The command with wandb's macros in it.
+        program: The program.
+        parameters: wandb's description of each swept key's values.
+        run_cap: How many runs at most; None: no limit.
+        early_terminate: Whether the server would stop unpromising runs.
+    """
+
+    path: Path
+    method: str
+    metric: str
+    goal: str
+    command: list[str]
+    program: str
+    parameters: dict[str, dict[str, Any]]
+    run_cap: int | None
+    early_terminate: bool
+
+    def points(self, n: int | None, seed: int) -> list[Point]:
+        """The runs' values: the grid's product in order, the last key fastest, or independent draws.
+
+        Args:
+            n: How many; None: `run_cap`, or the whole grid.
+            seed: Of the draws: the first of n are the same for every n.
+
+        Raises:
+            UserError: If a search has no end, or a grid has fewer points.
+        """
+        wanted = self.run_cap if n is None else n
+        if self.method == "grid":
+            values = [_listed(parameter) for parameter in self.parameters.values()]
+            grid = [dict(zip(self.parameters, point, strict=True)) for point in itertools.product(*values)]
+            if n is not None and n > len(grid):
+                raise UserError(f"{self.path}: the grid has {len(grid)} points; got n={n}")
+            return grid[:wanted]
+        if wanted is None:
+            raise UserError(f"{self.path}: a search with method {self.method} has no end: give n=NUMBER of runs")
+        random = Random(seed)
+        return [{key: _draw(random, parameter) for key, parameter in self.parameters.items()} for _ in range(wanted)]
+
+    def agent_command(self, point: Point) -> list[str]:
+        """The command line that `wandb agent` issues for a run's values."""
+        from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+        filled = create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
+        filled.update(env=["/usr/bin/env"], interpreter=["python"], program=[self.program])
+        words: list[str] = []
+        for word in create_sweep_command(list(self.command)):
+            macro = word.startswith("${") and word.endswith("}")
+            words += filled.get(word[2:-1], []) if macro else [word]
+        return words
+
+    def swept(self) -> list[str]:
+        """The keys that differ between runs."""
+        return [key for key, parameter in self.parameters.items() if len(_listed(parameter)) != 1]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read and check a sweep file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it is not there, is no sweep file, or asks for what cannot be done without a server.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        there = ", ".join(sorted(str(one) for one in path.parent.glob("*.yaml")))
+        raise UserError(f"no sweep file {path}" + (f"; there are {there}" if there else "")) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, Mapping) or not {"method", "parameters"} <= set(raw):
+        raise UserError(f"{path} is no sweep file: it lacks method and parameters; see conf/sweeps/grid.yaml")
+    unknown = [str(key) for key in raw if key not in KEYS]
+    if unknown:
+        raise UserError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(KEYS)}")
+    if raw["method"] not in METHODS:
+        raise UserError(f"{path}: method must be one of {', '.join(METHODS)}; got {raw['method']}")
+    metric = raw.get("metric")
+    if not isinstance(metric, Mapping) or "name" not in metric or metric.get("goal") not in GOALS:
+        raise UserError(f"{path}: metric must have a name, such as val/loss, and a goal, one of {', '.join(GOALS)}")
+    command = [str(word) for word in raw.get("command") or ["${env}", "${interpreter}", "${program}", "${args}"]]
+    if raw.get("program") != MODULE or "${args_no_hyphens}" not in command:
+        raise UserError(
+            f"{path}: program must be {MODULE}, and command must give it arguments as KEY=VALUE: "
+            '["${env}", python, -m, "${program}", logger=wandb, "${args_no_hyphens}"]'
+        )
+    cap = raw.get("run_cap")
+    if cap is not None and (not isinstance(cap, int) or cap < 1):
+        raise UserError(f"{path}: run_cap must be a whole number of at least 1; got {cap}")
+    parameters = raw["parameters"]
+    if not isinstance(parameters, Mapping) or not parameters:
+        raise UserError(f"{path}: parameters must name at least one key with its values")
+    described = {str(key): _checked(f"{path}: parameters.{key}", one, raw["method"]) for key, one in parameters.items()}
+    return Sweep(
+        path=path,
+        method=raw["method"],
+        metric=str(metric["name"]),
+        goal=metric["goal"],
+        command=command,
+        program=MODULE,
+        parameters=described,
+        run_cap=cap,
+        early_terminate=bool(raw.get("early_terminate")),
+    )
+
+
+def _checked(where: str, parameter: Any, method: str) -> dict[str, Any]:
+    """A parameter with its distribution named, as wandb infers it."""
+    if not isinstance(parameter, Mapping):
+        raise UserError(f"{where} must be a mapping with value, values, or a distribution; got {parameter}")
+    if set(parameter) == {"value"}:
+        return dict(parameter)
+    if set(parameter) == {"values"} and isinstance(parameter["values"], list) and parameter["values"]:
+        return dict(parameter)
+    whole = all(isinstance(parameter.get(key), int) for key in ("min", "max"))
+    name = parameter.get("distribution", "int_uniform" if whole else "uniform")
+    if name not in DISTRIBUTIONS:
+        raise UserError(f"{where}: distribution must be one of {', '.join(DISTRIBUTIONS)} here; got {name}")
+    if method == "grid":
+        raise UserError(f"{where}: a grid needs value or values; got {', '.join(map(str, parameter))}")
+    needed, _ = DISTRIBUTIONS[name]
+    if set(parameter) - {"distribution"} != set(needed):
+        raise UserError(f"{where} must have value, or values, or {', '.join(needed)} for {name}; got {dict(parameter)}")
+    kinds = int if name == "int_uniform" else int | float
+    for key in needed:
+        if not isinstance(parameter[key], kinds) or isinstance(parameter[key], bool):
+            kind = "a whole number" if name == "int_uniform" else "a number (with a decimal point: 1.0e-3, not 1e-3)"
+            raise UserError(f"{where}.{key} must be {kind}; got {parameter[key]!r}")
+    low, high = parameter["min"], parameter["max"]
+    if low > high or ("log" in name and low <= 0) or parameter.get("q", 1) <= 0:
+        rule = "0 < min <= max" if "log" in name else "min <= max"
+        raise UserError(f"{where} must have {rule}{' and q > 0' if 'q' in needed else ''}; got {dict(parameter)}")
+    return {**parameter, "distribution": name}
+
+
+def _listed(parameter: Mapping[str, Any]) -> list[Any]:
+    """A parameter's values, where they can be listed; empty where they are drawn from a range."""
+    return [parameter["value"]] if "value" in parameter else list(parameter.get("values", []))
+
+
+def _draw(random: Random, parameter: Mapping[str, Any]) -> Any:
+    if "distribution" not in parameter:
+        return random.choice(_listed(parameter))
+    _, draw = DISTRIBUTIONS[parameter["distribution"]]
+    value = draw(random, parameter)
+    return float(f"{value:.6g}") if isinstance(value, float) else value  # digits that a person can copy

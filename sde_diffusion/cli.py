@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,8 +69,7 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """
     for resolver in (run_folder, choices, keys):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-    # Programs that write Python's values, such as wandb's agents, spell null so; to Hydra it would be a word.
-    sys.argv = [re.sub(r"(?<==)None$", "null", argument) for argument in sys.argv]
+    sys.argv = nulls(sys.argv)
     # Hydra then raises its own errors instead of printing them, and they are told below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with telling():
@@ -99,9 +98,21 @@ def telling() -> Iterator[None]:
         _fail(f"{error.filename} is or lies under a file: choose another folder")
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except RuntimeError as error:
+        if "srun" not in str(error):
+            raise
+        _fail(f"hydra/launcher: {error} Without one, leave the launcher out, or take hydra/launcher=submitit_local")
     except KeyboardInterrupt:
         log.warning("interrupted")
         sys.exit(130)
+
+
+def nulls(arguments: Sequence[str]) -> list[str]:
+    """Arguments with KEY=None, which is how programs in Python such as wandb's agents spell it, as KEY=null.
+
+    To Hydra None would be a word like another.
+    """
+    return [re.sub(r"(?<==)None$", "null", argument) for argument in arguments]
 
 
 def interpreter() -> str:
@@ -132,10 +143,10 @@ def _fail(message: str) -> None:
 
 def explain(error: BaseException) -> str:
     """Hydra's message, and for an unknown key or choice those that are allowed there."""
+    if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/launcher/submitit"):
+        return "this launcher is Hydra's for submitit, which is not installed: pip install 'sde_diffusion[slurm]'"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if group == "hydra/launcher" and name.startswith("submitit"):
-            return "this launcher is Hydra's for submitit, which is not installed: pip install 'sde_diffusion[slurm]'"
         return f"{group}={name} is no choice; choose {group}= from {', '.join(error.options)}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"

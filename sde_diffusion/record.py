@@ -37,13 +37,16 @@ def describe(
         Plain containers of data: command, config, seeds, versions, git and hardware. No host's name and no paths but
         those that the configuration and the command hold.
     """
+    import torch
+
+    hardware = {"device": device_name(device), "kind": device, "devices": devices, "nodes": nodes}
     return {
         "command": shlex.join(["python", "-m", "sde_diffusion.train", *overrides]),
         "config": dict(config),
         "seeds": dict(_seeds(config)),
         "versions": versions(),
         "git": git_state(),
-        "hardware": {"device": device_name(device), "kind": device, "devices": devices, "nodes": nodes},
+        "hardware": {**hardware, "threads": torch.get_num_threads()},  # of each process on the CPU
     }
 
 

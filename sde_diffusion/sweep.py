@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sde_diffusion import record
-from sde_diffusion.cli import command, config_folder, explain, interpreter, whole
+from sde_diffusion.cli import command, config_folder, explain, interpreter, nulls, whole
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import writing
 from sde_diffusion.sweep_file import MODULE, Point, Sweep, read_sweep
@@ -118,13 +118,17 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
 def _find(file: str) -> Path:
     """A sweep file by its path, or by its name in conf/sweeps."""
     named = config_folder() / "sweeps" / f"{file}.yaml"
-    return named if named.is_file() and not Path(file).is_file() else Path(file)
+    for path in (Path(file), named):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(f"file={path.stem}" for path in named.parent.glob("*.yaml")))
+    raise UserError(f"no sweep file {file}: give file=PATH, or one of conf/sweeps: {names}")
 
 
 def _compose(run: Run, path: Path) -> None:
     """See that a run's settings exist before any is run."""
     try:
-        hydra.compose("train", overrides=run.overrides)
+        hydra.compose("train", overrides=nulls(run.overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {' '.join(run.overrides)}: {explain(error)}") from error
 

@@ -124,13 +124,10 @@ def read_sweep(path: Path) -> Sweep:
         path: The file.
 
     Raises:
-        UserError: If it is not there, is no sweep file, or asks for what cannot be done without a server.
+        UserError: If it is no sweep file, or asks for what cannot be done without a server.
     """
     try:
         raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        there = ", ".join(sorted(str(one) for one in path.parent.glob("*.yaml")))
-        raise UserError(f"no sweep file {path}" + (f"; there are {there}" if there else "")) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, Mapping) or not {"method", "parameters"} <= set(raw):
@@ -173,6 +170,8 @@ def _checked(where: str, parameter: Any, method: str) -> dict[str, Any]:
     """A parameter with its distribution named, as wandb infers it."""
     if not isinstance(parameter, Mapping):
         raise UserError(f"{where} must be a mapping with value, values, or a distribution; got {parameter}")
+    if parameter.get("distribution") in ("constant", "categorical"):  # which go without saying
+        parameter = {key: value for key, value in parameter.items() if key != "distribution"}
     if set(parameter) == {"value"}:
         return dict(parameter)
     if set(parameter) == {"values"} and isinstance(parameter["values"], list) and parameter["values"]:

@@ -94,7 +94,7 @@ def serve() -> None:
     import torchdiffeq  # noqa: F401
     import torchsde  # noqa: F401
 
-    from sde_diffusion import data, evaluate, likelihood, metrics, sample, train, training  # noqa: F401
+    from sde_diffusion import data, evaluate, likelihood, metrics, sample, sweep, train, training  # noqa: F401
 
     sys.path.insert(0, str(ROOT))
     from benchmarks import nfe_fid
@@ -105,6 +105,7 @@ def serve() -> None:
         "sample": sample.main,
         "evaluate": evaluate.main,
         "likelihood": likelihood.main,
+        "sweep": sweep.main,
     }
     for line in sys.stdin:
         request = json.loads(line)

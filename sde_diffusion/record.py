@@ -17,7 +17,10 @@ from sde_diffusion.files import writing
 
 NAME = "run.json"
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy", "torchdiffeq", "torchsde")
+PACKAGES = (
+    *("torch", "lightning", "torchmetrics", "torchdiffeq", "torchsde", "numpy", "scipy", "scikit-learn"),
+    *("hydra-core", "omegaconf", "wandb"),
+)
 """Whose versions a record holds, beside Python's, CUDA's and this package's own."""
 
 

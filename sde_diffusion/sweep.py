@@ -88,6 +88,9 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
         whole(cfg, "n", 1)
     path = _find(str(cfg.file))
     described = read_sweep(path)
+    fixed = [word for word in added if word.partition("=")[0] in described.swept()]
+    if fixed:
+        raise UserError(f"{', '.join(fixed)}: {path} gives each run a value of its own there; leave it out behind --")
     runs = [
         Run(point, [*described.agent_command(point), *added], out / "runs" / f"{number:03d}")
         for number, point in enumerate(described.points(cfg.n, cfg.seed))

@@ -31,8 +31,7 @@ MODULE = "sde_diffusion.train"
 
 
 def _steps(value: float, q: float) -> float:
-    whole = round(value / q)
-    return whole * q if isinstance(q, int) else float(f"{whole * q:.12g}")  # 3 * 0.1 is no multiple of 0.1
+    return round(value / q) * q
 
 
 def _log_uniform(random: Random, low: float, high: float) -> float:
@@ -207,4 +206,6 @@ def _draw(random: Random, parameter: Mapping[str, Any]) -> Any:
         return random.choice(_listed(parameter))
     _, draw = DISTRIBUTIONS[parameter["distribution"]]
     value = draw(random, parameter)
-    return float(f"{value:.6g}") if isinstance(value, float) else value  # digits that a person can copy
+    return (
+        float(f"{value:.6g}") if isinstance(value, float) else value
+    )  # 0.3 for 3 * 0.1; digits to copy

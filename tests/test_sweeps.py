@@ -25,7 +25,12 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.sweep_file import read_sweep
 
 FILES = sorted((cli.config_folder() / "sweeps").glob("*.yaml"))
-SHORT = (*TINY, "trainer.max_steps=10", "trainer.val_check_interval=5", "callbacks.samples=null")
+SHORT = (
+    *(word for word in TINY if "width" not in word),
+    "trainer.max_steps=10",
+    "trainer.val_check_interval=5",
+    "callbacks.samples=null",
+)
 COMMAND = ["${env}", "python", "-m", "${program}", "${args_no_hyphens}"]
 PLAIN = {
     "program": "sde_diffusion.train",
@@ -214,7 +219,7 @@ def test_a_killed_sweep_goes_on(start, command, tmp_path):
     arguments = ("file=grid", "n=2", f"out={cli_value(out)}", "--", *SHORT)
     process = start("sweep", *arguments, cwd=tmp_path)
     first, until = out / "runs" / "000", time.monotonic() + 120
-    while not (first / "run.json").is_file() or run_json(first)["finished"] is None:
+    while not (out / "runs" / "001.log").is_file():  # the second has just begun, and outlives the sweep
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -224,6 +229,7 @@ def test_a_killed_sweep_goes_on(start, command, tmp_path):
     status, printed, err = finished(start("sweep", *arguments, cwd=tmp_path))
     assert status == 0, err
     assert run_json(first)["started"] == begun
+    assert "waiting for a sweep or a run" in printed
 
     with (out / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -233,9 +239,7 @@ def test_a_killed_sweep_goes_on(start, command, tmp_path):
         folder = out / "runs" / row["run"]
         record = run_json(folder)
         assert row["command"].startswith("/usr/bin/env python -m sde_diffusion.train logger=wandb model.lr=0.0003 ")
-        assert float(row["val/loss"]) == record["metrics"]["val/loss"] or float(row["last"]) == pytest.approx(
-            record["metrics"]["val/loss"]
-        )
+        assert float(row["last"]) == record["metrics"]["val/loss"] >= float(row["val/loss"])
         assert record["config"]["model"]["lr"] == float(row["model.lr"]) == 0.0003
         assert record["config"]["trainer"]["max_steps"] == 10
         assert shlex.split(record["command"]) == shlex.split(row["command"])[1:]
@@ -314,6 +318,7 @@ def test_a_failing_run_does_not_stop_the_others(start, tmp_path):
         ({"parameters": {"model.lrr": {"value": 1}}}, [], ["unknown key 'model.lrr'", "warmup_steps"]),
         ({"parameters": {"sde": {"values": ["vp", "vpp"]}}}, [], ["sde=vpp", "choose", "subvp"]),
         ({}, ["--", "foo=1"], ["'foo'"]),
+        ({}, ["--", "model.lr=1"], ["model.lr=1", "a value of its own"]),
         ({}, ["file=nope"], ["no sweep file nope", "file=bayes, file=grid"]),
         ({}, ["foo=1"], ["'foo'", "n, out, seed"]),
     ],
@@ -329,12 +334,42 @@ def test_refused_before_anything_is_run(changes, arguments, words, command, tmp_
     assert not (tmp_path / "out" / "runs").exists()
 
 
+def run_already(out: Path, number: int, *losses: float) -> None:
+    """A run that is finished, with a validation each ten steps."""
+    folder = out / "runs" / f"{number:03d}"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"finished": "2026-01-01T00:00:00+00:00"}')
+    rows = "".join(f"{10 * step + 9},,{loss}\n{10 * step + 10},1.0,\n" for step, loss in enumerate(losses))
+    (folder / "metrics.csv").write_text(f"step,train/loss,val/loss\n{rows}")
+
+
+@pytest.mark.parametrize(
+    ("goal", "order"),
+    [
+        ("minimize", [("001", 1.0, 20, 4.0), ("002", 2.0, 10, 2.5), ("000", 3.0, 10, 3.0)]),
+        ("maximize", [("001", 5.0, 10, 4.0), ("000", 3.0, 10, 3.0), ("002", 2.5, 20, 2.5)]),
+    ],
+)
+def test_runs_are_in_the_metrics_order(goal, order, command, tmp_path):
+    """By the best value of each, not the last, nor one that is no number."""
+    metric = {"name": "val/loss", "goal": goal}
+    path = written(tmp_path, metric=metric, parameters={"model.lr": {"values": [0.1, 0.2, 0.3]}})
+    out = tmp_path / "out"
+    for number, losses in enumerate(((3.0, math.nan), (5.0, 1.0, 4.0), (2.0, 2.5))):
+        run_already(out, number, *losses)
+    done = command("sweep", f"file={path}", f"out={out}", cwd=tmp_path)
+    assert done.status == 0, done.err
+    with (out / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], float(row["val/loss"]), int(row["step"]), float(row["last"])) for row in rows] == order
+    printed = [line.split()[:2] for line in done.out.splitlines() if re.match(r"\s*00\d ", line)]
+    assert printed == [[name, f"{best:.5f}"] for name, best, *_ in order]
+    assert "-m sde_diffusion.train model.lr=0.2\n" in done.out
+
+
 def test_a_metric_that_is_not_logged(command, tmp_path):
     path = written(tmp_path, metric={"name": "val/los", "goal": "minimize"})
-    first = tmp_path / "out" / "runs" / "000"
-    first.mkdir(parents=True)
-    (first / "run.json").write_text('{"finished": "2026-01-01T00:00:00+00:00"}')
-    (first / "metrics.csv").write_text("step,train/loss,val/loss\n0,1.0,1.0\n")
+    run_already(tmp_path / "out", 0, 1.0)
     done = command("sweep", f"file={path}", "n=1", f"out={tmp_path / 'out'}", cwd=tmp_path)
     assert (done.status, "no run logs a metric val/los" in done.err) == (1, True), done.err
     assert "train/loss, val/loss" in done.err

@@ -206,6 +206,4 @@ def _draw(random: Random, parameter: Mapping[str, Any]) -> Any:
         return random.choice(_listed(parameter))
     _, draw = DISTRIBUTIONS[parameter["distribution"]]
     value = draw(random, parameter)
-    return (
-        float(f"{value:.6g}") if isinstance(value, float) else value
-    )  # 0.3 for 3 * 0.1; digits to copy
+    return float(f"{value:.6g}") if isinstance(value, float) else value  # 0.3 for 3 * 0.1; digits to copy

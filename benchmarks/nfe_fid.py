@@ -23,12 +23,13 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from sde_diffusion.cli import checkpoint_digest, command, load_model, plain, whole
+from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.levels import from_levels, to_levels
+from sde_diffusion.loading import checkpoint_digest, load_data, load_model
 from sde_diffusion.metrics import FrechetDistance, Pixels, difference, extractor_names, load_extractor
 from sde_diffusion.parts import Parts, forget
 from sde_diffusion.sampling import Sampler
@@ -61,8 +62,7 @@ class Bench:
     def __init__(self, cfg: DictConfig, folder: Path) -> None:
         model, self.device = load_model(cfg)
         self.cfg = cfg
-        given = {key: value for key, value in plain(cfg.data).items() if value is not None}
-        self.data = build({**model.data["config"], **given}).prepare()
+        self.data = load_data(cfg, model)
         self.denoiser: Denoiser = model.denoiser
         if cfg.exact:
             self.denoiser = EmpiricalDenoiser(model.denoiser.sde, self.data.tensor("train")).to(self.device)

@@ -23,10 +23,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
-    from sde_diffusion.sampling import Samples
-    from sde_diffusion.training.module import ScoreModel
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +152,10 @@ def explain(error: BaseException) -> str:
         return "sweeps= is no group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
     if absent and (config_folder() / absent[1]).is_dir():
         return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
+    unknown = re.search(r"Could not load '(\w+)/(\w+)'", str(error))
+    if unknown:
+        known = sorted(path.stem for path in (config_folder() / unknown[1]).glob("*.yaml"))
+        return f"{unknown[1]}={unknown[2]} is no choice; choose {unknown[1]}= from {', '.join(known)}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(
@@ -168,112 +169,6 @@ def explain(error: BaseException) -> str:
                 return f"unknown key {cause.full_key or cause.key!r}; allowed{place}: {allowed}"
         cause = cause.__cause__
     return str(error).strip()
-
-
-def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
-    """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one).
-
-    Raises:
-        UserError: If the checkpoint cannot be read, or the device is not there.
-    """
-    import torch
-
-    from sde_diffusion.training.module import ScoreModel
-
-    name = cfg.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} is not available here; take device=cpu, or device=auto") from error
-    return ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device), device
-
-
-def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> tuple[Samples, float]:
-    """The samples that a configuration asks for, in batches that outlive a killed process.
-
-    Args:
-        cfg: A configuration with ckpt, sampler, n, seed, label, batch_size and overwrite.
-        model: The model of `cfg.ckpt`.
-        device: Where to sample.
-        folder: Where the batches are kept until `parts.forget` is called.
-
-    Returns:
-        The samples, on the CPU, and the seconds that they took in all.
-
-    Raises:
-        UserError: If a value is not allowed, or the folder holds other samples' beginnings.
-    """
-    from sde_diffusion.config import build
-    from sde_diffusion.sampling.batches import sample_resumably
-
-    seeds = check_seeds(cfg)
-    labels = class_labels(cfg, model.hparams["n_classes"])
-    plan = {
-        "checkpoint": checkpoint_digest(cfg.ckpt),
-        "sampler": plain(cfg.sampler),
-        "n": cfg.n,
-        "seed": cfg.seed,
-        "labels": None if labels is None else labels.tolist(),
-    }
-    labels = None if labels is None else labels.to(device)
-    sampler, dims = build(plan["sampler"]), model.data["shape"]
-    try:
-        return sample_resumably(
-            *(folder, plan, sampler, model.denoiser, dims, seeds, cfg.batch_size, labels),
-            overwrite=cfg.overwrite,
-            device=device,
-        )
-    except ValueError as error:  # what a sampler can only tell once it knows the model's path
-        raise UserError(f"{error}{given('sampler')}") from error
-    except KeyboardInterrupt:
-        log.warning("the batches drawn so far are kept in %s: the same command goes on from there", folder)
-        raise
-
-
-def checkpoint_digest(ckpt: str) -> str:
-    """SHA-256 of a checkpoint's bytes, which says what results were made of."""
-    import hashlib
-
-    with Path(ckpt).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:
-    """The classes to sample, int64 [n]: label=N for one, null for all in turn; None for a model without classes.
-
-    Raises:
-        UserError: If a label is given that the model does not know.
-    """
-    import torch
-
-    if not n_classes:
-        if cfg.label is not None:
-            raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
-        return None
-    if cfg.label is None:
-        return torch.arange(cfg.n) % n_classes
-    if not isinstance(cfg.label, int) or not 0 <= cfg.label < n_classes:
-        raise UserError(f"label must be one of 0 ... {n_classes - 1}, or null for all in turn; got {cfg.label}")
-    return torch.full((cfg.n,), cfg.label)
-
-
-def check_seeds(cfg: DictConfig) -> range:
-    """The seeds of n samples, seed, seed + 1, ...
-
-    Args:
-        cfg: A configuration with n, seed and batch_size.
-
-    Raises:
-        UserError: If one of them is not a whole number, n or batch_size is not positive, or a seed exceeds 64 bits.
-    """
-    for key, least in (("n", 1), ("batch_size", 1), ("seed", -(2**63))):
-        whole(cfg, key, least)
-    if cfg.seed + cfg.n > 2**63:
-        raise UserError(f"seeds must lie below 2^63; got seed={cfg.seed} for n={cfg.n} samples")
-    return range(cfg.seed, cfg.seed + cfg.n)
 
 
 def whole(cfg: DictConfig, key: str, least: int) -> None:

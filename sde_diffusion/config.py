@@ -14,6 +14,8 @@ BUILDABLE = tuple(
     f"{PACKAGE}.{part}"
     for part in (
         *("sde", "denoiser", "nn", "sampling", "data"),
+        *(f"metrics.{part}" for part in ("frechet", "frechet_infinity", "inception_score", "memorisation", "mmd")),
+        *(f"metrics.{part}" for part in ("neighbours", "wasserstein")),
         *("training.objective", "training.weighting", "training.time_sampling"),
     )
 )

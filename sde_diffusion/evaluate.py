@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from sde_diffusion import __version__, pictures
-from sde_diffusion.cli import check_seeds, command, draw, load_model, plain
+from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
+from sde_diffusion.data import DataModule
+from sde_diffusion.drawing import check_seeds, class_labels, draw, read_samples
+from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.levels import from_levels, to_levels
+from sde_diffusion.loading import checkpoint_digest, device_of, load_data, load_model
+from sde_diffusion.metrics import (
+    Features,
+    Measured,
+    ReferenceKey,
+    extractor_names,
+    fingerprint,
+    load_extractor,
+    measure,
+    reference_statistics,
+)
+from sde_diffusion.metrics.base import KeptFeatures
+from sde_diffusion.metrics.inception_score import Probabilities
 from sde_diffusion.parts import forget
-
-if TYPE_CHECKING:
-    from sde_diffusion.metrics import FrechetDistance
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Sample from a checkpoint and compare with a split of its data; writes `metrics.json` and `metrics.png`.
+    """Compare samples with a split of the data; writes `metrics.json` and `metrics.png`.
 
-    The Fréchet distance of the training split to the same split is printed beside the samples': the floor that the
-    data themselves reach at these sizes.
+    Beside each figure stands that of as many items of the training split: the mark that data themselves reach at these
+    sizes. A run that was interrupted or killed goes on, when it is started again, after its last whole batch of
+    samples.
 
     Args:
         cfg: The composed configuration of conf/evaluate.yaml.
@@ -40,62 +58,201 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
     """
-    from sde_diffusion.metrics import FrechetDistance, extractor_names, load_extractor
-
     out = Path(HydraConfig.get().runtime.output_dir)
     result, grid = (fresh(out / name, cfg.overwrite) for name in ("metrics.json", "metrics.png"))
-    seeds = check_seeds(cfg)
-    model, device = load_model(cfg)
-    given = {key: value for key, value in plain(cfg.data).items() if value is not None}
-    data = build({**model.data["config"], **given}).prepare()
+    _check(cfg)
+    made, data, device = _samples(cfg, out / ".samples")
     name = cfg.extractor or (data.name if data.name in extractor_names() else "pixels")
-    metric = FrechetDistance(load_extractor(name, data.shape), reset_real_features=False).to(device)
-    _add(metric, data.tensor(cfg.split), device, real=True)
-
-    drawn, sampling = draw(cfg, model, device, out / ".samples")
-    x, nfe = drawn.x, drawn.nfe
-
+    extractor = load_extractor(name, data.shape).to(device)
+    metrics, unfit = _metrics(plain(cfg.metrics), extractor, device)
+    features = Features(_sides(cfg, data, made.x), device)
+    _put_references(cfg, data, name, extractor, features)
     begin = time.perf_counter()
-    # As data would be stored: on the levels, if the data have levels.
-    rounded = x if data.levels is None else from_levels(to_levels(x, data.levels), data.levels)
-    _add(metric, rounded, device, real=False)
-    distance = float(metric.compute())
-    metric.reset()
-    _add(metric, data.tensor("train"), device, real=False)
-    floor = float(metric.compute())
-    scoring = time.perf_counter() - begin
-
-    metrics = {
-        "frechet_distance": distance,
-        "frechet_distance_train": floor,
-        "ratio": distance / floor,
-        "extractor": name,
+    found = measure(metrics, features, cfg.level, cfg.resamples)
+    mark = _training_split(cfg, metrics, features) if cfg.split != "train" else Measured()
+    real_labels = data.split(cfg.split).label
+    classifier = extractor if name == data.name and hasattr(extractor, "logits") else None
+    classes = _classes(cfg, metrics, features, made.labels, real_labels, classifier)
+    statistics = time.perf_counter() - begin - features.seconds
+    skipped = unfit | found.skipped
+    first = next(iter(found.figures), None)
+    if first is None:
+        raise UserError("none of the metrics can be taken: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+    report: dict[str, Any] = {
+        **{key: figure.value for key, figure in found.figures.items()},
+        **found.details,
+        "intervals": {key: figure.as_dict() for key, figure in found.figures.items()},
+        "training_split": {key: figure.value for key, figure in mark.figures.items()},
+        "skipped": skipped,
+        **({"classes": classes} if classes else {}),
         "data": data.name,
         "split": cfg.split,
-        "n": len(x),
+        "extractor": name,
+        "resize": "none",  # the extractors by name take samples as they are; those of other sizes say so themselves
+        "n": len(made.x),
         "n_reference": len(data.split(cfg.split)),
-        "nfe": nfe,
-        "sampler": plain(cfg.sampler),
-        "seeds": [seeds[0], seeds[-1]],
-        "seconds_sampling": sampling,
-        "seconds_scoring": scoring,
-        "ckpt": str(cfg.ckpt),
+        **made.origin,
+        "seconds": {"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
         "version": __version__,
     }
-    pictures.save(pictures.draw(x[:256]), grid)
+    pictures.save(pictures.draw(made.x[:256]), grid)
     with writing(result) as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
     forget(out / ".samples")
-    log.info("Fréchet distance to the %s split (%s features, %d samples): %.3f", cfg.split, name, len(x), distance)
-    log.info("  of the training split, the floor: %.3f; ratio %.2f", floor, distance / floor)
-    log.info("  %d network passes a sample, %.1f s sampling, %.1f s scoring", nfe, sampling, scoring)
+    _tell(report, metrics, found)
     log.info("%s\n%s", result, grid)
-    return metrics
+    return report
 
 
-def _add(metric: FrechetDistance, x: torch.Tensor, device: torch.device, real: bool, batch_size: int = 1000) -> None:
-    for start in range(0, len(x), batch_size):
-        metric.update(x[start : start + batch_size].to(device), real=real)
+@dataclass(frozen=True)
+class _Made:
+    """Samples [N, *shape] as data would be stored, their labels [N], where they come from, and the seconds it took."""
+
+    x: Tensor
+    labels: Tensor | None
+    origin: dict[str, Any]
+    seconds: float
+
+
+def _check(cfg: DictConfig) -> None:
+    whole(cfg, "resamples", 0)
+    if not isinstance(cfg.level, float) or not 0 < cfg.level < 1:
+        raise UserError(f"level must lie between 0 and 1; got level={cfg.level}")
+    if (cfg.ckpt is None) == (cfg.samples is None):
+        raise UserError("give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz")
+
+
+def _samples(cfg: DictConfig, parts: Path) -> tuple[_Made, DataModule, torch.device]:
+    if cfg.samples is not None:
+        data, device = load_data(cfg, None), device_of(cfg)
+        data.split(cfg.split)
+        x, labels = read_samples(Path(cfg.samples), data.shape)
+        origin: dict[str, Any] = {"samples": str(cfg.samples), "nfe": None, "sampler": None, "seeds": None}
+        return _Made(_stored(x, data.levels), labels, origin, 0.0), data, device
+    seeds = check_seeds(cfg)
+    model, device = load_model(cfg)
+    data = load_data(cfg, model)
+    data.split(cfg.split)
+    if list(data.shape) != list(model.data["shape"]):
+        raise UserError(f"{data.name} has items of shape {list(data.shape)}, and the model's are {model.data['shape']}")
+    drawn, seconds = draw(cfg, model, device, parts)
+    origin = {
+        "nfe": drawn.nfe,
+        "sampler": plain(cfg.sampler),
+        "seeds": [seeds[0], seeds[-1]],
+        "label": cfg.label,
+        "ckpt": str(cfg.ckpt),
+        "checkpoint_sha256": checkpoint_digest(cfg.ckpt),
+    }
+    labels = class_labels(cfg, model.hparams["n_classes"])
+    return _Made(_stored(drawn.x, data.levels), labels, origin, seconds), data, device
+
+
+def _stored(x: Tensor, levels: int | None) -> Tensor:
+    """Samples as data would be stored: on the levels where the data have levels, images on [-1, 1] in any case."""
+    if levels is not None:
+        return from_levels(to_levels(x, levels), levels)
+    return x.clamp(-1, 1) if x.ndim > 2 else x
+
+
+def _metrics(
+    nodes: dict[str, Any], extractor: nn.Module, device: torch.device
+) -> tuple[dict[str, KeptFeatures], dict[str, str]]:
+    """The metrics, and those that the extractor does not serve."""
+    metrics: dict[str, KeptFeatures] = {}
+    unfit: dict[str, str] = {}
+    for name, node in nodes.items():
+        try:
+            metrics[name] = build(node, extractor=extractor).to(device)
+        except UserError as error:
+            unfit[name] = str(error)
+    return metrics, unfit
+
+
+def _sides(cfg: DictConfig, data: DataModule, x: Tensor) -> dict[str, Any]:
+    sides: dict[str, Any] = {"real_features": lambda: data.tensor(cfg.split), "fake_features": x}
+    return sides | ({"train_features": lambda: data.tensor("train")} if cfg.split != "train" else {})
+
+
+def _put_references(cfg: DictConfig, data: DataModule, name: str, extractor: nn.Module, features: Features) -> None:
+    """Features of the data, from the cache where they were made before."""
+    for side, split in (("real_features", cfg.split), ("train_features", "train")):
+        if side not in features.sides:
+            continue
+        x = data.tensor(split)
+        preprocessing = f"{list(data.shape)}, {data.levels or 'no'} levels, no resize"
+        key = ReferenceKey(data.name, split, name, preprocessing, fingerprint(x), fingerprint(extractor))
+        made = reference_statistics(Path(cfg.cache), key, functools.partial(features.make, extractor, side))
+        assert made.features is not None
+        features.put(extractor, side, made.features)
+
+
+def _training_split(cfg: DictConfig, metrics: Mapping[str, KeptFeatures], features: Features) -> Measured:
+    """The figures of as many items of the training split, in the samples' place."""
+
+    def swapped(extractor: nn.Module, side: str) -> Tensor:
+        if side != "fake_features":
+            return features(extractor, side)
+        train, n = features(extractor, "train_features"), len(features(extractor, "fake_features"))
+        return train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]]
+
+    usable = {name: metric for name, metric in metrics.items() if "train_features" not in metric.sides}
+    return measure(usable, swapped, cfg.level, 0)
+
+
+def _classes(
+    cfg: DictConfig,
+    metrics: Mapping[str, KeptFeatures],
+    features: Features,
+    labels: Tensor | None,
+    real_labels: Tensor | None,
+    classifier: nn.Module | None,
+) -> dict[str, Any]:
+    """The figures of each class by itself, against the data of that class, and how many a classifier takes for it."""
+    if labels is None or real_labels is None:
+        return {}
+    usable = {name: metric for name, metric in metrics.items() if "train_features" not in metric.sides}
+    guess = None if classifier is None else features(Probabilities(classifier), "fake_features").argmax(1)
+    found: dict[str, Any] = {}
+    for label in sorted(set(labels.tolist())):
+        rows = {"fake_features": labels == label, "real_features": real_labels == label}
+
+        def own(extractor: nn.Module, side: str, rows: dict[str, Tensor] = rows) -> Tensor:
+            return features(extractor, side)[rows[side]]
+
+        counts = {"n": int(rows["fake_features"].sum()), "n_reference": int(rows["real_features"].sum())}
+        figures = measure(usable, own, cfg.level, 0).figures
+        found[str(label)] = counts | {key: figure.as_dict() for key, figure in figures.items()}
+        if guess is not None:
+            found[str(label)]["recognised"] = float((guess[rows["fake_features"]] == label).double().mean())
+    return found
+
+
+def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Measured) -> None:
+    told = "" if report["nfe"] is None else f", {report['nfe']} network passes each"
+    log.info(
+        "%d samples%s, against %d of %s %s, in features of %s",
+        *(report["n"], told, report["n_reference"], report["data"], report["split"], report["extractor"]),
+    )
+    level = next(iter(found.figures.values())).level
+    log.info("%-26s%10s   %-24s%16s", "", "samples", f"{level:.0%} interval", "training split")
+    arrows = {key: "+" if metric.higher_is_better else "-" for metric in metrics.values() for key in metric.names}
+    for key, figure in found.figures.items():
+        mark = report["training_split"].get(key)
+        ends = f"[{figure.low:.4g}, {figure.high:.4g}]"
+        log.info(
+            "%s %-24s%10.4g   %-24s%16s", arrows[key], key, figure.value, ends, "" if mark is None else f"{mark:.4g}"
+        )
+    for key, value in found.details.items():
+        log.info("  %-24s%10.4g", key, value)
+    log.info("  (-: lower is better, +: higher; the training split's column: what as many of its items reach)")
+    for label, figures in report.get("classes", {}).items():
+        known = [f"{key} {figures[key]['value']:.4g}" for key in found.figures if key in figures]
+        share = [f"recognised {figures['recognised']:.1%}"] if "recognised" in figures else []
+        log.info("  class %s (%d samples): %s", label, figures["n"], ", ".join([*share, *known]))
+    for name, reason in report["skipped"].items():
+        log.info("  no %s: %s", name, reason)
+    log.info("seconds: %s", ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))
 
 
 def main() -> None:

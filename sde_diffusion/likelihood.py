@@ -18,12 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from sde_diffusion import __version__, pictures
-from sde_diffusion.cli import checkpoint_digest, command, load_model, plain, whole
+from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, best_place
 from sde_diffusion.density.scoring import SCORES, Scoring
 from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus, summary
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
+from sde_diffusion.loading import checkpoint_digest, load_model
 from sde_diffusion.outliers import compare
 from sde_diffusion.parts import Parts, forget
 from sde_diffusion.scored_data import ScoredData, against_data, own_data

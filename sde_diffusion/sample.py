@@ -13,10 +13,12 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from sde_diffusion import pictures
-from sde_diffusion.cli import check_seeds, class_labels, command, draw, load_model, plain
+from sde_diffusion.cli import command, plain
 from sde_diffusion.config import build
+from sde_diffusion.drawing import check_seeds, class_labels, draw
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
+from sde_diffusion.loading import load_model
 from sde_diffusion.parts import forget
 from sde_diffusion.sampling import Sampler
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +10,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_diffusion.cli import config_folder, plain
-from sde_diffusion.config import build
 from sde_diffusion.density import GaussianPrior, UniformDequantisation
 from sde_diffusion.errors import UserError
+from sde_diffusion.loading import load_data, load_named
 from sde_diffusion.sde import SDE
 
 if TYPE_CHECKING:
-    from sde_diffusion.data import DataModule, Split
+    from sde_diffusion.data import Split
     from sde_diffusion.training.module import ScoreModel
-
-log = logging.getLogger(__name__)
-
-_PLACES = ("root", "path")
-"""Where data lie: null where the model's own data lie where they lay in training, or the data set has no such key."""
 
 _MOMENT_ITEMS = 50_000
 """Items, at most, of which the data's moments are taken."""
@@ -103,14 +97,7 @@ def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]
     Raises:
         UserError: If the data do not fit the model, or there is no such split.
     """
-    chosen = plain(cfg.data)
-    if chosen.get("_target_"):
-        data = _built({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})
-        if data.name != model.data["name"]:
-            log.warning("the model was trained on %s, and these are %s", model.data["name"], data.name)
-    else:
-        given = {key: value for key, value in chosen.items() if value is not None}
-        data = _built({**model.data["config"], **given})
+    data = load_data(cfg, model)
     _check_shape(data.name, data.shape, data.levels, model)
     wanted = cfg.split
     if wanted == "all":
@@ -151,16 +138,11 @@ def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredD
     if missing:
         raise UserError(" ".join(f"against={name} needs against_{key.split('.')[-1]}=VALUE" for key in missing))
     try:
-        data = _built(plain(node)["data"])
+        data = load_named(plain(node)["data"])
     except UserError as error:
         raise UserError(f"against={name} (its data.root is against_root, data.path against_path): {error}") from error
     _check_shape(name, data.shape, data.levels, model)
     return ScoredData(name, "against", {"test": data.split("test")}, cfg.n, label, n_classes)
-
-
-def _built(node: dict[str, Any]) -> DataModule:
-    data: DataModule = build(node).prepare()
-    return data
 
 
 def _check_shape(name: str, shape: tuple[int, ...], levels: int | None, model: ScoreModel) -> None:

@@ -9,6 +9,7 @@ from sde_diffusion.metrics.frechet import FrechetDistance, frechet_distance
 from sde_diffusion.metrics.frechet_infinity import FrechetInfinity
 from sde_diffusion.metrics.inception_score import InceptionScore
 from sde_diffusion.metrics.intervals import Interval, difference
+from sde_diffusion.metrics.measuring import Features, Measured, measure
 from sde_diffusion.metrics.memorisation import Memorisation
 from sde_diffusion.metrics.mmd import EnergyDistance, KernelDistance
 from sde_diffusion.metrics.neighbours import DensityCoverage, PrecisionRecall
@@ -19,11 +20,13 @@ __all__ = [
     "Classifier",
     "DensityCoverage",
     "EnergyDistance",
+    "Features",
     "FrechetDistance",
     "FrechetInfinity",
     "InceptionScore",
     "Interval",
     "KernelDistance",
+    "Measured",
     "Memorisation",
     "Pixels",
     "PrecisionRecall",
@@ -35,5 +38,6 @@ __all__ = [
     "fingerprint",
     "frechet_distance",
     "load_extractor",
+    "measure",
     "reference_statistics",
 ]

@@ -54,7 +54,9 @@ def num_features(extractor: nn.Module) -> int:
 class KeptFeatures(WithIntervals, Metric):
     """States for features of both sides, kept whole for statistics that no sums can give.
 
-    They join across processes (`dist_reduce_fx="cat"`) in the order of the ranks.
+    The `sides` are `real_features` (the data), `fake_features` (the model's samples), and in metrics that look at it
+    `train_features` (the training split, where `real_features` is another). They join across processes
+    (`dist_reduce_fx="cat"`) in the order of the ranks.
     """
 
     real_features: list[Tensor]
@@ -62,6 +64,7 @@ class KeptFeatures(WithIntervals, Metric):
     sides: tuple[str, ...] = ("real_features", "fake_features")
     width: int
     reset_real_features: bool
+    extractor: nn.Module
 
     def _add_states(self, width: int) -> None:
         self.width = width
@@ -76,8 +79,25 @@ class KeptFeatures(WithIntervals, Metric):
         """
         return self._joined("real_features" if real else "fake_features")
 
+    def add(self, features: Tensor, side: str) -> None:
+        """Add features that were computed already, by this metric's `extractor`.
+
+        Args:
+            features: [B, num_features] float32, any B >= 0.
+            side: One of `sides`.
+
+        Raises:
+            ValueError: If the metric has no such side, or the features have another width.
+        """
+        if side not in self.sides or features.shape[1:] != (self.width,):
+            raise ValueError(
+                f"{type(self).__name__} takes features [B, {self.width}] of {', '.join(self.sides)}; got "
+                f"{tuple(features.shape)} of {side}"
+            )
+        getattr(self, side).append(features.to(self.device))
+
     def _joined(self, side: str) -> Tensor:
-        kept = getattr(self, side)
+        kept = getattr(self, side, [])  # a side that this metric does not look at is empty
         if isinstance(kept, Tensor):  # after a synchronisation
             return kept
         return torch.cat(kept) if kept else torch.empty(0, self.width, device=self.device)
@@ -152,7 +172,7 @@ class FeatureMetric(KeptFeatures):
             ValueError: If they are of another shape than the extractor's.
         """
         check_samples(imgs)
-        (self.real_features if real else self.fake_features).append(self.extractor(imgs).float())
+        self.add(self.extractor(imgs).float(), "real_features" if real else "fake_features")
 
     def use_reference(self, reference: ReferenceStatistics) -> None:
         """Take the real side from statistics on disk, in place of `update(..., real=True)`.

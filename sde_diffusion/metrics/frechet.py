@@ -130,6 +130,7 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
     """
 
     names = ("frechet_distance",)
+    higher_is_better = False
 
     def __init__(
         self, extractor: nn.Module, reset_real_features: bool = True, keep_features: bool = False, **kwargs: Any
@@ -151,12 +152,15 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
             ValueError: If they are of another shape than the extractor's.
         """
         check_samples(imgs)
-        features = self.inception(imgs).float()
+        self.add(self.extractor(imgs).float(), "real_features" if real else "fake_features")
+
+    def add(self, features: Tensor, side: str) -> None:
+        """See `KeptFeatures.add`."""
         if self.keep_features:
-            (self.real_features if real else self.fake_features).append(features)
-        exact, side = features.double(), "real" if real else "fake"
+            super().add(features, side)
+        exact = features.to(self.device).double()
         for name, term in (("sum", exact.sum(0)), ("cov_sum", exact.T @ exact), ("num_samples", len(exact))):
-            state = f"{side}_features_{name}"
+            state = f"{side}_{name}"
             setattr(self, state, getattr(self, state) + term)
 
     def use_reference(self, reference: ReferenceStatistics) -> None:
@@ -168,7 +172,7 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
         Raises:
             UserError: If they are another extractor's, or lack features that are to be kept.
         """
-        reference.check(fingerprint(self.inception), self.width)
+        reference.check(fingerprint(self.extractor), self.width)
         if self.keep_features and reference.features is None:
             raise UserError(
                 "an interval of the Fréchet distance needs the features of the reference, which holds moments alone; "
@@ -183,6 +187,11 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
         self.real_features_num_samples = self.real_features_num_samples + reference.n
         if self.keep_features and reference.features is not None:
             self.real_features.append(reference.features.to(self.device))
+
+    @property
+    def extractor(self) -> nn.Module:  # type: ignore[override]
+        """The extractor, which torchmetrics calls `inception`."""
+        return self.inception
 
     def moments(self, real: bool) -> tuple[int, Tensor, Tensor]:
         """Count, mean [D] and unbiased covariance [D, D] of one side's features, in float64.

@@ -32,7 +32,10 @@ class FrechetInfinity(FeatureMetric):
     """
 
     names = ("frechet_infinity",)
+    higher_is_better = False
     splits = 4
+    # Of the sets that were looked at last: value and lift of one call share the line.
+    _kept: tuple[Tensor, Tensor, tuple[float, float]] | None = None
 
     def line(self) -> tuple[float, float]:
         """The distance at infinity, and the slope in 1/N.
@@ -48,6 +51,10 @@ class FrechetInfinity(FeatureMetric):
         intercept, slope = self._fit(real, fake)
         return intercept, slope * len(fake)
 
+    def details(self) -> dict[str, float]:
+        """`frechet_infinity_slope`; see `line`."""
+        return {"frechet_infinity_slope": self.line()[1]}
+
     def _sets(self) -> tuple[Tensor, Tensor]:
         real, fake = super()._sets()
         least = 3 * (self.width + 1)
@@ -60,6 +67,16 @@ class FrechetInfinity(FeatureMetric):
         return real, fake
 
     def _fit(self, real: Tensor, fake: Tensor) -> tuple[float, float]:
+        if self._kept is None or self._kept[0] is not real or self._kept[1] is not fake:
+            self._kept = (real, fake, self._line(real, fake))
+        return self._kept[2]
+
+    def reset(self) -> None:
+        """Forget the samples; see `KeptFeatures.reset`."""
+        super().reset()
+        self._kept = None
+
+    def _line(self, real: Tensor, fake: Tensor) -> tuple[float, float]:
         # Close to a singular covariance the bias is no line any more: groups keep four samples a dimension if they can.
         most = min(max(3, min(len(real), len(fake)) // (4 * self.width)), 5)
         generator = torch.Generator().manual_seed(0)

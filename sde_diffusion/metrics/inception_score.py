@@ -65,6 +65,8 @@ class InceptionScore(FeatureMetric):
     """
 
     names = ("inception_score",)
+    sides = ("fake_features",)
+    higher_is_better = True
 
     def __init__(self, extractor: nn.Module, reset_real_features: bool = True, **kwargs: Any) -> None:
         super().__init__(Probabilities(extractor), reset_real_features, **kwargs)

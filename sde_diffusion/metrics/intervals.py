@@ -224,6 +224,10 @@ class WithIntervals:
         error = (variances[0] - variances[1]).sqrt() * self._scale(values)
         return _named(self.names, level, *(self._present(x) for x in (values, *ends)), error)
 
+    def details(self) -> dict[str, float]:
+        """What the metric tells beside its figures, by name."""
+        return {}
+
     def _scale(self, values: Tensor) -> Tensor:
         """Derivative of `_present`, [S]."""
         with torch.inference_mode(False), torch.enable_grad():

@@ -13,22 +13,22 @@ from sde_diffusion.metrics.pairwise import nearest
 class Memorisation(FeatureMetric):
     r"""Nearest-neighbour tests of memorisation, in the features of any extractor.
 
-    `share`: how often a generated sample's nearest neighbour is of the training split, with the splits' sizes equalised
-    by weight: with p = the share of samples whose nearest neighbour among the N training and M test samples together is
-    one of training, share = (p / N) / (p / N + (1 - p) / M). 1/2 for fresh samples, 1 for copies. All of the training
-    split is looked at: a random part of the test split's size would miss most copies.
+    `memorisation_share`: how often a generated sample's nearest neighbour is of the training split, with the splits'
+    sizes equalised by weight: with p = the share of samples whose nearest neighbour among the N training and M test
+    samples together is one of training, share = (p / N) / (p / N + (1 - p) / M). 1/2 for fresh samples, 1 for copies.
+    All of the training split is looked at: a random part of the test split's size would miss most copies.
 
-    `z`: p against its distribution over random relabellings of training and test, exact to two moments. If test and
-    training samples are exchangeable given the model, as for a model that has not seen the training split, then
+    `memorisation_z`: p against its distribution over random relabellings of training and test, exact to two moments. If
+    test and training samples are exchangeable given the model, as for a model that has not seen the training split,
 
         E p = N / (N + M),   var p = [N M / (T (T - 1))] sum_j (c_j - n / T)^2 / n^2,   T = N + M
 
     with c_j how many of the n generated samples have neighbour j. It holds whatever the model's quality; z > 3 (false
     alarm 0.1%, by the normal approximation) means memorisation.
 
-    `ct`: Mann and Whitney's z of the distances of generated samples to the training split against those of test
-    samples. Below -3 samples are nearer to the training data than data themselves are: memorisation. It assumes nothing
-    about the splits, but a model of poor quality moves it up, and hides copies.
+    `memorisation_ct`: Mann and Whitney's z of the distances of generated samples to the training split against those of
+    test samples. Below -3 samples are nearer to the training data than data themselves are: memorisation. It assumes
+    nothing about the splits, but a model of poor quality moves it up, and hides copies.
 
     Args:
         extractor: See `FeatureMetric`.
@@ -36,13 +36,14 @@ class Memorisation(FeatureMetric):
         **kwargs: Of `torchmetrics.Metric`.
 
     References:
-        `ct`: Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models", section 3.1, over
-        the whole space as one cell. `share` and `z`: the nearest-neighbour test of Henze 1988 and Schilling 1986, with
-        the generated samples asking.
+        ct: Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models", section 3.1, over
+        the whole space as one cell. share and z: the nearest-neighbour test of Henze 1988 and Schilling 1986, with the
+        generated samples asking.
     """
 
-    names = ("share",)
-    proportions = ("share",)
+    names = ("memorisation_share",)
+    proportions = ("memorisation_share",)
+    higher_is_better = False
     sides = ("real_features", "fake_features", "train_features")
     train_features: list[Tensor]
 
@@ -63,7 +64,7 @@ class Memorisation(FeatureMetric):
             super().update(imgs, real)
             return
         check_samples(imgs)
-        self.train_features.append(self.extractor(imgs).float())
+        self.add(self.extractor(imgs).float(), "train_features")
 
     def _sets(self) -> tuple[Tensor, Tensor]:
         """Training and test features together, [N + M, D], and the generated ones."""
@@ -75,14 +76,22 @@ class Memorisation(FeatureMetric):
         return torch.cat([train, test]) - middle, fake - middle
 
     def compute(self) -> dict[str, Tensor]:
-        """`share`, `z` and `ct`, float64 scalars.
+        """`memorisation_share`, `memorisation_z` and `memorisation_ct`, float64 scalars.
 
         Raises:
             UserError: If a split or the samples are too few, or features are not finite.
         """
+        return self._all()
+
+    def _all(self) -> dict[str, Tensor]:
         real, fake = self._sets()
         p = self._values(real, fake)
-        return {"share": self._present(p)[0], "z": self._z(real, fake, p[0]), "ct": self._ct(real, fake)}
+        figures = (self._present(p)[0], self._z(real, fake, p[0]), self._ct(real, fake))
+        return dict(zip((*self.names, "memorisation_z", "memorisation_ct"), figures, strict=True))
+
+    def details(self) -> dict[str, float]:
+        """`memorisation_z` and `memorisation_ct`."""
+        return {name: float(value) for name, value in self._all().items() if name not in self.names}
 
     def _neighbours(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Each generated sample's nearest neighbour, [n], and whether that is of the training split, [n] float64."""

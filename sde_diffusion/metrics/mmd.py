@@ -20,6 +20,15 @@ from sde_diffusion.metrics.pairwise import centred, slices, squared_distances
 class _Discrepancy(FeatureMetric):
     """Unbiased MMD^2 of a kernel, over all pairs, in blocks."""
 
+    higher_is_better = False
+    # Of the sets that were looked at last: value, influences and lift of one call share the sums over all pairs.
+    _kept: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
+
+    def reset(self) -> None:
+        """Forget the samples; see `KeptFeatures.reset`."""
+        super().reset()
+        self._kept = None
+
     def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -41,11 +50,6 @@ class _Discrepancy(FeatureMetric):
             parts.append(block @ weights)
         return torch.cat(parts)
 
-    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
-        a = torch.arange(len(real), device=real.device).unsqueeze(0)
-        b = torch.arange(len(fake), device=real.device).unsqueeze(0)
-        return self._halves(real, fake, a, b)[0]
-
     def _halves(self, real: Tensor, fake: Tensor, real_rows: Tensor, fake_rows: Tensor) -> Tensor:
         # One pass over the kernel serves all subsets: w^T K w, with w the subset's indicator.
         x, y = self._place(real, fake)
@@ -58,22 +62,32 @@ class _Discrepancy(FeatureMetric):
         between = (v * self._products(x, y, w)).sum(0) / (n * m)
         return (within_x + within_y - 2 * between).unsqueeze(1)
 
+    def _means(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean kernel of each real sample with the other real ones [N, 1] and with the generated [N, 1]; of each
+        generated one likewise.
+        """
+        if self._kept is None or self._kept[0] is not real or self._kept[1] is not fake:
+            x, y = self._place(real, fake)
+            one_x, one_y = x.new_ones(len(x), 1), y.new_ones(len(y), 1)
+            within = [self._products(z, z, one) / (len(z) - 1) for z, one in ((x, one_x), (y, one_y))]
+            means = (within[0], self._products(x, y, one_y) / len(y), within[1], self._products(y, x, one_x) / len(x))
+            self._kept = (real, fake, means)
+        return self._kept[2]
+
+    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+        within_x, between, within_y, _ = self._means(real, fake)
+        return within_x.mean(0) + within_y.mean(0) - 2 * between.mean(0)
+
     def _influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         # Twice the mean witness: 2 (E k(x, x') - E k(x, y)) for a real x, and the other way round.
-        x, y = self._place(real, fake)
-        one_x, one_y = x.new_ones(len(x), 1), y.new_ones(len(y), 1)
-        witness_x = self._products(x, x, one_x) / (len(x) - 1) - self._products(x, y, one_y) / len(y)
-        witness_y = self._products(y, y, one_y) / (len(y) - 1) - self._products(y, x, one_x) / len(x)
-        return 2 * witness_x.T, 2 * witness_y.T
+        within_x, between_x, within_y, between_y = self._means(real, fake)
+        return 2 * (within_x - between_x).T, 2 * (within_y - between_y).T
 
     def _lift(self, real: Tensor, fake: Tensor) -> Tensor:
         # With the diagonal terms it would be |mean embedding - mean embedding|^2.
-        lift = real.new_zeros(1)
-        for points in self._place(real, fake):
-            n = len(points)
-            within = self._products(points, points, points.new_ones(n, 1)).sum() / (n * (n - 1))
-            lift += (self._diagonal(points) - within) / n
-        return lift
+        within_x, _, within_y, _ = self._means(real, fake)
+        pairs = zip(self._place(real, fake), (within_x, within_y), strict=True)
+        return torch.stack([(self._diagonal(points) - within.mean(0)) / len(points) for points, within in pairs]).sum(0)
 
 
 class KernelDistance(_Discrepancy):

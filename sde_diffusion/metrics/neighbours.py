@@ -19,6 +19,7 @@ from sde_diffusion.metrics.pairwise import centred, neighbour_radii, slices, squ
 
 class _Neighbours(FeatureMetric):
     by_groups = True
+    higher_is_better = True
 
     def __init__(self, extractor: nn.Module, k: int, reset_real_features: bool = True, **kwargs: Any) -> None:
         super().__init__(extractor, reset_real_features, **kwargs)

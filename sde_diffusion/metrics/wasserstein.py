@@ -71,6 +71,7 @@ class SlicedWasserstein(FeatureMetric):
     """
 
     names = ("sliced_wasserstein",)
+    higher_is_better = False
 
     def __init__(
         self, extractor: nn.Module, projections: int = 64, reset_real_features: bool = True, **kwargs: Any

@@ -167,7 +167,7 @@ def test_the_interval_of_memorisation_covers(copied):
         metric.update(cases.draw(150, 4, 3 * i + 1), real=True)
         metric.update(torch.cat([train[:copied], cases.draw(300 - copied, 4, 3 * i + 2)]), real=False)
         found.append(metric.interval())
-    rates = coverage(found, None if copied else {"share": 0.5})
+    rates = coverage(found, None if copied else {"memorisation_share": 0.5})
     print("memorisation", copied, rates)
     assert min(rates.values()) >= LEAST, rates
 

@@ -25,21 +25,21 @@ def test_copies_are_flagged_and_fresh_samples_are_not():
     train, test = normal(800, 0), normal(200, 1)
     copies = train[:300] + 0.01 * normal(300, 2)
     found = of(train, test, copies).compute()
-    assert found["share"] > 0.99
-    assert found["z"] > 6
-    assert found["ct"] < -10
+    assert found["memorisation_share"] > 0.99
+    assert found["memorisation_z"] > 6
+    assert found["memorisation_ct"] < -10
     found = of(train, test, normal(300, 3)).compute()
-    assert abs(found["z"]) < 3
-    assert abs(found["ct"]) < 3
-    assert found["share"] == pytest.approx(0.5, abs=0.15)
+    assert abs(found["memorisation_z"]) < 3
+    assert abs(found["memorisation_ct"]) < 3
+    assert found["memorisation_share"] == pytest.approx(0.5, abs=0.15)
 
 
 def test_half_of_the_samples_copied_is_enough():
     train, test = normal(800, 0), normal(200, 1)
     mixed = torch.cat([train[:250], normal(250, 4)])
     found = of(train, test, mixed).compute()
-    assert found["z"] > 3
-    assert found["ct"] < -3
+    assert found["memorisation_z"] > 3
+    assert found["memorisation_ct"] < -3
 
 
 @pytest.mark.parametrize("quality", ["as the data", "poor"])
@@ -49,8 +49,8 @@ def test_false_alarms(quality):
     z, ct = [], []
     for i in range(400):
         found = of(normal(150, 3 * i), normal(60, 3 * i + 1), scale * normal(100, 3 * i + 2)).compute()
-        z.append(found["z"])
-        ct.append(found["ct"])
+        z.append(found["memorisation_z"])
+        ct.append(found["memorisation_ct"])
     z, ct = torch.stack(z), torch.stack(ct)
     for values in (z, ct) if scale == 1 else (z,):
         assert values.mean().abs() < 4 * values.std() / 20
@@ -84,7 +84,7 @@ def test_ct_is_scipys_rank_test():
     test = torch.cat([test, test[:5]])  # ties
     far = [torch.cdist(x.double(), train.double()).min(1).values for x in (fake, test)]
     result = mannwhitneyu(*(x.numpy() for x in far), use_continuity=False, method="asymptotic")
-    z = of(train, test, fake).compute()["ct"].item()
+    z = of(train, test, fake).compute()["memorisation_ct"].item()
     assert 2 * norm.sf(abs(z)) == pytest.approx(result.pvalue, rel=1e-6)
     assert (z > 0) == (result.statistic > 60 * 45 / 2)
 
@@ -93,9 +93,9 @@ def test_training_digits_are_flagged_in_the_features_of_the_classifier():
     data = Digits()
     train, test = data.tensor("train"), data.tensor("test")
     extractor = load_extractor("digits")
-    assert of(train, test, train[:200], extractor).compute()["z"] > 3
+    assert of(train, test, train[:200], extractor).compute()["memorisation_z"] > 3
     held_out = data.tensor("val")
-    assert of(train, test, held_out, extractor).compute()["z"] < 3
+    assert of(train, test, held_out, extractor).compute()["memorisation_z"] < 3
 
 
 def test_the_splits_stay_when_the_samples_go():

@@ -1,0 +1,134 @@
+"""The samples that a command's configuration asks for: drawn from a model, or read from a file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from sde_diffusion.cli import given, plain, whole
+from sde_diffusion.config import build
+from sde_diffusion.errors import UserError
+from sde_diffusion.levels import from_levels
+from sde_diffusion.loading import checkpoint_digest
+from sde_diffusion.sampling import Samples
+from sde_diffusion.sampling.batches import sample_resumably
+
+if TYPE_CHECKING:
+    from sde_diffusion.training.module import ScoreModel
+
+log = logging.getLogger(__name__)
+
+
+def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> tuple[Samples, float]:
+    """The samples that a configuration asks for, in batches that outlive a killed process.
+
+    Args:
+        cfg: A configuration with ckpt, sampler, n, seed, label, batch_size and overwrite.
+        model: The model of `cfg.ckpt`.
+        device: Where to sample.
+        folder: Where the batches are kept until `parts.forget` is called.
+
+    Returns:
+        The samples, on the CPU, and the seconds that they took in all.
+
+    Raises:
+        UserError: If a value is not allowed, or the folder holds other samples' beginnings.
+    """
+    seeds = check_seeds(cfg)
+    labels = class_labels(cfg, model.hparams["n_classes"])
+    plan = {
+        "checkpoint": checkpoint_digest(cfg.ckpt),
+        "sampler": plain(cfg.sampler),
+        "n": cfg.n,
+        "seed": cfg.seed,
+        "labels": None if labels is None else labels.tolist(),
+    }
+    labels = None if labels is None else labels.to(device)
+    sampler, dims = build(plan["sampler"]), model.data["shape"]
+    try:
+        return sample_resumably(
+            *(folder, plan, sampler, model.denoiser, dims, seeds, cfg.batch_size, labels),
+            overwrite=cfg.overwrite,
+            device=device,
+        )
+    except ValueError as error:  # what a sampler can only tell once it knows the model's path
+        raise UserError(f"{error}{given('sampler')}") from error
+    except KeyboardInterrupt:
+        log.warning("the batches drawn so far are kept in %s: the same command goes on from there", folder)
+        raise
+
+
+def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:
+    """The classes to sample, int64 [n]: label=N for one, null for all in turn; None for a model without classes.
+
+    Raises:
+        UserError: If a label is given that the model does not know.
+    """
+    if not n_classes:
+        if cfg.label is not None:
+            raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
+        return None
+    if cfg.label is None:
+        return torch.arange(cfg.n) % n_classes
+    if not isinstance(cfg.label, int) or not 0 <= cfg.label < n_classes:
+        raise UserError(f"label must be one of 0 ... {n_classes - 1}, or null for all in turn; got {cfg.label}")
+    return torch.full((cfg.n,), cfg.label)
+
+
+def check_seeds(cfg: DictConfig) -> range:
+    """The seeds of n samples, seed, seed + 1, ...
+
+    Args:
+        cfg: A configuration with n, seed and batch_size.
+
+    Raises:
+        UserError: If one of them is not a whole number, n or batch_size is not positive, or a seed exceeds 64 bits.
+    """
+    for key, least in (("n", 1), ("batch_size", 1), ("seed", -(2**63))):
+        whole(cfg, key, least)
+    if cfg.seed + cfg.n > 2**63:
+        raise UserError(f"seeds must lie below 2^63; got seed={cfg.seed} for n={cfg.n} samples")
+    return range(cfg.seed, cfg.seed + cfg.n)
+
+
+def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    """The samples of a `samples.npz`, as models see them.
+
+    Args:
+        path: File with `images`, uint8 [N, H, W, C] on 0 ... 255, or `points`, float [N, D]; perhaps with `labels` [N].
+        shape: Of one sample.
+
+    Returns:
+        Samples, float32 [N, *shape], images on [-1, 1]; labels, int64 [N], or None.
+
+    Raises:
+        UserError: If the file is missing, of another kind, or its samples are of another shape.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("images", "points", "labels") if name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"no samples at {path}") from None
+    except Exception as error:  # NumPy's reader stumbles over other files in many ways
+        raise UserError(f"{path} is no .npz of arrays alone, or damaged ({error})") from error
+    if "images" in arrays:
+        if arrays["images"].dtype != np.uint8 or arrays["images"].ndim != 4:
+            found = f"{arrays['images'].dtype} {list(arrays['images'].shape)}"
+            raise UserError(f"{path}: images must be uint8 [N, H, W, C] on 0 ... 255; got {found}")
+        x = from_levels(torch.from_numpy(arrays["images"]).movedim(-1, 1), 256)
+    elif "points" in arrays:
+        x = torch.from_numpy(np.asarray(arrays["points"], dtype=np.float32))
+    else:
+        raise UserError(f"{path} has neither images nor points; sde_diffusion.sample writes such files")
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise UserError(f"{path}: samples of shape {list(x.shape[1:])}, and the data's is {list(shape)}")
+    labels = arrays.get("labels")
+    if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer)):
+        raise UserError(f"{path}: labels must be integers [{len(x)}]; got {labels.dtype} {list(labels.shape)}")
+    return x, None if labels is None else torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,82 @@
+"""A command's checkpoint and data."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from sde_diffusion.cli import plain
+from sde_diffusion.config import build
+from sde_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from sde_diffusion.data import DataModule
+    from sde_diffusion.training.module import ScoreModel
+
+log = logging.getLogger(__name__)
+
+_PLACES = ("root", "path")
+"""Where data lie: null where the model's own data lie where they lay in training, or the data set has no such key."""
+
+
+def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
+    """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one).
+
+    Raises:
+        UserError: If the checkpoint cannot be read, or the device is not there.
+    """
+    from sde_diffusion.training.module import ScoreModel
+
+    device = device_of(cfg)
+    return ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device), device
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """The device that `cfg.device` names (auto: a GPU if there is one).
+
+    Raises:
+        UserError: If it is not there.
+    """
+    name = cfg.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} is not available here; take device=cpu, or device=auto") from error
+    return device
+
+
+def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
+    """The data set that `cfg.data` names: another than the model's own, or that one, perhaps in another place.
+
+    Raises:
+        UserError: If there is none, or it cannot be read.
+    """
+    chosen = plain(cfg.data)
+    if chosen.get("_target_"):
+        data = load_named({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})
+        if model is not None and data.name != model.data["name"]:
+            log.warning("the model was trained on %s, and these are %s", model.data["name"], data.name)
+        return data
+    if model is None:
+        raise UserError("without a checkpoint the data to compare with must be named: data=digits, data=mnist, ...")
+    return load_named({**model.data["config"], **{key: value for key, value in chosen.items() if value is not None}})
+
+
+def load_named(node: dict[str, Any]) -> DataModule:
+    """The data set that a configuration describes, read."""
+    data: DataModule = build(node).prepare()
+    return data
+
+
+def checkpoint_digest(ckpt: str) -> str:
+    """SHA-256 of a checkpoint's bytes, which says what results were made of."""
+    with Path(ckpt).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,110 @@
+"""Several metrics of one set of samples: each sample passes through each extractor once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.errors import UserError
+from sde_diffusion.metrics.base import KeptFeatures, check_samples
+from sde_diffusion.metrics.intervals import Interval
+
+
+class Features:
+    """Features of a metric's sides, by extractor, made when they are first asked for.
+
+    Args:
+        sides: For each side of `KeptFeatures.sides` its samples [N, ...], or a function that gives them.
+        device: Where the extractors are.
+        batch_size: Samples that pass through an extractor at once.
+    """
+
+    def __init__(
+        self, sides: Mapping[str, Tensor | Callable[[], Tensor]], device: torch.device, batch_size: int = 500
+    ) -> None:
+        self.sides, self.device, self.batch_size = dict(sides), device, batch_size
+        self.seconds = 0.0
+        self._made: dict[tuple[int, str], Tensor] = {}
+
+    def __call__(self, extractor: nn.Module, side: str) -> Tensor:
+        """Features [N, num_features] float32 of a side, on the CPU.
+
+        Raises:
+            UserError: If the samples are not finite, or images out of range.
+            ValueError: If they are of another shape than the extractor's.
+        """
+        key = (id(extractor), side)
+        if key not in self._made:
+            self.put(extractor, side, self.make(extractor, side))
+        return self._made[key]
+
+    def put(self, extractor: nn.Module, side: str, features: Tensor) -> None:
+        """Features that are known already, such as a reference's from a file."""
+        self._made[id(extractor), side] = features
+
+    @torch.no_grad()
+    def make(self, extractor: nn.Module, side: str) -> Tensor:
+        """Pass a side through an extractor; see `__call__`."""
+        begin = time.perf_counter()
+        given = self.sides[side]
+        x = given if isinstance(given, Tensor) else given()
+        parts = []
+        for some in torch.split(x, self.batch_size):
+            check_samples(some)
+            parts.append(extractor(some.to(self.device)).float().cpu())
+        self.seconds += time.perf_counter() - begin
+        return torch.cat(parts)
+
+
+@dataclass
+class Measured:
+    """What `measure` returns.
+
+    Attributes:
+        figures: Each figure with its interval.
+        details: What metrics tell beside, such as the tests' z of `Memorisation`.
+        skipped: Metrics that could not be taken, with the reason.
+    """
+
+    figures: dict[str, Interval] = field(default_factory=dict)
+    details: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def measure(
+    metrics: Mapping[str, KeptFeatures],
+    features: Callable[[nn.Module, str], Tensor],
+    level: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Measured:
+    """Take metrics of the same samples, with confidence intervals; one that cannot be taken does not stop the others.
+
+    Args:
+        metrics: The metrics, empty; they are reset afterwards.
+        features: Gives an extractor's features of a side, such as `Features`.
+        level: Coverage of the intervals.
+        resamples: See `WithIntervals.interval`.
+        seed: Likewise.
+
+    Returns:
+        Figures, details, and what was skipped.
+    """
+    found = Measured()
+    for name, metric in metrics.items():
+        try:
+            for side in metric.sides:
+                metric.add(features(metric.extractor, side), side)
+            figures, details = metric.interval(level, resamples, seed), metric.details()
+        except UserError as error:
+            found.skipped[name] = str(error)
+            continue
+        finally:
+            metric.reset()
+        found.figures |= figures
+        found.details |= details
+    return found

@@ -1,0 +1,183 @@
+"""The evaluate command: its figures, intervals and classes, files of samples, going on after a kill, wrong inputs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from test_sample_resume import SLOW_STEPS, wait_for_parts
+
+from sde_diffusion.data import Digits
+from sde_diffusion.metrics import DensityCoverage, KernelDistance, load_extractor
+
+QUICK = ("sampler=ddim", "sampler.steps=4", "resamples=20")
+
+
+def read(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def run(command, out, *arguments):
+    done = command("evaluate", *arguments, f"out={out}", cwd=out.parent)
+    assert done.status == 0, done.err
+    return read(out), done
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits().prepare()
+
+
+@pytest.fixture(scope="module")
+def evaluated(command, trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    return out, *run(command, out, f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=300", *QUICK)
+
+
+def write(path, x, labels=None):
+    """Data on [-1, 1] as a file of samples, on 0 ... 255."""
+    images = (x.movedim(1, -1) * 127.5 + 127.5).round().to(torch.uint8).numpy()
+    np.savez(path, images=images, **({} if labels is None else {"labels": labels.numpy()}))
+    return f"samples={path}"
+
+
+def test_figures_are_those_of_the_library(evaluated, command, trained, tmp_path, digits):
+    """Of a file that `sample` wrote, on the digits' 17 levels; and a checkpoint's, which skip the file's 256 levels."""
+    _, report, done = evaluated
+    ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
+    assert command("sample", ckpt, "n=300", *QUICK[:2], f"out={tmp_path}", cwd=tmp_path).status == 0
+    file = tmp_path / "samples.npz"
+    found, told = run(command, tmp_path / "out", f"samples={file}", "data=digits", QUICK[2])
+    images = torch.from_numpy(np.load(file, allow_pickle=False)["images"]).movedim(-1, 1)
+    x = (images.double() / 255 * 16).round().float() / 8 - 1
+    extractor = load_extractor("digits")
+    for metric in (KernelDistance(extractor), DensityCoverage(extractor)):
+        metric.update(digits.tensor("test"), real=True)
+        metric.update(x, real=False)
+        for name, interval in metric.interval(resamples=20).items():
+            assert found[name] == pytest.approx(interval.value, rel=1e-6), name
+            assert found["intervals"][name] == pytest.approx(interval.as_dict(), rel=1e-6, abs=1e-9), name
+            assert f"{found[name]:.4g}" in told.out
+    assert (found["nfe"], found["sampler"], found["samples"]) == (None, None, str(file))
+    for name in ("frechet_distance", "kernel_distance", "energy_distance", "inception_score"):
+        assert found[name] == pytest.approx(report[name], rel=0.02), name
+    assert (
+        set(report["intervals"])
+        == set(found["intervals"])
+        == {
+            *("frechet_distance", "frechet_infinity", "kernel_distance", "inception_score", "precision", "recall"),
+            *("density", "coverage", "memorisation_share", "sliced_wasserstein", "energy_distance"),
+        }
+    )
+    assert report["skipped"] == {}
+    expected = {"n": 300, "n_reference": 300, "nfe": 4, "seeds": [0, 299], "extractor": "digits", "split": "test"}
+    assert {key: report[key] for key in expected} == expected
+    assert set(report["seconds"]) == {"sampling", "features", "statistics"}
+    assert "4 network passes" in done.out
+
+
+def test_classes_and_copies(command, tmp_path, digits):
+    """The training split itself as samples: recognised, as good as can be, and found out as copies."""
+    labels = digits.split("train").label
+    found, done = run(
+        command, tmp_path / "out", write(tmp_path / "own.npz", digits.tensor("train"), labels), "data=digits", QUICK[2]
+    )
+    assert set(found["classes"]) == {str(label) for label in range(10)}
+    assert sum(one["n"] for one in found["classes"].values()) == len(labels)
+    for label, one in found["classes"].items():
+        assert one["recognised"] > 0.95
+        assert one["n_reference"] == int((digits.split("test").label == int(label)).sum())
+        assert one["kernel_distance"]["low"] < 0.5  # of the class's own data: near 0; another class is tens away
+    assert found["memorisation_share"] > 0.99
+    assert found["memorisation_z"] > 3
+    assert found["frechet_distance"] == pytest.approx(found["training_split"]["frechet_distance"], rel=1e-6)
+    assert "class 7" in done.out
+
+
+def test_features_of_the_data_are_made_once(evaluated, command, trained, tmp_path):
+    """The second run reads them; with another extractor they are made anew, beside."""
+    out, report, _ = evaluated
+    cache = out.parent / "outputs" / "references"
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(before) == 2
+    arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=300", *QUICK, f"cache={cache}")
+    again, _ = run(command, tmp_path / "again", *arguments)
+    assert again["intervals"] == report["intervals"]
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
+    pixels, _ = run(command, tmp_path / "pixels", *arguments, "extractor=pixels", "metrics=[frechet,inception_score]")
+    assert pixels["frechet_distance"] != report["frechet_distance"]
+    assert "classifier" in pixels["skipped"]["inception_score"]
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_a_killed_run_ends_with_the_same_figures(command, start, trained, tmp_path):
+    arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", *SLOW_STEPS, "resamples=20")
+    process = start("evaluate", *arguments, f"out={tmp_path / 'killed'}", cwd=tmp_path)
+    wait_for_parts(tmp_path / "killed", process)
+    process.kill()
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / ".samples").glob("*.safetensors")}
+    assert len(kept) < 20
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    found, done = run(command, tmp_path / "killed", *arguments)
+    whole, _ = run(command, tmp_path / "whole", *arguments)
+    assert f"going on after {10 * len(kept)} of 200" in done.out
+    assert found["intervals"] == whole["intervals"]
+    assert not (tmp_path / "killed" / ".samples").exists()
+
+
+def test_points(command, tmp_path):
+    folder = tmp_path / "run"
+    assert (
+        command("train", *TINY, "data=moons", "data.n_train=2000", f"hydra.run.dir={folder}", cwd=tmp_path).status == 0
+    )
+    found, _ = run(command, tmp_path / "out", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", "n=200", *QUICK)
+    assert list(found["skipped"]) == ["inception_score"]
+    assert found["sliced_wasserstein"] > found["training_split"]["sliced_wasserstein"] > 0
+
+
+def test_few_samples(command, trained, tmp_path):
+    """Those metrics that need a covariance are left out with the reason; if none is left, that is an error."""
+    ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
+    found, done = run(command, tmp_path / "out", ckpt, "n=40", *QUICK)
+    assert set(found["skipped"]) == {"frechet", "frechet_infinity"}
+    assert "kernel distance" in found["skipped"]["frechet"]
+    assert "singular covariance" in done.out
+    alone = command("evaluate", ckpt, "n=40", *QUICK, "metrics=[frechet]", f"out={tmp_path / 'x'}", cwd=tmp_path)
+    assert (alone.status, "none of the metrics" in alone.err) == (1, True)
+    assert not (tmp_path / "x" / "metrics.json").exists()
+
+
+REFUSED = {
+    "neither": ([], ["ckpt=PATH", "samples=FILE"]),
+    "no data": (["samples=own.npz"], ["data=digits"]),
+    "no file": (["samples=nowhere.npz", "data=digits"], ["no samples at nowhere.npz"]),
+    "no npz": (["samples=words.npz", "data=digits"], ["words.npz is no .npz"]),
+    "another shape": (["samples=large.npz", "data=digits"], ["[1, 9, 9]", "[1, 8, 8]"]),
+    "floats": (["samples=floats.npz", "data=digits"], ["uint8", "float32"]),
+    "other arrays": (["samples=other.npz", "data=digits"], ["neither images nor points"]),
+    "labels of another length": (["samples=labels.npz", "data=digits"], ["labels must be integers [40]"]),
+    "no such metric": (["samples=own.npz", "data=digits", "metrics=[foo]"], ["metrics=foo", "kernel"]),
+    "no such split": (["samples=own.npz", "data=digits", "split=foo"], ["train, val, test"]),
+    "a level that is none": (["samples=own.npz", "data=digits", "level=2"], ["level must lie between 0 and 1"]),
+    "an extractor of another shape": (["samples=own.npz", "data=digits", "extractor=mnist"], ["mnist", "pixels"]),
+    "inception without weights": (["samples=own.npz", "data=digits", "extractor=inception"], ["inception", "fid"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case, command, tmp_path):
+    overrides, parts = REFUSED[case]
+    own = torch.zeros(40, 1, 8, 8)
+    write(tmp_path / "own.npz", own)
+    write(tmp_path / "large.npz", torch.zeros(40, 1, 9, 9))
+    write(tmp_path / "labels.npz", own, torch.zeros(3))
+    np.savez(tmp_path / "floats.npz", images=np.zeros((40, 8, 8, 1), np.float32))
+    np.savez(tmp_path / "other.npz", stuff=np.zeros(3))
+    (tmp_path / "words.npz").write_text("hello")
+    done = command("evaluate", *overrides, f"out={tmp_path / 'out'}", cwd=tmp_path)
+    assert (done.status, "Traceback" in done.err + done.out) == (1, False), done.err
+    for part in parts:
+        assert part in done.err, (part, done.err)
+    assert not (tmp_path / "out" / "metrics.json").exists()

@@ -117,6 +117,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
             "data": other.name,
             **theirs,
             **compare(scores[splits[-1]]["log_prob"], strange["log_prob"]),
+            **({"by_elbo": compare(scores[splits[-1]]["elbo"], strange["elbo"])} if "elbo" in strange else {}),
         }
         measured = {data.name: scores[splits[-1]], other.name: strange}
         found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in measured.items()}
@@ -226,9 +227,10 @@ class _Run:
                 if data.role == "own":
                     raise
                 log.warning(
-                    "%d items of %s are beyond the solver, and count as impossible: %s", len(x), data.name, error
+                    "%d items of %s make a batch beyond the solver, and count as impossible: %s",
+                    *(len(x), data.name, error),
                 )
-                yield self.scoring.impossible(len(x))
+                yield self.scoring.impossible(self.model.denoiser, x, seeds, self.prior, **conditions)
             except RuntimeError as error:  # of which torch's OutOfMemoryError is one
                 if len(some) < 2 or not _is_memory(error):
                     raise
@@ -320,6 +322,10 @@ def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: lis
             *(other["data"], plus_minus(other[unit], other["std_error"]), other["auroc"], other["auroc_typicality"]),
         )
         log.info("  %s: %s", other["data"], other["verdict"])
+        if "by_elbo" in other:
+            bound = other["by_elbo"]
+            figures = (bound["auroc"], bound["auroc_typicality"], bound["verdict"])
+            log.info("  by the ELBO: AUROC %.3f, of typicality %.3f; %s", *figures)
     for path in paths:
         log.info("%s", path)
 

@@ -265,5 +265,7 @@ def test_other_data_beyond_the_solver_count_as_impossible(command, trained, tmp_
     if "impossible" in other:
         assert other["impossible"] + other["n"] == 20
         assert "beyond the solver" in done.out + done.err
+    assert other["elbo"]["bits_per_dim"] > read(tmp_path / "own")["elbo"]["bits_per_dim"]
+    assert other["by_elbo"]["auroc"] > 0.9
     few = command("likelihood", *arguments, "max_nfe=5", f"out={tmp_path / 'b'}", cwd=tmp_path)
     assert (few.status, "max_nfe = 5" in few.err) == (1, True)

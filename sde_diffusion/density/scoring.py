@@ -85,14 +85,16 @@ class Scoring:
         bounded = "; ELBO of the log-probability, with a decoder on the levels themselves"
         return words if self.bound is None else words + bounded
 
-    def impossible(self, n: int) -> dict[str, Tensor]:
-        """Scores of n items that no solver can bring to the prior: log-probability -infinity."""
-        names = SCORES if self.bound is not None else SCORES[:3]
-        scores = {name: torch.full((n,), math.nan, dtype=torch.float64) for name in names}
-        for name in ("log_prob", "elbo"):
-            if name in scores:
-                scores[name].fill_(-math.inf)
-        return scores
+    def impossible(
+        self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, **conditions: Any
+    ) -> dict[str, Tensor]:
+        """Scores of a batch that no solver can bring to the prior: log-probability -infinity, but the bound as ever.
+
+        Args, returns: see `__call__`.
+        """
+        missing = torch.full((len(x),), math.nan, dtype=torch.float64)
+        flow = {"log_prob": torch.full_like(missing, -math.inf), "trace_error": missing, "nfe": missing}
+        return flow | self._bounded(denoiser, x, seeds, prior, conditions)
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, **conditions: Any
@@ -136,14 +138,21 @@ class Scoring:
             "trace_error": torch.full_like(log_prob, math.nan) if error is None else error,
             "nfe": torch.full_like(log_prob, nfe),
         }
-        if self.bound is not None:
-            bound = elbo(denoiser, x, seeds=seeds, prior=prior, decoder=self.decoder, **self.bound, **conditions)
-            missing = torch.full_like(log_prob, math.nan)
-            scores |= {
-                "elbo": bound.log_prob,
-                "elbo_error": missing if bound.std_error is None else bound.std_error,
-                "elbo_reconstruction": bound.reconstruction,
-                "elbo_prior": bound.prior,
-                "elbo_diffusion": bound.diffusion,
-            }
+        scores = {name: value.double().cpu() for name, value in scores.items()}
+        return scores | self._bounded(denoiser, x, seeds, prior, conditions)
+
+    def _bounded(
+        self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, conditions: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        if self.bound is None:
+            return {}
+        bound = elbo(denoiser, x, seeds=seeds, prior=prior, decoder=self.decoder, **self.bound, **conditions)
+        missing = torch.full_like(bound.log_prob, math.nan)
+        scores = {
+            "elbo": bound.log_prob,
+            "elbo_error": missing if bound.std_error is None else bound.std_error,
+            "elbo_reconstruction": bound.reconstruction,
+            "elbo_prior": bound.prior,
+            "elbo_diffusion": bound.diffusion,
+        }
         return {name: value.double().cpu() for name, value in scores.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def summary(scores: dict[str, Tensor], size: int, levels: int | None) -> dict[str, Any]:
-    """Means with standard errors of items' scores, of those that are finite.
+    """Means with standard errors of items' scores, the flow's of those that are finite.
 
     Args:
         scores: What `Scoring` gives, [N] each.
@@ -38,9 +38,9 @@ def summary(scores: dict[str, Tensor], size: int, levels: int | None) -> dict[st
     if not bool(fine.all()):
         report["impossible"] = int((~fine).sum())
     if "elbo" in scores:
-        mean, error = mean_and_error(per_dim(scores["elbo"][fine], size, levels))
+        mean, error = mean_and_error(per_dim(scores["elbo"], size, levels))
         parts = {
-            part: mean_and_error(per_dim(sign * scores[f"elbo_{part}"][fine], size, levels))[0]
+            part: mean_and_error(per_dim(sign * scores[f"elbo_{part}"], size, levels))[0]
             for part, sign in (("reconstruction", 1), ("prior", -1), ("diffusion", -1))
         }
         report["elbo"] = {unit: mean, "std_error": error, **parts}

@@ -6,47 +6,52 @@ import math
 import pytest
 import torch
 
-from sde_diffusion.density.scoring import Scoring
+from sde_diffusion import VPSDE, GaussianDecoder, GaussianDenoiser, GaussianPrior, LevelDecoder
+from sde_diffusion.density.scoring import SCORES, Scoring
 from sde_diffusion.density.summary import mean_and_error, plus_minus, summary
+from sde_diffusion.levels import from_levels
 from sde_diffusion.outliers import compare
 
 
 def scores(n):
     generator = torch.Generator().manual_seed(0)
-    names = (
-        "log_prob",
-        "trace_error",
-        "nfe",
-        "elbo",
-        "elbo_error",
-        "elbo_reconstruction",
-        "elbo_prior",
-        "elbo_diffusion",
+    return {name: torch.randn(n, generator=generator, dtype=torch.float64) for name in SCORES}
+
+
+def lost(levels, n):
+    """Scores of items that no solver brought to the prior."""
+    x = torch.zeros(n, 5) if levels is None else from_levels(torch.arange(n)[:, None].expand(n, 5), levels)
+    sde = VPSDE()
+    scoring = Scoring(
+        levels=levels,
+        decoder=GaussianDecoder() if levels is None else LevelDecoder(levels),
+        bound={"steps": None, "draws": 4},
     )
-    return {name: torch.randn(n, generator=generator, dtype=torch.float64) for name in names}
+    denoiser = GaussianDenoiser(sde, torch.zeros(5), 0.5)
+    return scoring.impossible(denoiser, x, range(n), GaussianPrior.standard(sde))
 
 
 @pytest.mark.parametrize(("levels", "unit"), [(17, math.log(2)), (None, 1.0)])
 def test_impossible_items_are_counted_and_left_out(levels, unit):
-    some = scores(30)
-    lost = Scoring(levels=levels).impossible(4)
-    report = summary({name: torch.cat([some[name], lost[name]]) for name in some}, 5, levels)
+    some, gone = scores(30), lost(levels, 4)
+    report = summary({name: torch.cat([some[name], gone[name]]) for name in some}, 5, levels)
     key = "nats_per_dim" if levels is None else "bits_per_dim"
     values = -some["log_prob"] / (5 * unit)
     assert (report["n"], report["impossible"]) == (30, 4)
     assert report[key] == pytest.approx(float(values.mean()))
     assert report["std_error"] == pytest.approx(float(values.std()) / 30**0.5)
-    assert report["elbo"][key] == pytest.approx(float(-some["elbo"].mean()) / (5 * unit))
+    # The bound is there for all of them.
+    assert report["elbo"][key] == pytest.approx(float(-torch.cat([some["elbo"], gone["elbo"]]).mean()) / (5 * unit))
     json.dumps(report, allow_nan=False)
     # For telling data apart they are less likely than anything.
-    found = compare(some["log_prob"], lost["log_prob"])
+    found = compare(some["log_prob"], gone["log_prob"])
     assert (found["auroc"], found["auroc_typicality"], found["below"]) == (1, 1, 1)
 
 
 def test_of_one_item_and_of_none():
     one = summary({name: values[:1] for name, values in scores(1).items()}, 5, 17)
     assert one["std_error"] is None
-    none = summary(Scoring(levels=17).impossible(3), 5, 17)
+    none = summary(lost(17, 3), 5, 17)
     assert (none["bits_per_dim"], none["n"], none["impossible"], none["nfe"]["max"]) == (None, 0, 3, None)
     for report in (one, none):
         json.dumps(report, allow_nan=False)

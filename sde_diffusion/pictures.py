@@ -121,6 +121,30 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
     return _render(figure)
 
 
+def loss_by_level(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
+    """Loss against log-SNR, a curve for each of some steps (first to last, dark to bright).
+
+    Args:
+        rows: Dicts of `step`, `log_snr` and `loss`.
+        most: Curves, at most.
+
+    Returns:
+        The picture.
+    """
+    figure, ((axes,),) = _figure((6.0, 4.0))
+    steps = sorted({int(row["step"]) for row in rows})
+    shown = [steps[round(i * (len(steps) - 1) / max(1, most - 1))] for i in range(most)]
+    for index, step in enumerate(dict.fromkeys(shown)):
+        curve = [(row["log_snr"], row["loss"]) for row in rows if row["step"] == step]
+        shade = f"C{index}" if len(steps) == 1 else (0.1 + 0.13 * index, 0.25 + 0.09 * index, 0.55)
+        axes.plot(*zip(*curve, strict=True), ".-", color=shade, label=f"step {step:,}")
+    axes.set_xlabel(r"$\log(\alpha^2 / \sigma^2)$: noise on the left, data on the right")
+    axes.set_ylabel("validation loss")
+    axes.set_yscale("log")
+    axes.legend()
+    return _render(figure)
+
+
 def histogram(values: dict[str, Tensor], label: str) -> Image.Image:
     """Histograms over one another of several sets of numbers [N], by name, on common bins."""
     figure, ((axes,),) = _figure((6.0, 4.0))

@@ -261,11 +261,12 @@ def _conclude(folder: Path, last: Path) -> None:
         ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss), each complete in itself"),
         ("samples", "sample grids along the way"),
         ("loss.png", "training and validation loss, numbers in metrics.csv"),
+        ("noise_levels.png", "validation loss against log-SNR, numbers in noise_levels.csv"),
         ("config.yaml", "the whole configuration, and train.log"),
         (record.NAME, "command, resolved configuration, seeds, versions, git revision, hardware"),
     ):
         if (folder / name).exists():
-            log.info("  %-13s %s", name, what)
+            log.info("  %-16s %s", name, what)
     ckpt = shlex.quote(str(last))
     log.info("Next:")
     log.info("  %s -m sde_diffusion.sample ckpt=%s n=64", interpreter(), ckpt)

@@ -56,7 +56,7 @@ def assert_same(a, b, where="checkpoint"):
 def test_what_a_run_leaves(trained):
     files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert files >= {
-        *("config.yaml", "train.log", "metrics.csv", "loss.png"),
+        *("config.yaml", "train.log", "metrics.csv", "loss.png", "noise_levels.csv", "noise_levels.png"),
         *("checkpoints/last.ckpt", "checkpoints/best.ckpt", "samples/step-0000015.png", "samples/step-0000030.png"),
     }
     assert not [name for name in files if name.endswith(".part") or ".tmp" in name]

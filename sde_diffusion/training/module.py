@@ -164,8 +164,12 @@ class ScoreModel(LightningModule):
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(x0))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss at fixed noise and stratified times: the same draws at every validation, so that curves compare."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss at fixed noise and stratified times: the same draws at every validation, so that curves compare.
+
+        Returns:
+            `losses` of the draws and their times `t`, [B * draws] each, for callbacks.
+        """
         draws = self.hparams["validation_draws"]
         repeated = {key: value.repeat_interleave(draws, 0) for key, value in batch.items()}
         x0 = repeated["x"]
@@ -174,8 +178,9 @@ class ScoreModel(LightningModule):
         t = t[torch.randperm(len(x0), generator=generator)].to(x0.device)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         x0 = self._filled(x0, generator)
-        loss = self.objective(self.denoiser, x0, t, noise, **self.conditions(repeated)).mean()
-        self.log("val/loss", loss, prog_bar=True, batch_size=len(x0), sync_dist=True)
+        losses = self.objective(self.denoiser, x0, t, noise, **self.conditions(repeated))
+        self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(x0), sync_dist=True)
+        return {"losses": losses, "t": t}
 
     def _filled(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Data with their bins filled, if so asked; by the global generator, or by one on the CPU."""

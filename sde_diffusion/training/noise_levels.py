@@ -1,0 +1,83 @@
+"""Where along the path is the loss? A callback that keeps the validation loss by noise level."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from sde_diffusion import pictures
+from sde_diffusion.files import writing
+from sde_diffusion.training.module import ScoreModel
+
+COLUMNS = ("step", "log_snr", "loss", "std_error", "n")
+
+
+class LossByNoiseLevel(Callback):
+    """Validation loss against log-SNR, at each validation: `folder/noise_levels.csv` and `noise_levels.png`.
+
+    The draws are those of the validation loss: fixed noise and stratified times, so that curves of two validations can
+    be compared bin by bin. Among several processes it is the first one's share of the validation split.
+
+    Args:
+        folder: Where the files go.
+        bins: Noise levels, each with as many draws, at least 2.
+
+    Raises:
+        ValueError: If bins is less than 2.
+    """
+
+    def __init__(self, folder: str | Path, bins: int = 20) -> None:
+        if bins < 2:
+            raise ValueError(f"bins must be at least 2; got {bins}")
+        self.folder = Path(folder)
+        self.bins = bins
+        self._draws: list[dict[str, Tensor]] = []
+        self._rows: list[dict[str, float]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the file of a run that is resumed."""
+        path = self.folder / "noise_levels.csv"
+        if trainer.is_global_zero and path.is_file():
+            with path.open(newline="") as file:
+                rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            self._rows = [row for row in rows if row["step"] <= trainer.global_step]
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the draws of a batch."""
+        if not trainer.sanity_checking and trainer.is_global_zero:
+            self._draws.append(outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Average them by noise level, and write both files."""
+        if not self._draws:
+            return
+        assert isinstance(pl_module, ScoreModel)
+        t, loss = (torch.cat([draws[name] for draws in self._draws]).double().cpu() for name in ("t", "losses"))
+        self._draws.clear()
+        log_snr = pl_module.denoiser.sde.log_snr(t)
+        order = log_snr.argsort()
+        self._rows = [row for row in self._rows if row["step"] != trainer.global_step]
+        for part in order.tensor_split(min(self.bins, max(1, len(t) // 2))):
+            some = loss[part]
+            error = float(some.std()) / len(some) ** 0.5
+            values = (trainer.global_step, float(log_snr[part].median()), float(some.mean()), error, len(some))
+            self._rows.append(dict(zip(COLUMNS, values, strict=True)))
+        with writing(self.folder / "noise_levels.csv") as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            table.writerows(self._rows)
+        pictures.save(pictures.loss_by_level(self._rows), self.folder / "noise_levels.png")

@@ -1,0 +1,66 @@
+"""The callback that keeps the validation loss by noise level."""
+
+import csv
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from tiny import make_model, make_trainer, ring
+
+from sde_diffusion.training.noise_levels import COLUMNS, LossByNoiseLevel
+
+EVERY_FIVE = {"limit_val_batches": 1.0, "val_check_interval": 5, "check_val_every_n_epoch": None}
+
+
+def rows(folder):
+    with (folder / "noise_levels.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+class Kept(Callback):
+    """Keeps what each validation gave."""
+
+    def __init__(self):
+        self.draws = []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.draws.append((trainer.global_step, outputs["t"], outputs["losses"]))
+
+
+def test_bins_hold_all_draws_in_order_and_average_to_the_validation_loss(tmp_path):
+    model, kept = make_model(), Kept()
+    trainer = make_trainer(tmp_path, LossByNoiseLevel(tmp_path, bins=7), kept, max_steps=10, **EVERY_FIVE)
+    trainer.fit(model, ring())
+    found = rows(tmp_path)
+    assert tuple(found[0]) == COLUMNS
+    assert [row["step"] for row in found] == [5.0] * 7 + [10.0] * 7
+    for step in (5, 10):
+        mine = [row for row in found if row["step"] == step]
+        t = torch.cat([draw[1] for draw in kept.draws if draw[0] == step]).double()
+        loss = torch.cat([draw[2] for draw in kept.draws if draw[0] == step]).double()
+        levels = model.denoiser.sde.log_snr(t)
+        assert sum(row["n"] for row in mine) == len(t) == 40 * 8
+        assert sum(row["n"] * row["loss"] for row in mine) / len(t) == pytest.approx(float(loss.mean()), rel=1e-6)
+        centres = [row["log_snr"] for row in mine]
+        assert centres == sorted(centres)
+        noisiest = loss[levels.argsort()[: int(mine[0]["n"])]]
+        assert mine[0]["log_snr"] == pytest.approx(float(levels.sort().values[: int(mine[0]["n"])].median()))
+        assert mine[0]["loss"] == pytest.approx(float(noisiest.mean()), rel=1e-6)
+        assert mine[0]["std_error"] == pytest.approx(float(noisiest.std()) / math.sqrt(len(noisiest)), rel=1e-6)
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(loss.mean()), rel=1e-5)
+    assert (tmp_path / "noise_levels.png").stat().st_size > 5000
+
+
+def test_a_resumed_run_goes_on_with_the_file(tmp_path):
+    """What was written after the checkpoint is dropped: it is measured again."""
+    for steps in (10, 15):
+        trainer = make_trainer(tmp_path, LossByNoiseLevel(tmp_path, bins=2), max_steps=steps, **EVERY_FIVE)
+        trainer.fit(make_model(), ring())
+    # Not resumed from a checkpoint: the second run is at step 0 when it begins.
+    assert [row["step"] for row in rows(tmp_path)] == [5, 5, 10, 10, 15, 15]
+
+
+def test_bins_must_be_several():
+    with pytest.raises(ValueError, match="at least 2; got 1"):
+        LossByNoiseLevel(".", bins=1)

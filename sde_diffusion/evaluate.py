@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -39,6 +39,9 @@ from sde_diffusion.metrics.base import KeptFeatures
 from sde_diffusion.metrics.inception_score import Probabilities
 from sde_diffusion.parts import forget
 
+if TYPE_CHECKING:
+    from sde_diffusion.training.module import ScoreModel
+
 log = logging.getLogger(__name__)
 
 
@@ -61,10 +64,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     out = Path(HydraConfig.get().runtime.output_dir)
     result, grid = (fresh(out / name, cfg.overwrite) for name in ("metrics.json", "metrics.png"))
     _check(cfg)
-    made, data, device = _samples(cfg, out / ".samples")
+    model, device = (None, device_of(cfg)) if cfg.ckpt is None else load_model(cfg)
+    data = load_data(cfg, model)
     name = cfg.extractor or (data.name if data.name in extractor_names() else "pixels")
     extractor = load_extractor(name, data.shape).to(device)
     metrics, unfit = _metrics(plain(cfg.metrics), extractor, device)
+    made = _samples(cfg, model, data, device, out / ".samples")
     features = Features(_sides(cfg, data, made.x), device)
     _put_references(cfg, data, name, extractor, features)
     begin = time.perf_counter()
@@ -122,19 +127,16 @@ def _check(cfg: DictConfig) -> None:
         raise UserError("give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz")
 
 
-def _samples(cfg: DictConfig, parts: Path) -> tuple[_Made, DataModule, torch.device]:
-    if cfg.samples is not None:
-        data, device = load_data(cfg, None), device_of(cfg)
-        data.split(cfg.split)
-        x, labels = read_samples(Path(cfg.samples), data.shape)
-        origin: dict[str, Any] = {"samples": str(cfg.samples), "nfe": None, "sampler": None, "seeds": None}
-        return _Made(_stored(x, data.levels), labels, origin, 0.0), data, device
-    seeds = check_seeds(cfg)
-    model, device = load_model(cfg)
-    data = load_data(cfg, model)
+def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device: torch.device, parts: Path) -> _Made:
     data.split(cfg.split)
+    origin: dict[str, Any]
+    if model is None:
+        x, labels = read_samples(Path(cfg.samples), data.shape)
+        origin = {"samples": str(cfg.samples), "nfe": None, "sampler": None, "seeds": None}
+        return _Made(_stored(x, data.levels), labels, origin, 0.0)
     if list(data.shape) != list(model.data["shape"]):
         raise UserError(f"{data.name} has items of shape {list(data.shape)}, and the model's are {model.data['shape']}")
+    seeds = check_seeds(cfg)
     drawn, seconds = draw(cfg, model, device, parts)
     origin = {
         "nfe": drawn.nfe,
@@ -145,7 +147,7 @@ def _samples(cfg: DictConfig, parts: Path) -> tuple[_Made, DataModule, torch.dev
         "checkpoint_sha256": checkpoint_digest(cfg.ckpt),
     }
     labels = class_labels(cfg, model.hparams["n_classes"])
-    return _Made(_stored(drawn.x, data.levels), labels, origin, seconds), data, device
+    return _Made(_stored(drawn.x, data.levels), labels, origin, seconds)
 
 
 def _stored(x: Tensor, levels: int | None) -> Tensor:

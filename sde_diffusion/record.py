@@ -83,6 +83,7 @@ def versions() -> dict[str, str | None]:
     import torch
 
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    found["torch"] = str(torch.__version__)  # which names the build, as +cpu or +cu130
     return {"python": platform.python_version(), "sde_diffusion": __version__, "cuda": torch.version.cuda, **found}
 
 

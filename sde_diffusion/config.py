@@ -13,13 +13,14 @@ PACKAGE = "sde_diffusion"
 BUILDABLE = tuple(
     f"{PACKAGE}.{part}"
     for part in (
-        *("sde", "denoiser", "nn", "sampling", "data"),
-        *(f"metrics.{part}" for part in ("frechet", "frechet_infinity", "inception_score", "memorisation", "mmd")),
-        *(f"metrics.{part}" for part in ("neighbours", "wasserstein")),
+        *("sde", "denoiser", "nn", "sampling", "data", "metrics"),
         *("training.objective", "training.weighting", "training.time_sampling"),
     )
 )
 """Where the classes live that a configuration may name: none of these writes files or talks to a network."""
+
+NOT_BUILDABLE = (f"{PACKAGE}.metrics.pretrained",)
+"""But for these, which may fetch weights."""
 
 
 def build(node: Any, **overrides: Any) -> Any:
@@ -56,7 +57,9 @@ def _find(target: str) -> type:
             found = getattr(importlib.import_module(module_name), name, None)
         except ImportError:
             found = None
-        if inspect.isclass(found) and any(f"{found.__module__}.".startswith(f"{home}.") for home in BUILDABLE):
+        home = f"{found.__module__}." if inspect.isclass(found) else ""
+        inside, outside = (any(home.startswith(f"{part}.") for part in parts) for parts in (BUILDABLE, NOT_BUILDABLE))
+        if inspect.isclass(found) and inside and not outside:
             return found
     raise UserError(
         f"_target_: {target!r} is not a class of {PACKAGE} that a configuration may name; those live in "

@@ -14,7 +14,7 @@ from torch import Tensor
 from sde_diffusion.cli import given, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
-from sde_diffusion.levels import from_levels
+from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.loading import checkpoint_digest
 from sde_diffusion.sampling import Samples
 from sde_diffusion.sampling.batches import sample_resumably
@@ -132,3 +132,10 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | N
     if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(f"{path}: labels must be integers [{len(x)}]; got {labels.dtype} {list(labels.shape)}")
     return x, None if labels is None else torch.from_numpy(labels.astype(np.int64))
+
+
+def stored(x: Tensor, levels: int | None) -> Tensor:
+    """Samples as data would be stored: on the levels where the data have levels, images on [-1, 1] in any case."""
+    if levels is not None:
+        return from_levels(to_levels(x, levels), levels)
+    return x.clamp(-1, 1) if x.ndim > 2 else x

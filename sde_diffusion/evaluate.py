@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +16,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from sde_diffusion import __version__, pictures
+from sde_diffusion import __version__, pictures, record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
-from sde_diffusion.data import DataModule
-from sde_diffusion.drawing import check_seeds, class_labels, draw, read_samples
+from sde_diffusion.data import DataModule, Split
+from sde_diffusion.drawing import check_seeds, class_labels, draw, read_samples, stored
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
-from sde_diffusion.levels import from_levels, to_levels
-from sde_diffusion.loading import checkpoint_digest, device_of, load_data, load_model
+from sde_diffusion.loading import checkpoint_digest, device_of, extractor_for, load_data, load_model
 from sde_diffusion.metrics import (
     Features,
     Measured,
     ReferenceKey,
-    extractor_names,
     fingerprint,
-    load_extractor,
     measure,
     reference_statistics,
 )
@@ -66,19 +63,22 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     _check(cfg)
     model, device = (None, device_of(cfg)) if cfg.ckpt is None else load_model(cfg)
     data = load_data(cfg, model)
-    name = cfg.extractor or (data.name if data.name in extractor_names() else "pixels")
-    extractor = load_extractor(name, data.shape).to(device)
-    metrics, unfit = _metrics(plain(cfg.metrics), extractor, device)
+    name, extractor = extractor_for(cfg.extractor, data)
+    extractor = extractor.to(device)
+    sides = _sides(cfg, data, cfg.label if model is not None and isinstance(cfg.label, int) else None)
+    metrics, unfit = _metrics(plain(cfg.metrics), extractor, device, [*sides, "fake_features"])
+    features = Features(sides, device, cfg.batch_size)
+    for side, batches in sides.items():
+        features.put(extractor, side, _reference(cfg, data, side, batches, name, extractor, features))
     made = _samples(cfg, model, data, device, out / ".samples")
-    features = Features(_sides(cfg, data, made.x), device)
-    _put_references(cfg, data, name, extractor, features)
-    begin = time.perf_counter()
-    found = measure(metrics, features, cfg.level, cfg.resamples)
-    mark = _training_split(cfg, metrics, features) if cfg.split != "train" else Measured()
-    real_labels = data.split(cfg.split).label
+    features.sides["fake_features"] = made.x
+    begin, before = time.perf_counter(), features.seconds
+    found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
+    mark, n_mark = _training_split(cfg, metrics, features, extractor)
+    real_labels = data.split(cfg.split).label if cfg.label is None else None
     classifier = extractor if name == data.name and hasattr(extractor, "logits") else None
     classes = _classes(cfg, metrics, features, made.labels, real_labels, classifier)
-    statistics = time.perf_counter() - begin - features.seconds
+    statistics = time.perf_counter() - begin - (features.seconds - before)
     skipped = unfit | found.skipped
     first = next(iter(found.figures), None)
     if first is None:
@@ -93,12 +93,16 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "data": data.name,
         "split": cfg.split,
         "extractor": name,
-        "resize": "none",  # the extractors by name take samples as they are; those of other sizes say so themselves
+        "resize": getattr(extractor, "resize", "none"),
         "n": len(made.x),
-        "n_reference": len(data.split(cfg.split)),
+        "n_reference": len(features(extractor, "real_features")),
+        "n_training_split": n_mark,
+        "reference": cfg.reference,
         **made.origin,
         "seconds": {"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
         "version": __version__,
+        "versions": record.versions(),
+        "git": record.git_state(),
     }
     pictures.save(pictures.draw(made.x[:256]), grid)
     with writing(result) as temporary:
@@ -123,6 +127,8 @@ def _check(cfg: DictConfig) -> None:
     whole(cfg, "resamples", 0)
     if not isinstance(cfg.level, float) or not 0 < cfg.level < 1:
         raise UserError(f"level must lie between 0 and 1; got level={cfg.level}")
+    if cfg.reference not in ("sampled", "fixed"):
+        raise UserError(f"reference must be sampled or fixed; got reference={cfg.reference}")
     if (cfg.ckpt is None) == (cfg.samples is None):
         raise UserError("give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz")
 
@@ -133,7 +139,7 @@ def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device
     if model is None:
         x, labels = read_samples(Path(cfg.samples), data.shape)
         origin = {"samples": str(cfg.samples), "nfe": None, "sampler": None, "seeds": None}
-        return _Made(_stored(x, data.levels), labels, origin, 0.0)
+        return _Made(stored(x, data.levels), labels, origin, 0.0)
     if list(data.shape) != list(model.data["shape"]):
         raise UserError(f"{data.name} has items of shape {list(data.shape)}, and the model's are {model.data['shape']}")
     seeds = check_seeds(cfg)
@@ -147,59 +153,73 @@ def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device
         "checkpoint_sha256": checkpoint_digest(cfg.ckpt),
     }
     labels = class_labels(cfg, model.hparams["n_classes"])
-    return _Made(_stored(drawn.x, data.levels), labels, origin, seconds)
-
-
-def _stored(x: Tensor, levels: int | None) -> Tensor:
-    """Samples as data would be stored: on the levels where the data have levels, images on [-1, 1] in any case."""
-    if levels is not None:
-        return from_levels(to_levels(x, levels), levels)
-    return x.clamp(-1, 1) if x.ndim > 2 else x
+    return _Made(stored(drawn.x, data.levels), labels, origin, seconds)
 
 
 def _metrics(
-    nodes: dict[str, Any], extractor: nn.Module, device: torch.device
+    nodes: dict[str, Any], extractor: nn.Module, device: torch.device, sides: Sequence[str]
 ) -> tuple[dict[str, KeptFeatures], dict[str, str]]:
-    """The metrics, and those that the extractor does not serve."""
+    """The metrics, and those that the extractor or the sides do not serve."""
     metrics: dict[str, KeptFeatures] = {}
     unfit: dict[str, str] = {}
     for name, node in nodes.items():
         try:
-            metrics[name] = build(node, extractor=extractor).to(device)
+            metric: KeptFeatures = build(node, extractor=extractor).to(device)
         except UserError as error:
             unfit[name] = str(error)
+            continue
+        if set(metric.sides) <= set(sides):
+            metrics[name] = metric
+        else:
+            unfit[name] = "it compares another split with the training split: take split=test or val"
     return metrics, unfit
 
 
-def _sides(cfg: DictConfig, data: DataModule, x: Tensor) -> dict[str, Any]:
-    sides: dict[str, Any] = {"real_features": lambda: data.tensor(cfg.split), "fake_features": x}
-    return sides | ({"train_features": lambda: data.tensor("train")} if cfg.split != "train" else {})
+def _sides(cfg: DictConfig, data: DataModule, label: int | None) -> dict[str, Callable[[], Iterator[Tensor]]]:
+    """The data's sides, in batches; of one class alone where one class is drawn."""
+    splits = {"real_features": cfg.split, **({"train_features": "train"} if cfg.split != "train" else {})}
+    return {side: functools.partial(_batches, data.split(split), label) for side, split in splits.items()}
 
 
-def _put_references(cfg: DictConfig, data: DataModule, name: str, extractor: nn.Module, features: Features) -> None:
-    """Features of the data, from the cache where they were made before."""
-    for side, split in (("real_features", cfg.split), ("train_features", "train")):
-        if side not in features.sides:
-            continue
-        x = data.tensor(split)
-        preprocessing = f"{list(data.shape)}, {data.levels or 'no'} levels, no resize"
-        key = ReferenceKey(data.name, split, name, preprocessing, fingerprint(x), fingerprint(extractor))
-        made = reference_statistics(Path(cfg.cache), key, functools.partial(features.make, extractor, side))
-        assert made.features is not None
-        features.put(extractor, side, made.features)
+def _batches(split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
+    rows = torch.arange(len(split))
+    if label is not None and split.label is not None:
+        rows = rows[split.label == label]
+    return (split.tensor(some) for some in torch.split(rows, size))
 
 
-def _training_split(cfg: DictConfig, metrics: Mapping[str, KeptFeatures], features: Features) -> Measured:
-    """The figures of as many items of the training split, in the samples' place."""
+def _reference(
+    cfg: DictConfig,
+    data: DataModule,
+    side: str,
+    batches: Callable[[], Iterator[Tensor]],
+    name: str,
+    extractor: nn.Module,
+    features: Features,
+) -> Tensor:
+    """Features of a side of the data, from the cache where they were made before."""
+    split = cfg.split if side == "real_features" else "train"
+    preprocessing = f"{list(data.shape)}, {data.levels or 'no'} levels, resize {getattr(extractor, 'resize', 'none')}"
+    key = ReferenceKey(data.name, split, name, preprocessing, fingerprint(batches()), fingerprint(extractor))
+    made = reference_statistics(Path(cfg.cache), key, functools.partial(features.make, extractor, side)).features
+    assert made is not None
+    return made
+
+
+def _training_split(
+    cfg: DictConfig, metrics: Mapping[str, KeptFeatures], features: Features, extractor: nn.Module
+) -> tuple[Measured, int]:
+    """The figures of as many items of the training split, in the samples' place, and how many these are."""
+    if "train_features" not in features.sides:
+        return Measured(), 0
+    total, n = len(features(extractor, "train_features")), len(features(extractor, "fake_features"))
+    rows = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n]
 
     def swapped(extractor: nn.Module, side: str) -> Tensor:
-        if side != "fake_features":
-            return features(extractor, side)
-        train, n = features(extractor, "train_features"), len(features(extractor, "fake_features"))
-        return train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]]
+        return features(extractor, "train_features")[rows] if side == "fake_features" else features(extractor, side)
 
     usable = {name: metric for name, metric in metrics.items() if "train_features" not in metric.sides}
-    return measure(usable, swapped, cfg.level, 0)
+    return measure(usable, swapped, cfg.level, 0, reference=cfg.reference), len(rows)
 
 
 def _classes(
@@ -247,7 +267,10 @@ def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Me
         )
     for key, value in found.details.items():
         log.info("  %-24s%10.4g", key, value)
-    log.info("  (-: lower is better, +: higher; the training split's column: what as many of its items reach)")
+    count = report["n_training_split"]
+    log.info("  (-: lower is better, +: higher; the training split's column: what %d of its items reach)", count)
+    if 0 < count < report["n"]:
+        log.info("  (which are fewer than the samples: distances of few items are the larger for it)")
     for label, figures in report.get("classes", {}).items():
         known = [f"{key} {figures[key]['value']:.4g}" for key in found.figures if key in figures]
         share = [f"recognised {figures['recognised']:.1%}"] if "recognised" in figures else []

@@ -10,6 +10,7 @@ from test_sample_resume import SLOW_STEPS, wait_for_parts
 
 from sde_diffusion.data import Digits
 from sde_diffusion.metrics import DensityCoverage, KernelDistance, load_extractor
+from sde_diffusion.record import git_state
 
 QUICK = ("sampler=ddim", "sampler.steps=4", "resamples=20")
 
@@ -74,6 +75,8 @@ def test_figures_are_those_of_the_library(evaluated, command, trained, tmp_path,
     expected = {"n": 300, "n_reference": 300, "nfe": 4, "seeds": [0, 299], "extractor": "digits", "split": "test"}
     assert {key: report[key] for key in expected} == expected
     assert set(report["seconds"]) == {"sampling", "features", "statistics"}
+    assert all(seconds >= 0 for seconds in report["seconds"].values())
+    assert (report["n_training_split"], report["resize"], report["git"]) == (300, "none", git_state())
     assert "4 network passes" in done.out
 
 
@@ -125,6 +128,29 @@ def test_a_killed_run_ends_with_the_same_figures(command, start, trained, tmp_pa
     assert f"going on after {10 * len(kept)} of 200" in done.out
     assert found["intervals"] == whole["intervals"]
     assert not (tmp_path / "killed" / ".samples").exists()
+
+
+def test_against_the_training_split_itself(command, trained, tmp_path):
+    """No figures stand beside, and the test of memorisation, which compares two splits, is left out."""
+    found, done = run(
+        command, tmp_path / "out", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=200", *QUICK, "split=train"
+    )
+    assert (found["n_reference"], found["n_training_split"], found["training_split"]) == (1437, 0, {})
+    assert "split=test" in found["skipped"]["memorisation"]
+    assert "no memorisation" in done.out
+
+
+def test_one_class_against_its_own_data(command, tmp_path, digits):
+    folder = tmp_path / "run"
+    assert command("train", *TINY, "conditional=true", f"hydra.run.dir={folder}", cwd=tmp_path).status == 0
+    ckpt = f"ckpt={folder / 'checkpoints' / 'last.ckpt'}"
+    found, _ = run(command, tmp_path / "three", ckpt, "n=30", "label=3", *QUICK, "metrics=[kernel]")
+    assert found["n_reference"] == int((digits.split("test").label == 3).sum())
+    assert "classes" not in found
+    every, _ = run(command, tmp_path / "all", ckpt, "n=30", *QUICK, "metrics=[kernel]")
+    assert (every["n_reference"], len(every["classes"])) == (300, 10)
+    few = command("evaluate", ckpt, "label=x", *QUICK, f"out={tmp_path / 'x'}", cwd=tmp_path)
+    assert (few.status, "label must be one of 0 ... 9" in few.err) == (1, True)
 
 
 def test_points(command, tmp_path):

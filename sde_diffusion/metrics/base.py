@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -112,8 +113,15 @@ class KeptFeatures(WithIntervals, Metric):
         self, level: float = 0.95, resamples: int = 200, seed: int = 0, reference: Reference = "sampled"
     ) -> dict[str, Interval]:
         """See `WithIntervals.interval`; over all processes."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute):
+        with self.joined():
             return super().interval(level, resamples, seed, reference)
+
+    def joined(self) -> AbstractContextManager[None]:
+        """See `WithIntervals.joined`."""
+        context: AbstractContextManager[None] = self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute
+        )
+        return context
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Join the states of all processes."""

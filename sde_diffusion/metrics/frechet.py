@@ -11,7 +11,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import KeptFeatures, check_samples, is_first, num_features
-from sde_diffusion.metrics.reference import ReferenceStatistics, fingerprint
+from sde_diffusion.metrics.reference import MOST_FEATURES, ReferenceStatistics, fingerprint
 
 
 def _factor(cov: Tensor) -> Tensor:
@@ -127,6 +127,7 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
 
     Raises:
         ValueError: If the extractor has no int `num_features`.
+        UserError: If it has too many features for a covariance.
     """
 
     names = ("frechet_distance",)
@@ -136,6 +137,11 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
         self, extractor: nn.Module, reset_real_features: bool = True, keep_features: bool = False, **kwargs: Any
     ) -> None:
         width = num_features(extractor)
+        if width > MOST_FEATURES:
+            raise UserError(
+                f"Fréchet distance: {width} features, and a covariance of more than {MOST_FEATURES} does not fit: use "
+                "an extractor with fewer features (inception, dinov2), or the kernel distance, which needs none"
+            )
         super().__init__(feature=extractor, reset_real_features=reset_real_features, **kwargs)
         self.keep_features = keep_features
         self._add_states(width)
@@ -241,7 +247,7 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
 
     def _sets(self) -> tuple[Tensor, Tensor]:
         if not self.keep_features:
-            raise ValueError("an interval needs the features: FrechetDistance(extractor, keep_features=True)")
+            raise UserError("an interval needs the features: FrechetDistance(extractor, keep_features=True)")
         real, fake = super()._sets()
         if min(len(real), len(fake)) // 2 <= self.width:
             raise UserError(

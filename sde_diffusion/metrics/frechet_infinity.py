@@ -8,6 +8,7 @@ from torch import Tensor
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import FeatureMetric
 from sde_diffusion.metrics.frechet import frechet_distance, frechet_influence, moments_of
+from sde_diffusion.metrics.reference import MOST_FEATURES
 
 
 class FrechetInfinity(FeatureMetric):
@@ -46,7 +47,7 @@ class FrechetInfinity(FeatureMetric):
         Raises:
             UserError: If a side has fewer than three times as many samples as features.
         """
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute):
+        with self.joined():
             real, fake = self._sets()
         intercept, slope = self._fit(real, fake)
         return intercept, slope * len(fake)
@@ -56,6 +57,8 @@ class FrechetInfinity(FeatureMetric):
         return {"frechet_infinity_slope": self.line()[1]}
 
     def _sets(self) -> tuple[Tensor, Tensor]:
+        if self.width > MOST_FEATURES:
+            raise UserError(f"FrechetInfinity: {self.width} features are too many for a covariance ({MOST_FEATURES})")
         real, fake = super()._sets()
         least = 3 * (self.width + 1)
         if min(len(real), len(fake)) < least:

@@ -35,6 +35,7 @@ groups, averaged over many splits.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -112,7 +113,7 @@ class WithIntervals:
     """Gives a metric intervals: a mixin for metrics that keep features.
 
     A metric states its `names`, S of them, and on the scale where its statistic is smooth `_values`; `_present` maps
-    that scale to the reported one. Of `_influence` and `_splits` one says which method serves.
+    that scale to the reported one. `by_groups` says which method serves.
     """
 
     names: tuple[str, ...] = ()
@@ -122,6 +123,10 @@ class WithIntervals:
     def _sets(self) -> tuple[Tensor, Tensor]:
         """Real and generated features, [N, D] and [M, D] float64, checked."""
         raise NotImplementedError
+
+    def joined(self) -> AbstractContextManager[None]:
+        """A context in which the sets are those of all processes."""
+        return nullcontext()
 
     def _values(self, real: Tensor, fake: Tensor) -> Tensor:
         """The statistics, [S]."""
@@ -247,7 +252,7 @@ def difference(
     """Figures of `a` minus those of `b`, with confidence intervals: is one sampler better than the other?
 
     Sample i of one is paired with sample i of the other, so that what both have from the same seed or the same
-    reference cancels.
+    reference cancels. Among several processes both must be divided alike.
 
     Args:
         a: Metric of the first model's samples.
@@ -267,7 +272,8 @@ def difference(
     _check(level, resamples, reference)
     if type(a) is not type(b):
         raise ValueError(f"a difference takes two metrics of one class; got {type(a).__name__}, {type(b).__name__}")
-    sets = a._sets(), b._sets()
+    with a.joined(), b.joined():
+        sets = a._sets(), b._sets()
     shapes = [tuple(part.shape) for pair in sets for part in pair]
     if shapes[:2] != shapes[2:] or not torch.equal(sets[0][0], sets[1][0]):
         raise ValueError(

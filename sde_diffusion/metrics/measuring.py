@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,24 +11,27 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import KeptFeatures, check_samples
-from sde_diffusion.metrics.intervals import Interval
+from sde_diffusion.metrics.intervals import Interval, Reference
 
 
 class Features:
     """Features of a metric's sides, by extractor, made when they are first asked for.
 
     Args:
-        sides: For each side of `KeptFeatures.sides` its samples [N, ...], or a function that gives them.
+        sides: For each side of `KeptFeatures.sides` its samples [N, ...], or a function that gives them in batches.
         device: Where the extractors are.
-        batch_size: Samples that pass through an extractor at once.
+        batch_size: Samples of a tensor that pass through an extractor at once.
     """
 
     def __init__(
-        self, sides: Mapping[str, Tensor | Callable[[], Tensor]], device: torch.device, batch_size: int = 500
+        self,
+        sides: Mapping[str, Tensor | Callable[[], Iterable[Tensor]]],
+        device: torch.device,
+        batch_size: int = 500,
     ) -> None:
         self.sides, self.device, self.batch_size = dict(sides), device, batch_size
         self.seconds = 0.0
-        self._made: dict[tuple[int, str], Tensor] = {}
+        self._made: dict[tuple[nn.Module, str], Tensor] = {}  # modules are told apart by identity
 
     def __call__(self, extractor: nn.Module, side: str) -> Tensor:
         """Features [N, num_features] float32 of a side, on the CPU.
@@ -37,23 +40,22 @@ class Features:
             UserError: If the samples are not finite, or images out of range.
             ValueError: If they are of another shape than the extractor's.
         """
-        key = (id(extractor), side)
+        key = (extractor, side)
         if key not in self._made:
             self.put(extractor, side, self.make(extractor, side))
         return self._made[key]
 
     def put(self, extractor: nn.Module, side: str, features: Tensor) -> None:
         """Features that are known already, such as a reference's from a file."""
-        self._made[id(extractor), side] = features
+        self._made[extractor, side] = features
 
     @torch.no_grad()
     def make(self, extractor: nn.Module, side: str) -> Tensor:
         """Pass a side through an extractor; see `__call__`."""
         begin = time.perf_counter()
         given = self.sides[side]
-        x = given if isinstance(given, Tensor) else given()
         parts = []
-        for some in torch.split(x, self.batch_size):
+        for some in torch.split(given, self.batch_size) if isinstance(given, Tensor) else given():
             check_samples(some)
             parts.append(extractor(some.to(self.device)).float().cpu())
         self.seconds += time.perf_counter() - begin
@@ -81,6 +83,7 @@ def measure(
     level: float = 0.95,
     resamples: int = 200,
     seed: int = 0,
+    reference: Reference = "sampled",
 ) -> Measured:
     """Take metrics of the same samples, with confidence intervals; one that cannot be taken does not stop the others.
 
@@ -90,6 +93,7 @@ def measure(
         level: Coverage of the intervals.
         resamples: See `WithIntervals.interval`.
         seed: Likewise.
+        reference: Likewise.
 
     Returns:
         Figures, details, and what was skipped.
@@ -99,7 +103,7 @@ def measure(
         try:
             for side in metric.sides:
                 metric.add(features(metric.extractor, side), side)
-            figures, details = metric.interval(level, resamples, seed), metric.details()
+            figures, details = metric.interval(level, resamples, seed, reference), metric.details()
         except UserError as error:
             found.skipped[name] = str(error)
             continue

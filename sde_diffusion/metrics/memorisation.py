@@ -91,7 +91,8 @@ class Memorisation(FeatureMetric):
 
     def details(self) -> dict[str, float]:
         """`memorisation_z` and `memorisation_ct`."""
-        return {name: float(value) for name, value in self._all().items() if name not in self.names}
+        with self.joined():
+            return {name: float(value) for name, value in self._all().items() if name not in self.names}
 
     def _neighbours(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Each generated sample's nearest neighbour, [n], and whether that is of the training split, [n] float64."""

@@ -70,6 +70,7 @@ class Inception(nn.Module):
 
     num_features = 2048
     num_classes = 1008
+    resize = "to 299 x 299, bilinear without antialiasing, within the network"
 
     def __init__(self, download: bool = False) -> None:
         super().__init__()
@@ -123,6 +124,7 @@ class DinoV2(nn.Module):
     """
 
     num_features = 1024
+    resize = "to 224 x 224, bicubic with antialiasing"
     mean: Tensor
     std: Tensor
 

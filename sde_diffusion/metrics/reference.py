@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,16 +23,20 @@ from sde_diffusion.files import writing
 
 FORMAT = "sde_diffusion reference statistics 1"
 
+MOST_FEATURES = 8192
+"""Beyond these a covariance takes more than half a gigabyte, and its eigenvalues minutes."""
 
-def fingerprint(item: nn.Module | Tensor) -> str:
-    """SHA-256 of a tensor, or of an extractor's class, width and weights: equal where features are."""
+
+def fingerprint(item: nn.Module | Tensor | Iterable[Tensor]) -> str:
+    """SHA-256 of tensors in their order, or of an extractor's class, width and weights: equal where features are."""
     digest = hashlib.sha256()
-    if isinstance(item, Tensor):
-        tensors = {"": item}
-    else:
-        tensors = item.state_dict()
+    tensors: Iterable[tuple[object, Tensor]]
+    if isinstance(item, nn.Module):
+        tensors = item.state_dict().items()
         digest.update(f"{type(item).__name__} {getattr(item, 'num_features', None)}".encode())
-    for name, tensor in tensors.items():
+    else:
+        tensors = enumerate([item] if isinstance(item, Tensor) else item)
+    for name, tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
@@ -60,10 +64,9 @@ class ReferenceKey:
     extractor_digest: str
 
     def file(self, folder: Path) -> Path:
-        """Where the statistics go; the digests are in the file, so that a stale one is found and refused."""
-        named = (self.data, self.split, self.extractor, self.preprocessing)
-        short = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
-        stem = "-".join(re.sub(r"\W+", "_", part) for part in named[:3])
+        """Where the statistics go: a file of its own for each key, so that two data sets of one name do not meet."""
+        short = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+        stem = "-".join(re.sub(r"\W+", "_", part) for part in (self.data, self.split, self.extractor))
         return folder / f"{stem}-{short}.safetensors"
 
 
@@ -75,7 +78,7 @@ class ReferenceStatistics:
         key: What they are of.
         n: Number of samples.
         mean: [D] float64.
-        cov: [D, D] float64, unbiased (n - 1).
+        cov: [D, D] float64, unbiased (n - 1); [0, 0] if D > `MOST_FEATURES`.
         features: [n, D] float32, or None.
     """
 
@@ -126,8 +129,13 @@ def reference_statistics(
     features = make().detach().cpu().float()
     if len(features) < 2 or not features.isfinite().all():
         raise UserError(f"reference {key.data}/{key.split}: {len(features)} samples; need 2 or more, all finite")
-    exact = features.double()
-    made = ReferenceStatistics(key, len(features), exact.mean(0), exact.T.cov(), features if keep_features else None)
+    width = features.shape[1]
+    if width <= MOST_FEATURES:
+        exact = features.double()
+        mean, cov = exact.mean(0), exact.T.cov().view(width, width)
+    else:  # no room for a covariance: only metrics that need none can use the file
+        mean, cov = features.double().mean(0), torch.empty(0, 0, dtype=torch.float64)
+    made = ReferenceStatistics(key, len(features), mean, cov, features if keep_features else None)
     tensors = {"mean": made.mean, "cov": made.cov.contiguous()}
     if keep_features:
         tensors["features"] = features.contiguous()
@@ -158,7 +166,9 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             mean, cov, features = tensors["mean"], tensors["cov"], tensors.get("features")
             d = len(mean)
-            if cov.shape != (d, d) or (features is not None and features.shape != (n, d)):
+            if cov.shape != ((d, d) if d <= MOST_FEATURES else (0, 0)) or (
+                features is not None and features.shape != (n, d)
+            ):
                 raise ValueError(
                     f"its shapes do not fit each other: { ({k: tuple(v.shape) for k, v in tensors.items()}) }"
                 )

@@ -40,8 +40,8 @@ class LossByNoiseLevel(Callback):
         self._draws: list[dict[str, Tensor]] = []
         self._rows: list[dict[str, float]] = []
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the file of a run that is resumed."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the file of a run that is resumed, whose step is known by now."""
         path = self.folder / "noise_levels.csv"
         if trainer.is_global_zero and path.is_file():
             with path.open(newline="") as file:

@@ -104,7 +104,7 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match=part):
             metric.interval(**arguments)
     plain = cases.fed(lambda: FrechetDistance(Pixels((5,))), cases.draw(20, 5, 0), cases.draw(20, 5, 1))
-    with pytest.raises(ValueError, match="keep_features=True"):
+    with pytest.raises(UserError, match="keep_features=True"):
         plain.interval()
     with pytest.raises(
         UserError, match=r"11 real and 20 generated samples in 5.*singular.*fewer features, or the kernel"

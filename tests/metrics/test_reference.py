@@ -14,6 +14,7 @@ from sde_diffusion.metrics import (
     load_extractor,
     reference_statistics,
 )
+from sde_diffusion.metrics.reference import read_reference
 
 X = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(150, 5, generator=torch.Generator().manual_seed(1)) + 0.5
@@ -72,8 +73,32 @@ def test_each_key_has_a_file_of_its_own(tmp_path):
 @pytest.mark.parametrize("part", ["data_digest", "extractor_digest"])
 def test_stale_statistics_are_refused(part, tmp_path):
     reference_statistics(tmp_path, KEY, lambda: X)
+    other = changed(**{part: "new"})
     with pytest.raises(UserError, match=rf"is of other data or another extractor: {part} .*wanted 'new'.*delete it"):
-        reference_statistics(tmp_path, changed(**{part: "new"}), never)
+        read_reference(KEY.file(tmp_path), other)
+    # Beside the first, which stays: two data sets of one name do not get in each other's way.
+    reference_statistics(tmp_path, other, lambda: Y)
+    assert torch.equal(reference_statistics(tmp_path, KEY, never).features, X)
+    assert torch.equal(reference_statistics(tmp_path, other, never).features, Y)
+
+
+@pytest.mark.parametrize("width", [1, 8193])
+def test_of_any_width(width, tmp_path):
+    """One feature; and so many that a covariance would not fit, which only the Fréchet distance minds."""
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(2))
+    key = ReferenceKey("points", "test", "pixels", "none", fingerprint(x), fingerprint(Pixels((width,))))
+    for make in (lambda: x, never):
+        found = reference_statistics(tmp_path, key, make)
+        assert torch.equal(found.features, x)
+    metric = KernelDistance(Pixels((width,)))
+    metric.use_reference(found)
+    metric.update(x + 1, real=False)
+    assert metric.compute().isfinite()
+    if width == 1:
+        assert found.cov.item() == pytest.approx(float(x.double().var()))
+    else:
+        with pytest.raises(UserError, match=r"8193 features.*kernel distance"):
+            FrechetDistance(Pixels((width,)))
 
 
 def test_statistics_of_another_extractor_are_refused(tmp_path):
@@ -91,6 +116,7 @@ def test_the_fingerprint_knows_weights():
     assert fingerprint(one) != fingerprint(two)
     assert fingerprint(Pixels((4,))) != fingerprint(Pixels((5,)))
     assert fingerprint(X) != fingerprint(X.T)
+    assert fingerprint(X.split(50)) == fingerprint(iter(X.split(50))) != fingerprint(X.flip(0).split(50))
 
 
 class Trap:

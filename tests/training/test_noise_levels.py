@@ -53,12 +53,19 @@ def test_bins_hold_all_draws_in_order_and_average_to_the_validation_loss(tmp_pat
 
 
 def test_a_resumed_run_goes_on_with_the_file(tmp_path):
-    """What was written after the checkpoint is dropped: it is measured again."""
-    for steps in (10, 15):
-        trainer = make_trainer(tmp_path, LossByNoiseLevel(tmp_path, bins=2), max_steps=steps, **EVERY_FIVE)
-        trainer.fit(make_model(), ring())
-    # Not resumed from a checkpoint: the second run is at step 0 when it begins.
-    assert [row["step"] for row in rows(tmp_path)] == [5, 5, 10, 10, 15, 15]
+    """What was written before its step stays, what came after is dropped: it is measured again."""
+    trainer = make_trainer(tmp_path, LossByNoiseLevel(tmp_path, bins=2), max_steps=10, **EVERY_FIVE)
+    trainer.fit(make_model(), ring())
+    trainer.save_checkpoint(tmp_path / "ten.ckpt")
+    path = tmp_path / "noise_levels.csv"
+    lines = path.read_text().splitlines()
+    lines[1] = "5,-1.5,77.0,0.1,3"
+    path.write_text("\n".join([*lines, "12,0.0,1.0,1.0,1"]) + "\n")
+    trainer = make_trainer(tmp_path, LossByNoiseLevel(tmp_path, bins=2), max_steps=20, **EVERY_FIVE)
+    trainer.fit(make_model(), ring(), ckpt_path=tmp_path / "ten.ckpt")
+    found = rows(tmp_path)
+    assert [row["step"] for row in found] == [5, 5, 10, 10, 15, 15, 20, 20]
+    assert found[0]["loss"] == 77
 
 
 def test_bins_must_be_several():

@@ -1,0 +1,99 @@
+"""How `benchmarks.nfe_fid` shows its curves: a table in Markdown, a picture, and both to wandb."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from sde_diffusion.files import writing
+from sde_diffusion.metrics import FrechetDistance, Pixels
+
+if TYPE_CHECKING:
+    from benchmarks.nfe_fid import Bench
+
+FRECHET = "frechet_distance"
+
+
+def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: list[dict[str, Any]]) -> str:
+    """The table of all samplers, the best at each number of passes, and why some are not there."""
+    passes = sorted(cfg.nfe)
+    floor = FrechetDistance(Pixels(bench.real.shape[1:]))
+    floor.update(bench.real, real=True)
+    floor.update(bench.features(bench.data.tensor("train")), real=False)
+    denoiser = "the closed-form denoiser of the training split" if cfg.exact else "the model"
+    lines = [
+        f"Fréchet distance of {cfg.n * len(cfg.seeds)} samples of {denoiser} ({bench.denoiser.sde}) to the {cfg.split} "
+        f"split of {bench.data.name} ({len(bench.real)} items), {bench.extractor_name} features, first seeds "
+        f"{', '.join(str(seed) for seed in cfg.seeds)}; {cfg.level:.0%} intervals in curves.csv. The training split's "
+        f"own: {float(floor.compute()):.3f}.",
+        "",
+        "| passes | " + " | ".join(str(nfe) for nfe in passes) + " |",
+        "|---" * (len(passes) + 1) + "|",
+    ]
+    for name in cfg.samplers:
+        cells = []
+        for nfe in passes:
+            row = next(row for row in rows if row["sampler"] == name and row["passes"] == nfe)
+            value = f"**{row[FRECHET]:.2f}**" if any(b["nfe"] == nfe and b["sampler"] == name for b in best) else None
+            cells.append("–" if row["reason"] else value or f"{row[FRECHET]:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Of the two best a paired difference, with no correction for having picked them:",
+        "",
+        f"| passes | best | its own at {cfg.long} | over that | before the next |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {one['nfe']} | {one['sampler']}, {one[FRECHET]:.3f} | {one['long']:.3f} | "
+        f"{one[FRECHET] / one['long']:.3f} | {one['next']} |"
+        for one in best
+    ]
+    reasons = {row["sampler"]: row["reason"] for row in rows if row["reason"]}
+    lines += ["", *(f"{name} is not there throughout: {reason}" for name, reason in reasons.items())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def draw(rows: list[dict[str, Any]], bench: Bench, path: Path) -> None:
+    """Log-log curves with intervals, and the Pareto front behind them."""
+    figure = Figure(figsize=(8.0, 5.5), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    able = [row for row in rows if not row["reason"]]
+    for index, name in enumerate(dict.fromkeys(row["sampler"] for row in able)):
+        mine = [row for row in able if row["sampler"] == name]
+        nfe, value = [row["nfe"] for row in mine], [row[FRECHET] for row in mine]
+        bars = [
+            [max(row[FRECHET] - row["low"], 0) for row in mine],
+            [row["high"] - row[FRECHET] for row in mine],
+        ]
+        style = {"marker": "osD^v<>Pp*hX"[index % 12], "ms": 4, "lw": 1, "capsize": 2}
+        axes.errorbar(nfe, value, yerr=bars, label=name, color=f"C{index % 10}", **style)
+    front, least = [], math.inf
+    for row in sorted(able, key=lambda row: (row["nfe"], row[FRECHET])):
+        if row[FRECHET] < least:
+            least = row[FRECHET]
+            front.append((row["nfe"], least))
+    axes.plot(*zip(*front, strict=True), color="0.6", lw=6, alpha=0.5, zorder=0, label="Pareto front")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("network passes")
+    axes.set_ylabel(f"Fréchet distance ({bench.extractor_name} features)")
+    axes.legend(fontsize=7, ncols=2)
+    with writing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def to_wandb(project: str, out: Path, rows: list[dict[str, Any]], picture: Path) -> None:
+    """Log the curves as a table and the picture to a project."""
+    import wandb
+
+    from sde_diffusion.training.loggers import WandbLogger
+
+    run = WandbLogger(out, project=project).experiment
+    run.log({"curves": wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})
+    run.log({"plot": wandb.Image(str(picture))})
+    run.finish()

@@ -238,21 +238,34 @@ def _best(
     if not able:
         raise UserError(f"no sampler can do with {nfe} passes: {rows[0]['reason']}")
     first = able[0]
+    mine = bench.metric([found[Point(first["sampler"], nfe, seed)] for seed in cfg.seeds])
     result = {
         "nfe": nfe,
         "sampler": first["sampler"],
         FRECHET: first[FRECHET],
         "next": "",
         "long": math.nan,
+        "over": "",
     }
-    sets = [[found[Point(row["sampler"], nfe, seed)] for seed in cfg.seeds] for row in able[:2]]
-    if len(able) > 1:
-        gap = difference(*(bench.metric(one) for one in sets), level=cfg.level)[FRECHET]
-        verdict = "significant" if gap.high < 0 else "not significant"
-        result["next"] = f"{able[1]['sampler']}, by {-gap.value:.3f} [{-gap.high:.3f}, {-gap.low:.3f}], {verdict}"
+    gaps = []
+    for row in able[1:]:
+        other = bench.metric([found[Point(row["sampler"], nfe, seed)] for seed in cfg.seeds])
+        gaps.append(difference(mine, other, level=cfg.level)[FRECHET])
+    if gaps:
+        # Better than the next is not enough: a third may be nearly as good and less alike, and so less surely worse.
+        ahead = sum(gap.high < 0 for gap in gaps)
+        verdict = "significant" if ahead == len(gaps) else f"not significant: surely before {ahead} of {len(gaps)}"
+        gap = gaps[0]
+        result["next"] = f"{able[1]['sampler']}, by {-gap.value:.3f} [{-gap.high:.3f}, {-gap.low:.3f}]; {verdict}"
     if cfg.long:
         walk = [bench.measure(Point(first["sampler"], cfg.long, seed)) for seed in cfg.seeds]
-        result["long"] = float(bench.metric(walk).compute())
+        if not any(one.reason for one in walk):
+            end = bench.metric(walk)
+            result["long"] = float(end.compute())
+            gap = difference(mine, end, level=cfg.level)[FRECHET]
+            result["over"] = (
+                f"{first[FRECHET] / result['long']:.3f} ({gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}])"
+            )
     return result
 
 

@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Compare samples with a split of the data; writes `metrics.json` and `metrics.png`.
 
-    Beside each figure stands that of as many items of the training split: the mark that data themselves reach at these
-    sizes. A run that was interrupted or killed goes on, when it is started again, after its last whole batch of
-    samples.
+    Beside each figure stands that of as many items of the training split, or of all: the mark that data themselves
+    reach at these sizes. A run that was interrupted or killed goes on, when it is started again, after its last whole
+    batch of samples.
 
     Args:
         cfg: The composed configuration of conf/evaluate.yaml.
@@ -243,7 +243,7 @@ def _classes(
             return features(extractor, side)[rows[side]]
 
         counts = {"n": int(rows["fake_features"].sum()), "n_reference": int(rows["real_features"].sum())}
-        figures = measure(usable, own, cfg.level, 0).figures
+        figures = measure(usable, own, cfg.level, cfg.resamples, reference=cfg.reference).figures
         found[str(label)] = counts | {key: figure.as_dict() for key, figure in figures.items()}
         if guess is not None:
             found[str(label)]["recognised"] = float((guess[rows["fake_features"]] == label).double().mean())

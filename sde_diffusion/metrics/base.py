@@ -96,6 +96,7 @@ class KeptFeatures(WithIntervals, Metric):
                 f"{tuple(features.shape)} of {side}"
             )
         getattr(self, side).append(features.to(self.device))
+        self._computed = None  # torchmetrics keeps the last result until an update
 
     def _joined(self, side: str) -> Tensor:
         kept = getattr(self, side, [])  # a side that this metric does not look at is empty

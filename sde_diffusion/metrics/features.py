@@ -58,7 +58,7 @@ class Pixels(nn.Module):
             ValueError: If the samples have another shape.
         """
         _check_shape(x, self.shape, "pixels")
-        return x.flatten(1).float()
+        return x.flatten(1).to(torch.float32, copy=True)  # metrics keep it, and the caller may write into x
 
 
 class Classifier(nn.Module):

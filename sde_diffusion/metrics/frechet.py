@@ -164,6 +164,7 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
         """See `KeptFeatures.add`."""
         if self.keep_features:
             super().add(features, side)
+        self._computed = None  # torchmetrics keeps the last result until an update
         exact = features.to(self.device).double()
         for name, term in (("sum", exact.sum(0)), ("cov_sum", exact.T @ exact), ("num_samples", len(exact))):
             state = f"{side}_{name}"

@@ -18,7 +18,8 @@ class FrechetInfinity(FeatureMetric):
     g = 1, 2, ..., G disjoint groups; the mean distance over groups is at N / g samples, and a least-squares line in g
     gives the distance at g = 0. Chong and Forsyth draw 15 subsets of different sizes; disjoint groups use every
     sample at every size, so that the line's points share their first-order error and the fit adds none. Several splits
-    are averaged. The estimate may fall below 0 where the distributions are the same.
+    are averaged. The estimate may fall below 0 where the distributions are the same; with fewer than about four samples
+    a dimension in a group the line is no line any more, and it falls too low.
 
     The slope is of the line in 1/N with N the generated samples (and the real ones in proportion): a distance at N
     samples has about slope / N of bias.

@@ -28,8 +28,12 @@ Inference"), and is shifted back for an estimate without the diagonal.
 
 *Groups*, for statistics of nearest neighbours (precision, recall, density, coverage), which have no influence function
 and whose components of every order matter. Both sets are split at random into disjoint groups, which are independent,
-so that the statistic's variance among groups has no bias; variance falls as 1/n, so V is that over the number of
-groups, averaged over many splits.
+so that the statistic's variance among groups has no bias; where variance falls as 1/n, V is that over the number of
+groups, averaged over many splits. It does not where groups are too small to see what the whole sees: in many dimensions
+the balls of few points are larger, and hold everything. So V is at least the spread of random halves without
+replacement, and for shares that of independent trials. In few dimensions that covers at its nominal rate. In the
+digits' 64 features, with 300 real and 2000 generated points, it covers 96% and more for a model too narrow by a sixth,
+but of one half as wide precision's 95% interval covered 68%: there these figures rank and do not test.
 """
 
 from __future__ import annotations
@@ -102,6 +106,8 @@ class Spread:
         """Variance by the method, and the part that is taken off, [S] each; see the module."""
         if len(self.groups):
             total = self.groups.var(1).mean(0) / self.groups.shape[1]
+            if len(self.halves) > 1:
+                total = torch.maximum(total, self.halves.var(0))
             return total, torch.zeros_like(total)
         first = torch.stack([psi.var(1) / psi.shape[1] for psi in self.psi]).sum(0)
         if len(self.halves) < 2:
@@ -161,7 +167,12 @@ class WithIntervals:
                 # A fixed reference stands in each round as one of its groups: the ratio of the sizes stays.
                 pairs = [(a[0 if fixed else i], b[i]) for i in range(GROUPS)]
                 rounds.append(torch.stack([self._values(real[i], fake[j]) for i, j in pairs]))
-            return Spread((), no_halves, torch.stack(rounds))
+            # A half costs as much as a round of groups; of large sets fewer must do.
+            count = resamples if len(real) * len(fake) < 5_000_000 else resamples // 4
+            subsets = [(split(len(real), 2)[0], split(len(fake), 2)[0]) for _ in range(count)]
+            some = [self._values(real if fixed else real[a], fake[b]) for a, b in subsets]
+            return Spread((), torch.stack(some) if some else no_halves, torch.stack(rounds))
+        resamples = resamples if min(len(real), len(fake)) >= 4 else 0
         psi_real, psi_fake = self._influence(real, fake)
         b = torch.stack([split(len(fake), 2)[0] for _ in range(resamples)]) if resamples else torch.empty(0, 0)
         whole = torch.arange(len(real), device=real.device).expand(resamples, -1)
@@ -184,13 +195,16 @@ class WithIntervals:
             kappa = first / squares
             middle = squares + 0.5 * z * z * kappa
             half = z * (first + (0.5 * z * kappa).square() - second).sqrt()
+            # A square that is nothing beside its own error is rounding: the sets are the same, or all points are.
+            plain = first >= 1e6 * squares.square()
+            middle, half = torch.where(plain, values + lift, middle), torch.where(plain, z * first.sqrt(), half)
             return middle - half - lift, middle + half - lift
         # For shares, Wilson's interval at the number of independent trials that would have this variance: it keeps
         # within [0, 1], and has a width also where all samples agree.
         variance = first - second
         share = torch.tensor([name in self.proportions for name in self.names], device=values.device)
         spread = values * (1 - values)
-        trials = torch.where((variance > 0) & (spread > 0), spread / variance, float(count)).clamp(min=1)
+        trials = torch.where((variance > 0) & (spread > 0), spread / variance, float(count)).clamp(min=1, max=count)
         shrink = torch.where(share, 1 + z * z / trials, 1.0)
         centre = torch.where(share, values + z * z / (2 * trials), values) / shrink
         squared = torch.where(share, spread / trials + (z / (2 * trials)).square(), variance)
@@ -208,8 +222,9 @@ class WithIntervals:
 
         Args:
             level: Coverage, between 0 and 1.
-            resamples: Halves, or groups times rounds, that are evaluated; 0 leaves the second-order correction out,
-                so that intervals near a perfect score are up to 1.2 times wider.
+            resamples: Halves, or groups times rounds, that are evaluated. 0 leaves the second-order correction out,
+                so that intervals near a perfect score are up to 1.2 times wider; those of nearest neighbours then rest
+                on a single round of groups, and are rough.
             seed: Of the halves and groups.
             reference: `sampled`: the real side is a sample too, and the interval holds its chance; `fixed`: the real
                 side is the definition of the target, as where everybody compares with the same 50,000 images.
@@ -283,7 +298,11 @@ def difference(
     values = [metric._values(*pair) for metric, pair in zip((a, b), sets, strict=True)]
     spreads = [metric._spread(*pair, resamples, seed, reference) for metric, pair in zip((a, b), sets, strict=True)]
     first, second = spreads[0].minus(spreads[1], a._scale(values[0]), b._scale(values[1])).variances()
-    gap, error = a._present(values[0]) - b._present(values[1]), (first - second).sqrt()
+    gap = a._present(values[0]) - b._present(values[1])
+    # Of shares at least that of two samples that change sides: what has not been seen in n samples has a share of up to
+    # 3 / n, with 95% confidence.
+    least = torch.tensor([2.0 * (name in a.proportions) for name in a.names], device=gap.device) / shapes[1][0] ** 2
+    error = torch.maximum(first - second, least).sqrt()
     margin = NormalDist().inv_cdf((1 + level) / 2) * error
     return _named(a.names, level, gap, gap - margin, gap + margin, error)
 

@@ -96,7 +96,10 @@ class Memorisation(FeatureMetric):
 
     def _neighbours(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Each generated sample's nearest neighbour, [n], and whether that is of the training split, [n] float64."""
-        index = nearest(fake, real)[1]
+        # In a random order, always the same: of points at equal distances the first is taken, and copies would else
+        # all be found in the training split, which comes first.
+        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).to(real.device)
+        index = order[nearest(fake, real[order])[1]]
         return index, (index < self._n_train).double()
 
     def _values(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ class Memorisation(FeatureMetric):
         total = len(real)
         spread = (counts - counts.mean()).square().sum() / len(fake) ** 2
         variance = self._n_train * self._n_test / (total * (total - 1)) * spread
-        return (p - self._n_train / total) / variance.sqrt()
+        return torch.where(variance > 0, (p - self._n_train / total) / variance.sqrt(), 0.0)
 
     def _ct(self, real: Tensor, fake: Tensor) -> Tensor:
         train, test = real[: self._n_train], real[self._n_train :]
@@ -126,7 +129,7 @@ class Memorisation(FeatureMetric):
         total = n + m
         variance = n * m / 12 * (total + 1 - (ties.square() - 1).sum() / (total * (total - 1)))
         score: Tensor = (farther - n * m / 2) / variance.sqrt()
-        return score
+        return torch.where(variance > 0, score, 0.0)  # all distances alike tell nothing
 
     def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
         index, label = self._neighbours(real, fake)

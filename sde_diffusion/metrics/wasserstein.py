@@ -100,7 +100,7 @@ class SlicedWasserstein(FeatureMetric):
         return found[0], found[1]
 
     def _present(self, values: Tensor) -> Tensor:
-        return values.clamp(min=0).sqrt()
+        return values.clamp(min=1e-24).sqrt()  # 1e-12 for 0, where the slope would be infinite
 
     def _lift(self, real: Tensor, fake: Tensor) -> Tensor:
         return real.new_zeros(1)

@@ -118,3 +118,19 @@ def test_bad_calls():
     metric.update(x, real=False)
     with pytest.raises(UserError, match="0 training samples seen"):
         metric.compute()
+
+
+@pytest.mark.parametrize("atoms", [16, 400])
+def test_data_with_exact_ties_are_no_copies(atoms):
+    """Fresh samples of a distribution on few points, all of which are in both splits. Of ten z at most one above 3."""
+    z = []
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        points = torch.randn(atoms, 3, generator=torch.Generator().manual_seed(0))
+        train, test, fake = (points[torch.randint(atoms, (500,), generator=generator)] for _ in range(3))
+        found = of(train, test, fake).compute()
+        assert found["memorisation_share"] == pytest.approx(0.5, abs=0.49)
+        assert found["memorisation_ct"].isfinite()
+        z.append(float(found["memorisation_z"]))
+    assert sum(value > 3 for value in z) <= 1
+    assert -1.5 < sum(z) / 10 < 1.5

@@ -130,7 +130,7 @@ class DinoV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        module = _library("transformers", "pip install transformers", "dinov2")
+        module = _library("transformers", "pip install 'sde_diffusion[dinov2]'", "dinov2")
         folder = weights_folder() / DINOV2_FOLDER
         needed = [folder / "config.json", folder / "model.safetensors"]
         if missing := [str(path) for path in needed if not path.is_file()]:

@@ -69,7 +69,7 @@ def transformers(monkeypatch, folder):
 
 @pytest.mark.parametrize(
     ("name", "module", "install"),
-    [("inception", "torch_fidelity", r"sde_diffusion\[fid\]"), ("dinov2", "transformers", "pip install transformers")],
+    [("inception", "torch_fidelity", r"sde_diffusion\[fid\]"), ("dinov2", "transformers", r"sde_diffusion\[dinov2\]")],
 )
 def test_a_missing_library(name, module, install, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)

@@ -131,6 +131,7 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"reference must be sampled or fixed; got reference={cfg.reference}")
     if (cfg.ckpt is None) == (cfg.samples is None):
         raise UserError("give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz")
+    check_seeds(cfg)
 
 
 def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device: torch.device, parts: Path) -> _Made:

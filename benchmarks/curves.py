@@ -47,11 +47,12 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
         "Differences are paired, by seeds. *Significant*: the best is before every other sampler, each interval "
         "leaving 0 out; of each number of passes by itself, with no correction for looking at several.",
         "",
-        f"| passes | best | its own at {cfg.long} | over that | before the next |",
-        "|---|---|---|---|---|",
+        f"| passes | best |{f' its own at {cfg.long} | over that |' if cfg.long else ''} before the next |",
+        f"|---|---|{'---|---|' if cfg.long else ''}---|",
     ]
     lines += [
-        f"| {one['nfe']} | {one['sampler']}, {one[FRECHET]:.3f} | {one['long']:.3f} | {one['over']} | {one['next']} |"
+        f"| {one['nfe']} | {one['sampler']}, {one[FRECHET]:.3f} |"
+        f"{' {:.3f} | {} |'.format(one['long'], one['over']) if cfg.long else ''} {one['next']} |"
         for one in best
     ]
     reasons = {row["sampler"]: row["reason"] for row in rows if row["reason"]}

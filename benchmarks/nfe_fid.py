@@ -163,14 +163,20 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     bench = Bench(cfg, out / ".points")
     points = [Point(name, nfe, seed) for nfe in sorted(cfg.nfe) for name in cfg.samplers for seed in cfg.seeds]
     found: dict[Point, Drawn] = {}
+    if kept := len(list((out / ".points").glob("*"))):
+        log.info("going on: %d of %d points are there, or begun", kept, len(points))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), transient=True) as progress:
         progress.disable = not progress.console.is_terminal
         task = progress.add_task("", total=sum(point.nfe for point in points))
-        for point in points:
-            progress.update(task, description=f"{point.name}, {point.nfe} passes")
-            found[point] = bench.measure(point)
-            progress.advance(task, point.nfe)
+        try:
+            for point in points:
+                progress.update(task, description=f"{point.name}, {point.nfe} passes")
+                found[point] = bench.measure(point)
+                progress.advance(task, point.nfe)
+        except KeyboardInterrupt:
+            log.warning("what was drawn is kept: with out=%s the same command goes on from there", out)
+            raise
     rows = [_row(cfg, bench, name, nfe, found) for nfe in sorted(cfg.nfe) for name in cfg.samplers]
     best = [_best(cfg, bench, nfe, rows, found) for nfe in sorted(cfg.nfe)]
     text = markdown(cfg, bench, rows, best)
@@ -206,8 +212,33 @@ def _check(cfg: DictConfig) -> None:
         )
     if not isinstance(cfg.level, float) or not 0 < cfg.level < 1:
         raise UserError(f"level must lie between 0 and 1; got level={cfg.level}")
+    if len(set(cfg.nfe)) < len(cfg.nfe):
+        raise UserError(f"nfe names a number of passes twice: {list(cfg.nfe)}")
+    if cfg.split == "train":
+        raise UserError("split=train compares the model with what it was trained on: take split=test or val")
     if cfg.long is not None:
         whole(cfg, "long", 1)
+        if cfg.long <= max(cfg.nfe):
+            raise UserError(f"long must be more than the most of nfe, {max(cfg.nfe)}; got long={cfg.long} (null: none)")
+    if not isinstance(cfg.get("samplers"), DictConfig) or not cfg.samplers:
+        raise UserError("samplers must name some: +samplers.NAME={each: 1, extra: 0, sampler: {_target_: ...}}")
+    for name, entry in plain(cfg.samplers).items():
+        counts = [entry.get(key) for key in ("each", "extra")] if isinstance(entry, dict) else [None]
+        if not all(type(count) is int for count in counts) or counts[0] < 1 or "sampler" not in entry:
+            raise UserError(
+                f"samplers.{name} must be {{each: passes a step, at least 1, extra: passes beside, sampler: "
+                f"{{_target_: ...}}}}; got {entry}"
+            )
+        _class_of(name, entry["sampler"])
+
+
+def _class_of(name: str, node: Any) -> None:
+    """See that there is such a class, now and not after hours; what it takes is seen when it is built."""
+    try:
+        build(node)
+    except UserError as error:
+        if "_target_" in str(error) or not isinstance(node, dict):
+            raise UserError(f"samplers.{name}: {error}") from error
 
 
 def _row(cfg: DictConfig, bench: Bench, name: str, nfe: int, found: dict[Point, Drawn]) -> dict[str, Any]:

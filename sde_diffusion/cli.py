@@ -56,12 +56,17 @@ def keys(name: str) -> str:
     return own.replace("$", "$$")  # Hydra puts the whole page through string.Template
 
 
+def module(name: str) -> str:
+    """The module that a command is run as, for its help page: one of this package, or else a benchmark."""
+    return f"{'sde_diffusion' if (Path(__file__).parent / f'{name}.py').is_file() else 'benchmarks'}.{name}"
+
+
 def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Run a command: compose its configuration from `sys.argv`, call the task, and turn mistakes into messages.
 
     Exits with status 1 and one message on a user's mistake, with 130 on Ctrl-C.
     """
-    for resolver in (run_folder, choices, keys):
+    for resolver in (run_folder, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     sys.argv = nulls(sys.argv)
     # Hydra then raises its own errors instead of printing them, and they are told below.

@@ -60,7 +60,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     except ValueError as error:  # what a sampler can only tell once it knows the model's path
         raise UserError(f"{error}{given('sampler')}") from error
     except KeyboardInterrupt:
-        log.warning("the batches drawn so far are kept in %s: the same command goes on from there", folder)
+        log.warning("what was drawn is kept: with out=%s the same command goes on from there", folder.parent)
         raise
 
 
@@ -110,13 +110,17 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | N
     Raises:
         UserError: If the file is missing, of another kind, or its samples are of another shape.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file, such as samples={path / 'samples.npz'}")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("images", "points", "labels") if name in file.files}
     except FileNotFoundError:
         raise UserError(f"no samples at {path}") from None
     except Exception as error:  # NumPy's reader stumbles over other files in many ways
-        raise UserError(f"{path} is no .npz of arrays alone, or damaged ({error})") from error
+        raise UserError(
+            f"{path} is no .npz of arrays alone, or damaged ({type(error).__name__}): sde_diffusion.sample writes such"
+        ) from error
     if "images" in arrays:
         if arrays["images"].dtype != np.uint8 or arrays["images"].ndim != 4:
             found = f"{arrays['images'].dtype} {list(arrays['images'].shape)}"

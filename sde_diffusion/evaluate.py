@@ -131,7 +131,18 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"reference must be sampled or fixed; got reference={cfg.reference}")
     if (cfg.ckpt is None) == (cfg.samples is None):
         raise UserError("give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz")
+    if not isinstance(cfg.get("metrics"), DictConfig) or not cfg.metrics:
+        raise UserError("metrics must name some, such as metrics=[frechet,kernel]; see --help")
+    if cfg.samples is not None:
+        drawing = sorted({key.split(".")[0] for key in _given()} & {"n", "seed", "label", "sampler"})
+        if drawing:
+            raise UserError(f"{'=, '.join(drawing)}= is for samples that are drawn; those of a file are as they are")
     check_seeds(cfg)
+
+
+def _given() -> set[str]:
+    """The keys that the command line sets."""
+    return {override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
 
 
 def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device: torch.device, parts: Path) -> _Made:
@@ -269,7 +280,10 @@ def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Me
     for key, value in found.details.items():
         log.info("  %-24s%10.4g", key, value)
     count = report["n_training_split"]
-    log.info("  (-: lower is better, +: higher; the training split's column: what %d of its items reach)", count)
+    beside = f"; the training split's column: what {count} of its items reach" if count else ""
+    log.info("  (-: lower is better, +: higher%s)", beside)
+    if "memorisation_z" in found.details:
+        log.info("  (memorisation: a share of 0.5 is none of it; z above 3 or ct below -3 are signs of it)")
     if 0 < count < report["n"]:
         log.info("  (which are fewer than the samples: distances of few items are the larger for it)")
     for label, figures in report.get("classes", {}).items():

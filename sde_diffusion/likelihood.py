@@ -78,7 +78,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         scores = {split: run.score(data, split) for split in splits}
         strange = None if other is None else run.score(other, other.splits[0])
     except KeyboardInterrupt:
-        log.warning("the batches scored so far are kept in %s: the same command goes on from there", out / ".scores")
+        log.warning("what was scored is kept: with out=%s the same command goes on from there", out)
         raise
     size = math.prod(model.data["shape"])
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}

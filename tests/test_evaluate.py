@@ -184,6 +184,13 @@ REFUSED = {
     "floats": (["samples=floats.npz", "data=digits"], ["uint8", "float32"]),
     "other arrays": (["samples=other.npz", "data=digits"], ["neither images nor points"]),
     "labels of another length": (["samples=labels.npz", "data=digits"], ["labels must be integers [40]"]),
+    "no metrics": (["samples=own.npz", "data=digits", "metrics=[]"], ["metrics must name some"]),
+    "a label for a file": (
+        ["samples=own.npz", "data=digits", "label=3", "n=5"],
+        ["label=, n= is for samples that are"],
+    ),
+    "a sampler for a file": (["samples=own.npz", "data=digits", "sampler=dpm"], ["sampler= is for samples that are"]),
+    "a folder of samples": (["samples=.", "data=digits"], ["is a folder"]),
     "no such metric": (["samples=own.npz", "data=digits", "metrics=[foo]"], ["metrics=foo", "kernel"]),
     "no such split": (["samples=own.npz", "data=digits", "split=foo"], ["train, val, test"]),
     "a level that is none": (["samples=own.npz", "data=digits", "level=2"], ["level must lie between 0 and 1"]),

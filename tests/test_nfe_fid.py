@@ -124,6 +124,12 @@ def test_the_closed_form_denoiser(command, trained, tmp_path):
         ("level=2", "level must lie between 0 and 1"),
         ("n=60", "need at least 130 samples"),
         ("long=0", "long must be a whole number of at least 1"),
+        ("long=4", "long must be more than the most of nfe, 6"),
+        ("nfe=[3,3]", "twice"),
+        ("split=train", "split=test"),
+        ("samplers.ddim=5", "samplers.ddim must be {each: "),
+        ("+samplers.x={each: 0, extra: 0, sampler: {}}", "samplers.x must be {each: "),
+        ("+samplers.x={each: 1, extra: 0, sampler: {_target_: sde_diffusion.sampling.Foo}}", "samplers.x: _target_"),
     ],
 )
 def test_refused(override, words, command, trained, tmp_path):

@@ -80,6 +80,20 @@ class KeptFeatures(WithIntervals, Metric):
         """
         return self._joined("real_features" if real else "fake_features")
 
+    def update(self, imgs: Tensor, real: bool) -> None:
+        """Add a batch.
+
+        Args:
+            imgs: [B, ...] images on [-1, 1] or points, any B >= 0.
+            real: True for the data, False for the model's samples.
+
+        Raises:
+            UserError: If samples are not finite or out of range.
+            ValueError: If they are of another shape than the extractor's.
+        """
+        check_samples(imgs)
+        self.add(self.extractor(imgs).float(), "real_features" if real else "fake_features")
+
     def add(self, features: Tensor, side: str) -> None:
         """Add features that were computed already, by this metric's `extractor`.
 
@@ -168,20 +182,6 @@ class FeatureMetric(KeptFeatures):
         self.extractor = extractor
         self.reset_real_features = reset_real_features
         self._add_states(width)
-
-    def update(self, imgs: Tensor, real: bool) -> None:
-        """Add a batch.
-
-        Args:
-            imgs: [B, ...] images on [-1, 1] or points, any B >= 0.
-            real: True for the data, False for the model's samples.
-
-        Raises:
-            UserError: If samples are not finite or out of range.
-            ValueError: If they are of another shape than the extractor's.
-        """
-        check_samples(imgs)
-        self.add(self.extractor(imgs).float(), "real_features" if real else "fake_features")
 
     def use_reference(self, reference: ReferenceStatistics) -> None:
         """Take the real side from statistics on disk, in place of `update(..., real=True)`.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics.base import KeptFeatures, check_samples, is_first, num_features
+from sde_diffusion.metrics.base import KeptFeatures, is_first, num_features
 from sde_diffusion.metrics.reference import MOST_FEATURES, ReferenceStatistics, fingerprint
 
 
@@ -145,20 +145,6 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
         super().__init__(feature=extractor, reset_real_features=reset_real_features, **kwargs)
         self.keep_features = keep_features
         self._add_states(width)
-
-    def update(self, imgs: Tensor, real: bool) -> None:
-        """Add a batch.
-
-        Args:
-            imgs: [B, ...] images or points, any B >= 0.
-            real: True for the data, False for the model's samples.
-
-        Raises:
-            UserError: If samples are not finite or out of range.
-            ValueError: If they are of another shape than the extractor's.
-        """
-        check_samples(imgs)
-        self.add(self.extractor(imgs).float(), "real_features" if real else "fake_features")
 
     def add(self, features: Tensor, side: str) -> None:
         """See `KeptFeatures.add`."""

@@ -31,6 +31,7 @@ from sde_diffusion.metrics import (
     fingerprint,
     measure,
     reference_statistics,
+    values,
 )
 from sde_diffusion.metrics.base import KeptFeatures
 from sde_diffusion.metrics.inception_score import Probabilities
@@ -66,7 +67,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     name, extractor = extractor_for(cfg.extractor, data)
     extractor = extractor.to(device)
     sides = _sides(cfg, data, cfg.label if model is not None and isinstance(cfg.label, int) else None)
-    metrics, unfit = _metrics(plain(cfg.metrics), extractor, device, [*sides, "fake_features"])
+    metrics, unfit = _metrics(cfg, data, extractor, device, [*sides, "fake_features"])
     features = Features(sides, device, cfg.batch_size)
     for side, batches in sides.items():
         features.put(extractor, side, _reference(cfg, data, side, batches, name, extractor, features))
@@ -76,7 +77,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
     mark, n_mark = _training_split(cfg, metrics, features, extractor)
     real_labels = data.split(cfg.split).label if cfg.label is None else None
-    classifier = extractor if name == data.name and hasattr(extractor, "logits") else None
+    classifier = extractor if name == data.name and hasattr(extractor, "head") else None
     classes = _classes(cfg, metrics, features, made.labels, real_labels, classifier)
     statistics = time.perf_counter() - begin - (features.seconds - before)
     skipped = unfit | found.skipped
@@ -87,7 +88,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         **{key: figure.value for key, figure in found.figures.items()},
         **found.details,
         "intervals": {key: figure.as_dict() for key, figure in found.figures.items()},
-        "training_split": {key: figure.value for key, figure in mark.figures.items()},
+        "training_split": mark,
         "skipped": skipped,
         **({"classes": classes} if classes else {}),
         "data": data.name,
@@ -169,9 +170,11 @@ def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device
 
 
 def _metrics(
-    nodes: dict[str, Any], extractor: nn.Module, device: torch.device, sides: Sequence[str]
+    cfg: DictConfig, data: DataModule, extractor: nn.Module, device: torch.device, sides: Sequence[str]
 ) -> tuple[dict[str, KeptFeatures], dict[str, str]]:
-    """The metrics, and those that the extractor or the sides do not serve."""
+    """The metrics, and those that the data, the extractor or the sides do not serve."""
+    nodes: dict[str, Any] = plain(cfg.metrics)
+    asked = any(key.split(".")[0] == "metrics" for key in _given())
     metrics: dict[str, KeptFeatures] = {}
     unfit: dict[str, str] = {}
     for name, node in nodes.items():
@@ -180,10 +183,12 @@ def _metrics(
         except UserError as error:
             unfit[name] = str(error)
             continue
-        if set(metric.sides) <= set(sides):
-            metrics[name] = metric
-        else:
+        if not set(metric.sides) <= set(sides):
             unfit[name] = "it compares another split with the training split: take split=test or val"
+        elif metric.for_points and len(data.shape) > 1 and not asked:
+            unfit[name] = f"it is meant for points; metrics=[{name},...] takes it of images too"
+        else:
+            metrics[name] = metric
     return metrics, unfit
 
 
@@ -220,10 +225,10 @@ def _reference(
 
 def _training_split(
     cfg: DictConfig, metrics: Mapping[str, KeptFeatures], features: Features, extractor: nn.Module
-) -> tuple[Measured, int]:
+) -> tuple[dict[str, float], int]:
     """The figures of as many items of the training split, in the samples' place, and how many these are."""
     if "train_features" not in features.sides:
-        return Measured(), 0
+        return {}, 0
     total, n = len(features(extractor, "train_features")), len(features(extractor, "fake_features"))
     rows = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n]
 
@@ -231,7 +236,7 @@ def _training_split(
         return features(extractor, "train_features")[rows] if side == "fake_features" else features(extractor, side)
 
     usable = {name: metric for name, metric in metrics.items() if "train_features" not in metric.sides}
-    return measure(usable, swapped, cfg.level, 0, reference=cfg.reference), len(rows)
+    return values(usable, swapped), len(rows)
 
 
 def _classes(

@@ -9,7 +9,7 @@ from conftest import TINY
 from test_sample_resume import SLOW_STEPS, wait_for_parts
 
 from sde_diffusion.data import Digits
-from sde_diffusion.metrics import DensityCoverage, KernelDistance, load_extractor
+from sde_diffusion.metrics import PRDC, KernelDistance, load_extractor
 from sde_diffusion.record import git_state
 
 QUICK = ("sampler=ddim", "sampler.steps=4", "resamples=20")
@@ -53,7 +53,7 @@ def test_figures_are_those_of_the_library(evaluated, command, trained, tmp_path,
     images = torch.from_numpy(np.load(file, allow_pickle=False)["images"]).movedim(-1, 1)
     x = (images.double() / 255 * 16).round().float() / 8 - 1
     extractor = load_extractor("digits")
-    for metric in (KernelDistance(extractor), DensityCoverage(extractor)):
+    for metric in (KernelDistance(extractor), PRDC(extractor)):
         metric.update(digits.tensor("test"), real=True)
         metric.update(x, real=False)
         for name, interval in metric.interval(resamples=20).items():
@@ -61,17 +61,19 @@ def test_figures_are_those_of_the_library(evaluated, command, trained, tmp_path,
             assert found["intervals"][name] == pytest.approx(interval.as_dict(), rel=1e-6, abs=1e-9), name
             assert f"{found[name]:.4g}" in told.out
     assert (found["nfe"], found["sampler"], found["samples"]) == (None, None, str(file))
-    for name in ("frechet_distance", "kernel_distance", "energy_distance", "inception_score"):
+    for name in ("frechet_distance", "kernel_distance", "inception_score"):
         assert found[name] == pytest.approx(report[name], rel=0.02), name
     assert (
         set(report["intervals"])
         == set(found["intervals"])
         == {
             *("frechet_distance", "frechet_infinity", "kernel_distance", "inception_score", "precision", "recall"),
-            *("density", "coverage", "memorisation_share", "sliced_wasserstein", "energy_distance"),
+            *("density", "coverage", "memorisation_share"),
         }
     )
-    assert report["skipped"] == {}
+    assert {name: reason[:26] for name, reason in report["skipped"].items()} == dict.fromkeys(
+        ("sliced_wasserstein", "energy"), "it is meant for points; me"
+    )
     expected = {"n": 300, "n_reference": 300, "nfe": 4, "seeds": [0, 299], "extractor": "digits", "split": "test"}
     assert {key: report[key] for key in expected} == expected
     assert set(report["seconds"]) == {"sampling", "features", "statistics"}
@@ -147,7 +149,7 @@ def test_one_class_against_its_own_data(command, tmp_path, digits):
     found, _ = run(command, tmp_path / "three", ckpt, "n=30", "label=3", *QUICK, "metrics=[kernel]")
     assert found["n_reference"] == int((digits.split("test").label == 3).sum())
     assert "classes" not in found
-    every, _ = run(command, tmp_path / "all", ckpt, "n=30", *QUICK, "metrics=[kernel]")
+    every, _ = run(command, tmp_path / "all", ckpt, "n=30", *QUICK, "metrics=[kernel,energy]")
     assert (every["n_reference"], len(every["classes"])) == (300, 10)
     few = command("evaluate", ckpt, "label=x", *QUICK, f"out={tmp_path / 'x'}", cwd=tmp_path)
     assert (few.status, "label must be one of 0 ... 9" in few.err) == (1, True)
@@ -160,6 +162,7 @@ def test_points(command, tmp_path):
     )
     found, _ = run(command, tmp_path / "out", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", "n=200", *QUICK)
     assert list(found["skipped"]) == ["inception_score"]
+    assert found["energy_distance"] > found["training_split"]["energy_distance"]
     assert found["sliced_wasserstein"] > found["training_split"]["sliced_wasserstein"] > 0
 
 

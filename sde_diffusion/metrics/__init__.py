@@ -9,16 +9,16 @@ from sde_diffusion.metrics.frechet import FrechetDistance, frechet_distance
 from sde_diffusion.metrics.frechet_infinity import FrechetInfinity
 from sde_diffusion.metrics.inception_score import InceptionScore
 from sde_diffusion.metrics.intervals import Interval, difference
-from sde_diffusion.metrics.measuring import Features, Measured, measure
+from sde_diffusion.metrics.measuring import Features, Measured, measure, values
 from sde_diffusion.metrics.memorisation import Memorisation
 from sde_diffusion.metrics.mmd import EnergyDistance, KernelDistance
-from sde_diffusion.metrics.neighbours import DensityCoverage, PrecisionRecall
+from sde_diffusion.metrics.prdc import PRDC
 from sde_diffusion.metrics.reference import ReferenceKey, ReferenceStatistics, fingerprint, reference_statistics
 from sde_diffusion.metrics.wasserstein import SlicedWasserstein
 
 __all__ = [
+    "PRDC",
     "Classifier",
-    "DensityCoverage",
     "EnergyDistance",
     "Features",
     "FrechetDistance",
@@ -29,7 +29,6 @@ __all__ = [
     "Measured",
     "Memorisation",
     "Pixels",
-    "PrecisionRecall",
     "ReferenceKey",
     "ReferenceStatistics",
     "SlicedWasserstein",
@@ -40,4 +39,5 @@ __all__ = [
     "load_extractor",
     "measure",
     "reference_statistics",
+    "values",
 ]

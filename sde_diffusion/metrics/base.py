@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torchmetrics import Metric
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.intervals import Interval, Reference, WithIntervals
 from sde_diffusion.metrics.reference import ReferenceStatistics, fingerprint
+
+T = TypeVar("T")
 
 
 def check_samples(x: Tensor) -> None:
@@ -63,6 +66,7 @@ class KeptFeatures(WithIntervals, Metric):
     real_features: list[Tensor]
     fake_features: list[Tensor]
     sides: tuple[str, ...] = ("real_features", "fake_features")
+    for_points = False  # whether it is meant for data of few dimensions, rather than for features of images
     width: int
     reset_real_features: bool
     extractor: nn.Module
@@ -124,12 +128,12 @@ class KeptFeatures(WithIntervals, Metric):
             check_features(features, name, type(self).__name__)
         return sets
 
-    def interval(
+    def report(
         self, level: float = 0.95, resamples: int = 200, seed: int = 0, reference: Reference = "sampled"
-    ) -> dict[str, Interval]:
-        """See `WithIntervals.interval`; over all processes."""
+    ) -> tuple[dict[str, Interval], dict[str, float]]:
+        """See `WithIntervals.report`; over all processes."""
         with self.joined():
-            return super().interval(level, resamples, seed, reference)
+            return super().report(level, resamples, seed, reference)
 
     def joined(self) -> AbstractContextManager[None]:
         """See `WithIntervals.joined`."""
@@ -182,6 +186,23 @@ class FeatureMetric(KeptFeatures):
         self.extractor = extractor
         self.reset_real_features = reset_real_features
         self._add_states(width)
+        self._kept: tuple[Tensor, Tensor, Any] | None = None
+
+    def reset(self) -> None:
+        """See `KeptFeatures.reset`."""
+        super().reset()
+        self._kept = None
+
+    def _keep(self, real: Tensor, fake: Tensor, made: Any) -> None:
+        """Keep what costs most, for the figures that are asked of the same sets next."""
+        self._kept = (real, fake, made)
+
+    def _once(self, real: Tensor, fake: Tensor, make: Callable[[], T]) -> T:
+        """What is kept of these very tensors, or else made and kept."""
+        if self._kept is None or self._kept[0] is not real or self._kept[1] is not fake:
+            self._keep(real, fake, make())
+        assert self._kept is not None
+        return cast(T, self._kept[2])
 
     def use_reference(self, reference: ReferenceStatistics) -> None:
         """Take the real side from statistics on disk, in place of `update(..., real=True)`.

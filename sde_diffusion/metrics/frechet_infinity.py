@@ -36,8 +36,6 @@ class FrechetInfinity(FeatureMetric):
     names = ("frechet_infinity",)
     higher_is_better = False
     splits = 4
-    # Of the sets that were looked at last: value and lift of one call share the line.
-    _kept: tuple[Tensor, Tensor, tuple[float, float]] | None = None
 
     def line(self) -> tuple[float, float]:
         """The distance at infinity, and the slope in 1/N.
@@ -53,9 +51,8 @@ class FrechetInfinity(FeatureMetric):
         intercept, slope = self._fit(real, fake)
         return intercept, slope * len(fake)
 
-    def details(self) -> dict[str, float]:
-        """`frechet_infinity_slope`; see `line`."""
-        return {"frechet_infinity_slope": self.line()[1]}
+    def _details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+        return {"frechet_infinity_slope": self._fit(real, fake)[1] * len(fake)}
 
     def _sets(self) -> tuple[Tensor, Tensor]:
         if self.width > MOST_FEATURES:
@@ -71,14 +68,7 @@ class FrechetInfinity(FeatureMetric):
         return real, fake
 
     def _fit(self, real: Tensor, fake: Tensor) -> tuple[float, float]:
-        if self._kept is None or self._kept[0] is not real or self._kept[1] is not fake:
-            self._kept = (real, fake, self._line(real, fake))
-        return self._kept[2]
-
-    def reset(self) -> None:
-        """Forget the samples; see `KeptFeatures.reset`."""
-        super().reset()
-        self._kept = None
+        return self._once(real, fake, lambda: self._line(real, fake))
 
     def _line(self, real: Tensor, fake: Tensor) -> tuple[float, float]:
         # Close to a singular covariance the bias is no line any more: groups keep four samples a dimension if they can.

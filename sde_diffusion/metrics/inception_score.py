@@ -11,17 +11,17 @@ from sde_diffusion.metrics.base import FeatureMetric, check_features
 from sde_diffusion.metrics.intervals import Reference, Spread
 
 
-class _HasLogits(Protocol):
+class _HasHead(Protocol):
     num_classes: int
 
-    def logits(self, x: Tensor) -> Tensor: ...
+    def head(self, features: Tensor) -> Tensor: ...
 
 
 class Probabilities(nn.Module):
-    """Class probabilities of a classifier as features.
+    """Class probabilities of a classifier as features, from the features of that classifier.
 
     Args:
-        classifier: Module with an int `num_classes` and `logits(x)`, [B, num_classes].
+        classifier: Extractor with an int `num_classes` and `head(features)`, logits [B, num_classes].
 
     Raises:
         ValueError: If it has none.
@@ -29,17 +29,22 @@ class Probabilities(nn.Module):
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
-        if not isinstance(getattr(classifier, "num_classes", None), int) or not hasattr(classifier, "logits"):
+        if not isinstance(getattr(classifier, "num_classes", None), int) or not hasattr(classifier, "head"):
             raise ValueError(
-                f"an inception score needs a classifier with num_classes and logits; {type(classifier).__name__} is "
+                f"an inception score needs a classifier with num_classes and head; {type(classifier).__name__} is "
                 "none: use the extractor 'digits', 'mnist' or 'inception'"
             )
-        self.classifier = classifier
-        self.num_features = cast(_HasLogits, classifier).num_classes
+        self.base = classifier
+        self.num_features = cast(_HasHead, classifier).num_classes
 
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities [B, num_classes] float32 of samples [B, ...]."""
-        return cast(_HasLogits, self.classifier).logits(x).double().softmax(1).float()
+        return self.derive(self.base(x))
+
+    def derive(self, features: Tensor) -> Tensor:
+        """Probabilities [B, num_classes] float32 from the `base`'s features [B, D] of the same samples."""
+        head = cast(_HasHead, self.base).head
+        return torch.cat([head(some).double().softmax(1).float() for some in torch.split(features, 10_000)])
 
 
 class InceptionScore(FeatureMetric):
@@ -52,7 +57,7 @@ class InceptionScore(FeatureMetric):
     generator. Here all samples make one score.
 
     Args:
-        extractor: A classifier with `num_classes` and `logits`, such as `load_extractor("digits")`.
+        extractor: A classifier with `num_classes` and `head`, such as `load_extractor("digits")`.
         reset_real_features: For the common interface.
         **kwargs: Of `torchmetrics.Metric`.
 

@@ -49,6 +49,7 @@ from torch import Tensor
 
 Reference = Literal["sampled", "fixed"]
 GROUPS = 5
+MANY_PAIRS = 5_000_000  # of real and generated samples: beyond, statistics of neighbours are taken of fewer subsets
 
 
 @dataclass(frozen=True)
@@ -161,23 +162,24 @@ class WithIntervals:
             return torch.randperm(n, generator=generator)[: n // parts * parts].view(parts, -1).to(real.device)
 
         if self.by_groups:
+            share = min(1.0, MANY_PAIRS / (len(real) * len(fake)))
+            most = resamples // GROUPS
             rounds = []
-            for _ in range(max(1, resamples // GROUPS)):
+            for _ in range(max(1, min(most, 5), round(most * share))):
                 a, b = split(len(real), GROUPS), split(len(fake), GROUPS)
                 # A fixed reference stands in each round as one of its groups: the ratio of the sizes stays.
                 pairs = [(a[0 if fixed else i], b[i]) for i in range(GROUPS)]
                 rounds.append(torch.stack([self._values(real[i], fake[j]) for i, j in pairs]))
-            # A half costs as much as a round of groups; of large sets fewer must do.
-            count = resamples if len(real) * len(fake) < 5_000_000 else resamples // 4
+            count = max(min(resamples, 6), round(resamples * share))  # a half costs as much as a round of groups
             subsets = [(split(len(real), 2)[0], split(len(fake), 2)[0]) for _ in range(count)]
             some = [self._values(real if fixed else real[a], fake[b]) for a, b in subsets]
             return Spread((), torch.stack(some) if some else no_halves, torch.stack(rounds))
         resamples = resamples if min(len(real), len(fake)) >= 4 else 0
-        psi_real, psi_fake = self._influence(real, fake)
         b = torch.stack([split(len(fake), 2)[0] for _ in range(resamples)]) if resamples else torch.empty(0, 0)
         whole = torch.arange(len(real), device=real.device).expand(resamples, -1)
         a = whole if fixed or not resamples else torch.stack([split(len(real), 2)[0] for _ in range(resamples)])
         halves = self._halves(real, fake, a, b) if resamples else no_halves
+        psi_real, psi_fake = self._influence(real, fake)
         return Spread((psi_fake,) if fixed else (psi_real, psi_fake), halves, no_groups)
 
     def _lift(self, real: Tensor, fake: Tensor) -> Tensor | None:
@@ -236,16 +238,47 @@ class WithIntervals:
             UserError: If there are too few samples.
             ValueError: If an argument is out of its range.
         """
+        return self.report(level, resamples, seed, reference)[0]
+
+    def values(self) -> dict[str, float]:
+        """The metric's figures alone, of samples that would do for intervals.
+
+        Raises:
+            UserError: If there are too few samples.
+        """
+        with self.joined():
+            figures = self._present(self._values(*self._sets()))
+        return dict(zip(self.names, figures.tolist(), strict=True))
+
+    def report(
+        self, level: float = 0.95, resamples: int = 200, seed: int = 0, reference: Reference = "sampled"
+    ) -> tuple[dict[str, Interval], dict[str, float]]:
+        """The metric's figures, and what it tells beside them, by name.
+
+        Args:
+            level: See `interval`; so the others.
+            resamples: Likewise.
+            seed: Likewise.
+            reference: Likewise.
+
+        Returns:
+            What `interval` returns, and numbers that have no interval, such as the tests' z of `Memorisation`.
+
+        Raises:
+            UserError: If there are too few samples.
+            ValueError: If an argument is out of its range.
+        """
         _check(level, resamples, reference)
         real, fake = self._sets()
-        values = self._values(real, fake)
+        # Halves first: what they need holds for some metrics what the values need.
         variances = self._spread(real, fake, resamples, seed, reference).variances()
+        values = self._values(real, fake)
         ends = self._ends(values, self._lift(real, fake), variances, min(len(real), len(fake)), level)
         error = (variances[0] - variances[1]).sqrt() * self._scale(values)
-        return _named(self.names, level, *(self._present(x) for x in (values, *ends)), error)
+        figures = _named(self.names, level, *(self._present(x) for x in (values, *ends)), error)
+        return figures, self._details(real, fake)
 
-    def details(self) -> dict[str, float]:
-        """What the metric tells beside its figures, by name."""
+    def _details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
         return {}
 
     def _scale(self, values: Tensor) -> Tensor:
@@ -295,8 +328,8 @@ def difference(
             f"a difference takes the same real data and equal numbers of samples; got real and generated features of "
             f"shapes {shapes[:2]} and {shapes[2:]}, {'the same' if shapes[0] == shapes[2] else 'other'} numbers of real"
         )
-    values = [metric._values(*pair) for metric, pair in zip((a, b), sets, strict=True)]
     spreads = [metric._spread(*pair, resamples, seed, reference) for metric, pair in zip((a, b), sets, strict=True)]
+    values = [metric._values(*pair) for metric, pair in zip((a, b), sets, strict=True)]
     first, second = spreads[0].minus(spreads[1], a._scale(values[0]), b._scale(values[1])).variances()
     gap = a._present(values[0]) - b._present(values[1])
     # Of shares at least that of two samples that change sides: what has not been seen in n samples has a share of up to

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,14 @@ from sde_diffusion.metrics.base import KeptFeatures, check_samples
 from sde_diffusion.metrics.intervals import Interval, Reference
 
 
+class _Derived(Protocol):
+    def derive(self, features: Tensor) -> Tensor: ...
+
+
 class Features:
     """Features of a metric's sides, by extractor, made when they are first asked for.
+
+    An extractor with a `base` is made of that one's features, by its `derive`: no sample passes twice.
 
     Args:
         sides: For each side of `KeptFeatures.sides` its samples [N, ...], or a function that gives them in batches.
@@ -42,7 +49,9 @@ class Features:
         """
         key = (extractor, side)
         if key not in self._made:
-            self.put(extractor, side, self.make(extractor, side))
+            base = getattr(extractor, "base", None)  # whose features these are made of
+            made = self.make(extractor, side) if base is None else self._derive(extractor, self(base, side))
+            self.put(extractor, side, made)
         return self._made[key]
 
     def put(self, extractor: nn.Module, side: str, features: Tensor) -> None:
@@ -60,6 +69,13 @@ class Features:
             parts.append(extractor(some.to(self.device)).float().cpu())
         self.seconds += time.perf_counter() - begin
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def _derive(self, extractor: nn.Module, features: Tensor) -> Tensor:
+        begin = time.perf_counter()
+        derived: Tensor = cast(_Derived, extractor).derive(features.to(self.device)).cpu()
+        self.seconds += time.perf_counter() - begin
+        return derived
 
 
 @dataclass
@@ -99,16 +115,41 @@ def measure(
         Figures, details, and what was skipped.
     """
     found = Measured()
+
+    def take(metric: KeptFeatures) -> None:
+        figures, details = metric.report(level, resamples, seed, reference)
+        found.figures.update(figures)
+        found.details.update(details)
+
+    found.skipped = _each(metrics, features, take)
+    return found
+
+
+def values(metrics: Mapping[str, KeptFeatures], features: Callable[[nn.Module, str], Tensor]) -> dict[str, float]:
+    """As `measure`, the figures alone; metrics that cannot be taken are left out."""
+    found: dict[str, float] = {}
+
+    def take(metric: KeptFeatures) -> None:
+        found.update(metric.values())
+
+    _each(metrics, features, take)
+    return found
+
+
+def _each(
+    metrics: Mapping[str, KeptFeatures],
+    features: Callable[[nn.Module, str], Tensor],
+    take: Callable[[KeptFeatures], None],
+) -> dict[str, str]:
+    """Fill each metric, take it and empty it; returns those that cannot be taken, with the reason."""
+    skipped = {}
     for name, metric in metrics.items():
         try:
             for side in metric.sides:
                 metric.add(features(metric.extractor, side), side)
-            figures, details = metric.interval(level, resamples, seed, reference), metric.details()
+            take(metric)
         except UserError as error:
-            found.skipped[name] = str(error)
-            continue
+            skipped[name] = str(error)
         finally:
             metric.reset()
-        found.figures |= figures
-        found.details |= details
-    return found
+    return skipped

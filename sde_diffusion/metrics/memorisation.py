@@ -81,44 +81,52 @@ class Memorisation(FeatureMetric):
         Raises:
             UserError: If a split or the samples are too few, or features are not finite.
         """
-        return self._all()
-
-    def _all(self) -> dict[str, Tensor]:
         real, fake = self._sets()
-        p = self._values(real, fake)
-        figures = (self._present(p)[0], self._z(real, fake, p[0]), self._ct(real, fake))
-        return dict(zip((*self.names, "memorisation_z", "memorisation_ct"), figures, strict=True))
+        share = self._present(self._values(real, fake))[0]
+        return {self.names[0]: share, **self._tests(real, fake)}
 
-    def details(self) -> dict[str, float]:
-        """`memorisation_z` and `memorisation_ct`."""
-        with self.joined():
-            return {name: float(value) for name, value in self._all().items() if name not in self.names}
+    def _details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+        return {name: float(value) for name, value in self._tests(real, fake).items()}
 
-    def _neighbours(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Each generated sample's nearest neighbour, [n], and whether that is of the training split, [n] float64."""
-        # In a random order, always the same: of points at equal distances the first is taken, and copies would else
-        # all be found in the training split, which comes first.
-        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).to(real.device)
-        index = order[nearest(fake, real[order])[1]]
-        return index, (index < self._n_train).double()
+    def _tests(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        return {"memorisation_z": self._z(real, fake), "memorisation_ct": self._ct(real, fake)}
+
+    def _neighbours(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each generated sample's squared distance to its nearest neighbour, [n], that one's index, [n], and whether it
+        is of the training split, [n] float64.
+        """
+
+        def search() -> tuple[Tensor, Tensor, Tensor]:
+            # In a random order, always the same: of points at equal distances the first is taken, and copies would
+            # else all be found in the training split, which comes first.
+            order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).to(real.device)
+            squared, index = nearest(fake, real[order])
+            return squared, order[index], (order[index] < self._n_train).double()
+
+        return self._once(real, fake, search)
 
     def _values(self, real: Tensor, fake: Tensor) -> Tensor:
-        return self._neighbours(real, fake)[1].mean().unsqueeze(0)
+        return self._neighbours(real, fake)[2].mean().unsqueeze(0)
 
     def _present(self, values: Tensor) -> Tensor:
         train, test = values / self._n_train, (1 - values) / self._n_test
         return train / (train + test)
 
-    def _z(self, real: Tensor, fake: Tensor, p: Tensor) -> Tensor:
-        counts = self._neighbours(real, fake)[0].bincount(minlength=len(real)).double()
-        total = len(real)
+    def _z(self, real: Tensor, fake: Tensor) -> Tensor:
+        _, index, label = self._neighbours(real, fake)
+        counts, p, total = index.bincount(minlength=len(real)).double(), label.mean(), len(real)
         spread = (counts - counts.mean()).square().sum() / len(fake) ** 2
         variance = self._n_train * self._n_test / (total * (total - 1)) * spread
         return torch.where(variance > 0, (p - self._n_train / total) / variance.sqrt(), 0.0)
 
     def _ct(self, real: Tensor, fake: Tensor) -> Tensor:
         train, test = real[: self._n_train], real[self._n_train :]
-        found, expected = nearest(fake, train)[0], nearest(test, train)[0].sort().values
+        found, _, label = self._neighbours(real, fake)
+        # Where the nearest neighbour is of the test split, that of training has yet to be found.
+        elsewhere = label == 0
+        found = found.clone()
+        found[elsewhere] = nearest(fake[elsewhere], train)[0]
+        expected = nearest(test, train)[0].sort().values
         # Of ties half counts as farther.
         below, upto = torch.searchsorted(expected, found), torch.searchsorted(expected, found, right=True)
         farther = 0.5 * (below + upto).double().sum()
@@ -132,7 +140,7 @@ class Memorisation(FeatureMetric):
         return torch.where(variance > 0, score, 0.0)  # all distances alike tell nothing
 
     def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
-        index, label = self._neighbours(real, fake)
+        _, index, label = self._neighbours(real, fake)
         none = real.new_empty(0, 1), real.new_empty(0, 0, 1)
         if reference == "fixed":
             return Spread((label.unsqueeze(0),), *none)

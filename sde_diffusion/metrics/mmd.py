@@ -14,20 +14,15 @@ from torch import Tensor
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import FeatureMetric
-from sde_diffusion.metrics.pairwise import centred, slices, squared_distances
+from sde_diffusion.metrics.pairwise import centred, squared_distances, tiles
+
+_Means = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class _Discrepancy(FeatureMetric):
     """Unbiased MMD^2 of a kernel, over all pairs, in blocks."""
 
     higher_is_better = False
-    # Of the sets that were looked at last: value, influences and lift of one call share the sums over all pairs.
-    _kept: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
-
-    def reset(self) -> None:
-        """Forget the samples; see `KeptFeatures.reset`."""
-        super().reset()
-        self._kept = None
 
     def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
         raise NotImplementedError
@@ -40,54 +35,81 @@ class _Discrepancy(FeatureMetric):
         """The features as the kernel takes them."""
         return real, fake
 
-    def _products(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        """sum_j k(x_i, y_j) weights_j, [N, R], without the terms i = j where y is x."""
-        parts = []
-        for rows in slices(len(x), len(y)):
-            block = self._kernel(x[rows], y)
-            if x is y:
-                block[torch.arange(len(block)), torch.arange(rows.start, rows.stop)] = 0
-            parts.append(block @ weights)
-        return torch.cat(parts)
+    def _within(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """sum_j k(x_i, x_j) over j != i, [N], and the sum of v_i k(x_i, x_j) v_j for each column of v [N, R], [R]."""
+        sums, forms = x.new_zeros(len(x)), x.new_zeros(v.shape[1])
+        for rows, columns in tiles(len(x), len(x)):
+            if columns.start < rows.start:  # the kernel is symmetric
+                continue
+            tile = self._kernel(x[rows], x[columns])
+            if rows == columns:
+                tile.fill_diagonal_(0)
+            else:
+                sums[columns] += tile.sum(0)
+            sums[rows] += tile.sum(1)
+            forms += (1 if rows == columns else 2) * (v[rows] * (tile @ v[columns])).sum(0)
+        return sums, forms
+
+    def _between(self, x: Tensor, y: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """sum_j k(x_i, y_j) [N], sum_i k(x_i, y_j) [M], and the sum of v_i k(x_i, y_j) w_j for each column, [R]."""
+        sums, others, forms = x.new_zeros(len(x)), y.new_zeros(len(y)), x.new_zeros(v.shape[1])
+        for rows, columns in tiles(len(x), len(y)):
+            tile = self._kernel(x[rows], y[columns])
+            sums[rows] += tile.sum(1)
+            others[columns] += tile.sum(0)
+            forms += (v[rows] * (tile @ w[columns])).sum(0)
+        return sums, others, forms
+
+    def _pass(self, real: Tensor, fake: Tensor, v: Tensor, w: Tensor) -> tuple[_Means, Tensor, Tensor, Tensor]:
+        """Go over all pairs once, for the means of all and the sums of subsets.
+
+        Args:
+            real: [N, D].
+            fake: [M, D].
+            v: [N, R], 1 where a real sample is in a subset, else 0.
+            w: [M, R], likewise.
+
+        Returns:
+            What `_means` returns, and v^T K v, v^T K w, w^T K w, [R] each.
+        """
+        x, y = self._place(real, fake)
+        (within_x, of_x), (within_y, of_y) = self._within(x, v), self._within(y, w)
+        between_x, between_y, across = self._between(x, y, v, w)
+        n, m = len(x), len(y)
+        means = (within_x / (n - 1), between_x / m, within_y / (m - 1), between_y / n)
+        return means, of_x, across, of_y
 
     def _halves(self, real: Tensor, fake: Tensor, real_rows: Tensor, fake_rows: Tensor) -> Tensor:
-        # One pass over the kernel serves all subsets: w^T K w, with w the subset's indicator.
-        x, y = self._place(real, fake)
-        v, w = x.new_zeros(len(x), len(real_rows)), x.new_zeros(len(y), len(fake_rows))
+        v, w = real.new_zeros(len(real), len(real_rows)), fake.new_zeros(len(fake), len(fake_rows))
         v.scatter_(0, real_rows.T, 1.0)
         w.scatter_(0, fake_rows.T, 1.0)
         n, m = v.sum(0), w.sum(0)
-        within_x = (v * self._products(x, x, v)).sum(0) / (n * (n - 1))
-        within_y = (w * self._products(y, y, w)).sum(0) / (m * (m - 1))
-        between = (v * self._products(x, y, w)).sum(0) / (n * m)
-        return (within_x + within_y - 2 * between).unsqueeze(1)
+        means, of_x, across, of_y = self._pass(real, fake, v, w)
+        self._keep(real, fake, means)
+        return (of_x / (n * (n - 1)) + of_y / (m * (m - 1)) - 2 * across / (n * m)).unsqueeze(1)
 
-    def _means(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean kernel of each real sample with the other real ones [N, 1] and with the generated [N, 1]; of each
-        generated one likewise.
+    def _means(self, real: Tensor, fake: Tensor) -> _Means:
+        """Mean kernel of each real sample with the other real ones [N] and with the generated [N]; of each generated
+        one with the other generated ones [M] and with the real [M].
         """
-        if self._kept is None or self._kept[0] is not real or self._kept[1] is not fake:
-            x, y = self._place(real, fake)
-            one_x, one_y = x.new_ones(len(x), 1), y.new_ones(len(y), 1)
-            within = [self._products(z, z, one) / (len(z) - 1) for z, one in ((x, one_x), (y, one_y))]
-            means = (within[0], self._products(x, y, one_y) / len(y), within[1], self._products(y, x, one_x) / len(x))
-            self._kept = (real, fake, means)
-        return self._kept[2]
+        none = real.new_zeros(len(real), 0), fake.new_zeros(len(fake), 0)
+        return self._once(real, fake, lambda: self._pass(real, fake, *none)[0])
 
     def _values(self, real: Tensor, fake: Tensor) -> Tensor:
         within_x, between, within_y, _ = self._means(real, fake)
-        return within_x.mean(0) + within_y.mean(0) - 2 * between.mean(0)
+        return (within_x.mean() + within_y.mean() - 2 * between.mean()).unsqueeze(0)
 
     def _influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         # Twice the mean witness: 2 (E k(x, x') - E k(x, y)) for a real x, and the other way round.
         within_x, between_x, within_y, between_y = self._means(real, fake)
-        return 2 * (within_x - between_x).T, 2 * (within_y - between_y).T
+        return 2 * (within_x - between_x).unsqueeze(0), 2 * (within_y - between_y).unsqueeze(0)
 
     def _lift(self, real: Tensor, fake: Tensor) -> Tensor:
         # With the diagonal terms it would be |mean embedding - mean embedding|^2.
         within_x, _, within_y, _ = self._means(real, fake)
         pairs = zip(self._place(real, fake), (within_x, within_y), strict=True)
-        return torch.stack([(self._diagonal(points) - within.mean(0)) / len(points) for points, within in pairs]).sum(0)
+        lifts = [(self._diagonal(points) - within.mean()) / len(points) for points, within in pairs]
+        return torch.stack(lifts).sum().unsqueeze(0)
 
 
 class KernelDistance(_Discrepancy):
@@ -163,6 +185,7 @@ class EnergyDistance(_Discrepancy):
     """
 
     names = ("energy_distance",)
+    for_points = True
 
     def _place(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         return centred(real, fake)

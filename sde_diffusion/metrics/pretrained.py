@@ -11,7 +11,7 @@ import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,31 +83,27 @@ class Inception(nn.Module):
                 f"extractor 'inception' has no weights at {path}; get {INCEPTION_URL} (95 MB) and put it there, point "
                 f"SDE_WEIGHTS to the folder that has it, or call load_extractor('inception', download=True). {_OTHERS}"
             )
-        outputs = ["2048", "logits_unbiased"]
         try:
             # torch.load of this torch reads tensors alone from the file.
             self.network = module.FeatureExtractorInceptionV3(
-                "inception-v3-compat", outputs, feature_extractor_weights_path=str(path) if path.is_file() else None
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path) if path.is_file() else None
             )
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
             raise UserError(
                 f"{path} does not hold Inception's weights ({_first_line(error)}); get {INCEPTION_URL}"
             ) from error
 
-    def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, 2048] float32 of images [B, 1 or 3, H, W] on [-1, 1]."""
         # To the nearest of 256 levels: truncation, as in (255 * x).byte(), would shift FIDs.
         levels = (_to_rgb(x, "inception").float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         with torch.autocast(x.device.type, enabled=False):
-            features, logits = self.network(levels)
-        return features, logits
+            (features,) = self.network(levels)
+        return cast(Tensor, features).float()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [B, 2048] float32 of images [B, 1 or 3, H, W] on [-1, 1]."""
-        return self._outputs(x)[0].float()
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Class scores [B, 1008] without bias, as the published inception scores take them."""
-        return self._outputs(x)[1]
+    def head(self, features: Tensor) -> Tensor:
+        """Class scores [B, 1008] without bias, as the published inception scores take them, of features [B, 2048]."""
+        return F.linear(features, self.network.fc.weight)
 
 
 class DinoV2(nn.Module):

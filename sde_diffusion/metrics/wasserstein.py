@@ -71,6 +71,7 @@ class SlicedWasserstein(FeatureMetric):
     """
 
     names = ("sliced_wasserstein",)
+    for_points = True
     higher_is_better = False
 
     def __init__(

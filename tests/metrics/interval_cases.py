@@ -3,25 +3,27 @@
 import torch
 
 from sde_diffusion.metrics import (
-    DensityCoverage,
+    PRDC,
     EnergyDistance,
     FrechetDistance,
     FrechetInfinity,
     InceptionScore,
     KernelDistance,
     Pixels,
-    PrecisionRecall,
     SlicedWasserstein,
 )
 
 
 class Logits(torch.nn.Module):
-    """Takes samples for their own logits."""
+    """Takes samples for half their logits."""
 
     num_classes = 5
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        return 2 * features
 
 
 SMOOTH = {
@@ -33,8 +35,7 @@ SMOOTH = {
     "inception_score": (5, lambda: InceptionScore(Logits())),
 }
 NEIGHBOURS = {
-    "precision_recall": (3, lambda: PrecisionRecall(Pixels((3,)))),
-    "density_coverage": (3, lambda: DensityCoverage(Pixels((3,)))),
+    "prdc": (3, lambda: PRDC(Pixels((3,)))),
 }
 ALL = {**SMOOTH, **NEIGHBOURS}
 # The model's first coordinate has this mean and standard deviation; data are standard normal.

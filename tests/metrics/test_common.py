@@ -11,11 +11,11 @@ from torchmetrics import MetricCollection
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import (
+    PRDC,
     FrechetDistance,
     KernelDistance,
     Memorisation,
     Pixels,
-    PrecisionRecall,
     load_extractor,
 )
 
@@ -84,7 +84,7 @@ def test_the_reference_can_stay(name):
 
 def test_a_collection_keeps_one_copy_of_the_features():
     real, fake = cases.draw(50, 3, 0), cases.draw(40, 3, 1)
-    both = MetricCollection([KernelDistance(Pixels((3,))), PrecisionRecall(Pixels((3,)))])
+    both = MetricCollection([KernelDistance(Pixels((3,))), PRDC(Pixels((3,)))])
     for _ in range(2):
         both.update(real, real=True)
         both.update(fake, real=False)
@@ -94,7 +94,7 @@ def test_a_collection_keeps_one_copy_of_the_features():
         alone.update(real, real=True)
         alone.update(fake, real=False)
     assert found["KernelDistance"].item() == pytest.approx(alone.compute().item())
-    assert list(both.compute_groups.values()) == [["KernelDistance", "PrecisionRecall"]]
+    assert list(both.compute_groups.values()) == [["KernelDistance", "PRDC"]]
 
 
 @pytest.mark.parametrize("name", [*KINDS, "streaming"])

@@ -16,11 +16,11 @@ class Logits(nn.Module):
         super().__init__()
         self.num_classes = classes
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        return features
 
 
 def of(logits: torch.Tensor) -> InceptionScore:

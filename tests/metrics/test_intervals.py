@@ -63,9 +63,7 @@ def test_four_times_the_samples_halve_the_interval(name):
 
 
 def test_a_share_of_all_has_a_width():
-    found = cases.fed(
-        cases.NEIGHBOURS["precision_recall"][1], cases.draw(300, 3, 0), 1e-3 * cases.draw(100, 3, 1)
-    ).interval()
+    found = cases.fed(cases.NEIGHBOURS["prdc"][1], cases.draw(300, 3, 0), 1e-3 * cases.draw(100, 3, 1)).interval()
     assert found["precision"].value == 1
     assert found["precision"].high == pytest.approx(1)
     assert 0.9 < found["precision"].low < 0.99  # Wilson's of 100 in 100: 0.963
@@ -73,7 +71,7 @@ def test_a_share_of_all_has_a_width():
     assert list(Interval(0.5, 0.25, 1.0, 0.1, 0.95).as_dict()) == ["value", "low", "high", "std_error", "level"]
 
 
-@pytest.mark.parametrize("name", ["frechet", "kernel", "sliced_wasserstein", "density_coverage"])
+@pytest.mark.parametrize("name", ["frechet", "kernel", "sliced_wasserstein", "prdc"])
 def test_differences_are_surer_than_their_parts(name):
     d, make = cases.ALL[name]
     real, noise = cases.draw(300, d, 0), cases.draw(300, d, 1)
@@ -85,7 +83,7 @@ def test_differences_are_surer_than_their_parts(name):
         same = difference(a, a, resamples=40)[key]
         assert same.value == 0
         # What two samples of 300 that change sides would do to a share; nothing to what is none.
-        assert same.std_error == pytest.approx(2**0.5 / 300 if key == "coverage" else 0)
+        assert same.std_error == pytest.approx(2**0.5 / 300 if key in a.proportions else 0)
 
 
 def test_differences_of_what_does_not_compare():

@@ -73,7 +73,7 @@ def test_z_is_exact_over_relabellings():
     metric = of(pooled[:20], pooled[20:], fake)
     real, features = metric._sets()
     p = metric._values(real, features)[0]
-    spread = float((p - 2 / 3) / metric._z(real, features, p))
+    spread = float((p - 2 / 3) / metric._z(real, features))
     assert p == pytest.approx(float((nearest < 20).double().mean()))
     assert spread == pytest.approx(shares.std().item(), rel=4 / math.sqrt(2 * 20000))  # false alarm 6e-5
     assert shares.mean().item() == pytest.approx(2 / 3, abs=4 * spread / math.sqrt(20000))

@@ -43,10 +43,10 @@ def test_equals_the_sum_over_pairs(kind):
 
 
 @pytest.mark.parametrize("kind", KERNELS)
-def test_blocks_change_nothing(kind, monkeypatch):
+def test_tiles_change_nothing(kind, monkeypatch):
     x, y = normal(57, 4, 0), normal(40, 4, 1)
     whole = of(kind, x, y).compute().item()
-    monkeypatch.setattr(pairwise, "BLOCK", 100)  # two rows at a time
+    monkeypatch.setattr(pairwise, "TILE", 9)
     assert of(kind, x, y).compute().item() == pytest.approx(whole, rel=1e-10)
 
 

@@ -17,9 +17,9 @@ class FakeInception(nn.Module):
 
     def __init__(self, name, features_list, feature_extractor_weights_path=None):
         super().__init__()
-        assert features_list == ["2048", "logits_unbiased"]
+        assert features_list == ["2048"]
         self.path = feature_extractor_weights_path
-        self.head = nn.Linear(1, 2)
+        self.fc = nn.Linear(2048, 1008)
         if self.path is not None:
             self.load_state_dict(torch.load(self.path))
 
@@ -27,7 +27,7 @@ class FakeInception(nn.Module):
         assert x.dtype == torch.uint8
         assert x.shape[1] == 3
         self.seen = x
-        return x.float().mean((1, 2, 3))[:, None].expand(-1, 2048), x.new_zeros(len(x), 1008).float()
+        return (x.float().mean((1, 2, 3))[:, None].expand(-1, 2048),)
 
 
 class FakeDino(nn.Module):
@@ -97,7 +97,7 @@ def test_missing_weights(folder, fidelity, transformers):
 
 
 def test_inception_sees_8_bit_colour(folder, fidelity):
-    torch.save(FakeInception("", ["2048", "logits_unbiased"]).state_dict(), folder / INCEPTION_FILE)
+    torch.save(FakeInception("", ["2048"]).state_dict(), folder / INCEPTION_FILE)
     extractor = load_extractor("inception", (1, 4, 4))
     assert extractor.network.path == str(folder / INCEPTION_FILE)
     assert not extractor.training
@@ -110,7 +110,10 @@ def test_inception_sees_8_bit_colour(folder, fidelity):
     assert extractor.network.seen[0, 0].flatten().tolist() == list(range(256))
     extractor(x.expand(1, 3, 16, 16) * 1.0005)
     assert int(extractor.network.seen.max()) == 255
-    assert extractor.logits(x).shape == (1, extractor.num_classes)
+    # The score's classes are without bias.
+    features = torch.randn(2, 2048, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(extractor.head(features), F.linear(features, extractor.network.fc.weight))
+    assert extractor.head(features).shape == (2, extractor.num_classes)
 
 
 class Trap:

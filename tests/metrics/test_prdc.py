@@ -4,26 +4,22 @@ import torch
 from scipy.spatial.distance import cdist
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics import DensityCoverage, Pixels, PrecisionRecall, pairwise
+from sde_diffusion.metrics import PRDC, Pixels, pairwise
 
 
 def normal(n: int, d: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> torch.Tensor:
     return mean + scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def of(kind, real, fake, **kwargs):
-    metric = kind(Pixels(real.shape[1:]), **kwargs)
+def of(real, fake, **kwargs):
+    metric = PRDC(Pixels(real.shape[1:]), **kwargs)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     return metric
 
 
 def figures(real, fake, **kwargs) -> dict[str, float]:
-    found = {
-        **of(PrecisionRecall, real, fake, **kwargs).compute(),
-        **of(DensityCoverage, real, fake, **kwargs).compute(),
-    }
-    return {name: value.item() for name, value in found.items()}
+    return {name: value.item() for name, value in of(real, fake, **kwargs).compute().items()}
 
 
 def by_hand(real: torch.Tensor, fake: torch.Tensor, k: int) -> dict[str, float]:
@@ -44,9 +40,38 @@ def by_hand(real: torch.Tensor, fake: torch.Tensor, k: int) -> dict[str, float]:
 def test_equal_the_formulas_on_whole_matrices(k, mean, monkeypatch):
     real, fake = normal(130, 3, 0, mean=100), normal(170, 3, 1, mean=100 + mean)
     expected = by_hand(real, fake, k)
-    assert figures(real, fake, k=k) == pytest.approx(expected, rel=1e-12)
-    monkeypatch.setattr(pairwise, "BLOCK", 400)  # two or three rows at a time
-    assert figures(real, fake, k=k) == pytest.approx(expected, rel=1e-12)
+    assert figures(real, fake, k=k, k_density=k) == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr(pairwise, "TILE", 4)  # fewer than the neighbours
+    assert figures(real, fake, k=k, k_density=k) == pytest.approx(expected, rel=1e-12)
+
+
+def test_each_pair_of_figures_has_its_own_k():
+    real, fake = normal(130, 3, 0), normal(170, 3, 1, mean=0.5)
+    few, many = by_hand(real, fake, 2), by_hand(real, fake, 7)
+    expected = {name: (few if name in ("precision", "recall") else many)[name] for name in few}
+    assert figures(real, fake, k=2, k_density=7) == pytest.approx(expected)
+    expected = {name: (many if name in ("precision", "recall") else few)[name] for name in few}
+    assert figures(real, fake, k=7, k_density=2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("side", ["both", "real", "fake"])
+def test_clusters_finer_than_float32_tells_apart(side):
+    centres = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+
+    def clusters(seed: int, radius: float) -> torch.Tensor:
+        return (centres.repeat(100, 1) + radius * normal(400, 2, seed).double()).float()
+
+    real = clusters(0, 1e-4 if side in ("both", "real") else 0.3)
+    fake = clusters(1, 1e-4 if side in ("both", "fake") else 0.3)
+    assert figures(real, fake, k=3, k_density=3) == pytest.approx(by_hand(real, fake, 3), abs=1e-12)
+
+
+def test_points_on_the_surface_of_a_ball_count():
+    """Of points on a lattice, whose distances tie; by SciPy in exact numbers."""
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randint(-9, 10, (n, 3), generator=generator).float() / 8 for n in (150, 200))
+    expected = by_hand((real * 8).round(), (fake * 8).round(), 3)
+    assert figures(real, fake, k=3, k_density=3) == pytest.approx(expected)
 
 
 def test_the_same_set_is_perfect():
@@ -58,7 +83,7 @@ def test_the_same_set_is_perfect():
 def test_samples_as_the_data_have_the_papers_values():
     # Naeem et al., lemmas 1 and 2: E density = 1, E coverage = 1 - (N-1)...(N-k) / ((2N-1)...(2N-k)), N of each.
     n, k = 400, 5
-    found = [of(DensityCoverage, normal(n, 6, 2 * i), normal(n, 6, 2 * i + 1)).compute() for i in range(40)]
+    found = [of(normal(n, 6, 2 * i), normal(n, 6, 2 * i + 1)).compute() for i in range(40)]
     density, coverage = (torch.stack([f[name] for f in found]) for name in ("density", "coverage"))
     expected = 1 - np.prod([(n - i) / (2 * n - i) for i in range(1, k + 1)])
     for values, exact in ((density, 1.0), (coverage, expected)):
@@ -104,9 +129,11 @@ def test_one_outlier_moves_precision_and_hardly_density():
 
 def test_too_few_samples():
     x = normal(29, 2, 0)
-    with pytest.raises(UserError, match=r"k = 3: a k-th neighbour needs more than 3 samples.*29 real and 3 generated"):
-        of(PrecisionRecall, x, x[:3]).compute()
-    with pytest.raises(UserError, match=r"k = 5: an interval from 5 groups needs more than 29 samples.*29 real"):
-        of(DensityCoverage, x, x).interval()
+    with pytest.raises(UserError, match=r"k_density = 5: a k-th neighbour needs more than 5 s.* 29 real and 5 gen"):
+        of(x, x[:5]).compute()
+    with pytest.raises(UserError, match=r"k_density = 5: an interval from 5 groups needs more than 29 s.*29 real"):
+        of(x, x).interval()
     with pytest.raises(ValueError, match="k must be at least 1; got 0"):
-        PrecisionRecall(Pixels((2,)), k=0)
+        PRDC(Pixels((2,)), k=0)
+    with pytest.raises(ValueError, match="k_density must be at least 1; got -1"):
+        PRDC(Pixels((2,)), k_density=-1)

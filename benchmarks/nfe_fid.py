@@ -112,7 +112,7 @@ class Bench:
             "extractor": fingerprint(self.extractor),
         }
         kept = Parts(self.folder / f"{point.name}-{point.nfe}-{point.seed}", plan, self.cfg.overwrite)
-        parts = kept.load()
+        parts = list(kept.load())
         done = sum(len(part["features"]) for part in parts)
         seeds = range(point.seed, point.seed + self.cfg.n)
         for start in range(done, len(seeds), self.cfg.batch_size):

@@ -42,11 +42,12 @@ def run_folder(ckpt: str | None, default: str) -> str:
 
 
 def choices(name: str) -> str:
-    """The groups that a command composes its configuration from, with their choices, for its help page."""
+    """The part of a command's help page on the groups that its configuration is composed from, if there are any."""
     defaults = OmegaConf.load(config_folder() / f"{name}.yaml").defaults
     groups = [str(group).split()[-1] for entry in defaults if isinstance(entry, DictConfig) for group in entry]
     known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in groups}
-    return "\n".join(f"{group}: {', '.join(names)}" for group, names in known.items() if names)
+    lines = [f"{group}: {', '.join(names)}" for group, names in known.items() if names]
+    return "\n".join(["== Groups and their choices (GROUP=NAME)", *lines, "", ""]) if lines else ""
 
 
 def keys(name: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +18,7 @@ from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.loading import checkpoint_digest
-from sde_diffusion.sampling import Samples
-from sde_diffusion.sampling.batches import sample_resumably
+from sde_diffusion.sampling.batches import Kept, sample_resumably
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> tuple[Samples, float]:
+def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> Kept:
     """The samples that a configuration asks for, in batches that outlive a killed process.
 
     Args:
@@ -35,7 +36,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
         folder: Where the batches are kept until `parts.forget` is called.
 
     Returns:
-        The samples, on the CPU, and the seconds that they took in all.
+        The samples, in files.
 
     Raises:
         UserError: If a value is not allowed, or the folder holds other samples' beginnings.
@@ -97,15 +98,36 @@ def check_seeds(cfg: DictConfig) -> range:
     return range(cfg.seed, cfg.seed + cfg.n)
 
 
-def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-    """The samples of a `samples.npz`, as models see them.
+@dataclass(frozen=True)
+class Stored:
+    """The samples of a file, as models see them, a batch at a time.
+
+    Attributes:
+        kept: As in the file: uint8 [N, H, W, C], or float32 [N, D].
+        labels: Their classes, int64 [N], or None.
+    """
+
+    kept: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def batches(self, size: int = 500) -> Iterator[Tensor]:
+        """float32 [B, *shape], images on [-1, 1]."""
+        images = self.kept.dtype == torch.uint8
+        return (from_levels(some.movedim(-1, 1), 256) if images else some for some in torch.split(self.kept, size))
+
+
+def read_samples(path: Path, shape: tuple[int, ...]) -> Stored:
+    """The samples of a `samples.npz`.
 
     Args:
         path: File with `images`, uint8 [N, H, W, C] on 0 ... 255, or `points`, float [N, D]; perhaps with `labels` [N].
         shape: Of one sample.
 
     Returns:
-        Samples, float32 [N, *shape], images on [-1, 1]; labels, int64 [N], or None.
+        The samples.
 
     Raises:
         UserError: If the file is missing, of another kind, or its samples are of another shape.
@@ -125,17 +147,29 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | N
         if arrays["images"].dtype != np.uint8 or arrays["images"].ndim != 4:
             found = f"{arrays['images'].dtype} {list(arrays['images'].shape)}"
             raise UserError(f"{path}: images must be uint8 [N, H, W, C] on 0 ... 255; got {found}")
-        x = from_levels(torch.from_numpy(arrays["images"]).movedim(-1, 1), 256)
+        x = torch.from_numpy(arrays["images"])
+        found_shape = x.movedim(-1, 1).shape[1:]
     elif "points" in arrays:
         x = torch.from_numpy(np.asarray(arrays["points"], dtype=np.float32))
+        found_shape = x.shape[1:]
     else:
         raise UserError(f"{path} has neither images nor points; sde_diffusion.sample writes such files")
-    if tuple(x.shape[1:]) != tuple(shape):
-        raise UserError(f"{path}: samples of shape {list(x.shape[1:])}, and the data's is {list(shape)}")
+    if tuple(found_shape) != tuple(shape):
+        raise UserError(f"{path}: samples of shape {list(found_shape)}, and the data's is {list(shape)}")
     labels = arrays.get("labels")
     if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(f"{path}: labels must be integers [{len(x)}]; got {labels.dtype} {list(labels.shape)}")
-    return x, None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    return Stored(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
+
+
+def first(batches: Iterator[Tensor], n: int) -> Tensor:
+    """The first n samples, or all if there are fewer, of batches [B, *shape]."""
+    found: list[Tensor] = []
+    for batch in batches:
+        found.append(batch)
+        if sum(map(len, found)) >= n:
+            break
+    return torch.cat(found)[:n]
 
 
 def stored(x: Tensor, levels: int | None) -> Tensor:

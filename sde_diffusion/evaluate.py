@@ -20,7 +20,7 @@ from sde_diffusion import __version__, pictures, record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule, Split
-from sde_diffusion.drawing import check_seeds, class_labels, draw, read_samples, stored
+from sde_diffusion.drawing import check_seeds, class_labels, draw, first, read_samples, stored
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import checkpoint_digest, device_of, extractor_for, load_data, load_model
@@ -72,7 +72,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     for side, batches in sides.items():
         features.put(extractor, side, _reference(cfg, data, side, batches, name, extractor, features))
     made = _samples(cfg, model, data, device, out / ".samples")
-    features.sides["fake_features"] = made.x
+    features.sides["fake_features"] = made.batches
     begin, before = time.perf_counter(), features.seconds
     found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
     mark, n_mark = _training_split(cfg, metrics, features, extractor)
@@ -81,8 +81,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     classes = _classes(cfg, metrics, features, made.labels, real_labels, classifier)
     statistics = time.perf_counter() - begin - (features.seconds - before)
     skipped = unfit | found.skipped
-    first = next(iter(found.figures), None)
-    if first is None:
+    if not found.figures:
         raise UserError("none of the metrics can be taken: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
     report: dict[str, Any] = {
         **{key: figure.value for key, figure in found.figures.items()},
@@ -95,7 +94,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "split": cfg.split,
         "extractor": name,
         "resize": getattr(extractor, "resize", "none"),
-        "n": len(made.x),
+        "n": made.n,
         "n_reference": len(features(extractor, "real_features")),
         "n_training_split": n_mark,
         "reference": cfg.reference,
@@ -105,7 +104,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "versions": record.versions(),
         "git": record.git_state(),
     }
-    pictures.save(pictures.draw(made.x[:256]), grid)
+    pictures.save(pictures.draw(first(made.batches(), 256)), grid)
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
     forget(out / ".samples")
@@ -116,9 +115,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Made:
-    """Samples [N, *shape] as data would be stored, their labels [N], where they come from, and the seconds it took."""
+    """N samples in batches [B, *shape] as data would be stored, their labels [N], their origin, and the seconds."""
 
-    x: Tensor
+    n: int
+    batches: Callable[[], Iterator[Tensor]]
     labels: Tensor | None
     origin: dict[str, Any]
     seconds: float
@@ -150,13 +150,13 @@ def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device
     data.split(cfg.split)
     origin: dict[str, Any]
     if model is None:
-        x, labels = read_samples(Path(cfg.samples), data.shape)
+        file = read_samples(Path(cfg.samples), data.shape)
         origin = {"samples": str(cfg.samples), "nfe": None, "sampler": None, "seeds": None}
-        return _Made(stored(x, data.levels), labels, origin, 0.0)
+        return _Made(len(file), lambda: (stored(x, data.levels) for x in file.batches()), file.labels, origin, 0.0)
     if list(data.shape) != list(model.data["shape"]):
         raise UserError(f"{data.name} has items of shape {list(data.shape)}, and the model's are {model.data['shape']}")
     seeds = check_seeds(cfg)
-    drawn, seconds = draw(cfg, model, device, parts)
+    drawn = draw(cfg, model, device, parts)
     origin = {
         "nfe": drawn.nfe,
         "sampler": plain(cfg.sampler),
@@ -166,7 +166,7 @@ def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device
         "checkpoint_sha256": checkpoint_digest(cfg.ckpt),
     }
     labels = class_labels(cfg, model.hparams["n_classes"])
-    return _Made(stored(drawn.x, data.levels), labels, origin, seconds)
+    return _Made(drawn.n, lambda: (stored(x, data.levels) for x in drawn.batches()), labels, origin, drawn.seconds)
 
 
 def _metrics(

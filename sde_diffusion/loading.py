@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from sde_diffusion.cli import plain
+from sde_diffusion.cli import config_folder, plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PLACES = ("root", "path")
+_PLACES = {"root": "DIR", "path": "FILE"}
 """Where data lie: null where the model's own data lie where they lay in training, or the data set has no such key."""
 
 
@@ -62,6 +63,7 @@ def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     """
     chosen = plain(cfg.data)
     if chosen.get("_target_"):
+        _check_places(chosen)
         data = load_named({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})
         if model is not None and data.name != model.data["name"]:
             log.warning("the model was trained on %s, and these are %s", model.data["name"], data.name)
@@ -69,6 +71,16 @@ def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     if model is None:
         raise UserError("without a checkpoint the data to compare with must be named: data=digits, data=mnist, ...")
     return load_named({**model.data["config"], **{key: value for key, value in chosen.items() if value is not None}})
+
+
+def _check_places(chosen: dict[str, Any]) -> None:
+    """See that a data set that lies somewhere is given its place, which the group's file asks for."""
+    name = HydraConfig.get().runtime.choices["data"]
+    own = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))
+    assert isinstance(own, dict)
+    for key in _PLACES:
+        if own.get(key) == "???" and chosen[key] is None:
+            raise UserError(f"data={name} needs its place: add data.{key}={_PLACES[key]}")
 
 
 def load_named(node: dict[str, Any]) -> DataModule:

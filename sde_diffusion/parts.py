@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
@@ -38,13 +40,16 @@ class Parts:
                 )
             forget(folder)
 
-    def load(self) -> list[dict[str, Tensor]]:
-        """The batches that are there.
+    def load(self, *names: str) -> Iterator[dict[str, Tensor]]:
+        """The batches that are there, each read when it is come to.
+
+        Args:
+            *names: The tensors to read of each; none for all.
 
         Raises:
             UserError: If a file is damaged.
         """
-        return [_read(path) for path in sorted(self.folder.glob("*.safetensors"))]
+        return (_read(path, names) for path in sorted(self.folder.glob("*.safetensors")))
 
     def add(self, start: int, part: dict[str, Tensor]) -> None:
         """Keep the batch that begins with item number `start`."""
@@ -60,8 +65,9 @@ def forget(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in names or file.keys()}
     except Exception as error:  # safetensors raises a class of its own for each kind of damage
         raise UserError(f"{path} is damaged ({error}): remove its folder to begin anew") from error

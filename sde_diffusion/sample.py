@@ -15,7 +15,7 @@ from PIL import Image
 from sde_diffusion import pictures
 from sde_diffusion.cli import command, plain
 from sde_diffusion.config import build
-from sde_diffusion.drawing import check_seeds, class_labels, draw
+from sde_diffusion.drawing import check_seeds, class_labels, draw, first
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import load_model
@@ -52,26 +52,26 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
     model, device = load_model(cfg)
     parts = out / ".samples"
-    drawn, seconds = draw(cfg, model, device, parts)
+    drawn = draw(cfg, model, device, parts)
     arrays: dict[str, Any] = {"seeds": np.asarray(seeds, dtype=np.int64)}
     labels = class_labels(cfg, model.hparams["n_classes"])
     if labels is not None:
         arrays["labels"] = labels.numpy()
-    if drawn.x.ndim == 4:
-        arrays["images"] = pictures.to_uint8(drawn.x).numpy()
+    if len(model.data["shape"]) == 3:
+        arrays["images"] = np.concatenate([pictures.to_uint8(x).numpy() for x in drawn.batches()])
     else:
-        arrays["points"] = drawn.x.float().numpy()
+        arrays["points"] = np.concatenate([x.float().numpy() for x in drawn.batches()])
     with writing(result) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    pictures.save(pictures.draw(drawn.x[:256]), grid)
+    pictures.save(pictures.draw(first(drawn.batches(), 256)), grid)
     if cfg.film:
         pictures.save(_film(cfg, model, device), film)
     forget(parts)
-    n = len(drawn.x)
-    log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", n, drawn.nfe, seconds, n / seconds)
+    rate = drawn.n / drawn.seconds
+    log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", drawn.n, drawn.nfe, drawn.seconds, rate)
     for path in (result, grid, film) if cfg.film else (result, grid):
         log.info("%s", path)
-    return {"n": n, "nfe": drawn.nfe, "seconds": seconds}
+    return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
 
 
 def _film(cfg: DictConfig, model: ScoreModel, device: torch.device) -> Image.Image:

@@ -120,20 +120,22 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
 
 def _find(file: str) -> Path:
     """A sweep file by its path, or by its name in conf/sweeps."""
-    named = config_folder() / "sweeps" / f"{file}.yaml"
-    for path in (Path(file), named):
+    folder = config_folder() / "sweeps"
+    for path in (Path(file), folder / f"{file}.yaml"):
         if path.is_file():
             return path
-    names = ", ".join(sorted(f"file={path.stem}" for path in named.parent.glob("*.yaml")))
+    names = ", ".join(sorted(f"file={path.stem}" for path in folder.glob("*.yaml")))
     raise UserError(f"no sweep file {file}: give file=PATH, or one of conf/sweeps: {names}")
 
 
 def _compose(run: Run, path: Path) -> None:
     """See that a run's settings exist before any is run."""
     try:
-        hydra.compose("train", overrides=nulls(run.overrides))
+        cfg = hydra.compose("train", overrides=nulls(run.overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {' '.join(run.overrides)}: {explain(error)}") from error
+    if not any(cfg.logger.values()):
+        raise UserError("logger=none writes no metrics, by which a sweep compares its runs: leave it out")
 
 
 @contextmanager
@@ -263,7 +265,8 @@ def _tell(described: Sweep, results: Sequence[Result]) -> None:
     best = results[0].run
     log.info("")
     log.info("Best: %s (%s)", best.folder, "its lowest" if described.goal == "minimize" else "its highest")
-    log.info("  %s -m %s %s", interpreter(), MODULE, shlex.join(best.overrides))
+    last = {word.partition("=")[0]: word for word in best.overrides}  # of a key that is set twice the last counts
+    log.info("  %s -m %s %s", interpreter(), MODULE, shlex.join(last.values()))
 
 
 def main() -> None:

@@ -104,7 +104,13 @@ def test_sample_without_a_checkpoint(command, tmp_path):
 
 @pytest.mark.parametrize(
     ("override", "part"),
-    [("extractor=foo", "pixels, digits, mnist"), ("split=foo", "train, val, test"), ("n=0", "n=0")],
+    [
+        ("extractor=foo", "pixels, digits, mnist"),
+        ("split=foo", "train, val, test"),
+        ("n=0", "n=0"),
+        ("data=mnist", "data=mnist needs its place: add data.root=DIR"),
+        ("data=arrays", "data=arrays needs its place: add data.path=FILE"),
+    ],
 )
 def test_evaluate(override, part, command, trained, tmp_path):
     ckpt = trained / "checkpoints" / "last.ckpt"

@@ -18,8 +18,8 @@ def test_parts_come_back_in_order_and_belong_to_their_plan(tmp_path):
     assert [float(part["x"]) for part in again.load()] == [0, 20, 100]
     with pytest.raises(UserError, match="beginnings of other results"):
         Parts(tmp_path / "kept", {"n": 4})
-    assert Parts(tmp_path / "kept", {"n": 4}, overwrite=True).load() == []
-    assert Parts(tmp_path / "kept", {"n": 5}).load() == []  # where nothing is kept yet, nothing stands in the way
+    assert list(Parts(tmp_path / "kept", {"n": 4}, overwrite=True).load()) == []
+    assert list(Parts(tmp_path / "kept", {"n": 5}).load()) == []  # where nothing is kept yet, nothing stands in the way
     forget(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
@@ -29,7 +29,17 @@ def test_a_damaged_part_is_named(tmp_path):
     parts.add(0, {"x": torch.ones(3)})
     (tmp_path / "kept" / "000000000.safetensors").write_bytes(b"\x10")
     with pytest.raises(UserError, match=r"000000000.safetensors is damaged"):
-        parts.load()
+        list(parts.load())
+
+
+def test_parts_of_parts(tmp_path):
+    parts = Parts(tmp_path / "kept", {})
+    for start in (0, 3):
+        parts.add(start, {"x": torch.ones(3), "n": torch.tensor(start)})
+    assert [list(part) for part in parts.load("n")] == [["n"], ["n"]]
+    assert [int(part["n"]) for part in parts.load("n")] == [0, 3]
+    with pytest.raises(UserError, match="is damaged"):
+        list(parts.load("y"))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def check_samples(x: Tensor) -> None:
     if not x.isfinite().all():
         bad = int((~x.flatten(1).isfinite().all(1)).sum())
         raise UserError(
-            f"of {len(x)} samples {bad} hold NaN or infinite numbers; the sampler diverged, or its input did"
+            f"of {len(x)} samples {bad} hold NaN or infinite numbers: the sampler that made them diverged, or its "
+            "input did"
         )
     if x.ndim > 2 and len(x) and x.abs().max() > 1.001:
         raise UserError(

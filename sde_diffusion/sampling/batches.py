@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,27 @@ from sde_diffusion.parts import Parts
 from sde_diffusion.sampling.base import Callback, Sampler, Samples
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Samples in the files that `sample_resumably` wrote, so that any number of them needs the memory of one batch.
+
+    Attributes:
+        parts: The files.
+        n: Number of samples.
+        nfe: Network passes for each sample, the most of any batch.
+        seconds: What they took in all.
+    """
+
+    parts: Parts
+    n: int
+    nfe: int
+    seconds: float
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """The samples, [B, *dims] on the CPU, batch by batch as they were drawn."""
+        return (part["x"] for part in self.parts.load("x"))
 
 
 def sample_in_batches(
@@ -86,8 +108,8 @@ def sample_resumably(
     labels: torch.Tensor | None = None,
     overwrite: bool = False,
     **options: Any,
-) -> tuple[Samples, float]:
-    """`sample_in_batches`, all together on the CPU; each batch is kept in a file until `parts.forget` is called.
+) -> Kept:
+    """`sample_in_batches`, each batch kept in a file until `parts.forget` is called.
 
     A run that was killed goes on after its last whole batch, and ends with the same samples.
 
@@ -104,24 +126,25 @@ def sample_resumably(
         **options: Passed to the sampler.
 
     Returns:
-        The samples with the largest number of network passes, and the seconds that they took in all.
+        The samples.
 
     Raises:
         UserError: If the files in the folder belong to another plan, or one is damaged.
         ValueError: If the sampler does not take the arguments.
     """
     kept = Parts(folder, plan, overwrite)
-    parts = kept.load()
-    done = sum(len(part["x"]) for part in parts)
+    heads = list(kept.load("n", "nfe", "seconds"))
+    done = sum(int(head["n"]) for head in heads)
     if done:
         log.info("going on after %d of %d samples, which are kept in %s", done, len(seeds), folder)
     begin = time.perf_counter()
     for batch in sample_in_batches(sampler, denoiser, dims, seeds, batch_size, labels, done, **options):
-        part = {"x": batch.x.cpu().contiguous(), "nfe": torch.tensor(batch.nfe)}
-        part["seconds"] = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-        kept.add(done, part)
-        parts.append(part)
-        done += len(batch.x)
+        x = batch.x.cpu().contiguous()  # waits for the device
+        head = {"n": torch.tensor(len(x)), "nfe": torch.tensor(batch.nfe)}
+        head["seconds"] = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
+        kept.add(done, {"x": x, **head})
+        heads.append(head)
+        done += len(x)
         begin = time.perf_counter()
-    samples = Samples(torch.cat([part["x"] for part in parts]), max(int(part["nfe"]) for part in parts))
-    return samples, sum(float(part["seconds"]) for part in parts)
+    seconds = sum(float(head["seconds"]) for head in heads)
+    return Kept(kept, done, max(int(head["nfe"]) for head in heads), seconds)

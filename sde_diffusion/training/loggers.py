@@ -46,6 +46,7 @@ class CSVLogger(pl_loggers.CSVLogger):
     def log_hyperparams(self, params: Any = None) -> None:
         """Nothing: the run's config.yaml has them all."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Record metrics of a step, after those of the run that is gone on with."""
         if self._earlier and step is not None:

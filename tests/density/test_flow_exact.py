@@ -38,12 +38,12 @@ def shares(denoiser, result) -> tuple[float, float]:
     return tuple(bits(prior(x) - exact, x[0].numel()) for prior in priors)
 
 
-def check_digits(name: str, n: int, tight: int) -> None:
+def check_digits(name: str, n: int, tight: int, most: int) -> None:
     denoiser = digits(PATHS[name])
     x = draw(denoiser, n)
     result = log_likelihood(denoiser, x, trace="exact", prior=terminal(denoiser))
     assert bits(result.log_prob - denoiser.log_prob(x, denoiser.sde.t_min), 64) < 1e-3
-    assert result.nfe < 80
+    assert result.nfe < most
     standard, matched = shares(denoiser, result)
     assert matched < standard / 3
     assert worst(denoiser, x[:tight], rtol=1e-7, atol=1e-7)[0] < 1e-5
@@ -54,13 +54,14 @@ def test_every_sample_of_the_digits_mixture(name):
     """Measured: 5e-5 to 7e-5 in 55 to 59 passes, 8e-7 at the tight tolerance; the shares of the standard prior are
     1e-4 (cosine) to 4e-3 (VE), of the matched one 4e-8 to 6e-5.
     """
-    check_digits(name, 8, 2)
+    check_digits(name, 8, 2, most=70)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
 def test_many_samples_of_the_digits_mixture(name):
-    check_digits(name, 256, 256)
+    """The steps are those of the hardest sample: of 256 it asks for 78 to 82 passes, where that of 64 asks for 60."""
+    check_digits(name, 256, 256, most=90)
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -1,0 +1,168 @@
+"""Sweep files that wandb takes, and its agent's command lines."""
+
+import csv
+import math
+import re
+
+import hydra
+import pytest
+import scipy.stats
+import yaml
+from omegaconf import OmegaConf
+from sweep_cases import written
+from wandb import wandb_agent
+from wandb.sdk.launch.sweeps.utils import load_sweep_config
+
+from sde_diffusion import cli
+from sde_diffusion.errors import UserError
+from sde_diffusion.sweep_file import read_sweep
+
+FILES = sorted((cli.config_folder() / "sweeps").glob("*.yaml"))
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def test_a_grid_and_a_bayesian_search_are_there():
+    methods = {yaml.safe_load(path.read_text())["method"] for path in FILES}
+    assert methods >= {"grid", "bayes"}
+    assert "sweeps" not in cli.choices("train")  # which are no group of the configuration
+
+
+@every_file
+def test_the_files_are_wandbs(path, trained):
+    """Read by wandb, swept keys are the configuration's, the metric is one that a run logs."""
+    raw = load_sweep_config(str(path))
+    described = read_sweep(path)
+    assert described.parameters.keys() == raw["parameters"].keys()
+    OmegaConf.register_new_resolver("run_folder", cli.run_folder, replace=True)
+    with hydra.initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
+        for point in described.points(3, seed=0):
+            words = described.agent_command(point)
+            cfg = hydra.compose("train", overrides=words[words.index("sde_diffusion.train") + 1 :])
+            assert {key: OmegaConf.select(cfg, key) for key in point if point[key] is not None} == {
+                key: value for key, value in point.items() if value is not None
+            }
+    with (trained / "metrics.csv").open(newline="") as file:
+        assert raw["metric"]["name"] in csv.DictReader(file).fieldnames
+    assert raw["metric"]["goal"] == "minimize"
+    # The loss is the error of something else where one of these changes.
+    assert not {"sde", "objective", "data", "model.dequantise"} & raw["parameters"].keys()
+    if raw["method"] == "bayes":
+        assert raw["early_terminate"] == {"type": "hyperband", "min_iter": 3, "eta": 2}
+        steps, interval = (raw["parameters"][f"trainer.{key}"]["value"] for key in ("max_steps", "val_check_interval"))
+        assert raw["early_terminate"]["min_iter"] < steps // interval  # there is something left to stop
+
+
+@every_file
+def test_command_lines_are_the_agents(path, tmp_path, monkeypatch):
+    """Those that wandb's agent itself would start, for the values that the server would send."""
+    issued = []
+    monkeypatch.setattr(wandb_agent, "AgentProcess", lambda command, **_: issued.append(command) or type("P", (), {})())
+    monkeypatch.chdir(tmp_path)
+    for key in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # which the agent sets
+        monkeypatch.setenv(key, str(tmp_path))
+    raw, described = load_sweep_config(str(path)), read_sweep(path)
+    agent = wandb_agent.Agent(api=None, queue=None)
+    agent._sweep_command = raw["command"]
+    points = described.points(3, seed=0)
+    for point in points:
+        sent = {key: {"value": value} for key, value in point.items()}
+        agent._command_run({"run_id": "a", "type": "run", "program": raw["program"], "args": sent})
+    assert [described.agent_command(point) for point in points] == issued
+    assert issued[0][:5] == ["/usr/bin/env", "python", "-m", "sde_diffusion.train", "logger=wandb"]
+
+
+def test_a_grid_is_the_product_in_order():
+    described = read_sweep(next(path for path in FILES if path.stem == "grid"))
+    points = described.points(None, seed=0)
+    assert [(point["model.lr"], point["network.width"]) for point in points] == [
+        *((0.0003, 256), (0.0003, 512), (0.001, 256), (0.001, 512), (0.003, 256), (0.003, 512)),
+    ]
+    assert described.points(2, seed=5) == points[:2]
+    assert described.swept() == ["model.lr", "network.width"]
+
+
+def test_draws_are_of_their_distributions(tmp_path):
+    """Kolmogorov-Smirnov for the continuous ones, each value for the others; a false alarm in a million."""
+    parameters = {
+        "uniform": {"min": 0.5, "max": 2.0},
+        "log": {"distribution": "log_uniform_values", "min": 0.0001, "max": 0.01},
+        "steps": {"distribution": "q_uniform", "min": 0.0, "max": 0.4, "q": 0.1},
+        "whole_steps": {"distribution": "q_log_uniform_values", "min": 8, "max": 64, "q": 8},
+        "whole": {"min": 1, "max": 3},
+        "listed": {"values": ["a", "b"]},
+        "named": {"distribution": "categorical", "values": [1]},
+        "constant": {"distribution": "constant", "value": None},
+    }
+    described = read_sweep(written(tmp_path, method="random", parameters=parameters))
+    points = described.points(2000, seed=3)
+    columns = {key: [point[key] for point in points] for key in parameters}
+    assert scipy.stats.kstest(columns["uniform"], scipy.stats.uniform(0.5, 1.5).cdf).pvalue > 1e-6
+    logs = [math.log10(value) for value in columns["log"]]
+    assert scipy.stats.kstest(logs, scipy.stats.uniform(-4, 2).cdf).pvalue > 1e-6
+    assert set(columns["steps"]) == {0.0, 0.1, 0.2, 0.3, 0.4}
+    assert set(columns["whole_steps"]) == {8, 16, 24, 32, 40, 48, 56, 64}
+    assert set(columns["whole"]) == {1, 2, 3}
+    assert (set(columns["listed"]), set(columns["named"]), set(columns["constant"])) == ({"a", "b"}, {1}, {None})
+    assert described.swept() == ["uniform", "log", "steps", "whole_steps", "whole", "listed"]
+    assert described.points(5, seed=3) == points[:5]
+    assert described.points(5, seed=4) != points[:5]
+
+
+PARAMETERS = "parameters.model.lr"
+BAD = {
+    "not a mapping": ([1, 2], "no sweep file"),
+    "another file": ({"lr": 1}, "lacks method and parameters"),
+    "an unknown key": ({"paramters": {}}, "unknown key paramters; allowed: program"),
+    "a method that is none": ({"method": "magic"}, "grid, random, bayes; got magic"),
+    "no metric": ({"metric": None}, "metric must have a name"),
+    "a goal that is none": ({"metric": {"name": "val/loss", "goal": "min"}}, "minimize, maximize"),
+    "another program": ({"program": "train.py"}, "program must be sde_diffusion.train"),
+    "arguments with hyphens": ({"command": ["${env}", "python", "${args}"]}, "args_no_hyphens"),
+    "no runs": ({"run_cap": 0}, "run_cap must be a whole number of at least 1; got 0"),
+    "no parameters": ({"parameters": {}}, "at least one key"),
+    "a bare value": ({"parameters": {"model.lr": 1}}, f"{PARAMETERS} must be a mapping"),
+    "no values": ({"parameters": {"model.lr": {"values": []}}}, "needs value or values"),
+    "nested": ({"method": "random", "parameters": {"model": {"parameters": {}}}}, "value, or values"),
+    "a range on a grid": ({"parameters": {"model.lr": {"min": 0.1, "max": 1.0}}}, "a grid needs value or values"),
+    "a word": ({"method": "random", "parameters": {"model.lr": {"min": "1e-3", "max": 1.0}}}, "1.0e-3, not 1e-3"),
+    "a fraction": (
+        {
+            "method": "random",
+            "parameters": {"model.lr": {"min": 1.5, "max": 2, "distribution": "int_uniform"}},
+        },
+        f"{PARAMETERS}.min must be a whole number",
+    ),
+    "upside down": ({"method": "random", "parameters": {"model.lr": {"min": 2.0, "max": 1.0}}}, "min <= max"),
+    "a logarithm of 0": (
+        {
+            "method": "random",
+            "parameters": {"model.lr": {"min": 0, "max": 1, "distribution": "log_uniform_values"}},
+        },
+        "0 < min <= max",
+    ),
+    "a distribution that is not here": (
+        {"method": "random", "parameters": {"model.lr": {"distribution": "beta", "a": 1}}},
+        "distribution must be one of uniform",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_sweep(case, tmp_path):
+    changes, words = BAD[case]
+    if isinstance(changes, list) or "lr" in changes:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(changes))
+    else:
+        path = written(tmp_path, **changes)
+    with pytest.raises(UserError, match=re.escape(words)) as told:
+        read_sweep(path)
+    assert str(path) in str(told.value)
+
+
+def test_what_is_no_yaml(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    for text in ("a: [1", "\xff\xfe"):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError, match="is no YAML"):
+            read_sweep(path)

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, NullFormatter
 from omegaconf import DictConfig
 
 from sde_diffusion.files import writing
@@ -65,6 +67,7 @@ def draw(rows: list[dict[str, Any]], bench: Bench, path: Path) -> None:
     figure = Figure(figsize=(8.0, 5.5), layout="constrained", dpi=110)
     axes = figure.subplots()
     able = [row for row in rows if not row["reason"]]
+    colours = colormaps["tab20"].colors  # pairs of dark and light: dark ones first
     for index, name in enumerate(dict.fromkeys(row["sampler"] for row in able)):
         mine = [row for row in able if row["sampler"] == name]
         nfe, value = [row["nfe"] for row in mine], [row[FRECHET] for row in mine]
@@ -73,7 +76,7 @@ def draw(rows: list[dict[str, Any]], bench: Bench, path: Path) -> None:
             [row["high"] - row[FRECHET] for row in mine],
         ]
         style = {"marker": "osD^v<>Pp*hX"[index % 12], "ms": 4, "lw": 1, "capsize": 2}
-        axes.errorbar(nfe, value, yerr=bars, label=name, color=f"C{index % 10}", **style)
+        axes.errorbar(nfe, value, yerr=bars, label=name, color=colours[(2 * index + index // 10) % 20], **style)
     front, least = [], math.inf
     for row in sorted(able, key=lambda row: (row["nfe"], row[FRECHET])):
         if row[FRECHET] < least:
@@ -82,6 +85,11 @@ def draw(rows: list[dict[str, Any]], bench: Bench, path: Path) -> None:
     axes.plot(*zip(*front, strict=True), color="0.6", lw=6, alpha=0.5, zorder=0, label="Pareto front")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xticks(sorted({row["passes"] for row in able}))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("network passes")
     axes.set_ylabel(f"Fréchet distance ({bench.extractor_name} features)")
     axes.legend(fontsize=7, ncols=2)

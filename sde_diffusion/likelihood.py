@@ -39,7 +39,7 @@ _PLACING_ITEMS = 200
 
 
 def likelihood(cfg: DictConfig) -> dict[str, Any]:
-    """Exact log-likelihood and ELBO of data; writes `likelihood.json`, `likelihood.csv` and, with `against`, a picture.
+    """Exact log-likelihood and ELBO of data; writes `likelihood.json`, `likelihood.csv` and `likelihood.png`.
 
     A run that was interrupted or killed goes on, when it is started again, after its last whole batch.
 
@@ -53,7 +53,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         UserError: If the configuration, the checkpoint or the data do not allow it, or the results stand there already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    names = ("likelihood.json", "likelihood.csv", "against.png")
+    names = ("likelihood.json", "likelihood.csv", "likelihood.png")
     result, table, picture = (fresh(out / name, cfg.overwrite) for name in names)
     _check(cfg)
     model, device = load_model(cfg)
@@ -119,16 +119,17 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
             **compare(scores[splits[-1]]["log_prob"], strange["log_prob"]),
             **({"by_elbo": compare(scores[splits[-1]]["elbo"], strange["elbo"])} if "elbo" in strange else {}),
         }
-        measured = {data.name: scores[splits[-1]], other.name: strange}
-        found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in measured.items()}
-        values = {name: per_dim(some, size, scoring.levels) for name, some in found.items() if len(some)}
+    every = scores if other is None or strange is None else {**scores, other.name: strange}
+    found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in every.items()}
+    values = {name: per_dim(some, size, scoring.levels) for name, some in found.items() if len(some)}
+    if values:
         pictures.save(pictures.histogram(values, "bits/dim" if scoring.levels else "nats/dim"), picture)
     report["seconds"] = run.seconds + time.perf_counter() - begin - run.scored_now
     _write_table(table, scores if strange is None else {**scores, "against": strange})
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     forget(out / ".scores")
-    _tell(report, reports, [result, table, *([picture] if other is not None else [])])
+    _tell(report, reports, [result, table, *([picture] if values else [])])
     return report
 
 

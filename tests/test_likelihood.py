@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 
 from sde_diffusion import LevelDecoder, ScoreModel, UniformDequantisation, bits_per_dim, elbo, log_likelihood
 from sde_diffusion.config import build
@@ -56,6 +57,8 @@ def test_figures_are_those_of_the_library(scored, trained):
 
 def test_report(scored):
     out, done = scored
+    with Image.open(out / "likelihood.png") as picture:  # a histogram of each split and of the noise
+        assert min(picture.size) > 300
     report = read(out)
     with (out / "likelihood.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -14,6 +14,8 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import KeptFeatures, check_samples
 from sde_diffusion.metrics.intervals import Interval, Reference
 
+CACHED = 2**17  # numbers of samples that pass through an extractor at once on a CPU
+
 
 class _Derived(Protocol):
     def derive(self, features: Tensor) -> Tensor: ...
@@ -66,7 +68,9 @@ class Features:
         parts = []
         for some in torch.split(given, self.batch_size) if isinstance(given, Tensor) else given():
             check_samples(some)
-            parts.append(extractor(some.to(self.device)).float().cpu())
+            # A CPU's caches hold few images; it is more than twice as fast with those at a time.
+            size = max(1, CACHED // some[0].numel()) if self.device.type == "cpu" and len(some) else self.batch_size
+            parts += [extractor(piece.to(self.device)).float().cpu() for piece in torch.split(some, size)]
         self.seconds += time.perf_counter() - begin
         return torch.cat(parts)
 

@@ -32,8 +32,8 @@ _SAFETY, _SHRINK, _GROW, _GROW_AT_FIRST = 0.85, 0.3, 1.5, 3.0
 first steps gain in order. Measured on likelihoods of the digits' mixture: little depends on them."""
 
 _TURNS = 50
-"""Errors in a row that turn, for steps to be held short by stability. The last steps of an ordinary walk turn too, up to
-40 of them where one of many samples is far out; tightening there would cost passes and gain nothing."""
+"""Errors in a row that turn, for steps to be held short by stability. The last steps of an ordinary walk turn too, up
+to 40 of them where one of many samples is far out; tightening there would cost passes and gain nothing."""
 
 
 def adams(

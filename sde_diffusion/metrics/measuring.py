@@ -69,7 +69,7 @@ class Features:
         for some in torch.split(given, self.batch_size) if isinstance(given, Tensor) else given():
             check_samples(some)
             # A CPU's caches hold few images; it is more than twice as fast with those at a time.
-            size = max(1, CACHED // some[0].numel()) if self.device.type == "cpu" and len(some) else self.batch_size
+            size = max(8, CACHED // some[0].numel()) if self.device.type == "cpu" and len(some) else self.batch_size
             parts += [extractor(piece.to(self.device)).float().cpu() for piece in torch.split(some, size)]
         self.seconds += time.perf_counter() - begin
         return torch.cat(parts)

@@ -129,6 +129,7 @@ def test_the_closed_form_denoiser(command, trained, tmp_path):
         ("split=train", "split=test"),
         ("samplers.ddim=5", "samplers.ddim must be {each: "),
         ("+samplers.x={each: 0, extra: 0, sampler: {}}", "samplers.x must be {each: "),
+        ("+samplers.x={each: 1, extra: 0, sampler: {order: 2}}", "samplers.x.sampler must be {_target_: "),
         ("+samplers.x={each: 1, extra: 0, sampler: {_target_: sde_diffusion.sampling.Foo}}", "samplers.x: _target_"),
     ],
 )

@@ -34,7 +34,7 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
         f"{', '.join(str(seed) for seed in cfg.seeds)}; {cfg.level:.0%} intervals in curves.csv. The training split's "
         f"own, of {len(train)} items: {float(floor.compute()):.3f}.",
         "",
-        "| passes | " + " | ".join(str(nfe) for nfe in passes) + " |",
+        "| at most … passes | " + " | ".join(str(nfe) for nfe in passes) + " |",
         "|---" * (len(passes) + 1) + "|",
     ]
     for name in cfg.samplers:

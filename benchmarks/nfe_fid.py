@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import logging
 import math
 import time
@@ -24,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from benchmarks.curves import FRECHET, draw, markdown, to_wandb
+from sde_diffusion import record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import TargetError, build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
@@ -133,7 +135,7 @@ class Bench:
             kept.add(start, part)
             parts.append(part)
         features = torch.cat([part["features"] for part in parts])
-        return Drawn(features, int(parts[0]["nfe"]), sum(float(part["seconds"]) for part in parts))
+        return Drawn(features, max(int(part["nfe"]) for part in parts), sum(float(part["seconds"]) for part in parts))
 
     def metric(self, measured: list[Drawn]) -> FrechetDistance:
         """The Fréchet distance of some points' samples together."""
@@ -145,7 +147,7 @@ class Bench:
 
 
 def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
-    """Measure and write `curves.csv`, `curves.png` and `table.md`.
+    """Measure and write `curves.csv`, `curves.png`, `table.md` and `settings.json`.
 
     Args:
         cfg: The composed configuration of conf/nfe_fid.yaml.
@@ -157,8 +159,8 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
         UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    names = ("curves.csv", "curves.png", "table.md")
-    table, picture, words = (fresh(out / name, cfg.overwrite) for name in names)
+    names = ("curves.csv", "curves.png", "table.md", "settings.json")
+    table, picture, words, settings = (fresh(out / name, cfg.overwrite) for name in names)
     _check(cfg)
     bench = Bench(cfg, out / ".points")
     points = [Point(name, nfe, seed) for nfe in sorted(cfg.nfe) for name in cfg.samplers for seed in cfg.seeds]
@@ -187,11 +189,14 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     draw(rows, bench, picture)
     with writing(words) as temporary:
         temporary.write_text(text)
+    about = {"settings": plain(cfg), "checkpoint_sha256": bench.digest, **record.provenance()}
+    with writing(settings) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n")
     if cfg.wandb:
         to_wandb(str(cfg.wandb), out, rows, picture)
     forget(out / ".points")
     log.info("%s", text)
-    for path in (table, picture, words):
+    for path in (table, picture, words, settings):
         log.info("%s", path)
     return {str(one["nfe"]): one["sampler"] for one in best}
 

@@ -77,7 +77,7 @@ def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:
         return None
     if cfg.label is None:
         return torch.arange(cfg.n) % n_classes
-    if not isinstance(cfg.label, int) or not 0 <= cfg.label < n_classes:
+    if type(cfg.label) is not int or not 0 <= cfg.label < n_classes:
         raise UserError(f"label must be one of 0 ... {n_classes - 1}, or null for all in turn; got {cfg.label}")
     return torch.full((cfg.n,), cfg.label)
 

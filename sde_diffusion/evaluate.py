@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from sde_diffusion import __version__, pictures, record
+from sde_diffusion import pictures, record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule, Split
@@ -25,16 +25,19 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import checkpoint_digest, device_of, extractor_for, load_data, load_model
 from sde_diffusion.metrics import (
+    FAKE,
+    REAL,
+    TRAIN,
     Features,
+    KeptFeatures,
     Measured,
+    Probabilities,
     ReferenceKey,
     fingerprint,
     measure,
+    point_estimates,
     reference_statistics,
-    values,
 )
-from sde_diffusion.metrics.base import KeptFeatures
-from sde_diffusion.metrics.inception_score import Probabilities
 from sde_diffusion.parts import forget
 
 if TYPE_CHECKING:
@@ -64,15 +67,21 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     _check(cfg)
     model, device = (None, device_of(cfg)) if cfg.ckpt is None else load_model(cfg)
     data = load_data(cfg, model)
+    if model is not None:
+        class_labels(cfg, model.hparams["n_classes"])
+        if list(data.shape) != list(model.data["shape"]):
+            raise UserError(
+                f"{data.name} has items of shape {list(data.shape)}, and the model's are {model.data['shape']}"
+            )
     name, extractor = extractor_for(cfg.extractor, data)
     extractor = extractor.to(device)
-    sides = _sides(cfg, data, cfg.label if model is not None and isinstance(cfg.label, int) else None)
-    metrics, unfit = _metrics(cfg, data, extractor, device, [*sides, "fake_features"])
+    sides = _sides(cfg, data)
+    metrics, unfit = _metrics(cfg, data, extractor, device, [*sides, FAKE])
     features = Features(sides, device, cfg.batch_size)
     for side, batches in sides.items():
         features.put(extractor, side, _reference(cfg, data, side, batches, name, extractor, features))
     made = _samples(cfg, model, data, device, out / ".samples")
-    features.sides["fake_features"] = made.batches
+    features.sides[FAKE] = made.batches
     begin, before = time.perf_counter(), features.seconds
     found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
     mark, n_mark = _training_split(cfg, metrics, features, extractor)
@@ -95,14 +104,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "extractor": name,
         "resize": getattr(extractor, "resize", "none"),
         "n": made.n,
-        "n_reference": len(features(extractor, "real_features")),
+        "n_reference": len(features(extractor, REAL)),
         "n_training_split": n_mark,
         "reference": cfg.reference,
         **made.origin,
         "seconds": {"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
-        "version": __version__,
-        "versions": record.versions(),
-        "git": record.git_state(),
+        **record.provenance(),
     }
     pictures.save(pictures.draw(first(made.batches(), 256)), grid)
     with writing(result) as temporary:
@@ -147,14 +154,11 @@ def _given() -> set[str]:
 
 
 def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device: torch.device, parts: Path) -> _Made:
-    data.split(cfg.split)
     origin: dict[str, Any]
     if model is None:
         file = read_samples(Path(cfg.samples), data.shape)
         origin = {"samples": str(cfg.samples), "nfe": None, "sampler": None, "seeds": None}
         return _Made(len(file), lambda: (stored(x, data.levels) for x in file.batches()), file.labels, origin, 0.0)
-    if list(data.shape) != list(model.data["shape"]):
-        raise UserError(f"{data.name} has items of shape {list(data.shape)}, and the model's are {model.data['shape']}")
     seeds = check_seeds(cfg)
     drawn = draw(cfg, model, device, parts)
     origin = {
@@ -174,7 +178,7 @@ def _metrics(
 ) -> tuple[dict[str, KeptFeatures], dict[str, str]]:
     """The metrics, and those that the data, the extractor or the sides do not serve."""
     nodes: dict[str, Any] = plain(cfg.metrics)
-    asked = any(key.split(".")[0] == "metrics" for key in _given())
+    asked = any(override.startswith("metrics=") for override in HydraConfig.get().overrides.task)
     metrics: dict[str, KeptFeatures] = {}
     unfit: dict[str, str] = {}
     for name, node in nodes.items():
@@ -184,7 +188,7 @@ def _metrics(
             unfit[name] = str(error)
             continue
         if not set(metric.sides) <= set(sides):
-            unfit[name] = "it compares another split with the training split: take split=test or val"
+            unfit[name] = f"it looks at {TRAIN} too, beside another split: take split=test or val"
         elif metric.for_points and len(data.shape) > 1 and not asked:
             unfit[name] = f"it is meant for points; metrics=[{name},...] takes it of images too"
         else:
@@ -192,10 +196,14 @@ def _metrics(
     return metrics, unfit
 
 
-def _sides(cfg: DictConfig, data: DataModule, label: int | None) -> dict[str, Callable[[], Iterator[Tensor]]]:
+def _splits(cfg: DictConfig) -> dict[str, str]:
+    """The split that each of the data's sides is."""
+    return {REAL: cfg.split, **({TRAIN: "train"} if cfg.split != "train" else {})}
+
+
+def _sides(cfg: DictConfig, data: DataModule) -> dict[str, Callable[[], Iterator[Tensor]]]:
     """The data's sides, in batches; of one class alone where one class is drawn."""
-    splits = {"real_features": cfg.split, **({"train_features": "train"} if cfg.split != "train" else {})}
-    return {side: functools.partial(_batches, data.split(split), label) for side, split in splits.items()}
+    return {side: functools.partial(_batches, data.split(split), cfg.label) for side, split in _splits(cfg).items()}
 
 
 def _batches(split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
@@ -215,7 +223,7 @@ def _reference(
     features: Features,
 ) -> Tensor:
     """Features of a side of the data, from the cache where they were made before."""
-    split = cfg.split if side == "real_features" else "train"
+    split = _splits(cfg)[side]
     preprocessing = f"{list(data.shape)}, {data.levels or 'no'} levels, resize {getattr(extractor, 'resize', 'none')}"
     key = ReferenceKey(data.name, split, name, preprocessing, fingerprint(batches()), fingerprint(extractor))
     made = reference_statistics(Path(cfg.cache), key, functools.partial(features.make, extractor, side)).features
@@ -227,16 +235,16 @@ def _training_split(
     cfg: DictConfig, metrics: Mapping[str, KeptFeatures], features: Features, extractor: nn.Module
 ) -> tuple[dict[str, float], int]:
     """The figures of as many items of the training split, in the samples' place, and how many these are."""
-    if "train_features" not in features.sides:
+    if TRAIN not in features.sides:
         return {}, 0
-    total, n = len(features(extractor, "train_features")), len(features(extractor, "fake_features"))
+    total, n = len(features(extractor, TRAIN)), len(features(extractor, FAKE))
     rows = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n]
 
     def swapped(extractor: nn.Module, side: str) -> Tensor:
-        return features(extractor, "train_features")[rows] if side == "fake_features" else features(extractor, side)
+        return features(extractor, TRAIN)[rows] if side == FAKE else features(extractor, side)
 
-    usable = {name: metric for name, metric in metrics.items() if "train_features" not in metric.sides}
-    return values(usable, swapped), len(rows)
+    usable = {name: metric for name, metric in metrics.items() if TRAIN not in metric.sides}
+    return point_estimates(usable, swapped), len(rows)
 
 
 def _classes(
@@ -250,20 +258,20 @@ def _classes(
     """The figures of each class by itself, against the data of that class, and how many a classifier takes for it."""
     if labels is None or real_labels is None:
         return {}
-    usable = {name: metric for name, metric in metrics.items() if "train_features" not in metric.sides}
-    guess = None if classifier is None else features(Probabilities(classifier), "fake_features").argmax(1)
+    usable = {name: metric for name, metric in metrics.items() if TRAIN not in metric.sides}
+    guess = None if classifier is None else features(Probabilities(classifier), FAKE).argmax(1)
     found: dict[str, Any] = {}
     for label in sorted(set(labels.tolist())):
-        rows = {"fake_features": labels == label, "real_features": real_labels == label}
+        rows = {FAKE: labels == label, REAL: real_labels == label}
 
         def own(extractor: nn.Module, side: str, rows: dict[str, Tensor] = rows) -> Tensor:
             return features(extractor, side)[rows[side]]
 
-        counts = {"n": int(rows["fake_features"].sum()), "n_reference": int(rows["real_features"].sum())}
+        counts = {"n": int(rows[FAKE].sum()), "n_reference": int(rows[REAL].sum())}
         figures = measure(usable, own, cfg.level, cfg.resamples, reference=cfg.reference).figures
         found[str(label)] = counts | {key: figure.as_dict() for key, figure in figures.items()}
         if guess is not None:
-            found[str(label)]["recognised"] = float((guess[rows["fake_features"]] == label).double().mean())
+            found[str(label)]["recognised"] = float((guess[rows[FAKE]] == label).double().mean())
     return found
 
 
@@ -287,8 +295,9 @@ def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Me
     count = report["n_training_split"]
     beside = f"; the training split's column: what {count} of its items reach" if count else ""
     log.info("  (-: lower is better, +: higher%s)", beside)
-    if "memorisation_z" in found.details:
-        log.info("  (memorisation: a share of 0.5 is none of it; z above 3 or ct below -3 are signs of it)")
+    for metric in metrics.values():
+        if metric.note and set(metric.names) <= set(found.figures):
+            log.info("  (%s)", metric.note)
     if 0 < count < report["n"]:
         log.info("  (which are fewer than the samples: distances of few items are the larger for it)")
     for label, figures in report.get("classes", {}).items():

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from sde_diffusion import __version__, pictures
+from sde_diffusion import pictures, record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, best_place
 from sde_diffusion.density.scoring import SCORES, Scoring
@@ -109,7 +109,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         "label": cfg.label,
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": run.plan["checkpoint"],
-        "version": __version__,
+        **record.provenance(),
     }
     if other is not None and strange is not None:
         theirs = summary(strange, size, scoring.levels)

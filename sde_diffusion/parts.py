@@ -25,7 +25,7 @@ class Parts:
         overwrite: Begin anew where the files there belong to another plan.
 
     Raises:
-        UserError: If the files in the folder belong to another plan.
+        UserError: If the files in the folder belong to another plan, or are no parts at all.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], overwrite: bool = False) -> None:
@@ -38,6 +38,9 @@ class Parts:
                     f"{folder} holds the beginnings of other results: go on with the command that began them (see "
                     f"{note}), choose another folder with out=DIR, or set overwrite=true"
                 )
+            foreign = sorted(path.name for path in folder.iterdir() if path != note and path.suffix != ".safetensors")
+            if foreign:
+                raise UserError(f"{folder} holds something else: {', '.join(foreign[:5])}; choose another folder")
             forget(folder)
 
     def load(self, *names: str) -> Iterator[dict[str, Tensor]]:

@@ -53,6 +53,11 @@ def describe(
     }
 
 
+def provenance() -> dict[str, Any]:
+    """By which code a result was made: version, versions of packages, git revision."""
+    return {"version": __version__, "versions": versions(), "git": git_state()}
+
+
 def begin(folder: Path, description: Mapping[str, Any], resumed: bool = False) -> None:
     """Write a run's record before its first step, so that one that fails has it too.
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf, open_dict
 from sde_diffusion import cli, train
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
+from sde_diffusion.metrics import Classifier
 
 CONF = cli.config_folder()
 SMALL = ("network.width=16", "network.depth=1")
@@ -139,6 +140,10 @@ def test_every_experiment_is_what_its_preset_says(experiment):
 def test_keys_and_values(path):
     """Keys are arguments of the class; values of the paths and the plain samplers are its defaults."""
     node = yaml.safe_load(path.read_text()) or {}
+    if path.parent.name == "metrics":  # each under its own name, so that several can be chosen
+        (node,) = node.values()
+        assert path.stem in OmegaConf.load(CONF / "evaluate.yaml").defaults[1]["metrics"]  # all are there by default
+        build(node, extractor=Classifier((1, 8, 8), (4,), 4, 3))
     if "_target_" not in node:
         return
     target = hydra.utils.get_class(node["_target_"])

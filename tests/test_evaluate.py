@@ -151,8 +151,9 @@ def test_one_class_against_its_own_data(command, tmp_path, digits):
     assert "classes" not in found
     every, _ = run(command, tmp_path / "all", ckpt, "n=30", *QUICK, "metrics=[kernel,energy]")
     assert (every["n_reference"], len(every["classes"])) == (300, 10)
-    few = command("evaluate", ckpt, "label=x", *QUICK, f"out={tmp_path / 'x'}", cwd=tmp_path)
-    assert (few.status, "label must be one of 0 ... 9" in few.err) == (1, True)
+    for label in ("x", "99", "true"):
+        few = command("evaluate", ckpt, f"label={label}", *QUICK, f"out={tmp_path / 'x'}", cwd=tmp_path)
+        assert (few.status, "label must be one of 0 ... 9" in few.err) == (1, True), few.err
 
 
 def test_points(command, tmp_path):
@@ -169,7 +170,7 @@ def test_points(command, tmp_path):
 def test_few_samples(command, trained, tmp_path):
     """Those metrics that need a covariance are left out with the reason; if none is left, that is an error."""
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
-    found, done = run(command, tmp_path / "out", ckpt, "n=40", *QUICK)
+    found, done = run(command, tmp_path / "out", ckpt, "n=40", *QUICK, "metrics.prdc.k=2")
     assert set(found["skipped"]) == {"frechet", "frechet_infinity", "sliced_wasserstein", "energy"}
     assert "kernel distance" in found["skipped"]["frechet"]
     assert "singular covariance" in done.out

@@ -6,8 +6,9 @@ import time
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from sde_diffusion import AncestralSampler, ScoreModel
+from sde_diffusion import VPSDE, AncestralSampler, GaussianDenoiser, ScoreModel, cli
 from sde_diffusion.config import build
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.metrics import FrechetDistance, load_extractor
@@ -138,3 +139,18 @@ def test_refused(override, words, command, trained, tmp_path):
     done = command("nfe_fid", *arguments, cwd=tmp_path)
     assert (done.status, "Traceback" in done.err + done.out) == (1, False), done.err
     assert words in done.err
+
+
+def test_passes_are_what_the_settings_say():
+    """Of every sampler in conf/nfe_fid.yaml, by the network's own count: at most the budget, less than a step below."""
+    cfg = OmegaConf.load(cli.config_folder() / "nfe_fid.yaml")
+    denoiser = GaussianDenoiser(VPSDE(), torch.zeros(2), 1.0)
+    passes = []
+    denoiser.register_forward_hook(lambda *_: passes.append(1))
+    for name, entry in OmegaConf.to_container(cfg.samplers).items():
+        for budget in (5, 8, 15):
+            passes.clear()
+            sampler = build({**entry["sampler"], "steps": (budget - entry["extra"]) // entry["each"]})
+            drawn = sampler(denoiser, (2, 2), seeds=range(2))
+            assert drawn.nfe == len(passes), name
+            assert budget - entry["each"] < drawn.nfe <= budget, (name, budget)

@@ -24,6 +24,14 @@ def test_parts_come_back_in_order_and_belong_to_their_plan(tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("words")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"holds something else: thesis.txt"):
+            Parts(tmp_path, {}, overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "words"
+
+
 def test_a_damaged_part_is_named(tmp_path):
     parts = Parts(tmp_path / "kept", {})
     parts.add(0, {"x": torch.ones(3)})

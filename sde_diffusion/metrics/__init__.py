@@ -1,15 +1,17 @@
-"""How good are the samples? Distances between samples and data, in the features of networks that ship along.
+"""How good are the samples? Distances between samples and data, in the features of pixels or of a network.
 
-Every metric takes an extractor, is fed by `update(samples, real=...)`, and gives a figure by `compute()` and the figure
-with a confidence interval by `interval()`; `difference(a, b)` compares two models.
+Every metric takes an extractor, is fed by `update(imgs, real=...)`, and gives a figure by `compute()` and the figure
+with a confidence interval by `interval()` (`FrechetDistance` where it is to keep the features); `difference(a, b)`
+compares two models, `measure` takes several metrics at once.
 """
 
+from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric, KeptFeatures
 from sde_diffusion.metrics.features import Classifier, Pixels, extractor_names, load_extractor
 from sde_diffusion.metrics.frechet import FrechetDistance, frechet_distance
 from sde_diffusion.metrics.frechet_infinity import FrechetInfinity
-from sde_diffusion.metrics.inception_score import InceptionScore
+from sde_diffusion.metrics.inception_score import InceptionScore, Probabilities
 from sde_diffusion.metrics.intervals import Interval, difference
-from sde_diffusion.metrics.measuring import Features, Measured, measure, values
+from sde_diffusion.metrics.measuring import DerivedExtractor, Features, Measured, measure, point_estimates
 from sde_diffusion.metrics.memorisation import Memorisation
 from sde_diffusion.metrics.mmd import EnergyDistance, KernelDistance
 from sde_diffusion.metrics.prdc import PRDC
@@ -17,18 +19,25 @@ from sde_diffusion.metrics.reference import ReferenceKey, ReferenceStatistics, f
 from sde_diffusion.metrics.wasserstein import SlicedWasserstein
 
 __all__ = [
+    "FAKE",
     "PRDC",
+    "REAL",
+    "TRAIN",
     "Classifier",
+    "DerivedExtractor",
     "EnergyDistance",
+    "FeatureMetric",
     "Features",
     "FrechetDistance",
     "FrechetInfinity",
     "InceptionScore",
     "Interval",
+    "KeptFeatures",
     "KernelDistance",
     "Measured",
     "Memorisation",
     "Pixels",
+    "Probabilities",
     "ReferenceKey",
     "ReferenceStatistics",
     "SlicedWasserstein",
@@ -38,6 +47,6 @@ __all__ = [
     "frechet_distance",
     "load_extractor",
     "measure",
+    "point_estimates",
     "reference_statistics",
-    "values",
 ]

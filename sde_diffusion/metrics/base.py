@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics.intervals import Interval, Reference, WithIntervals
+from sde_diffusion.metrics.intervals import WithIntervals
 from sde_diffusion.metrics.reference import ReferenceStatistics, fingerprint
 
 T = TypeVar("T")
+REAL, FAKE, TRAIN = "real_features", "fake_features", "train_features"
+"""What a metric may look at: the data, the model's samples, and the training split where the data are of another."""
 
 
 def check_samples(x: Tensor) -> None:
@@ -59,14 +61,14 @@ def num_features(extractor: nn.Module) -> int:
 class KeptFeatures(WithIntervals, Metric):
     """States for features of both sides, kept whole for statistics that no sums can give.
 
-    The `sides` are `real_features` (the data), `fake_features` (the model's samples), and in metrics that look at it
-    `train_features` (the training split, where `real_features` is another). They join across processes
-    (`dist_reduce_fx="cat"`) in the order of the ranks.
+    The `sides` that it looks at are states, which join across processes (`dist_reduce_fx="cat"`) in the order of the
+    ranks.
     """
 
     real_features: list[Tensor]
     fake_features: list[Tensor]
-    sides: tuple[str, ...] = ("real_features", "fake_features")
+    sides: tuple[str, ...] = (REAL, FAKE)
+    note = ""  # how to read the figures, where that does not go without saying
     for_points = False  # whether it is meant for data of few dimensions, rather than for features of images
     width: int
     reset_real_features: bool
@@ -83,21 +85,26 @@ class KeptFeatures(WithIntervals, Metric):
         Args:
             real: Which side.
         """
-        return self._joined("real_features" if real else "fake_features")
+        return self._joined(REAL if real else FAKE)
 
-    def update(self, imgs: Tensor, real: bool) -> None:
-        """Add a batch.
+    def update(self, imgs: Tensor, real: bool, train: bool = False) -> None:
+        """Add a batch; one of a side that the metric does not look at is passed over, so that all can be fed alike.
 
         Args:
             imgs: [B, ...] images on [-1, 1] or points, any B >= 0.
             real: True for the data, False for the model's samples.
+            train: With real, whether the batch is of the training split, where the other data are of another.
 
         Raises:
             UserError: If samples are not finite or out of range.
-            ValueError: If they are of another shape than the extractor's.
+            ValueError: If they are of another shape than the extractor's, or generated and said to be of a split.
         """
-        check_samples(imgs)
-        self.add(self.extractor(imgs).float(), "real_features" if real else "fake_features")
+        if train and not real:
+            raise ValueError("train=True is for real data; generated samples are of no split")
+        side = TRAIN if train else REAL if real else FAKE
+        if side in self.sides:
+            check_samples(imgs)
+            self.add(self.extractor(imgs).float(), side)
 
     def add(self, features: Tensor, side: str) -> None:
         """Add features that were computed already, by this metric's `extractor`.
@@ -114,8 +121,11 @@ class KeptFeatures(WithIntervals, Metric):
                 f"{type(self).__name__} takes features [B, {self.width}] of {', '.join(self.sides)}; got "
                 f"{tuple(features.shape)} of {side}"
             )
-        getattr(self, side).append(features.to(self.device))
+        self._add(features.to(self.device), side)
         self._computed = None  # torchmetrics keeps the last result until an update
+
+    def _add(self, features: Tensor, side: str) -> None:
+        getattr(self, side).append(features)
 
     def _joined(self, side: str) -> Tensor:
         kept = getattr(self, side, [])  # a side that this metric does not look at is empty
@@ -128,13 +138,6 @@ class KeptFeatures(WithIntervals, Metric):
         for name, features in zip(("real data", "generated samples"), sets, strict=True):
             check_features(features, name, type(self).__name__)
         return sets
-
-    def report(
-        self, level: float = 0.95, resamples: int = 200, seed: int = 0, reference: Reference = "sampled"
-    ) -> tuple[dict[str, Interval], dict[str, float]]:
-        """See `WithIntervals.report`; over all processes."""
-        with self.joined():
-            return super().report(level, resamples, seed, reference)
 
     def joined(self) -> AbstractContextManager[None]:
         """See `WithIntervals.joined`."""
@@ -155,11 +158,17 @@ class KeptFeatures(WithIntervals, Metric):
     def reset(self) -> None:
         """Forget the samples, and the real data unless they are to stay."""
         # torchmetrics empties the lists themselves.
-        kept = {side: list(getattr(self, side)) for side in self.sides if side != "fake_features"}
+        kept = {side: list(getattr(self, side)) for side in self.sides if side != FAKE}
         super().reset()
         if not self.reset_real_features:
             for side, features in kept.items():
                 setattr(self, side, features)
+
+    def clear(self) -> None:
+        """Forget all samples, also where `reset` would leave the real ones."""
+        kept, self.reset_real_features = self.reset_real_features, True
+        self.reset()
+        self.reset_real_features = kept
 
 
 class FeatureMetric(KeptFeatures):

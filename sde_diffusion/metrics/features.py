@@ -2,8 +2,8 @@
 
 An extractor is a module with an int `num_features`; it maps samples on [-1, 1] as the models make them, [B, C, H, W]
 (`Pixels` also [B, D]), to float32 features [B, num_features]. Classifiers also have `num_classes` and `head`, from
-features to logits. Those of this module are trained by `python -m benchmarks.train_classifiers` and ship with the
-package as safetensors: tensors and a text header, no code.
+features to logits; an extractor that resizes says how in `resize`. Those of this module are trained by
+`python -m benchmarks.train_classifiers` and ship with the package as safetensors: tensors and a text header, no code.
 """
 
 from __future__ import annotations

@@ -146,12 +146,20 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
         self.keep_features = keep_features
         self._add_states(width)
 
-    def add(self, features: Tensor, side: str) -> None:
-        """See `KeptFeatures.add`."""
+    def features(self, real: bool) -> Tensor:
+        """See `KeptFeatures.features`.
+
+        Raises:
+            UserError: If they are not kept.
+        """
+        if not self.keep_features:
+            raise UserError("features and intervals need them kept: FrechetDistance(extractor, keep_features=True)")
+        return super().features(real)
+
+    def _add(self, features: Tensor, side: str) -> None:
         if self.keep_features:
-            super().add(features, side)
-        self._computed = None  # torchmetrics keeps the last result until an update
-        exact = features.to(self.device).double()
+            super()._add(features, side)
+        exact = features.double()
         for name, term in (("sum", exact.sum(0)), ("cov_sum", exact.T @ exact), ("num_samples", len(exact))):
             state = f"{side}_{name}"
             setattr(self, state, getattr(self, state) + term)
@@ -233,8 +241,6 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
         return mean_real.new_tensor(frechet_distance(mean_fake, cov_fake, mean_real, cov_real))
 
     def _sets(self) -> tuple[Tensor, Tensor]:
-        if not self.keep_features:
-            raise UserError("an interval needs the features: FrechetDistance(extractor, keep_features=True)")
         real, fake = super()._sets()
         if min(len(real), len(fake)) // 2 <= self.width:
             raise UserError(

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.metrics.base import FeatureMetric, check_features
+from sde_diffusion.metrics.base import FAKE, FeatureMetric, check_features
 from sde_diffusion.metrics.intervals import Reference, Spread
 
 
@@ -70,21 +70,11 @@ class InceptionScore(FeatureMetric):
     """
 
     names = ("inception_score",)
-    sides = ("fake_features",)
+    sides = (FAKE,)
     higher_is_better = True
 
     def __init__(self, extractor: nn.Module, reset_real_features: bool = True, **kwargs: Any) -> None:
         super().__init__(Probabilities(extractor), reset_real_features, **kwargs)
-
-    def update(self, imgs: Tensor, real: bool) -> None:
-        """Add a batch of samples; real data are passed over, so that all metrics can be updated alike.
-
-        Args:
-            imgs: [B, ...] on [-1, 1].
-            real: True for the data.
-        """
-        if not real:
-            super().update(imgs, real)
 
     def _sets(self) -> tuple[Tensor, Tensor]:
         fake = self.features(real=False).double()

@@ -17,14 +17,20 @@ from sde_diffusion.metrics.intervals import Interval, Reference
 CACHED = 2**17  # numbers of samples that pass through an extractor at once on a CPU
 
 
-class _Derived(Protocol):
-    def derive(self, features: Tensor) -> Tensor: ...
+class DerivedExtractor(Protocol):
+    """An extractor whose features are made of those of another, its `base`."""
+
+    base: nn.Module
+
+    def derive(self, features: Tensor) -> Tensor:
+        """Features [B, num_features] from the `base`'s [B, D] of the same samples."""
+        ...
 
 
 class Features:
     """Features of a metric's sides, by extractor, made when they are first asked for.
 
-    An extractor with a `base` is made of that one's features, by its `derive`: no sample passes twice.
+    Those of a `DerivedExtractor` are made of its base's: no sample passes twice.
 
     Args:
         sides: For each side of `KeptFeatures.sides` its samples [N, ...], or a function that gives them in batches.
@@ -51,8 +57,7 @@ class Features:
         """
         key = (extractor, side)
         if key not in self._made:
-            base = getattr(extractor, "base", None)  # whose features these are made of
-            made = self.make(extractor, side) if base is None else self._derive(extractor, self(base, side))
+            made = self._derive(extractor, side) if hasattr(extractor, "derive") else self.make(extractor, side)
             self.put(extractor, side, made)
         return self._made[key]
 
@@ -75,9 +80,11 @@ class Features:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _derive(self, extractor: nn.Module, features: Tensor) -> Tensor:
+    def _derive(self, extractor: nn.Module, side: str) -> Tensor:
+        derived_from = cast(DerivedExtractor, extractor)
+        features = self(derived_from.base, side)
         begin = time.perf_counter()
-        derived: Tensor = cast(_Derived, extractor).derive(features.to(self.device)).cpu()
+        derived = derived_from.derive(features.to(self.device)).cpu()
         self.seconds += time.perf_counter() - begin
         return derived
 
@@ -108,7 +115,7 @@ def measure(
     """Take metrics of the same samples, with confidence intervals; one that cannot be taken does not stop the others.
 
     Args:
-        metrics: The metrics, empty; they are reset afterwards.
+        metrics: The metrics; what they held is forgotten, and they are left empty.
         features: Gives an extractor's features of a side, such as `Features`.
         level: Coverage of the intervals.
         resamples: See `WithIntervals.interval`.
@@ -129,12 +136,14 @@ def measure(
     return found
 
 
-def values(metrics: Mapping[str, KeptFeatures], features: Callable[[nn.Module, str], Tensor]) -> dict[str, float]:
+def point_estimates(
+    metrics: Mapping[str, KeptFeatures], features: Callable[[nn.Module, str], Tensor]
+) -> dict[str, float]:
     """As `measure`, the figures alone; metrics that cannot be taken are left out."""
     found: dict[str, float] = {}
 
     def take(metric: KeptFeatures) -> None:
-        found.update(metric.values())
+        found.update(metric.point_estimates())
 
     _each(metrics, features, take)
     return found
@@ -145,9 +154,10 @@ def _each(
     features: Callable[[nn.Module, str], Tensor],
     take: Callable[[KeptFeatures], None],
 ) -> dict[str, str]:
-    """Fill each metric, take it and empty it; returns those that cannot be taken, with the reason."""
+    """Fill each metric, take it and empty it of all sides; returns those that cannot be taken, with the reason."""
     skipped = {}
     for name, metric in metrics.items():
+        metric.clear()
         try:
             for side in metric.sides:
                 metric.add(features(metric.extractor, side), side)
@@ -155,5 +165,5 @@ def _each(
         except UserError as error:
             skipped[name] = str(error)
         finally:
-            metric.reset()
+            metric.clear()
     return skipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sde_diffusion.metrics.base import FeatureMetric, check_features, check_samples
+from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric, check_features
 from sde_diffusion.metrics.intervals import Reference, Spread
 from sde_diffusion.metrics.pairwise import nearest
 
@@ -44,32 +44,14 @@ class Memorisation(FeatureMetric):
     names = ("memorisation_share",)
     proportions = ("memorisation_share",)
     higher_is_better = False
-    sides = ("real_features", "fake_features", "train_features")
+    note = "memorisation: a share of 0.5 is none of it; z above 3 or ct below -3 are signs of it"
+    sides = (REAL, FAKE, TRAIN)
     train_features: list[Tensor]
-
-    def update(self, imgs: Tensor, real: bool, train: bool = False) -> None:
-        """Add a batch.
-
-        Args:
-            imgs: [B, ...] images on [-1, 1] or points.
-            real: True for the data, False for the model's samples.
-            train: With real, whether the batch is of the training split; else it is of the test split.
-
-        Raises:
-            ValueError: If generated samples are said to be of the training split.
-        """
-        if train and not real:
-            raise ValueError("train=True is for real data; generated samples are of no split")
-        if not train:
-            super().update(imgs, real)
-            return
-        check_samples(imgs)
-        self.add(self.extractor(imgs).float(), "train_features")
 
     def _sets(self) -> tuple[Tensor, Tensor]:
         """Training and test features together, [N + M, D], and the generated ones."""
         test, fake = super()._sets()
-        train = self._joined("train_features").double()
+        train = self._joined(TRAIN).double()
         check_features(train, "training samples", type(self).__name__)
         self._n_train, self._n_test = len(train), len(test)
         middle = train.mean(0)
@@ -138,6 +120,13 @@ class Memorisation(FeatureMetric):
         variance = n * m / 12 * (total + 1 - (ties.square() - 1).sum() / (total * (total - 1)))
         score: Tensor = (farther - n * m / 2) / variance.sqrt()
         return torch.where(variance > 0, score, 0.0)  # all distances alike tell nothing
+
+    def _trials(self, real: Tensor, fake: Tensor, reference: Reference) -> Tensor:
+        if reference == "fixed":
+            return super()._trials(real, fake, reference)
+        # Samples with one neighbour are of one piece.
+        counts = self._neighbours(real, fake)[1].bincount().double()
+        return (len(fake) ** 2 / counts.square().sum()).unsqueeze(0)
 
     def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
         _, index, label = self._neighbours(real, fake)

@@ -152,7 +152,7 @@ class KernelDistance(_Discrepancy):
         Raises:
             UserError: If a side has fewer samples than a subset.
         """
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute):
+        with self.joined():
             real, fake = self._sets()
         if min(len(real), len(fake)) < size:
             raise UserError(

@@ -24,7 +24,7 @@ def tiles(n: int, m: int) -> Iterator[tuple[slice, slice]]:
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """Squared Euclidean distances |x_i - y_j|^2 as |x_i|^2 + |y_j|^2 - 2 x_i.y_j, cut at 0.
 
-    The products lose about |x|^2 eps, see `rounding`. Centred points lose least.
+    The products lose about eps |x|^2, see `rounding`. Centred points lose least.
 
     Args:
         x: [N, D].
@@ -37,25 +37,30 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return products.add_(x.square().sum(1, keepdim=True)).clamp_(min=0)
 
 
-def rounding(x: Tensor, y: Tensor) -> Tensor:
-    """By how much `squared_distances` among and between two sets are uncertain: 8 eps max |x|^2."""
-    largest = torch.cat([x.square().sum(1), y.square().sum(1)]).max()
-    return 8 * torch.finfo(x.dtype).eps * largest
+def rounding(x: Tensor, squared: Tensor) -> Tensor:
+    """By how much `squared_distances` of points to others near them are uncertain: 8 eps (|x|^2 + distance^2).
 
-
-def resolved(squared: Tensor, slack: Tensor) -> bool:
-    """Whether squared distances are so far above their rounding that a search may trust them.
+    Each point has its own: one far away loses digits, and takes none from the others.
 
     Args:
-        squared: Of neighbours, [N].
-        slack: The rounding.
+        x: [N, D].
+        squared: Squared distances [N] of each, or [N, k].
+
+    Returns:
+        As `squared`.
+    """
+    norms = x.square().sum(1)
+    return 8 * torch.finfo(x.dtype).eps * (squared + (norms if squared.ndim == 1 else norms.unsqueeze(1)))
+
+
+def resolved(x: Tensor, squared: Tensor) -> bool:
+    """Whether squared distances [N] of points x [N, D] are so far above their rounding that they may be compared.
 
     Returns:
         True where all but a hundredth are above 1,000 times the rounding.
     """
-    if not len(squared):
-        return True
-    return bool(squared.kthvalue(1 + len(squared) // 100).values > 1000 * slack)
+    ratio = squared / rounding(x, squared).clamp(min=torch.finfo(x.dtype).tiny)
+    return bool(ratio.kthvalue(1 + len(ratio) // 100).values > 1000)
 
 
 def centred(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,26 +70,34 @@ def centred(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance [N] of each x to the nearest y, and that y's index [N].
+    """Squared distance [N] of each x to the nearest y, and that y's index [N]; the first of several as near.
 
-    The search is in float32 where that tells neighbours apart; the distance that is found is exact.
+    The search is in float32. Where rounding might have changed the order of the two nearest, it is repeated in float64.
 
     Args:
         x: [N, D] float64, close to the origin.
-        y: [M, D] float64.
+        y: [M, D] float64, M >= 1.
     """
-    for dtype in PRECISIONS:
-        a, b = x.to(dtype), y.to(dtype)
-        least, index = a.new_full((len(a),), torch.inf), torch.zeros(len(a), dtype=torch.int64, device=a.device)
-        for rows, columns in tiles(len(a), len(b)):
-            found = squared_distances(a[rows], b[columns]).min(1)
-            index[rows] = torch.where(found.values < least[rows], found.indices + columns.start, index[rows])
-            torch.minimum(least[rows], found.values, out=least[rows])
-        exact = [(x[rows] - y[index[rows]]).square().sum(1) for rows in slices(len(x))]
-        squared = torch.cat([x.new_empty(0), *exact])
-        if resolved(squared, rounding(a, b)):
-            break
-    return squared, index
+    a, b = x.float(), y.float()
+    least, index = _two_nearest(a, b)
+    near = torch.nonzero(~(least[:, 1] - least[:, 0] > 4 * rounding(a, least[:, 0]))).squeeze(1)
+    index[near] = _two_nearest(x[near], y)[1]
+    exact = [(x[rows] - y[index[rows]]).square().sum(1) for rows in slices(len(x))]
+    return torch.cat([x.new_empty(0), *exact]), index
+
+
+def _two_nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances [N, 2] of each x to the two nearest y (infinite where there is but one), the first's index."""
+    least = x.new_full((len(x), 2), torch.inf)
+    index = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    for rows, columns in tiles(len(x), len(y)):
+        tile = squared_distances(x[rows], y[columns])
+        first = tile.min(1)
+        second = tile.scatter_(1, first.indices.unsqueeze(1), torch.inf).amin(1)
+        index[rows] = torch.where(first.values < least[rows, 0], first.indices + columns.start, index[rows])
+        found = torch.cat([least[rows], first.values.unsqueeze(1), second.unsqueeze(1)], 1)
+        least[rows] = found.topk(2, dim=1, largest=False).values
+    return least, index
 
 
 def neighbour_radii(x: Tensor, k: int) -> Tensor:

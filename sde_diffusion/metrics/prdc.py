@@ -34,7 +34,8 @@ class PRDC(FeatureMetric):
     and above it where they crowd the data's middle. One outlier cannot move it far. `coverage`: share of the real balls
     with a generated sample within; close to 1 - 2^-k_density where the samples are as the data and as many.
 
-    All depend on k and on the numbers of samples: compare at equal ones.
+    All depend on k and on the numbers of samples: compare at equal ones. Their intervals are rough in many features
+    where the model is poor, and those of density then too short; see `intervals`.
 
     Args:
         extractor: See `FeatureMetric`.
@@ -85,12 +86,12 @@ class PRDC(FeatureMetric):
         most = max(self.k, self.k_density)
         for dtype in PRECISIONS:
             x, y = real.to(dtype), fake.to(dtype)
-            slack = rounding(x, y)
             of_x, of_y = neighbour_radii(x, most), neighbour_radii(y, self.k)
-            if resolved(of_x[:, 0], slack) and resolved(of_y[:, 0], slack):
+            if resolved(x, of_x[:, 0]) and resolved(y, of_y[:, 0]):
                 break
         # With the rounding, so that a point on a ball's surface counts, as it does in exact numbers.
-        radii, dense, of_fake = of_x[:, self.k - 1] + slack, of_x[:, self.k_density - 1] + slack, of_y[:, -1] + slack
+        of_x, of_y = of_x + rounding(x, of_x), of_y + rounding(y, of_y)
+        radii, dense, of_fake = of_x[:, self.k - 1], of_x[:, self.k_density - 1], of_y[:, -1]
         # Of a sample to the nearest real ball, of a real point to the nearest generated ball and to the nearest sample.
         to_real, to_fake, to_sample = (x.new_full((n,), torch.inf) for n in (len(y), len(x), len(x)))
         balls = x.new_zeros((), dtype=torch.float64)
@@ -106,6 +107,9 @@ class PRDC(FeatureMetric):
         within = to_real <= 0, to_fake <= 0, to_sample <= dense
         precision, recall, coverage = (inside.double().mean() for inside in within)
         return torch.stack([precision, recall, balls / (self.k_density * len(y)), coverage])
+
+    def _trials(self, real: Tensor, fake: Tensor, reference: Reference) -> Tensor:
+        return real.new_tensor([len(fake), len(real), len(fake), len(real)])  # the side that each is a mean over
 
     def _present(self, values: Tensor) -> Tensor:
         return values.clamp(min=0)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sde_diffusion import __version__
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import writing
 
@@ -28,12 +29,15 @@ MOST_FEATURES = 8192
 
 
 def fingerprint(item: nn.Module | Tensor | Iterable[Tensor]) -> str:
-    """SHA-256 of tensors in their order, or of an extractor's class, width and weights: equal where features are."""
+    """SHA-256 of tensors in their order, or of an extractor's class, width and weights, and this package's version.
+
+    It does not see an extractor's code: of one that changed, but for the version, the files are to be deleted.
+    """
     digest = hashlib.sha256()
     tensors: Iterable[tuple[object, Tensor]]
     if isinstance(item, nn.Module):
         tensors = item.state_dict().items()
-        digest.update(f"{type(item).__name__} {getattr(item, 'num_features', None)}".encode())
+        digest.update(f"{__version__} {type(item).__name__} {getattr(item, 'num_features', None)}".encode())
     else:
         tensors = enumerate([item] if isinstance(item, Tensor) else item)
     for name, tensor in tensors:

@@ -63,11 +63,14 @@ def adams(
     Where a flow contracts steeply, stability and not accuracy keeps the steps short: however wide the tolerance, the
     solution trembles within it, and a quantity with a sharp extremum there (a divergence far from all data) is
     systematically off. Such errors change their sign from step to step, where those of a smooth solution keep it. So
-    once 50 in a row have turned, the tolerance is tightened a hundredfold for the rest, which costs few steps there.
+    once 50 in a row have turned, the tolerance is tightened a hundredfold for the rest. That costs few steps there, and
+    more where errors turn because the flow goes round and round.
 
     Returns:
         The state at end; None if the tolerance is not met, or a slope is not finite.
     """
+    if start == end:
+        return y
     u, length = start, abs(end - start)
     slopes, places = [drift(u, y)], [u]
     before: Tensor | None = None

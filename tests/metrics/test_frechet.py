@@ -206,3 +206,14 @@ def test_numbers_that_are_none_are_refused(bad):
         broken[place].view(-1)[0] = bad
         with pytest.raises(ValueError, match="finite"):
             frechet_distance(*broken)
+
+
+def test_what_is_not_kept_and_what_does_not_fit_is_told():
+    metric = FrechetDistance(Pixels((3,)))
+    metric.update(torch.zeros(5, 3), real=True)
+    with pytest.raises(UserError, match="keep_features=True"):
+        metric.features(real=True)
+    with pytest.raises(ValueError, match=r"takes features \[B, 3\] of real_features, fake_features; got \(5, 4\)"):
+        metric.add(torch.zeros(5, 4), "real_features")
+    with pytest.raises(ValueError, match="of train_features"):
+        metric.add(torch.zeros(5, 3), "train_features")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics import FrechetDistance, Interval, KernelDistance, Memorisation, Pixels, difference
+from sde_diffusion.metrics import FrechetDistance, Interval, Memorisation, Pixels, difference, intervals
 
 
 @pytest.mark.parametrize("name", cases.SMOOTH)
@@ -115,7 +115,6 @@ def test_bad_arguments():
         cases.fed(cases.SMOOTH["frechet"][1], cases.draw(11, 5, 0), cases.draw(20, 5, 1)).interval()
     with pytest.raises(UserError, match=r"17 real and 20 generated samples in 5.*At least 18.*kernel distance"):
         cases.fed(cases.SMOOTH["frechet_infinity"][1], cases.draw(17, 5, 0), cases.draw(20, 5, 1)).compute()
-    assert KernelDistance.names == ("kernel_distance",)
 
 
 def coverage(intervals: list[dict[str, Interval]], truth: dict[str, float] | None) -> dict[str, float]:
@@ -180,10 +179,26 @@ def test_intervals_of_differences_cover():
     real, found = cases.draw(400, 5, 0), {"frechet": [], "kernel": []}
     for i in range(REPETITIONS):
         noise = cases.draw(300, 5, i + 1)
-        for name, intervals in found.items():
+        for name, gaps in found.items():
             a, b = (cases.fed(cases.SMOOTH[name][1], real, scale * noise + 0.3) for scale in (1.2, 1.4))
-            intervals.append(difference(a, b, resamples=50, reference="fixed"))
-    for name, intervals in found.items():
-        rates = coverage(intervals, None)
+            gaps.append(difference(a, b, resamples=50, reference="fixed"))
+    for name, gaps in found.items():
+        rates = coverage(gaps, None)
         print("difference", name, rates)
         assert min(rates.values()) >= LEAST, rates
+
+
+def test_fewer_subsets_of_large_sets_tell_the_same(monkeypatch):
+    """Within what 5 rounds and 6 halves scatter: a factor of two and a half for a standard error."""
+    metric = cases.fed(cases.NEIGHBOURS["prdc"][1], cases.draw(600, 3, 0), cases.draw(600, 3, 1))
+    calls: list[int] = []
+    values = metric._values
+    monkeypatch.setattr(metric, "_values", lambda real, fake: calls.append(len(real)) or values(real, fake))
+    many = metric.interval(resamples=100)
+    assert (calls.count(300), calls.count(120)) == (100, 20 * 5)
+    calls.clear()
+    monkeypatch.setattr(intervals, "MANY_PAIRS", 1000)
+    few = metric.interval(resamples=100)
+    assert (calls.count(300), calls.count(120)) == (6, 5 * 5)
+    for name in many:
+        assert 0.4 < few[name].std_error / many[name].std_error < 2.5, name

@@ -134,3 +134,13 @@ def test_data_with_exact_ties_are_no_copies(atoms):
         z.append(float(found["memorisation_z"]))
     assert sum(value > 3 for value in z) <= 1
     assert -1.5 < sum(z) / 10 < 1.5
+
+
+def test_copies_off_the_data_are_found_however_dense_the_data():
+    """Points on a line, samples beside it: the nearest differ from the next by less than float32 resolves."""
+    line = 2 * torch.rand(40_000, generator=torch.Generator().manual_seed(0)) - 1
+    train, test = (torch.stack([half, 0 * half], 1) for half in line.split(20_000))
+    copies = train[:200] + torch.tensor([0.0, 0.1])
+    found = of(train, test, copies).compute()
+    assert found["memorisation_share"] == 1
+    assert found["memorisation_z"] > 10

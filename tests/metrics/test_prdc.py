@@ -137,3 +137,26 @@ def test_too_few_samples():
         PRDC(Pixels((2,)), k=0)
     with pytest.raises(ValueError, match="k_density must be at least 1; got -1"):
         PRDC(Pixels((2,)), k_density=-1)
+
+
+@pytest.mark.parametrize("side", ["real", "fake"])
+@pytest.mark.parametrize("far", [1e5, 1e8])
+def test_one_point_far_away_takes_no_digits_from_the_others(side, far):
+    real, fake = normal(300, 2, 0), 0.5 * normal(300, 2, 1) + torch.tensor([3.0, 0.0])
+    (real if side == "real" else fake)[0] = far
+    assert figures(real, fake, k=3, k_density=3) == pytest.approx(by_hand(real, fake, 3), abs=1e-12)
+
+
+def test_distances_that_are_nearly_a_radius():
+    """Generated points just outside all balls, whose surfaces hold all the other real points."""
+    corners = torch.eye(200)
+    real, fake = corners[:100], corners[100:] * 1.00015
+    fake[0] *= 20
+    assert figures(real, fake, k=3, k_density=3) == pytest.approx(by_hand(real, fake, 3), abs=1e-12)
+    assert figures(real, fake)["precision"] == 0
+
+
+def test_an_interval_is_as_narrow_as_the_side_that_a_share_is_of():
+    real, fake = normal(100, 3, 0), normal(2000, 3, 1, scale=1.3)
+    few, many = (of(real, x).interval(reference="fixed", resamples=20)["precision"] for x in (fake[:100], fake))
+    assert (many.high - many.low) < 0.6 * (few.high - few.low)

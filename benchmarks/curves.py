@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, NullFormatter
@@ -25,7 +26,9 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
     passes = sorted(cfg.nfe)
     floor = FrechetDistance(Pixels(bench.real.shape[1:]))
     floor.update(bench.real, real=True)
-    train = bench.features(bench.data.tensor("train"))
+    train = bench.data.tensor("train")
+    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: cfg.n * len(cfg.seeds)]
+    train = bench.features(train[some])  # no more than there are samples: the distance of fewer is larger
     floor.update(train, real=False)
     denoiser = "the closed-form denoiser of the training split" if cfg.exact else "the model"
     lines = [

@@ -16,7 +16,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -155,6 +155,11 @@ def explain(error: BaseException) -> str:
         return "sweeps= is no group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
     if absent and (config_folder() / absent[1]).is_dir():
         return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} is not KEY=VALUE in Hydra's grammar: a value with =, commas, spaces or brackets needs "
+            "quotes of its own within the shell's, \"ckpt='epoch=3.ckpt'\""
+        )
     unknown = re.search(r"Could not load '(\w+)/(\w+)'", str(error))
     if unknown:
         known = sorted(path.stem for path in (config_folder() / unknown[1]).glob("*.yaml"))

@@ -23,10 +23,6 @@ NOT_BUILDABLE = (f"{PACKAGE}.metrics.pretrained",)
 """But for these, which may fetch weights."""
 
 
-class TargetError(UserError):
-    """A configuration names a class that it may not name, or that is not there."""
-
-
 def build(node: Any, **overrides: Any) -> Any:
     """Build the object that a configuration describes.
 
@@ -42,8 +38,7 @@ def build(node: Any, **overrides: Any) -> Any:
         The object; containers without a `_target_` come back as plain dict and list.
 
     Raises:
-        TargetError: If a target is not a class of this package that a configuration may name.
-        UserError: If it does not take an argument or a value.
+        UserError: If a target is not a class of this package, or does not take an argument.
     """
     if isinstance(node, Mapping):
         values = {key: build(value) for key, value in node.items() if key != "_target_"}
@@ -66,7 +61,7 @@ def _find(target: str) -> type:
         inside, outside = (any(home.startswith(f"{part}.") for part in parts) for parts in (BUILDABLE, NOT_BUILDABLE))
         if inspect.isclass(found) and inside and not outside:
             return found
-    raise TargetError(
+    raise UserError(
         f"_target_: {target!r} is not a class of {PACKAGE} that a configuration may name; those live in "
         f"{', '.join(BUILDABLE)}"
     )

@@ -310,7 +310,8 @@ def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: lis
         figure = plus_minus(values[unit], values["std_error"])
         line = f"{report['data']} {split}: -log p = {figure} {unit.replace('_per_', '/')}"
         if "elbo" in values:
-            line += f"; -ELBO {plus_minus(values['elbo'][unit], values['elbo']['std_error'])}"
+            bound = "-ELBO" if report["uniform"] is None else "of the levels themselves at most (-ELBO)"
+            line += f"; {bound} {plus_minus(values['elbo'][unit], values['elbo']['std_error'])}"
         items = "item" if values["n"] == 1 else "items"
         log.info("%s  (%d %s, %.0f passes)", line, values["n"], items, values["nfe"]["mean"] or math.nan)
     known = "" if report["uniform"] is None else f"; {report['uniform']:.3f} is that of the uniform distribution"

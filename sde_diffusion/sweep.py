@@ -248,7 +248,8 @@ def _write_table(path: Path, described: Sweep, results: Sequence[Result]) -> Non
         for result in results:
             run = result.run
             figures = [run.folder.name, result.best, result.step, result.last]
-            writer.writerow([*figures, *run.point.values(), shlex.join(run.words)])
+            last = dict(word.split("=", 1) for word in run.overrides if "=" in word)  # of two the last counts
+            writer.writerow([*figures, *(last[key] for key in run.point), shlex.join(run.words)])
 
 
 def _tell(described: Sweep, results: Sequence[Result]) -> None:

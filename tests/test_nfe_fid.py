@@ -13,7 +13,7 @@ from sde_diffusion.config import build
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.metrics import FrechetDistance, load_extractor
 
-ODD = "{each: 1, extra: 0, sampler: {_target_: sde_diffusion.sampling.AncestralSampler, eta: -1}}"
+ODD = "{each: 1, extra: 0, sampler: {_target_: sde_diffusion.sampling.AncestralSampler, t_end: 5.0}}"
 SETTINGS = (
     *("nfe=[3,6]", "n=200", "long=12", "batch_size=64"),
     *(f"~samplers.{name}" for name in ("ddpm", "sde", "pc", "dpm_2", "dpm_2_rho", "dpm_3", "dpm_sde_rho")),
@@ -52,7 +52,7 @@ def test_a_figure_is_that_of_the_library(measured, trained):
 def test_what_cannot_run_is_in_the_table_with_its_reason(measured):
     out, done = measured
     row = rows(out)["odd", 3]
-    assert "eta" in row["reason"]
+    assert "t_end" in row["reason"]
     text = (out / "table.md").read_text()
     assert "odd is not there throughout" in text
     assert "| odd | – | – |" in text
@@ -132,6 +132,10 @@ def test_the_closed_form_denoiser(command, trained, tmp_path):
         ("+samplers.x={each: 0, extra: 0, sampler: {}}", "samplers.x must be {each: "),
         ("+samplers.x={each: 1, extra: 0, sampler: {order: 2}}", "samplers.x.sampler must be {_target_: "),
         ("+samplers.x={each: 1, extra: 0, sampler: {_target_: sde_diffusion.sampling.Foo}}", "samplers.x: _target_"),
+        (
+            "+samplers.x={each: 1, extra: 0, sampler: {_target_: sde_diffusion.sampling.UniPC, ordr: 1}}",
+            "takes no ordr",
+        ),
     ],
 )
 def test_refused(override, words, command, trained, tmp_path):

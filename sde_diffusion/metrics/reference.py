@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,10 +23,16 @@ from sde_diffusion import __version__
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import writing
 
-FORMAT = "sde_diffusion reference statistics 1"
+FORMAT = "sde_diffusion reference statistics 2"
+
+log = logging.getLogger(__name__)
 
 MOST_FEATURES = 8192
 """Beyond these a covariance takes more than half a gigabyte, and its eigenvalues minutes."""
+
+
+class DamagedReferenceError(UserError):
+    """A file holds no reference statistics, or no longer those that were written."""
 
 
 def fingerprint(item: nn.Module | Tensor | Iterable[Tensor]) -> str:
@@ -123,13 +130,19 @@ def reference_statistics(
         The statistics.
 
     Raises:
-        UserError: If the file there is of other data, another extractor or another kind, or cannot be written.
+        UserError: If the file there is of other data or another extractor, or cannot be written.
+
+    A file that is damaged or of another kind is made anew, with a warning.
     """
     path = key.file(folder)
     if path.exists():
-        found = read_reference(path, key)
-        if found.features is not None or not keep_features:
-            return found
+        try:
+            found = read_reference(path, key)
+        except DamagedReferenceError as error:
+            log.warning("%s", error)
+        else:
+            if found.features is not None or not keep_features:
+                return found
     features = make().detach().cpu().float()
     if len(features) < 2 or not features.isfinite().all():
         raise UserError(f"reference {key.data}/{key.split}: {len(features)} samples; need 2 or more, all finite")
@@ -143,9 +156,14 @@ def reference_statistics(
     tensors = {"mean": made.mean, "cov": made.cov.contiguous()}
     if keep_features:
         tensors["features"] = features.contiguous()
+    about = {"format": FORMAT, "n": str(made.n), "key": json.dumps(asdict(key)), "content": _content(tensors)}
     with writing(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "n": str(made.n), "key": json.dumps(asdict(key))})
+        save_file(tensors, temporary, about)
     return made
+
+
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    return fingerprint(tensors[name] for name in sorted(tensors))
 
 
 def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
@@ -159,7 +177,8 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
         The statistics.
 
     Raises:
-        UserError: If the file is missing, damaged, of another kind or of another key.
+        DamagedReferenceError: If the file is damaged or of another kind.
+        UserError: If it is missing, or of another key.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -169,6 +188,8 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
             found, n = ReferenceKey(**json.loads(about["key"])), int(about["n"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             mean, cov, features = tensors["mean"], tensors["cov"], tensors.get("features")
+            if about.get("content") != _content(tensors):
+                raise ValueError("its numbers are not those that were written")
             d = len(mean)
             if cov.shape != ((d, d) if d <= MOST_FEATURES else (0, 0)) or (
                 features is not None and features.shape != (n, d)
@@ -179,7 +200,7 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
     except FileNotFoundError:
         raise UserError(f"no reference statistics at {path}") from None
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} holds no reference statistics: {error}; delete it, and it is made anew") from error
+        raise DamagedReferenceError(f"{path} holds no reference statistics: {error}; it has to be made anew") from error
     other = [name for name, value in asdict(key).items() if getattr(found, name) != value]
     if other:
         told = ", ".join(f"{name} {getattr(found, name)[:24]!r} (wanted {getattr(key, name)[:24]!r})" for name in other)

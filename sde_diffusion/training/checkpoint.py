@@ -36,6 +36,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise UserError(
             f"no checkpoint {path}" + (f"; in that folder there are: {there}" if there else "; its folder has none")
         )
+    if path.suffix == ".npz":
+        raise UserError(f"{path} holds arrays, not a checkpoint; evaluate takes such a file as samples={path}")
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickles of other kinds, refused here
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)

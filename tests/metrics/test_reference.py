@@ -130,17 +130,30 @@ class Trap:
 def test_foreign_files_are_refused_and_not_run(tmp_path):
     path, trap = KEY.file(tmp_path), tmp_path / "trap"
     path.write_bytes(pickle.dumps(Trap(trap)))
-    with pytest.raises(UserError, match=r"holds no reference statistics.*delete it"):
-        reference_statistics(tmp_path, KEY, never)
+    with pytest.raises(UserError, match=r"holds no reference statistics.*made anew"):
+        read_reference(path, KEY)
     assert not trap.exists()
     save_file({"mean": X}, path, {"format": "another"})
     with pytest.raises(UserError, match="its format is 'another'"):
-        reference_statistics(tmp_path, KEY, never)
-    path.unlink()
+        read_reference(path, KEY)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "moved"])
+def test_a_damaged_file_is_made_anew(damage, tmp_path, caplog):
     reference_statistics(tmp_path, KEY, lambda: X)
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match="holds no reference statistics"):
-        reference_statistics(tmp_path, KEY, never)
+    path = KEY.file(tmp_path)
+    content = path.read_bytes()
+    broken = {
+        "cut": content[:-8],
+        "changed": content[:-40] + b"\x7f" * 40,
+        "moved": content[:-40] + content[-80:-40],
+    }[damage]
+    path.write_bytes(broken)
+    with pytest.raises(UserError, match=r"holds no reference statistics.*made anew"):
+        read_reference(path, KEY)
+    assert torch.equal(reference_statistics(tmp_path, KEY, lambda: X).features, X)
+    assert str(path) in caplog.text
+    assert torch.equal(reference_statistics(tmp_path, KEY, never).features, X)
 
 
 def test_features_that_are_not_finite_are_not_kept(tmp_path):

@@ -146,6 +146,8 @@ def _check(cfg: DictConfig) -> None:
         if drawing:
             raise UserError(f"{'=, '.join(drawing)}= is for samples that are drawn; those of a file are as they are")
     check_seeds(cfg)
+    if cfg.samples is None:
+        whole(cfg, "n", 2)
 
 
 def _given() -> set[str]:

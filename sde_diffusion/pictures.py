@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,16 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
     with metrics_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for key, colour in (("train/loss", "0.6"), ("val/loss", "tab:blue")):
-        curve = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
+        curve = [(int(row["step"]) + 1, float(row[key])) for row in rows if row.get(key)]  # Lightning counts from 0
         if curve:
             axes.plot(*zip(*curve, strict=True), label=key, color=colour, marker="o" if len(curve) < 3 else None)
+        if curve and key == "val/loss":
+            step, loss = min(curve, key=operator.itemgetter(1))
+            axes.plot([step], [loss], "o", color=colour, label=f"lowest, step {step:,}: best.ckpt")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_yscale("log")
+    plain_numbers(axes.yaxis)
     axes.legend()
     return _render(figure)
 
@@ -141,6 +146,7 @@ def loss_by_level(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
     axes.set_xlabel(r"$\log(\alpha^2 / \sigma^2)$: noise on the left, data on the right")
     axes.set_ylabel("validation loss")
     axes.set_yscale("log")
+    plain_numbers(axes.yaxis)
     axes.legend()
     return _render(figure)
 
@@ -149,13 +155,25 @@ def histogram(values: dict[str, Tensor], label: str) -> Image.Image:
     """Histograms over one another of several sets of numbers [N], by name, on common bins."""
     figure, ((axes,),) = _figure((6.0, 4.0))
     low, high = (float(end(end(numbers) for numbers in values.values())) for end in (min, max))
-    edges = np.linspace(low, high if high > low else low + 1, 61)
-    for name, numbers in values.items():
-        axes.hist(numbers.numpy(), bins=edges, density=True, alpha=0.6, label=f"{name} ({len(numbers)})")
+    edges = np.linspace(low, high if high > low else low + 1, 51)
+    for index, (name, numbers) in enumerate(values.items()):
+        style: dict[str, Any] = {"histtype": "stepfilled", "lw": 1.5, "ec": f"C{index}", "fc": (f"C{index}", 0.15)}
+        legend = f"{name}: mean {float(numbers.mean()):.3f} ({len(numbers)})"
+        axes.hist(numbers.numpy(), bins=edges, density=True, label=legend, **style)
     axes.set_xlabel(label)
     axes.set_ylabel("density")
     axes.legend()
     return _render(figure)
+
+
+def plain_numbers(axis: Any) -> None:
+    """Plain numbers on a logarithmic axis: 0.3 and not 3 x 10^-1."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6) if high < 100 * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(picture: Image.Image, path: Path) -> None:

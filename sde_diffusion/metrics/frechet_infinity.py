@@ -21,6 +21,8 @@ class FrechetInfinity(FeatureMetric):
     are averaged. The estimate may fall below 0 where the distributions are the same; with fewer than about four samples
     a dimension in a group the line is no line any more, and it falls too low.
 
+    The interval has the width of the distance's own: extrapolating adds no error to first order.
+
     The slope is of the line in 1/N with N the generated samples (and the real ones in proportion): a distance at N
     samples has about slope / N of bias.
 

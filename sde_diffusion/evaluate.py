@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import time
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from sde_diffusion import pictures, record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
-from sde_diffusion.data import DataModule, Split
+from sde_diffusion.data import DataModule
+from sde_diffusion.data_sides import DataSides
 from sde_diffusion.drawing import check_seeds, class_labels, draw, first, read_samples, stored
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
@@ -32,11 +32,7 @@ from sde_diffusion.metrics import (
     KeptFeatures,
     Measured,
     Probabilities,
-    ReferenceKey,
-    fingerprint,
     measure,
-    point_estimates,
-    reference_statistics,
 )
 from sde_diffusion.parts import forget
 
@@ -75,16 +71,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             )
     name, extractor = extractor_for(cfg.extractor, data)
     extractor = extractor.to(device)
-    sides = _sides(cfg, data)
-    metrics, unfit = _metrics(cfg, data, extractor, device, [*sides, FAKE])
-    features = Features(sides, device, cfg.batch_size)
-    for side, batches in sides.items():
-        features.put(extractor, side, _reference(cfg, data, side, batches, name, extractor, features))
+    sides = DataSides(cfg, data, name, extractor)
+    metrics, unfit = _metrics(cfg, data, extractor, device, [*sides.batches, FAKE])
+    features = Features(sides.batches, device, cfg.batch_size)
+    sides.fill(features)
     made = _samples(cfg, model, data, device, out / ".samples")
     features.sides[FAKE] = made.batches
     begin, before = time.perf_counter(), features.seconds
     found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
-    mark, n_mark = _training_split(cfg, metrics, features, extractor)
+    mark, n_mark = sides.mark(metrics, features, made.n)
     real_labels = data.split(cfg.split).label if cfg.label is None else None
     classifier = extractor if name == data.name and hasattr(extractor, "head") else None
     classes = _classes(cfg, metrics, features, made.labels, real_labels, classifier)
@@ -196,57 +191,6 @@ def _metrics(
         else:
             metrics[name] = metric
     return metrics, unfit
-
-
-def _splits(cfg: DictConfig) -> dict[str, str]:
-    """The split that each of the data's sides is."""
-    return {REAL: cfg.split, **({TRAIN: "train"} if cfg.split != "train" else {})}
-
-
-def _sides(cfg: DictConfig, data: DataModule) -> dict[str, Callable[[], Iterator[Tensor]]]:
-    """The data's sides, in batches; of one class alone where one class is drawn."""
-    return {side: functools.partial(_batches, data.split(split), cfg.label) for side, split in _splits(cfg).items()}
-
-
-def _batches(split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
-    rows = torch.arange(len(split))
-    if label is not None and split.label is not None:
-        rows = rows[split.label == label]
-    return (split.tensor(some) for some in torch.split(rows, size))
-
-
-def _reference(
-    cfg: DictConfig,
-    data: DataModule,
-    side: str,
-    batches: Callable[[], Iterator[Tensor]],
-    name: str,
-    extractor: nn.Module,
-    features: Features,
-) -> Tensor:
-    """Features of a side of the data, from the cache where they were made before."""
-    split = _splits(cfg)[side]
-    preprocessing = f"{list(data.shape)}, {data.levels or 'no'} levels, resize {getattr(extractor, 'resize', 'none')}"
-    key = ReferenceKey(data.name, split, name, preprocessing, fingerprint(batches()), fingerprint(extractor))
-    made = reference_statistics(Path(cfg.cache), key, functools.partial(features.make, extractor, side)).features
-    assert made is not None
-    return made
-
-
-def _training_split(
-    cfg: DictConfig, metrics: Mapping[str, KeptFeatures], features: Features, extractor: nn.Module
-) -> tuple[dict[str, float], int]:
-    """The figures of as many items of the training split, in the samples' place, and how many these are."""
-    if TRAIN not in features.sides:
-        return {}, 0
-    total, n = len(features(extractor, TRAIN)), len(features(extractor, FAKE))
-    rows = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n]
-
-    def swapped(extractor: nn.Module, side: str) -> Tensor:
-        return features(extractor, TRAIN)[rows] if side == FAKE else features(extractor, side)
-
-    usable = {name: metric for name, metric in metrics.items() if TRAIN not in metric.sides}
-    return point_estimates(usable, swapped), len(rows)
 
 
 def _classes(

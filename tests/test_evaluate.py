@@ -105,7 +105,7 @@ def test_features_of_the_data_are_made_once(evaluated, command, trained, tmp_pat
     out, report, _ = evaluated
     cache = out.parent / "outputs" / "references"
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert len(before) == 2
+    assert sorted(path.suffix for path in before) == [".json", ".safetensors", ".safetensors"]
     arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=300", *QUICK, f"cache={cache}")
     again, _ = run(command, tmp_path / "again", *arguments)
     assert again["intervals"] == report["intervals"]
@@ -113,7 +113,7 @@ def test_features_of_the_data_are_made_once(evaluated, command, trained, tmp_pat
     pixels, _ = run(command, tmp_path / "pixels", *arguments, "extractor=pixels", "metrics=[frechet,inception_score]")
     assert pixels["frechet_distance"] != report["frechet_distance"]
     assert "classifier" in pixels["skipped"]["inception_score"]
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.glob("*.safetensors"))) == 4
 
 
 def test_a_killed_run_ends_with_the_same_figures(command, start, trained, tmp_path):
@@ -174,6 +174,15 @@ def test_few_samples(command, trained, tmp_path):
     assert set(found["skipped"]) == {"frechet", "frechet_infinity", "sliced_wasserstein", "energy"}
     assert "kernel distance" in found["skipped"]["frechet"]
     assert "singular covariance" in done.out
+    # The training split's figures are of the data alone: from the cache they are the same, damaged ones are made anew.
+    for damage in (None, "{"):
+        (mark,) = (tmp_path / "outputs" / "references").glob("mark-*.json")
+        if damage:
+            mark.write_text(damage)
+        again, _ = run(
+            command, tmp_path / ("damaged" if damage else "again"), ckpt, "n=40", "seed=9", *QUICK, "metrics.prdc.k=2"
+        )
+        assert again["training_split"] == found["training_split"] != {}
     alone = command("evaluate", ckpt, "n=40", *QUICK, "metrics=[frechet]", f"out={tmp_path / 'x'}", cwd=tmp_path)
     assert (alone.status, "none of the metrics" in alone.err) == (1, True)
     assert not (tmp_path / "x" / "metrics.json").exists()

@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sde_diffusion import __version__
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import writing
 
@@ -36,15 +35,15 @@ class DamagedReferenceError(UserError):
 
 
 def fingerprint(item: nn.Module | Tensor | Iterable[Tensor]) -> str:
-    """SHA-256 of tensors in their order, or of an extractor's class, width and weights, and this package's version.
+    """SHA-256 of tensors in their order, or of an extractor's class, width and weights.
 
-    It does not see an extractor's code: of one that changed, but for the version, the files are to be deleted.
+    It does not see an extractor's code: whoever changes that raises the number in `FORMAT`, or deletes the files.
     """
     digest = hashlib.sha256()
     tensors: Iterable[tuple[object, Tensor]]
     if isinstance(item, nn.Module):
         tensors = item.state_dict().items()
-        digest.update(f"{__version__} {type(item).__name__} {getattr(item, 'num_features', None)}".encode())
+        digest.update(f"{type(item).__name__} {getattr(item, 'num_features', None)}".encode())
     else:
         tensors = enumerate([item] if isinstance(item, Tensor) else item)
     for name, tensor in tensors:

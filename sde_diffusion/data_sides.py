@@ -1,0 +1,126 @@
+"""The data that samples are compared with: their features and the figures that they reach themselves, cached."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from sde_diffusion.cli import plain
+from sde_diffusion.data import DataModule, Split
+from sde_diffusion.files import writing
+from sde_diffusion.metrics import (
+    FAKE,
+    REAL,
+    TRAIN,
+    Features,
+    KeptFeatures,
+    ReferenceKey,
+    fingerprint,
+    point_estimates,
+    reference_statistics,
+)
+
+
+class DataSides:
+    """A data set's sides of a comparison: the split, and beside another the training split.
+
+    Args:
+        cfg: A configuration with split, label, cache and metrics.
+        data: The data set.
+        name: The extractor's name.
+        extractor: The extractor.
+
+    Raises:
+        UserError: If there is no such split.
+    """
+
+    def __init__(self, cfg: DictConfig, data: DataModule, name: str, extractor: nn.Module) -> None:
+        self.cache, self.metrics, self.extractor = Path(cfg.cache), plain(cfg.metrics), extractor
+        splits = {REAL: cfg.split, **({TRAIN: "train"} if cfg.split != "train" else {})}
+        self.batches = {
+            side: functools.partial(_batches, data.split(split), cfg.label) for side, split in splits.items()
+        }
+        self._key = functools.partial(
+            ReferenceKey,
+            data=data.name,
+            extractor=name,
+            preprocessing=f"{list(data.shape)}, {data.levels or 'no'} levels, "
+            f"resize {getattr(extractor, 'resize', 'none')}",
+            extractor_digest=fingerprint(extractor),
+        )
+        self._splits = splits
+
+    @functools.cached_property
+    def keys(self) -> dict[str, ReferenceKey]:
+        """What the features of each side are of."""
+        return {
+            side: self._key(split=self._splits[side], data_digest=fingerprint(batches()))
+            for side, batches in self.batches.items()
+        }
+
+    def fill(self, features: Features) -> None:
+        """Put the sides' features, from the cache where they were made before."""
+        for side, key in self.keys.items():
+            make = functools.partial(features.make, self.extractor, side)
+            made = reference_statistics(self.cache, key, make).features
+            assert made is not None
+            features.put(self.extractor, side, made)
+
+    def mark(self, metrics: Mapping[str, KeptFeatures], features: Features, n: int) -> tuple[dict[str, float], int]:
+        """The figures of n items of the training split, or of all if there are fewer, in the samples' place.
+
+        Those do not change with the samples, and are kept in the cache too.
+
+        Args:
+            metrics: Some of the configuration's; those that look at the training split themselves are left out.
+            features: With the sides filled.
+            n: How many.
+
+        Returns:
+            The figures by name, and of how many items they are; none where the split is the training split itself.
+        """
+        if TRAIN not in self.batches:
+            return {}, 0
+        usable = {name: metric for name, metric in metrics.items() if TRAIN not in metric.sides}
+        train = features(self.extractor, TRAIN)
+        rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]
+        about = {
+            "keys": {side: asdict(key) for side, key in self.keys.items()},
+            "n": len(rows),
+            "metrics": {name: self.metrics[name] for name in usable},
+        }
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        path = self.cache / f"mark-{digest[:32]}.json"
+        found = _read(path)
+        if found is None:
+
+            def swapped(extractor: nn.Module, side: str) -> Tensor:
+                return features(extractor, TRAIN)[rows] if side == FAKE else features(extractor, side)
+
+            found = point_estimates(usable, swapped)
+            with writing(path) as temporary:
+                temporary.write_text(json.dumps({"of": about, "figures": found}, indent=2) + "\n")
+        return found, len(rows)
+
+
+def _read(path: Path) -> dict[str, float] | None:
+    """The figures in a file; None where there is none, or it is damaged."""
+    try:
+        return {str(name): float(value) for name, value in json.loads(path.read_text())["figures"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _batches(split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
+    rows = torch.arange(len(split))
+    if label is not None and split.label is not None:
+        rows = rows[split.label == label]
+    return (split.tensor(some) for some in torch.split(rows, size))

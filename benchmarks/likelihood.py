@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.mixture import GaussianMixture
@@ -202,6 +203,7 @@ def draw(table: dict[Setting, Efforts], path: Path) -> None:
     """Error against passes, a line for each setting."""
     figure = Figure(figsize=(8.0, 6.0), layout="constrained", dpi=110)
     axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
     for setting, efforts in table.items():
         points = [(passes, worst) for passes, _, worst in efforts if math.isfinite(worst)]
         default = setting == SETTINGS[0]

@@ -71,6 +71,7 @@ class Bench:
             self.denoiser = EmpiricalDenoiser(model.denoiser.sde, self.data.tensor("train")).to(self.device)
         self.extractor_name, extractor = extractor_for(cfg.extractor, self.data)
         self.extractor = extractor.to(self.device)
+        self.extractor_digest = fingerprint(extractor)
         self.real = self.features(self.data.tensor(cfg.split))
         least = 2 * self.real.shape[1] + 2
         if min(len(self.real), cfg.n * len(cfg.seeds)) < least:
@@ -111,7 +112,7 @@ class Bench:
             "n": self.cfg.n,
             "seed": point.seed,
             "label": self.cfg.label,
-            "extractor": fingerprint(self.extractor),
+            "extractor": self.extractor_digest,
         }
         kept = Parts(self.folder / f"{point.name}-{point.nfe}-{point.seed}", plan, self.cfg.overwrite)
         parts = list(kept.load())

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from sde_diffusion import __version__
 from sde_diffusion.cli import plain
 from sde_diffusion.data import DataModule, Split
 from sde_diffusion.files import writing
@@ -96,6 +97,7 @@ class DataSides:
             "keys": {side: asdict(key) for side, key in self.keys.items()},
             "n": len(rows),
             "metrics": {name: self.metrics[name] for name in usable},
+            "version": __version__,  # a metric may have been mended since
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         path = self.cache / f"mark-{digest[:32]}.json"

@@ -119,7 +119,7 @@ def test_the_closed_form_denoiser(command, trained, tmp_path):
         ("split=foo", "no split 'foo'"),
         ("extractor=foo", "foo"),
         ("nfe=5", "nfe must be a list of whole numbers"),
-        ("nfe=[5,0]", "nfe must be a list of whole numbers"),
+        ("nfe=[5,0]", "nfe must be a list of whole numbers of at least 1"),
         ("seeds=[]", "seeds must be a list of whole numbers"),
         ("seeds=[0,100]", "sets of n=200 samples from seeds=[0, 100] overlap"),
         ("level=2", "level must lie between 0 and 1"),

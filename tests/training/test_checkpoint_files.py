@@ -32,6 +32,9 @@ def test_missing_lists_its_neighbours(good: Path, tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "no folder" / "wrong.ckpt")
     with pytest.raises(UserError, match=r"is a folder; give a file, such as ckpt=.*good\.ckpt"):
         read_checkpoint(good.parent)
+    (tmp_path / "samples.npz").touch()
+    with pytest.raises(UserError, match=r"holds arrays, not a checkpoint; evaluate takes .* samples=.*samples\.npz"):
+        read_checkpoint(tmp_path / "samples.npz")
 
 
 def refused(path: Path) -> str:

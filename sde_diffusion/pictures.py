@@ -155,7 +155,8 @@ def histogram(values: dict[str, Tensor], label: str) -> Image.Image:
     """Histograms over one another of several sets of numbers [N], by name, on common bins."""
     figure, ((axes,),) = _figure((6.0, 4.0))
     low, high = (float(end(end(numbers) for numbers in values.values())) for end in (min, max))
-    edges = np.linspace(low, high if high > low else low + 1, 51)
+    bins = min(50, max(10, round(2 * max(map(len, values.values())) ** 0.5)))  # few items in many bins are spikes
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     for index, (name, numbers) in enumerate(values.items()):
         style: dict[str, Any] = {"histtype": "stepfilled", "lw": 1.5, "ec": f"C{index}", "fc": (f"C{index}", 0.15)}
         legend = f"{name}: mean {float(numbers.mean()):.3f} ({len(numbers)})"

@@ -14,6 +14,7 @@ from torch import Tensor
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
+from sde_diffusion.units import Units
 
 SPLITS = ("train", "val", "test")
 
@@ -47,6 +48,7 @@ class DataModule(LightningDataModule):
     name: str = "data"
     data_range: tuple[float, float] = (-1.0, 1.0)
     in_files: bool = False  # whether rows are read from files batch by batch
+    units: Units | None = None  # of float data; None: they are on [-1, 1] already, or have levels
 
     def __init__(
         self, batch_size: int = 128, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
@@ -150,6 +152,7 @@ class DataModule(LightningDataModule):
             "data_range": list(self.data_range),
             "n_classes": self.n_classes,
             "std": self.std,
+            "units": None if self.units is None else self.units.describe(),
             "config": self.config,
         }
 

@@ -35,6 +35,17 @@ _TURNS = 50
 """Errors in a row that turn, for steps to be held short by stability. The last steps of an ordinary walk turn too, up
 to 40 of them where one of many samples is far out; tightening there would cost passes and gain nothing."""
 
+_MANY = 150
+"""Steps after which the slope is tested for roughness, and again after as many more; a smooth walk takes fewer."""
+
+_ROUGH = 1.0
+"""Fourth differences in time over a step, in tolerances, from which a slope is called rough. At a step that its own
+fourth derivative keeps short a smooth slope shows 0.15, and a slope with independent noise at each time about 40."""
+
+
+class RoughError(Exception):
+    """The slope changes with time within a step, however short: it has noise, or turns thousands of times."""
+
 
 def adams(
     drift: Callable[[float, Tensor], Tensor],
@@ -46,6 +57,7 @@ def adams(
     norm: Callable[[Tensor], Tensor],
     order: int,
     smallest_step: float = 1e-9,
+    test_roughness: bool = False,
 ) -> Tensor | None:
     """Solve dy/du = drift(u, y) from start to end.
 
@@ -59,6 +71,7 @@ def adams(
         norm: Size of an error measured in tolerances; a step is taken if it is at most 1.
         order: Order k of the predictor, at least 1.
         smallest_step: Give up when a step gets so small, as a share of the interval.
+        test_roughness: Test the slope for roughness (five passes) where many steps are taken, or their errors turn.
 
     Where a flow contracts steeply, stability and not accuracy keeps the steps short: however wide the tolerance, the
     solution trembles within it, and a quantity with a sharp extremum there (a divergence far from all data) is
@@ -66,15 +79,21 @@ def adams(
     once 50 in a row have turned, the tolerance is tightened a hundredfold for the rest. That costs few steps there, and
     more where errors turn because the flow goes round and round.
 
+    Errors also turn where the slope has noise in time; then tightening would shorten the steps in proportion, for
+    nothing, and it is not done.
+
     Returns:
         The state at end; None if the tolerance is not met, or a slope is not finite.
+
+    Raises:
+        RoughError: If test_roughness finds that the slope is rough in time.
     """
     if start == end:
         return y
     u, length = start, abs(end - start)
     slopes, places = [drift(u, y)], [u]
     before: Tensor | None = None
-    turns = 0
+    turns = taken = 0
     # What a first step of order 1 may take if the slope changes by its own size over the interval.
     steepness = float(norm(slopes[0].detach() / (atol + rtol * y.detach().abs()))) * length
     if not steepness < torch.inf:
@@ -100,17 +119,43 @@ def adams(
                 return corrected
             u, y = ahead, corrected
             slopes, places = [new, *slopes][:order], [ahead, *places][:order]
+            taken += 1
+            tighten = False
             if turns < _TURNS:
                 turns = turns + 1 if before is not None and float((relative * before).sum()) < 0 else 0
                 before = relative
-                if turns == _TURNS:
-                    rtol, atol = 0.01 * rtol, 0.01 * atol
+                tighten = turns == _TURNS
+            if (tighten or (test_roughness and taken % _MANY == 0)) and _roughness(
+                drift, u, y, step if abs(step) <= abs(end - u) else end - u, scale, norm
+            ) > _ROUGH:
+                if test_roughness:
+                    raise RoughError
+            elif tighten:
+                rtol, atol = 0.01 * rtol, 0.01 * atol
         elif not size < torch.inf:
             return None
         most = _GROW if len(slopes) == order else _GROW_AT_FIRST
         h = abs(step) * min(max(_SAFETY * max(size, 1e-10) ** (-1 / (len(back) + 1)), _SHRINK), most)
         if h < smallest_step * length:
             return None
+
+
+def _roughness(
+    drift: Callable[[float, Tensor], Tensor],
+    u: float,
+    y: Tensor,
+    step: float,
+    scale: Tensor,
+    norm: Callable[[Tensor], Tensor],
+) -> float:
+    """Size of a step's fourth difference of the slope at one state, at times a quarter of the step apart.
+
+    With the state held, stiffness plays no part in it.
+    """
+    difference = torch.zeros_like(y)
+    for k, weight in enumerate((1, -4, 6, -4, 1)):
+        difference += weight * drift(u + step * k / 4, y).detach()
+    return float(norm(step * difference / scale.detach()))
 
 
 def _integrals(nodes: list[float]) -> list[float]:

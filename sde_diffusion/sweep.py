@@ -29,9 +29,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sde_diffusion import record
+from sde_diffusion import progress, record
 from sde_diffusion.cli import command, config_folder, explain, interpreter, nulls, whole
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import writing
@@ -168,13 +167,10 @@ def _run_all(runs: Sequence[Run], described: Sweep, lock: int) -> list[Run]:
     """Run what is not finished; returns the runs that failed."""
     waiting = [run for run in runs if not _finished(run)]
     failed: list[Run] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True)) as progress:
-        progress.disable = not progress.console.is_terminal
-        task = progress.add_task("", total=len(runs), completed=len(runs) - len(waiting))
+    with progress.bar("", len(runs), len(runs) - len(waiting)) as bar:
         for run in waiting:
             name = f"run {runs.index(run) + 1} of {len(runs)}"
-            progress.update(task, description=name)
+            bar.update(name=name)
             if _execute(run, lock):
                 result = _result(run, described)
                 log.info("%s  %s %.5g  %s", name, described.metric, result.best, _values(run.point, described.swept()))
@@ -182,7 +178,7 @@ def _run_all(runs: Sequence[Run], described: Sweep, lock: int) -> list[Run]:
                 failed.append(run)
                 last = run.output.read_text(errors="replace").strip().splitlines()[-5:]
                 log.warning("%s failed: %s\n  %s", name, shlex.join(run.words), "\n  ".join(last))
-            progress.advance(task)
+            bar.update(advance=1)
     return failed
 
 

@@ -6,8 +6,6 @@ import functools
 import logging
 import os
 import re
-import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,13 +111,6 @@ def nulls(arguments: Sequence[str]) -> list[str]:
     To Hydra None would be a word like another.
     """
     return [re.sub(r"(?<==)None$", "null", argument) for argument in arguments]
-
-
-def interpreter() -> str:
-    """What to type for this Python: `python` where that is the one running, else its path."""
-    found = shutil.which("python")
-    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
-    return "python" if same else shlex.quote(sys.executable)
 
 
 def plain(node: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import io
 import logging
 import os
 import re
@@ -69,6 +70,9 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     for resolver in (run_folder, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     sys.argv = nulls(sys.argv)
+    for stream in (sys.stdout, sys.stderr):  # in a locale without ü or ± a message must not end in a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Hydra then raises its own errors instead of printing them, and they are told below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with telling():

@@ -22,15 +22,21 @@ def as_number(name: str, value: Any) -> float:
     return float(number)
 
 
-def check_count(name: str, value: Any, least: int = 1) -> int:
+def check_count(name: str, value: Any, least: int = 1, also: str = "") -> int:
     """An argument that must be a whole number, as an int: of Python, NumPy or torch ([]), but no bool.
+
+    Args:
+        name: The argument's.
+        value: What was given.
+        least: The least allowed.
+        also: What else the message says is allowed.
 
     Raises:
         ValueError: If it is none, or less than `least`.
     """
     number = _real(value)
     if number is None or not number >= least or number % 1 != 0:  # infinity % 1 is NaN, and so not 0
-        raise ValueError(f"{name} must be a whole number of at least {least}; got {_shown(value)}")
+        raise ValueError(f"{name} must be a whole number of at least {least}{also}; got {_shown(value)}")
     return int(number)
 
 

@@ -22,8 +22,20 @@ def as_number(name: str, value: Any) -> float:
     return float(number)
 
 
-def check_count(name: str, value: Any, least: int = 1, also: str = "") -> int:
+def as_whole(name: str, value: Any) -> int:
     """An argument that must be a whole number, as an int: of Python, NumPy or torch ([]), but no bool.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    number = _real(value)
+    if number is None or number % 1 != 0:  # infinity % 1 is NaN, and so not 0
+        raise ValueError(f"{name} must be a whole number; got {_shown(value)}")
+    return int(number)
+
+
+def check_count(name: str, value: Any, least: int = 1, also: str = "") -> int:
+    """An argument that must be a whole number of at least `least`, as an int; see `as_whole`.
 
     Args:
         name: The argument's.
@@ -35,7 +47,7 @@ def check_count(name: str, value: Any, least: int = 1, also: str = "") -> int:
         ValueError: If it is none, or less than `least`.
     """
     number = _real(value)
-    if number is None or not number >= least or number % 1 != 0:  # infinity % 1 is NaN, and so not 0
+    if number is None or not number >= least or number % 1 != 0:
         raise ValueError(f"{name} must be a whole number of at least {least}{also}; got {_shown(value)}")
     return int(number)
 
@@ -66,12 +78,8 @@ def check_fields(settings: Any) -> None:
         if field.type not in ("float", "int", float, int) or (value is None and field.default is None):
             continue
         name = f"{field.name} of {type(settings).__name__}"
-        number: float = as_number(name, value)
-        if field.type in ("int", int):
-            if number % 1 != 0:
-                raise ValueError(f"{name} must be a whole number; got {_shown(value)}")
-            number = int(number)
-        object.__setattr__(settings, field.name, number)
+        read = as_whole if field.type in ("int", int) else as_number
+        object.__setattr__(settings, field.name, read(name, value))
 
 
 def check_floats(name: str, x: Any) -> None:

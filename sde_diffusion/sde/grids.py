@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, check_count, check_fields
+from sde_diffusion.checks import as_number, as_whole, check_fields
 
 if TYPE_CHECKING:
     from sde_diffusion.sde.base import SDE
@@ -51,7 +51,9 @@ class Grid(ABC):
             ValueError: If points < 1, if t_end lies outside [0, t_max), or if two times coincide.
         """
         t_end = sde.t_min if t_end is None else as_number("t_end", t_end)
-        points = check_count("points of a grid", points)
+        points = as_whole("points", points)
+        if points < 1:
+            raise ValueError(f"a grid needs at least 1 point; got {points}")
         if not 0 <= t_end < sde.t_max:
             raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
         times = self.time(sde, torch.linspace(1, 0, max(points, 2), dtype=torch.float64), t_end)[:points]

@@ -52,6 +52,22 @@ def check_count(name: str, value: Any, least: int = 1, also: str = "") -> int:
     return int(number)
 
 
+def as_numbers(name: str, value: Any) -> Tensor:
+    """Finite numbers, in any form that torch reads, as a float64 tensor; integers too, which are as exact.
+
+    Raises:
+        TypeError: If they are none.
+        ValueError: If one is NaN or infinite.
+    """
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be numbers or a tensor; got {_shown(value)}") from None
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"{name} must be finite; got NaN or infinite numbers")
+    return found
+
+
 def check_sizes(name: str, value: Any, allowed: str = "a list of positive sizes") -> tuple[int, ...]:
     """A shape, as a tuple of positive ints.
 

@@ -145,8 +145,7 @@ class Denoiser(nn.Module, ABC):
             ValueError: If shapes do not fit, or a condition's value is out of range.
         """
         check_floats("x_t", x_t)
-        if isinstance(t, Tensor) and t.ndim and t.shape not in (x_t.shape[:1], (1,)):
-            raise ValueError(f"t must be [] or [{len(x_t)}], one time for each sample; got {list(t.shape)}")
+        t = check_times(t, len(x_t))
         if conditions:
             conditions = self.check_conditions(conditions, len(x_t), x_t.device, wait=False)
         prediction: Prediction = super().__call__(x_t, t, **conditions)
@@ -164,6 +163,19 @@ class Denoiser(nn.Module, ABC):
         Returns:
             The prediction.
         """
+
+
+def check_times(t: Time, batch: int) -> Time:
+    """See that t is one time, or one for each of `batch` samples.
+
+    Raises:
+        TypeError: If it is neither a number nor a tensor.
+        ValueError: If it has another shape.
+    """
+    shape = () if isinstance(t, float) else (t if isinstance(t, Tensor) else float64(t)).shape
+    if shape not in ((), (batch,), (1,)):
+        raise ValueError(f"t must be [] or [{batch}], one time for each sample; got {list(shape)}")
+    return t
 
 
 def check_denoiser(denoiser: object) -> None:

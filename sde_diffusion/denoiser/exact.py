@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_whole, check_count, check_finite, check_floats
-from sde_diffusion.denoiser.base import Denoiser, Prediction
+from sde_diffusion.checks import as_numbers, as_whole, check_count, check_finite, check_floats
+from sde_diffusion.denoiser.base import Denoiser, Prediction, check_times
 from sde_diffusion.reprs import shown
 from sde_diffusion.sde import SDE, Time, check_sde, expand, float64
 
@@ -84,12 +84,12 @@ class GaussianMixtureDenoiser(Denoiser):
         super().__init__()
         check_sde(sde)
         self.sde = sde
-        means, stds = _numbers("means", means), _numbers("stds", stds)
+        means, stds = as_numbers("means", means), as_numbers("stds", stds)
         if means.ndim < 2 or not len(means):
             raise ValueError(f"means must have shape [K, *] with at least one data dimension; got {list(means.shape)}")
         if stds.ndim == 1 and len(stds) == len(means):
             stds = stds.reshape(-1, *(1,) * (means.ndim - 1))
-        weights = torch.ones(len(means), dtype=torch.float64) if weights is None else _numbers("weights", weights)
+        weights = torch.ones(len(means), dtype=torch.float64) if weights is None else as_numbers("weights", weights)
         if weights.shape != means.shape[:1] or not bool((weights > 0).all()):
             raise ValueError(f"weights must be {len(means)} positive numbers; got {weights.tolist()}")
         if not bool((stds >= 0).all()):
@@ -124,7 +124,8 @@ class GaussianMixtureDenoiser(Denoiser):
         Returns:
             [B], float64.
         """
-        return self._joint_log_prob(*self._marginals(x, *self._scales(t))).logsumexp(1)
+        check_floats("x", x)
+        return self._joint_log_prob(*self._marginals(x, *self._scales(check_times(t, len(x))))).logsumexp(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n points of the data distribution (t = 0).
@@ -173,7 +174,7 @@ class GaussianDenoiser(GaussianMixtureDenoiser):
     """
 
     def __init__(self, sde: SDE, mean: Tensor, std: Tensor | float) -> None:
-        mean, std = _numbers("mean", mean), _numbers("std", std)
+        mean, std = as_numbers("mean", mean), as_numbers("std", std)
         if mean.ndim == 0:
             raise ValueError("mean must have at least one dimension: the shape of one data point")
         super().__init__(sde, mean.unsqueeze(0), _fit(std, mean, "std").unsqueeze(0))
@@ -251,17 +252,6 @@ def _fit(std: Tensor, mean: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name} must broadcast to the means' shape {list(mean.shape)}; got shape {list(std.shape)}"
         ) from None
-
-
-def _numbers(name: str, value: object) -> Tensor:
-    """Numbers, in any form that torch reads, as a float64 tensor; integers too, which are as exact."""
-    try:
-        numbers = torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be numbers or a tensor; got {type(value).__name__} {value!r:.60}") from None
-    if not bool(torch.isfinite(numbers).all()):
-        raise ValueError(f"{name} must be finite; got NaN or infinite numbers")
-    return numbers
 
 
 def _check_like(x: Tensor, data: Tensor) -> None:

@@ -59,6 +59,8 @@ def bits_per_dim(
         )
     levels = as_whole("levels", levels)
     size = math.prod(as_whole("dims", n) for n in (dims if isinstance(dims, Sequence) else (dims,)))
+    if not isinstance(data_range, Sequence) or len(data_range) != 2:
+        raise ValueError(f"data_range must be (low, high); got {data_range!r}")
     low, high = (as_number("an end of data_range", end) for end in data_range)
     if levels < 2 or size < 1 or not -math.inf < low < high < math.inf:
         raise ValueError(

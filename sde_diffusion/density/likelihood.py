@@ -25,7 +25,7 @@ from sde_diffusion.density.prior import GaussianPrior, LogDensity
 from sde_diffusion.density.trace import TRACES, Trace
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, ReverseProcess
-from sde_diffusion.sampling.arguments import check_t_end
+from sde_diffusion.sampling.arguments import check_dtype, check_t_end
 from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.sampling.reverse import Coordinate, UnitVariance
 from sde_diffusion.sde import BandLogSNR, Grid
@@ -113,8 +113,9 @@ def log_likelihood(
     seeds, conditions = check_call(denoiser, x, seed, seeds, conditions)
     sde = denoiser.sde
     t_end = check_t_end(t_end, sde)
+    check_dtype(dtype)
     if not isinstance(trace, Trace):
-        if trace not in TRACES:
+        if not isinstance(trace, str) or trace not in TRACES:
             raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r} (or give a Trace)")
         trace = TRACES[trace](probes)
     solver = ODESolver(method, rtol, atol, steps, max_nfe, options)

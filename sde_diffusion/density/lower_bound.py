@@ -29,7 +29,7 @@ from sde_diffusion.density.decoders import Decoder, GaussianDecoder
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
-from sde_diffusion.sampling.arguments import check_t_end
+from sde_diffusion.sampling.arguments import check_dtype, check_t_end
 from sde_diffusion.sde import SDE, Grid, UniformLogSNR
 
 _SIGMA_DATA = 0.5  # a guess at the data's size, on which only the variance depends
@@ -117,6 +117,7 @@ def elbo(
     if steps is not None and draws > steps:
         raise ValueError(f"draws must be a whole number of at least 1{most}; got {draws}")
     rows = check_count("rows", rows)
+    check_dtype(dtype)
     prior = GaussianPrior.standard(sde) if prior is None else prior
     decoder = GaussianDecoder() if decoder is None else decoder
     t_end = check_t_end(decoder.place(sde) if t_end is None else t_end, sde)

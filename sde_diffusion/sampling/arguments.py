@@ -49,6 +49,18 @@ def check_t_end(t_end: Any, sde: SDE) -> float:
     return end
 
 
+def check_dtype(dtype: Any) -> None:
+    """See that a state's type is one of the two that are precise enough.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the state is torch.float32 or torch.float64 (autocast the network for less); got dtype={dtype!r}"
+        )
+
+
 def check_device(device: torch.device | str | None, denoiser: nn.Module) -> torch.device:
     """Where to sample: the denoiser's device, if it has one and no other is named.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sde_diffusion.checks import check_count as check_count  # which the samplers take from here
 from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
 from sde_diffusion.errors import UserError
-from sde_diffusion.sampling.arguments import check_device, check_latent, check_shape, check_t_end
+from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
 from sde_diffusion.sampling.noise import Noise, as_seeds
 from sde_diffusion.sde import SDE, Time
 
@@ -180,8 +180,7 @@ class Sampler(ABC):
             check_latent(latent, shape)
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of (step, t, x_t, x0); got {callback!r}")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"the state is float32 or float64 (autocast the network for less); got dtype={dtype}")
+        check_dtype(dtype)
         sde = denoiser.sde
         t_end = check_t_end(self.t_end, sde)
         device = check_device(device, denoiser)

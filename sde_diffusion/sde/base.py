@@ -201,7 +201,12 @@ class SDE(ABC):
 
         Returns:
             x_t, [B, *].
+
+        Raises:
+            TypeError: If x0 or noise is not a tensor of floats.
+            ValueError: If the shapes do not fit, or a time lies outside the path.
         """
+        check_floats("noise", noise)
         t = self.check_time(t)
         return expand(self.log_alpha(t).exp(), x0) * x0 + expand(self.log_sigma(t).exp(), x0) * noise
 

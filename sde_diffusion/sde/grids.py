@@ -48,8 +48,12 @@ class Grid(ABC):
             [points], float64, strictly decreasing.
 
         Raises:
+            TypeError: If sde is not a path.
             ValueError: If points < 1, if t_end lies outside [0, t_max), or if two times coincide.
         """
+        from sde_diffusion.sde.base import check_sde  # which imports this module
+
+        check_sde(sde)
         t_end = sde.t_min if t_end is None else as_number("t_end", t_end)
         points = as_whole("points", points)
         if points < 1:

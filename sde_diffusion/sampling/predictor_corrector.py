@@ -203,7 +203,24 @@ class PredictorCorrector(Sampler):
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
-        times = (self.grid or run.sde.default_grid()).times(run.sde, self.steps + 1, run.t_end)
+        times = self._times(run)
+        x = self._follow(x, run, times)
+        return run.predict(x, times[-1]).x0 if self.denoise else x
+
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """The probability flow's steps up; see `Sampler.climb`."""
+        if (self.predictor, self.corrector) != ("probability_flow", "none"):
+            raise ValueError(
+                "only the deterministic walk (predictor=probability_flow, corrector=none) can be inverted; got "
+                f"predictor={self.predictor}, corrector={self.corrector}"
+            )
+        return self._follow(x, run, self._times(run).flip(0))
+
+    def _times(self, run: Walk) -> Tensor:
+        return (self.grid or run.sde.default_grid()).times(run.sde, self.steps + 1, run.t_end)
+
+    def _follow(self, x: Tensor, run: Walk, times: Tensor) -> Tensor:
+        """The steps from times[0] to times[-1], to the state there."""
         predictor, rule = PREDICTORS[self.predictor](), CORRECTORS[self.corrector]
         steps = Step.walk(run.sde, times)
         table = [predictor.coefficients(step) for step in steps]
@@ -211,7 +228,9 @@ class PredictorCorrector(Sampler):
             raise singular(run.sde)
         corrections = [None] * self.steps if rule is None else rule(self.snr).moves(run.sde, times)
         draws = self.corrector_steps + 1
+        run.plan(times)
         for i, (step, correct, (from_x, from_belief, std)) in enumerate(zip(steps, corrections, table, strict=True)):
+            run.visit(x, step.t)
             if correct is not None:
                 for j in range(self.corrector_steps):
                     x = correct(x, run, run.normal(i * draws + j))
@@ -221,4 +240,5 @@ class PredictorCorrector(Sampler):
             x = moved
             if std and i + 1 < self.steps:
                 x.add_(run.normal(i * draws + self.corrector_steps), alpha=std)
-        return run.predict(x, times[-1]).x0 if self.denoise else x
+        run.visit(x, times[-1])
+        return x

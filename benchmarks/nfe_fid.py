@@ -34,6 +34,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import checkpoint_digest, extractor_for, load_data, load_model
 from sde_diffusion.metrics import FrechetDistance, Pixels, difference, fingerprint
+from sde_diffusion.overrides import setting
 from sde_diffusion.parts import Parts, forget
 from sde_diffusion.sampling import Sampler
 
@@ -178,7 +179,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
                 found[point] = bench.measure(point)
                 progress.advance(task, point.nfe)
         except KeyboardInterrupt:
-            log.warning("what was drawn is kept: with out=%s the same command goes on from there", out)
+            log.warning("what was drawn is kept: the same command with %s resumes there", setting("out", out))
             raise
     rows = [_row(cfg, bench, name, nfe, found) for nfe in sorted(cfg.nfe) for name in cfg.samplers]
     best = [_best(cfg, bench, nfe, rows, found) for nfe in sorted(cfg.nfe)]

@@ -18,6 +18,7 @@ from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.loading import checkpoint_digest
+from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.batches import Kept, sample_resumably
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     except ValueError as error:  # what a sampler can only tell once it knows the model's path
         raise UserError(f"{error}{given('sampler')}") from error
     except KeyboardInterrupt:
-        log.warning("what was drawn is kept: with out=%s the same command goes on from there", folder.parent)
+        log.warning("what was drawn is kept: the same command with %s resumes there", setting("out", folder.parent))
         raise
 
 
@@ -133,7 +134,7 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> Stored:
         UserError: If the file is missing, of another kind, or its samples are of another shape.
     """
     if path.is_dir():
-        raise UserError(f"{path} is a folder: give a file, such as samples={path / 'samples.npz'}")
+        raise UserError(f"{path} is a folder: give a file, such as {setting('samples', path / 'samples.npz')}")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("images", "points", "labels") if name in file.files}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import record
-from sde_diffusion.cli import command, given, interpreter, plain
+from sde_diffusion.cli import command, given, plain
 from sde_diffusion.errors import UserError
+from sde_diffusion.overrides import command_line, setting
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -69,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if not trainer.interrupted:
             raise
         if trainer.is_global_zero and last.is_file():
-            log.info("Go on with: %s -m sde_diffusion.train ckpt=%s", interpreter(), shlex.quote(str(last)))
+            log.info("Resume with: %s", command_line("sde_diffusion.train", ckpt=last))
         raise KeyboardInterrupt from end
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
@@ -166,9 +166,9 @@ def _refuse(cfg: DictConfig, folder: Path) -> None:
             "trainer.strategy=ddp_spawn, or one process per run with a wandb sweep"
         )
     if not cfg.ckpt and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("*.ckpt")):
+        resume = setting("ckpt", folder / "checkpoints" / "last.ckpt")
         raise UserError(
-            f"{folder} holds a run already: resume it with ckpt={folder / 'checkpoints' / 'last.ckpt'}, or choose "
-            "another folder with hydra.run.dir=DIR"
+            f"{folder} holds a run already: resume it with {resume}, or choose another folder with hydra.run.dir=DIR"
         )
 
 
@@ -267,11 +267,10 @@ def _conclude(folder: Path, last: Path) -> None:
     ):
         if (folder / name).exists():
             log.info("  %-16s %s", name, what)
-    ckpt = shlex.quote(str(last))
     log.info("Next:")
-    log.info("  %s -m sde_diffusion.sample ckpt=%s n=64", interpreter(), ckpt)
-    log.info("  %s -m sde_diffusion.evaluate ckpt=%s", interpreter(), ckpt)
-    log.info("  %s -m sde_diffusion.likelihood ckpt=%s", interpreter(), ckpt)
+    log.info("  %s", command_line("sde_diffusion.sample", ckpt=last, n=64))
+    for name in ("evaluate", "likelihood"):
+        log.info("  %s", command_line(f"sde_diffusion.{name}", ckpt=last))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.overrides import setting
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -28,7 +29,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     path = Path(path)
     if path.is_dir():
         found = sorted(path.rglob("*.ckpt"))
-        raise UserError(f"{path} is a folder; give a file" + (f", such as ckpt={found[-1]}" if found else ""))
+        raise UserError(
+            f"{path} is a folder; give a file" + (f", such as {setting('ckpt', found[-1])}" if found else "")
+        )
     if not path.parent.is_dir():
         raise UserError(f"no checkpoint {path}: there is no folder {path.parent}")
     if not path.is_file():
@@ -37,7 +40,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"no checkpoint {path}" + (f"; in that folder there are: {there}" if there else "; its folder has none")
         )
     if path.suffix == ".npz":
-        raise UserError(f"{path} holds arrays, not a checkpoint; evaluate takes such a file as samples={path}")
+        raise UserError(
+            f"{path} holds arrays, not a checkpoint; evaluate takes such a file as {setting('samples', path)}"
+        )
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickles of other kinds, refused here
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)

@@ -28,11 +28,12 @@ from benchmarks.curves import FRECHET, draw, markdown, to_wandb
 from sde_diffusion import record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
+from sde_diffusion.data_sides import extractor_for
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
-from sde_diffusion.drawing import class_labels, stored
+from sde_diffusion.drawing import class_labels, measured
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
-from sde_diffusion.loading import checkpoint_digest, extractor_for, load_data, load_model
+from sde_diffusion.loading import checkpoint_digest, load_data, load_model
 from sde_diffusion.metrics import FrechetDistance, Pixels, difference, fingerprint
 from sde_diffusion.overrides import setting
 from sde_diffusion.parts import Parts, forget
@@ -89,7 +90,7 @@ class Bench:
 
     def features(self, x: Tensor) -> Tensor:
         """Features of samples [N, *shape], as they would be stored."""
-        parts = torch.split(stored(x, self.data.levels), self.cfg.batch_size)
+        parts = torch.split(measured(x, self.data), self.cfg.batch_size)
         with torch.no_grad():
             return torch.cat([self.extractor(part.to(self.device)).cpu() for part in parts])
 

@@ -65,10 +65,11 @@ class Memorisation(FeatureMetric):
             UserError: If a split or the samples are too few, or features are not finite.
         """
         real, fake = self._sets()
-        share = self._present(self._values(real, fake))[0]
+        share = self.present(self._values(real, fake))[0]
         return {self.names[0]: share, "memorisation_z": self._z(real, fake)}
 
-    def _details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+    def details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+        """See `FeatureMetric`."""
         return {"memorisation_z": float(self._z(real, fake))}
 
     def _neighbours(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,10 +86,12 @@ class Memorisation(FeatureMetric):
 
         return self._once(real, fake, search)
 
-    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+    def statistic(self, real: Tensor, fake: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         return self._neighbours(real, fake)[1].mean().unsqueeze(0)
 
-    def _present(self, values: Tensor) -> Tensor:
+    def present(self, values: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         train, test = values / self._n_train, (1 - values) / self._n_test
         return train / (train + test)
 

@@ -28,13 +28,13 @@ Inference"), and is shifted back for an estimate without the diagonal.
 
 *Groups*, for statistics without an influence function, such as those of nearest neighbours (precision, recall,
 density, coverage), whose components of every order matter. Both sets are split at random into disjoint groups, which
-are independent, so that the statistic's variance among groups has no bias; where variance falls as 1/n, V is that over the number of
-groups, averaged over many splits. It does not where groups are too small to see what the whole sees: in many dimensions
-the balls of few points are larger, and hold everything. So V is at least the spread of random halves without
-replacement, and for shares that of independent trials. In few dimensions that covers at its nominal rate, and in many
-where the model is good; of poor models in many features the 95% intervals can cover far less (in 64, of a model half as
-wide as the data, density's 80%): there these figures rank and do not test. Differences against a fixed reference are
-somewhat too short as well.
+are independent, so that the statistic's variance among groups has no bias; where variance falls as 1/n, V is that over
+the number of groups, averaged over many splits. It does not where groups are too small to see what the whole sees: in
+many dimensions the balls of few points are larger, and hold everything. So V is at least the spread of random halves
+without replacement, and for shares that of independent trials. In few dimensions that covers at its nominal rate, and
+in many where the model is good; of poor models in many features the 95% intervals can cover far less (in 64, of a model
+half as wide as the data, density's 80%): there these figures rank and do not test. Differences against a fixed
+reference are somewhat too short as well.
 """
 
 from __future__ import annotations

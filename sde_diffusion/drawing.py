@@ -22,6 +22,7 @@ from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.batches import Kept, sample_resumably
 
 if TYPE_CHECKING:
+    from sde_diffusion.data import DataModule
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -178,3 +179,9 @@ def stored(x: Tensor, levels: int | None) -> Tensor:
     if levels is not None:
         return from_levels(to_levels(x, levels), levels)
     return x.clamp(-1, 1) if x.ndim > 2 else x
+
+
+def measured(x: Tensor, data: DataModule) -> Tensor:
+    """Samples or data [B, *shape] as metrics look at them: as they would be stored, vectors in the data's own units."""
+    x = stored(x, data.levels)
+    return x if data.units is None or x.ndim > 2 else data.units.decode(x)

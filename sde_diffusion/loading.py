@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from sde_diffusion.cli import config_folder, plain
 from sde_diffusion.config import build
@@ -87,21 +86,6 @@ def load_named(node: dict[str, Any]) -> DataModule:
     """The data set that a configuration describes, read."""
     data: DataModule = build(node).prepare()
     return data
-
-
-def extractor_for(name: str | None, data: DataModule) -> tuple[str, nn.Module]:
-    """A feature extractor by name, or without one that of the data set's name if there is one, else the pixels.
-
-    Returns:
-        Its name and the extractor.
-
-    Raises:
-        UserError: If there is no such extractor, or it takes samples of another shape.
-    """
-    from sde_diffusion.metrics import extractor_names, load_extractor
-
-    name = name or (data.name if data.name in extractor_names() else "pixels")
-    return name, load_extractor(name, data.shape)
 
 
 def checkpoint_digest(ckpt: str) -> str:

@@ -29,7 +29,7 @@ from sde_diffusion import record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
-from sde_diffusion.drawing import class_labels, stored
+from sde_diffusion.drawing import class_labels, measured, stored
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import checkpoint_digest, extractor_for, load_data, load_model
@@ -88,7 +88,7 @@ class Bench:
 
     def features(self, x: Tensor) -> Tensor:
         """Features of samples [N, *shape], as they would be stored."""
-        parts = torch.split(stored(x, self.data.levels), self.cfg.batch_size)
+        parts = torch.split(measured(stored(x, self.data.levels), self.data.units), self.cfg.batch_size)
         with torch.no_grad():
             return torch.cat([self.extractor(part.to(self.device)).cpu() for part in parts])
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sde_diffusion import __version__
 from sde_diffusion.cli import plain
 from sde_diffusion.data import DataModule, Split
+from sde_diffusion.drawing import measured
 from sde_diffusion.files import writing
 from sde_diffusion.metrics import (
     FAKE,
@@ -28,6 +29,7 @@ from sde_diffusion.metrics import (
     point_estimates,
     reference_statistics,
 )
+from sde_diffusion.units import Units
 
 
 class DataSides:
@@ -47,7 +49,8 @@ class DataSides:
         self.cache, self.metrics, self.extractor = Path(cfg.cache), plain(cfg.metrics), extractor
         splits = {REAL: cfg.split, **({TRAIN: "train"} if cfg.split != "train" else {})}
         self.batches = {
-            side: functools.partial(_batches, data.split(split), cfg.label) for side, split in splits.items()
+            side: functools.partial(_batches, data.split(split), cfg.label, data.units)
+            for side, split in splits.items()
         }
         self._key = functools.partial(
             ReferenceKey,
@@ -121,8 +124,8 @@ def _read(path: Path) -> dict[str, float] | None:
         return None
 
 
-def _batches(split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
+def _batches(split: Split, label: int | None, units: Units | None, size: int = 500) -> Iterator[Tensor]:
     rows = torch.arange(len(split))
     if label is not None and split.label is not None:
         rows = rows[split.label == label]
-    return (split.tensor(some) for some in torch.split(rows, size))
+    return (measured(split.tensor(some), units) for some in torch.split(rows, size))

@@ -20,7 +20,7 @@ from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule
 from sde_diffusion.data_sides import DataSides
-from sde_diffusion.drawing import check_seeds, class_labels, draw, first, read_samples, stored
+from sde_diffusion.drawing import check_seeds, class_labels, draw, first, measured, read_samples, stored
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import checkpoint_digest, device_of, extractor_for, load_data, load_model
@@ -151,11 +151,14 @@ def _given() -> set[str]:
 
 
 def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device: torch.device, parts: Path) -> _Made:
+    def as_data(x: Tensor) -> Tensor:
+        return measured(stored(x, data.levels), data.units)
+
     origin: dict[str, Any]
     if model is None:
-        file = read_samples(Path(cfg.samples), data.shape)
+        file = read_samples(Path(cfg.samples), data.shape, data.units, data.levels)
         origin = {"samples": str(cfg.samples), "nfe": None, "sampler": None, "seeds": None}
-        return _Made(len(file), lambda: (stored(x, data.levels) for x in file.batches()), file.labels, origin, 0.0)
+        return _Made(len(file), lambda: map(as_data, file.batches()), file.labels, origin, 0.0)
     seeds = check_seeds(cfg)
     drawn = draw(cfg, model, device, parts)
     origin = {
@@ -167,7 +170,7 @@ def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device
         "checkpoint_sha256": checkpoint_digest(cfg.ckpt),
     }
     labels = class_labels(cfg, model.hparams["n_classes"])
-    return _Made(drawn.n, lambda: (stored(x, data.levels) for x in drawn.batches()), labels, origin, drawn.seconds)
+    return _Made(drawn.n, lambda: map(as_data, drawn.batches()), labels, origin, drawn.seconds)
 
 
 def _metrics(

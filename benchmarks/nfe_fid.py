@@ -29,13 +29,14 @@ from sde_diffusion import record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
-from sde_diffusion.drawing import class_labels, measured, stored
+from sde_diffusion.drawing import class_labels, stored
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import checkpoint_digest, extractor_for, load_data, load_model
 from sde_diffusion.metrics import FrechetDistance, Pixels, difference, fingerprint
 from sde_diffusion.parts import Parts, forget
 from sde_diffusion.sampling import Sampler
+from sde_diffusion.units import measured
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class Bench:
 
     def features(self, x: Tensor) -> Tensor:
         """Features of samples [N, *shape], as they would be stored."""
-        parts = torch.split(measured(stored(x, self.data.levels), self.data.units), self.cfg.batch_size)
+        own = measured(stored(x, self.data.levels), self.data.levels, self.data.units)
+        parts = torch.split(own, self.cfg.batch_size)
         with torch.no_grad():
             return torch.cat([self.extractor(part.to(self.device)).cpu() for part in parts])
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from sde_diffusion import __version__
 from sde_diffusion.cli import plain
 from sde_diffusion.data import DataModule, Split
-from sde_diffusion.drawing import measured
 from sde_diffusion.files import writing
 from sde_diffusion.metrics import (
     FAKE,
@@ -29,7 +28,7 @@ from sde_diffusion.metrics import (
     point_estimates,
     reference_statistics,
 )
-from sde_diffusion.units import Units
+from sde_diffusion.units import Units, measured
 
 
 class DataSides:
@@ -128,4 +127,4 @@ def _batches(split: Split, label: int | None, units: Units | None, size: int = 5
     rows = torch.arange(len(split))
     if label is not None and split.label is not None:
         rows = rows[split.label == label]
-    return (measured(split.tensor(some), units) for some in torch.split(rows, size))
+    return (measured(split.tensor(some), split.levels, units) for some in torch.split(rows, size))

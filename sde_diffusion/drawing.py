@@ -20,7 +20,7 @@ from sde_diffusion.files import readable
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.loading import checkpoint_digest
 from sde_diffusion.sampling.batches import Kept, sample_resumably
-from sde_diffusion.units import Units
+from sde_diffusion.units import Units, own_units
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
@@ -107,7 +107,7 @@ class Stored:
     Attributes:
         kept: As in the file: uint8 or float32 [N, H, W, C], or float32 [N, D].
         labels: Their classes, int64 [N], or None.
-        units: Of floats.
+        units: Of floats in the file; None: on [-1, 1].
     """
 
     kept: Tensor
@@ -127,9 +127,7 @@ class Stored:
                 yield x if self.units is None else self.units.encode(x)
 
 
-def read_samples(
-    path: Path, shape: tuple[int, ...], units: Units | None = None, levels: int | None = None
-) -> Stored:
+def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None, levels: int | None = None) -> Stored:
     """The samples of a `samples.npz`.
 
     Args:
@@ -182,7 +180,7 @@ def read_samples(
         raise UserError(f"{path}: labels must be integers [{len(x)}]; got {labels.dtype} {list(labels.shape)}")
     if x.is_floating_point() and not x.isfinite().all():
         raise UserError(f"{path}: samples hold NaN or infinite values")
-    return Stored(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), units)
+    return Stored(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), own_units(levels, units))
 
 
 def _no_arrays(path: Path, error: Exception) -> str:
@@ -208,8 +206,3 @@ def stored(x: Tensor, levels: int | None) -> Tensor:
     if levels is not None:
         return from_levels(to_levels(x, levels), levels)
     return x.clamp(-1, 1) if x.ndim > 2 else x
-
-
-def measured(x: Tensor, units: Units | None) -> Tensor:
-    """What metrics look at: vectors in the data's own units, images on [-1, 1], where extractors expect them."""
-    return x if units is None or x.ndim > 2 else units.decode(x)

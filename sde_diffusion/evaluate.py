@@ -20,7 +20,7 @@ from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule
 from sde_diffusion.data_sides import DataSides
-from sde_diffusion.drawing import check_seeds, class_labels, draw, first, measured, read_samples, stored
+from sde_diffusion.drawing import check_seeds, class_labels, draw, first, read_samples, stored
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import checkpoint_digest, device_of, extractor_for, load_data, load_model
@@ -35,6 +35,7 @@ from sde_diffusion.metrics import (
     measure,
 )
 from sde_diffusion.parts import forget
+from sde_diffusion.units import measured
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
@@ -152,7 +153,7 @@ def _given() -> set[str]:
 
 def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device: torch.device, parts: Path) -> _Made:
     def as_data(x: Tensor) -> Tensor:
-        return measured(stored(x, data.levels), data.units)
+        return measured(stored(x, data.levels), data.levels, data.units)
 
     origin: dict[str, Any]
     if model is None:

@@ -14,7 +14,6 @@ from torch import nn
 
 from sde_diffusion.cli import config_folder, plain
 from sde_diffusion.config import build
-from sde_diffusion.data.checks import few
 from sde_diffusion.errors import UserError
 from sde_diffusion.units import Units
 
@@ -56,7 +55,7 @@ def _number_label(cfg: DictConfig, names: list[str] | None) -> None:
         if cfg.label != label:
             log.info("label=%s is class %d", label, cfg.label)
     elif isinstance(label, str):
-        known = f"these are the classes: {few(names)}" if names else "the model's classes have numbers alone"
+        known = f"these are the classes: {', '.join(names)}" if names else "the model's classes have numbers alone"
         raise UserError(f"label={label} is no class; {known}")
 
 

@@ -64,7 +64,9 @@ def scatter(points: Tensor, reference: Tensor | None = None) -> Image.Image:
         if data is not None:
             x = data.detach().float().cpu()
             axes.plot(x[:, 0], x[:, min(1, x.shape[1] - 1)], ".", color=colour, markersize=2, label=label)
-    axes.set_aspect("equal")
+    low, high = np.sort(axes.transData.inverted().transform(axes.bbox.get_points()), axis=0)
+    if max(high - low) < 5 * min(high - low):  # columns in units of their own would make a line of the picture
+        axes.set_aspect("equal")
     axes.legend(loc="upper right")
     return _render(figure)
 

@@ -77,7 +77,9 @@ class Arrays(DataModule):
             if not 2 <= levels <= 256:
                 raise ValueError(f"levels must be from 2 to 256, or None; got {levels}")
             if range is not None:
-                raise ValueError(f"values have levels or a range: give levels or range, not both; got {levels}, {range}")
+                raise ValueError(
+                    f"values have levels or a range: give levels or range, not both; got {levels}, {range}"
+                )
         if layout is not None and layout not in _LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}, or None; got {layout!r}")
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def height_and_width(size: object) -> tuple[int, int] | None:
     """
     if size is None:
         return None
-    sides = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size, size]
+    sides: list[Any] = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size, size]
     if len(sides) != 2 or not all(hasattr(side, "__index__") and not isinstance(side, bool) for side in sides):
         raise ValueError(
             f"data.size must be a whole number of pixels, such as 32, or [height,width], such as [32,48]; got {size!r}"

@@ -90,7 +90,9 @@ class Folder(DataModule):
         black_and_white = item_shape[0] == 1 and self._sides is None and all(header.two_levels for header in found)
         levels = 2 if black_and_white else 256
         reading = Reading(self._sides, self.crop, "L" if item_shape[0] == 1 else "RGB", levels, ends)
-        self.in_files = math.prod(item_shape) * len(paths) > _IN_MEMORY if self.in_memory == "auto" else not self.in_memory
+        self.in_files = (
+            math.prod(item_shape) * len(paths) > _IN_MEMORY if self.in_memory == "auto" else not self.in_memory
+        )
 
         splits = {}
         for split in SPLITS:

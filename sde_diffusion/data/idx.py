@@ -153,9 +153,12 @@ class IdxImages(DataModule):
                 f"{self.root}: the training images are {x.shape[-2]}x{x.shape[-1]}, the test images "
                 f"{test_x.shape[-2]}x{test_x.shape[-1]}; they must agree"
             )
-        train, val = torch.arange(len(x)).split((len(x) - self.n_val, self.n_val))
-        if len(label[train].unique()) < len(label.unique()):
-            log.info("%s: the last %d training images are all there is of a class: val has some of each", *(self.name, self.n_val))
+        train, val = torch.arange(len(x)).tensor_split([len(x) - self.n_val])
+        if len(torch.unique(label[train])) < len(torch.unique(label)):
+            log.info(
+                "%s: the last %d training images are all there is of a class: val has some of each",
+                *(self.name, self.n_val),
+            )
             train, val = divide(len(x), [self.n_val], 0, label)
         return {
             "train": Split(x[train], label[train], levels=256),

@@ -187,7 +187,7 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
 
 
 def _grey_palette(image: Image.Image) -> bool:
-    palette = image.getpalette() if image.mode == "P" else None
+    palette = (image.getpalette() if image.mode == "P" else None) or []
     return bool(palette) and palette[::3] == palette[1::3] == palette[2::3]
 
 

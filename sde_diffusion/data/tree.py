@@ -92,7 +92,9 @@ def look(folder: Path, leave: tuple[str, ...] = ()) -> Tree:
                 if here == folder:
                     tree.subfolders.append(entry.name)
             elif not entry.is_file():
-                tree.unread.append(f"{path.relative_to(folder)}, {'a link to nothing' * entry.is_symlink() or 'no file'}")
+                tree.unread.append(
+                    f"{path.relative_to(folder)}, {'a link to nothing' * entry.is_symlink() or 'no file'}"
+                )
             elif entry.name.lower().endswith(SUFFIXES):
                 tree.images.append(path)
             else:

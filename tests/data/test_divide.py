@@ -38,7 +38,7 @@ def test_forty_and_two(counts):
 def test_too_few_for_every_class():
     with pytest.raises(UserError, match="4 training items are too few to split off 1 and 1 and leave one of each of"):
         divide(4, (1, 1), 0, [0, 1, 2, 2])
-    with pytest.raises(UserError, match="2 training items are too few to split off 1 and 1$"):
+    with pytest.raises(UserError, match=r"2 training items are too few to split off 1 and 1$"):
         divide(2, (1, 1), 0)
 
 
@@ -48,4 +48,7 @@ def test_what_was_drawn_before_is_drawn_still():
     digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
     assert digest == "8fd7dc05abadb7ac881321947d18f5a4267122bb2aa53f188d503c7c4abb01c9"
     parts = divide(100, (5, 10), 3)
-    assert hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest() == "b7fa2f7cfe30ca64abaf4f0d74721fc7de5e0e6fb6612810b51e2b02480416a8"
+    assert (
+        hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+        == "b7fa2f7cfe30ca64abaf4f0d74721fc7de5e0e6fb6612810b51e2b02480416a8"
+    )

@@ -66,8 +66,8 @@ class Folder(DataModule):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        self.size = size if size is None or hasattr(size, "__index__") else list(size)
-        self._sides = height_and_width(self.size)
+        self._sides = height_and_width(size)
+        self.size = list(size) if isinstance(size, Sequence) else size
         if crop not in ("center", "none"):
             raise ValueError(f"crop must be center or none; got {crop!r}")
         if mode not in (None, "L", "RGB"):
@@ -155,7 +155,7 @@ class Folder(DataModule):
             if beside.images:
                 others = [f"{name}/" for name in beside.classes] + [path.name for path in beside.stray]
                 log.warning("%s: not used, for they are in no split's folder: %s", root, few(others))
-        for split, tree in trees.items():
+        for tree in trees.values():
             tree.report()
             if not tree.images:
                 raise UserError(

@@ -109,8 +109,8 @@ class IdxImages(DataModule):
     ) -> None:
         super().__init__(**common)
         whole(1, n_val=n_val)
-        self.size = size if size is None or hasattr(size, "__index__") else list(size)
-        self._sides = height_and_width(self.size)
+        self._sides = height_and_width(size)
+        self.size = list(size) if isinstance(size, Sequence) else size
         self.root, self.name, self.n_val = str(Path(root).expanduser().absolute()), name, n_val
 
     def _find(self, kind: str) -> Path:

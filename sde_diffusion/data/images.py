@@ -106,7 +106,7 @@ def _shallow(path: Path, image: Image.Image, ends: Range | None) -> Image.Image:
             f"{path} has values from {values.min():g} to {values.max():g}, outside [{lo:g}, {hi:g}]: set "
             "data.range=[lo,hi] to the range that all images lie in"
         )
-    return Image.fromarray(np.round((values - lo) * (255 / (hi - lo))).astype(np.uint8))
+    return Image.fromarray(np.round((values - lo) / (hi - lo) * 255).astype(np.uint8))
 
 
 def _no_range(path: Path) -> str:

@@ -20,6 +20,7 @@ from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.units import Units
 
 SPLITS = ("train", "val", "test")
+_MOST_CLASSES = 100_000
 
 
 class Common(TypedDict, total=False):
@@ -105,12 +106,17 @@ class DataModule(LightningDataModule):
     def n_classes(self) -> int:
         """One more than the largest label, or the number of class names if that is more.
 
-        0 where training or validation items have no labels: a model of classes could not be trained.
+        0 where training or validation items have no labels, or labels run beyond 100,000, like numbers of items do: a
+        model of classes could not be trained.
         """
         if any(self.splits[name].label is None for name in ("train", "val")):
             return 0
         labels = [split.label for split in self.splits.values() if split.label is not None]
-        return max(len(self.class_names or ()), *(int(label.max()) + 1 for label in labels))
+        found = max(len(self.class_names or ()), *(int(label.max()) + 1 for label in labels))
+        if found > _MOST_CLASSES:
+            self.why_no_labels = f" that could be classes: they run to {found - 1}; number the classes 0, 1, 2, ..."
+            return 0
+        return found
 
     @cached_property
     def std(self) -> float:

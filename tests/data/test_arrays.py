@@ -161,7 +161,7 @@ def test_unusable_arrays(save, arrays, arguments, message):
 
 
 def test_unusable_files(save, tmp_path):
-    with pytest.raises(UserError, match="nothing.npz is not there"):
+    with pytest.raises(UserError, match=r"nothing\.npz is not there"):
         Arrays(str(tmp_path / "nothing.npz")).prepare()
     save(train_images=_bytes(99, 40))
     whole = tmp_path / "data.npz"

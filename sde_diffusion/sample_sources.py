@@ -57,7 +57,7 @@ def read_source(cfg: DictConfig, source: str, data: DataModule) -> Stored:
     path = Path(source)
     if path.is_dir() and not (path / "samples.npz").is_file():
         return Stored(read_pictures(path, data.shape, cfg.resize), None)
-    return read_samples(path / "samples.npz" if path.is_dir() else path, data.shape)
+    return read_samples(path / "samples.npz" if path.is_dir() else path, data.shape, data.units, data.levels)
 
 
 def of_file(source: str, file: Stored, data: DataModule) -> Made:

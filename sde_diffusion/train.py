@@ -96,7 +96,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     data = build(plain(cfg.data)).prepare()
     n_classes = data.n_classes if cfg.conditional else 0
     if cfg.conditional and not n_classes:
-        raise UserError(f"conditional=true needs labels, and {data.name} has none")
+        raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     with open_dict(cfg):
         cfg.network.shape = list(data.shape)
         cfg.network.n_classes = n_classes
@@ -242,6 +242,10 @@ def _relative(node: Any, folder: Path) -> Any:
 def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     log.info("data     %s: %d training items of shape %s", data.name, len(data.split("train")), list(data.shape))
+    if data.class_names:
+        log.info("classes  %s", ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names)))
+    if data.units:
+        log.info("units    %s of the data is [-1, 1] to the model", data.units)
     log.info("path     %s", model.denoiser.sde)
     log.info(
         "model    %s, %s parameters, prediction %s", cfg.network._target_, f"{parameters:,}", cfg.denoiser.prediction

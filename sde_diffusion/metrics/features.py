@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import readable
 from sde_diffusion.metrics.pretrained import NAMES as PRETRAINED
 from sde_diffusion.metrics.pretrained import load_pretrained
 from sde_diffusion.metrics.untrained import PrincipalComponents, RandomConvolutions, width_for
@@ -143,14 +144,17 @@ def read_classifier(path: Path, name: str = "classifier") -> Classifier:
     Raises:
         UserError: If the file is missing, damaged or of another kind.
     """
+    if not path.exists():
+        raise UserError(f"no classifier weights at {path}; python -m benchmarks.train_classifiers makes them")
+    readable(path)
     try:
         with safe_open(path, "pt") as file:
             architecture = json.loads(file.metadata()["architecture"])
             model = Classifier(**architecture, name=name)
             model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"no classifier weights at {path}; python -m benchmarks.train_classifiers makes them") from None
-    except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a classifier's file, or damaged: {error}") from error
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a classifier written by benchmarks.train_classifiers: {error}") from error
     return model.eval().requires_grad_(False)
 

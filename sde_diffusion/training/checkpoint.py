@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import readable
 from sde_diffusion.overrides import setting
 
 
@@ -43,14 +44,21 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise UserError(
             f"{path} holds arrays, not a checkpoint; evaluate takes such a file as {setting('samples', path)}"
         )
+    readable(path)
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickles of other kinds, refused here
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start != b"PK" and start[:1] != b"\x80":  # an archive, or a pickle's first opcode
+            raise UserError(f"{path} is no checkpoint, or damaged: it does not begin as torch's files do") from error
         raise UserError(
-            f"{path} holds more than data (or is no checkpoint at all) and was not loaded, for such a file can run "
+            f"{path} holds more than data and was not loaded, for such a file can run "
             "code; only checkpoints written by sde_diffusion are read"
         ) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise UserError(f"{path} does not fit in memory: {_in_short(error)}") from error
     except Exception as error:  # torch's reader stumbles over damaged bytes in many ways, AssertionError among them
         raise UserError(f"{path} is damaged or not a checkpoint ({_in_short(error)}); use an earlier one") from error
     if not isinstance(checkpoint, dict) or "sde_diffusion" not in checkpoint or "state_dict" not in checkpoint:

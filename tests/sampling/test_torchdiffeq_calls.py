@@ -190,7 +190,10 @@ def test_what_is_refused():
         ({"method": "rk4", "steps": 0}, "at least 1"),
         ({"method": "euler", "steps": 1}, "at least 2"),
         ({"max_nfe": 0}, "at least 1"),
-        ({"method": "rk4", "options": {"order": 4}}, "the options of rk4 are: step_size=.*, interp=.*, perturb=.*; got order=4"),
+        (
+            {"method": "rk4", "options": {"order": 4}},
+            "the options of rk4 are: step_size=.*, interp=.*, perturb=.*; got order=4",
+        ),
         ({"method": "explicit_adams", "options": {"order": 2}}, "order=3 to 11"),
         ({"method": "implicit_adams", "options": {"order": 13}}, "order=4 to 12"),
         ({"method": "implicit_adams", "options": {"iterations": 4}}, "order=4 to 12.*got iterations=4"),

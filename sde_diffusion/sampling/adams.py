@@ -20,7 +20,7 @@ References: Hairer, Norsett & Wanner 1993, "Solving Ordinary Differential Equati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ def adams(
     norm: Callable[[Tensor], Tensor],
     order: int,
     smallest_step: float = 1e-9,
+    places: Sequence[float] = (),
+    keep: Callable[[float, Tensor], None] | None = None,
     test_roughness: bool = False,
 ) -> Tensor | None:
     """Solve dy/du = drift(u, y) from start to end.
@@ -71,6 +73,8 @@ def adams(
         norm: Size of an error measured in tolerances; a step is taken if it is at most 1.
         order: Order k of the predictor, at least 1.
         smallest_step: Give up when a step gets so small, as a share of the interval.
+        places: Where the solution is wanted on the way, in the order of the walk.
+        keep: Called with each of these and the state there, the integral of the same polynomial up to it.
         test_roughness: Test the slope for roughness (five passes) where many steps are taken, or their errors turn.
 
     Where a flow contracts steeply, stability and not accuracy keeps the steps short: however wide the tolerance, the
@@ -91,6 +95,7 @@ def adams(
     if start == end:
         return y
     u, length = start, abs(end - start)
+    ahead_of = list(places)
     slopes, places = [drift(u, y)], [u]
     before: Tensor | None = None
     turns = taken = 0
@@ -115,6 +120,11 @@ def adams(
         relative = error.detach() / scale.detach()
         size = float(norm(relative))
         if size <= 1:
+            while keep is not None and ahead_of and (ahead_of[0] - ahead) * step <= 0:
+                place = ahead_of.pop(0)
+                part = (place - u) / step
+                nodes = [node / part for node in (1.0, *back)] if part else []
+                keep(place, _combine(y, part * step, [new, *slopes], _integrals(nodes)) if part else y)
             if last:
                 return corrected
             u, y = ahead, corrected

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.sampling.base import Callback, Samples, Stop, Walk
+from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sde import SDE, Grid
 
@@ -59,52 +56,8 @@ class AncestralSampler(MultistepSampler):
             noise = (self.eta * sde.sigma(s) * fresh.sqrt()).tolist()
         return Coefficients(kept.tolist(), (sde.alpha(s) - sde.alpha(t) * kept).unsqueeze(1).tolist(), noise)
 
-    def invert(
-        self,
-        denoiser: Denoiser,
-        x: Tensor,
-        callback: Callback | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        trajectory: bool = False,
-        **conditions: Any,
-    ) -> Samples:
-        """Walk data up to noise: DDIM's steps over the sampler's times in the other order, each with what is believed
-        at its beginning.
-
-        Given as `latent` to this sampler, the result comes back to x, to within an error of first order in the step.
-
-        Args:
-            denoiser: The denoiser, whose path is walked up.
-            x: States at t_end (data, where t_end is close to 0), [B, *dims].
-            callback: Called with (step, t, x_t, x0) at each network pass; returning True ends the walk, whose result is
-                then x_t.
-            device: Where to walk; the denoiser's device if not given.
-            dtype: Type of the state, float32 or float64.
-            trajectory: Keep the belief x0 at each network pass.
-            **conditions: Passed to the denoiser, such as label=[B].
-
-        Returns:
-            The latents at t_max, and the number of network passes: `steps`, or with `denoise`, which spends one on x0,
-            steps - 1.
-
-        Raises:
-            ValueError: If eta is not 0, if there is no step to take (steps = 1 with `denoise`), if t_end lies outside
-                the path, or if sigma(t_end) = 0, where nothing tells what noise x holds.
-            UserError: If a latent is not finite: at which network pass, at what t and which samples.
-
-        References:
-            Song et al. 2021, "Denoising Diffusion Implicit Models", section 4.3.
-        """
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """DDIM's steps up, each with what is believed at its beginning; see `Sampler.climb`."""
         if self.eta:
             raise ValueError(f"only the deterministic walk (eta = 0, DDIM) can be inverted; got eta={self.eta}")
-        if self.steps == 1 and self.denoise:
-            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
-        return self._perform(self._climb, denoiser, x.shape, None, x, callback, device, dtype, trajectory, conditions)
-
-    def _climb(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk up the grid, from t_end to t_max; where a callback ends the walk, to the state there."""
-        try:
-            return self.follow(x, run, self.times(run.sde, run.t_end).flip(0))
-        except Stop as stop:
-            return stop.x
+        return self.follow_up(x, run)

@@ -5,18 +5,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser, Prediction
+from sde_diffusion.checks import check_count as check_count  # which the samplers take from here
+from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
 from sde_diffusion.errors import UserError
-from sde_diffusion.sampling.noise import Noise
+from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
+from sde_diffusion.sampling.frames import Frames
+from sde_diffusion.sampling.noise import Noise, as_seeds
 from sde_diffusion.sde import SDE, Time
 
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
 """Called with (step, t, x_t, x0) after each prediction; returning True ends the walk, whose result is then x0."""
+
+_ALWAYS_SHOWN = ("method", "predictor", "corrector", "steps", "order", "eta")
+"""Arguments that a repr shows at their defaults too."""
 
 PRIOR_DRAW = 0
 """Number of the draw that gives x_T; steps use the numbers from 1 on."""
@@ -29,14 +36,16 @@ class Samples:
     Attributes:
         x: The samples, [B, *dims].
         nfe: Network passes (number of function evaluations) for each sample.
-        trajectory: With trajectory=True the belief x0 at each network pass, [nfe, B, *dims]; else None.
-        times: With trajectory=True the times of these passes; else None.
+        trajectory: If asked for, the beliefs x0 along the walk, [frames, B, *dims]; else None.
+        times: If asked for, the times of these frames; else None.
+        states: If asked for, the states x_t in which these are the beliefs, [frames, B, *dims]; else None.
     """
 
     x: Tensor
     nfe: int
     trajectory: Tensor | None = None
     times: list[float] | None = None
+    states: Tensor | None = None
 
 
 class Stop(Exception):  # noqa: N818  a signal, not an error
@@ -60,6 +69,7 @@ class Walk:
         callback: See `Callback`.
         check: Look at each prediction for numbers that are none; only done once a walk has gone wrong.
         nfe: Network passes so far.
+        frames: States to be kept along the walk; None for none.
     """
 
     denoiser: Denoiser
@@ -69,6 +79,7 @@ class Walk:
     callback: Callback | None = None
     check: bool = False
     nfe: int = 0
+    frames: Frames | None = None
 
     @property
     def sde(self) -> SDE:
@@ -87,6 +98,16 @@ class Walk:
                 raise Stop(x, x0)
         return prediction
 
+    def plan(self, times: Tensor) -> None:
+        """Say at which times the walk will be, [N + 1], so that frames can be chosen among them."""
+        if self.frames is not None:
+            self.frames.choose(times)
+
+    def visit(self, x: Tensor, t: Time) -> None:
+        """Show the state x at one of these times; it is kept if it was chosen."""
+        if self.frames is not None:
+            self.frames.visit(x, t)
+
     def normal(self, step: int) -> Tensor:
         """Standard normals of a step (0, 1, ...), each step a draw of its own, [B, *dims]."""
         return self.noise.normal(PRIOR_DRAW + 1 + step)
@@ -94,6 +115,9 @@ class Walk:
 
 class Sampler(ABC):
     """A way to walk from noise at t_max back to data.
+
+    A sampler's repr names its class and the arguments that differ from the defaults, as they are now, and can be
+    evaluated. For that each argument is an attribute of the same name.
 
     Args:
         denoise: Return the belief x0 at the end of the walk (True), or the state at t_end (False).
@@ -116,6 +140,21 @@ class Sampler(ABC):
             The state at t_end, or with `denoise` the belief x0 there, [B, *dims].
         """
 
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """Walk from x at t_end up to t_max, for `invert`; a sampler without a deterministic walk does not define it.
+
+        Args:
+            x: State at t_end, [B, *dims].
+            run: Denoiser and bookkeeping.
+
+        Returns:
+            The state at t_max, [B, *dims].
+
+        Raises:
+            ValueError: If the walk is not deterministic as the sampler is set.
+        """
+        raise ValueError(f"only a deterministic walk can be inverted, and that of {type(self).__name__} draws noise")
+
     def __call__(
         self,
         denoiser: Denoiser,
@@ -125,7 +164,7 @@ class Sampler(ABC):
         callback: Callback | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
-        trajectory: bool = False,
+        trajectory: bool | int | Sequence[float] = False,
         **conditions: Any,
     ) -> Samples:
         """Draw samples.
@@ -133,24 +172,87 @@ class Sampler(ABC):
         Args:
             denoiser: The denoiser; its path is walked back.
             shape: (B, *dims), the shape of the batch.
-            seeds: One integer for each sample; sample i depends on seeds[i] alone (with an adaptive solver, whose steps
-                are those that the whole batch needs, to within its tolerance). range(B) if not given.
+            seeds: One integer for each sample, in a list, an array, a tensor or a range; sample i depends on seeds[i]
+                alone (with an adaptive solver, whose steps are those that the whole batch needs, to within its
+                tolerance). range(B) if not given.
             latent: x_T, [B, *dims], in place of a draw from the prior N(0, sigma(t_max)^2 I).
             callback: Called with (step, t, x_t, x0) at each network pass; returning True ends the walk.
             device: Where to sample; the denoiser's device if not given.
             dtype: Type of the state, float32 or float64.
-            trajectory: Keep the belief x0 at each network pass.
-            **conditions: Passed to the denoiser, such as label=[B].
+            trajectory: What to keep of the walk. True: belief and state at each network pass, those at a step's inner
+                stages included. A number, at least 2: so many frames (fewer if there are not so many steps), spread
+                evenly over the sampler's steps, from t_max to t_end. Times: at each of these. The methods that take
+                given steps are at the nearest of their own times (`Samples.times` has them), the adaptive ones of
+                `ODESampler` interpolate there by their own order, those of `SDESampler` linearly. The samples do not
+                change. Each frame's belief costs a network pass more, which is not counted.
+            **conditions: Passed to the denoiser, such as label=, one class for each sample or one for all.
 
         Returns:
             The samples and the number of network passes.
 
         Raises:
+            TypeError: If the denoiser is none, or does not take one of the conditions.
             ValueError: If shape, seeds and latent do not fit together, t_end lies outside the path, or the path is
                 singular there (or at t_max) in a way that the method cannot pass.
             UserError: If a sample is not finite: at which network pass, at what t and which samples.
         """
         return self._perform(self.walk, denoiser, shape, seeds, latent, callback, device, dtype, trajectory, conditions)
+
+    def invert(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        callback: Callback | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        trajectory: bool | int | Sequence[float] = False,
+        **conditions: Any,
+    ) -> Samples:
+        """Walk data up to the noise that they come from: the sampler's steps over its times in the other order.
+
+        For the samplers that are deterministic as they are set. Given as `latent` to the same sampler, the result comes
+        back to x, to within the error of the method, of its order in the length of the steps or of its tolerance; with
+        `denoise`, to the belief there, which at a small t_end is hardly another.
+
+        Args:
+            denoiser: The denoiser, whose path is walked up.
+            x: States at t_end (data, where t_end is close to 0), [B, *dims].
+            callback: Called with (step, t, x_t, x0) at each network pass; returning True ends the walk, whose result is
+                then x_t.
+            device: Where to walk; the denoiser's device if not given.
+            dtype: Type of the state, float32 or float64.
+            trajectory: See `__call__`.
+            **conditions: Passed to the denoiser, such as label=[B].
+
+        Returns:
+            The latents at t_max, and the number of network passes: with `denoise` one less than sampling takes (none is
+            spent on x0).
+
+        Raises:
+            ValueError: If the sampler is not deterministic, if there is no step to take (steps = 1 with `denoise`), if
+                t_end lies outside the path, or if sigma(t_end) = 0, where nothing tells what noise x holds.
+            UserError: If a latent is not finite: at which network pass, at what t and which samples.
+
+        References:
+            Song et al. 2021, "Denoising Diffusion Implicit Models", section 4.3.
+        """
+
+        def climb(x: Tensor, run: Walk) -> Tensor:
+            try:
+                return self.climb(x, run)
+            except Stop as stop:
+                return stop.x
+
+        return self._perform(climb, denoiser, x.shape, None, x, callback, device, dtype, trajectory, conditions)
+
+    def __repr__(self) -> str:
+        parameters = [p for p in signature(type(self)).parameters.values() if hasattr(self, p.name)]
+        shown = [
+            f"{p.name}={getattr(self, p.name)!r}"
+            for p in parameters
+            if p.name in _ALWAYS_SHOWN or getattr(self, p.name) != p.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @torch.no_grad()
     def _perform(
@@ -163,46 +265,53 @@ class Sampler(ABC):
         callback: Callback | None,
         device: torch.device | str | None,
         dtype: torch.dtype,
-        trajectory: bool,
+        trajectory: bool | int | Sequence[float],
         conditions: dict[str, Any],
     ) -> Samples:
         """Check the arguments of a call and walk; see `__call__`."""
-        shape = tuple(shape)
-        if not shape or shape[0] < 1:
-            raise ValueError(f"shape must be (B, *dims) with B >= 1; got {shape}")
-        seeds = range(shape[0]) if seeds is None else seeds
+        check_denoiser(denoiser)
+        shape = check_shape(shape)
+        seeds = as_seeds(range(shape[0]) if seeds is None else seeds)
         if len(seeds) != shape[0]:
             raise ValueError(f"one seed for each sample is needed: shape {shape} asks for {shape[0]}, got {len(seeds)}")
-        if latent is not None and tuple(latent.shape) != shape:
-            raise ValueError(f"latent must have shape {shape}; got {tuple(latent.shape)}")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"the state is float32 or float64 (autocast the network for less); got dtype={dtype}")
+        if latent is not None:
+            check_latent(latent, shape)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be a function of (step, t, x_t, x0); got {callback!r}")
+        check_dtype(dtype)
         sde = denoiser.sde
-        t_end = sde.t_min if self.t_end is None else self.t_end
-        if not 0 <= t_end < sde.t_max:
-            raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
-        if device is None:
-            device = next((p.device for p in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
+        t_end = check_t_end(self.t_end, sde)
+        device = check_device(device, denoiser)
+        conditions = denoiser.check_conditions(conditions, shape[0], device)
         noise = Noise(seeds, shape[1:], device, dtype)
         if latent is None:
             x = noise.normal(PRIOR_DRAW).mul_(float(sde.sigma(sde.t_max)))
         else:
             x = latent.to(device=device, dtype=dtype)
         beliefs: list[Tensor] = []
+        states: list[Tensor] = []
         times: list[float] = []
 
         def record(step: int, t: float, x: Tensor, x0: Tensor) -> bool | None:
             beliefs.append(x0)
+            states.append(x.clone())
             times.append(t)
             return callback(step, t, x, x0) if callback is not None else None
 
-        run = Walk(denoiser, noise, t_end, conditions, record if trajectory else callback)
+        frames = None if isinstance(trajectory, bool) else Frames(trajectory, t_end, sde.t_max)
+        each = trajectory is True
+        run = Walk(denoiser, noise, t_end, conditions, record if each else callback, frames=frames)
         result = _finish(walk, x, run)
         if not bool(torch.isfinite(result).all()):
             # Looking at each step would have waited for the device each time. The noise repeats: walk again and look.
             _finish(walk, x, Walk(denoiser, noise, t_end, conditions, check=True))
             _expect_finite(result, "the sampler's result")
-        return Samples(result, run.nfe, torch.stack(beliefs) if trajectory else None, times if trajectory else None)
+        if frames is not None:
+            states, times = frames.states, frames.times
+            beliefs = [denoiser(x, t, **conditions).x0 for x, t in zip(states, times, strict=True)]
+        elif not each:
+            return Samples(result, run.nfe)
+        return Samples(result, run.nfe, torch.stack(beliefs), times, torch.stack(states))
 
 
 def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:
@@ -229,15 +338,3 @@ def singular(sde: SDE) -> ValueError:
         f"this method's coefficients are not finite all along the walk, as {sde} is singular at an end: give it "
         "t_min > 0 (or the sampler t_end > 0) and t_max < 1"
     )
-
-
-def check_count(name: str, value: int) -> int:
-    """See that an argument is a positive integer.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value % 1 == 0
-    if not fine:  # infinity % 1 is no number, and so not 0
-        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
-    return int(value)

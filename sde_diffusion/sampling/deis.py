@@ -14,9 +14,20 @@ class DEISSampler(MultistepSampler):
 
     In y = x / alpha the probability flow is dy/dr = eps; P is the polynomial of degree order - 1 through the last
     `order` noise predictions, on whatever spacing the grid has (on equal spacing in r these are iPNDM's coefficients
-    55, -59, 37, -9 over 24). Order 1 is DDIM. One network pass a step; the first steps, with fewer predictions to look
-    back on, are of lower order, and the first one's error, of second order, remains: globally of order min(order, 2).
-    From the prior that error is small (see `DPMSolver`), and `order` is what is seen.
+    55, -59, 37, -9 over 24). Order 1 is DDIM. One network pass a step.
+
+    The first steps, with fewer predictions to look back on, are of lower order, and the first one's error, of second
+    order, remains: globally of order min(order, 2). From the prior this error counts with the alpha that the first step
+    comes to. On the default grids of VP, sub-VP, VE and EDM, and on all paths on a grid uniform in log-SNR, that is
+    tiny, and `order` is what is seen, down to errors of 1e-8. On the default grid of the cosine and the rectified path,
+    where the first step takes alpha from about 0 to about its own length in t, orders 3 and 4 show as order 2 once
+    errors are below some 1e-4.
+
+    Order 4 is the better one in few passes, if not by much: digits model of the default run, Frechet distances of 1797
+    samples in 5, 8, 10, 15 and 20 passes 17.45, 8.26, 7.03, 6.07, 5.89, with order 3 17.59, 8.33, 7.09, 6.16, 5.95
+    (paired differences significant each time). The default grid is the best of those tried, too: on the mixture of the
+    tests, the worst of six paths, in 10 passes it is 0.13 from the exact flow, on log-SNR 0.25, rho = 7 0.26, quadratic
+    0.29.
 
     Args:
         steps: Number of network passes, at least 1.

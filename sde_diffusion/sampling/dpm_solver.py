@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.exponential import Steps, looking_back, step_weights
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler, Stage
 from sde_diffusion.sde import SDE, Grid, UniformLogSNR
@@ -83,6 +84,12 @@ class DPMSolver(MultistepSampler):
 
     def _extra_pass(self, passes: int) -> bool:
         return self.singlestep_start and self.order > 2 and passes > 2
+
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """The same method's steps up; see `Sampler.climb`."""
+        if self.eta:
+            raise ValueError(f"only the deterministic walk (eta = 0) can be inverted; got eta={self.eta}")
+        return self.follow_up(x, run)
 
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """Multistep or singlestep weights; see `MultistepSampler.coefficients`."""

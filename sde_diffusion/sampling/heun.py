@@ -66,20 +66,35 @@ class HeunSampler(Sampler):
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
+        times = self.grid.times(run.sde, self.steps + (not self.denoise), run.t_end)
+        return self._follow(x, run, times, self.denoise)
+
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """Heun's steps up, as many as the walk has; see `Sampler.climb`."""
+        if self.churn:
+            raise ValueError(f"only the deterministic walk (churn = 0) can be inverted; got churn={self.churn}")
+        if self.steps == 1 and self.denoise:
+            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+        times = self.grid.times(run.sde, self.steps + (not self.denoise), run.t_end)
+        return self._follow(x, run, times.flip(0), False)
+
+    def _follow(self, x: Tensor, run: Walk, times: Tensor, denoise: bool) -> Tensor:
+        """The steps from times[0] to times[-1], to the state there, or with `denoise` to the belief."""
         sde = run.sde
-        times = self.grid.times(sde, self.steps + (not self.denoise), run.t_end)
         alpha, r = sde.alpha(times).tolist(), (-0.5 * sde.log_snr(times)).exp().tolist()
-        if not math.isfinite(r[0]) or 0 in r[1:]:  # y there is infinite, or the slope
+        if not (math.isfinite(r[0]) and math.isfinite(r[-1])) or 0 in r[1:] or not r[0]:  # y is infinite, or the slope
             raise singular(sde)
+        run.plan(times)
         starts, raised = self._raised(run, times)
         raised_alpha, raised_r = sde.alpha(starts).tolist(), raised.tolist()
         y = x / alpha[0]
         for step in range(len(r)):
+            run.visit(x, times[step])
             here, scale = raised_r[step], raised_alpha[step]
             if here > r[step]:
                 y = y.add(run.normal(step), alpha=self.churn_noise * math.sqrt(here**2 - r[step] ** 2))
             if step + 1 == len(r):
-                return run.predict(y * scale, starts[step]).x0 if self.denoise else x
+                return run.predict(y * scale, starts[step]).x0 if denoise else x
             slope = (y - run.predict(y * scale, starts[step]).x0).div_(here)
             ahead = torch.add(y, slope, alpha=r[step + 1] - here)
             x = ahead * alpha[step + 1]

@@ -88,9 +88,11 @@ class AnnealedLangevin(Sampler):
             relative = ncsnv2_step_size(math.exp(span / (levels - 1)), self.steps_per_level)
         else:
             relative = self.step_size / float(sigma[-1]) ** 2
+        run.plan(times)
         for level, t in enumerate(times):
             if level:
                 x = x * (alpha[level] / alpha[level - 1])
+            run.visit(x, t)
             for j in range(self.steps_per_level):
                 z = run.normal(level * self.steps_per_level + j)
                 x = langevin_step(x, run.predict(x, t).score, z, relative * sigma[level].square())

@@ -110,6 +110,20 @@ class MultistepSampler(Sampler):
         x = self.follow(x, run, times)
         return run.predict(x, times[-1]).x0 if self.denoise else x
 
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """Walk up the grid; see `Sampler.climb`. For a method with noise, to be refused in a subclass."""
+        return self.follow_up(x, run)
+
+    def follow_up(self, x: Tensor, run: Walk) -> Tensor:
+        """The method's steps from t_end to t_max.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self.steps == 1 and self.denoise:
+            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+        return self.follow(x, run, self.times(run.sde, run.t_end).flip(0))
+
     def times(self, sde: SDE, t_end: float) -> Tensor:
         """The walk's times, from t_max down to t_end, [N + 1], float64."""
         return (self.grid or sde.default_grid()).times(sde, self.transitions(self.steps - self.denoise) + 1, t_end)
@@ -131,9 +145,11 @@ class MultistepSampler(Sampler):
         table = self.coefficients(run.sde, times)
         if not table.finite():
             raise singular(run.sde)
+        run.plan(times)
         past: deque[Tensor] = deque(maxlen=max((len(b) for b in table.from_beliefs), default=1))
         before = x
         for step, t in enumerate(times[:-1]):
+            run.visit(x, t)
             belief = getattr(run.predict(x, t), self.belief)
             if table.corrector is not None and step:
                 a, b = table.corrector[step - 1]
@@ -147,6 +163,7 @@ class MultistepSampler(Sampler):
             x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
             if table.from_noise is not None:
                 x.add_(run.normal(step), alpha=table.from_noise[step])
+        run.visit(x, times[-1])
         return x
 
 

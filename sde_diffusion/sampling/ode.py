@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.sampling.base import Sampler, Walk
 from sde_diffusion.sampling.ode_methods import ODESolver
-from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess
+from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, solver_frames
 from sde_diffusion.sde import Grid
 
 
@@ -18,8 +18,9 @@ class ODESampler(Sampler):
 
     Methods that choose their steps by rtol and atol: adams, dopri5, dopri8, bosh3, fehlberg2, adaptive_heun,
     scipy_solver. Methods that take `steps` steps of the grid: euler, midpoint, heun2, heun3, rk4, explicit_adams,
-    implicit_adams; `denoise` costs one pass more, but with euler `steps` counts network passes: steps - 1 steps and one
-    prediction, without `denoise` `steps` steps. No method looks beyond t_end or t_max.
+    implicit_adams (= fixed_adams). These are all of torchdiffeq's, and `adams`, which is this library's own. `denoise`
+    costs one pass more, but with euler `steps` counts network passes: steps - 1 steps and one prediction, without
+    `denoise` `steps` steps. No method looks beyond t_end or t_max.
 
     An adaptive method takes the steps that the most difficult sample of its batch needs: to within the tolerance,
     samples depend on the batch that they are drawn in (about 2e-4 at the default tolerances).
@@ -60,18 +61,36 @@ class ODESampler(Sampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(denoise, t_end)
-        self.solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
-        if denoise and self.solver.single_pass:  # the last prediction is one of the `steps` passes
-            if self.solver.steps < 2:
-                raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
-            self.solver.steps -= 1
+        self.method = method
+        self.rtol, self.atol = float(rtol), float(atol)
+        self.steps = steps
+        self.max_nfe = max_nfe
+        self.options = None if options is None else dict(options)
         self.coordinate = coordinate
         self.grid = grid
+        self.solver()  # complains now of what it cannot do
+
+    def solver(self) -> ODESolver:
+        """The method with its settings."""
+        solver = ODESolver(self.method, self.rtol, self.atol, self.steps, self.max_nfe, self.options)
+        if self.denoise and solver.single_pass and "step_size" not in solver.options:
+            # The last prediction is one of the `steps` passes.
+            if solver.steps < 2:
+                raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+            solver.steps -= 1
+        return solver
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Solve the flow; see `Sampler.walk`."""
+        x = self._solve(x, run, 1.0, 0.0)
+        return run.predict(x, run.t_end).x0 if self.denoise else x
+
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """Solve the flow from t_end to t_max; see `Sampler.climb`."""
+        return self._solve(x, run, 0.0, 1.0)
+
+    def _solve(self, x: Tensor, run: Walk, start: float, end: float) -> Tensor:
         grid = self.grid or run.sde.default_grid()
         process = ReverseProcess(run.predict, run.sde, grid, run.t_end, coordinate=self.coordinate)
-        y = self.solver(process, x * process.scale(1.0), 1.0, 0.0)
-        x = y / process.scale(0.0)
-        return run.predict(x, run.t_end).x0 if self.denoise else x
+        y = self.solver()(process, x * process.scale(start), start, end, **solver_frames(run, process, start, end))
+        return y / process.scale(end)

@@ -2,25 +2,74 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_number
 from sde_diffusion.sampling.adams import adams
 from sde_diffusion.sampling.base import check_count
 from sde_diffusion.sampling.reverse import Flow, Watch
+from sde_diffusion.sampling.solver_options import (
+    AT_LEAST_ONE,
+    BOOLEAN,
+    COUNT,
+    NOT_NEGATIVE,
+    PLACES,
+    POSITIVE,
+    SHARE,
+    Option,
+    check_options,
+    one_of,
+    whole,
+)
 
 Norm = Callable[[Tensor], Tensor]
 """Size of an error: [B, *] -> []."""
+
+Keep = Callable[[float, Tensor], None]
+"""Called with places u on the way and the states there."""
 
 
 def worst_rms(error: Tensor) -> Tensor:
     """Largest over the batch of each sample's root mean square; error: [B, *]."""
     return error.flatten(1).square().mean(1).max().sqrt()
+
+
+@dataclass(frozen=True)
+class Ends:
+    """From where to where, and what is wanted on the way.
+
+    Attributes:
+        start: u where the solution begins, 0 or 1.
+        end: u where it ends, 1 or 0.
+        places: Where it is wanted on the way, in this order, ends included or not.
+        keep: Gets it.
+    """
+
+    start: float
+    end: float
+    places: Sequence[float] = ()
+    keep: Keep | None = None
+
+    def stops(self, y: Tensor) -> Tensor:
+        """All of them, each once, [stops], float64 on y's device."""
+        inner = [u for u in self.places if u not in (self.start, self.end)]
+        return torch.tensor([self.start, *inner, self.end], dtype=torch.float64, device=y.device)
+
+    def hand_over(self, stops: Tensor, solution: Tensor) -> Tensor:
+        """Show what was wanted of the solution at `stops`, [stops, B, *]; the state at the end."""
+        wanted = set(self.places)
+        for u, y in zip(stops.tolist(), solution, strict=True):
+            if self.keep is not None and u in wanted:
+                self.keep(u, y)
+        return solution[-1]
 
 
 class Method(ABC):
@@ -32,20 +81,20 @@ class Method(ABC):
     single_pass = False
     """Whether each step costs one network pass, the number of steps being given."""
 
-    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The method's own options, checked and completed.
+    takes: Mapping[str, Option] = {}
+    """The options that it takes."""
+
+    def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of the method of that name, checked and completed.
 
         Raises:
             ValueError: If one is unknown or out of range.
         """
-        if given:
-            takers = "adams, explicit_adams, implicit_adams and scipy_solver"
-            raise ValueError(f"only {takers} take options; got {dict(given)}")
-        return {}
+        return check_options(name, given, self.takes)
 
     @abstractmethod
-    def solve(self, solver: ODESolver, flow: Flow, y: Tensor, start: float, end: float, norm: Norm) -> Tensor:
-        """The state at u = end, from y at u = start."""
+    def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
+        """The state at the end, from y at the start."""
 
 
 class FixedSteps(Method):
@@ -53,15 +102,26 @@ class FixedSteps(Method):
 
     adaptive = False
 
+    takes: Mapping[str, Option] = {"step_size": SHARE, "interp": one_of("linear", "cubic"), "perturb": BOOLEAN}
+
     def __init__(self, single_pass: bool = False) -> None:
         self.single_pass = single_pass
 
-    def solve(self, solver: ODESolver, flow: Flow, y: Tensor, start: float, end: float, norm: Norm) -> Tensor:
+    def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
         """See `Method.solve`."""
-        places = torch.linspace(start, end, solver.steps + 1, dtype=torch.float64, device=y.device)
+        own = dict(solver.options)
+        size = own.pop("step_size", 1 / solver.steps)
+        steps = math.ceil(1 / size - 1e-9)  # the last one is what is left
+        done = (torch.arange(steps + 1, dtype=torch.float64) * size).clamp(max=1.0)
+        done[-1] = 1.0
+        places = (ends.start + (ends.end - ends.start) * done).to(y.device)
+        # What is wanted on the way is given where the steps end: there nothing is interpolated.
+        near = [places[(places - wanted).abs().argmin()].item() for wanted in ends.places]
+        ends = replace(ends, places=list(dict.fromkeys(near)))
         # By a constructor: given as times, torchdiffeq would keep the state at each.
-        options = {"grid_constructor": lambda drift, y, ends: places, **solver.options}
-        return solver.odeint(flow.drift, y, places[[0, -1]], options)[-1]
+        options = {"grid_constructor": lambda drift, y, stops: places, **own}
+        stops = ends.stops(y)
+        return ends.hand_over(stops, solver.odeint(flow.drift, y, stops, options))
 
 
 class FixedAdams(FixedSteps):
@@ -75,19 +135,22 @@ class FixedAdams(FixedSteps):
         super().__init__()
         self.implicit = implicit
 
-    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """`order`, 4 if not given."""
-        low, high = (4, 12) if self.implicit else (3, 11)
-        order = dict(given).pop("order", 4)
-        if set(given) - {"order"} or order not in range(low, high + 1):
-            raise ValueError(f"the options of this method are order={low} to {high}; got {dict(given)}")
-        return {"max_order": order + (not self.implicit)}
+        orders = (4, 12) if implicit else (3, 11)
+        self.takes = {"order": whole(*orders), "max_order": whole(4, 12), "max_iters": COUNT, **FixedSteps.takes}
 
-    def solve(self, solver: ODESolver, flow: Flow, y: Tensor, start: float, end: float, norm: Norm) -> Tensor:
+    def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`order`, 4 if not given, for which torchdiffeq has `max_order`; and the others."""
+        options = super().options(name, given)
+        if "order" in options and "max_order" in options:
+            raise ValueError(f"{name}: give order or max_order (torchdiffeq's count), not both")
+        order = int(options.pop("order", 4))
+        return {"max_order": order + (not self.implicit), **options}
+
+    def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
         """See `Method.solve`."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            solution = super().solve(solver, flow, y, start, end, norm)
+            solution = super().solve(solver, flow, y, ends, norm)
         unsettled = 0
         for warning in caught:
             if "Functional iteration did not converge" in str(warning.message):  # torchdiffeq's, one a step
@@ -107,8 +170,12 @@ class Adaptive(Method):
     """A Runge-Kutta method of torchdiffeq with an error estimate."""
 
     adaptive = True
+    takes: Mapping[str, Option] = {
+        **{"min_step": NOT_NEGATIVE, "max_step": POSITIVE, "first_step": POSITIVE, "step_t": PLACES, "jump_t": PLACES},
+        **{"safety": SHARE, "ifactor": AT_LEAST_ONE, "dfactor": SHARE, "max_num_steps": COUNT},
+    }
 
-    def solve(self, solver: ODESolver, flow: Flow, y: Tensor, start: float, end: float, norm: Norm) -> Tensor:
+    def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
         """See `Method.solve`.
 
         Raises:
@@ -116,10 +183,12 @@ class Adaptive(Method):
         """
         watch = Watch(flow, solver.max_nfe)
         try:
-            solution = self.attempt(solver, watch, y, start, end, norm)
-        except AssertionError:  # torchdiffeq's answer to steps that vanish and to NaN
+            solution = self.attempt(solver, watch, y, ends, norm)
+        except AssertionError as error:  # torchdiffeq's answer to steps that vanish, to NaN and to too many steps
             if watch.failure is not None:
                 raise
+            if "max_num_steps" in str(error):
+                raise watch.unmet(f"after max_num_steps = {solver.options['max_num_steps']} steps it") from None
             solution = None
         if solution is not None:
             return solution
@@ -127,30 +196,32 @@ class Adaptive(Method):
             return torch.full_like(y, torch.nan)
         raise watch.unmet("it")
 
-    def attempt(
-        self, solver: ODESolver, drift: Watch, y: Tensor, start: float, end: float, norm: Norm
-    ) -> Tensor | None:
+    def attempt(self, solver: ODESolver, drift: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """The state at the end; None, or an AssertionError, if the solver gives up."""
-        ends = torch.tensor([start, end], dtype=torch.float64, device=y.device)
+        stops, options = ends.stops(y), dict(solver.options)
         # Without a step that ends there it would step past the end, and interpolate back.
-        return solver.odeint(drift, y, ends, {"norm": norm, "step_t": ends[1:]})[-1]
+        options["step_t"] = torch.cat([stops.new_tensor(options.get("step_t", ())), stops[-1:]])
+        if "jump_t" in options:
+            options["jump_t"] = stops.new_tensor(options["jump_t"])
+        return ends.hand_over(stops, solver.odeint(drift, y, stops, {"norm": norm, **options}))
 
 
 class Adams(Adaptive):
     """Our own Adams method; see `adams`."""
 
-    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """`order`, 4 if not given."""
-        order = dict(given).pop("order", 4)
-        if set(given) - {"order"} or order not in range(1, 7):
-            raise ValueError(f"the options of adams are order=1 to 6 (beyond, its steps are tiny); got {dict(given)}")
-        return {"order": order}
+    takes: Mapping[str, Option] = {"order": whole(1, 6)}  # beyond, its steps are tiny
 
-    def attempt(
-        self, solver: ODESolver, drift: Watch, y: Tensor, start: float, end: float, norm: Norm
-    ) -> Tensor | None:
+    def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`order`, 4 if not given."""
+        return {"order": 4, **super().options(name, given)}
+
+    def attempt(self, solver: ODESolver, drift: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """See `Adaptive.attempt`."""
-        return adams(drift, y, start, end, solver.rtol, solver.atol, norm, **solver.options)
+        order, tolerances = int(solver.options["order"]), (solver.rtol, solver.atol)
+        if ends.keep is not None and ends.places and ends.places[0] == ends.start:
+            ends.keep(ends.start, y)
+            ends = replace(ends, places=ends.places[1:])
+        return adams(drift, y, ends.start, ends.end, *tolerances, norm, order, places=ends.places, keep=ends.keep)
 
 
 class SciPy(Adaptive):
@@ -159,23 +230,21 @@ class SciPy(Adaptive):
     solvers = ("RK23", "RK45", "DOP853")
     """The explicit ones; the others make matrices of the size of the batch's state squared."""
 
-    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """`solver`, RK45 if not given."""
-        solver = dict(given).pop("solver", "RK45")
-        if set(given) - {"solver"} or solver not in self.solvers:
-            raise ValueError(f"the options of scipy_solver are solver={' or '.join(self.solvers)}; got {dict(given)}")
-        return {"solver": solver}
+    takes: Mapping[str, Option] = {"solver": one_of(*solvers), "max_step": POSITIVE}
 
-    def attempt(
-        self, solver: ODESolver, drift: Watch, y: Tensor, start: float, end: float, norm: Norm
-    ) -> Tensor | None:
+    def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`solver`, RK45 if not given, and the others."""
+        return {"solver": "RK45", **super().options(name, given)}
+
+    def attempt(self, solver: ODESolver, drift: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """See `Adaptive.attempt`."""
-        ends = torch.tensor([start, end], dtype=torch.float64, device=y.device)
+        stops = ends.stops(y)
         # SciPy's error is the root mean square over the batch, which is at least each sample's over sqrt B.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*arguments have no .* solver.*")  # torchdiffeq's min_step, to SciPy
-            solution = solver.odeint(drift, y, ends, solver.options, tighter=len(y) ** -0.5)
-        return solution[-1] if len(solution) == len(ends) else None  # what was not reached is left out
+            solution = solver.odeint(drift, y, stops, solver.options, tighter=len(y) ** -0.5)
+        # What was not reached is left out.
+        return ends.hand_over(stops, solution) if len(solution) == len(stops) else None
 
 
 METHODS: dict[str, Method] = {
@@ -186,8 +255,9 @@ METHODS: dict[str, Method] = {
     **dict.fromkeys(("midpoint", "heun2", "heun3", "rk4"), FixedSteps()),
     "explicit_adams": FixedAdams(implicit=False),
     "implicit_adams": FixedAdams(implicit=True),
+    "fixed_adams": FixedAdams(implicit=True),  # torchdiffeq's former name of it
 }
-"""The methods on offer."""
+"""The methods on offer: all of torchdiffeq's, and `adams`."""
 
 
 class ODESolver:
@@ -200,10 +270,19 @@ class ODESolver:
     bounds each sample's). The tolerance is each step's: errors of ten to twenty tolerances at the end are usual with
     adams, and of a hundred with fehlberg2, whose estimate is of its first-order part and small.
 
+    Options of torchdiffeq's adaptive methods, passed on to it: min_step, max_step, first_step, step_t and jump_t (lists
+    of places where a step must end, the latter of discontinuities), safety, ifactor, dfactor, max_num_steps; of
+    scipy_solver also max_step. Steps and places are in the solver's own time u, in which a walk is from 1 (t_max) to 0
+    (t_end): shares of the walk. Of the methods below, which take given steps: step_size in place of `steps`, perturb
+    and interp (without effect, since nothing is interpolated; cubic costs passes); of the Adams methods also max_iters,
+    and max_order, torchdiffeq's count, in place of order. Not on offer: norm (see above), dtype (times are float64),
+    grid_constructor (`grid` is it), implicit (by name), and SciPy's implicit methods.
+
     In `steps` uniform steps: euler (order 1), midpoint, heun2 (2), heun3 (3), rk4 (4), explicit_adams and
-    implicit_adams (options={"order": 4}: 3 to 11 and 4 to 12; begun with low orders, so that globally 4 and 5 are the
-    most), of 1, 2, 2, 3, 4, 1 and 2 to 5 network passes. implicit_adams repeats a step's correction up to four times,
-    until it changes by less than the tolerance; where it does not come to that, a warning says in how many steps.
+    implicit_adams, also called fixed_adams (options={"order": 4}: 3 to 11 and 4 to 12; begun with low orders, so that
+    globally 4 and 5 are the most), of 1, 2, 2, 3, 4, 1 and 2 to 5 network passes. implicit_adams repeats a step's
+    correction up to four times, until it changes by less than the tolerance; where it does not come to that, a warning
+    says in how many steps.
 
     Args:
         method: See above.
@@ -229,6 +308,7 @@ class ODESolver:
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+        rtol, atol = as_number("rtol", rtol), as_number("atol", atol)
         if not (rtol > 0 and atol > 0):
             raise ValueError(f"rtol and atol must be positive; got rtol={rtol}, atol={atol}")
         if steps is not None and METHODS[method].adaptive:
@@ -238,14 +318,25 @@ class ODESolver:
         self.rtol, self.atol = float(rtol), float(atol)
         self.steps = check_count("steps", 50 if steps is None else steps)
         self.max_nfe = check_count("max_nfe", max_nfe)
-        self.options = METHODS[method].options(options or {})
+        if steps is not None and "step_size" in (options or {}):
+            raise ValueError("give steps or the option step_size, not both")
+        self.options = METHODS[method].options(method, options or {})
 
     @property
     def single_pass(self) -> bool:
         """Whether `steps` counts network passes."""
         return METHODS[self.method].single_pass
 
-    def __call__(self, flow: Flow, y: Tensor, start: float, end: float, norm: Norm = worst_rms) -> Tensor:
+    def __call__(
+        self,
+        flow: Flow,
+        y: Tensor,
+        start: float,
+        end: float,
+        norm: Norm = worst_rms,
+        places: Sequence[float] = (),
+        keep: Keep | None = None,
+    ) -> Tensor:
         """Solve dy/du = flow.drift(u, y).
 
         Args:
@@ -254,6 +345,9 @@ class ODESolver:
             start: 0 or 1.
             end: 1 or 0.
             norm: Size of an error.
+            places: Where the solution is wanted on the way, in the order of the walk.
+            keep: Called with each of these and the state there: exactly there with an adaptive method, which
+                interpolates by its own order; with the others at the nearest of its steps' ends.
 
         Returns:
             The state at u = end; not a number where a slope was none.
@@ -261,7 +355,7 @@ class ODESolver:
         Raises:
             UserError: If an adaptive method cannot meet its tolerance.
         """
-        return METHODS[self.method].solve(self, flow, y, start, end, norm)
+        return METHODS[self.method].solve(self, flow, y, Ends(start, end, places, keep), norm)
 
     def odeint(
         self, drift: Callable[[Tensor, Tensor], Tensor], y: Tensor, ends: Tensor, options: Any, tighter: float = 1.0

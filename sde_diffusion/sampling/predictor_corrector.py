@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
-from sde_diffusion.sampling.langevin import langevin_step
+from sde_diffusion.sampling.correctors import CORRECTORS
 from sde_diffusion.sde import SDE, Grid
 
 
@@ -128,63 +128,12 @@ class Stay(Predictor):
         return 1 / step.scale if step.scale else math.inf, 0.0, 0.0
 
 
-class Corrector(ABC):
-    """A Langevin step x + eps score + sqrt(2 eps) z at time t, with a rule for the step size eps.
-
-    Args:
-        snr: Signal-to-noise ratio of the step, positive.
-    """
-
-    def __init__(self, snr: float) -> None:
-        if not snr > 0:
-            raise ValueError(f"snr must be positive (0.16 for CIFAR-10); got {snr}")
-        self.snr = float(snr)
-
-    @abstractmethod
-    def step_size(self, score: Tensor, z: Tensor, step: Step) -> Tensor:
-        """Eps for each sample, [B] (or [] where it is the same for all)."""
-
-
-class Langevin(Corrector):
-    """eps = 2 scale^2 (snr |z| / |score|)^2, norms over each sample (Song et al. 2021, algorithms 4 and 5).
-
-    The published code takes the norms' means over the batch, which couples the samples. A sample's own score can be
-    near zero, in few dimensions especially: its norm counts as at least sqrt(D / (alpha^2 + sigma^2)), that of data of
-    unit variance, so that no step is out of all proportion. (Not as sqrt(D) / sigma: no score's mean square is larger,
-    so that this would be `annealed_langevin` under another name.)
-
-    Meant for many dimensions: a step size that depends on the state biases the marginal. Data of standard deviation 0.3
-    come out of 300 steps on VP 2.5 times too wide in one dimension, 1.8 in two, 1.2 in 8, 1.07 in 32, 1.02 in 768; on
-    VE 3.4 times in one. In few dimensions take `annealed_langevin`: 0.98 to 1.01 in all of these.
-    """
-
-    def step_size(self, score: Tensor, z: Tensor, step: Step) -> Tensor:
-        """From the norms of this sample's score and noise."""
-        z, score = z.flatten(1), score.flatten(1)
-        least = (score.shape[1] / (step.alpha**2 + step.sigma**2)) ** 0.5
-        ratio: Tensor = z.norm(dim=1) / score.norm(dim=1).clamp(min=least)
-        return 2 * step.scale**2 * (self.snr * ratio).square()
-
-
-class AnnealedLangevinStep(Corrector):
-    """eps = 2 scale^2 (snr sigma_t)^2, the same for all samples (Song et al. 2021, in their code, after NCSNv2)."""
-
-    def step_size(self, score: Tensor, z: Tensor, step: Step) -> Tensor:
-        """From the noise level alone."""
-        return torch.tensor(2 * step.scale**2 * (self.snr * step.sigma) ** 2, dtype=torch.float64)
-
-
 PREDICTORS: dict[str, type[Predictor]] = {
     "reverse_diffusion": ReverseDiffusion,
     "ancestral": Ancestral,
     "euler_maruyama": EulerMaruyama,
     "probability_flow": ProbabilityFlow,
     "none": Stay,
-}
-CORRECTORS: dict[str, type[Corrector] | None] = {
-    "langevin": Langevin,
-    "annealed_langevin": AnnealedLangevinStep,
-    "none": None,
 }
 
 
@@ -193,14 +142,26 @@ class PredictorCorrector(Sampler):
 
     The corrector comes before the predictor at the same time, as in the published code. The last predictor step returns
     its mean, without noise: with denoise=False the result is a state at t_end short of that step's noise, and its
-    variance a little too small. With `denoise` x0 is predicted once more at t_end. Network passes: steps (1 +
-    corrector_steps), without a corrector steps, without a predictor steps corrector_steps; and one for `denoise`.
-    Without a corrector each predictor is of weak order 1; Langevin steps of a fixed snr keep a bias of their own, of
-    relative size eps / (2 v - eps) in a variance v, however many steps there are.
+    variance a little too small. With `denoise` x0 is predicted once more at t_end. Without a corrector each predictor
+    is of weak order 1.
+
+    The correctors, in steps of eps = 2 (scale snr sigma)^2 with the scale of q(x_t | x_s), s the next time:
+
+        leimkuhler_matthews   exact for Gaussian data of any covariance, whatever snr; otherwise an error of order snr^4
+                              in a step, which goes to zero with the steps' length: unbiased in the limit of many steps,
+                              in any number of dimensions. Not at t_max, and at noise levels up to 1 + snr^2 / 2 times
+                              those of the grid
+        annealed_langevin     at the grid's times; for a fixed snr a relative bias of eps / (2 v - eps) in a variance v
+                              remains, up to snr^2, however many steps there are; little of it at the end of a walk
+        langevin              the published rule, sigma taken from the norms of score and noise: for many dimensions, as
+                              it is biased in few, by far (see `correctors.Langevin`)
+
+    Network passes: steps (1 + corrector_steps), without a corrector steps, without a predictor steps corrector_steps;
+    less corrector_steps with leimkuhler_matthews, which makes none at t_max; and one for `denoise`.
 
     Args:
         predictor: reverse_diffusion, ancestral, euler_maruyama, probability_flow or none.
-        corrector: langevin, annealed_langevin (in few dimensions, see `Langevin`) or none.
+        corrector: leimkuhler_matthews, annealed_langevin, langevin or none.
         steps: Number of predictor steps, at least 1.
         snr: Signal-to-noise ratio of the Langevin steps, positive: 0.16 CIFAR-10, 0.17 CelebA, 0.075 LSUN.
         corrector_steps: Langevin steps at each time, at least 1.
@@ -219,7 +180,7 @@ class PredictorCorrector(Sampler):
     def __init__(
         self,
         predictor: str = "reverse_diffusion",
-        corrector: str = "langevin",
+        corrector: str = "leimkuhler_matthews",
         steps: int = 1000,
         snr: float = 0.16,
         corrector_steps: int = 1,
@@ -231,30 +192,53 @@ class PredictorCorrector(Sampler):
         for what, name, allowed in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS)):
             if name not in allowed:
                 raise ValueError(f"{what} must be one of {', '.join(allowed)}; got {name!r}")
-        self.predictor = PREDICTORS[predictor]()
-        rule = CORRECTORS[corrector]
-        self.corrector = None if rule is None else rule(snr)
+        if not snr > 0:
+            raise ValueError(f"snr must be positive (0.16 for CIFAR-10); got {snr}")
+        self.predictor = predictor
+        self.corrector = corrector
+        self.snr = float(snr)
         self.steps = check_count("steps", steps)
         self.corrector_steps = check_count("corrector_steps", corrector_steps)
         self.grid = grid
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
-        times = (self.grid or run.sde.default_grid()).times(run.sde, self.steps + 1, run.t_end)
+        times = self._times(run)
+        x = self._follow(x, run, times)
+        return run.predict(x, times[-1]).x0 if self.denoise else x
+
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """The probability flow's steps up; see `Sampler.climb`."""
+        if (self.predictor, self.corrector) != ("probability_flow", "none"):
+            raise ValueError(
+                "only the deterministic walk (predictor=probability_flow, corrector=none) can be inverted; got "
+                f"predictor={self.predictor}, corrector={self.corrector}"
+            )
+        return self._follow(x, run, self._times(run).flip(0))
+
+    def _times(self, run: Walk) -> Tensor:
+        return (self.grid or run.sde.default_grid()).times(run.sde, self.steps + 1, run.t_end)
+
+    def _follow(self, x: Tensor, run: Walk, times: Tensor) -> Tensor:
+        """The steps from times[0] to times[-1], to the state there."""
+        predictor, rule = PREDICTORS[self.predictor](), CORRECTORS[self.corrector]
         steps = Step.walk(run.sde, times)
-        table = [self.predictor.coefficients(step) for step in steps]
+        table = [predictor.coefficients(step) for step in steps]
         if not all(math.isfinite(number) for row in table for number in row):
             raise singular(run.sde)
+        corrections = [None] * self.steps if rule is None else rule(self.snr).moves(run.sde, times)
         draws = self.corrector_steps + 1
-        for i, (step, (from_x, from_belief, std)) in enumerate(zip(steps, table, strict=True)):
-            if self.corrector is not None:
+        run.plan(times)
+        for i, (step, correct, (from_x, from_belief, std)) in enumerate(zip(steps, corrections, table, strict=True)):
+            run.visit(x, step.t)
+            if correct is not None:
                 for j in range(self.corrector_steps):
-                    score, z = run.predict(x, step.t).score, run.normal(i * draws + j)
-                    x = langevin_step(x, score, z, self.corrector.step_size(score, z, step))
+                    x = correct(x, run, run.normal(i * draws + j))
             moved = x * from_x
-            if self.predictor.belief is not None:
-                moved.add_(getattr(run.predict(x, step.t), self.predictor.belief), alpha=from_belief)
+            if predictor.belief is not None:
+                moved.add_(getattr(run.predict(x, step.t), predictor.belief), alpha=from_belief)
             x = moved
             if std and i + 1 < self.steps:
                 x.add_(run.normal(i * draws + self.corrector_steps), alpha=std)
-        return run.predict(x, times[-1]).x0 if self.denoise else x
+        run.visit(x, times[-1])
+        return x

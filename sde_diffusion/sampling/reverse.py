@@ -15,14 +15,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Prediction
 from sde_diffusion.errors import UserError
-from sde_diffusion.sampling.base import singular
+from sde_diffusion.sampling.base import Walk, singular
 from sde_diffusion.sde import SDE, Grid, float64
 
 
@@ -213,6 +213,18 @@ class ReverseProcess:
             return 0.0
         t, rate = self.time(u)
         return float(self.eta * self.sde.diffusion(t) * self.coordinate.scale(self.sde, t)) * math.sqrt(rate)
+
+
+def solver_frames(run: Walk, process: ReverseProcess, start: float, end: float) -> dict[str, Any]:
+    """`places` and `keep` of a solver that is to keep a walk's frames; nothing if there are none."""
+    frames = run.frames
+    if frames is None:
+        return {}
+
+    def keep(u: float, y: Tensor) -> None:
+        frames.keep(y / process.scale(u), float(process.time(u)[0]))
+
+    return {"places": frames.places(process, start, end), "keep": keep}
 
 
 def _finite(x: Tensor) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.sampling.base import Sampler, Walk, check_count
-from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, Watch
+from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, Watch, solver_frames
+from sde_diffusion.sampling.solver_options import BOOLEAN, NOT_NEGATIVE, Option, check_options
 from sde_diffusion.sde import Grid
 
 Drift = Callable[[float, Tensor], Tensor]
@@ -27,6 +29,7 @@ class Face:
         drift: Its drift, (u, y [B, *dims]) -> dy/du.
         shape: Shape of the state, [B, *dims].
         steps: Number of steps.
+        up: Whether tau = steps u instead, from data to noise (a deterministic process).
         sde_type: ito or stratonovich, as the method wants it: with a diffusion that does not depend on the state the
             two are the same.
         memory: How many of the last drifts are kept, for solvers that ask for the same one again (torchsde does once
@@ -36,12 +39,19 @@ class Face:
     noise_type: str
 
     def __init__(
-        self, process: ReverseProcess, drift: Drift, shape: torch.Size, steps: int, sde_type: str, memory: int = 1
+        self,
+        process: ReverseProcess,
+        drift: Drift,
+        shape: torch.Size,
+        steps: int,
+        sde_type: str,
+        memory: int = 1,
+        up: bool = False,
     ) -> None:
         self.process = process
         self.drift = drift
         self.shape = shape
-        self.steps = steps
+        self.rate = (1 if up else -1) / steps  # of u against tau
         self.sde_type = sde_type
         self.memory = memory
         self._known: OrderedDict[tuple[float, int], tuple[Tensor, Tensor]] = OrderedDict()
@@ -53,7 +63,7 @@ class Face:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key][1]
-        drift: Tensor = self.drift(-place / self.steps, y.view(self.shape)).flatten(1).mul_(-1 / self.steps)
+        drift: Tensor = self.drift(place * self.rate, y.view(self.shape)).flatten(1).mul_(self.rate)
         self._known[key] = y, drift
         if len(self._known) > self.memory:
             self._known.popitem(last=False)
@@ -61,7 +71,7 @@ class Face:
 
     def diffusion(self, tau: Tensor) -> float:
         """Diffusion coefficient against tau."""
-        return self.process.diffusion(-float(tau) / self.steps) / math.sqrt(self.steps)
+        return self.process.diffusion(float(tau) * self.rate) * math.sqrt(abs(self.rate))
 
 
 class AdditiveFace(Face):
@@ -93,6 +103,7 @@ class Method:
         face: How the diffusion is given.
         levy_area: What it asks of the Brownian motion, in torchsde's words.
         single_pass: Whether each step costs one network pass, and there are no others.
+        takes: The options that it takes.
     """
 
     sde_type: str
@@ -100,17 +111,20 @@ class Method:
     levy_area: str = "none"
     single_pass: bool = False
 
+    takes: Mapping[str, Option] = field(default_factory=lambda: {"dt_min": NOT_NEGATIVE})
+
 
 METHODS: dict[str, Method] = {
     "euler": Method("ito", single_pass=True),
-    "milstein": Method("ito", single_pass=True),
+    "milstein": Method("ito", single_pass=True, takes={"dt_min": NOT_NEGATIVE, "grad_free": BOOLEAN}),
     "srk": Method("ito", levy_area="space-time"),
+    "euler_heun": Method("stratonovich", single_pass=True),
     "heun": Method("stratonovich"),
     "midpoint": Method("stratonovich"),
     "log_ode": Method("stratonovich", levy_area="foster"),
     "reversible_heun": Method("stratonovich", DiagonalFace),
 }
-"""torchsde's methods on offer."""
+"""torchsde's methods on offer: all but adjoint_reversible_heun, which only goes backwards for gradients."""
 
 
 class SDESampler(Sampler):
@@ -119,6 +133,7 @@ class SDESampler(Sampler):
     The noise does not depend on the state, so that the strong (and weak) orders are
 
         euler, milstein (the same here)      1 (1)     one pass a step
+        euler_heun (g the mean of its ends') 1 (1)     one pass a step
         srk (Roessler's SRA1)                1.5 (2)   two passes a step
         heun, midpoint, log_ode (= midpoint) 1 (2)     two passes a step
         reversible_heun                      1 (2)     one pass a step, and one before the first
@@ -128,15 +143,16 @@ class SDESampler(Sampler):
     times their variance after 1000, 1.08 times after 2000). With eta = 0, 100 steps are within 1% of it on every path:
     take eta = 0, or another method.
 
-    With euler and milstein `steps` counts network passes: with `denoise` steps - 1 steps and one prediction at t_end,
-    else `steps` steps. With the others it counts steps, and `denoise` costs one pass more. `nfe` counts passes.
+    With euler, milstein and euler_heun `steps` counts network passes: with `denoise` steps - 1 steps and one prediction
+    at t_end, else `steps` steps. With the others it counts steps, and `denoise` costs one pass more. `nfe` counts
+    passes.
 
     An adaptive solver begins with a step of the walk's 1 / steps and compares each step with two halves of it.
     torchsde's error is the root mean square over the whole batch: to within the tolerance, samples depend on the batch
     they are drawn in. Its Brownian path is resolved down to 2^-30 of the walk, below which it is smooth.
 
     Args:
-        method: euler, milstein, srk, heun, midpoint, log_ode or reversible_heun.
+        method: euler, milstein, euler_heun, srk, heun, midpoint, log_ode or reversible_heun.
         steps: Number of steps, at least 1 (see above; with euler, milstein and `denoise` at least 2).
         eta: Share of noise, at least 0; 1 is the reverse SDE, 0 the probability flow.
         adaptive: Choose the steps by their error.
@@ -145,6 +161,9 @@ class SDESampler(Sampler):
         max_nfe: Most network passes of an adaptive solver.
         one_path: Follow the same Brownian path whatever the steps (`TreeBrownian`; an adaptive solver always does), so
             that with more steps the samples converge. Slower: each increment takes several draws.
+        options: Of torchsde: dt_min, the smallest step of an adaptive solver, as a share of the walk (it goes on with
+            that, with a warning); and grad_free of milstein, which changes nothing where noise does not depend on the
+            state.
         coordinate: The variable that is solved for (`State`, `NoiseToSignal`, `UnitVariance`); x itself if not given.
         grid: Spacing of the times; the path's default if not given.
         denoise: See `Sampler`.
@@ -170,6 +189,7 @@ class SDESampler(Sampler):
         atol: float = 1e-2,
         max_nfe: int = 10_000,
         one_path: bool = False,
+        options: Mapping[str, Any] | None = None,
         coordinate: Coordinate | None = None,
         grid: Grid | None = None,
         denoise: bool = True,
@@ -184,10 +204,6 @@ class SDESampler(Sampler):
             raise ValueError(f"rtol and atol must be positive; got rtol={rtol}, atol={atol}")
         self.method = method
         self.steps = check_count("steps", steps)
-        # With one pass a step, the last prediction is one of the `steps` passes.
-        self.transitions = self.steps - (denoise and METHODS[method].single_pass)
-        if self.transitions < 1:
-            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
         self.eta = float(eta)
         self.adaptive = adaptive
         self.rtol, self.atol = float(rtol), float(atol)
@@ -195,34 +211,69 @@ class SDESampler(Sampler):
         self.one_path = one_path
         self.coordinate = coordinate
         self.grid = grid
+        self.options = None if options is None else dict(options)
+        check_options(method, self.options or {}, METHODS[method].takes)
+        if self.transitions < 1:
+            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+
+    @property
+    def transitions(self) -> int:
+        """Steps of the walk: with one pass a step, the last prediction is one of the `steps` passes."""
+        return self.steps - (self.denoise and METHODS[self.method].single_pass)
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Solve the reverse SDE; see `Sampler.walk`."""
+        x = self._solve(x, run, 1.0, 0.0)
+        return run.predict(x, run.t_end).x0 if self.denoise else x
+
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """Solve the probability flow from t_end to t_max; see `Sampler.climb`."""
+        if self.eta:
+            raise ValueError(f"only the deterministic walk (eta = 0) can be inverted; got eta={self.eta}")
+        return self._solve(x, run, 0.0, 1.0)
+
+    def _solve(self, x: Tensor, run: Walk, start: float, end: float) -> Tensor:
         # Imported here: SciPy comes with it, half a second that `import sde_diffusion` need not cost.
         import torchsde
 
         from sde_diffusion.sampling.brownian import StepBrownian, TreeBrownian
 
-        method, steps = METHODS[self.method], self.transitions
+        method, steps, up = METHODS[self.method], self.transitions, end > start
         grid = self.grid or run.sde.default_grid()
         process = ReverseProcess(run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate)
         watch = Watch(process, self.max_nfe)
         drift: Drift = watch if self.adaptive else process.drift
         # After a rejected step torchsde begins anew where four others were asked for in between at most.
-        face = method.face(process, drift, x.shape, steps, method.sde_type, memory=4 if self.adaptive else 1)
-        y = (x * process.scale(1.0)).flatten(1)
+        memory = 4 if self.adaptive else 1
+        face = method.face(process, drift, x.shape, steps, method.sde_type, memory, up)
+        y = (x * process.scale(start)).flatten(1)
+        frames = solver_frames(run, process, start, end)
+        span, wanted = self._span(frames.get("places", ()), up)
         brownian = (TreeBrownian if self.one_path or self.adaptive else StepBrownian)(
-            run.normal, y, -float(steps), method.levy_area
+            run.normal, y, float(span[0]), method.levy_area
         )
-        span = torch.tensor([-float(steps), 0.0], dtype=torch.float64)
-        options = {"adaptive": self.adaptive, "rtol": self.rtol, "atol": self.atol, "dt_min": 0.0}
+        own = dict(self.options or {})
+        smallest = own.pop("dt_min", 0.0) * steps
+        options = {"adaptive": self.adaptive, "rtol": self.rtol, "atol": self.atol, "dt_min": smallest, "options": own}
         try:
             # torchsde tries g_prod out on torch's own random numbers: they are put back.
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-                y = torchsde.sdeint(face, y, span, bm=brownian, method=self.method, dt=1.0, **options)[-1]
+                found = torchsde.sdeint(face, y, span, bm=brownian, method=self.method, dt=1.0, **options)
         except AssertionError:  # torchsde's only answer to an error estimate that is not a number
             if not watch.broken():
                 raise
             return torch.full_like(x, torch.nan)
-        x = y.view(x.shape) / process.scale(0.0)
-        return run.predict(x, run.t_end).x0 if self.denoise else x
+        for tau, state in zip(span.tolist(), found, strict=True):
+            if tau in wanted:
+                frames["keep"](tau * face.rate, state.view(x.shape))
+        end_state: Tensor = found[-1].view(x.shape) / process.scale(end)
+        return end_state
+
+    def _span(self, places: Sequence[float], up: bool) -> tuple[Tensor, set[float]]:
+        """Times tau of both ends and of what is wanted on the way, and the latter; where steps end, if given."""
+        steps = self.transitions
+        wanted = {(u if up else -u) * steps for u in places}
+        if not self.adaptive:
+            wanted = {float(round(tau)) for tau in wanted}
+        ends = (0.0, float(steps)) if up else (-float(steps), 0.0)
+        return torch.tensor(sorted({*ends, *wanted}), dtype=torch.float64), wanted

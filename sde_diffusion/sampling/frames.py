@@ -1,0 +1,84 @@
+"""Which states along a walk are kept to be looked at."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Timed(Protocol):
+    """A map of a solver's own time u in [0, 1] to t, increasing."""
+
+    def time(self, u: Tensor | float) -> tuple[Tensor, float]:
+        """t, and dt/du, at u."""
+
+
+class Frames:
+    """States kept along a walk, at a number of places or at chosen times.
+
+    A sampler says once at which times it will be (`choose`), and shows its state at each (`visit`); a solver that can
+    be asked for any time asks for `places`.
+
+    Args:
+        wanted: A number of at least 2, spread evenly over the sampler's own steps, both ends included; or times.
+        t_end: Clean end of the walk.
+        t_max: Noisy end of the walk.
+
+    Raises:
+        ValueError: If wanted is neither, or a time lies outside [t_end, t_max].
+    """
+
+    def __init__(self, wanted: int | Sequence[float], t_end: float, t_max: float) -> None:
+        self.count: int | None = None
+        self.wanted: list[float] = []
+        self.times: list[float] = []
+        self.states: list[Tensor] = []
+        self._chosen: set[float] = set()
+        try:
+            self.count = operator.index(wanted)  # type: ignore[arg-type]
+        except TypeError:
+            self.wanted = sorted({float(t) for t in wanted}, reverse=True)  # type: ignore[union-attr]
+        if self.count is not None and self.count < 2:
+            raise ValueError(f"trajectory must be True, a number of frames of at least 2, or times; got {wanted}")
+        if self.count is None and not (self.wanted and all(t_end <= t <= t_max for t in self.wanted)):
+            ends = f"[t_end, t_max] = [{t_end:g}, {t_max:g}]"
+            raise ValueError(f"the times of a trajectory must lie in {ends}; got {wanted}")
+
+    def choose(self, times: Tensor) -> None:
+        """Choose among the times at which a sampler will be, [N + 1]: of each that is wanted the nearest."""
+        last = len(times) - 1
+        if self.count is not None:
+            index = torch.linspace(0, last, min(self.count, last + 1), dtype=torch.float64).round().long()
+        else:
+            wanted = torch.tensor(self.wanted, dtype=torch.float64)
+            index = (wanted.unsqueeze(1) - times.double()).abs().argmin(1)
+        self._chosen = set(times[index].tolist())
+
+    def visit(self, x: Tensor, t: Tensor | float) -> None:
+        """Keep the state x at time t, if t was chosen."""
+        if float(t) in self._chosen:
+            self._chosen.discard(float(t))
+            self.keep(x, float(t))
+
+    def keep(self, x: Tensor, t: float) -> None:
+        """Keep the state x at time t."""
+        self.times.append(t)
+        self.states.append(x.clone())
+
+    def places(self, clock: Timed, start: float, end: float) -> list[float]:
+        """The places u at which a solver that goes from start to end (0 and 1, or 1 and 0) is to be asked."""
+        if self.count is not None:
+            return torch.linspace(start, end, self.count, dtype=torch.float64).tolist()
+        found = []
+        for t in self.wanted if start > end else reversed(self.wanted):
+            low, high = 0.0, 1.0
+            for _ in range(60):
+                middle = 0.5 * (low + high)
+                low, high = (middle, high) if float(clock.time(middle)[0]) < t else (low, middle)
+            # The ends themselves, where t is theirs.
+            found.append(next((u for u in (0.0, 1.0) if abs(0.5 * (low + high) - u) < 1e-12), 0.5 * (low + high)))
+        return found

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
@@ -134,7 +135,8 @@ def elbo(
                 f"log-SNR is infinite at t = {place:g} of {sde}: a decoder needs some noise (t_end > 0), and the last "
                 "of discrete steps some signal (an earlier t_max, or steps=None)"
             )
-    terms = _controlled(*_errors(denoiser, x, places, times, noise, rows, conditions))
+    lengths = _lengths(clock, draws, x[0].numel()).to(x)
+    terms = _controlled(*_errors(denoiser, x, places, times, noise, lengths, rows, conditions))
     diffusion = terms.mean(0)
     after = ELBO_DRAWS + 1 + draws
     at_decoder, at_prior = range(after, after + _END_DRAWS), range(after + _END_DRAWS, after + 2 * _END_DRAWS)
@@ -155,6 +157,7 @@ def _errors(
     places: Tensor,
     times: _Discrete | _Continuous,
     noise: Noise,
+    lengths: Tensor,
     rows: int,
     conditions: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
@@ -170,6 +173,8 @@ def _errors(
         part = places[start : start + at_once]
         t, weight = (value.to(x.device) for value in times(part.flatten()))
         eps = torch.cat([noise.normal(ELBO_DRAWS + 1 + start + i) for i in range(len(part))])
+        length = lengths[start : start + len(part)].flatten()
+        eps = eps * expand(length / eps.flatten(1).norm(dim=1), eps)
         repeated = {key: _repeat(value, len(part), len(x)) for key, value in conditions.items()}
         clean = x.repeat(len(part), *(1,) * (x.ndim - 1))
         belief = denoiser(sde.perturb(clean, t, eps), t, **repeated).eps
@@ -187,6 +192,15 @@ def _errors(
             f"{str(lost[:8])[1:-1]}{', ...' if len(lost) > 8 else ''}): look at the weights"
         )
     return terms, controls
+
+
+def _lengths(clock: Noise, draws: int, size: int) -> Tensor:
+    """Lengths of normal vectors in `size` dimensions, one in each of as many equally likely ranges as there are draws,
+    [draws, B]: in an order of its own for each sample.
+    """
+    order, within = (clock.normal(ELBO_DRAWS + 1 + k).T for k in range(2))
+    share = (order.argsort(0) + torch.special.ndtr(within)) / draws
+    return torch.from_numpy(2 * gammaincinv(size / 2, share.numpy())).sqrt()
 
 
 def _controlled(terms: Tensor, controls: Tensor) -> Tensor:

@@ -35,16 +35,20 @@ _TURNS = 50
 """Errors in a row that turn, for steps to be held short by stability. The last steps of an ordinary walk turn too, up
 to 40 of them where one of many samples is far out; tightening there would cost passes and gain nothing."""
 
-_MANY = 150
-"""Steps after which the slope is tested for roughness, and again after as many more; a smooth walk takes fewer."""
+_TESTED_EVERY = 150
+"""Steps after which the slope is tested for roughness, again and again; most smooth walks take fewer."""
 
-_ROUGH = 1.0
-"""Fourth differences in time over a step, in tolerances, from which a slope is called rough. At a step that its own
-fourth derivative keeps short a smooth slope shows 0.15, and a slope with independent noise at each time about 40."""
+_STIFF, _ROUGH = 0.01, 1.0
+"""Fourth differences in time of the slope at one state, over a step, in tolerances. Below the first, time alone does
+not keep the steps short, but stability does. A step that its own fourth derivative keeps short shows 0.15, and one
+within which the slope has noise about 40."""
+
+_LONG = 900
+"""Steps from which it is enough to call a slope rough that time alone keeps the steps short."""
 
 
 class RoughError(Exception):
-    """The slope changes with time within a step, however short: it has noise, or turns thousands of times."""
+    """The slope is rough in time: it has noise, or turns so often that steps must be too many to follow it."""
 
 
 def adams(
@@ -75,7 +79,7 @@ def adams(
         smallest_step: Give up when a step gets so small, as a share of the interval.
         places: Where the solution is wanted on the way, in the order of the walk.
         keep: Called with each of these and the state there, the integral of the same polynomial up to it.
-        test_roughness: Test the slope for roughness (five passes) where many steps are taken, or their errors turn.
+        test_roughness: Test the slope for roughness (five passes) each 150 steps, and where errors turn.
 
     Where a flow contracts steeply, stability and not accuracy keeps the steps short: however wide the tolerance, the
     solution trembles within it, and a quantity with a sharp extremum there (a divergence far from all data) is
@@ -83,8 +87,9 @@ def adams(
     once 50 in a row have turned, the tolerance is tightened a hundredfold for the rest. That costs few steps there, and
     more where errors turn because the flow goes round and round.
 
-    Errors also turn where the slope has noise in time; then tightening would shorten the steps in proportion, for
-    nothing, and it is not done.
+    Errors also turn where the slope is rough in time, like that of a network told of the time by features that turn
+    thousands of times on the way. There each step's error is in proportion to the step, a tolerance ten times smaller
+    costs ten times the passes, and tightening would be in vain. So first the slope is looked at with the state held.
 
     Returns:
         The state at end; None if the tolerance is not met, or a slope is not finite.
@@ -130,18 +135,19 @@ def adams(
             u, y = ahead, corrected
             slopes, places = [new, *slopes][:order], [ahead, *places][:order]
             taken += 1
-            tighten = False
             if turns < _TURNS:
                 turns = turns + 1 if before is not None and float((relative * before).sum()) < 0 else 0
                 before = relative
-                tighten = turns == _TURNS
-            if (tighten or (test_roughness and taken % _MANY == 0)) and _roughness(
-                drift, u, y, step if abs(step) <= abs(end - u) else end - u, scale, norm
-            ) > _ROUGH:
-                if test_roughness:
+                turned = turns == _TURNS
+            else:
+                turned = False
+            if (turned or taken % _TESTED_EVERY == 0) and test_roughness:
+                within = step if abs(step) <= abs(end - u) else end - u
+                roughness = _roughness(drift, u, y, within, scale, norm)
+                if roughness > (_ROUGH if taken < _LONG else _STIFF):
                     raise RoughError
-            elif tighten:
-                rtol, atol = 0.01 * rtol, 0.01 * atol
+                if turned and roughness < _STIFF:
+                    rtol, atol = 0.01 * rtol, 0.01 * atol
         elif not size < torch.inf:
             return None
         most = _GROW if len(slopes) == order else _GROW_AT_FIRST

@@ -141,10 +141,10 @@ def adams(
                 turned = turns == _TURNS
             else:
                 turned = False
-            if (turned or taken % _TESTED_EVERY == 0) and test_roughness:
+            if turned or (test_roughness and taken % _TESTED_EVERY == 0):
                 within = step if abs(step) <= abs(end - u) else end - u
                 roughness = _roughness(drift, u, y, within, scale, norm)
-                if roughness > (_ROUGH if taken < _LONG else _STIFF):
+                if test_roughness and roughness > (_ROUGH if taken < _LONG else _STIFF):
                     raise RoughError
                 if turned and roughness < _STIFF:
                     rtol, atol = 0.01 * rtol, 0.01 * atol

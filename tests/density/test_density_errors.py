@@ -64,8 +64,8 @@ def test_both_refuse(function, x, options, message):
         ({"steps": 20}, "adams chooses its own steps"),
         ({"method": "rk4", "steps": 0}, "steps must be"),
         ({"max_nfe": 0}, "at least 1"),
-        ({"options": {"order": 0}}, "options of adams are order=1 to"),
-        ({"options": {"degree": 4}}, "options of adams are order=1 to"),
+        ({"options": {"order": 0}}, "options of adams are: order=1 to"),
+        ({"options": {"degree": 4}}, "options of adams are: order=1 to"),
         ({"grid": BetaTable(8, 0.1, 0.6)}, "BetaTable"),
     ],
 )

@@ -76,10 +76,11 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(folder) / "last.ckpt"
         self._stopping = False
         self._handler: Any = None
+        self._saved: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for Ctrl-C; drop what loggers hold of steps that are taken again."""
-        self._stopping = False
+        self._stopping, self._saved = False, None
         for logger in trainer.loggers:
             if (drop := getattr(logger, "drop_from", None)) is not None:
                 drop(trainer.global_step)
@@ -114,12 +115,14 @@ class LastCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the state after a validation in training."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._saved = trainer.global_step
             trainer.save_checkpoint(self.path)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last state, from within the run: only there are the optimizer and the raw weights at hand."""
+        """Write the last state, if no validation followed the last step, while the optimizer is still at hand."""
         self._listen_no_more()
-        trainer.save_checkpoint(self.path)
+        if self._saved != trainer.global_step and _rewind(trainer):
+            trainer.save_checkpoint(self.path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the state at Ctrl-C or a scheduler's SIGTERM; after an error the last good one is kept."""
@@ -130,23 +133,28 @@ class LastCheckpoint(Checkpoint):
 
 
 def _rewind(trainer: Trainer) -> bool:
-    """Set Lightning's counts as they were at the last step's end; whether the state is one to resume from.
+    """Set Lightning's counts as they were after the last step; whether the state is one to resume from.
 
     It is not in the middle of a step, nor in the validation after the last one, which a resumed run would leave out.
     """
-    loop = trainer.fit_loop.epoch_loop
+    fit, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop.batch_progress
     if trainer.validating:
         if trainer.should_stop:
             return False
         # As Lightning counts a validation that was broken off in its first batch: it is done again, from the start.
-        progress = loop.val_loop.batch_progress
+        progress = fit.epoch_loop.val_loop.batch_progress
         progress.reset()
         progress.total.ready = progress.total.started = 1
         return True
-    total = loop.batch_progress.total
-    if total.started != total.completed:
+    if batches.total.started != batches.total.completed:
         return False
-    total.reset_on_restart()  # a batch that was fetched and not started is fetched again
+    batches.total.reset_on_restart()  # a batch that was fetched and not started is fetched again
+    batches.is_last_batch = batches.current.completed >= trainer.num_training_batches
+    if fit.epoch_progress.current.completed == fit.epoch_progress.current.ready:
+        # An epoch is booked when the run ends, in whatever part of it: a resumed run goes on in it.
+        for count in (fit.epoch_progress.total, fit.epoch_progress.current):
+            count.processed -= 1
+            count.completed -= 1
     return True
 
 

@@ -185,7 +185,8 @@ class ScoreModel(LightningModule):
         x0 = self._filled(batch["x"])
         t = self.objective.times(self.denoiser.sde, len(x0), device=x0.device)
         loss = self.objective(self.denoiser, x0, t, torch.randn_like(x0), **conditions).mean()
-        self._logged = {"train/loss": loss.detach(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        lr = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"], dtype=torch.float64)
+        self._logged = {"train/loss": loss.detach(), "lr": lr}
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -66,10 +66,7 @@ class SampleGrid(Callback):
         """Draw at the first batch: every callback, EMA among them, has prepared the validation by then."""
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        interval = trainer.val_check_batch
-        due = not trainer.should_stop or not interval or (trainer.fit_loop.total_batch_idx + 1) % interval == 0
-        self._validations += due  # the last validation of a run that is resumed may be one more than the unbroken run's
-        if not trainer.should_stop and self._validations % self.every_n_validations:
+        if not trainer.should_stop and (self._validations + 1) % self.every_n_validations:
             return
         assert isinstance(pl_module, ScoreModel)
         shape = batch["x"].shape[1:]
@@ -84,6 +81,12 @@ class SampleGrid(Callback):
         for logger in trainer.loggers:
             if (log_image := getattr(logger, "log_image", None)) is not None:
                 log_image(key="samples", images=[picture], step=trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the validation, if it is not one more than the unbroken run's because this one stops here."""
+        interval = trainer.val_check_batch
+        due = not trainer.should_stop or not interval or (trainer.fit_loop.total_batch_idx + 1) % interval == 0
+        self._validations += due and not trainer.sanity_checking
 
     def state_dict(self) -> dict[str, Any]:
         """The count of validations."""

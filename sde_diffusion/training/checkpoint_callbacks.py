@@ -150,11 +150,13 @@ def _rewind(trainer: Trainer) -> bool:
         return False
     batches.total.reset_on_restart()  # a batch that was fetched and not started is fetched again
     batches.is_last_batch = batches.current.completed >= trainer.num_training_batches
-    if fit.epoch_progress.current.completed == fit.epoch_progress.current.ready:
-        # An epoch is booked when the run ends, in whatever part of it: a resumed run goes on in it.
-        for count in (fit.epoch_progress.total, fit.epoch_progress.current):
-            count.processed -= 1
-            count.completed -= 1
+    if fit.epoch_progress.current.completed == fit.epoch_progress.current.ready:  # the epoch is booked as done
+        if batches.is_last_batch:
+            batches.reset_on_run()
+        else:  # as the run ended in it: a resumed run goes on in it
+            for count in (fit.epoch_progress.total, fit.epoch_progress.current):
+                count.processed -= 1
+                count.completed -= 1
     return True
 
 

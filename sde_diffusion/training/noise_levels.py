@@ -46,8 +46,9 @@ class LossByNoiseLevel(Callback):
         path = self.folder / "noise_levels.csv"
         if trainer.is_global_zero and path.is_file():
             with path.open(newline="") as file:
-                rows = [{key: KINDS.get(key, float)(float(row[key])) for key in COLUMNS} for row in csv.DictReader(file)]
-            self._rows = [row for row in rows if row["step"] <= trainer.global_step]
+                rows = list(csv.DictReader(file))
+            values = [{key: KINDS.get(key, float)(float(row[key])) for key in COLUMNS} for row in rows]
+            self._rows = [row for row in values if row["step"] <= trainer.global_step]
 
     def on_validation_batch_end(
         self,

@@ -85,12 +85,19 @@ def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
         UserError: If there is none, or it cannot be read.
     """
     data = _load_data(cfg, model)
-    if model is not None and "units" in model.data and list(data.shape) == list(model.data["shape"]):
-        units = Units.of(model.data["units"])
-        if data.levels is None and units != data.units:
-            log.warning("%s: mapped to [-1, 1] as the model's data were, not by the range of its own", data.name)
-        data.change_units(units)
+    if model is not None:
+        take_units(data, model)
     return data
+
+
+def take_units(data: DataModule, model: ScoreModel) -> None:
+    """Have float data of a model's shape mapped to [-1, 1] by the model's units, which older checkpoints do not keep."""
+    if "units" not in model.data or data.levels is not None or list(data.shape) != list(model.data["shape"]):
+        return
+    units = Units.of(model.data["units"])
+    if units != data.units:
+        log.warning("%s: mapped to [-1, 1] as the model's data were, not by the range of its own", data.name)
+    data.change_units(units)
 
 
 def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:

@@ -19,6 +19,7 @@ from sde_diffusion import pictures
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.training.module import ScoreModel
+from sde_diffusion.units import Units, measured
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class SampleGrid(Callback):
         if n_classes := pl_module.hparams.get("n_classes"):
             conditions["label"] = torch.arange(self.n, device=pl_module.device) % n_classes
         state = torch.random.get_rng_state()
-        picture = pictures.draw(self.sampler(pl_module.denoiser, (self.n, *shape), **conditions).x)
+        x = self.sampler(pl_module.denoiser, (self.n, *shape), **conditions).x
+        picture = pictures.draw(measured(x, pl_module.data.get("levels"), Units.of(pl_module.data.get("units"))))
         torch.random.set_rng_state(state)
         pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:

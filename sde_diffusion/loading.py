@@ -91,7 +91,7 @@ def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
 
 
 def take_units(data: DataModule, model: ScoreModel) -> None:
-    """Have float data of a model's shape mapped to [-1, 1] by the model's units, which older checkpoints do not keep."""
+    """Have float data mapped to [-1, 1] by the units of a model of their shape; older checkpoints keep none."""
     if "units" not in model.data or data.levels is not None or list(data.shape) != list(model.data["shape"]):
         return
     units = Units.of(model.data["units"])

@@ -45,18 +45,17 @@ def _number_label(cfg: DictConfig, names: list[str] | None) -> None:
     """Put the class's number in place of its name in `label=NAME`; names win, where numbers are names.
 
     Raises:
-        UserError: If it is a word, and no class has that name.
+        UserError: If the classes have names, and it is a word that is none of them.
     """
     label = cfg.get("label")
-    if label is None or label == "own":  # which is each item's own class
+    if label is None or label == "own" or not names:  # own: each item's
         return
-    if names and str(label) in names:
+    if str(label) in names:
         cfg.label = names.index(str(label))
         if cfg.label != label:
             log.info("label=%s is class %d", label, cfg.label)
     elif isinstance(label, str):
-        known = f"these are the classes: {', '.join(names)}" if names else "the model's classes have numbers alone"
-        raise UserError(f"label={label} is no class; {known}")
+        raise UserError(f"label={label} is no class; these are the classes: {', '.join(names)}")
 
 
 def device_of(cfg: DictConfig) -> torch.device:

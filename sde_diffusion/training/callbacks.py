@@ -21,6 +21,7 @@ from sde_diffusion.sampling import Sampler
 from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
 from sde_diffusion.training.module import ScoreModel
 from sde_diffusion.training.schedule import timer_of
+from sde_diffusion.units import Units, own_units, vectors_in_own_units
 
 __all__ = [
     "BestCheckpoint",
@@ -75,7 +76,9 @@ class SampleGrid(Callback):
             conditions["label"] = torch.arange(self.n, device=pl_module.device) % n_classes
         state = torch.random.get_rng_state()
         dtype = torch.promote_types(next(pl_module.parameters()).dtype, torch.float32)
-        picture = pictures.draw(self.sampler(pl_module.denoiser, (self.n, *shape), dtype=dtype, **conditions).x)
+        x = self.sampler(pl_module.denoiser, (self.n, *shape), dtype=dtype, **conditions).x
+        own = own_units(pl_module.data.get("levels"), Units.of(pl_module.data.get("units")))
+        picture = pictures.draw(vectors_in_own_units(x, own))
         torch.random.set_rng_state(state)
         pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:

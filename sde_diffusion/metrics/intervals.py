@@ -139,7 +139,7 @@ class WithIntervals:
     def _quantile(self, level: float, *counts: int) -> float:
         """Student's for the smaller side of n samples, by which intervals of few are longer, with n / 4 degrees.
 
-        A variance of n values of kurtosis k has 2n / (k - 1) of them, and influences are close to squares: k is 9 there.
+        A variance of n values of kurtosis k has 2n / (k - 1); influences are close to squares, where k is 9 or more.
 
         Raises:
             UserError: If there are too few samples for an interval.

@@ -70,7 +70,7 @@ def test_pictures_are_their_files(command, tmp_path, digits):
     few = ("data=digits", "resamples=5", "metrics=[kernel,prdc]")
     expected, _ = evaluate(command, tmp_path / "0", f"samples={tmp_path / 'own.npz'}", *few)
     for name in ("grey", "rgb"):
-        found, _ = evaluate(command, tmp_path / name / "out", f"samples={tmp_path / name}", *few)
+        found, _ = evaluate(command, tmp_path / f"out-{name}", f"samples={tmp_path / name}", *few)
         assert found["intervals"] == expected["intervals"]
     found, done = evaluate(command, tmp_path / "1", f"samples={tmp_path / 'large'}", "resize=true", *few)
     assert "resized to 8x8" in done.out

@@ -104,8 +104,8 @@ def test_what_is_refused():
         ((2, 2), {"seeds": torch.zeros(2)}, "one integer for each sample"),
         ((2, 2), {"seeds": torch.zeros(2, 2, dtype=torch.int64)}, "one integer for each sample"),
         ((2, 2), {"latent": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])}, "latent holds .*not finite .*first number 1"),
-        ((2, 2), {"dtype": torch.float16}, "torch.float32 or torch.float64"),
-        ((2, 2), {"dtype": "float32"}, "torch.float32 or torch.float64"),
+        ((2, 2), {"dtype": torch.float16}, "float32 or float64 of torch"),
+        ((2, 2), {"dtype": "float32"}, "float32 or float64 of torch"),
         ((2, 2), {"device": "gpu"}, "device='gpu' is not one that is here"),
         ((2, 2), {"device": "meta"}, "the denoiser lies on cpu, and device='meta'"),
     ):

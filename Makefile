@@ -4,14 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
+PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: train test test-slow test-gpu lint format clean
 
 train: $(INSTALLED) ## train the default model on the embedded digits; with settings: make train ARGS="sde=ve"
 	$(BIN)/python -m sde_diffusion.train $(ARGS)
 
-test: lint ## linters, types, import layers and the quick tests
-	$(BIN)/python -m pytest
+test: lint ## linters, types, import layers and the quick tests, a process a core
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -20,7 +21,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 test-slow: $(INSTALLED) ## the long tests too
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not gpu"
 
 test-gpu: $(INSTALLED) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

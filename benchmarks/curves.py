@@ -17,7 +17,7 @@ from sde_diffusion.metrics import FrechetDistance, Pixels
 from sde_diffusion.pictures import plain_numbers
 
 if TYPE_CHECKING:
-    from benchmarks.nfe_fid import Bench
+    from benchmarks.drawn_points import Bench
 
 FRECHET = "frechet_distance"
 
@@ -32,8 +32,11 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
     train = bench.features(train[some])  # no more than there are samples: the distance of fewer is larger
     floor.update(train, real=False)
     denoiser = "the closed-form denoiser of the training split" if cfg.exact else "the model"
+    paths = {name: str(model.denoiser.sde) for name, model in bench.models.items()}
+    several = len(paths) > 1
+    of = "; ".join(f"{name}: {path}" for name, path in paths.items()) if several else next(iter(paths.values()))
     lines = [
-        f"Fréchet distance of {cfg.n * len(cfg.seeds)} samples of {denoiser} ({bench.denoiser.sde}) to the {cfg.split} "
+        f"Fréchet distance of {cfg.n * len(cfg.seeds)} samples of {denoiser} ({of}) to the {cfg.split} "
         f"split of {bench.data.name} ({len(bench.real)} items), {bench.extractor_name} features, first seeds "
         f"{', '.join(str(seed) for seed in cfg.seeds)}; {cfg.level:.0%} intervals in curves.csv. The training split's "
         f"own, of {len(train)} items: {float(floor.compute()):.3f}.",
@@ -41,7 +44,7 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
         "| at most … passes | " + " | ".join(str(nfe) for nfe in passes) + " |",
         "|---" * (len(passes) + 1) + "|",
     ]
-    for name in cfg.samplers:
+    for name in bench.rows:
         cells = []
         for nfe in passes:
             row = next(row for row in rows if row["sampler"] == name and row["passes"] == nfe)

@@ -1,8 +1,9 @@
-"""Which sampler, in how many network passes? `python -m benchmarks.nfe_fid ckpt=PATH out=DIR`
+"""Which sampler, in how many network passes? `python -m benchmarks.nfe_fid ckpt=PATH out=DIR`, or `ckpt=[A,B,C]`
 
 The Fréchet distance of each sampler's samples at each number of passes, with confidence intervals, all from the same
 seeds: `curves.csv`, `curves.png` (log-log, with the Pareto front) and `table.md`, which says for each number of passes
-which sampler is best and whether the difference to the next is significant. Few passes come first. A run that was
+which sampler is best and whether the difference to the next is significant. Few passes come first. Of several
+checkpoints the rows are named RUN/SAMPLER, and each number of passes has one best of all. A run that was
 interrupted or killed goes on when it is started again. Settings: conf/nfe_fid.yaml.
 """
 
@@ -13,138 +14,24 @@ import itertools
 import json
 import logging
 import math
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
 from benchmarks.curves import FRECHET, draw, markdown, to_wandb
-from sde_diffusion import record
+from benchmarks.drawn_points import Bench, Drawn, Point
+from sde_diffusion import progress, record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
-from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
-from sde_diffusion.drawing import class_labels, stored
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
-from sde_diffusion.loading import checkpoint_digest, extractor_for, load_data, load_model
-from sde_diffusion.metrics import FrechetDistance, Pixels, difference, fingerprint
-from sde_diffusion.parts import Parts, forget
-from sde_diffusion.sampling import Sampler
+from sde_diffusion.metrics import difference
+from sde_diffusion.overrides import setting
+from sde_diffusion.parts import forget
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measurement to make: a sampler at a number of passes from a set of seeds."""
-
-    name: str
-    nfe: int
-    seed: int
-
-
-@dataclass
-class Drawn:
-    """A point's samples, as features [n, F], the passes they took and the seconds; or why there are none."""
-
-    features: Tensor
-    nfe: int
-    seconds: float
-    reason: str = ""
-
-
-class Bench:
-    """Draws and keeps the points of a configuration."""
-
-    def __init__(self, cfg: DictConfig, folder: Path) -> None:
-        model, self.device = load_model(cfg)
-        self.cfg = cfg
-        self.data = load_data(cfg, model)
-        self.denoiser: Denoiser = model.denoiser
-        if cfg.exact:
-            self.denoiser = EmpiricalDenoiser(model.denoiser.sde, self.data.tensor("train")).to(self.device)
-        self.extractor_name, extractor = extractor_for(cfg.extractor, self.data)
-        self.extractor = extractor.to(self.device)
-        self.extractor_digest = fingerprint(extractor)
-        self.real = self.features(self.data.tensor(cfg.split))
-        least = 2 * self.real.shape[1] + 2
-        if min(len(self.real), cfg.n * len(cfg.seeds)) < least:
-            raise UserError(
-                f"intervals of the Fréchet distance in {self.real.shape[1]} features ({self.extractor_name}) need at "
-                f"least {least} samples and data; got n={cfg.n * len(cfg.seeds)} and {len(self.real)} of the "
-                f"{cfg.split} split: draw more, or take an extractor with fewer features"
-            )
-        self.labels = class_labels(cfg, model.hparams["n_classes"])
-        if cfg.exact and self.labels is not None:
-            raise UserError("exact=true knows no classes: take the checkpoint of a model without")
-        self.digest = checkpoint_digest(cfg.ckpt)
-        self.folder = folder
-
-    def features(self, x: Tensor) -> Tensor:
-        """Features of samples [N, *shape], as they would be stored."""
-        parts = torch.split(stored(x, self.data.levels), self.cfg.batch_size)
-        with torch.no_grad():
-            return torch.cat([self.extractor(part.to(self.device)).cpu() for part in parts])
-
-    def sampler(self, point: Point) -> tuple[dict[str, Any], Sampler]:
-        """A point's sampler and its configuration."""
-        entry = plain(self.cfg.samplers[point.name])
-        steps = (point.nfe - entry["extra"]) // entry["each"]
-        config = {**entry["sampler"], "steps": steps}
-        return config, build(config)
-
-    def measure(self, point: Point) -> Drawn:
-        """A point's samples, drawn now or by an earlier run."""
-        try:
-            config, sampler = self.sampler(point)
-        except (UserError, ValueError) as error:
-            return Drawn(torch.empty(0), 0, 0.0, str(error))
-        plan = {
-            "checkpoint": self.digest,
-            "exact": self.cfg.exact,
-            "sampler": config,
-            "n": self.cfg.n,
-            "seed": point.seed,
-            "label": self.cfg.label,
-            "extractor": self.extractor_digest,
-        }
-        kept = Parts(self.folder / f"{point.name}-{point.nfe}-{point.seed}", plan, self.cfg.overwrite)
-        parts = list(kept.load())
-        done = sum(len(part["features"]) for part in parts)
-        seeds = range(point.seed, point.seed + self.cfg.n)
-        for start in range(done, len(seeds), self.cfg.batch_size):
-            some = seeds[start : start + self.cfg.batch_size]
-            conditions = (
-                {} if self.labels is None else {"label": self.labels[start : start + len(some)].to(self.device)}
-            )
-            begin = time.perf_counter()
-            try:
-                drawn = sampler(
-                    self.denoiser, (len(some), *self.data.shape), seeds=some, device=self.device, **conditions
-                )
-            except (UserError, ValueError) as error:
-                return Drawn(torch.empty(0), 0, 0.0, str(error))
-            x = drawn.x.cpu()  # waits for the device
-            seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-            part = {"features": self.features(x), "nfe": torch.tensor(drawn.nfe), "seconds": seconds}
-            kept.add(start, part)
-            parts.append(part)
-        features = torch.cat([part["features"] for part in parts])
-        return Drawn(features, max(int(part["nfe"]) for part in parts), sum(float(part["seconds"]) for part in parts))
-
-    def metric(self, measured: list[Drawn]) -> FrechetDistance:
-        """The Fréchet distance of some points' samples together."""
-        metric = FrechetDistance(Pixels(self.real.shape[1:]), keep_features=True)
-        metric.update(self.real, real=True)
-        for one in measured:
-            metric.update(one.features, real=False)
-        return metric
 
 
 def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
@@ -164,23 +51,20 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     table, picture, words, settings = (fresh(out / name, cfg.overwrite) for name in names)
     _check(cfg)
     bench = Bench(cfg, out / ".points")
-    points = [Point(name, nfe, seed) for nfe in sorted(cfg.nfe) for name in cfg.samplers for seed in cfg.seeds]
+    points = [Point(name, nfe, seed) for nfe in sorted(cfg.nfe) for name in bench.rows for seed in cfg.seeds]
     found: dict[Point, Drawn] = {}
     if kept := len(list((out / ".points").glob("*"))):
         log.info("going on: %d of %d points are there, or begun", kept, len(points))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), transient=True) as progress:
-        progress.disable = not progress.console.is_terminal
-        task = progress.add_task("", total=sum(point.nfe for point in points))
+    with progress.bar("network passes", sum(point.nfe for point in points)) as bar:
         try:
             for point in points:
-                progress.update(task, description=f"{point.name}, {point.nfe} passes")
+                bar.update(name=f"{point.name}, {point.nfe} passes")
                 found[point] = bench.measure(point)
-                progress.advance(task, point.nfe)
+                bar.update(advance=point.nfe)
         except KeyboardInterrupt:
-            log.warning("what was drawn is kept: with out=%s the same command goes on from there", out)
+            log.warning("what was drawn is kept: with %s the same command goes on from there", setting("out", out))
             raise
-    rows = [_row(cfg, bench, name, nfe, found) for nfe in sorted(cfg.nfe) for name in cfg.samplers]
+    rows = [_row(cfg, bench, name, nfe, found) for nfe in sorted(cfg.nfe) for name in bench.rows]
     best = [_best(cfg, bench, nfe, rows, found) for nfe in sorted(cfg.nfe)]
     text = markdown(cfg, bench, rows, best)
     with writing(table) as temporary, temporary.open("w", newline="") as file:
@@ -190,7 +74,11 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     draw(rows, bench, picture)
     with writing(words) as temporary:
         temporary.write_text(text)
-    about = {"settings": plain(cfg), "checkpoint_sha256": bench.digest, **record.provenance()}
+    about = {
+        "settings": plain(cfg),
+        "checkpoint_sha256": {name: model.digest for name, model in bench.models.items()},
+        **record.provenance(),
+    }
     with writing(settings) as temporary:
         temporary.write_text(json.dumps(about, indent=2) + "\n")
     if cfg.wandb:

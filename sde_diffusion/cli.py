@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import io
 import logging
 import os
 import re
-import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,9 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     for resolver in (run_folder, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     sys.argv = nulls(sys.argv)
+    for stream in (sys.stdout, sys.stderr):  # in a locale without ü or ± a message must not end in a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Hydra then raises its own errors instead of printing them, and they are told below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with telling():
@@ -98,6 +101,11 @@ def telling() -> Iterator[None]:
         _fail(f"{error.filename} is or lies under a file: choose another folder")
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except ValueError as error:
+        if "configure handler" not in str(error):
+            raise
+        # logging's, on a log file that cannot be opened, or whose folder's name Hydra takes for an interpolation
+        _fail(f"cannot write a log into the run's folder ({error.__cause__}); choose another with hydra.run.dir=DIR")
     except RuntimeError as error:
         if "srun" not in str(error):
             raise
@@ -113,13 +121,6 @@ def nulls(arguments: Sequence[str]) -> list[str]:
     To Hydra None would be a word like another.
     """
     return [re.sub(r"(?<==)None$", "null", argument) for argument in arguments]
-
-
-def interpreter() -> str:
-    """What to type for this Python: `python` where that is the one running, else its path."""
-    found = shutil.which("python")
-    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
-    return "python" if same else shlex.quote(sys.executable)
 
 
 def plain(node: Any) -> Any:
@@ -147,7 +148,8 @@ def explain(error: BaseException) -> str:
         return "this launcher is Hydra's for submitit, which is not installed: pip install 'sde_diffusion[slurm]'"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name} is no choice; choose {group}= from {', '.join(error.options)}"
+        hint = did_you_mean(name, error.options)
+        return f"{group}={name} is no choice{hint}; choose {group}= from {', '.join(error.options)}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"
     absent = re.match(r"Could not override '(\w+)'", str(error))
@@ -163,7 +165,8 @@ def explain(error: BaseException) -> str:
     unknown = re.search(r"Could not load '(\w+)/(\w+)'", str(error))
     if unknown:
         known = sorted(path.stem for path in (config_folder() / unknown[1]).glob("*.yaml"))
-        return f"{unknown[1]}={unknown[2]} is no choice; choose {unknown[1]}= from {', '.join(known)}"
+        hint = did_you_mean(unknown[2], known)
+        return f"{unknown[1]}={unknown[2]} is no choice{hint}; choose {unknown[1]}= from {', '.join(known)}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(
@@ -171,12 +174,32 @@ def explain(error: BaseException) -> str:
         ):
             parent: DictConfig = cause.parent_node
             if getattr(cause, "key", None) is not None and cause.key not in parent:
-                where = parent._get_full_key(None)
-                allowed = ", ".join(sorted(str(key) for key in parent))
-                place = f" in {where}" if where else ""
-                return f"unknown key {cause.full_key or cause.key!r}; allowed{place}: {allowed}"
+                return _unknown_key(str(cause.full_key or cause.key), parent)
         cause = cause.__cause__
     return str(error).strip()
+
+
+def _unknown_key(key: str, parent: DictConfig) -> str:
+    """What is allowed in place of an unknown key, and which key of the whole configuration it may stand for."""
+    where = parent._get_full_key(None)
+    if not parent:
+        return f"unknown key {key!r}: {where} is null or empty; add to it with +{key}=VALUE"
+    known = [name for name in _dotted(parent._get_root()) if not name.startswith("hydra.")]
+    by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}  # of several the first
+    hint = did_you_mean(key, known)
+    if not hint and (close := difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)):
+        hint = f" (did you mean {by_last_part[close[0]]}?)"
+    place = f" in {where}" if where else ""
+    return f"unknown key {key!r}{hint}; allowed{place}: {', '.join(sorted(str(name) for name in parent))}"
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys below a node."""
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            yield f"{prefix}{key}"
+            child = None if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key) else node[key]
+            yield from _dotted(child, f"{prefix}{key}.")
 
 
 def whole(cfg: DictConfig, key: str, least: int) -> None:
@@ -193,5 +216,5 @@ def whole(cfg: DictConfig, key: str, least: int) -> None:
 
 def given(group: str) -> str:
     """What the command line says about a group, for messages: " (given: trainer.precision=foo)"."""
-    overrides = [override for override in HydraConfig.get().overrides.task if override.startswith(f"{group}.")]
+    overrides = [word for word in HydraConfig.get().overrides.task if word.lstrip("+~").startswith(f"{group}.")]
     return f" (given: {' '.join(overrides)})" if overrides else ""

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import UserError, did_you_mean
 
 PACKAGE = "sde_diffusion"
 BUILDABLE = tuple(
@@ -72,7 +72,8 @@ def _call(cls: type, arguments: dict[str, Any]) -> Any:
     allowed = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     unknown = [name for name in arguments if name not in allowed]
     if unknown and len(allowed) == len(parameters):
-        raise UserError(f"{cls.__name__} takes no {', '.join(unknown)}; it takes {', '.join(allowed)}")
+        hint = did_you_mean(unknown[0], allowed)
+        raise UserError(f"{cls.__name__} takes no {', '.join(unknown)}{hint}; it takes {', '.join(allowed)}")
     try:
         return cls(**arguments)
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from sde_diffusion import __version__
 from sde_diffusion.cli import plain
 from sde_diffusion.data import DataModule, Split
+from sde_diffusion.drawing import measured
 from sde_diffusion.files import writing
 from sde_diffusion.metrics import (
     FAKE,
@@ -24,10 +26,15 @@ from sde_diffusion.metrics import (
     Features,
     KeptFeatures,
     ReferenceKey,
+    extractor_names,
     fingerprint,
+    load_extractor,
     point_estimates,
     reference_statistics,
+    untrained_name,
 )
+
+_PCA_ITEMS = 2000  # of the training split, of which components are taken
 
 
 class DataSides:
@@ -47,7 +54,7 @@ class DataSides:
         self.cache, self.metrics, self.extractor = Path(cfg.cache), plain(cfg.metrics), extractor
         splits = {REAL: cfg.split, **({TRAIN: "train"} if cfg.split != "train" else {})}
         self.batches = {
-            side: functools.partial(_batches, data.split(split), cfg.label) for side, split in splits.items()
+            side: functools.partial(_batches, data, data.split(split), cfg.label) for side, split in splits.items()
         }
         self._key = functools.partial(
             ReferenceKey,
@@ -113,6 +120,30 @@ class DataSides:
         return found, len(rows)
 
 
+def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.Module]:
+    """A feature extractor by name; without one that of the data set's name if there is one.
+
+    Else images go through a random network, points are taken as they are where n is ten times their dimension, and by
+    their principal components where not.
+
+    Args:
+        name: Its name, or None.
+        data: The data set.
+        n: The smaller of the numbers of samples and of data; extractors without weights adapt their width to it.
+
+    Returns:
+        Its name and the extractor.
+
+    Raises:
+        UserError: If there is no such extractor, or it takes samples of another shape.
+    """
+    fitting = "random_conv" if len(data.shape) == 3 else "pixels" if n >= 10 * math.prod(data.shape) else "pca"
+    name = untrained_name(name or (data.name if data.name in extractor_names() else fitting), n)
+    train = data.split("train")
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:_PCA_ITEMS]
+    return name, load_extractor(name, data.shape, data=measured(train.tensor(rows), data))
+
+
 def _read(path: Path) -> dict[str, float] | None:
     """The figures in a file; None where there is none, or it is damaged."""
     try:
@@ -121,8 +152,11 @@ def _read(path: Path) -> dict[str, float] | None:
         return None
 
 
-def _batches(split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
+def items_of(split: Split, label: int | None) -> Tensor:
+    """Numbers of the items of a split, or of its class `label` where the data have labels."""
     rows = torch.arange(len(split))
-    if label is not None and split.label is not None:
-        rows = rows[split.label == label]
-    return (split.tensor(some) for some in torch.split(rows, size))
+    return rows if label is None or split.label is None else rows[split.label == label]
+
+
+def _batches(data: DataModule, split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
+    return (measured(split.tensor(some), data) for some in torch.split(items_of(split, label), size))

@@ -16,11 +16,15 @@ from torch import Tensor
 from sde_diffusion.cli import given, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import readable
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.loading import checkpoint_digest
+from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.batches import Kept, sample_resumably
+from sde_diffusion.units import Units, own_units, vectors_in_own_units
 
 if TYPE_CHECKING:
+    from sde_diffusion.data import DataModule
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -61,7 +65,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     except ValueError as error:  # what a sampler can only tell once it knows the model's path
         raise UserError(f"{error}{given('sampler')}") from error
     except KeyboardInterrupt:
-        log.warning("what was drawn is kept: with out=%s the same command goes on from there", folder.parent)
+        log.warning("what was drawn is kept: the same command with %s resumes there", setting("out", folder.parent))
         raise
 
 
@@ -103,28 +107,37 @@ class Stored:
     """The samples of a file, as models see them, a batch at a time.
 
     Attributes:
-        kept: As in the file: uint8 [N, H, W, C], or float32 [N, D].
+        kept: As in the file: uint8 or float32 [N, H, W, C], or float32 [N, D].
         labels: Their classes, int64 [N], or None.
+        units: Of floats in the file; None: on [-1, 1].
     """
 
     kept: Tensor
     labels: Tensor | None
+    units: Units | None = None
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def batches(self, size: int = 500) -> Iterator[Tensor]:
-        """float32 [B, *shape], images on [-1, 1]."""
-        images = self.kept.dtype == torch.uint8
-        return (from_levels(some.movedim(-1, 1), 256) if images else some for some in torch.split(self.kept, size))
+        """float32 [B, *shape] as models see them."""
+        for some in torch.split(self.kept, size):
+            x = some.movedim(-1, 1) if some.ndim == 4 else some
+            if x.dtype == torch.uint8:
+                yield from_levels(x, 256)
+            else:
+                yield x if self.units is None else self.units.encode(x)
 
 
-def read_samples(path: Path, shape: tuple[int, ...]) -> Stored:
+def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None, levels: int | None = None) -> Stored:
     """The samples of a `samples.npz`.
 
     Args:
-        path: File with `images`, uint8 [N, H, W, C] on 0 ... 255, or `points`, float [N, D]; perhaps with `labels` [N].
+        path: File with `images`, uint8 [N, H, W, C] on 0 ... 255 or floats in the data's own units, or `points`, float
+            [N, D] in the data's own units; perhaps with `labels` [N].
         shape: Of one sample.
+        units: Of the data; None: floats are on [-1, 1].
+        levels: Of the data; None if they are floats, and images of floats are then allowed.
 
     Returns:
         The samples.
@@ -133,21 +146,29 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> Stored:
         UserError: If the file is missing, of another kind, or its samples are of another shape.
     """
     if path.is_dir():
-        raise UserError(f"{path} is a folder: give a file, such as samples={path / 'samples.npz'}")
+        raise UserError(f"{path} is a folder: give a file, such as {setting('samples', path / 'samples.npz')}")
+    if not path.exists():
+        raise UserError(f"no samples at {path}")
+    readable(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise UserError(f"{path} is one bare array: save it as numpy.savez(FILE, images=...), or points=")
+        with file:
             arrays = {name: file[name] for name in ("images", "points", "labels") if name in file.files}
-    except FileNotFoundError:
-        raise UserError(f"no samples at {path}") from None
+    except UserError:
+        raise
     except Exception as error:  # NumPy's reader stumbles over other files in many ways
-        raise UserError(
-            f"{path} is no .npz of arrays alone, or damaged ({type(error).__name__}): sde_diffusion.sample writes such"
-        ) from error
+        raise UserError(f"{path} is {_no_arrays(path, error)}: sde_diffusion.sample writes such") from error
     if "images" in arrays:
-        if arrays["images"].dtype != np.uint8 or arrays["images"].ndim != 4:
-            found = f"{arrays['images'].dtype} {list(arrays['images'].shape)}"
-            raise UserError(f"{path}: images must be uint8 [N, H, W, C] on 0 ... 255; got {found}")
-        x = torch.from_numpy(arrays["images"])
+        images = arrays["images"]
+        floats = levels is None and images.dtype.kind == "f"
+        if (images.dtype != np.uint8 and not floats) or images.ndim != 4:
+            also = ", or floats in the data's own units" if levels is None else ""
+            raise UserError(
+                f"{path}: images must be uint8 [N, H, W, C] on 0 ... 255{also}; got {images.dtype} {list(images.shape)}"
+            )
+        x = torch.from_numpy(images.astype(np.float32) if floats else images)
         found_shape = x.movedim(-1, 1).shape[1:]
     elif "points" in arrays:
         x = torch.from_numpy(np.asarray(arrays["points"], dtype=np.float32))
@@ -159,7 +180,17 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> Stored:
     labels = arrays.get("labels")
     if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(f"{path}: labels must be integers [{len(x)}]; got {labels.dtype} {list(labels.shape)}")
-    return Stored(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
+    if x.is_floating_point() and not x.isfinite().all():
+        raise UserError(f"{path}: samples hold NaN or infinite values")
+    return Stored(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), own_units(levels, units))
+
+
+def _no_arrays(path: Path, error: Exception) -> str:
+    if "pickle" in str(error) and "Object arrays" in str(error):
+        return "an .npz with Python objects, which are never loaded (that could run code)"
+    with path.open("rb") as file:
+        archive = file.read(2) == b"PK"
+    return f"damaged or truncated ({error})" if archive else "no .npz of arrays alone"
 
 
 def first(batches: Iterator[Tensor], n: int) -> Tensor:
@@ -177,3 +208,8 @@ def stored(x: Tensor, levels: int | None) -> Tensor:
     if levels is not None:
         return from_levels(to_levels(x, levels), levels)
     return x.clamp(-1, 1) if x.ndim > 2 else x
+
+
+def measured(x: Tensor, data: DataModule) -> Tensor:
+    """Samples or data [B, *shape] as metrics look at them: as they would be stored, vectors in the data's own units."""
+    return vectors_in_own_units(stored(x, data.levels), own_units(data.levels, data.units))

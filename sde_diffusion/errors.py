@@ -1,4 +1,9 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and hints for its messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -6,3 +11,10 @@ class UserError(Exception):
 
     Commands print the message alone, without a traceback, and exit with status 1.
     """
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """A hint for a misspelt name: " (did you mean X?)", or nothing where no allowed name is like it."""
+    names = {name.lower().replace("-", "_"): name for name in allowed}
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), names, n=1)
+    return f" (did you mean {names[close[0]]}?)" if close else ""

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from sde_diffusion import pictures, record
+from sde_diffusion import comparison, pictures, record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule
-from sde_diffusion.data_sides import DataSides
-from sde_diffusion.drawing import check_seeds, class_labels, draw, first, read_samples, stored
+from sde_diffusion.data_sides import DataSides, extractor_for, items_of
+from sde_diffusion.drawing import check_seeds, class_labels, first
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
-from sde_diffusion.loading import checkpoint_digest, device_of, extractor_for, load_data, load_model
+from sde_diffusion.loading import device_of, load_data, load_model
 from sde_diffusion.metrics import (
     FAKE,
     REAL,
@@ -35,9 +36,10 @@ from sde_diffusion.metrics import (
     measure,
 )
 from sde_diffusion.parts import forget
+from sde_diffusion.sample_sources import check_shape, drawn_of, is_checkpoint, of_file, read_source
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +48,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Compare samples with a split of the data; writes `metrics.json` and `metrics.png`.
 
     Beside each figure stands that of as many items of the training split, or of all: the mark that data themselves
-    reach at these sizes. A run that was interrupted or killed goes on, when it is started again, after its last whole
-    batch of samples.
+    reach at these sizes. With `against` the figures of other samples too, and the differences. A run that was
+    interrupted or killed goes on, when it is started again, after its last whole batch of samples.
 
     Args:
         cfg: The composed configuration of conf/evaluate.yaml.
@@ -65,24 +67,34 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     data = load_data(cfg, model)
     if model is not None:
         class_labels(cfg, model.hparams["n_classes"])
-        if list(data.shape) != list(model.data["shape"]):
-            raise UserError(
-                f"{data.name} has items of shape {list(data.shape)}, and the model's are {model.data['shape']}"
-            )
-    name, extractor = extractor_for(cfg.extractor, data)
+        check_shape(data, model)
+    file = None if cfg.samples is None else read_source(cfg, str(cfg.samples), data)
+    n = cfg.n if file is None else len(file)
+    name, extractor = extractor_for(cfg.extractor, data, min(n, len(items_of(data.split(cfg.split), cfg.label))))
     extractor = extractor.to(device)
     sides = DataSides(cfg, data, name, extractor)
-    metrics, unfit = _metrics(cfg, data, extractor, device, [*sides.batches, FAKE])
+    make = functools.partial(_metrics, cfg, data, extractor, device, [*sides.batches, FAKE])
+    metrics, unfit = make()
     features = Features(sides.batches, device, cfg.batch_size)
     sides.fill(features)
-    made = _samples(cfg, model, data, device, out / ".samples")
+    if model is None:
+        assert file is not None
+        made = of_file(str(cfg.samples), file, data)
+    else:
+        made = drawn_of(cfg, model, data, device, out / ".samples")
     features.sides[FAKE] = made.batches
+    about = {side: key.data_digest + key.extractor_digest for side, key in sides.keys.items()}
+    rival = _rival(cfg, data, features, extractor, out, about)
     begin, before = time.perf_counter(), features.seconds
     found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
     mark, n_mark = sides.mark(metrics, features, made.n)
     real_labels = data.split(cfg.split).label if cfg.label is None else None
     classifier = extractor if name == data.name and hasattr(extractor, "head") else None
     classes = _classes(cfg, metrics, features, made.labels, real_labels, classifier)
+    against = None
+    if rival is not None:
+        settings = {"level": cfg.level, "resamples": cfg.resamples, "reference": cfg.reference}
+        against = comparison.compare(lambda: make()[0], features, extractor, rival, made.origin["seeds"], **settings)
     statistics = time.perf_counter() - begin - (features.seconds - before)
     skipped = unfit | found.skipped
     if not found.figures:
@@ -94,36 +106,34 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "training_split": mark,
         "skipped": skipped,
         **({"classes": classes} if classes else {}),
+        **({"against": against} if against else {}),
         "data": data.name,
         "split": cfg.split,
         "extractor": name,
+        "features": extractor.num_features,
         "resize": getattr(extractor, "resize", "none"),
         "n": made.n,
         "n_reference": len(features(extractor, REAL)),
         "n_training_split": n_mark,
         "reference": cfg.reference,
         **made.origin,
+        "settings": list(HydraConfig.get().overrides.task),
         "seconds": {"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
         **record.provenance(),
     }
-    pictures.save(pictures.draw(first(made.batches(), 256)), grid)
+    pictures.save(pictures.beside(first(made.batches(), 256), first(sides.batches[REAL](), 256)), grid)
+    if _many():
+        comparison.keep(out, about, features(extractor, FAKE), made.origin["seeds"])
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
-    forget(out / ".samples")
+    for folder in (".samples", ".against"):
+        forget(out / folder)
     _tell(report, metrics, found)
+    if against:
+        signs = {key: 1 if metric.higher_is_better else -1 for metric in metrics.values() for key in metric.names}
+        comparison.tell(against, signs)
     log.info("%s\n%s", result, grid)
     return report
-
-
-@dataclass(frozen=True)
-class _Made:
-    """N samples in batches [B, *shape] as data would be stored, their labels [N], their origin, and the seconds."""
-
-    n: int
-    batches: Callable[[], Iterator[Tensor]]
-    labels: Tensor | None
-    origin: dict[str, Any]
-    seconds: float
 
 
 def _check(cfg: DictConfig) -> None:
@@ -133,7 +143,9 @@ def _check(cfg: DictConfig) -> None:
     if cfg.reference not in ("sampled", "fixed"):
         raise UserError(f"reference must be sampled or fixed; got reference={cfg.reference}")
     if (cfg.ckpt is None) == (cfg.samples is None):
-        raise UserError("give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz")
+        raise UserError(
+            "give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz or a folder of pictures"
+        )
     if not isinstance(cfg.get("metrics"), DictConfig) or not cfg.metrics:
         raise UserError("metrics must name some, such as metrics=[frechet,kernel]; see --help")
     if cfg.samples is not None:
@@ -143,6 +155,10 @@ def _check(cfg: DictConfig) -> None:
     check_seeds(cfg)
     if cfg.samples is None:
         whole(cfg, "n", 2)
+    if not isinstance(cfg.resize, bool):
+        raise UserError(f"resize must be true or false; got resize={cfg.resize}")
+    if cfg.against is not None and is_checkpoint(str(cfg.against)) and cfg.samples is not None:
+        raise UserError("samples of a file are compared with those of another file: draw from the checkpoint first")
 
 
 def _given() -> set[str]:
@@ -150,24 +166,28 @@ def _given() -> set[str]:
     return {override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
 
 
-def _samples(cfg: DictConfig, model: ScoreModel | None, data: DataModule, device: torch.device, parts: Path) -> _Made:
-    origin: dict[str, Any]
-    if model is None:
-        file = read_samples(Path(cfg.samples), data.shape)
-        origin = {"samples": str(cfg.samples), "nfe": None, "sampler": None, "seeds": None}
-        return _Made(len(file), lambda: (stored(x, data.levels) for x in file.batches()), file.labels, origin, 0.0)
-    seeds = check_seeds(cfg)
-    drawn = draw(cfg, model, device, parts)
-    origin = {
-        "nfe": drawn.nfe,
-        "sampler": plain(cfg.sampler),
-        "seeds": [seeds[0], seeds[-1]],
-        "label": cfg.label,
-        "ckpt": str(cfg.ckpt),
-        "checkpoint_sha256": checkpoint_digest(cfg.ckpt),
-    }
-    labels = class_labels(cfg, model.hparams["n_classes"])
-    return _Made(drawn.n, lambda: (stored(x, data.levels) for x in drawn.batches()), labels, origin, drawn.seconds)
+def _many() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _rival(
+    cfg: DictConfig, data: DataModule, features: Features, extractor: nn.Module, out: Path, about: dict[str, str]
+) -> comparison.Rival | None:
+    """What is compared with: the samples that `against` names, or in a multirun those of its first run."""
+    if cfg.against is None:
+        first_run = out.parent / "0"
+        return comparison.kept(first_run, about) if _many() and out != first_run else None
+    source = str(cfg.against)
+    if is_checkpoint(source):
+        own = cfg.copy()
+        own.ckpt = source
+        model, device = load_model(own)
+        check_shape(data, model)
+        made = drawn_of(own, model, data, device, out / ".against")
+    else:
+        made = of_file(source, read_source(cfg, source, data), data)
+    theirs = Features({FAKE: made.batches}, features.device, cfg.batch_size)(extractor, FAKE)
+    return comparison.Rival(source, theirs, made.origin["seeds"])
 
 
 def _metrics(
@@ -224,8 +244,9 @@ def _classes(
 def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Measured) -> None:
     told = "" if report["nfe"] is None else f", {report['nfe']} network passes each"
     log.info(
-        "%d samples%s, against %d of %s %s, in features of %s",
-        *(report["n"], told, report["n_reference"], report["data"], report["split"], report["extractor"]),
+        "%d samples%s, against %d of %s %s, in %d features of %s",
+        *(report["n"], told, report["n_reference"], report["data"], report["split"]),
+        *(report["features"], report["extractor"]),
     )
     level = next(iter(found.figures.values())).level
     log.info("%-26s%10s   %-24s%16s", "", "samples", f"{level:.0%} interval", "training split")

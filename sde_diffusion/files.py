@@ -39,3 +39,22 @@ def fresh(path: Path, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; choose another folder with out=DIR, or set overwrite=true")
     return path
+
+
+def readable(path: Path) -> Path:
+    """See that a file can be opened, so that what goes wrong on reading it lies in what it holds.
+
+    Raises:
+        UserError: If it is missing, no regular file, closed to this user, or empty.
+    """
+    try:
+        if path.is_dir() or not path.is_file():  # the first raises on a path that is none; a pipe would wait for ever
+            kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "not there"
+            broken = " (a link to nothing)" if path.is_symlink() and not path.exists() else ""
+            raise UserError(f"{path} is {kind}{broken}")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise UserError(f"{path} is empty")
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror or error}") from error
+    return path

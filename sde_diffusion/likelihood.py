@@ -26,6 +26,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import checkpoint_digest, load_model
 from sde_diffusion.outliers import compare
+from sde_diffusion.overrides import setting
 from sde_diffusion.parts import Parts, forget
 from sde_diffusion.scored_data import ScoredData, against_data, own_data
 
@@ -78,7 +79,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         scores = {split: run.score(data, split) for split in splits}
         strange = None if other is None else run.score(other, other.splits[0])
     except KeyboardInterrupt:
-        log.warning("what was scored is kept: with out=%s the same command goes on from there", out)
+        log.warning("what was scored is kept: the same command with %s resumes there", setting("out", out))
         raise
     size = math.prod(model.data["shape"])
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from sde_diffusion.cli import config_folder, plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
+from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
     from sde_diffusion.data import DataModule
@@ -27,15 +27,35 @@ _PLACES = {"root": "DIR", "path": "FILE"}
 
 
 def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
-    """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one).
+    """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one); a class's name in cfg becomes its number.
 
     Raises:
-        UserError: If the checkpoint cannot be read, or the device is not there.
+        UserError: If the checkpoint cannot be read, the device is not there, or no class has that name.
     """
     from sde_diffusion.training.module import ScoreModel
 
     device = device_of(cfg)
-    return ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device), device
+    model = ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device)
+    _number_label(cfg, model.data.get("class_names"))
+    return model, device
+
+
+def _number_label(cfg: DictConfig, names: list[str] | None) -> None:
+    """Put the class's number in place of its name in `label=NAME`; names win, where numbers are names.
+
+    Raises:
+        UserError: If it is a word, and no class has that name.
+    """
+    label = cfg.get("label")
+    if label is None or label == "own":  # which is each item's own class
+        return
+    if names and str(label) in names:
+        cfg.label = names.index(str(label))
+        if cfg.label != label:
+            log.info("label=%s is class %d", label, cfg.label)
+    elif isinstance(label, str):
+        known = f"these are the classes: {', '.join(names)}" if names else "the model's classes have numbers alone"
+        raise UserError(f"label={label} is no class; {known}")
 
 
 def device_of(cfg: DictConfig) -> torch.device:
@@ -58,9 +78,21 @@ def device_of(cfg: DictConfig) -> torch.device:
 def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     """The data set that `cfg.data` names: another than the model's own, or that one, perhaps in another place.
 
+    Float data are mapped to [-1, 1] by the model's units.
+
     Raises:
         UserError: If there is none, or it cannot be read.
     """
+    data = _load_data(cfg, model)
+    if model is not None and "units" in model.data and list(data.shape) == list(model.data["shape"]):
+        units = Units.of(model.data["units"])
+        if data.levels is None and units != data.units:
+            log.warning("%s: mapped to [-1, 1] as the model's data were, not by the range of its own", data.name)
+        data.change_units(units)
+    return data
+
+
+def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     chosen = plain(cfg.data)
     if chosen.get("_target_"):
         _check_places(chosen)
@@ -87,21 +119,6 @@ def load_named(node: dict[str, Any]) -> DataModule:
     """The data set that a configuration describes, read."""
     data: DataModule = build(node).prepare()
     return data
-
-
-def extractor_for(name: str | None, data: DataModule) -> tuple[str, nn.Module]:
-    """A feature extractor by name, or without one that of the data set's name if there is one, else the pixels.
-
-    Returns:
-        Its name and the extractor.
-
-    Raises:
-        UserError: If there is no such extractor, or it takes samples of another shape.
-    """
-    from sde_diffusion.metrics import extractor_names, load_extractor
-
-    name = name or (data.name if data.name in extractor_names() else "pixels")
-    return name, load_extractor(name, data.shape)
 
 
 def checkpoint_digest(ckpt: str) -> str:

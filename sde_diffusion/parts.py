@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import writing
+from sde_diffusion.files import readable, writing
 
 
 class Parts:
@@ -69,6 +69,7 @@ def forget(folder: Path) -> None:
 
 
 def _read(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    readable(path)
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in names or file.keys()}

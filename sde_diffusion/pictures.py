@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sde_diffusion.files import writing
@@ -50,28 +51,62 @@ def image_grid(images: Tensor, min_side: int = 640) -> Image.Image:
 
 
 def scatter(points: Tensor, reference: Tensor | None = None) -> Image.Image:
-    """A scatter plot of the first two coordinates, over those of reference data where given.
+    """A scatter plot of the first two coordinates, beside those of reference data where given, on the same axes.
 
     Args:
-        points: [B, D], D >= 1.
+        points: [B, D], D >= 1; of one coordinate a histogram.
         reference: [N, D] or None.
 
     Returns:
         The picture.
     """
-    figure, ((axes,),) = _figure((4.5, 4.5))
-    for data, colour, label in ((reference, "0.75", "data"), (points, "tab:blue", "samples")):
-        if data is not None:
-            x = data.detach().float().cpu()
-            axes.plot(x[:, 0], x[:, min(1, x.shape[1] - 1)], ".", color=colour, markersize=2, label=label)
-    axes.set_aspect("equal")
-    axes.legend(loc="upper right")
+    sets = {"samples": points, **({} if reference is None else {"data": reference})}
+    sets = {name: data.detach().float().cpu() for name, data in sets.items()}
+    figure, (panels,) = _figure((4.5 * len(sets), 4.5), (1, len(sets)))
+    low, high = _limits(torch.cat(list(sets.values()))[:, :2])
+    for panel, (name, data) in zip(panels, sets.items(), strict=True):
+        panel.set_title(f"{name} ({len(data)})")
+        panel.set_xlabel("$x_1$")
+        panel.set_xlim(low[0], high[0])
+        if data.shape[1] == 1:
+            panel.hist(data[:, 0].numpy(), bins=np.linspace(low[0], high[0], 41), density=True)
+            panel.set_ylabel("density")
+            continue
+        panel.plot(data[:, 0], data[:, 1], ".", color="0.5" if name == "data" else "tab:blue", markersize=2)
+        panel.set_ylabel("$x_2$")
+        panel.set_ylim(low[1], high[1])
+        panel.set_aspect("equal")
     return _render(figure)
+
+
+def _limits(x: Tensor) -> tuple[list[float], list[float]]:
+    """Ends of axes [D] that hold points [N, D], of equal length, with a margin."""
+    low, high = x.amin(0), x.amax(0)
+    middle, half = (low + high) / 2, 0.53 * float((high - low).max().clamp(min=1e-6))
+    return (middle - half).tolist(), (middle + half).tolist()
 
 
 def draw(x: Tensor) -> Image.Image:
     """A picture of a batch: a grid for images [B, C, H, W], a scatter plot for vectors [B, D]."""
     return image_grid(to_uint8(x)) if x.ndim == 4 else scatter(x.flatten(1))
+
+
+def beside(x: Tensor, reference: Tensor) -> Image.Image:
+    """Samples [B, ...] on the left and data [N, ...] on the right, with titles: grids of images, or scatter plots."""
+    if x.ndim != 4:
+        return scatter(x.flatten(1), reference.flatten(1))
+    sets = {"samples": x, "data": reference}
+    grids = {name: image_grid(to_uint8(images)) for name, images in sets.items()}
+    title, gap = 24, 12
+    width = sum(grid.width for grid in grids.values()) + gap
+    picture = Image.new("RGB", (width, title + max(grid.height for grid in grids.values())), "white")
+    left = 0
+    for name, grid in grids.items():
+        picture.paste(grid, (left, title))
+        font = ImageFont.load_default(size=16)
+        ImageDraw.Draw(picture).text((left + 4, 2), f"{name} ({len(sets[name])})", "black", font)
+        left += grid.width + gap
+    return picture
 
 
 def film_strip(trajectory: Tensor, times: list[float]) -> Image.Image:

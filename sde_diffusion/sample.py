@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,18 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from PIL import Image
+from torch import Tensor
 
 from sde_diffusion import pictures
 from sde_diffusion.cli import command, plain
 from sde_diffusion.config import build
-from sde_diffusion.drawing import check_seeds, class_labels, draw, first
+from sde_diffusion.drawing import check_seeds, class_labels, draw, first, stored
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
 from sde_diffusion.loading import load_model
 from sde_diffusion.parts import forget
 from sde_diffusion.sampling import Sampler
+from sde_diffusion.units import Units, own_units, vectors_in_own_units
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
@@ -57,21 +60,37 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     labels = class_labels(cfg, model.hparams["n_classes"])
     if labels is not None:
         arrays["labels"] = labels.numpy()
-    if len(model.data["shape"]) == 3:
-        arrays["images"] = np.concatenate([pictures.to_uint8(x).numpy() for x in drawn.batches()])
-    else:
-        arrays["points"] = np.concatenate([x.float().numpy() for x in drawn.batches()])
+    names = model.data.get("class_names") or []
+    if labels is not None and names:
+        arrays["class_names"] = np.asarray(names, dtype=str)
+    own = own_units(model.data["levels"], Units.of(model.data.get("units")))
+    key = "images" if len(model.data["shape"]) == 3 else "points"
+    arrays[key] = np.concatenate([_in_own_units(x, model.data, own).numpy() for x in drawn.batches()])
     with writing(result) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    pictures.save(pictures.draw(first(drawn.batches(), 256)), grid)
+    pictures.save(pictures.draw(vectors_in_own_units(first(drawn.batches(), 256), own)), grid)
     if cfg.film:
         pictures.save(_film(cfg, model, device), film)
     forget(parts)
     rate = drawn.n / drawn.seconds
     log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", drawn.n, drawn.nfe, drawn.seconds, rate)
+    values = arrays[key]
+    log.info("%s: %s %s, in the data's own units", key, values.dtype, list(values.shape))
+    if "class_names" in arrays:
+        log.info("labels: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
     for path in (result, grid, film) if cfg.film else (result, grid):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
+
+
+def _in_own_units(x: Tensor, data: Mapping[str, Any], own: Units | None) -> Tensor:
+    """Samples as the file holds them: images uint8 [B, H, W, C] of levels on 0 ... 255; else floats in own units."""
+    levels, images = data["levels"], x.ndim == 4
+    x = stored(x.float(), levels)
+    if images and (levels is not None or "units" not in data):  # an older checkpoint's, whose units are not known
+        return pictures.to_uint8(x)
+    x = x if own is None else own.decode(x)
+    return x.movedim(1, -1).contiguous() if images else x
 
 
 def _film(cfg: DictConfig, model: ScoreModel, device: torch.device) -> Image.Image:

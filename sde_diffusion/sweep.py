@@ -29,12 +29,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sde_diffusion import record
-from sde_diffusion.cli import command, config_folder, explain, interpreter, nulls, whole
+from sde_diffusion import progress, record
+from sde_diffusion.cli import command, config_folder, explain, nulls, whole
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import writing
+from sde_diffusion.overrides import command_line, hydra_value, setting
 from sde_diffusion.sweep_file import MODULE, Point, Sweep, read_sweep
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
         log.info("method  bayes needs the wandb server; here %d runs are drawn at random, seed %d", len(runs), cfg.seed)
     if described.early_terminate:
         log.info("stops   early_terminate is the wandb server's; here every run goes to its end")
-    log.info("folder  %s  (out=%s goes on with a sweep that was stopped)", out, shlex.quote(str(out)))
+    log.info("folder  %s  (the same command with %s resumes a sweep that was stopped)", out, setting("out", out))
     with _alone(out) as lock:
         _keep_plan(out, path, cfg, added)
         failed = _run_all(runs, described, lock)
@@ -113,7 +113,8 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
     if failed:
         names = ", ".join(str(run.output) for run in failed)
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed, see {names}; the same command with out={out} tries them again"
+            f"{len(failed)} of {len(runs)} runs failed, see {names}; the same command with {setting('out', out)} tries "
+            "them again"
         )
     return results
 
@@ -168,13 +169,10 @@ def _run_all(runs: Sequence[Run], described: Sweep, lock: int) -> list[Run]:
     """Run what is not finished; returns the runs that failed."""
     waiting = [run for run in runs if not _finished(run)]
     failed: list[Run] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True)) as progress:
-        progress.disable = not progress.console.is_terminal
-        task = progress.add_task("", total=len(runs), completed=len(runs) - len(waiting))
+    with progress.bar("", len(runs), len(runs) - len(waiting)) as bar:
         for run in waiting:
             name = f"run {runs.index(run) + 1} of {len(runs)}"
-            progress.update(task, description=name)
+            bar.update(name=name)
             if _execute(run, lock):
                 result = _result(run, described)
                 log.info("%s  %s %.5g  %s", name, described.metric, result.best, _values(run.point, described.swept()))
@@ -182,7 +180,7 @@ def _run_all(runs: Sequence[Run], described: Sweep, lock: int) -> list[Run]:
                 failed.append(run)
                 last = run.output.read_text(errors="replace").strip().splitlines()[-5:]
                 log.warning("%s failed: %s\n  %s", name, shlex.join(run.words), "\n  ".join(last))
-            progress.advance(task)
+            bar.update(advance=1)
     return failed
 
 
@@ -193,7 +191,7 @@ def _execute(run: Run, lock: int) -> bool:
     # `python` is found beside the one that runs this; nothing goes over the network.
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": search, "WANDB_MODE": "offline"}
-    words = [*run.words, f"hydra.run.dir={_quoted(run.folder)}"]
+    words = [*run.words, f"hydra.run.dir={hydra_value(run.folder)}"]
     with run.output.open("w") as output:
         process = subprocess.Popen(
             words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(lock,)
@@ -205,12 +203,6 @@ def _execute(run: Run, lock: int) -> bool:
             process.wait()
             raise
     return process.returncode == 0 and _finished(run)
-
-
-def _quoted(folder: Path) -> str:
-    """A folder as a value in Hydra's grammar, to which a comma or a bracket would mean something."""
-    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _finished(run: Run) -> bool:
@@ -267,7 +259,7 @@ def _tell(described: Sweep, results: Sequence[Result]) -> None:
     log.info("")
     log.info("Best: %s (%s)", best.folder, "its lowest" if described.goal == "minimize" else "its highest")
     last = {word.partition("=")[0]: word for word in best.overrides}  # of a key that is set twice the last counts
-    log.info("  %s -m %s %s", interpreter(), MODULE, shlex.join(last.values()))
+    log.info("  %s %s", command_line(MODULE), shlex.join(last.values()))
 
 
 def main() -> None:

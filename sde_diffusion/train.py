@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import record
-from sde_diffusion.cli import command, given, interpreter, plain
+from sde_diffusion.cli import command, given, plain
 from sde_diffusion.errors import UserError
+from sde_diffusion.overrides import command_line, setting
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -69,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if not trainer.interrupted:
             raise
         if trainer.is_global_zero and last.is_file():
-            log.info("Go on with: %s -m sde_diffusion.train ckpt=%s", interpreter(), shlex.quote(str(last)))
+            log.info("Resume with: %s", command_line("sde_diffusion.train", ckpt=last))
         raise KeyboardInterrupt from end
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
@@ -96,7 +96,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     data = build(plain(cfg.data)).prepare()
     n_classes = data.n_classes if cfg.conditional else 0
     if cfg.conditional and not n_classes:
-        raise UserError(f"conditional=true needs labels, and {data.name} has none")
+        raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     with open_dict(cfg):
         cfg.network.shape = list(data.shape)
         cfg.network.n_classes = n_classes
@@ -166,9 +166,9 @@ def _refuse(cfg: DictConfig, folder: Path) -> None:
             "trainer.strategy=ddp_spawn, or one process per run with a wandb sweep"
         )
     if not cfg.ckpt and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("*.ckpt")):
+        resume = setting("ckpt", folder / "checkpoints" / "last.ckpt")
         raise UserError(
-            f"{folder} holds a run already: resume it with ckpt={folder / 'checkpoints' / 'last.ckpt'}, or choose "
-            "another folder with hydra.run.dir=DIR"
+            f"{folder} holds a run already: resume it with {resume}, or choose another folder with hydra.run.dir=DIR"
         )
 
 
@@ -242,6 +242,10 @@ def _relative(node: Any, folder: Path) -> Any:
 def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     log.info("data     %s: %d training items of shape %s", data.name, len(data.split("train")), list(data.shape))
+    if data.class_names:
+        log.info("classes  %s", ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names)))
+    if data.units:
+        log.info("units    %s of the data is [-1, 1] to the model", data.units)
     log.info("path     %s", model.denoiser.sde)
     log.info(
         "model    %s, %s parameters, prediction %s", cfg.network._target_, f"{parameters:,}", cfg.denoiser.prediction
@@ -267,11 +271,10 @@ def _conclude(folder: Path, last: Path) -> None:
     ):
         if (folder / name).exists():
             log.info("  %-16s %s", name, what)
-    ckpt = shlex.quote(str(last))
     log.info("Next:")
-    log.info("  %s -m sde_diffusion.sample ckpt=%s n=64", interpreter(), ckpt)
-    log.info("  %s -m sde_diffusion.evaluate ckpt=%s", interpreter(), ckpt)
-    log.info("  %s -m sde_diffusion.likelihood ckpt=%s", interpreter(), ckpt)
+    log.info("  %s", command_line("sde_diffusion.sample", ckpt=last, n=64))
+    for name in ("evaluate", "likelihood"):
+        log.info("  %s", command_line(f"sde_diffusion.{name}", ckpt=last))
 
 
 def main() -> None:

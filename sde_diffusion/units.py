@@ -52,6 +52,10 @@ class Units:
         low, width = self._ends(x)
         return (low + width * (x.double() + 1) / 2).float()
 
+    def __str__(self) -> str:
+        pairs = [f"[{low:.6g}, {high:.6g}]" for low, high in zip(self.low, self.high, strict=True)]
+        return pairs[0] if len(pairs) == 1 else f"[{', '.join(pairs[:8])}{', ...' if len(pairs) > 8 else ''}]"
+
     def log_volume(self, dims: int) -> float:
         """log |dy/dx| over D = dims dimensions, in nats: log p(y) = log p(x) - log_volume."""
         logs = [math.log((high - low) / 2) for low, high in zip(self.low, self.high, strict=True)]
@@ -60,3 +64,21 @@ class Units:
     def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
         low, high = (torch.tensor(ends, dtype=torch.float64, device=like.device) for ends in (self.low, self.high))
         return low, high - low
+
+
+def own_units(levels: int | None, units: Units | None) -> Units | None:
+    """The map from a data set's own units: 0 ... levels - 1 for levels; None where they are on [-1, 1] already."""
+    return units if levels is None else Units((0.0,), (levels - 1.0,))
+
+
+def vectors_in_own_units(x: Tensor, own: Units | None) -> Tensor:
+    """Vectors [B, D] in the data's own units; images as they are, on [-1, 1], where extractors expect them.
+
+    Args:
+        x: [B, *dims] as models see it.
+        own: The units, or None for data on [-1, 1].
+
+    Returns:
+        float32 [B, *dims].
+    """
+    return x if own is None or x.ndim > 2 else own.decode(x)

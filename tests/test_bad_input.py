@@ -1,10 +1,16 @@
 """A user's mistake ends with exit status 1 and one message that says what is allowed; nothing half-done is left."""
 
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY
+
+import sde_diffusion
 
 TRAIN = {
     "a choice that is none": (["sde=foo"], ["sde=foo", "cosine", "edm", "rectified", "subvp", "ve", "vp"]),
@@ -167,3 +173,49 @@ def test_a_loss_that_is_no_number(command, tmp_path):
     kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(bool(torch.isfinite(value).all()) for value in kept["state_dict"].values())
     assert 0 < kept["global_step"] <= int(done.err.partition("at step ")[2].partition(":")[0])
+
+
+MISSPELT = {
+    "samper=ode": "sampler",
+    "lr=1": "model.lr",
+    "trainr.max_steps=5": "trainer",
+    "model.lrr=1": "model.lr",
+    "max_step=5": "trainer.max_steps",
+    "sampler.stesp=3": "sampler.steps",
+    "sampler=ddmp": "ddpm",
+    "experiment=edmm": "edm",
+    "data.batchsize=3": "data.batch_size",
+    "+sampler.step=5": "steps",
+}
+
+
+@pytest.mark.parametrize("typed", MISSPELT)
+def test_did_you_mean(typed, command, tmp_path):
+    check(command("train", typed, cwd=tmp_path), f"did you mean {MISSPELT[typed]}?")
+
+
+def test_nothing_like_it(command, tmp_path):
+    done = command("train", "xyzzy=1", cwd=tmp_path)
+    check(done, "unknown key 'xyzzy'; allowed: ")
+
+
+def test_a_key_of_what_is_null(command, tmp_path):
+    check(command("train", "sampler.grid.rho=3", cwd=tmp_path), "sampler.grid is null", "+sampler.grid.rho=VALUE")
+
+
+@pytest.mark.parametrize(
+    ("typed", "parts"),
+    [("train sde=vp", ["python -m sde_diffusion.train sde=vp"]), ("smaple", ["did you mean sample?"])],
+)
+def test_the_package_is_no_command(typed, parts):
+    done = subprocess.run([sys.executable, "-m", "sde_diffusion", *typed.split()], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert all(part in done.stderr for part in parts)
+
+
+def test_the_package_lists_its_commands():
+    listed = subprocess.check_output([sys.executable, "-m", "sde_diffusion"], text=True)
+    doors = {
+        path.stem for path in Path(sde_diffusion.__file__).parent.glob("*.py") if "\ndef main(" in path.read_text()
+    }
+    assert set(re.findall(r"python -m sde_diffusion\.(\w+)", listed)) == doors - {"__main__"}

@@ -19,6 +19,7 @@ from conftest import TINY
 from PIL import Image
 
 from sde_diffusion.data import Digits
+from sde_diffusion.overrides import hydra_value
 
 DDPM = ("sampler=ddpm", "sampler.steps=5")
 
@@ -88,6 +89,28 @@ def test_the_commands_it_suggests_work_from_anywhere(trained, tmp_path):
     assert np.load(samples, allow_pickle=False)["images"].shape == (64, 8, 8, 1)
     assert len(list(tmp_path.glob("outputs/evaluate/*/metrics.json"))) == 1
     assert len(list(tmp_path.glob("outputs/likelihood/*/likelihood.json"))) == 1
+
+
+@pytest.mark.parametrize("name", ["a b=ü", "a,b[c]'$x\\"])
+def test_whatever_the_folder_is_called(name, command, tmp_path):
+    """Each command as it is printed, read as a shell reads it, in another folder."""
+    folder, elsewhere = tmp_path / name, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    short = (*TINY, "trainer.max_steps=2", "callbacks.samples=null")
+    done = command("train", *short, f"hydra.run.dir={hydra_value(folder)}", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert last(folder).is_file()
+    printed = re.findall(r"^  \S+ -m sde_diffusion\.(.*)$", (folder / "train.log").read_text(), re.MULTILINE)
+    assert len(printed) == 3
+    for line in printed:
+        name, *settings = shlex.split(line)
+        done = command(name, *settings, *(DDPM if name != "likelihood" else ("n=2", "elbo=null")), cwd=elsewhere)
+        assert done.status == 0, done.err
+    again = command("train", *short, f"hydra.run.dir={hydra_value(folder)}", cwd=tmp_path)
+    (resume,) = re.findall(r"resume it with (.*), or choose", again.err)
+    done = command("train", *shlex.split(resume), "trainer.max_steps=3", cwd=elsewhere)
+    assert done.status == 0, done.err
+    assert load(last(folder))["global_step"] == 3
 
 
 def test_samples_do_not_depend_on_the_batch(command, trained, tmp_path):

@@ -1,50 +1,56 @@
-"""Any data in an .npz file."""
+"""Any data in arrays: an .npz file, rows of an .npy, or a table."""
 
 from __future__ import annotations
 
 import logging
 import math
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sde_diffusion.data.module import Common, DataModule
+from sde_diffusion.data.array_files import Array, read_arrays
+from sde_diffusion.data.checks import few, low_and_high, whole
+from sde_diffusion.data.module import SPLITS, Common, DataModule
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
+from sde_diffusion.units import Units
 
 log = logging.getLogger(__name__)
 
-Array = npt.NDArray[Any]
+Range = Sequence[float] | Sequence[Sequence[float]] | str
 
-_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _LAYOUTS = ("NHW", "NHWC", "NCHW", "as_is")
+_CHUNK = 2**22  # values mapped at a time
 
 
 class Arrays(DataModule):
-    """The arrays `train_images`, `train_labels`, `test_images` and `test_labels` of one .npz file.
+    """The training, validation and test items of one file, with their labels and class names if it has them.
 
-    Labels are optional. Without test images, a share of the training images is split off. Two kinds of images:
+    In an .npz file: `train_images`, `train_labels`, `val_images`, ..., `test_labels`, also spelt `x_train`, `y_test`,
+    `X`, `y` and the like, and `class_names`. Rows of an .npy file or of a table (.csv) are training items. What is
+    missing of val and test is split off from the training items. Two kinds of values:
 
-    - integers (uint8, or others from 0 to 255): levels. [N, H, W] is read as grey images, [N, H, W, C] and
-      [N, C, H, W] as colour (C = 1, 3 or 4) where only one of the two fits, [N, D] as vectors.
-    - floats: mapped linearly from range to [-1, 1]. [N, H, W, C] is read as colour where nothing else fits; any
-      other shape [N, ...] is kept as it is.
+    - booleans, which have 2 levels, and integers (uint8, or others from 0 to 255): levels. [N, H, W] is read as grey
+      images, [N, H, W, C] and [N, C, H, W] as colour (C = 1, 3 or 4) where only one of the two fits, [N, D] as vectors.
+    - floats, and any numbers where range is given: mapped linearly from range to [-1, 1]; samples come back in the
+      data's own units (see `units`). [N, H, W, C] is read as colour where nothing else fits; any other shape [N, ...]
+      is kept as it is.
 
-    The log says how the file was read.
+    Labels are class numbers from 0 up, or words, which are then the class names. The log says how the file was read.
 
     Args:
         path: The file.
-        range: [lo, hi], the range of float data; None: [-1, 1].
+        range: [lo, hi], in which the values lie; for vectors [N, D] also [[lo, hi], ...], one for each of the D
+            columns; `auto`: from least to greatest value of the training split, of each column for vectors, and other
+            splits may then go beyond; None: [-1, 1] for floats, and integers are levels.
         levels: Number of levels of integer data, 2 to 256; None: 256.
         layout: NHW, NHWC, NCHW or as_is, in place of the guess; None: guess.
-        val_fraction: Share of the training images split off for validation.
-        test_fraction: Share of the training images split off for test, where the file has no test images.
+        val_fraction: Share of the training items split off for validation, where the file has none for it.
+        test_fraction: Share of the training items split off for test, likewise.
         split_seed: Of both.
         **common: See `DataModule`.
 
@@ -57,7 +63,7 @@ class Arrays(DataModule):
     def __init__(
         self,
         path: str,
-        range: Sequence[float] | None = None,
+        range: Range | None = None,
         levels: int | None = None,
         layout: str | None = None,
         val_fraction: float = 0.05,
@@ -66,10 +72,14 @@ class Arrays(DataModule):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        if range is not None and not (len(range) == 2 and -math.inf < range[0] < range[1] < math.inf):
-            raise ValueError(f"range must be two finite numbers [lo, hi] with lo < hi, or None; got {list(range)}")
-        if levels is not None and not 2 <= levels <= 256:
-            raise ValueError(f"levels must be from 2 to 256, or None; got {levels}")
+        if levels is not None:
+            whole(0, levels=levels)
+            if not 2 <= levels <= 256:
+                raise ValueError(f"levels must be from 2 to 256, or None; got {levels}")
+            if range is not None:
+                raise ValueError(
+                    f"values have levels or a range: give levels or range, not both; got {levels}, {range}"
+                )
         if layout is not None and layout not in _LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}, or None; got {layout!r}")
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
@@ -77,8 +87,10 @@ class Arrays(DataModule):
                 "val_fraction and test_fraction must be positive with a sum below 1; got "
                 f"val_fraction={val_fraction}, test_fraction={test_fraction}"
             )
+        whole(0, split_seed=split_seed)
         self.path, self.layout, self.split_seed = str(Path(path).expanduser().absolute()), layout, split_seed
-        self.range = None if range is None else [float(end) for end in range]
+        self.range, self.units = _range(range)
+        self.bounded = range != "auto"
         self.levels_argument = levels
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
@@ -89,79 +101,62 @@ class Arrays(DataModule):
 
     def load(self) -> dict[str, Split]:
         """Read, check and split the arrays."""
-        arrays = self._read()
-        train, test = self._split(arrays, "train"), None
-        if "test_images" in arrays:
-            test = self._split(arrays, "test")
-            if test.x.shape[1:] != train.x.shape[1:] or test.levels != train.levels:
+        arrays = read_arrays(Path(self.path))
+        parts = [split for split in SPLITS if f"{split}_images" in arrays]
+        items = {split: self._arrange(f"{split}_images", arrays[f"{split}_images"]) for split in parts}
+        for split in parts:
+            self._check(f"{split}_images", items[split])
+        labels = self._labels(arrays, {split: len(items[split]) for split in parts})
+        for split in parts[1:]:
+            if _kind(items[split]) != _kind(items["train"]):
                 raise UserError(
-                    f"{self.path}: train_images are {_kind(train)} and test_images {_kind(test)}; they must agree"
+                    f"{self.path}: train_images are {_kind(items['train'])} and {split}_images {_kind(items[split])}; "
+                    "they must agree"
                 )
-        n = len(train)
-        counts = [max(1, round(n * self.val_fraction))]
-        if test is None:
-            counts.append(max(1, round(n * self.test_fraction)))
-        if sum(counts) >= n:
-            raise UserError(f"{self.path}: {n} training images are too few to split off {sum(counts)} for checking")
-        rest, *parts = (_take(train, rows) for rows in divide(n, counts, self.split_seed, train.label))
-        return dict(zip(("train", "val", "test"), (rest, *parts, *([test] if test else [])), strict=True))
-
-    def _read(self) -> dict[str, Array]:
-        if not Path(self.path).is_file():
-            raise UserError(f"data.path={self.path}: no such file; it must be an .npz file with {', '.join(_KEYS)}")
+        n, missing = len(items["train"]), [split for split in ("val", "test") if split not in parts]
+        shares = {"val": self.val_fraction, "test": self.test_fraction}
         try:
-            # Never allow_pickle: loading would run code from the file.
-            file = np.load(self.path, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UserError(
-                    f"data.path={self.path} holds one bare array; save it as "
-                    "numpy.savez(FILE, train_images=..., test_images=...)"
-                )
-            with file:
-                found = list(file.files)
-                if "train_images" not in found:
-                    raise UserError(
-                        f"{self.path} has no train_images; it holds {', '.join(found) or 'nothing'}; "
-                        f"the names are {', '.join(_KEYS)}, of which only the first is required"
-                    )
-                return {key: self._member(file, key) for key in _KEYS if key in found}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"data.path={self.path} is not a whole .npz file: {error}") from error
-
-    def _member(self, file: Any, key: str) -> Array:
-        try:
-            array: Array = file[key]
-        except ValueError as error:
-            if "pickle" not in str(error):
-                raise
-            raise UserError(
-                f"{self.path}: {key} is an array of Python objects, which is never loaded (that could run code); "
-                "save numbers, such as uint8 or float32; images of different sizes belong in a folder (data=folder)"
-            ) from error
-        return array
-
-    def _split(self, arrays: dict[str, Array], part: str) -> Split:
-        key = f"{part}_images"
-        array = arrays[key]
-        if array.dtype.kind not in "buif":
-            raise UserError(f"{self.path}: {key} has dtype {array.dtype}; it must be uint8 or a float type")
-        if array.ndim < 2 or array.size == 0:
-            raise UserError(f"{self.path}: {key} has shape {list(array.shape)}; it must be [N, ...] and not empty")
-        array = self._arrange(key, array)
-        if array.dtype.kind == "f":
-            return Split(self._floats(key, array), self._labels(arrays, part, len(array)))
-        levels = self.levels_argument or 256
-        lo, hi = int(array.min()), int(array.max())
-        if lo < 0 or hi >= levels:
-            raise UserError(
-                f"{self.path}: {key} holds integers from {lo} to {hi}; with {levels} levels they must lie in 0 to "
-                f"{levels - 1}; set data.levels (up to 256), or save floats and set data.range=[lo,hi]"
+            drawn = divide(
+                n, [max(1, round(n * shares[split])) for split in missing], self.split_seed, labels.get("train")
             )
-        x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.uint8))
-        return Split(x, self._labels(arrays, part, len(array)), levels)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
+        for split, rows in zip((*missing, "train"), (*drawn[1:], drawn[0]), strict=True):  # train last: it is cut down
+            items[split] = items["train"][rows.numpy()]
+            if "train" in labels:
+                labels[split] = labels["train"][rows]
+        if self.range == "auto":
+            self.units = _units_of(items["train"])
+        return {split: self._split(items[split], labels.get(split)) for split in SPLITS}
+
+    def _split(self, array: Array, label: Tensor | None) -> Split:
+        if self._is_levels(array):
+            x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.uint8))
+            return Split(x, label, self._levels(array))
+        if self.units is None:
+            return Split(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), label)
+        x = torch.empty(array.shape, dtype=torch.float32)
+        rows = max(1, _CHUNK * len(array) // array.size)
+        for start in range(0, len(array), rows):
+            part = np.ascontiguousarray(array[start : start + rows], dtype=np.float64)
+            x[start : start + rows] = self.units.encode(torch.from_numpy(part))
+        return Split(x, label)
+
+    def _is_levels(self, array: Array) -> bool:
+        return array.dtype.kind != "f" and self.range is None
+
+    def _levels(self, array: Array) -> int:
+        return self.levels_argument or (2 if array.dtype.kind == "b" else 256)
 
     def _arrange(self, key: str, array: Array) -> Array:
         """Bring images to [N, C, H, W], by layout or by the one reading that fits."""
+        if array.dtype.kind not in "buif":
+            raise UserError(
+                f"{self.path}: {key} has dtype {array.dtype}; it must be uint8 or a float type (or another integer "
+                "type, or bool)"
+            )
+        if array.ndim < 2 or array.size == 0:
+            raise UserError(f"{self.path}: {key} has shape {list(array.shape)}; it must be [N, ...] and not empty")
         layout, shape, floats = self.layout, list(array.shape), array.dtype.kind == "f"
         if layout is None:
             first, last = array.ndim == 4 and shape[1] in (1, 3, 4), array.ndim == 4 and shape[3] in (1, 3, 4)
@@ -180,50 +175,125 @@ class Arrays(DataModule):
         log.info("%s: %s %s %s read as %d items of shape %s", self.path, key, array.dtype, shape, *_items(array))
         return array
 
-    def _floats(self, key: str, array: Array) -> Tensor:
-        bad = int(np.count_nonzero(~np.isfinite(array)))
+    def _check(self, key: str, array: Array) -> None:
+        """See that an array's values are levels, or numbers in the range."""
+        if self._is_levels(array):
+            levels, lo, hi = self._levels(array), int(array.min()), int(array.max())
+            if lo < 0 or hi >= levels:
+                raise UserError(
+                    f"{self.path}: {key} holds integers from {lo} to {hi}; with {levels} levels they must lie in 0 to "
+                    f"{levels - 1}; set data.levels (up to 256), or data.range={_around(lo, hi)} (or wider) to take "
+                    "them for numbers of that range"
+                )
+            return
+        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
         if bad:
             raise UserError(f"{self.path}: {key} holds {bad} NaN or infinite values of {array.size}; remove them first")
-        lo, hi = self.range or self.data_range
-        low, high = float(array.min()), float(array.max())
-        if low < lo or high > hi:
+        units = self.units or Units(self.data_range[:1], self.data_range[1:])
+        columns = len(units.low)
+        if columns > 1 and array.shape[1:] != (columns,):
             raise UserError(
-                f"{self.path}: {key} has values from {low:g} to {high:g}, outside data.range=[{lo:g},{hi:g}]; "
-                f"set data.range=[{_outward(low, -1)},{_outward(high, 1)}] or wider"
+                f"{self.path}: data.range has {columns} ranges, and {key} has items of shape {list(array.shape[1:])}: "
+                "give one range for each column of rows [N, D], or one for all"
             )
-        if self.range is None and low >= 0 and high <= 1:
-            log.warning("%s: %s lies in [0, 1]; if that is its range, set data.range=[0,1]", self.path, key)
-        x: Array = np.ascontiguousarray(array, dtype=np.float64 if array.dtype.itemsize > 4 else np.float32)
-        scaled: Array = x * (2 / (hi - lo)) - (hi + lo) / (hi - lo)
-        return torch.from_numpy(scaled).float().clamp_(-1, 1)  # rounding can pass the ends, and the range is a promise
+        if self.bounded:
+            self._check_range(key, array, units)
 
-    def _labels(self, arrays: dict[str, Array], part: str, n: int) -> Tensor | None:
-        key = f"{part}_labels"
-        if key not in arrays:
+    def _check_range(self, key: str, array: Array, units: Units) -> None:
+        axes = 0 if len(units.low) > 1 else None
+        lows, highs = np.atleast_1d(array.min(axis=axes), array.max(axis=axes))
+        for column, (low, high, lo, hi) in enumerate(zip(lows, highs, units.low, units.high, strict=True)):
+            if low < lo or high > hi:
+                where = f" in column {column}" if len(lows) > 1 else ""
+                auto = ", or data.range=auto for the range of each column" if array.ndim == 2 else ""
+                raise UserError(
+                    f"{self.path}: {key} has values from {low:g} to {high:g}{where}, outside "
+                    f"data.range=[{lo:g},{hi:g}]; set data.range={_around(float(low), float(high))} or wider{auto}"
+                )
+        if self.range is None and array.min() >= 0:
+            log.warning("%s: %s lies in [0, 1]; if that is its range, set data.range=[0,1]", self.path, key)
+
+    def _labels(self, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, Tensor]:
+        """The labels of each split as class numbers; sets `class_names`."""
+        found = {split: arrays[f"{split}_labels"] for split in SPLITS if f"{split}_labels" in arrays}
+        for split in set(found) - set(sizes):
+            log.warning("%s: not used: %s_labels, for there are no %s_images", self.path, split, split)
+            del found[split]
+        for split, label in found.items():
+            found[split] = label = label[:, 0] if label.shape == (sizes[split], 1) else label
+            if label.shape != (sizes[split],):
+                raise UserError(
+                    f"{self.path}: {split}_labels has shape {list(label.shape)}; {sizes[split]} images need labels of "
+                    f"shape [{sizes[split]}]"
+                )
+        names = self._names(arrays.get("class_names"))
+        if found and all(label.dtype.kind == "U" for label in found.values()):
+            names = names or tuple(np.unique(found.get("train", np.array([], dtype=str))).tolist())
+            found = {split: self._numbers(split, label, names) for split, label in found.items()}
+        for split, label in found.items():
+            if label.dtype.kind not in "bui" or label.min() < 0:
+                raise UserError(
+                    f"{self.path}: {split}_labels must be integers from 0 up (class numbers) or words; found "
+                    f"{label.dtype}{f' from {label.min()}' * (label.dtype.kind == 'i')}"
+                )
+        self.class_names = names if "train" in found else None
+        return {split: torch.from_numpy(label.astype(np.int64)) for split, label in found.items()}
+
+    def _names(self, array: Array | None) -> tuple[str, ...] | None:
+        if array is None:
             return None
-        label = arrays[key]
-        if label.shape == (n, 1):
-            label = label[:, 0]
-        if label.shape != (n,):
-            raise UserError(f"{self.path}: {key} has shape {list(label.shape)}; {n} images need labels of shape [{n}]")
-        if label.dtype.kind not in "bui" or label.min() < 0:
-            raise UserError(f"{self.path}: {key} must be integers from 0 up (class numbers); found {label.dtype}")
-        return torch.from_numpy(label.astype(np.int64))
+        if array.ndim != 1 or array.dtype.kind not in "US" or len(set(array.tolist())) < len(array):
+            raise UserError(f"{self.path}: class_names must be different words, one a class; found {array.dtype}")
+        return tuple(str(name) for name in (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array))
+
+    def _numbers(self, split: str, words: Array, names: tuple[str, ...]) -> Array:
+        number = {name: k for k, name in enumerate(names)}
+        unknown = sorted(set(words.tolist()) - set(number))
+        if unknown:
+            raise UserError(f"{self.path}: {split}_labels has {few(unknown)}, and the classes are {few(names)}")
+        return np.array([number[word] for word in words.tolist()], dtype=np.int64)
+
+
+def _range(given: Range | None) -> tuple[Any, Units | None]:
+    """An argument `range` in plain containers, and the units that it stands for."""
+    if given is None or given == "auto":
+        return given, None
+    if isinstance(given, str):
+        raise ValueError(f"range must be [lo, hi] with lo < hi, [[lo, hi], ...] for columns, auto or None; got {given}")
+    if len(given) and all(isinstance(pair, Sequence) and not isinstance(pair, str) for pair in given):
+        pairs = [low_and_high(pair) for pair in given]
+        return [list(pair) for pair in pairs], Units(*map(tuple, zip(*pairs, strict=True)))
+    low, high = low_and_high(given)
+    return [low, high], Units((low,), (high,))
+
+
+def _units_of(array: Array) -> Units:
+    """From the least to the greatest value: of each column of rows [N, D], of all values of other items."""
+    axes = 0 if array.ndim == 2 else None
+    lows, highs = (np.atleast_1d(ends).astype(np.float64) for ends in (array.min(axis=axes), array.max(axis=axes)))
+    same = lows == highs  # such a column stays constant, at 0
+    return Units(tuple((lows - same).tolist()), tuple((highs + same).tolist()))
 
 
 def _items(array: Array) -> tuple[int, list[int]]:
     return len(array), list(array.shape[1:])
 
 
-def _kind(split: Split) -> str:
-    return f"{'floats' if split.levels is None else 'integers'} of shape {list(split.x.shape[1:])}"
+def _kind(array: Array) -> str:
+    kind = {"f": "floats", "b": "booleans"}.get(array.dtype.kind, "integers")
+    return f"{kind} of shape {list(array.shape[1:])}"
 
 
-def _take(split: Split, rows: Tensor) -> Split:
-    return Split(split.x.index_select(0, rows), None if split.label is None else split.label[rows], split.levels)
+def _around(low: float, high: float) -> str:
+    """A range of few digits, such as a person would type, that holds two values."""
+    for lo, hi in ((0, 255), (0, 65535)):
+        if low >= 0 and 0.9 * hi < high <= hi:
+            return f"[{lo},{hi}]"
+    same = low == high
+    return f"[{_outward(low - same, -1)},{_outward(high + same, 1)}]"
 
 
 def _outward(value: float, sign: int) -> str:
     """A number of few digits, rounded up (sign 1) or down (sign -1), so that what is typed holds the data."""
-    step = 10.0 ** (math.floor(math.log10(abs(value))) - 3) if value else 1.0
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 4) if value else 1.0
     return f"{sign * math.ceil(sign * value / step) * step:.6g}"

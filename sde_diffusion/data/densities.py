@@ -10,6 +10,7 @@ import torch
 from scipy.special import roots_legendre
 from torch import Tensor
 
+from sde_diffusion.data.checks import whole
 from sde_diffusion.data.module import SPLITS, Common, DataModule
 from sde_diffusion.data.seeding import generator
 from sde_diffusion.data.split import Split
@@ -54,6 +55,8 @@ class Density(DataModule):
         ValueError: If a split is empty or split_seed negative.
     """
 
+    bounded = False
+
     def __init__(
         self,
         n_train: int = 50_000,
@@ -63,11 +66,8 @@ class Density(DataModule):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        if min(n_train, n_val, n_test) < 1 or split_seed < 0:
-            raise ValueError(
-                f"n_train, n_val and n_test must be at least 1 and split_seed at least 0; got n_train={n_train}, "
-                f"n_val={n_val}, n_test={n_test}, split_seed={split_seed}"
-            )
+        whole(1, n_train=n_train, n_val=n_val, n_test=n_test)
+        whole(0, split_seed=split_seed)
         self.n_train, self.n_val, self.n_test, self.split_seed = n_train, n_val, n_test, split_seed
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:

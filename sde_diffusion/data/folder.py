@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
 import torch
 
-from sde_diffusion.data.images import SUFFIXES, ImageFiles, Reading, headers
+from sde_diffusion.data.checks import few, height_and_width, low_and_high, whole
+from sde_diffusion.data.images import SUFFIXES, Header, ImageFiles, Reading, headers
 from sde_diffusion.data.module import SPLITS, Common, DataModule
+from sde_diffusion.data.names import split_folders
 from sde_diffusion.data.split import Rows, Split, divide
+from sde_diffusion.data.tree import Tree, look
 from sde_diffusion.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _IN_MEMORY = 2 * 2**30  # bytes of images up to which in_memory="auto" keeps them
 
-Labelled = list[tuple[Path, str]]  # a file and its class; "" for none
+Labelled = list[tuple[Path, int]]  # a file and its class
 
 
 class Folder(DataModule):
-    """Images of any kind, size and mode under one folder, as 256 levels [C, H, W].
+    """Images of any kind, size and mode under one folder, as 256 levels [C, H, W], or 2 if all are black and white.
 
     Where the images all lie in subfolders, and in more than one, the subfolders are the classes, in alphabetical
-    order. Where root has a subfolder `train`, it and `val` and `test` beside it are the splits; those that
-    are missing are split off at random, 5% each, from the training images. Hidden files and folders are passed over.
+    order. Where root has a subfolder `train` (or `training`), it and `val` (`valid`, `validation`, `dev`, `eval`) and
+    `test` (`testing`) beside it are the splits; those that are missing are split off at random, 5% each, from the
+    training images, so that each class keeps some. Links are followed. Hidden files and folders are passed over, and
+    what else is not used is said in the log.
 
     Args:
         root: The folder.
-        size: Height and width to bring every image to, by antialiased (Lanczos) resizing; None: as they are, which
-            must then be all the same.
-        crop: `center` cuts the middle square out before resizing; `none` stretches.
+        size: Height and width to bring every image to, one number or [height, width], by antialiased (Lanczos)
+            resizing; None: as they are, which must then be all the same.
+        crop: `center` cuts the largest middle part of that shape out before resizing; `none` stretches.
         mode: `L` (grey), `RGB`, or None: grey if all files are.
+        range: [lo, hi] of grey images of more than 8 bits, whose values become 256 levels; None: [0, 65535] for 16-bit
+            integers and [0, 1] for floats, and 32-bit integers are refused.
         in_memory: True: decode all images once; False: read each batch from the files; `auto`: in memory up to 2 GiB.
         num_workers: Threads that read files.
         split_seed: Of the random splits.
@@ -46,104 +56,144 @@ class Folder(DataModule):
     def __init__(
         self,
         root: str,
-        size: int | None = None,
+        size: int | Sequence[int] | None = None,
         crop: str = "center",
         mode: str | None = None,
+        range: Sequence[float] | None = None,
         in_memory: bool | str = "auto",
         num_workers: int = 4,
         split_seed: int = 0,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        if size is not None and size < 1:
-            raise ValueError(f"size must be at least 1, or None; got {size}")
+        self._sides = height_and_width(size)
+        self.size = list(size) if isinstance(size, Sequence) else size
         if crop not in ("center", "none"):
             raise ValueError(f"crop must be center or none; got {crop!r}")
         if mode not in (None, "L", "RGB"):
             raise ValueError(f"mode must be L, RGB or None; got {mode!r}")
-        if in_memory not in (True, False, "auto"):
+        if not isinstance(in_memory, bool) and in_memory != "auto":
             raise ValueError(f"in_memory must be True, False or auto; got {in_memory!r}")
-        if num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1; got {num_workers}")
-        self.root, self.size, self.crop, self.mode = str(Path(root).expanduser().absolute()), size, crop, mode
+        whole(1, num_workers=num_workers)
+        whole(0, split_seed=split_seed)
+        self.range = None if range is None else list(low_and_high(range))
+        self.root, self.crop, self.mode = str(Path(root).expanduser().absolute()), crop, mode
         self.in_memory, self.num_workers, self.split_seed = in_memory, num_workers, split_seed
 
     def load(self) -> dict[str, Split]:
         """Find the images, check their sizes, and decode them or keep their paths."""
         files = self._files()
-        classes = sorted({name for _, name in files["train"]})
-        for split in files:
-            unknown = sorted({name for _, name in files[split]} - set(classes))
-            if unknown:
-                raise UserError(
-                    f"data.root={self.root}: {split} has the classes {', '.join(unknown)} that train lacks; "
-                    f"the classes of train are {', '.join(filter(None, classes)) or 'none (no subfolders)'}"
-                )
-        item_shape = self._item_shape([path for split in SPLITS for path, _ in files[split]])
-        reading = Reading(self.size, self.crop, "L" if item_shape[0] == 1 else "RGB")
-        total = math.prod(item_shape) * sum(map(len, files.values()))
-        self.in_files = total > _IN_MEMORY if self.in_memory == "auto" else not self.in_memory
+        ends = None if self.range is None else low_and_high(self.range)
+        paths = [path for split in SPLITS for path, _ in files[split]]
+        found = headers(paths, self.num_workers, ends)
+        item_shape = self._item_shape(paths, found)
+        black_and_white = item_shape[0] == 1 and self._sides is None and all(header.two_levels for header in found)
+        levels = 2 if black_and_white else 256
+        reading = Reading(self._sides, self.crop, "L" if item_shape[0] == 1 else "RGB", levels, ends)
+        self.in_files = (
+            math.prod(item_shape) * len(paths) > _IN_MEMORY if self.in_memory == "auto" else not self.in_memory
+        )
 
         splits = {}
         for split in SPLITS:
             lazy = ImageFiles([path for path, _ in files[split]], reading, item_shape, self.num_workers)
             x: Rows = lazy if self.in_files else lazy[:]
-            label = torch.tensor([classes.index(name) for _, name in files[split]]) if len(classes) > 1 else None
-            splits[split] = Split(x, label, levels=256)
+            label = torch.tensor([number for _, number in files[split]]) if self.class_names else None
+            splits[split] = Split(x, label, levels)
         return splits
 
     def _files(self) -> dict[str, Labelled]:
-        root = Path(self.root)
-        if not root.is_dir():
-            raise UserError(f"data.root={root}: no such folder; it must be a folder of images")
-        given = [split for split in SPLITS if (root / split).is_dir()]
-        if "train" not in given:
-            given = []
-        files = {split: _find(root / split) for split in given} or {"train": _find(root)}
-        for split, found in files.items():
-            if not found:
+        """The files of each split with their classes; sets `class_names`."""
+        trees = self._trees()
+        self._name_classes(trees["train"])
+        numbers = {name: number for number, name in enumerate(self.class_names or ())}
+        for split, tree in trees.items():
+            # Where train has no classes, others that have some are taken to be of another data set.
+            names = set(tree.classes) if numbers or _has_classes(tree) else set()
+            unknown = sorted(names - set(numbers)) if split != "train" else []
+            if unknown:
                 raise UserError(
-                    f"data.root={self.root}: no images in {root / split if given else 'it'} or below; files ending "
-                    f"in {' '.join(SUFFIXES)} are looked for"
+                    f"data.root={self.root}: {split} has the classes {few(unknown)} that train lacks; "
+                    f"the classes of train are {few(list(numbers)) or 'none (no subfolders)'}"
                 )
+            if numbers and tree.stray:
+                raise UserError(
+                    f"data.root={self.root}: train has classes, and {tree.stray[0]} of {split} lies in no class "
+                    "folder: move it into one, or away"
+                )
+        files = {
+            split: [(path, numbers.get(tree.subfolder(path), 0)) for path in tree.images]
+            for split, tree in trees.items()
+        }
         missing = [split for split in SPLITS if split not in files]
         train = files["train"]
         counts = [max(1, round(0.05 * len(train)))] * len(missing)
-        if sum(counts) >= len(train):
+        if sum(counts) > len(train) - max(1, len(numbers)):
             raise UserError(
                 f"data.root={self.root}: {len(train)} training images are too few to split off {' and '.join(missing)}"
+                + (f" and leave one of each of the {len(numbers)} classes" if numbers else "")
             )
-        names = sorted({name for _, name in train})
-        parts = divide(len(train), counts, self.split_seed, [names.index(name) for _, name in train])
+        parts = divide(len(train), counts, self.split_seed, [number for _, number in train])
         for split, rows in zip(("train", *missing), parts, strict=True):
             files[split] = [train[row] for row in rows.tolist()]
         return files
 
-    def _item_shape(self, paths: list[Path]) -> tuple[int, int, int]:
-        found = headers(paths, self.num_workers)
-        grey = all(is_grey for _, is_grey in found) if self.mode is None else self.mode == "L"
+    def _trees(self) -> dict[str, Tree]:
+        """The images of each split that has a folder of its own, or all of them as `train`."""
+        root = Path(self.root)
+        if not root.is_dir():
+            raise UserError(f"data.root={root}: no such folder; it must be a folder of images")
+        try:
+            subfolders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+        except OSError as error:
+            raise UserError(f"data.root={root} cannot be looked into: {error.strerror or error}") from error
+        own = split_folders(subfolders, f"data.root={root}")
+        trees = {split: look(root / name) for split, name in own.items()} or {"train": look(root)}
+        if own:
+            log.info("%s: splits %s", root, ", ".join(f"{split} ({name}/)" for split, name in own.items()))
+            beside = look(root, leave=tuple(own.values()))
+            if beside.images:
+                others = [f"{name}/" for name in beside.classes] + [path.name for path in beside.stray]
+                log.warning("%s: not used, for they are in no split's folder: %s", root, few(others))
+        for tree in trees.values():
+            tree.report()
+            if not tree.images:
+                raise UserError(
+                    f"data.root={self.root}: no images in {tree.folder if own else 'it'} or below; files "
+                    f"ending in {' '.join(SUFFIXES)} are looked for"
+                )
+        return trees
+
+    def _name_classes(self, train: Tree) -> None:
+        """Set `class_names` by the training images' subfolders, or say why they are no classes."""
+        self.class_names = tuple(train.classes) if _has_classes(train) else None
+        if self.class_names:
+            return
+        if not train.classes:
+            self.why_no_labels = ": its images lie in no subfolders, which would be the classes"
+        elif not train.stray:
+            self.why_no_labels = f": all its images lie in one subfolder, {train.classes[0]}"
+        else:
+            self.why_no_labels = (
+                f": {len(train.stray)} of its images, such as {train.stray[0].name}, lie beside the subfolders "
+                f"{few(train.classes)}: move them into one, or away, and the subfolders are classes"
+            )
+            log.warning("%s: no labels%s", train.folder, self.why_no_labels)
+
+    def _item_shape(self, paths: list[Path], found: list[Header]) -> tuple[int, int, int]:
+        grey = all(header.grey for header in found) if self.mode is None else self.mode == "L"
         channels = 1 if grey else 3
-        if self.size is not None:
-            return channels, self.size, self.size
-        (width, height), _ = found[0]
-        for path, (size, _) in zip(paths, found, strict=True):
-            if size != (width, height):
+        if self._sides is not None:
+            return channels, *self._sides
+        width, height = found[0].size
+        for path, header in zip(paths, found, strict=True):
+            if header.size != (width, height):
                 raise UserError(
                     f"data.root={self.root} has images of different sizes: {paths[0]} is {width}x{height} and {path} "
-                    f"is {size[0]}x{size[1]}; set data.size=32 (or another size) to resize them all"
+                    f"is {header.size[0]}x{header.size[1]}; set data.size=32 (or another size) to resize them all"
                 )
         return channels, height, width
 
 
-def _find(folder: Path) -> Labelled:
-    """Images below a folder in alphabetical order, with the first subfolder on the way as the class, if all have."""
-    found = []
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if name[0] != "." and name.lower().endswith(SUFFIXES)]
-    found.sort()
-    below = [path.relative_to(folder).parts for path in found]
-    classes = {parts[0] for parts in below if len(parts) > 1}
-    if len(classes) < 2 or any(len(parts) == 1 for parts in below):
-        return [(path, "") for path in found]
-    return [(path, parts[0]) for path, parts in zip(found, below, strict=True)]
+def _has_classes(tree: Tree) -> bool:
+    return len(tree.classes) > 1 and not tree.stray

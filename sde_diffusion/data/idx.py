@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -14,15 +16,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sde_diffusion.data.checks import height_and_width, whole
 from sde_diffusion.data.module import Common, DataModule
-from sde_diffusion.data.split import Split
+from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import readable
+
+log = logging.getLogger(__name__)
 
 _SOURCES = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist (folder data/fashion)",
 }
 _KINDS = {1: "labels", 3: "images"}
+_TYPES = {0x09: "signed bytes", 0x0B: "16-bit integers", 0x0C: "32-bit integers", 0x0D: "floats", 0x0E: "64-bit floats"}
 
 
 def read_idx(path: Path, dims: int) -> Tensor:
@@ -44,6 +51,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
     References:
         LeCun, Cortes and Burges, "The MNIST Database of Handwritten Digits", section on file formats.
     """
+    readable(path)
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
@@ -51,6 +59,11 @@ def read_idx(path: Path, dims: int) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}; it is damaged or truncated, fetch it again") from error
     wanted = f"an idx file of {_KINDS[dims]} (it would begin with the bytes 00 00 08 {dims:02x})"
+    if data[:2] == b"\0\0" and len(data) > 3 and data[2] in _TYPES:
+        raise UserError(
+            f"{path} is an idx file of {_TYPES[data[2]]}, and only unsigned bytes are read: save its values in an .npz "
+            "file for data=arrays, with data.range=[lo,hi]"
+        )
     if data[:3] != b"\x00\x00\x08":
         raise UserError(f"{path} is not {wanted}: it begins with {data[:4].hex(' ') or 'nothing, it is empty'}")
     if data[3:4] != bytes([dims]):
@@ -71,31 +84,34 @@ class IdxImages(DataModule):
 
     Looks in root for `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
     `t10k-labels-idx1-ubyte`, also with a dot for the second dash and with `.gz`. The last n_val training
-    images are the validation split; the test split is as it comes.
+    images are the validation split, or as many of each class in proportion where the last ones are all there is of a
+    class; the test split is as it comes.
 
     Args:
         root: Folder with the files.
         name: What to call the data; `mnist` and `fashion_mnist` are known to the message on missing files.
-        size: Pad with black, evenly on both sides, to this height and width (32 for 28, say); None: as is.
+        size: Pad with black, evenly on both sides, to this height and width (32 for 28, say), one number or
+            [height, width]; None: as is.
         n_val: Size of the validation split.
         **common: See `DataModule`.
 
     Raises:
-        ValueError: If n_val is below 1.
+        ValueError: If size or n_val is out of its range.
     """
 
     def __init__(
         self,
         root: str,
         name: str = "mnist",
-        size: int | None = None,
+        size: int | Sequence[int] | None = None,
         n_val: int = 5_000,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        if n_val < 1:
-            raise ValueError(f"n_val must be at least 1; got {n_val}")
-        self.root, self.name, self.size, self.n_val = str(Path(root).expanduser().absolute()), name, size, n_val
+        whole(1, n_val=n_val)
+        self._sides = height_and_width(size)
+        self.size = list(size) if isinstance(size, Sequence) else size
+        self.root, self.name, self.n_val = str(Path(root).expanduser().absolute()), name, n_val
 
     def _find(self, kind: str) -> Path:
         names = [name + end for name in (kind, kind.replace("-idx", ".idx")) for end in ("", ".gz")]
@@ -116,8 +132,8 @@ class IdxImages(DataModule):
         x, label = read_idx(paths[0], 3)[:, None], read_idx(paths[1], 1).long()
         if len(x) != len(label):
             raise UserError(f"{paths[0]} holds {len(x)} images and {paths[1]} {len(label)} labels; they must agree")
-        if self.size is not None:
-            margins = [self.size - side for side in x.shape[-2:]]
+        if self._sides is not None:
+            margins = [wanted - side for wanted, side in zip(self._sides, x.shape[-2:], strict=True)]
             if min(margins) < 0:
                 raise UserError(
                     f"data.size={self.size} is smaller than the images ({x.shape[-2]}x{x.shape[-1]}), which are only "
@@ -137,9 +153,15 @@ class IdxImages(DataModule):
                 f"{self.root}: the training images are {x.shape[-2]}x{x.shape[-1]}, the test images "
                 f"{test_x.shape[-2]}x{test_x.shape[-1]}; they must agree"
             )
-        cut = len(x) - self.n_val
+        train, val = torch.arange(len(x)).tensor_split([len(x) - self.n_val])
+        if len(torch.unique(label[train])) < len(torch.unique(label)):
+            log.info(
+                "%s: the last %d training images are all there is of a class: val has some of each",
+                *(self.name, self.n_val),
+            )
+            train, val = divide(len(x), [self.n_val], 0, label)
         return {
-            "train": Split(x[:cut], label[:cut], levels=256),
-            "val": Split(x[cut:], label[cut:], levels=256),
+            "train": Split(x[train], label[train], levels=256),
+            "val": Split(x[val], label[val], levels=256),
             "test": Split(test_x, test_label, levels=256),
         }

@@ -6,23 +6,26 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import readable
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+_GREY_MODES = ("1", "L", "LA", "F")  # and those of integers, which begin with I
+_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 _PROGRESS_FROM = 2_000  # files
 
 T = TypeVar("T")
 R = TypeVar("R")
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -31,75 +34,161 @@ class Reading:
 
     Attributes:
         size: Height and width of the result; None: as the file has it.
-        crop: Where size is given, `center` cuts the middle square out first; `none` stretches to a square.
+        crop: Where size is given, `center` cuts the largest middle part of that shape out first; `none` stretches.
         mode: `L` (grey, one channel) or `RGB` (three).
+        levels: 256, or 2 for files that are all black and white.
+        range: [lo, hi] of grey values of more than 8 bits, which become 0 ... 255; None: that of their kind, [0, 65535]
+            for 16-bit integers and [0, 1] for floats. 32-bit integers have none.
     """
 
-    size: int | None
+    size: tuple[int, int] | None
     crop: str
     mode: str
+    levels: int = 256
+    range: Range | None = None
 
     def __call__(self, path: Path) -> Tensor:
         """Read one image, uint8 [C, H, W]; the first frame of several, upright, over white where transparent.
 
         Raises:
-            UserError: If the file is damaged or not an image.
+            UserError: If the file cannot be read as an image, or has values outside the range.
         """
         from PIL import Image, ImageOps
 
-        def read(image: Image.Image) -> Tensor:
-            flat = ImageOps.exif_transpose(image)
-            flat = _eight_bits(flat, self.mode)
-            if self.size is not None:
-                square = (self.size, self.size)
-                if self.crop == "center":
-                    flat = ImageOps.fit(flat, square, Image.Resampling.LANCZOS)
-                else:
-                    flat = flat.resize(square, Image.Resampling.LANCZOS)
-            pixels = torch.from_numpy(np.array(flat))
-            return pixels[None] if self.mode == "L" else pixels.permute(2, 0, 1).contiguous()
+        def decode(image: Image.Image) -> tuple[Image.Image, Range | None]:
+            image.load()
+            return ImageOps.exif_transpose(image), self.range or usual_range(image)
 
-        return _open(path, read)
+        image, ends = _open(path, decode)
+        if _is_deep(image.mode):
+            image = _shallow(path, image, ends)
+        if image.has_transparency_data:  # Pillow's own conversion would drop it
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        try:
+            image = image.convert(self.mode)
+        except ValueError as error:  # of rare colour spaces, such as LAB
+            raise UserError(f"{path} has colours of the kind {image.mode}, which Pillow does not convert") from error
+        if self.size is not None:
+            height, width = self.size
+            if self.crop == "center":
+                image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+            else:
+                image = image.resize((width, height), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(image))
+        pixels = pixels if self.levels == 256 else pixels // 128
+        return pixels[None] if self.mode == "L" else pixels.permute(2, 0, 1).contiguous()
 
 
-def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
-    """Convert any mode to `L` or `RGB`; Pillow alone would clip 16-bit grey and drop transparency."""
+def _is_deep(mode: str) -> bool:
+    """Whether a mode of Pillow has more than 8 bits a value."""
+    return mode == "F" or mode.startswith("I")
+
+
+def usual_range(image: Image.Image) -> Range | None:
+    """The range that goes without saying for grey values of an image's kind; None: there is none."""
+    if image.mode == "F":
+        return 0.0, 1.0
+    return (0.0, 65535.0) if image.mode.startswith("I;16") or image.format == "PNG" else None
+
+
+def _shallow(path: Path, image: Image.Image, ends: Range | None) -> Image.Image:
+    """Grey values of more than 8 bits on 0 ... 255; Pillow's own conversion clips them at 255."""
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits of grey, whatever Pillow's release calls it
-        levels = np.clip(np.asarray(image).astype(np.float64), 0, 65535)
-        image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    if ends is None:
+        raise UserError(_no_range(path))
+    values, (lo, hi) = np.asarray(image).astype(np.float64), ends
+    if not np.isfinite(values).all():
+        raise UserError(f"{path} holds NaN or infinite values: remove or replace it")
+    if values.min() < lo or values.max() > hi:
+        raise UserError(
+            f"{path} has values from {values.min():g} to {values.max():g}, outside [{lo:g}, {hi:g}]: set "
+            "data.range=[lo,hi] to the range that all images lie in"
+        )
+    return Image.fromarray(np.round((values - lo) / (hi - lo) * 255).astype(np.uint8))
 
 
-def _open(path: Path, use: Callable[[Image.Image], R]) -> R:
-    from PIL import Image
+def _no_range(path: Path) -> str:
+    return f"{path} has 32-bit integers, whose range is not known: set data.range=[lo,hi], such as [0,65535]"
 
+
+def _open(path: Path, decode: Callable[[Image.Image], R]) -> R:
+    """Open an image and have Pillow decode what is wanted of it; any error in that is the file's."""
+    from PIL import Image, UnidentifiedImageError
+
+    readable(path)
     try:
         with Image.open(path) as image:
-            return use(image)
+            return decode(image)
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path} is too large: {error}; shrink it or remove it (in Python, PIL.Image.MAX_IMAGE_PIXELS moves "
+            "Pillow's limit)"
+        ) from error
+    except MemoryError as error:
+        raise UserError(f"{path} does not fit in memory: shrink it or remove it") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} cannot be read as an image: {_unidentified(path)}") from error
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise UserError(
-            f"{path} cannot be read as an image: {error}; it is damaged, truncated or of another kind: "
-            "remove or replace it"
+            f"{path} cannot be read as an image: {error}; it is damaged or truncated: remove or replace it"
         ) from error
 
 
-def headers(paths: Sequence[Path], threads: int) -> list[tuple[tuple[int, int], bool]]:
-    """(width, height) as shown and whether grey, of each file, from its header alone.
+def _unidentified(path: Path) -> str:
+    """Why Pillow does not know a file."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start.startswith(_IMAGE_STARTS):
+        return f"it begins with {start[:4].hex(' ')}, like no kind of image: remove or replace it"
+    offset = int.from_bytes(start[4:], "little" if start[:2] == b"II" else "big")
+    if start[:2] not in (b"II", b"MM") or offset >= path.stat().st_size:
+        return "it is damaged or truncated: remove or replace it"
+    return (
+        "Pillow does not read TIFFs of this kind, such as colours in floats, or floats of 16 or 64 bits (or it is "
+        "damaged): save integers of 8 or 16 bits, or put the floats in an .npz file for data=arrays"
+    )
+
+
+class Header(NamedTuple):
+    """What an image file's header says: (width, height) as shown, whether grey, and whether black and white alone."""
+
+    size: tuple[int, int]
+    grey: bool
+    two_levels: bool
+
+
+def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> list[Header]:
+    """The headers of files.
+
+    Args:
+        paths: The files.
+        threads: Files read at a time.
+        ends: The range of images of more than 8 bits; None: that of their kind.
 
     Raises:
-        UserError: If a file is not an image.
+        UserError: If a file is not an image, or has no range.
     """
 
-    def header(image: Image.Image) -> tuple[tuple[int, int], bool]:
+    def decode(image: Image.Image) -> tuple[Header, bool]:
         sideways = image.getexif().get(0x0112, 1) >= 5  # Exif orientations that exchange width and height
-        return (image.size[::-1] if sideways else image.size), image.mode in _GREY_MODES
+        grey = image.mode in _GREY_MODES or image.mode.startswith("I") or _grey_palette(image)
+        known = not _is_deep(image.mode) or (ends or usual_range(image)) is not None
+        return Header(image.size[::-1] if sideways else image.size, grey, image.mode == "1"), known
 
-    return _map(lambda path: _open(path, header), paths, threads, "Looking at images")
+    def header(path: Path) -> Header:
+        found, known = _open(path, decode)
+        if not known:
+            raise UserError(_no_range(path))
+        return found
+
+    return _map(header, paths, threads, "Looking at images")
+
+
+def _grey_palette(image: Image.Image) -> bool:
+    palette = (image.getpalette() if image.mode == "P" else None) or []
+    return bool(palette) and palette[::3] == palette[1::3] == palette[2::3]
 
 
 def _map(function: Callable[[T], R], items: Sequence[T], threads: int, what: str) -> list[R]:

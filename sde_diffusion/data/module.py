@@ -7,16 +7,20 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypedDict
 
+import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from sde_diffusion.data.checks import check_splits, whole
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
+from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.units import Units
 
 SPLITS = ("train", "val", "test")
+_MOST_CLASSES = 100_000
 
 
 class Common(TypedDict, total=False):
@@ -48,24 +52,26 @@ class DataModule(LightningDataModule):
     name: str = "data"
     data_range: tuple[float, float] = (-1.0, 1.0)
     in_files: bool = False  # whether rows are read from files batch by batch
+    bounded: bool = True  # whether all values must lie in data_range; tails of a density need not
     units: Units | None = None  # of float data; None: they are on [-1, 1] already, or have levels
+    class_names: tuple[str, ...] | None = None  # of the classes 0, 1, ..., where they have names; set by `load`
+    why_no_labels: str = ""  # what `load` found in the place of labels, for messages: "; ..."
 
     def __init__(
         self, batch_size: int = 128, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
     ) -> None:
         super().__init__()
-        if batch_size < 1 or min_batches_per_epoch < 1 or seed < 0:
-            raise ValueError(
-                "batch_size and min_batches_per_epoch must be at least 1 and seed at least 0; got "
-                f"batch_size={batch_size}, min_batches_per_epoch={min_batches_per_epoch}, seed={seed}"
-            )
+        whole(1, batch_size=batch_size, min_batches_per_epoch=min_batches_per_epoch)
+        whole(0, seed=seed)
+        if not isinstance(flip, bool):
+            raise ValueError(f"flip must be true or false; got flip={flip!r}")
         self.batch_size, self.seed = batch_size, seed
         self.min_batches_per_epoch, self.flip = min_batches_per_epoch, flip
 
     # What a subclass writes
 
     def load(self) -> dict[str, Split]:
-        """Read the splits `train`, `val` and `test`; all with the same shape and levels.
+        """Read the splits `train`, `val` and `test`; all with the same shape and levels, values on [-1, 1].
 
         Raises:
             UserError: If the files are missing, damaged or of another kind.
@@ -76,13 +82,14 @@ class DataModule(LightningDataModule):
 
     @cached_property
     def splits(self) -> dict[str, Split]:
-        """The loaded splits by name."""
+        """The loaded and checked splits by name; see `check_splits`."""
         splits = self.load()
         if self.flip and len(splits["train"].x.shape) != 4:
             raise UserError(
                 f"data.flip mirrors images [C, H, W], and {self.name!r} has items of shape "
                 f"{list(splits['train'].x.shape[1:])}; set data.flip=false"
             )
+        check_splits(self.name, splits, self.bounded, self.class_names)
         return splits
 
     @property
@@ -97,9 +104,19 @@ class DataModule(LightningDataModule):
 
     @cached_property
     def n_classes(self) -> int:
-        """One more than the largest label; 0 without labels."""
-        labels = [split.label for split in self.splits.values() if split.label is not None and len(split)]
-        return max((int(label.max()) + 1 for label in labels), default=0)
+        """One more than the largest label, or the number of class names if that is more.
+
+        0 where training or validation items have no labels, or labels run beyond 100,000, like numbers of items do: a
+        model of classes could not be trained.
+        """
+        if any(self.splits[name].label is None for name in ("train", "val")):
+            return 0
+        labels = [split.label for split in self.splits.values() if split.label is not None]
+        found = max(len(self.class_names or ()), *(int(label.max()) + 1 for label in labels))
+        if found > _MOST_CLASSES:
+            self.why_no_labels = f" that could be classes: they run to {found - 1}; number the classes 0, 1, 2, ..."
+            return 0
+        return found
 
     @cached_property
     def std(self) -> float:
@@ -129,6 +146,37 @@ class DataModule(LightningDataModule):
         """One split as float32 [N, *shape] on [-1, 1]."""
         return self.split(name).tensor()
 
+    def encode(self, y: npt.ArrayLike | Tensor) -> Tensor:
+        """Data in their own units, [B, *shape], as models see them: float32 on [-1, 1]."""
+        self.prepare()
+        y = torch.as_tensor(y)
+        if self.levels is not None:
+            return from_levels(y, self.levels)
+        return y.float() if self.units is None else self.units.encode(y)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """What models see or make, [B, *shape], in the data's own units: float32, or uint8 levels where they have some.
+
+        The inverse of `encode`.
+        """
+        self.prepare()
+        if self.levels is not None:
+            return to_levels(x, self.levels)
+        return x.float() if self.units is None else self.units.decode(x)
+
+    def change_units(self, units: Units | None) -> None:
+        """Bring float data to another map between their own units and [-1, 1], such as that of a model.
+
+        Args:
+            units: The map; None: the data's own units are on [-1, 1] already.
+        """
+        if units == self.units or self.levels is not None:
+            return
+        for name, split in self.splits.items():
+            y = split.tensor() if self.units is None else self.units.decode(split.tensor())
+            self.splits[name] = Split(y if units is None else units.encode(y), split.label)
+        self.units = units
+
     @property
     def config(self) -> dict[str, Any]:
         """`_target_` and every constructor argument: what rebuilds this data set."""
@@ -151,6 +199,7 @@ class DataModule(LightningDataModule):
             "levels": self.levels,
             "data_range": list(self.data_range),
             "n_classes": self.n_classes,
+            "class_names": None if self.class_names is None else list(self.class_names),
             "std": self.std,
             "units": None if self.units is None else self.units.describe(),
             "config": self.config,

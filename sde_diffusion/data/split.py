@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels
 
-_STD_VALUES = 2**28  # values looked at, at most, for a split's standard deviation
-_STD_CHUNK = 2**22  # values converted to float64 at a time
+_STD_VALUES = 2**28  # values looked at, at most, for a split's statistics
+_CHUNK = 2**22  # values converted to float64 at a time
 
 
 class Rows(Protocol):
@@ -29,6 +31,14 @@ class Rows(Protocol):
 
     def index_select(self, dim: int, index: Tensor, /) -> Tensor:
         """Rows (dim = 0) by an int64 tensor of indices; on tensors, several times faster than `x[index]`."""
+
+
+class Statistics(NamedTuple):
+    """Of all values of a split together, as models see them. NaN where one of them is NaN or infinite."""
+
+    low: float
+    high: float
+    std: float
 
 
 @dataclass(frozen=True)
@@ -60,44 +70,67 @@ class Split:
             batch["label"] = self.label.index_select(0, index)
         return batch
 
-    def std(self) -> float:
-        """Standard deviation of all values about their one common mean, as the model sees them, in float64.
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Least and greatest value, and the standard deviation of all values about their one common mean, in float64.
 
         Exact up to 2^28 values; beyond that, from evenly spaced rows that make up so many.
         """
         n, dims = len(self), max(1, int(np.prod(self.x.shape[1:])))
         kept = torch.linspace(0, n - 1, max(1, min(n, _STD_VALUES // dims)), dtype=torch.float64).round().long()
         rows: Tensor
-        count, total, squares = 0, 0.0, 0.0
-        for rows in torch.tensor_split(kept, 1 + len(kept) * dims // _STD_CHUNK):
+        count, total, squares, ends = 0, 0.0, 0.0, []
+        for rows in torch.tensor_split(kept, 1 + len(kept) * dims // _CHUNK):
             x = self.tensor(rows).double()
             count += x.numel()
             total += x.sum().item()
             squares += x.square().sum().item()
-        return float(np.sqrt(max(0.0, squares / count - (total / count) ** 2)))
+            ends.append(torch.stack(x.aminmax()))
+        low, high = torch.stack(ends).T
+        std = float(np.sqrt(np.maximum(0.0, squares / count - (total / count) ** 2)))
+        return Statistics(low.min().item(), high.max().item(), std)
+
+    def std(self) -> float:
+        """The standard deviation of `statistics`."""
+        return self.statistics.std
 
 
 def divide(n: int, counts: Sequence[int], seed: int, labels: npt.ArrayLike | None = None) -> list[Tensor]:
-    """Draw parts of fixed sizes from n items at random, every class (nearly) in proportion.
+    """Draw parts of fixed sizes from n items at random, every class (nearly) in proportion, and none without a rest.
 
     The shuffled items are ordered by class and each part takes evenly spaced ones, so that a class's share of a part
-    is within one item of exact. A pure function of its arguments.
+    is within one item of exact. Where that would leave nothing of a class, its first item is set aside for the rest
+    and the parts are drawn anew. A pure function of its arguments.
 
     Args:
         n: How many items.
-        counts: Sizes of the parts, with a sum below n.
+        counts: Sizes of the parts, which must leave at least one item for each class.
         seed: Of the shuffle.
         labels: [n], class numbers; None treats all as one class.
 
     Returns:
-        Sorted int64 indices: first what is left over, then each part in turn.
+        Sorted int64 indices: first what is left over, which has every class, then each part in turn.
+
+    Raises:
+        UserError: If the items are too few.
     """
+    classes = np.zeros(n, np.int64) if labels is None else np.asarray(labels)
+    known = np.unique(classes)
+    if sum(counts) > n - len(known):
+        each = "" if len(known) < 2 else f" and leave one of each of the {len(known)} classes"
+        raise UserError(f"{n} training items are too few to split off {' and '.join(map(str, counts))}{each}")
     order = np.random.default_rng(seed).permutation(n)
-    if labels is not None:
-        order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
-    parts = []
-    for count in counts:
-        taken = np.diff(np.arange(len(order) + 1) * count // len(order)) == 1
-        parts.append(order[taken])
-        order = order[~taken]
-    return [torch.from_numpy(np.sort(part)) for part in (order, *parts)]
+    order = order[np.argsort(classes[order], kind="stable")]
+    aside = np.zeros(n, bool)
+    while True:
+        rest, parts = order[~aside[order]], []
+        for count in counts:
+            taken = np.diff(np.arange(len(rest) + 1) * count // len(rest)) == 1
+            parts.append(rest[taken])
+            rest = rest[~taken]
+        rest = np.concatenate([rest, np.flatnonzero(aside)])
+        lost = np.setdiff1d(known, classes[rest])
+        if not len(lost):
+            return [torch.from_numpy(np.sort(part)) for part in (rest, *parts)]
+        ordered = classes[order]  # each class is a run, and its first item the one to set aside
+        aside[order[np.searchsorted(ordered, lost)]] = True

@@ -1,6 +1,6 @@
 """Given x_t, what do we believe about x_0? Predictions, networks made denoisers, and closed forms."""
 
-from sde_diffusion.denoiser.base import Denoiser, Prediction
+from sde_diffusion.denoiser.base import Denoiser, Prediction, check_denoiser
 from sde_diffusion.denoiser.exact import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.denoiser.network import (
     NOISE_CONDITIONINGS,
@@ -21,4 +21,5 @@ __all__ = [
     "NoiseConditioning",
     "Parameterization",
     "Prediction",
+    "check_denoiser",
 ]

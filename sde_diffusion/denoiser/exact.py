@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser.base import Denoiser, Prediction
-from sde_diffusion.sde import SDE, Time, expand, float64
+from sde_diffusion.checks import as_numbers, as_whole, check_count, check_finite, check_floats
+from sde_diffusion.denoiser.base import Denoiser, Prediction, check_times
+from sde_diffusion.reprs import shown
+from sde_diffusion.sde import SDE, Time, check_sde, expand, float64
 
 
 class ExactPrediction(Prediction):
@@ -69,24 +71,25 @@ class GaussianMixtureDenoiser(Denoiser):
         weights: Component weights, [K], positive, scaled to sum to one; equal if not given.
 
     Raises:
-        ValueError: If the shapes do not fit, a std is negative, or a weight is not positive.
+        TypeError: If sde is not a path, or an argument is neither numbers nor a tensor.
+        ValueError: If the shapes do not fit, a number is not finite, a std is negative, or a weight is not positive.
     """
 
+    conditions = ()
     means: Tensor
     stds: Tensor
     log_weights: Tensor
 
     def __init__(self, sde: SDE, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
         super().__init__()
+        check_sde(sde)
         self.sde = sde
-        means = torch.as_tensor(means, dtype=torch.float64)
-        stds = torch.as_tensor(stds, dtype=torch.float64)
-        if means.ndim < 2:
+        means, stds = as_numbers("means", means), as_numbers("stds", stds)
+        if means.ndim < 2 or not len(means):
             raise ValueError(f"means must have shape [K, *] with at least one data dimension; got {list(means.shape)}")
         if stds.ndim == 1 and len(stds) == len(means):
             stds = stds.reshape(-1, *(1,) * (means.ndim - 1))
-        weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
-        weights = weights.to(torch.float64)
+        weights = torch.ones(len(means), dtype=torch.float64) if weights is None else as_numbers("weights", weights)
         if weights.shape != means.shape[:1] or not bool((weights > 0).all()):
             raise ValueError(f"weights must be {len(means)} positive numbers; got {weights.tolist()}")
         if not bool((stds >= 0).all()):
@@ -94,6 +97,12 @@ class GaussianMixtureDenoiser(Denoiser):
         self.register_buffer("means", means)
         self.register_buffer("stds", _fit(stds, means, "stds").clone())
         self.register_buffer("log_weights", (weights / weights.sum()).log())
+        second = (self.means.square() + self.stds.square()).flatten(1).mean(1)
+        self.sigma_data = math.sqrt(float((weights / weights.sum()) @ second))
+
+    def extra_repr(self) -> str:
+        """What it was made of, in short."""
+        return f"sde={self.sde}, components={len(self.means)}, shape={list(self.means.shape[1:])}"
 
     def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
         """Predict at (x_t, t), computed in float64; see `Denoiser.forward`."""
@@ -115,7 +124,8 @@ class GaussianMixtureDenoiser(Denoiser):
         Returns:
             [B], float64.
         """
-        return self._joint_log_prob(*self._marginals(x, *self._scales(t))).logsumexp(1)
+        check_floats("x", x)
+        return self._joint_log_prob(*self._marginals(x, *self._scales(check_times(t, len(x))))).logsumexp(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n points of the data distribution (t = 0).
@@ -127,6 +137,7 @@ class GaussianMixtureDenoiser(Denoiser):
         Returns:
             [n, *], float64.
         """
+        n = check_count("n", n)
         device = self.means.device if generator is None else generator.device
         component = torch.multinomial(self.log_weights.exp().to(device), n, replacement=True, generator=generator)
         noise = torch.randn(n, *self.means.shape[1:], dtype=torch.float64, generator=generator, device=device)
@@ -141,6 +152,7 @@ class GaussianMixtureDenoiser(Denoiser):
 
     def _marginals(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """x - alpha m_k, [B, K, *], and the components' variances at t, [1 or B, K, *]."""
+        _check_like(x, self.means)
         return x.double().unsqueeze(1) - alpha * self.means, (alpha * self.stds).square() + sigma.square()
 
     def _joint_log_prob(self, offset: Tensor, variance: Tensor) -> Tensor:
@@ -162,8 +174,7 @@ class GaussianDenoiser(GaussianMixtureDenoiser):
     """
 
     def __init__(self, sde: SDE, mean: Tensor, std: Tensor | float) -> None:
-        mean = torch.as_tensor(mean, dtype=torch.float64)
-        std = torch.as_tensor(std, dtype=torch.float64)
+        mean, std = as_numbers("mean", mean), as_numbers("std", std)
         if mean.ndim == 0:
             raise ValueError("mean must have at least one dimension: the shape of one data point")
         super().__init__(sde, mean.unsqueeze(0), _fit(std, mean, "std").unsqueeze(0))
@@ -180,26 +191,37 @@ class EmpiricalDenoiser(Denoiser):
         chunk: How many data points are compared at once, at least 1; bounds the memory at about B x chunk numbers.
 
     Raises:
-        ValueError: If data is empty or has no data dimension, or chunk < 1.
+        TypeError: If sde is not a path, or data are not a tensor of floats.
+        ValueError: If data are empty, not finite or have no data dimension, or chunk < 1.
 
     References:
         Karras et al. 2022, appendix B.3, equation 57.
     """
 
+    conditions = ()
     data: Tensor
 
     def __init__(self, sde: SDE, data: Tensor, chunk: int = 16384) -> None:
         super().__init__()
+        check_sde(sde)
+        check_floats("data", data)
         if data.ndim < 2 or not len(data):
             raise ValueError(f"data must have shape [N, *] with N >= 1; got {list(data.shape)}")
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1 (data points compared at once); got {chunk}")
+        check_finite("data", data)
         self.sde = sde
-        self.chunk = chunk
+        self.chunk = as_whole("chunk", chunk)
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1 (data points compared at once); got {chunk}")
         self.register_buffer("data", data.detach().clone())
+        self.sigma_data = float(data.double().square().mean().sqrt())
+
+    def extra_repr(self) -> str:
+        """What it was made of, in short."""
+        return f"sde={self.sde}, data={shown(self.data)}, chunk={self.chunk}"
 
     def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
         """Predict at (x_t, t), the softmax running over chunks of the data; see `Denoiser.forward`."""
+        _check_like(x_t, self.data)
         t = float64(t)
         alpha, sigma = (c.to(x_t.device).reshape(-1, 1) for c in (self.sde.alpha(t), self.sde.sigma(t)))
         x = x_t.flatten(1).double()
@@ -230,3 +252,10 @@ def _fit(std: Tensor, mean: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name} must broadcast to the means' shape {list(mean.shape)}; got shape {list(std.shape)}"
         ) from None
+
+
+def _check_like(x: Tensor, data: Tensor) -> None:
+    """See that x is a batch [B, *] of such data [K, *]."""
+    check_floats("x", x)
+    if x.shape[1:] != data.shape[1:]:
+        raise ValueError(f"x must be [B, {', '.join(map(str, data.shape[1:]))}], as the data are; got {list(x.shape)}")

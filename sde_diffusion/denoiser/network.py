@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.checks import as_number
 from sde_diffusion.denoiser.base import Denoiser, Prediction
-from sde_diffusion.sde import SDE, Time, expand, float64
+from sde_diffusion.denoiser.raw_network import check_output, conditions_of, takes_time
+from sde_diffusion.reprs import ShowsArguments
+from sde_diffusion.sde import SDE, Time, check_sde, expand, float64
 
 
-class Parameterization(ABC):
+class Parameterization(ShowsArguments, ABC):
     """What the network's output means: x0 = skip x_t + scale F."""
 
     @abstractmethod
@@ -38,7 +43,7 @@ class Parameterization(ABC):
             ValueError: If this parameterization is not defined on the path.
         """
 
-    def check(self, sde: SDE) -> None:  # noqa: B027  most are defined on every path
+    def check(self, sde: SDE) -> None:
         """See that the parameterization is defined on the path.
 
         Raises:
@@ -133,7 +138,7 @@ PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
 }
 
 
-class NoiseConditioning(ABC):
+class NoiseConditioning(ShowsArguments, ABC):
     """What the network is told of the time: c_noise(t)."""
 
     @abstractmethod
@@ -161,20 +166,39 @@ class StepNumber(NoiseConditioning):
         return 999 * t / sde.t_max
 
 
-NOISE_CONDITIONINGS: dict[str, type[NoiseConditioning]] = {"log_sigma": LogSigma, "step": StepNumber}
+class PathTime(NoiseConditioning):
+    """c_noise = t, the path's own time, as networks written for one path or for flow matching take it."""
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """t."""
+        return t
+
+
+NOISE_CONDITIONINGS: dict[str, type[NoiseConditioning]] = {"log_sigma": LogSigma, "step": StepNumber, "time": PathTime}
 
 
 class NetworkDenoiser(Denoiser):
     """A raw network made a denoiser: x0 = c_skip x_t + c_out F(c_in x_t, c_noise).
 
+    Any module with `forward(x, t)`, or `forward(x, t, label, ...)` for a conditional one, will do. It is given x [B, *]
+    and t [B] in the type of its own parameters (that of the state if it has none), and returns a tensor of x's shape;
+    what it is told as t, `noise_conditioning` says. The further keywords of its `forward` are the conditions. A network
+    may also have
+
+    - `casts_inputs = True`: it takes x in the state's type, and t as [] where that is one for all samples and in
+      float32 or wider, and casts both itself (as the library's networks do, which embed a common time once);
+    - `condition_names`, in place of the keywords of `forward`, and `check_conditions`, as in `Denoiser`.
+
     Args:
         sde: The path.
-        network: F(x, c_noise, **conditions), with x [B, *] and c_noise [] or [B], float32 or wider.
-        prediction: What F predicts: eps, x0, velocity, v, score or edm.
+        network: F(x, t, **conditions).
+        prediction: What F predicts: eps, x0, velocity, v, score or edm, or a `Parameterization`.
         sigma_data: Standard deviation of the data as the model sees it, positive.
-        noise_conditioning: What F is told of the time: log_sigma (log(sigma/alpha)/4) or step (999 t/t_max).
+        noise_conditioning: What F is told of the time: log_sigma (log(sigma/alpha)/4), step (999 t/t_max), time (t), or
+            a function of (sde, t), float64 [] or [B].
 
     Raises:
+        TypeError: If sde is not a path, or network not a module with `forward(x, t)`.
         ValueError: If a name is unknown, the prediction is not defined on the path, or sigma_data is not positive or
             not finite.
 
@@ -182,37 +206,91 @@ class NetworkDenoiser(Denoiser):
         Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 7.
     """
 
+    sigma_data: float
+
     def __init__(
         self,
         sde: SDE,
         network: nn.Module,
-        prediction: str = "edm",
+        prediction: str | Parameterization = "edm",
         sigma_data: float = 0.5,
-        noise_conditioning: str = "log_sigma",
+        noise_conditioning: str | Callable[[SDE, Tensor], Tensor] = "log_sigma",
     ) -> None:
         super().__init__()
-        for what, name, allowed in (
-            ("prediction", prediction, PARAMETERIZATIONS),
-            ("noise_conditioning", noise_conditioning, NOISE_CONDITIONINGS),
-        ):
-            if name not in allowed:
-                raise ValueError(f"{what} must be one of {', '.join(allowed)}; got {name!r}")
+        check_sde(sde)
+        if isinstance(network, Denoiser):
+            raise TypeError(f"network must be a raw one, and {type(network).__name__} is a denoiser already")
+        sigma_data = as_number("sigma_data (the data's standard deviation)", sigma_data)
         if not 0 < sigma_data < math.inf:
             raise ValueError(f"sigma_data (the data's standard deviation) must be positive, finite; got {sigma_data}")
         self.sde = sde
         self.network = network
-        self.sigma_data = float(sigma_data)
-        self.parameterization = PARAMETERIZATIONS[prediction]()
+        self.sigma_data = sigma_data
+        self.parameterization: Parameterization = _named("prediction", prediction, PARAMETERIZATIONS, Parameterization)
         self.parameterization.check(sde)
-        self.noise_conditioning = NOISE_CONDITIONINGS[noise_conditioning]()
+        self.noise_conditioning: Callable[[SDE, Tensor], Tensor] = _named(
+            "noise_conditioning", noise_conditioning, NOISE_CONDITIONINGS, NoiseConditioning
+        )
+        self._conditions = conditions_of(network)
+        self._takes_time = takes_time(network)
+        self._casts_inputs = bool(getattr(network, "casts_inputs", False))
+
+    @property
+    def conditions(self) -> Collection[str] | None:
+        """Those of the network."""
+        return self._conditions
+
+    def check_conditions(
+        self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
+    ) -> dict[str, Any]:
+        """See `Denoiser.check_conditions`; asks the network, if it has a say."""
+        known = super().check_conditions(conditions, batch, device, wait)
+        check = getattr(self.network, "check_conditions", None)
+        return known if check is None else check(known, batch, device, wait)
 
     def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
-        """Predict at (x_t, t); see `Denoiser.forward`."""
+        """Predict at (x_t, t); see `Denoiser.forward`.
+
+        Raises:
+            TypeError: If the network does not take (x, t), or returns something other than a tensor.
+            ValueError: If it returns one of another shape.
+        """
+        if not self._takes_time:
+            raise TypeError(f"the network must have forward(x, t); that of {type(self.network).__name__} takes no time")
         t = float64(t)
         skip, scale = self.parameterization.coefficients(self.sde, t, self.sigma_data)
         c_in = ((self.sde.alpha(t) * self.sigma_data).square() + self.sde.sigma(t).square()).rsqrt()
-        # Never in half precision: 999 t has no digits left there, and the networks' embeddings take float32.
-        c_noise = self.noise_conditioning(self.sde, t)
-        c_noise = c_noise.to(device=x_t.device, dtype=torch.promote_types(x_t.dtype, torch.float32))
-        output = self.network(expand(c_in, x_t) * x_t, c_noise, **conditions)
+        x, c_noise = expand(c_in, x_t) * x_t, self.noise_conditioning(self.sde, t)
+        own = None if self._casts_inputs else self._network_dtype()
+        # Not in half precision, where 999 t has no digits left, unless all of the network is.
+        c_noise = c_noise.to(device=x_t.device, dtype=own or torch.promote_types(x_t.dtype, torch.float32))
+        if not self._casts_inputs:
+            x, c_noise = x.to(own or x_t.dtype), c_noise.expand(len(x)).contiguous()
+        output = self.network(x, c_noise, **conditions)
+        check_output(output, x_t)
         return Prediction(self.sde, x_t, t, output.to(x_t.dtype), skip, scale)
+
+    def extra_repr(self) -> str:
+        """What it was made of, beside the network."""
+        return (
+            f"sde={self.sde}, prediction={_name(self.parameterization, PARAMETERIZATIONS)}, "
+            f"sigma_data={self.sigma_data:g}, noise_conditioning={_name(self.noise_conditioning, NOISE_CONDITIONINGS)}"
+        )
+
+    def _network_dtype(self) -> torch.dtype | None:
+        weights = chain(self.network.parameters(), self.network.buffers())
+        return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
+
+
+def _name(value: object, table: Mapping[str, type]) -> object:
+    """The name of an object that a table has, or the object itself."""
+    return next((name for name, kind in table.items() if type(value) is kind), value)
+
+
+def _named(what: str, value: Any, table: Mapping[str, type], kind: type) -> Any:
+    """The object that a name stands for, or the object that was given in place of a name."""
+    if isinstance(value, str) and value in table:
+        return table[value]()
+    if isinstance(value, kind) or (callable(value) and not isinstance(value, type) and kind is NoiseConditioning):
+        return value
+    raise ValueError(f"{what} must be one of {', '.join(table)}; got {value!r} (or give a {kind.__name__} of your own)")

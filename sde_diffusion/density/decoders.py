@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_whole, check_count, check_floats
 from sde_diffusion.levels import to_levels
 from sde_diffusion.sde import SDE, expand
 
@@ -59,9 +60,12 @@ class LevelDecoder(Decoder):
     """
 
     def __init__(self, levels: int, weights: Tensor | None = None) -> None:
+        levels = as_whole("levels", levels)
         if levels < 2:
             raise ValueError(f"levels must be at least 2; got {levels}")
-        if weights is not None and (weights.shape[-1] != levels or not bool((weights > 0).all())):
+        if weights is not None:
+            check_floats("weights", weights)
+        if weights is not None and (not weights.ndim or weights.shape[-1] != levels or not bool((weights > 0).all())):
             raise ValueError(f"weights must be positive and of shape [*dims, {levels}]; got {list(weights.shape)}")
         self.levels = levels
         self.log_weights = None if weights is None else weights.double().log()
@@ -69,6 +73,8 @@ class LevelDecoder(Decoder):
     @classmethod
     def frequencies(cls, levels: int, x: Tensor) -> LevelDecoder:
         """The decoder whose weights are the levels' frequencies in data [N, *dims] on [-1, 1], one added to each."""
+        check_floats("x", x)
+        levels = check_count("levels", levels, least=2)
         index = to_levels(x, levels).long()
         counts = torch.stack([(index == level).sum(0) for level in range(levels)], -1)
         return cls(levels, counts.double() + 1)

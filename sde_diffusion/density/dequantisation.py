@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_number, as_whole, check_fields, check_floats
 from sde_diffusion.sampling import Noise
 
 DEQUANTISATION_DRAWS = 1 << 41
@@ -36,7 +37,7 @@ def bits_per_dim(
     their levels at the middles of bins of 2 / (L - 1): give `UniformDequantisation(L).data_range`, and it is 6.994.
 
     Args:
-        log_prob: Log-density of (dequantised) data, in nats, of any shape.
+        log_prob: Log-density of (dequantised) data, in nats, a tensor of any shape or a number.
         dims: D, or the shape of one sample.
         levels: How many levels fill the range; None is refused, for a density without bins has no bits.
         data_range: Where the bins begin and end.
@@ -45,16 +46,23 @@ def bits_per_dim(
         Of log_prob's shape.
 
     Raises:
+        TypeError: If log_prob is a tensor of integers (data, perhaps).
         ValueError: If levels is missing or less than 2, dims is not positive or the range is empty.
     """
-    size = dims if isinstance(dims, int) else math.prod(dims)
+    if isinstance(log_prob, Tensor) and not log_prob.is_floating_point():
+        raise TypeError(f"log_prob must be floats, log-densities in nats; got {log_prob.dtype}")
+    log_prob = log_prob if isinstance(log_prob, Tensor) else torch.tensor(as_number("log_prob", log_prob))
     if levels is None:
         raise ValueError(
             "bits per dimension need the number of levels of the data: give levels (256 for 8-bit images), or leave "
             "continuous data in nats"
         )
-    low, high = data_range
-    if levels < 2 or size < 1 or not high > low:
+    levels = as_whole("levels", levels)
+    size = math.prod(as_whole("dims", n) for n in (dims if isinstance(dims, Sequence) else (dims,)))
+    if not isinstance(data_range, Sequence) or len(data_range) != 2:
+        raise ValueError(f"data_range must be (low, high); got {data_range!r}")
+    low, high = (as_number("an end of data_range", end) for end in data_range)
+    if levels < 2 or size < 1 or not -math.inf < low < high < math.inf:
         raise ValueError(
             f"levels must be at least 2, dims at least 1 and data_range (low, high) with low < high; got "
             f"levels={levels}, dims={dims}, data_range={tuple(data_range)}"
@@ -76,6 +84,7 @@ class UniformDequantisation:
     levels: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.levels < 2:
             raise ValueError(f"levels must be at least 2; got {self.levels}")
 
@@ -94,7 +103,12 @@ class UniformDequantisation:
         return self.fill(x, torch.special.ndtr(noise.normal(DEQUANTISATION_DRAWS + draw)))
 
     def fill(self, x: Tensor, uniform: Tensor) -> Tensor:
-        """x moved within its bin by uniform numbers from [0, 1], of x's shape; in their type."""
+        """x moved within its bin by uniform numbers from [0, 1], of x's shape; in their type.
+
+        Raises:
+            TypeError: If x is not a tensor of floats.
+        """
+        check_floats("x", x)
         return torch.add(x.to(uniform), uniform - 0.5, alpha=self.width)
 
     def bits_per_dim(self, log_probs: Tensor, dims: int | Sequence[int]) -> Tensor:

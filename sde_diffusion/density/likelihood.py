@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.prior import GaussianPrior, LogDensity
 from sde_diffusion.density.trace import TRACES, Trace
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, ReverseProcess
+from sde_diffusion.sampling.arguments import check_dtype, check_t_end
 from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.sampling.reverse import Coordinate, UnitVariance
 from sde_diffusion.sde import BandLogSNR, Grid
@@ -104,24 +106,18 @@ def log_likelihood(
         The log-densities.
 
     Raises:
+        TypeError: If the denoiser is none, x not a tensor of floats, or a condition is not known.
         ValueError: If an argument is out of its range or the shapes do not fit.
         UserError: If the tolerance cannot be met, or the drift is not finite: at which t, and of which samples.
     """
+    seeds, conditions = check_call(denoiser, x, seed, seeds, conditions)
     sde = denoiser.sde
-    t_end = sde.t_min if t_end is None else t_end
-    if x.ndim < 2 or not len(x):
-        raise ValueError(f"x must have shape [B, *dims] with B >= 1; got {list(x.shape)}")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("x holds numbers that are not finite")
-    if not 0 <= t_end < sde.t_max:
-        raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
-    if isinstance(trace, str):
-        if trace not in TRACES:
-            raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r}")
+    t_end = check_t_end(t_end, sde)
+    check_dtype(dtype)
+    if not isinstance(trace, Trace):
+        if not isinstance(trace, str) or trace not in TRACES:
+            raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r} (or give a Trace)")
         trace = TRACES[trace](probes)
-    seeds = range(seed, seed + len(x)) if seeds is None else seeds
-    if len(seeds) != len(x):
-        raise ValueError(f"one seed for each sample is needed: {len(x)} samples, {len(seeds)} seeds")
     solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
     # Outside inference mode, under which Lightning tests and which records nothing to differentiate.
     with torch.inference_mode(False), torch.set_grad_enabled(create_graph):

@@ -22,11 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import check_count
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
+from sde_diffusion.sampling.arguments import check_dtype, check_t_end
 from sde_diffusion.sde import SDE, Grid, UniformLogSNR
 
 _SIGMA_DATA = 0.5  # a guess at the data's size, on which only the variance depends
@@ -101,27 +104,23 @@ def elbo(
         The bound and its parts.
 
     Raises:
+        TypeError: If the denoiser is none, x not a tensor of floats, or a condition is not known.
         ValueError: If an argument is out of its range or the shapes do not fit.
         UserError: If the denoiser's answer is not finite: at which t, and of which samples.
     """
+    seeds, conditions = check_call(denoiser, x, seed, seeds, conditions)
     sde = denoiser.sde
-    if steps is not None and (int(steps) != steps or steps < 1):
-        raise ValueError(f"steps must be a whole number of at least 1, or None for continuous time; got {steps}")
-    draws = (128 if steps is None else steps) if draws is None else draws
-    if int(draws) != draws or draws < 1 or (steps is not None and draws > steps):
-        raise ValueError(f"draws must be a whole number of at least 1, and at most the number of steps; got {draws}")
-    if x.ndim < 2 or not len(x):
-        raise ValueError(f"x must have shape [B, *dims] with B >= 1; got {list(x.shape)}")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("x holds numbers that are not finite")
-    seeds = range(seed, seed + len(x)) if seeds is None else seeds
-    if len(seeds) != len(x):
-        raise ValueError(f"one seed for each sample is needed: {len(x)} samples, {len(seeds)} seeds")
+    if steps is not None:
+        steps = check_count("steps", steps, also=", or None for continuous time")
+    most = ", and at most the number of steps"
+    draws = check_count("draws", (128 if steps is None else steps) if draws is None else draws, also=most)
+    if steps is not None and draws > steps:
+        raise ValueError(f"draws must be a whole number of at least 1{most}; got {draws}")
+    rows = check_count("rows", rows)
+    check_dtype(dtype)
     prior = GaussianPrior.standard(sde) if prior is None else prior
     decoder = GaussianDecoder() if decoder is None else decoder
-    t_end = decoder.place(sde) if t_end is None else t_end
-    if not 0 <= t_end < sde.t_max:
-        raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
+    t_end = check_t_end(decoder.place(sde) if t_end is None else t_end, sde)
     grid = UniformLogSNR() if grid is None else grid
     x = x.to(dtype)
     noise, clock = Noise(seeds, x.shape[1:], x.device, dtype), Noise(seeds, (draws,), "cpu", torch.float64)

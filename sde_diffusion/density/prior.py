@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_numbers
 from sde_diffusion.sde import SDE
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -68,8 +69,7 @@ class GaussianPrior(Prior):
     """
 
     def __init__(self, mean: Tensor | float, variance: Tensor | float) -> None:
-        self.mean = torch.as_tensor(mean, dtype=torch.float64)
-        self.variance = torch.as_tensor(variance, dtype=torch.float64)
+        self.mean, self.variance = as_numbers("mean", mean), as_numbers("variance", variance)
         if not bool((self.variance > 0).all()):
             raise ValueError("the prior's variance must be positive")
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_whole, check_count
+from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sampling import Noise
 
 PROBE_DRAWS = 1 << 40
@@ -23,7 +25,7 @@ Products = Callable[[Tensor], Tensor]
 """Jacobian's transpose times vectors: [K, B, *dims] -> [K, B, *dims]."""
 
 
-class Trace(ABC):
+class Trace(ShowsArguments, ABC):
     """A way to the divergence. The vectors are drawn once and kept along the whole flow."""
 
     columns: int = 1
@@ -61,9 +63,9 @@ class ExactTrace(Trace):
     exact = True
 
     def __init__(self, chunk: int = 64) -> None:
-        if chunk < 1:
+        self.chunk = as_whole("chunk", chunk)
+        if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1 (gradients taken at once); got {chunk}")
-        self.chunk = chunk
 
     def vectors(self, noise: Noise) -> Tensor:
         """The unit vectors, [D, 1, *dims]."""
@@ -97,7 +99,7 @@ class Hutchinson(Trace):
     """
 
     def __init__(self, probes: int = 1, gaussian: bool = False) -> None:
-        self.columns = check_probes(probes)
+        self.probes = self.columns = check_count("probes", probes)
         self.gaussian = gaussian
 
     def vectors(self, noise: Noise) -> Tensor:
@@ -131,9 +133,10 @@ class HutchPlusPlus(Trace):
     smooth = False
 
     def __init__(self, probes: int = 3) -> None:
-        if check_probes(probes) % 3:
+        self.probes = check_count("probes", probes)
+        if self.probes % 3:
             raise ValueError(f"hutch++ shares its probes among three parts: give a multiple of 3; got {probes}")
-        self.share = probes // 3
+        self.share = self.probes // 3
 
     def vectors(self, noise: Noise) -> Tensor:
         """S and the probes of the rest."""
@@ -157,17 +160,6 @@ class HutchPlusPlus(Trace):
 
 def _signs(draws: Tensor) -> Tensor:
     return torch.ones_like(draws).copysign_(draws)
-
-
-def check_probes(probes: int) -> int:
-    """See that a number of probes is a positive integer.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not 1 <= probes < math.inf or int(probes) != probes:
-        raise ValueError(f"probes must be a whole number of at least 1; got {probes}")
-    return int(probes)
 
 
 TRACES: dict[str, Callable[[int], Trace]] = {

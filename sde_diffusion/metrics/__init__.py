@@ -6,16 +6,24 @@ compares two models, `measure` takes several metrics at once.
 """
 
 from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric, KeptFeatures
-from sde_diffusion.metrics.features import Classifier, Pixels, extractor_names, load_extractor
+from sde_diffusion.metrics.features import Classifier, Pixels, extractor_names, load_extractor, untrained_name
 from sde_diffusion.metrics.frechet import FrechetDistance, frechet_distance
 from sde_diffusion.metrics.frechet_infinity import FrechetInfinity
 from sde_diffusion.metrics.inception_score import InceptionScore, Probabilities
 from sde_diffusion.metrics.intervals import Interval, difference
-from sde_diffusion.metrics.measuring import DerivedExtractor, Features, Measured, measure, point_estimates
+from sde_diffusion.metrics.measuring import (
+    DerivedExtractor,
+    Features,
+    Measured,
+    measure,
+    measure_differences,
+    point_estimates,
+)
 from sde_diffusion.metrics.memorisation import Memorisation
 from sde_diffusion.metrics.mmd import EnergyDistance, KernelDistance
 from sde_diffusion.metrics.prdc import PRDC
 from sde_diffusion.metrics.reference import ReferenceKey, ReferenceStatistics, fingerprint, reference_statistics
+from sde_diffusion.metrics.untrained import PrincipalComponents, RandomConvolutions
 from sde_diffusion.metrics.wasserstein import SlicedWasserstein
 
 __all__ = [
@@ -37,7 +45,9 @@ __all__ = [
     "Measured",
     "Memorisation",
     "Pixels",
+    "PrincipalComponents",
     "Probabilities",
+    "RandomConvolutions",
     "ReferenceKey",
     "ReferenceStatistics",
     "SlicedWasserstein",
@@ -47,6 +57,8 @@ __all__ = [
     "frechet_distance",
     "load_extractor",
     "measure",
+    "measure_differences",
     "point_estimates",
     "reference_statistics",
+    "untrained_name",
 ]

@@ -135,8 +135,9 @@ class KeptFeatures(WithIntervals, Metric):
 
     def _sets(self) -> tuple[Tensor, Tensor]:
         sets = self.features(real=True).double(), self.features(real=False).double()
-        for name, features in zip(("real data", "generated samples"), sets, strict=True):
-            check_features(features, name, type(self).__name__)
+        for name, side, features in zip(("real data", "generated samples"), (REAL, FAKE), sets, strict=True):
+            if side in self.sides:
+                check_features(features, name, type(self).__name__, self.least)
         return sets
 
     def joined(self) -> AbstractContextManager[None]:
@@ -174,6 +175,36 @@ class KeptFeatures(WithIntervals, Metric):
 class FeatureMetric(KeptFeatures):
     """Base of metrics of the features of real and generated samples.
 
+    A metric of one's own is a subclass that states
+
+    - `names`, a tuple with the name of each of its S figures;
+    - `statistic(real, fake)`, which returns the figures, [S] or for one a number, of features [N, D] and [M, D] in
+      float64, of which N and M may differ and are smaller where intervals are made;
+    - and if it is to be a torchmetrics metric in all respects, `higher_is_better`.
+
+    It then has `update`, `compute`, `interval`, `difference` and a place in `measure`. What it may state besides:
+
+    - `influence(real, fake)`: how each sample moves the figures to first order, [S, N] and [S, M] (or [N] and [M]), up
+      to a constant for each row. For a mean of f(x) over the samples it is f(x) itself. Intervals come from it;
+      without one they come from the scatter among five groups of the samples, which takes no mathematics, more time
+      and at least ten samples a side; see `sde_diffusion.metrics.intervals`.
+    - `proportions`: those of `names` that are shares of samples, on [0, 1], so that intervals stay within;
+    - `least`: samples that each side must have, 2 unless stated;
+    - `sides`: what it looks at, `REAL` and `FAKE` unless stated; of a side that it does not, features are [0, D];
+    - `present(values)`: a monotone map of the figures, [S], to the scale that is reported, such as a square root where
+      `statistic` gives squares. Intervals are made before it;
+    - `lift(real, fake)`: of a squared distance what to add so that it is a sum of squares, [S]: 0, or the diagonal
+      that an unbiased estimate leaves out. Its intervals are then right near 0 too;
+    - `details(real, fake)`: numbers to tell beside, by name, without intervals;
+    - `note`: a sentence on how to read the figures; `for_points`: True where it is meant for data of few dimensions.
+
+        class MeanDistance(FeatureMetric):
+            names = ("mean_distance",)
+            higher_is_better = False
+
+            def statistic(self, real, fake):
+                return (real.mean(0) - fake.mean(0)).norm()
+
     Metrics of one extractor in a `torchmetrics.MetricCollection` share their features: it sees that the states are the
     same, and updates one for all. Features that were computed elsewhere go in through `Pixels((num_features,))`.
 
@@ -185,6 +216,7 @@ class FeatureMetric(KeptFeatures):
 
     Raises:
         ValueError: If the extractor has no int `num_features`.
+        TypeError: If the subclass has no `names`.
     """
 
     is_differentiable = False
@@ -192,6 +224,8 @@ class FeatureMetric(KeptFeatures):
 
     def __init__(self, extractor: nn.Module, reset_real_features: bool = True, **kwargs: Any) -> None:
         width = num_features(extractor)
+        if not self.names:
+            raise TypeError(f"{type(self).__name__} must state names, such as names = ('my_distance',)")
         super().__init__(**kwargs)
         self.extractor = extractor
         self.reset_real_features = reset_real_features
@@ -240,7 +274,7 @@ class FeatureMetric(KeptFeatures):
         Raises:
             UserError: If there are too few samples, or features are not finite.
         """
-        values = self._present(self._values(*self._sets()))
+        values = self.present(self._values(*self._sets()))
         return values[0] if len(self.names) == 1 else dict(zip(self.names, values, strict=True))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import readable
 from sde_diffusion.metrics.pretrained import NAMES as PRETRAINED
 from sde_diffusion.metrics.pretrained import load_pretrained
+from sde_diffusion.metrics.untrained import PrincipalComponents, RandomConvolutions, width_for
 
 WEIGHTS = Path(__file__).parent / "weights"
+UNTRAINED = ("pca", "random_conv")
 
 
 def _check_shape(x: Tensor, shape: Sequence[int], name: str) -> None:
@@ -140,14 +144,17 @@ def read_classifier(path: Path, name: str = "classifier") -> Classifier:
     Raises:
         UserError: If the file is missing, damaged or of another kind.
     """
+    if not path.exists():
+        raise UserError(f"no classifier weights at {path}; python -m benchmarks.train_classifiers makes them")
+    readable(path)
     try:
         with safe_open(path, "pt") as file:
             architecture = json.loads(file.metadata()["architecture"])
             model = Classifier(**architecture, name=name)
             model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"no classifier weights at {path}; python -m benchmarks.train_classifiers makes them") from None
-    except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a classifier's file, or damaged: {error}") from error
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a classifier written by benchmarks.train_classifiers: {error}") from error
     return model.eval().requires_grad_(False)
 
@@ -157,15 +164,25 @@ def extractor_names() -> list[str]:
     return ["pixels", *sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))]
 
 
-def load_extractor(name: str, shape: Sequence[int] | None = None, download: bool = False) -> nn.Module:
+def untrained_name(name: str, n: int) -> str:
+    """`pca` or `random_conv` with the number of features that suits n samples, such as `pca16`; others as they are."""
+    return f"{name}{width_for(n)}" if name in UNTRAINED else name
+
+
+def load_extractor(
+    name: str, shape: Sequence[int] | None = None, download: bool = False, data: Tensor | None = None
+) -> nn.Module:
     """A feature extractor by name.
 
     Args:
         name: `pixels`, `digits` (1x8x8, 64 features), `mnist` (1x28x28, 128 features), or with libraries and weights
-            of their own `inception` (2048 features) and `dinov2` (1024).
+            of their own `inception` (2048 features) and `dinov2` (1024). Without weights, of `data`, and with as many
+            features as the name ends with or else suit the data's number: `pca`, `pca32`, ... (principal components of
+            the values) and `random_conv`, `random_conv32`, ... (those of a random network's features, for images).
         shape: Of one sample. Required for `pixels`; for the others it is checked now rather than at the first
             batch.
         download: Whether `inception` may fetch its weights; see `pretrained`.
+        data: [N, *shape], the training split or a few thousand of it; for `pca` and `random_conv`.
 
     Returns:
         Module from samples to float32 features [B, num_features], frozen.
@@ -175,8 +192,11 @@ def load_extractor(name: str, shape: Sequence[int] | None = None, download: bool
     """
     if name in PRETRAINED:
         return load_pretrained(name, shape, download)
+    untrained = re.fullmatch(rf"({'|'.join(UNTRAINED)})(\d*)", name)
+    if untrained:
+        return _load_untrained(untrained[1], int(untrained[2] or 0), shape, data)
     if name not in extractor_names():
-        known = ", ".join([*extractor_names(), *PRETRAINED])
+        known = ", ".join([*extractor_names(), *UNTRAINED, *PRETRAINED])
         raise UserError(f"unknown feature extractor {name!r}; choose from {known}")
     if name == "pixels":
         if shape is None:
@@ -189,3 +209,14 @@ def load_extractor(name: str, shape: Sequence[int] | None = None, download: bool
         except ValueError as error:
             raise UserError(str(error)) from error
     return model
+
+
+def _load_untrained(kind: str, width: int, shape: Sequence[int] | None, data: Tensor | None) -> nn.Module:
+    if data is None:
+        raise UserError(f"extractor {kind!r} is made of data: load_extractor({kind!r}, data=...)")
+    if shape is not None:
+        _check_shape(data[:0], shape, kind)
+    if kind == "random_conv" and data.ndim != 4:
+        raise UserError(f"extractor 'random_conv' takes images; these are of shape {tuple(data.shape[1:])}: use 'pca'")
+    base = RandomConvolutions(data.shape[1:]) if kind == "random_conv" else None
+    return PrincipalComponents(data, width or width_for(len(data)), base).eval()

@@ -251,14 +251,18 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
             )
         return real, fake
 
-    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+    def statistic(self, real: Tensor, fake: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         return real.new_tensor([frechet_distance(*moments_of(real), *moments_of(fake))])
 
-    def _influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """See `FeatureMetric`."""
         return frechet_influence(real, fake)
 
-    def _lift(self, real: Tensor, fake: Tensor) -> Tensor:
+    def lift(self, real: Tensor, fake: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         return real.new_zeros(1)
 
-    def _present(self, values: Tensor) -> Tensor:
+    def present(self, values: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         return values.clamp(min=0)

@@ -7,8 +7,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.metrics.base import FAKE, FeatureMetric, check_features
-from sde_diffusion.metrics.intervals import Reference, Spread
+from sde_diffusion.metrics.base import FAKE, FeatureMetric
 
 
 class _HasHead(Protocol):
@@ -76,24 +75,19 @@ class InceptionScore(FeatureMetric):
     def __init__(self, extractor: nn.Module, reset_real_features: bool = True, **kwargs: Any) -> None:
         super().__init__(Probabilities(extractor), reset_real_features, **kwargs)
 
-    def _sets(self) -> tuple[Tensor, Tensor]:
-        fake = self.features(real=False).double()
-        check_features(fake, "generated samples", type(self).__name__)
-        return fake.new_empty(0, self.width), fake
-
     def _divergences(self, fake: Tensor) -> Tensor:
         """KL(p_i || mean p) of each sample, [M]: also the influence of the sample on their mean, up to a constant."""
         mean = fake.mean(0)
         return (torch.xlogy(fake, fake) - torch.xlogy(fake, mean)).sum(1)
 
-    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+    def statistic(self, real: Tensor, fake: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         return self._divergences(fake).mean().unsqueeze(0)
 
-    def _influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """See `FeatureMetric`."""
         return fake.new_zeros(1, 0), self._divergences(fake).unsqueeze(0)
 
-    def _present(self, values: Tensor) -> Tensor:
+    def present(self, values: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         return values.clamp(min=0).exp()
-
-    def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
-        return super()._spread(real, fake, resamples, seed, "fixed")  # there is no real side to vary

@@ -26,15 +26,15 @@ targets T that would not be surprised by S,
 as Wilson's interval does for shares (Wilson 1927, "Probable Inference, the Law of Succession, and Statistical
 Inference"), and is shifted back for an estimate without the diagonal.
 
-*Groups*, for statistics of nearest neighbours (precision, recall, density, coverage), which have no influence function
-and whose components of every order matter. Both sets are split at random into disjoint groups, which are independent,
-so that the statistic's variance among groups has no bias; where variance falls as 1/n, V is that over the number of
-groups, averaged over many splits. It does not where groups are too small to see what the whole sees: in many dimensions
-the balls of few points are larger, and hold everything. So V is at least the spread of random halves without
-replacement, and for shares that of independent trials. In few dimensions that covers at its nominal rate, and in many
-where the model is good; of poor models in many features the 95% intervals can cover far less (in 64, of a model half as
-wide as the data, density's 80%): there these figures rank and do not test. Differences against a fixed reference are
-somewhat too short as well.
+*Groups*, for statistics without an influence function, such as those of nearest neighbours (precision, recall,
+density, coverage), whose components of every order matter. Both sets are split at random into disjoint groups, which
+are independent, so that the statistic's variance among groups has no bias; where variance falls as 1/n, V is that over
+the number of groups, averaged over many splits. It does not where groups are too small to see what the whole sees: in
+many dimensions the balls of few points are larger, and hold everything. So V is at least the spread of random halves
+without replacement, and for shares that of independent trials. In few dimensions that covers at its nominal rate, and
+in many where the model is good; of poor models in many features the 95% intervals can cover far less (in 64, of a model
+half as wide as the data, density's 80%): there these figures rank and do not test. Differences against a fixed
+reference are somewhat too short as well.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from sde_diffusion.errors import UserError
 
 Reference = Literal["sampled", "fixed"]
 GROUPS = 5
@@ -120,13 +122,13 @@ class Spread:
 class WithIntervals:
     """Gives a metric intervals: a mixin for metrics that keep features.
 
-    A metric states its `names`, S of them, and on the scale where its statistic is smooth `_values`; `_present` maps
-    that scale to the reported one. `by_groups` says which method serves.
+    A metric states its `names`, S of them, and its `statistic`; with an `influence` its intervals come from that, and
+    without one from groups; see the module.
     """
 
     names: tuple[str, ...] = ()
-    proportions: tuple[str, ...] = ()  # those of the names that are shares of samples, on [0, 1]
-    by_groups = False
+    proportions: tuple[str, ...] = ()
+    least: int = 2
 
     def _sets(self) -> tuple[Tensor, Tensor]:
         """Real and generated features, [N, D] and [M, D] float64, checked."""
@@ -136,34 +138,50 @@ class WithIntervals:
         """A context in which the sets are those of all processes."""
         return nullcontext()
 
-    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The statistics, [S]."""
+    def statistic(self, real: Tensor, fake: Tensor) -> Tensor | float:
+        """The figures of two sets of features, on the scale where they are smooth; see `FeatureMetric`."""
+        raise NotImplementedError(f"{type(self).__name__} must have a method statistic(real, fake)")
+
+    def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """How each sample moves each figure; see `FeatureMetric`."""
         raise NotImplementedError
 
-    def _influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Influences of each sample on each statistic, [S, N] and [S, M], up to a constant for each row."""
-        raise NotImplementedError
+    def present(self, values: Tensor) -> Tensor:
+        """Monotone map of the figures, [S], to the reported scale; see `FeatureMetric`."""
+        return values
+
+    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The statistic as float64 [S]."""
+        values = torch.as_tensor(self.statistic(real, fake), dtype=torch.float64, device=real.device).reshape(-1)
+        if len(values) != len(self.names):
+            raise ValueError(
+                f"{type(self).__name__}.statistic must return a figure for each of names={self.names}; got "
+                f"{len(values)}"
+            )
+        return values
 
     def _halves(self, real: Tensor, fake: Tensor, real_rows: Tensor, fake_rows: Tensor) -> Tensor:
         """The statistics on subsets given by index, [R, n] and [R, m] -> [R, S]."""
         pairs = zip(real_rows, fake_rows, strict=True)
         return torch.stack([self._values(real[a], fake[b]) for a, b in pairs])
 
-    def _present(self, values: Tensor) -> Tensor:
-        """Monotone map to the reported scale."""
-        return values
-
     def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
         generator = torch.Generator().manual_seed(seed)
-        fixed = reference == "fixed"
+        fixed = reference == "fixed" or not len(real)  # a metric may look at the generated side alone
         no_halves, no_groups = real.new_empty(0, len(self.names)), real.new_empty(0, 0, len(self.names))
 
         def split(n: int, parts: int) -> Tensor:
             """`parts` disjoint random subsets of n // parts indices each."""
-            return torch.randperm(n, generator=generator)[: n // parts * parts].view(parts, -1).to(real.device)
+            return torch.randperm(n, generator=generator)[: n // parts * parts].view(parts, n // parts).to(real.device)
 
-        if self.by_groups:
-            share = min(1.0, MANY_PAIRS / (len(real) * len(fake)))
+        if type(self).influence is WithIntervals.influence:
+            few = min([len(fake)] if fixed else [len(real), len(fake)])
+            if few < 2 * GROUPS:
+                raise UserError(
+                    f"{type(self).__name__}: an interval from {GROUPS} groups needs at least {2 * GROUPS} samples of "
+                    f"each side; got {few}"
+                )
+            share = min(1.0, MANY_PAIRS / max(1, len(real) * len(fake)))
             most = resamples // GROUPS
             rounds = []
             for _ in range(max(1, min(most, 5), round(most * share))):
@@ -180,10 +198,11 @@ class WithIntervals:
         whole = torch.arange(len(real), device=real.device).expand(resamples, -1)
         a = whole if fixed or not resamples else torch.stack([split(len(real), 2)[0] for _ in range(resamples)])
         halves = self._halves(real, fake, a, b) if resamples else no_halves
-        psi_real, psi_fake = self._influence(real, fake)
+        shapes = zip(self.influence(real, fake), (real, fake), strict=True)
+        psi_real, psi_fake = (psi.reshape(len(self.names), len(x)) for psi, x in shapes)
         return Spread((psi_fake,) if fixed else (psi_real, psi_fake), halves, no_groups)
 
-    def _lift(self, real: Tensor, fake: Tensor) -> Tensor | None:
+    def lift(self, real: Tensor, fake: Tensor) -> Tensor | None:
         """What to add to a squared distance, [S], so that it is a sum of squares; None if it is no squared distance."""
         return None
 
@@ -253,7 +272,7 @@ class WithIntervals:
             UserError: If there are too few samples.
         """
         with self.joined():
-            figures = self._present(self._values(*self._sets()))
+            figures = self.present(self._values(*self._sets()))
         return dict(zip(self.names, figures.tolist(), strict=True))
 
     def report(
@@ -280,19 +299,20 @@ class WithIntervals:
             # Halves first: what they need holds for some metrics what the values need.
             variances = self._spread(real, fake, resamples, seed, reference).variances()
             values = self._values(real, fake)
-            ends = self._ends(values, self._lift(real, fake), variances, self._trials(real, fake, reference), level)
+            ends = self._ends(values, self.lift(real, fake), variances, self._trials(real, fake, reference), level)
             error = (variances[0] - variances[1]).sqrt() * self._scale(values)
-            figures = _named(self.names, level, *(self._present(x) for x in (values, *ends)), error)
-            return figures, self._details(real, fake)
+            figures = _named(self.names, level, *(self.present(x) for x in (values, *ends)), error)
+            return figures, self.details(real, fake)
 
-    def _details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+    def details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+        """See `FeatureMetric`."""
         return {}
 
     def _scale(self, values: Tensor) -> Tensor:
-        """Derivative of `_present`, [S]."""
+        """Derivative of `present`, [S]."""
         with torch.inference_mode(False), torch.enable_grad():
             inner = values.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(self._present(inner).sum(), inner)
+            (slope,) = torch.autograd.grad(self.present(inner).sum(), inner)
         return slope
 
 
@@ -338,7 +358,7 @@ def difference(
     spreads = [metric._spread(*pair, resamples, seed, reference) for metric, pair in zip((a, b), sets, strict=True)]
     values = [metric._values(*pair) for metric, pair in zip((a, b), sets, strict=True)]
     first, second = spreads[0].minus(spreads[1], a._scale(values[0]), b._scale(values[1])).variances()
-    gap = a._present(values[0]) - b._present(values[1])
+    gap = a.present(values[0]) - b.present(values[1])
     # Of shares at least that of two samples that change sides: what has not been seen in n samples has a share of up to
     # 3 / n, with 95% confidence.
     least = torch.tensor([2.0 * (name in a.proportions) for name in a.names], device=gap.device) / shapes[1][0] ** 2

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import KeptFeatures, check_samples
-from sde_diffusion.metrics.intervals import Interval, Reference
+from sde_diffusion.metrics.intervals import Interval, Reference, difference
 
+_Take = Callable[[KeptFeatures], None]
 CACHED = 2**17  # numbers of samples that pass through an extractor at once on a CPU
 
 
@@ -146,6 +147,44 @@ def point_estimates(
         found.update(metric.point_estimates())
 
     _each(metrics, features, take)
+    return found
+
+
+def measure_differences(
+    pairs: Mapping[str, tuple[KeptFeatures, KeptFeatures]],
+    features: Callable[[nn.Module, str], Tensor],
+    others: Callable[[nn.Module, str], Tensor],
+    level: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+    reference: Reference = "sampled",
+) -> Measured:
+    """Metrics of one set of samples minus those of another, as many against the same data; see `difference`.
+
+    Args:
+        pairs: For each metric two of it, for the one set and the other; left empty.
+        features: As in `measure`, of the one set.
+        others: Likewise, of the other.
+        level: As in `measure`; so the others.
+        resamples: Likewise.
+        seed: Likewise.
+        reference: Likewise.
+
+    Returns:
+        The differences as figures, and what was skipped.
+    """
+    found = Measured()
+    for name, (one, other) in pairs.items():
+        taken: dict[str, Interval] = {}
+
+        def take(twin: KeptFeatures, one: KeptFeatures = one, taken: dict[str, Interval] = taken) -> None:
+            taken.update(difference(one, twin, level, resamples, seed, reference))
+
+        def pair(_: KeptFeatures, name: str = name, other: KeptFeatures = other, take: _Take = take) -> None:
+            found.skipped.update(_each({name: other}, others, take))
+
+        found.skipped.update(_each({name: one}, features, pair))
+        found.figures.update(taken)
     return found
 
 

@@ -95,16 +95,19 @@ class _Discrepancy(FeatureMetric):
         none = real.new_zeros(len(real), 0), fake.new_zeros(len(fake), 0)
         return self._once(real, fake, lambda: self._pass(real, fake, *none)[0])
 
-    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+    def statistic(self, real: Tensor, fake: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         within_x, between, within_y, _ = self._means(real, fake)
         return (within_x.mean() + within_y.mean() - 2 * between.mean()).unsqueeze(0)
 
-    def _influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """See `FeatureMetric`."""
         # Twice the mean witness: 2 (E k(x, x') - E k(x, y)) for a real x, and the other way round.
         within_x, between_x, within_y, between_y = self._means(real, fake)
         return 2 * (within_x - between_x).unsqueeze(0), 2 * (within_y - between_y).unsqueeze(0)
 
-    def _lift(self, real: Tensor, fake: Tensor) -> Tensor:
+    def lift(self, real: Tensor, fake: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         # With the diagonal terms it would be |mean embedding - mean embedding|^2.
         within_x, _, within_y, _ = self._means(real, fake)
         pairs = zip(self._place(real, fake), (within_x, within_y), strict=True)

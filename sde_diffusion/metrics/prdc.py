@@ -56,7 +56,6 @@ class PRDC(FeatureMetric):
 
     names = ("precision", "recall", "density", "coverage")
     proportions = ("precision", "recall", "coverage")
-    by_groups = True
     higher_is_better = True
 
     def __init__(
@@ -80,7 +79,8 @@ class PRDC(FeatureMetric):
         self._check_count(real, fake, GROUPS, f"an interval from {GROUPS} groups")
         return super()._spread(real, fake, resamples, seed, reference)
 
-    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+    def statistic(self, real: Tensor, fake: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         self._check_count(real, fake, 1, "a k-th neighbour")
         real, fake = centred(real, fake)
         most = max(self.k, self.k_density)
@@ -111,5 +111,6 @@ class PRDC(FeatureMetric):
     def _trials(self, real: Tensor, fake: Tensor, reference: Reference) -> Tensor:
         return real.new_tensor([len(fake), len(real), len(fake), len(real)])  # the side that each is a mean over
 
-    def _present(self, values: Tensor) -> Tensor:
+    def present(self, values: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         return values.clamp(min=0)

@@ -198,6 +198,8 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
                 )
     except FileNotFoundError:
         raise UserError(f"no reference statistics at {path}") from None
+    except PermissionError as error:  # to make it anew would not help
+        raise UserError(f"{path} cannot be opened: {error.strerror or error}; choose another folder") from error
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise DamagedReferenceError(f"{path} holds no reference statistics: {error}; it has to be made anew") from error
     other = [name for name, value in asdict(key).items() if getattr(found, name) != value]

@@ -86,12 +86,14 @@ class SlicedWasserstein(FeatureMetric):
         projected: Tensor = x @ self.directions.to(x.device).T
         return projected
 
-    def _values(self, real: Tensor, fake: Tensor) -> Tensor:
+    def statistic(self, real: Tensor, fake: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         x, y = self._projected(real).sort(0).values, self._projected(fake).sort(0).values
         i, j, mass = _coupling(len(x), len(y), x.device)
         return (mass @ (x[i] - y[j]).square()).mean().unsqueeze(0)
 
-    def _influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """See `FeatureMetric`."""
         (x, order_x), (y, order_y) = self._projected(real).sort(0), self._projected(fake).sort(0)
         found = []
         for own, order, other in ((x, order_x, y), (y, order_y, x)):
@@ -100,8 +102,10 @@ class SlicedWasserstein(FeatureMetric):
             found.append(torch.empty_like(potential).scatter_(0, order, potential).mean(1).unsqueeze(0))
         return found[0], found[1]
 
-    def _present(self, values: Tensor) -> Tensor:
+    def present(self, values: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         return values.clamp(min=1e-24).sqrt()  # 1e-12 for 0, where the slope would be infinite
 
-    def _lift(self, real: Tensor, fake: Tensor) -> Tensor:
+    def lift(self, real: Tensor, fake: Tensor) -> Tensor:
+        """See `FeatureMetric`."""
         return real.new_zeros(1)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sde_diffusion.checks import as_number, check_count, check_sizes
 
 
 def _frequency_buffer(frequencies: Tensor) -> Tensor:
@@ -59,8 +63,9 @@ class PositionalEmbedding(SinusoidalFeatures):
     """
 
     def __init__(self, dim: int, highest: float = 16.0, lowest: float = 1e-3) -> None:
-        _check_dim(dim)
-        if not 0 < lowest <= highest:
+        dim = check_dim(dim)
+        highest, lowest = as_number("highest", highest), as_number("lowest", lowest)
+        if not 0 < lowest <= highest < math.inf:
             raise ValueError(f"PositionalEmbedding needs 0 < lowest <= highest; got lowest={lowest}, highest={highest}")
         exponents = torch.linspace(math.log(highest), math.log(lowest), dim // 2, dtype=torch.float64)
         super().__init__(exponents.exp())
@@ -85,16 +90,23 @@ class FourierEmbedding(SinusoidalFeatures):
     """
 
     def __init__(self, dim: int, scale: float = 1.0, seed: int = 0) -> None:
-        _check_dim(dim)
-        if not scale > 0:
+        dim, scale = check_dim(dim), as_number("scale", scale)
+        if not 0 < scale < math.inf:
             raise ValueError(f"scale must be positive; got {scale}")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
         super().__init__(2 * math.pi * scale * torch.randn(dim // 2, generator=generator, dtype=torch.float64))
 
 
-def _check_dim(dim: int) -> None:
-    if dim < 4 or dim % 2:
+def check_dim(dim: int) -> int:
+    """The size of an embedding, as an int.
+
+    Raises:
+        ValueError: If it is odd, below 4 or not whole.
+    """
+    size = check_count("dim (embedding_dim)", dim, least=4)
+    if size % 2:
         raise ValueError(f"dim must be even and at least 4; got {dim}")
+    return size
 
 
 EMBEDDINGS: dict[str, type[PositionalEmbedding] | type[FourierEmbedding]] = {
@@ -110,23 +122,20 @@ class Conditioning(nn.Module):
         dim: Size of the vector; even, at least 4.
         n_classes: Labels are 0 ... n_classes - 1, and n_classes is the null class, "no label"; 0: the network takes no
             label.
-        embedding: The noise features f, "positional" or "fourier".
+        embedding: The noise features f, "positional" or "fourier", or a module that maps c_noise [N] to [N, dim].
 
     Raises:
-        ValueError: If embedding is unknown, n_classes negative or dim odd or below 4.
+        ValueError: If embedding is unknown or of another width, n_classes negative or dim odd or below 4.
 
     References:
         Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", section 3.2 (the null class).
     """
 
-    def __init__(self, dim: int, n_classes: int = 0, embedding: str = "positional") -> None:
+    def __init__(self, dim: int, n_classes: int = 0, embedding: str | nn.Module = "positional") -> None:
         super().__init__()
-        if embedding not in EMBEDDINGS:
-            raise ValueError(f"embedding must be one of {', '.join(EMBEDDINGS)}; got {embedding!r}")
-        if n_classes < 0:
-            raise ValueError(f"n_classes must be 0 (no labels) or positive; got {n_classes}")
-        self.n_classes = n_classes
-        self.features = EMBEDDINGS[embedding](dim)
+        dim = check_dim(dim)
+        self.n_classes = n_classes = check_count("n_classes (0: no labels)", n_classes, least=0)
+        self.features = _features(embedding, dim)
         self.input = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
         self.labels = nn.Embedding(n_classes + 1, dim) if n_classes else None
@@ -148,6 +157,85 @@ class Conditioning(nn.Module):
             raise ValueError("this network was built with n_classes=0 and takes no label; set n_classes or pass None")
         return F.silu(self.output(F.silu(h)))
 
+    def check_label(self, label: Any, batch: int, device: torch.device, wait: bool = True) -> Tensor | None:
+        """Labels as `forward` takes them.
+
+        Args:
+            label: One integer for each sample, or one for all: a tensor, an array, a list or a number; None for none.
+            batch: Number of samples B.
+            device: Where the labels are wanted.
+            wait: Whether labels that lie on a GPU are looked at, for which it must be waited for.
+
+        Returns:
+            int64 [B], or None.
+
+        Raises:
+            ValueError: If a label is not an integer in 0 ... n_classes, or there are not B of them.
+        """
+        if label is None:
+            return None
+        allowed = f"label must be integers in 0 ... {self.n_classes - 1} (or {self.n_classes}: no label)"
+        try:
+            labels = torch.as_tensor(label)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{allowed}; got {label!r:.60}") from None
+        if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+            raise ValueError(f"{allowed}; got {str(labels.dtype).removeprefix('torch.')}")
+        if labels.ndim and labels.shape != (batch,):
+            raise ValueError(
+                f"label must be one integer for each of the {batch} samples; got shape {list(labels.shape)}"
+            )
+        if wait or (labels.device.type == "cpu" and not torch.compiler.is_compiling()):
+            low, high = (int(end) for end in labels.aminmax())
+            if low < 0 or high > self.n_classes:
+                raise ValueError(f"{allowed}; got {low if low < 0 else high}")
+        return labels.to(device, torch.int64).expand(batch)
+
+
+class Network(nn.Module):
+    """What the library's networks have in common; see `NetworkDenoiser` for what the attributes say.
+
+    Attributes:
+        shape: Of one sample.
+        conditioning: The embedding of noise level and label.
+    """
+
+    casts_inputs = True
+    shape: tuple[int, ...]
+    conditioning: Conditioning
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """label, if the network was built with classes."""
+        return ("label",) if self.conditioning.n_classes else ()
+
+    def check_conditions(
+        self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
+    ) -> dict[str, Any]:
+        """Conditions as `forward` takes them; see `Conditioning.check_label`."""
+        return {name: self.conditioning.check_label(value, batch, device, wait) for name, value in conditions.items()}
+
+    def extra_repr(self) -> str:
+        """Shape and number of classes."""
+        return f"shape={list(self.shape)}, n_classes={self.conditioning.n_classes}"
+
+
+def _features(embedding: str | nn.Module, dim: int) -> nn.Module:
+    """The noise features that a name stands for, or those given."""
+    if isinstance(embedding, nn.Module):
+        with torch.no_grad():
+            found = embedding(torch.zeros(1))
+        if found.shape != (1, dim):
+            raise ValueError(
+                f"embedding must map [N] to [N, {dim}] (embedding_dim); it maps [1] to {list(found.shape)}"
+            )
+        return embedding
+    if not isinstance(embedding, str) or embedding not in EMBEDDINGS:
+        raise ValueError(
+            f"embedding must be one of {', '.join(EMBEDDINGS)}; got {embedding!r} (or give a module [N] -> [N, {dim}])"
+        )
+    return EMBEDDINGS[embedding](dim)
+
 
 def check_arguments(x: Tensor, c_noise: Tensor, shape: tuple[int, ...]) -> None:
     """Check the arguments of a network's forward pass.
@@ -161,12 +249,14 @@ def check_arguments(x: Tensor, c_noise: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"c_noise must be [] or [{x.shape[0]}], one number per sample; got {list(c_noise.shape)}")
 
 
-def check_shape(shape: tuple[int, ...], ndim: int | None = None) -> None:
-    """Check the shape of one sample.
+def check_shape(shape: Sequence[int], ndim: int | None = None) -> tuple[int, ...]:
+    """The shape of one sample, as a tuple of ints.
 
     Raises:
-        ValueError: If the shape is empty, a size is not positive, or there are not `ndim` sizes.
+        ValueError: If the shape is empty, a size is not a positive integer, or there are not `ndim` sizes.
     """
-    if not shape or min(shape) < 1 or (ndim is not None and len(shape) != ndim):
-        allowed = "a list of positive sizes" if ndim is None else f"{ndim} positive sizes"
-        raise ValueError(f"shape must be {allowed} without the batch; got {list(shape)}")
+    allowed = f"{'a list of' if ndim is None else ndim} positive sizes without the batch"
+    sizes = check_sizes("shape", shape, allowed)
+    if not sizes or (ndim is not None and len(sizes) != ndim):
+        raise ValueError(f"shape must be {allowed}; got {list(sizes)}")
+    return sizes

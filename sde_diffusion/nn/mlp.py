@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.nn.embedding import Conditioning, check_arguments, check_shape
+from sde_diffusion.checks import as_number, check_count
+from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, check_shape
 
 
 class _Block(nn.Module):
@@ -33,7 +34,7 @@ class _Block(nn.Module):
         return h + out
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """Residual multilayer perceptron, modulated in each block by the noise level and the label.
 
     `network(x, c_noise, label=None)` flattens x to [B, D], D the product of shape, and computes
@@ -49,7 +50,7 @@ class MLP(nn.Module):
         width: Of the hidden layers; positive.
         depth: Number of residual blocks, two linear layers each; at least 1.
         embedding_dim: Size of the conditioning vector; even, at least 4.
-        embedding: Noise features, "positional" or "fourier".
+        embedding: Noise features, "positional" or "fourier", or a module that maps c_noise [N] to [N, embedding_dim].
         dropout: Share of each block's hidden values that training leaves out, in [0, 1).
         octaves: How many octaves of sin(2^k pi x), cos(2^k pi x), k = 0, 1, ..., the network sees beside x, at least 0:
             for data on levels, whose likelihood lies in what is finer than a network finds by itself.
@@ -69,22 +70,20 @@ class MLP(nn.Module):
         width: int = 512,
         depth: int = 3,
         embedding_dim: int = 64,
-        embedding: str = "positional",
+        embedding: str | nn.Module = "positional",
         dropout: float = 0.0,
         octaves: int = 0,
     ) -> None:
         super().__init__()
-        self.shape = tuple(shape)
-        check_shape(self.shape)
+        self.shape = check_shape(shape)
+        width, depth = check_count("width", width), check_count("depth", depth)
+        self.octaves = octaves = check_count("octaves", octaves, least=0)
+        dropout = as_number("dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
-        if width < 1 or depth < 1:
-            raise ValueError(f"width and depth must be at least 1; got width={width}, depth={depth}")
-        if octaves < 0:
-            raise ValueError(f"octaves must be at least 0; got {octaves}")
         size = math.prod(self.shape)
-        self.octaves = octaves
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding)
+        embedding_dim = self.conditioning.input.in_features
         self.modulation = nn.Linear(embedding_dim, depth * 2 * width)
         self.input = nn.Linear(size * (1 + 2 * octaves), width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sde_diffusion.checks import as_number, check_count, check_sizes
 from sde_diffusion.nn.blocks import ResidualBlock, convolution, double, group_norm, halve
-from sde_diffusion.nn.embedding import Conditioning, check_arguments, check_shape
+from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, check_dim, check_shape
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """U-Net of residual blocks, after DDPM++ as simplified in EDM.
 
     The image is cut into patch x patch squares, whose pixels become channels (patch = 1: the image itself), H x W of
@@ -36,7 +37,7 @@ class UNet(nn.Module):
         head_channels: Largest number of channels of an attention head; positive.
         dropout: Probability in the residual blocks, in [0, 1).
         embedding_dim: Size of the conditioning vector; even, at least 4.
-        embedding: Noise features, "positional" or "fourier".
+        embedding: Noise features, "positional" or "fourier", or a module that maps c_noise [N] to [N, embedding_dim].
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -57,22 +58,21 @@ class UNet(nn.Module):
         head_channels: int = 64,
         dropout: float = 0.0,
         embedding_dim: int = 256,
-        embedding: str = "positional",
+        embedding: str | nn.Module = "positional",
     ) -> None:
         super().__init__()
-        self.shape = tuple(shape)
-        check_shape(self.shape, 3)
-        widths = [channels * m for m in channel_mult]
-        if not widths or min(patch, blocks, head_channels, *widths) < 1:
-            raise ValueError(
-                "patch, channels, each channel_mult, blocks and head_channels must be at least 1, with one "
-                f"channel_mult or more; got patch={patch}, channels={channels}, channel_mult={list(channel_mult)}, "
-                f"blocks={blocks}, head_channels={head_channels}"
-            )
-        if not set(attention) <= set(range(len(widths))):
-            raise ValueError(f"attention must list levels in 0 ... {len(widths) - 1}; got {list(attention)}")
+        self.shape = check_shape(shape, 3)
+        patch, channels = check_count("patch", patch), check_count("channels", channels)
+        blocks, head_channels = check_count("blocks", blocks), check_count("head_channels", head_channels)
+        widths = [channels * m for m in check_sizes("channel_mult", channel_mult, "a list of positive integers")]
+        if not widths:
+            raise ValueError("channel_mult must have one multiplier or more; got []")
+        if not isinstance(attention, list | tuple) or not all(level in range(len(widths)) for level in attention):
+            raise ValueError(f"attention must list levels in 0 ... {len(widths) - 1}; got {attention!r}")
+        dropout = as_number("dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got {dropout}")
+        embedding_dim = check_dim(embedding_dim)
         block = partial(ResidualBlock, embedding_dim=embedding_dim, dropout=dropout, head_channels=head_channels)
 
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser, Prediction
+from sde_diffusion.checks import check_count as check_count  # which the samplers take from here
+from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
 from sde_diffusion.errors import UserError
+from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
 from sde_diffusion.sampling.frames import Frames
-from sde_diffusion.sampling.noise import Noise
+from sde_diffusion.sampling.noise import Noise, as_seeds
 from sde_diffusion.sde import SDE, Time
 
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
@@ -170,8 +172,9 @@ class Sampler(ABC):
         Args:
             denoiser: The denoiser; its path is walked back.
             shape: (B, *dims), the shape of the batch.
-            seeds: One integer for each sample; sample i depends on seeds[i] alone (with an adaptive solver, whose steps
-                are those that the whole batch needs, to within its tolerance). range(B) if not given.
+            seeds: One integer for each sample, in a list, an array, a tensor or a range; sample i depends on seeds[i]
+                alone (with an adaptive solver, whose steps are those that the whole batch needs, to within its
+                tolerance). range(B) if not given.
             latent: x_T, [B, *dims], in place of a draw from the prior N(0, sigma(t_max)^2 I).
             callback: Called with (step, t, x_t, x0) at each network pass; returning True ends the walk.
             device: Where to sample; the denoiser's device if not given.
@@ -182,12 +185,13 @@ class Sampler(ABC):
                 given steps are at the nearest of their own times (`Samples.times` has them), the adaptive ones of
                 `ODESampler` interpolate there by their own order, those of `SDESampler` linearly. The samples do not
                 change. Each frame's belief costs a network pass more, which is not counted.
-            **conditions: Passed to the denoiser, such as label=[B].
+            **conditions: Passed to the denoiser, such as label=, one class for each sample or one for all.
 
         Returns:
             The samples and the number of network passes.
 
         Raises:
+            TypeError: If the denoiser is none, or does not take one of the conditions.
             ValueError: If shape, seeds and latent do not fit together, t_end lies outside the path, or the path is
                 singular there (or at t_max) in a way that the method cannot pass.
             UserError: If a sample is not finite: at which network pass, at what t and which samples.
@@ -265,22 +269,20 @@ class Sampler(ABC):
         conditions: dict[str, Any],
     ) -> Samples:
         """Check the arguments of a call and walk; see `__call__`."""
-        shape = tuple(shape)
-        if not shape or shape[0] < 1:
-            raise ValueError(f"shape must be (B, *dims) with B >= 1; got {shape}")
-        seeds = range(shape[0]) if seeds is None else seeds
+        check_denoiser(denoiser)
+        shape = check_shape(shape)
+        seeds = as_seeds(range(shape[0]) if seeds is None else seeds)
         if len(seeds) != shape[0]:
             raise ValueError(f"one seed for each sample is needed: shape {shape} asks for {shape[0]}, got {len(seeds)}")
-        if latent is not None and tuple(latent.shape) != shape:
-            raise ValueError(f"latent must have shape {shape}; got {tuple(latent.shape)}")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"the state is float32 or float64 (autocast the network for less); got dtype={dtype}")
+        if latent is not None:
+            check_latent(latent, shape)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be a function of (step, t, x_t, x0); got {callback!r}")
+        check_dtype(dtype)
         sde = denoiser.sde
-        t_end = sde.t_min if self.t_end is None else self.t_end
-        if not 0 <= t_end < sde.t_max:
-            raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
-        if device is None:
-            device = next((p.device for p in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
+        t_end = check_t_end(self.t_end, sde)
+        device = check_device(device, denoiser)
+        conditions = denoiser.check_conditions(conditions, shape[0], device)
         noise = Noise(seeds, shape[1:], device, dtype)
         if latent is None:
             x = noise.normal(PRIOR_DRAW).mul_(float(sde.sigma(sde.t_max)))
@@ -336,15 +338,3 @@ def singular(sde: SDE) -> ValueError:
         f"this method's coefficients are not finite all along the walk, as {sde} is singular at an end: give it "
         "t_min > 0 (or the sampler t_end > 0) and t_max < 1"
     )
-
-
-def check_count(name: str, value: int) -> int:
-    """See that an argument is a positive integer.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value % 1 == 0
-    if not fine:  # infinity % 1 is no number, and so not 0
-        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
-    return int(value)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sde_diffusion import progress
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.parts import Parts
 from sde_diffusion.sampling.base import Callback, Sampler, Samples
@@ -72,29 +72,17 @@ def sample_in_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-    columns = (
-        TextColumn("sampling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[passes]} passes"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True) as progress:
-        progress.disable = not progress.console.is_terminal
-        task = progress.add_task("sampling", total=len(seeds), completed=done, passes=0)
+    with progress.bar("sampling", len(seeds), done) as bar:
 
         def watched(step: int, t: float, x: torch.Tensor, x0: torch.Tensor) -> bool | None:
-            progress.update(task, passes=step + 1)
+            bar.update(text=f"{step + 1} passes")
             return None if callback is None else callback(step, t, x, x0)
 
-        show = callback if progress.disable else watched
         for start in range(done, len(seeds), batch_size):
             part = seeds[start : start + batch_size]
             conditions: dict[str, Any] = {} if labels is None else {"label": labels[start : start + batch_size]}
-            yield sampler(denoiser, (len(part), *dims), seeds=part, callback=show, **conditions, **options)
-            progress.advance(task, len(part))
+            yield sampler(denoiser, (len(part), *dims), seeds=part, callback=watched, **conditions, **options)
+            bar.update(advance=len(part))
 
 
 def sample_resumably(

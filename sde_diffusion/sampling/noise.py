@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import check_sizes
+
 _WEYL = 0x9E3779B97F4A7C15  # the odd integer nearest 2^64 / golden ratio
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
@@ -40,6 +42,22 @@ def _mix(x: Tensor) -> Tensor:
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
+def as_seeds(seeds: Sequence[int]) -> list[int]:
+    """Seeds as Python's integers: from a sequence, an array or a tensor.
+
+    Raises:
+        ValueError: If there are none, or one is not an integer.
+    """
+    try:
+        values = seeds.tolist() if hasattr(seeds, "tolist") else list(seeds)
+        found = [operator.index(seed) for seed in values if not isinstance(seed, bool)]
+    except TypeError:
+        values, found = [], []
+    if not found or len(found) != len(values):
+        raise ValueError(f"seeds must be one integer for each sample, such as range(8); got {seeds!r:.80}")
+    return found
+
+
 class Noise:
     """Independent streams of standard normals, one for each sample.
 
@@ -60,13 +78,8 @@ class Noise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        try:
-            signed = [_signed(operator.index(seed)) for seed in seeds]
-        except TypeError:
-            signed = []
-        if not signed:
-            raise ValueError(f"seeds must be one integer for each sample; got {list(seeds)[:8]}")
-        self.dims = tuple(dims)
+        signed = [_signed(seed) for seed in as_seeds(seeds)]
+        self.dims = check_sizes("dims", dims)
         self.dtype = dtype
         self.device = torch.device(device)
         self._pairs = -(-math.prod(self.dims) // 2)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_number
 from sde_diffusion.sampling.adams import adams
 from sde_diffusion.sampling.base import check_count
 from sde_diffusion.sampling.reverse import Flow, Watch
@@ -307,6 +308,7 @@ class ODESolver:
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+        rtol, atol = as_number("rtol", rtol), as_number("atol", atol)
         if not (rtol > 0 and atol > 0):
             raise ValueError(f"rtol and atol must be positive; got rtol={rtol}, atol={atol}")
         if steps is not None and METHODS[method].adaptive:

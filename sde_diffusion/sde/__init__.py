@@ -1,6 +1,6 @@
 """How data turns into noise: Gaussian paths, their exact kernels, and grids of times."""
 
-from sde_diffusion.sde.base import SDE, Time, expand, float64
+from sde_diffusion.sde.base import SDE, Time, check_sde, expand, float64
 from sde_diffusion.sde.grids import (
     BandLogSNR,
     BetaTable,
@@ -33,6 +33,7 @@ __all__ = [
     "Time",
     "UniformLogSNR",
     "UniformTime",
+    "check_sde",
     "expand",
     "float64",
 ]

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import check_fields, check_floats
 from sde_diffusion.sde.grids import Grid, UniformTime
 
 Time = float | Tensor
@@ -44,9 +45,16 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     Returns:
         [] or [B, 1, ...]. A scalar on the CPU stays there: it then travels to the device as a kernel argument, without
         a copy or a synchronisation.
+
+    Raises:
+        TypeError: If x is not a tensor of floats.
+        ValueError: If there are neither one nor B coefficients.
     """
+    check_floats("x", x)
     if coefficient.ndim == 0:
         return coefficient.to(x.dtype) if coefficient.device.type == "cpu" else coefficient.to(x)
+    if coefficient.ndim > 1 or coefficient.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"t must be [] or [{x.shape[0]}], one time for each sample; got {list(coefficient.shape)}")
     return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
@@ -67,13 +75,14 @@ class SDE(ABC):
         t_max: End of the range (samplers begin here).
 
     Raises:
-        ValueError: If not 0 <= t_min < t_max.
+        ValueError: If not 0 <= t_min < t_max, or if a field that is declared float or int is no number.
     """
 
     t_min: float
     t_max: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.t_min < self.t_max < math.inf:
             raise ValueError(
                 f"{type(self).__name__} needs 0 <= t_min < t_max, both finite; got t_min={self.t_min}, "
@@ -192,7 +201,12 @@ class SDE(ABC):
 
         Returns:
             x_t, [B, *].
+
+        Raises:
+            TypeError: If x0 or noise is not a tensor of floats.
+            ValueError: If the shapes do not fit, or a time lies outside the path.
         """
+        check_floats("noise", noise)
         t = self.check_time(t)
         return expand(self.log_alpha(t).exp(), x0) * x0 + expand(self.log_sigma(t).exp(), x0) * noise
 
@@ -298,8 +312,30 @@ class SDE(ABC):
 
 
 def float64(value: Time) -> Tensor:
-    """Bring a number or tensor to a float64 tensor, on the device where it lies."""
-    return value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    """Bring a number or tensor to a float64 tensor, on the device where it lies.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(value, Tensor):
+        return value.to(torch.float64)
+    try:
+        return torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"a time must be a number or a tensor; got {value!r}") from None
+
+
+def check_sde(sde: object) -> None:
+    """See that an argument is a path.
+
+    Raises:
+        TypeError: If it is not, or is a path's class.
+    """
+    if isinstance(sde, SDE):
+        return
+    if isinstance(sde, type) and issubclass(sde, SDE):
+        raise TypeError(f"sde must be a path, not its class: give {sde.__name__}(), with parentheses")
+    raise TypeError(f"sde must be a path, such as VPSDE(); got {sde!r}")
 
 
 def _difference(function: Callable[[Tensor], Tensor], s: Tensor, t: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_number, as_whole, check_fields
+
 if TYPE_CHECKING:
     from sde_diffusion.sde.base import SDE
 
@@ -46,9 +48,14 @@ class Grid(ABC):
             [points], float64, strictly decreasing.
 
         Raises:
+            TypeError: If sde is not a path.
             ValueError: If points < 1, if t_end lies outside [0, t_max), or if two times coincide.
         """
-        t_end = sde.t_min if t_end is None else t_end
+        from sde_diffusion.sde.base import check_sde  # which imports this module
+
+        check_sde(sde)
+        t_end = sde.t_min if t_end is None else as_number("t_end", t_end)
+        points = as_whole("points", points)
         if points < 1:
             raise ValueError(f"a grid needs at least 1 point; got {points}")
         if not 0 <= t_end < sde.t_max:
@@ -99,6 +106,7 @@ class KarrasRho(Grid):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.rho > 0:
             raise ValueError(f"rho must be positive (7 is usual); got {self.rho}")
 
@@ -131,6 +139,7 @@ class BandLogSNR(Grid):
     high: float = 2.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.low < self.high:
             raise ValueError(f"a band needs 0 < low < high; got low={self.low}, high={self.high}")
 
@@ -219,6 +228,7 @@ class BetaTable(Levels):
     beta_end: float = 0.02
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.n < 1 or not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"a beta table needs n >= 1 and 0 < beta_start <= beta_end < 1; got n={self.n}, "
@@ -253,6 +263,7 @@ class GeometricLevels(Levels):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.n < 2 or not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"geometric levels need n >= 2 and 0 < sigma_min < sigma_max; got n={self.n}, "

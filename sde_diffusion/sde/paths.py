@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import check_fields
 from sde_diffusion.sde.base import SDE, Time, clamp_keeping_slope, float64
 from sde_diffusion.sde.grids import Grid, KarrasRho
 
@@ -91,6 +92,7 @@ class EDMSDE(SDE):
     t_max: float = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_sigmas(self, self.sigma_min, self.sigma_max)
         for name, default in (("t_min", self.sigma_min), ("t_max", self.sigma_max)):
             if getattr(self, name) is None:

@@ -15,41 +15,68 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.sde import expand
-from sde_diffusion.training.time_sampling import TimeSampling
-from sde_diffusion.training.weighting import Weighting
+from sde_diffusion.checks import check_floats
+from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.reprs import ShowsArguments
+from sde_diffusion.sde import Time, expand, float64
+from sde_diffusion.training.time_sampling import LogNormalTimes, TimeSampling
+from sde_diffusion.training.weighting import EDMWeighting, Weighting
 
 
-class Objective:
+class Objective(ShowsArguments):
     """Denoising score matching: E_t E_eps [ w(t) |eps_hat(x_t, t) - eps|^2 / D ], a mean over dimensions.
 
     Args:
-        weighting: w(t).
-        times: The distribution of t.
+        weighting: w(t); EDM's, which suits all predictions and paths, if not given.
+        times: The distribution of t; EDM's log-normal noise levels if not given.
+
+    Raises:
+        TypeError: If one is not what it should be.
 
     References:
         Vincent 2011, "A Connection Between Score Matching and Denoising Autoencoders"; Song et al. 2021, equation 7.
     """
 
-    def __init__(self, weighting: Weighting, times: TimeSampling) -> None:
-        self.weighting = weighting
-        self.times = times
+    def __init__(self, weighting: Weighting | None = None, times: TimeSampling | None = None) -> None:
+        self.weighting = EDMWeighting() if weighting is None else weighting
+        self.times = LogNormalTimes(stratified=True) if times is None else times
+        for name, value, kind in (("weighting", self.weighting, Weighting), ("times", self.times, TimeSampling)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must be a {kind.__name__} (an instance, not a name or a class); got {value!r}")
 
-    def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, **conditions: Any) -> Tensor:
-        """Loss of each sample at given times and noise.
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, t: Time | None = None, noise: Tensor | None = None, **conditions: Any
+    ) -> Tensor:
+        """Loss of each sample.
 
         Args:
             denoiser: What is trained.
-            x0: Data, [B, *].
-            t: Times, [B].
-            noise: Standard normal, [B, *].
-            **conditions: Passed on to the denoiser.
+            x0: Data on [-1, 1], [B, *].
+            t: Times, [B] or one for all; drawn from `times` by torch's global generator if not given.
+            noise: Standard normal, [B, *]; drawn likewise.
+            **conditions: Passed on to the denoiser, such as label=, int64 [B].
 
         Returns:
             [B], in the data's precision (float32 where that is half).
+
+        Raises:
+            TypeError: If the denoiser is none, x0 or noise not a tensor of floats, or a condition is not known.
+            ValueError: If the shapes do not fit.
         """
+        check_denoiser(denoiser)
+        check_floats("x0", x0)
+        if x0.ndim < 2 or not len(x0):
+            raise ValueError(f"x0 must have shape [B, *dims] with B >= 1; got {list(x0.shape)}")
         sde = denoiser.sde
+        t = self.times(sde, len(x0), x0.device) if t is None else float64(t)
+        t = t.expand(len(x0)) if t.ndim == 0 else t
+        noise = torch.randn_like(x0) if noise is None else noise
+        check_floats("noise", noise)
+        if t.shape != x0.shape[:1] or noise.shape != x0.shape:
+            raise ValueError(
+                f"data {list(x0.shape)} need one time for each sample and noise of their own shape; got t "
+                f"{list(t.shape)} and noise {list(noise.shape)}"
+            )
         precision = torch.promote_types(x0.dtype, torch.float32)
         x0, noise = x0.to(precision), noise.to(precision)
         alpha, sigma = sde.alpha(t), sde.sigma(t)

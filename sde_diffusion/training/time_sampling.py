@@ -13,10 +13,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_number
+from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sde import SDE, Levels
 
 
-class TimeSampling(ABC):
+class TimeSampling(ShowsArguments, ABC):
     """A distribution of training times on [t_min, t_max], given by its inverse distribution function.
 
     Args:
@@ -108,9 +110,9 @@ class LogNormalTimes(TimeSampling):
 
     def __init__(self, mean: float = -1.2, std: float = 1.2, stratified: bool = False) -> None:
         super().__init__(stratified)
-        if not std > 0:
+        self.mean, self.std = as_number("mean", mean), as_number("std", std)
+        if not self.std > 0:
             raise ValueError(f"std of the log-normal noise levels must be positive; got {std}")
-        self.mean, self.std = float(mean), float(std)
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
         """lambda^-1(-2 (mean + std Phi^-1(u))), Phi truncated to the path's range."""
@@ -131,12 +133,17 @@ class DiscreteTimes(TimeSampling):
         levels: The grid.
         stratified: See `TimeSampling`.
 
+    Raises:
+        TypeError: If levels is not a list of noise levels.
+
     References:
         Ho et al. 2020, algorithm 1; Song & Ermon 2019, equation 6.
     """
 
     def __init__(self, levels: Levels, stratified: bool = False) -> None:
         super().__init__(stratified)
+        if not isinstance(levels, Levels):
+            raise TypeError(f"levels must be a list of noise levels, such as BetaTable(); got {levels!r}")
         self.levels = levels
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def root(tmp_path):
     rng = np.random.default_rng(0)
     for part, n in (("train", 20), ("t10k", 6)):
         images = rng.integers(0, 256, (n, 5, 4), dtype=np.uint8)
-        labels = rng.integers(0, 10, n, dtype=np.uint8)
+        labels = np.arange(n, dtype=np.uint8) % 5
         np.savez(tmp_path / f"{part}.npz", images=images, labels=labels)
         (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(_idx(images))
         (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(_idx(labels)))
@@ -105,7 +105,7 @@ def test_idx_missing_files(root):
         (lambda raw: raw[:-7], "truncated or damaged: its header asks for 20x5x4 values, and 393 bytes follow"),
         (lambda raw: raw + b"x", "truncated or damaged"),
         (lambda raw: raw[:9], "truncated or damaged.* 0 bytes follow"),
-        (lambda raw: b"", "it begins with nothing, it is empty"),
+        (lambda raw: b"", "is empty"),
         (lambda raw: b"\x89PNG" + raw, "is not an idx file of images .*00 00 08 03.* begins with 89 50 4e 47"),
         (lambda raw: gzip.compress(raw)[:-20], "cannot be read: .*truncated"),
         (lambda raw: gzip.compress(raw)[:40] + b"\0" * 40, "cannot be read"),
@@ -160,3 +160,27 @@ def test_config_holds_every_argument_with_its_default(path):
     assert {key: config[key] for key in arguments if key not in place} == {
         key: value for key, value in arguments.items() if key not in place
     }
+
+
+def test_padding_to_a_height_and_a_width(root):
+    x = IdxImages(str(root), size=[7, 4], n_val=5)
+    train = np.load(root / "train.npz")["images"][:15]
+    assert np.array_equal(x.split("train").x[:, 0], np.pad(train, ((0, 0), (1, 1), (0, 0))))
+    with pytest.raises(UserError, match=r"data\.size=\[7, 3\] is smaller than the images \(5x4\)"):
+        IdxImages(str(root), size=[7, 3], n_val=5).prepare()
+
+
+def test_sorted_files_leave_some_of_each_class_for_training(root):
+    labels = np.arange(20, dtype=np.uint8) // 4
+    (root / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(_idx(labels)))
+    data = IdxImages(str(root), n_val=5)
+    assert data.split("val").label.tolist() == [0, 1, 2, 3, 4]
+    assert set(data.split("train").label.tolist()) == set(range(5))
+
+
+def test_idx_files_of_other_types_are_named(root):
+    raw = bytearray(_idx(np.zeros((20, 5, 4), np.uint8)))
+    raw[2] = 0x0D
+    (root / IMAGES).write_bytes(raw)
+    with pytest.raises(UserError, match=r"is an idx file of floats, and only unsigned bytes are read.* data\.range"):
+        IdxImages(str(root)).prepare()

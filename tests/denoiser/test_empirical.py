@@ -86,9 +86,9 @@ def test_a_mixture_of_points_is_the_same_belief(name):
     torch.testing.assert_close(found.x0, limit.x0, rtol=1e-5, atol=1e-5)
 
 
-def test_integer_images_and_float32_states():
-    """Data of any number type: the belief has the state's type and float64's accuracy behind it."""
-    points = torch.tensor([[[0, 255]], [[128, 3]], [[17, 64]]], dtype=torch.uint8)
+def test_float32_data_and_states():
+    """The belief has the state's type and float64's accuracy behind it."""
+    points = torch.tensor([[[0.0, 255.0]], [[128.0, 3.0]], [[17.0, 64.0]]])
     x = torch.tensor([[[20.0, 60.0]]])
     found = EmpiricalDenoiser(EDMSDE(0.01, 500.0), points)(x, 30.0).x0
     expected = brute_force(points.flatten(1), x.flatten(), mp.mpf(1), mp.mpf(30))

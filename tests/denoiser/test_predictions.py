@@ -169,9 +169,10 @@ def test_zero_terminal_snr(prediction):
     torch.testing.assert_close(belief.score, -eps, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(belief.velocity, eps - x0, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(network.asked, eps, rtol=1e-15, atol=0)
-    told = network.c_noise.item()
+    assert network.c_noise.shape == (3,)
+    told = network.c_noise[0].item()
     NetworkDenoiser(sde, network, prediction)(eps, 1 - 1e-15)
-    assert network.c_noise.item() < told < math.inf  # a number, and more noise than at any time before
+    assert network.c_noise[0].item() < told < math.inf  # a number, and more noise than at any time before
 
 
 def test_half_precision_states_keep_the_step_number():
@@ -194,7 +195,7 @@ def test_bad_arguments_are_refused_with_what_is_allowed():
     sde: SDE = PATHS["vp"][0]
     with pytest.raises(ValueError, match="prediction must be one of eps, x0, velocity, v, score, edm; got 'noise'"):
         NetworkDenoiser(sde, torch.nn.Identity(), "noise")
-    with pytest.raises(ValueError, match="noise_conditioning must be one of log_sigma, step; got 'sigma'"):
+    with pytest.raises(ValueError, match="noise_conditioning must be one of log_sigma, step, time; got 'sigma'"):
         NetworkDenoiser(sde, torch.nn.Identity(), noise_conditioning="sigma")
     for bad in (0.0, -0.5, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"must be positive, finite; got"):

@@ -20,7 +20,7 @@ def test_the_bias_of_finite_numbers_is_gone(model):
         real, fake = cases.draw(200, 8, 2 * i), cases.draw(200, 8, 2 * i + 1, mean, scale)
         metric = of(real, fake)
         infinite.append(metric.compute())
-        plain.append(metric._lift(*metric._sets())[0] + infinite[-1])
+        plain.append(metric.lift(*metric._sets())[0] + infinite[-1])
     plain, infinite = torch.stack(plain), torch.stack(infinite)
     error = infinite.std() / math.sqrt(100)
     assert abs(infinite.mean() - exact) < 4 * error  # false alarm 6e-5

@@ -16,7 +16,7 @@ def test_influences_are_what_leaving_a_sample_out_does(name):
     # Extrapolation to infinity has the plain distance's influences; its random groups would hide them.
     twin = cases.fed(cases.SMOOTH["frechet"][1], real, fake) if name == "frechet_infinity" else metric
     x, y = metric._sets()
-    psi_x, psi_y = metric._influence(x, y)
+    psi_x, psi_y = metric.influence(x, y)
     for psi, points, other, first in ((psi_x, x, y, True), (psi_y, y, x, False)):
         if not psi.numel():
             continue

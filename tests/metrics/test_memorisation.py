@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from scipy.stats import mannwhitneyu, norm
 
 from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
@@ -27,10 +26,8 @@ def test_copies_are_flagged_and_fresh_samples_are_not():
     found = of(train, test, copies).compute()
     assert found["memorisation_share"] > 0.99
     assert found["memorisation_z"] > 6
-    assert found["memorisation_ct"] < -10
     found = of(train, test, normal(300, 3)).compute()
     assert abs(found["memorisation_z"]) < 3
-    assert abs(found["memorisation_ct"]) < 3
     assert found["memorisation_share"] == pytest.approx(0.5, abs=0.15)
 
 
@@ -39,26 +36,31 @@ def test_half_of_the_samples_copied_is_enough():
     mixed = torch.cat([train[:250], normal(250, 4)])
     found = of(train, test, mixed).compute()
     assert found["memorisation_z"] > 3
-    assert found["memorisation_ct"] < -3
 
 
-@pytest.mark.parametrize("quality", ["as the data", "poor"])
-def test_false_alarms(quality):
-    """Of 400 fresh sets; |z| > 1.96 in 5% and z > 3 in 0.1% of them. The counts' own tails: 1e-4 each."""
-    scale = 1.0 if quality == "as the data" else 2.0
-    z, ct = [], []
-    for i in range(400):
-        found = of(normal(150, 3 * i), normal(60, 3 * i + 1), scale * normal(100, 3 * i + 2)).compute()
-        z.append(found["memorisation_z"])
-        ct.append(found["memorisation_ct"])
-    z, ct = torch.stack(z), torch.stack(ct)
-    for values in (z, ct) if scale == 1 else (z,):
-        assert values.mean().abs() < 4 * values.std() / 20
-        assert 5 <= int((values.abs() > 1.96).sum()) <= 38
-        assert int((values > 3).sum()) <= 4
-        assert values.std().item() == pytest.approx(1, abs=0.14)  # four standard errors of a standard deviation
-    if scale == 2:
-        assert ct.mean() > 5  # poor samples are far from the training data, which ct takes for no copying
+@pytest.mark.parametrize("scale", [1.0, 2.0, 0.7])
+def test_false_alarms(scale):
+    """Of 400 fresh sets of models that are as the data, too wide and too narrow; |z| > 1.96 in 5% and z > 3 in 0.1% of
+    them. The counts' own tails: 1e-4 each.
+    """
+    found = [
+        of(normal(150, 3 * i), normal(60, 3 * i + 1), scale * normal(100, 3 * i + 2)).compute() for i in range(400)
+    ]
+    z = torch.stack([one["memorisation_z"] for one in found])
+    assert z.mean().abs() < 4 * z.std() / 20
+    assert 5 <= int((z.abs() > 1.96).sum()) <= 38
+    assert int((z > 3).sum()) <= 4
+    assert z.std().item() == pytest.approx(1, abs=0.14)  # four standard errors of a standard deviation
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_narrow_model_is_no_copyist(swapped):
+    """It has seen neither split, whichever is called the training split; each assertion's false-alarm rate is 6e-5."""
+    splits = normal(1000, 0, 16), normal(500, 1, 16)
+    metric = of(*(reversed(splits) if swapped else splits), 0.9 * normal(1000, 2, 16))
+    assert set(metric.compute()) == {"memorisation_share", "memorisation_z"}
+    assert set(metric.report()[1]) == {"memorisation_z"}
+    assert abs(metric.compute()["memorisation_z"]) < 4
 
 
 def test_z_is_exact_over_relabellings():
@@ -77,16 +79,6 @@ def test_z_is_exact_over_relabellings():
     assert p == pytest.approx(float((nearest < 20).double().mean()))
     assert spread == pytest.approx(shares.std().item(), rel=4 / math.sqrt(2 * 20000))  # false alarm 6e-5
     assert shares.mean().item() == pytest.approx(2 / 3, abs=4 * spread / math.sqrt(20000))
-
-
-def test_ct_is_scipys_rank_test():
-    train, test, fake = normal(50, 7), normal(40, 8), 0.9 * normal(60, 9)
-    test = torch.cat([test, test[:5]])  # ties
-    far = [torch.cdist(x.double(), train.double()).min(1).values for x in (fake, test)]
-    result = mannwhitneyu(*(x.numpy() for x in far), use_continuity=False, method="asymptotic")
-    z = of(train, test, fake).compute()["memorisation_ct"].item()
-    assert 2 * norm.sf(abs(z)) == pytest.approx(result.pvalue, rel=1e-6)
-    assert (z > 0) == (result.statistic > 60 * 45 / 2)
 
 
 def test_training_digits_are_flagged_in_the_features_of_the_classifier():
@@ -130,7 +122,6 @@ def test_data_with_exact_ties_are_no_copies(atoms):
         train, test, fake = (points[torch.randint(atoms, (500,), generator=generator)] for _ in range(3))
         found = of(train, test, fake).compute()
         assert found["memorisation_share"] == pytest.approx(0.5, abs=0.49)
-        assert found["memorisation_ct"].isfinite()
         z.append(float(found["memorisation_z"]))
     assert sum(value > 3 for value in z) <= 1
     assert -1.5 < sum(z) / 10 < 1.5

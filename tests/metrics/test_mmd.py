@@ -80,7 +80,7 @@ def test_is_unbiased_where_the_distributions_are_the_same(kind, sizes):
     assert abs(found.mean()) < 4 * error  # false alarm 6e-5
     # The estimate with the diagonal would be many errors too high.
     diagonal = float(
-        of(kind, normal(sizes[0], 6, 0), normal(sizes[1], 6, 1))._lift(
+        of(kind, normal(sizes[0], 6, 0), normal(sizes[1], 6, 1)).lift(
             normal(sizes[0], 6, 0).double(), normal(sizes[1], 6, 1).double()
         )
     )

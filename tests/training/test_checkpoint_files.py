@@ -49,7 +49,7 @@ def test_truncated_anywhere(good: Path, tmp_path: Path) -> None:
     for length in (0, 1, 3, 4, 30, 100, 1000, len(content) // 2, len(content) - 1000, len(content) - 1):
         path = tmp_path / f"{length}.ckpt"
         path.write_bytes(content[:length])
-        assert "damaged" in refused(path) or "not loaded" in refused(path)
+        assert any(word in refused(path) for word in ("damaged", "not loaded", "is empty"))
 
 
 def test_damaged_bytes_never_give_another_error(good: Path, tmp_path: Path) -> None:

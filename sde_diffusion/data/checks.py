@@ -1,0 +1,182 @@
+"""What must hold of data, looked at once, where they enter."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_diffusion.data.split import Split
+from sde_diffusion.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_FILLED = 0.1
+"""Share of [-1, 1] between the least and the greatest value, below which a range is pointed out as doubtful."""
+
+_SPREAD = 0.01
+"""Standard deviation, likewise: one stray value can stretch a range."""
+
+_ROUNDING = 1e-6
+
+
+def whole(least: int, **values: object) -> None:
+    """See that arguments are whole numbers.
+
+    Args:
+        least: The least that is allowed.
+        **values: The arguments by name.
+
+    Raises:
+        ValueError: If one is not whole, or less.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ValueError(f"{name} must be a whole number; got {value!r}")
+        if value.__index__() < least:
+            raise ValueError(f"{name} must be at least {least}; got {value!r}")
+
+
+def height_and_width(size: object) -> tuple[int, int] | None:
+    """What the argument `size` of a data set asks for: [height, width], one number for both, or None for as it is.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if size is None:
+        return None
+    sides: list[Any] = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size, size]
+    if len(sides) != 2 or not all(hasattr(side, "__index__") and not isinstance(side, bool) for side in sides):
+        raise ValueError(
+            f"data.size must be a whole number of pixels, such as 32, or [height,width], such as [32,48]; got {size!r}"
+        )
+    if min(sides) < 1:
+        raise ValueError(f"size must be at least 1, or None; got {size}")
+    return int(sides[0]), int(sides[1])
+
+
+def low_and_high(range: object) -> tuple[float, float]:
+    """The ends of an argument `range`.
+
+    Raises:
+        ValueError: If it is not two finite numbers in order.
+    """
+    ends = list(range) if isinstance(range, Sequence) and not isinstance(range, str) else []
+    if not (len(ends) == 2 and all(_is_number(end) for end in ends) and -math.inf < ends[0] < ends[1] < math.inf):
+        raise ValueError(f"range must be two finite numbers [lo, hi] with lo < hi, or None; got {range}")
+    return float(ends[0]), float(ends[1])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def check_splits(name: str, splits: Mapping[str, Split], bounded: bool, class_names: Sequence[str] | None) -> None:
+    """Refuse what no model could learn from, and point out what is probably not meant.
+
+    Images that are read from their files as they are needed are 8-bit ones; their values are not looked at here.
+
+    Args:
+        name: Of the data set.
+        splits: By name.
+        bounded: Whether all values must lie in [-1, 1].
+        class_names: Names of the classes 0, 1, ..., if they have any.
+
+    Raises:
+        UserError: If a split is missing, empty or unlike the others; if values are NaN, infinite or out of range; if
+            labels are no class numbers.
+    """
+    missing = [split for split in ("train", "val", "test") if split not in splits or not len(splits[split])]
+    if missing:
+        raise UserError(f"{name!r} has no items in {' and '.join(missing)}: train, val and test must each have some")
+    train = splits["train"]
+    for split, part in splits.items():
+        if (tuple(part.x.shape[1:]), part.levels) != (tuple(train.x.shape[1:]), train.levels):
+            kinds = [f"{list(one.x.shape[1:])} with {one.levels or 'no'} levels" for one in (train, part)]
+            raise UserError(f"{name!r}: train has items of shape {kinds[0]}, and {split} {kinds[1]}; they must agree")
+        if isinstance(part.x, Tensor):
+            _check_values(f"the {split} split of {name!r}", part, bounded or part.levels is not None)
+    if isinstance(train.x, Tensor):
+        _point_out_range(name, train)
+    _check_labels(name, splits, class_names)
+
+
+def _check_values(what: str, part: Split, bounded: bool) -> None:
+    low, high, std = part.statistics
+    if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(std)):
+        raise UserError(f"{what} holds NaN or infinite values: remove them first")
+    if bounded and (low < -1 - _ROUNDING or high > 1 + _ROUNDING):
+        raise UserError(
+            f"{what} has values from {low:g} to {high:g} as models see them, and they must lie in [-1, 1]: map them "
+            "there, y -> 2 (y - lo) / (hi - lo) - 1"
+        )
+
+
+def _point_out_range(name: str, train: Split) -> None:
+    low, high, std = train.statistics
+    remedy = "data.range=[lo,hi]" if train.levels is None else "data.levels=N, or data.range=[lo,hi],"
+    if low == high:
+        log.warning("%s: all values of the training split are the same (%g on [-1, 1]): nothing to learn", name, low)
+    elif (high - low) / 2 < _FILLED or std < _SPREAD:
+        log.warning(
+            "%s: the training split fills %.2g%% of [-1, 1] (from %.4g to %.4g, standard deviation %.2g), on which a "
+            "model sees next to nothing; if its values have another range, set %s where the data set takes it",
+            *(name, 50 * (high - low), low, high, std, remedy),
+        )
+    elif train.levels is None and len(train.x.shape) == 2:
+        x = train.tensor()
+        widths = (x.amax(0) - x.amin(0)) / 2
+        narrow = torch.nonzero(widths < _FILLED).flatten().tolist()
+        if narrow:
+            log.warning(
+                "%s: column %s of the training split fills less than %.0f%% of [-1, 1]; give each column a range of "
+                "its own with data.range=[[lo,hi],...] or data.range=auto",
+                *(name, few(narrow), 100 * _FILLED),
+            )
+
+
+def _check_labels(name: str, splits: Mapping[str, Split], class_names: Sequence[str] | None) -> None:
+    found: dict[str, set[int]] = {}
+    for split, part in splits.items():
+        if part.label is None:
+            continue
+        if part.label.shape != (len(part),) or part.label.is_floating_point() or int(part.label.min()) < 0:
+            raise UserError(
+                f"{name!r}: labels of {split} must be whole numbers from 0 up, one for each of its {len(part)} items"
+            )
+        found[split] = set(torch.unique(part.label).tolist())
+    if not found:
+        return
+    bare = [split for split in splits if split not in found]
+    if bare:
+        log.warning(
+            "%s: %s has labels and %s has none%s",
+            *(name, " and ".join(found), " and ".join(bare)),
+            "" if {"train", "val"} <= set(found) else "; they cannot be trained on",
+        )
+    if "train" not in found:
+        return
+    known = found["train"]
+    n_classes = 1 + max(map(max, found.values()))
+    if class_names is not None and len(class_names) < n_classes:
+        raise UserError(f"{name!r}: labels run to {n_classes - 1}, and there are {len(class_names)} class names")
+    for split, labels in found.items():
+        if labels - known:
+            log.warning("%s: %s has the labels %s that train lacks", name, split, few(sorted(labels - known)))
+    if len(known) <= max(known):
+        absent = (k for k in range(max(known)) if k not in known)
+        log.warning(
+            "%s: labels run to %d, and of the classes up to there train lacks %s: a conditional model has all %d, "
+            "those without items untrained; number the classes 0, 1, 2, ...",
+            *(name, max(known), few([next(absent) for _ in range(min(11, max(known) + 1 - len(known)))]), n_classes),
+        )
+
+
+def few(items: Sequence[object], most: int = 10) -> str:
+    """The first of some items, for messages."""
+    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")

@@ -1,0 +1,88 @@
+"""The names under which data sets keep their splits and what is in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from sde_diffusion.errors import UserError
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+"""Spellings of each split, in lower case."""
+
+ITEM_NAMES = {
+    "images": ("images", "image", "x", "data", "points", "inputs", "samples", "arr_0"),
+    "labels": ("labels", "label", "y", "targets", "target", "classes"),
+    "class_names": ("class_names", "label_names", "classnames", "target_names"),
+}
+"""Spellings of what there is of each split, in lower case; the class names are common to all."""
+
+_SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_ITEMS = {name: item for item, names in ITEM_NAMES.items() for name in names}
+
+
+def split_folders(names: Iterable[str], where: str) -> dict[str, str]:
+    """Which of some subfolders hold splits.
+
+    Args:
+        names: Of the subfolders.
+        where: The folder, for messages.
+
+    Returns:
+        Subfolder by split; empty if there is none for train.
+
+    Raises:
+        UserError: If two stand for the same split, or all stand for splits and none for train.
+    """
+    names = list(names)
+    found = _unique(((_SPLITS.get(name.lower()), name) for name in names), where)
+    if found and "train" not in found and len(found) == len(names):
+        raise UserError(f"{where} holds {' and '.join(names)}, and no train/: name the training split's folder train")
+    return found if "train" in found else {}
+
+
+def array_names(names: Iterable[str], where: str) -> dict[str, str]:
+    """Which of some arrays hold what: `x_train`, `train_images`, `images` and the like are the training images.
+
+    Args:
+        names: Of the arrays.
+        where: The file, for messages.
+
+    Returns:
+        Name by `train_images`, `val_labels`, ... and `class_names`.
+
+    Raises:
+        UserError: If two stand for the same.
+    """
+    return _unique(((_role(name.lower()), name) for name in names), where)
+
+
+def _role(name: str) -> str | None:
+    """What an array's name in lower case says that it holds."""
+    if name in _ITEMS or name in _SPLITS:
+        split, item = _SPLITS.get(name, "train"), _ITEMS.get(name, "images")
+    else:
+        words = re.split(r"[_\W]+", name)
+        splits, items = [_SPLITS[w] for w in words if w in _SPLITS], [_ITEMS[w] for w in words if w in _ITEMS]
+        if len(words) != 2 or len(splits) != 1 or len(items) != 1:
+            joined = re.fullmatch(r"(x|y)(\w+)", name)  # xtrain
+            if not joined or joined[2] not in _SPLITS:
+                return None
+            splits, items = [_SPLITS[joined[2]]], [_ITEMS[joined[1]]]
+        split, item = splits[0], items[0]
+    return item if item == "class_names" else f"{split}_{item}"
+
+
+def _unique(pairs: Iterable[tuple[str | None, str]], where: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for role, name in pairs:
+        if role is None:
+            continue
+        if role in found:
+            raise UserError(f"{where}: both {found[role]} and {name} would be {role}; rename or remove one")
+        found[role] = name
+    return found

@@ -1,0 +1,111 @@
+"""Image files below a folder: found through links, with nothing passed over in silence."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sde_diffusion.data.checks import few
+from sde_diffusion.data.images import SUFFIXES
+from sde_diffusion.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Tree:
+    """The images below a folder, in alphabetical order.
+
+    Attributes:
+        folder: The folder.
+        images: Their paths.
+        subfolders: Names of the folders directly below, links among them.
+        other: How many files are of each other kind, by the end of the name.
+        unread: Links to nothing, to folders that are read already, and what is no regular file.
+    """
+
+    folder: Path
+    images: list[Path] = field(default_factory=list)
+    subfolders: list[str] = field(default_factory=list)
+    other: Counter[str] = field(default_factory=Counter)
+    unread: list[str] = field(default_factory=list)
+
+    @property
+    def stray(self) -> list[Path]:
+        """Images that lie in no subfolder."""
+        return [path for path in self.images if path.parent == self.folder]
+
+    @property
+    def classes(self) -> list[str]:
+        """Subfolders that hold images, in alphabetical order."""
+        return sorted({self.subfolder(path) for path in self.images} - {""})
+
+    def subfolder(self, path: Path) -> str:
+        """The first subfolder on the way to an image; "" if it lies in none."""
+        parts = path.relative_to(self.folder).parts
+        return parts[0] if len(parts) > 1 else ""
+
+    def report(self) -> None:
+        """Log what was not used."""
+        found = [f"{count} file{'s' * (count > 1)} {kind}" for kind, count in sorted(self.other.items())]
+        empty = sorted(set(self.subfolders) - set(self.classes))
+        if empty:
+            found.append(f"{few(empty)}, where no images are")
+        if self.unread:
+            found.append(few(self.unread))
+        if found:
+            log.warning("%s: not used: %s (images are files ending in %s)", self.folder, "; ".join(found), _ENDINGS)
+
+
+_ENDINGS = " ".join(SUFFIXES)
+
+
+def look(folder: Path, leave: tuple[str, ...] = ()) -> Tree:
+    """Find the images below a folder; links to folders are followed, each folder is read once, hidden ones are not.
+
+    Args:
+        folder: The folder.
+        leave: Names of subfolders to leave out.
+
+    Raises:
+        UserError: If a folder cannot be looked into.
+    """
+    tree, seen = Tree(folder), set()
+    folders, links = [folder], list[Path]()
+    while folders or links:
+        # Links wait until the last: a folder that is reached in its own place too is found there.
+        here = folders.pop() if folders else links.pop(0)
+        place = os.path.realpath(here)
+        if place in seen:
+            tree.unread.append(f"{here.relative_to(folder)}, a link to a folder that is read already")
+            continue
+        seen.add(place)
+        for entry in _entries(here):
+            path = Path(entry.path)
+            if entry.name.startswith(".") or (here == folder and entry.name in leave):
+                continue
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(path)
+                if here == folder:
+                    tree.subfolders.append(entry.name)
+            elif not entry.is_file():
+                tree.unread.append(
+                    f"{path.relative_to(folder)}, {'a link to nothing' * entry.is_symlink() or 'no file'}"
+                )
+            elif entry.name.lower().endswith(SUFFIXES):
+                tree.images.append(path)
+            else:
+                tree.other[f"ending in {path.suffix}" if path.suffix else "without an ending"] += 1
+    tree.images.sort()
+    return tree
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be looked into: {error.strerror or error}") from error

@@ -1,0 +1,74 @@
+"""Which keywords of a call are conditions, and what to say of the others."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+_SEEDS = "for reproducible results give seeds=, one integer for each sample"
+_LABEL = "classes are given as label=, integers"
+_STEPS = "how to walk is said where the sampler is made, as in AncestralSampler(steps=50)"
+_SHAPE = "the number of samples is the first size of shape, (B, *dims)"
+_LATENT = "a start of one's own is given as latent="
+_HINTS = {
+    **dict.fromkeys(("seed", "seeds", "generator", "generators", "rng", "random_state"), _SEEDS),
+    **dict.fromkeys(("labels", "y", "class_label", "class_labels", "classes", "cls"), _LABEL),
+    **dict.fromkeys(("steps", "n_steps", "num_steps", "num_inference_steps", "eta", "grid", "denoise"), _STEPS),
+    **dict.fromkeys(("n", "batch_size", "num_samples", "n_samples", "size"), _SHAPE),
+    **dict.fromkeys(("latents", "noise", "init", "x_T", "z"), _LATENT),
+}
+"""What those who know other libraries type, and what they mean by it."""
+
+_RESERVED = ("seed", "seeds", "generator")
+"""Never conditions unless a denoiser names them: ignored, they would leave samples other than those asked for."""
+
+
+def keyword_names(function: Callable[..., Any], first: int) -> tuple[str, ...] | None:
+    """The keywords that a function takes after its first arguments; None if it takes any, or does not say."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(parameter.name for parameter in parameters[first:] if parameter.kind in named)
+
+
+def check_names(given: Mapping[str, Any], allowed: Collection[str] | None, owner: str) -> dict[str, Any]:
+    """See that all conditions are known; those that are None count as not given, known or not.
+
+    Args:
+        given: The conditions.
+        allowed: The names of those there are; None for any.
+        owner: Whose they are, for the message.
+
+    Returns:
+        The conditions, less those that are None and not known.
+
+    Raises:
+        TypeError: If one is not known: which, which are allowed, and what may have been meant.
+    """
+    known = {}
+    for name, value in given.items():
+        if name in allowed if allowed is not None else name not in _RESERVED:
+            known[name] = value
+        elif value is not None:
+            raise TypeError(_unknown(name, allowed, owner))
+    return known
+
+
+def _unknown(name: str, allowed: Collection[str] | None, owner: str) -> str:
+    if allowed is None:
+        return f"{name!r} is no condition unless {owner} names it in its `forward` or `conditions`: {_SEEDS}"
+    what = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
+    known = dict(_HINTS)
+    if "label" not in allowed:
+        known = {typed: hint for typed, hint in known.items() if hint is not _LABEL}
+    close = difflib.get_close_matches(name, [*allowed, *known], 1, 0.8)
+    hint = ""
+    if close:
+        hint = known.get(close[0], f"did you mean {close[0]}=?")
+    return f"{owner} takes no condition {name!r} ({what}){': ' if hint else ''}{hint}"

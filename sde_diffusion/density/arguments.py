@@ -1,0 +1,54 @@
+"""What the exact likelihood and the bound have in common: a look at their arguments, once for a call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sde_diffusion.checks import check_batch, check_count
+from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.sampling.noise import as_seeds
+
+_FAR = 4.0  # times the largest root mean square of data on [-1, 1]: levels 0 ... 16 and 0 ... 255 lie beyond
+
+
+def check_call(
+    denoiser: Denoiser, x: Tensor, seed: int, seeds: Sequence[int] | None, conditions: Mapping[str, Any]
+) -> tuple[list[int], dict[str, Any]]:
+    """See that a call scores a batch of data by a denoiser; warn of data that are not on its scale.
+
+    Args:
+        denoiser: The denoiser.
+        x: [B, *dims].
+        seed: Sample i has the seed seed + i ...
+        seeds: ... or the i-th of these.
+        conditions: What the denoiser is to be conditioned on.
+
+    Returns:
+        The seeds, B of them, and the conditions as the denoiser takes them.
+
+    Raises:
+        TypeError: If the denoiser is none, x not a tensor of floats, or a condition is not known.
+        ValueError: If shapes do not fit, or a number is out of its range.
+    """
+    check_denoiser(denoiser)
+    check_batch("x", x)
+    if seeds is None:
+        first = check_count("seed", seed, least=-(2**63))
+        found = list(range(first, first + len(x)))
+    else:
+        found = as_seeds(seeds)
+    if len(found) != len(x):
+        raise ValueError(f"one seed for each sample is needed: {len(x)} samples, {len(found)} seeds")
+    size, usual = float(x.double().square().mean().sqrt()), max(1.0, denoiser.sigma_data or 0.0)
+    if size > _FAR * usual:
+        warnings.warn(
+            f"x has a root mean square of {size:.3g}, and the denoiser's data of about {usual:.3g} at most: models "
+            "take data on [-1, 1]; scale images on [0, 255] as x / 127.5 - 1, or levels by "
+            "sde_diffusion.data.from_levels",
+            stacklevel=4,
+        )
+    return found, denoiser.check_conditions(conditions, len(x), x.device)

@@ -1,0 +1,67 @@
+"""A folder of pictures as samples to be scored."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from sde_diffusion.data.images import SUFFIXES, ImageFiles, Reading, headers
+from sde_diffusion.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_THREADS = 4
+
+
+def read_pictures(folder: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
+    """The pictures in a folder and below, in alphabetical order; hidden ones are passed over.
+
+    Args:
+        folder: Where they are.
+        shape: [C, H, W] of the data that they are compared with; C is 1 or 3.
+        resize: Whether to bring pictures of another size to H x W: the middle of that shape, by antialiased (Lanczos)
+            resizing.
+
+    Returns:
+        uint8 [N, H, W, C] on 0 ... 255.
+
+    Raises:
+        UserError: If there are no pictures, one cannot be read, or they are of another size or kind than the data.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UserError(f"{folder}: pictures are compared with images, and the data's items are of shape {list(shape)}")
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = [folder / name for name in sorted(names) if not any(part.startswith(".") for part in name.parts)]
+    if not paths:
+        raise UserError(f"{folder} has neither a samples.npz nor pictures ending in {' '.join(SUFFIXES)}")
+    channels, height, width = shape
+    sizes: dict[tuple[int, int], list[Path]] = {}
+    for path, (size, _) in zip(paths, headers(paths, _THREADS), strict=True):
+        sizes.setdefault(size, []).append(path)
+    other = [size for size in sizes if size != (width, height)]
+    if other and not resize:
+        raise UserError(
+            f"{sizes[other[0]][0]} is {other[0][0]}x{other[0][1]}, and the data are {width}x{height}: with resize=true "
+            "pictures are brought to that size (which moves every figure)"
+        )
+    reading = Reading(None, "center", "RGB")
+    parts = [ImageFiles(found, reading, (3, size[1], size[0]), _THREADS)[:] for size, found in sizes.items()]
+    images = torch.cat([_resized(x.movedim(1, -1), width, height) for x in parts])
+    order = sorted(range(len(paths)), key=[path for found in sizes.values() for path in found].__getitem__)
+    images = images[order]
+    if channels == 1 and not (images == images[..., :1]).all():
+        raise UserError(f"{folder} has pictures in colour, and the data are grey")
+    log.info("%d pictures in %s%s", len(images), folder, f", resized to {width}x{height}" if other else "")
+    return images[..., :channels]
+
+
+def _resized(images: Tensor, width: int, height: int) -> Tensor:
+    if images.shape[1:3] == (height, width):
+        return images
+    fitted = (ImageOps.fit(Image.fromarray(x.numpy()), (width, height), Image.Resampling.LANCZOS) for x in images)
+    return torch.from_numpy(np.stack([np.asarray(x) for x in fitted]))

@@ -1,0 +1,86 @@
+"""Samples to be scored: drawn from a checkpoint, or those of a file or of a folder of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from sde_diffusion.cli import plain
+from sde_diffusion.data import DataModule
+from sde_diffusion.drawing import Stored, check_seeds, class_labels, draw, measured, read_samples
+from sde_diffusion.errors import UserError
+from sde_diffusion.loading import checkpoint_digest
+from sde_diffusion.sample_folder import read_pictures
+
+if TYPE_CHECKING:
+    from sde_diffusion.training.module import ScoreModel
+
+
+@dataclass(frozen=True)
+class Made:
+    """N samples in batches [B, *shape] as data would be stored, their labels [N], their origin, and the seconds."""
+
+    n: int
+    batches: Callable[[], Iterator[Tensor]]
+    labels: Tensor | None
+    origin: dict[str, Any]
+    seconds: float
+
+
+def check_shape(data: DataModule, model: ScoreModel) -> None:
+    """See that the data's items are of the shape that the model makes.
+
+    Raises:
+        UserError: If they are not.
+    """
+    if list(data.shape) != list(model.data["shape"]):
+        raise UserError(f"{data.name} has items of shape {list(data.shape)}, and the model's are {model.data['shape']}")
+
+
+def is_checkpoint(source: str) -> bool:
+    """Whether a path is taken for a checkpoint: all but .npz files and folders."""
+    return not source.endswith(".npz") and not Path(source).is_dir()
+
+
+def read_source(cfg: DictConfig, source: str, data: DataModule) -> Stored:
+    """The samples of a file, or of a folder: those of the samples.npz in it, or else the pictures.
+
+    Raises:
+        UserError: If there are none, or they are of another shape or kind than the data.
+    """
+    path = Path(source)
+    if path.is_dir() and not (path / "samples.npz").is_file():
+        return Stored(read_pictures(path, data.shape, cfg.resize), None)
+    return read_samples(path / "samples.npz" if path.is_dir() else path, data.shape, data.units, data.levels)
+
+
+def of_file(source: str, file: Stored, data: DataModule) -> Made:
+    """The samples of a file or folder, as `read_source` read them."""
+    origin = {"samples": source, "nfe": None, "sampler": None, "seeds": None}
+    return Made(len(file), lambda: (measured(x, data) for x in file.batches()), file.labels, origin, 0.0)
+
+
+def drawn_of(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch.device, parts: Path) -> Made:
+    """Samples drawn from a model as configured, in batches that outlive a killed process in the folder `parts`.
+
+    Raises:
+        UserError: If the configuration does not allow it.
+    """
+    seeds = check_seeds(cfg)
+    drawn = draw(cfg, model, device, parts)
+    origin = {
+        "nfe": drawn.nfe,
+        "sampler": plain(cfg.sampler),
+        "seeds": [seeds[0], seeds[-1]],
+        "label": cfg.label,
+        "ckpt": str(cfg.ckpt),
+        "checkpoint_sha256": checkpoint_digest(cfg.ckpt),
+    }
+    labels = class_labels(cfg, model.hparams["n_classes"])
+    return Made(drawn.n, lambda: (measured(x, data) for x in drawn.batches()), labels, origin, drawn.seconds)

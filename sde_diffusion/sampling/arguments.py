@@ -1,0 +1,79 @@
+"""The arguments of a sampler's call, checked once before the walk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sde_diffusion.checks import as_number, check_finite, check_floats, check_sizes
+from sde_diffusion.sde import SDE
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a batch, as a tuple.
+
+    Raises:
+        ValueError: If it is not (B, *dims), of positive integers.
+    """
+    sizes = check_sizes("shape", shape, "(B, *dims) with B >= 1, all of them positive integers")
+    if not sizes:
+        raise ValueError("shape must be (B, *dims) with B >= 1; got ()")
+    return sizes
+
+
+def check_latent(latent: Any, shape: tuple[int, ...]) -> None:
+    """See that a walk's start is one.
+
+    Raises:
+        TypeError: If it is not a tensor of floats.
+        ValueError: If it has another shape, or a number is NaN or infinite.
+    """
+    check_floats("latent", latent)
+    if tuple(latent.shape) != shape:
+        raise ValueError(f"latent must have shape {shape}; got {tuple(latent.shape)}")
+    check_finite("latent", latent)
+
+
+def check_t_end(t_end: Any, sde: SDE) -> float:
+    """The time where a walk or a flow ends at the data; the path's t_min for None.
+
+    Raises:
+        ValueError: If it lies outside the path.
+    """
+    end = sde.t_min if t_end is None else as_number("t_end", t_end)
+    if not 0 <= end < sde.t_max:
+        raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
+    return end
+
+
+def check_dtype(dtype: Any) -> None:
+    """See that a state's type is one of the two that are precise enough.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the state is torch.float32 or torch.float64 (autocast the network for less); got dtype={dtype!r}"
+        )
+
+
+def check_device(device: torch.device | str | None, denoiser: nn.Module) -> torch.device:
+    """Where to sample: the denoiser's device, if it has one and no other is named.
+
+    Raises:
+        ValueError: If there is no such device here, or the denoiser lies on another.
+    """
+    own = next((weight.device for weight in (*denoiser.parameters(), *denoiser.buffers())), None)
+    if device is None:
+        return torch.device("cpu") if own is None else own
+    try:
+        chosen = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, ValueError):
+        raise ValueError(f"device={device!r} is not one that is here; take 'cpu', 'cuda' or none") from None
+    if own is not None and own != chosen:
+        raise ValueError(f"the denoiser lies on {own}, and device={device!r}: move it, denoiser.to({str(device)!r})")
+    return chosen

@@ -1,0 +1,139 @@
+"""Every public name with many wrong values for each of its arguments: one sentence of the library's own, or it works.
+
+What counts as a sentence: the error was raised by a `raise` of this package, not by Python or torch on its behalf, and
+its message is not empty and says what was wrong (a value's name, or what must be).
+"""
+
+import inspect
+import linecache
+import math
+import traceback
+
+import numpy as np
+import pytest
+import torch
+
+import sde_diffusion as sd
+from sde_diffusion import training
+from sde_diffusion.errors import UserError
+
+WRONG = {
+    "a word": "word",
+    "an empty word": "",
+    "not a number": math.nan,
+    "infinity": math.inf,
+    "minus infinity": -math.inf,
+    "minus one": -1,
+    "zero": 0,
+    "a fraction": 2.5,
+    "a bool": True,
+    "None": None,
+    "an object": object(),
+    "a class": dict,
+    "a list": [1, 2],
+    "an empty list": [],
+    "a list of words": ["a"],
+    "a dict": {"a": 1},
+    "a complex number": 1j,
+    "an integer tensor": torch.arange(6).reshape(2, 3),
+    "a tensor of NaN": torch.full((2, 3), math.nan),
+    "an array of words": np.array(["a"]),
+    "a function": print,
+}
+
+VP = sd.VPSDE()
+MEANS = torch.tensor([[0.5, 0.0, 0.1], [-0.5, 0.5, 0.2]])
+GAUSS = sd.GaussianDenoiser(VP, MEANS[0], 0.5)
+NET = sd.NetworkDenoiser(VP, sd.MLP([3], n_classes=2, width=8, depth=1))
+X = torch.zeros(2, 3)
+
+CALLS = {
+    **{
+        cls.__name__: (cls, {})
+        for cls in (sd.VPSDE, sd.SubVPSDE, sd.CosineVPSDE, sd.VESDE, sd.EDMSDE, sd.RectifiedFlow)
+    },
+    **{cls.__name__: (cls, {}) for cls in (sd.KarrasRho, sd.BandLogSNR, sd.BetaTable, sd.GeometricLevels)},
+    "Grid.times": (sd.UniformTime().times, {"sde": VP, "points": 5}),
+    "GaussianDenoiser": (sd.GaussianDenoiser, {"sde": VP, "mean": MEANS[0], "std": 0.5}),
+    "GaussianMixtureDenoiser": (sd.GaussianMixtureDenoiser, {"sde": VP, "means": MEANS, "stds": 0.5}),
+    "GaussianMixtureDenoiser.sample": (GAUSS.sample, {"n": 2}),
+    "GaussianMixtureDenoiser.log_prob": (GAUSS.log_prob, {"x": X, "t": 0.5}),
+    "EmpiricalDenoiser": (sd.EmpiricalDenoiser, {"sde": VP, "data": MEANS}),
+    "NetworkDenoiser": (sd.NetworkDenoiser, {"sde": VP, "network": sd.MLP([3], width=8, depth=1)}),
+    "denoiser, closed": (GAUSS, {"x_t": X, "t": 0.5}),
+    "denoiser, network": (NET, {"x_t": X, "t": 0.5, "label": 1}),
+    "perturb": (VP.perturb, {"x0": X, "t": 0.5, "noise": X}),
+    "MLP": (sd.MLP, {"shape": [3], "width": 8, "depth": 1}),
+    "UNet": (sd.UNet, {"shape": [1, 4, 4], "channels": 4, "channel_mult": [1], "blocks": 1, "attention": []}),
+    "sampler": (sd.AncestralSampler(2), {"denoiser": NET, "shape": (2, 3), "label": 1}),
+    "log_likelihood": (
+        sd.log_likelihood,
+        {"denoiser": NET, "x": X, "rtol": 0.1, "atol": 0.1, "max_nfe": 300, "label": 1},
+    ),
+    "elbo": (sd.elbo, {"denoiser": NET, "x": X, "steps": 5, "label": 1}),
+    "bits_per_dim": (sd.bits_per_dim, {"log_prob": torch.zeros(2), "dims": 3}),
+    "UniformDequantisation": (sd.UniformDequantisation, {"levels": 17}),
+    "GaussianPrior": (sd.GaussianPrior, {"mean": 0.0, "variance": 1.0}),
+    "LevelDecoder": (sd.LevelDecoder, {"levels": 17}),
+    "Hutchinson": (sd.Hutchinson, {"probes": 2}),
+    "HutchPlusPlus": (sd.HutchPlusPlus, {"probes": 3}),
+    "ExactTrace": (sd.ExactTrace, {}),
+    "Objective": (sd.Objective, {}),
+    "objective": (sd.Objective(), {"denoiser": NET, "x0": X, "label": 1}),
+    "EDMWeighting": (training.EDMWeighting, {}),
+    "MinSNRWeighting": (training.MinSNRWeighting, {}),
+    "LogNormalTimes": (training.LogNormalTimes, {}),
+    "DiscreteTimes": (training.DiscreteTimes, {"levels": sd.BetaTable()}),
+}
+"""What is called, and arguments with which it works."""
+
+NOT_LOOKED_AT = {
+    "self",
+    "gaussian",
+    "trajectory",
+    "create_graph",
+    "stratified",
+    "denoise",
+    "conditions",
+    "args",
+    "kwargs",
+}
+"""Switches, which are true or false as Python sees it."""
+
+SKIPPED = {
+    # Objects of protocols (anything callable), and what another module's tests look at.
+    ("log_likelihood", "prior"), ("elbo", "prior"), ("elbo", "decoder"), ("elbo", "grid"),
+    ("log_likelihood", "grid"), ("log_likelihood", "coordinate"), ("log_likelihood", "options"),
+    ("log_likelihood", "method"), ("GaussianMixtureDenoiser.sample", "generator"),
+    ("sampler", "callback"),
+}  # fmt: skip
+
+
+def arguments(name):
+    call, works = CALLS[name]
+    named = inspect.signature(call.__call__ if isinstance(call, torch.nn.Module) else call).parameters
+    return [a for a in dict.fromkeys((*works, *named)) if a not in NOT_LOOKED_AT and (name, a) not in SKIPPED]
+
+
+def in_words(error):
+    """Whether an error is a sentence of this package's own."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    source = "".join(linecache.getline(last.filename, n) for n in range(last.lineno, last.lineno + 1))
+    return "sde_diffusion" in last.filename and source.lstrip().startswith("raise ") and str(error).strip()
+
+
+@pytest.mark.parametrize(("name", "argument"), [(name, a) for name in CALLS for a in arguments(name)])
+def test_a_wrong_argument_is_refused_in_words(name, argument):
+    call, works = CALLS[name]
+    call(**works)
+    unclear = []
+    for what, value in WRONG.items():
+        try:
+            with torch.random.fork_rng():
+                call(**{**works, argument: value})
+        except (TypeError, ValueError, UserError) as error:
+            if not in_words(error):
+                unclear.append(f"{what}: {type(error).__name__}: {error}")
+        except Exception as error:
+            unclear.append(f"{what}: {type(error).__name__}: {error}")
+    assert not unclear, "\n".join(unclear)

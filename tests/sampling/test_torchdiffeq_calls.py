@@ -285,5 +285,4 @@ def test_options_reach_torchdiffeq():
         assert len(times("scipy_solver", up=up, max_step=0.01)) > 590
     with pytest.raises(UserError, match="after max_num_steps = 3 steps it is at t = 0"):
         times(max_num_steps=3)
-    with pytest.raises(UserError, match="cannot meet its tolerance"):
-        times(min_step=0.2)
+    assert len(times(min_step=0.5)) < 0.5 * usual  # taken whatever their error

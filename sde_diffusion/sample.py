@@ -89,7 +89,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
 def _in_own_units(x: Tensor, data: Mapping[str, Any], own: Units | None) -> Tensor:
     """Samples as the file holds them: images uint8 [B, H, W, C] of levels on 0 ... 255; else floats in own units."""
     levels, images = data["levels"], x.ndim == 4
-    x = stored(x.float(), levels)
+    # A mask has no greys. Other levels keep the file's finer ones: where rounding tips one, it is by 1 of 255.
+    x = stored(x.float(), levels if levels == 2 else None)
     if images and (levels is not None or "units" not in data):  # an older checkpoint's, whose units are not known
         return pictures.to_uint8(x)
     x = x if own is None else own.decode(x)

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -65,7 +67,8 @@ def module(name: str) -> str:
 def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Run a command: compose its configuration from `sys.argv`, call the task, and turn mistakes into messages.
 
-    Exits with status 1 and one message on a user's mistake, with 130 on Ctrl-C.
+    Exits with status 1 and one message on a user's mistake, with 130 on Ctrl-C. A run of a multirun that fails does not
+    keep the others from running: it is told where it happens and once more at the end.
     """
     for resolver in (run_folder, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
@@ -75,14 +78,32 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             stream.reconfigure(errors="backslashreplace")
     # Hydra then raises its own errors instead of printing them, and they are told below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with telling():
+    failed: list[str] = []
 
-        @functools.wraps(task)
-        def told(cfg: DictConfig) -> Any:
+    @functools.wraps(task)
+    def told(cfg: DictConfig) -> Any:
+        try:
             with telling():  # inside Hydra too, which would print its own report of an exception that passes through
                 return task(cfg)
+        except (SystemExit, Exception) as error:
+            stops = isinstance(error, SystemExit) and error.code != 1  # Ctrl-C
+            if HydraConfig.get().mode != RunMode.MULTIRUN or stops:
+                raise
+            if not isinstance(error, SystemExit):
+                traceback.print_exception(error)
+            failed.append(HydraConfig.get().runtime.output_dir)
+            raise RunFailedError(failed[-1]) from None  # which Hydra keeps until the other runs are done
 
-        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(told)()
+    with telling():
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(told)()
+        except RunFailedError as error:
+            runs = failed or [str(error)]  # where they are processes of their own, the first is known
+            raise UserError(f"runs failed, for the reasons above, and the others were run: {', '.join(runs)}") from None
+
+
+class RunFailedError(Exception):
+    """A run of a multirun has failed, and that has been told."""
 
 
 @contextmanager

@@ -123,8 +123,8 @@ class DataSides:
 def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.Module]:
     """A feature extractor by name; without one that of the data set's name if there is one.
 
-    Else images go through a random network, points are taken as they are where n is ten times their dimension, and by
-    their principal components where not.
+    Else images are taken by their principal components; so are points, unless n is ten times their dimension: then they
+    are taken as they are.
 
     Args:
         name: Its name, or None.
@@ -137,7 +137,7 @@ def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.M
     Raises:
         UserError: If there is no such extractor, or it takes samples of another shape.
     """
-    fitting = "random_conv" if len(data.shape) == 3 else "pixels" if n >= 10 * math.prod(data.shape) else "pca"
+    fitting = "pixels" if len(data.shape) == 1 and n >= 10 * math.prod(data.shape) else "pca"
     name = untrained_name(name or (data.name if data.name in extractor_names() else fitting), n)
     train = data.split("train")
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:_PCA_ITEMS]

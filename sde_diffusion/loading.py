@@ -44,18 +44,17 @@ def _number_label(cfg: DictConfig, names: list[str] | None) -> None:
     """Put the class's number in place of its name in `label=NAME`; names win, where numbers are names.
 
     Raises:
-        UserError: If it is a word, and no class has that name.
+        UserError: If the classes have names, and it is a word that is none of them.
     """
     label = cfg.get("label")
-    if label is None or label == "own":  # which is each item's own class
+    if label is None or label == "own" or not names:  # own: each item's
         return
-    if names and str(label) in names:
+    if str(label) in names:
         cfg.label = names.index(str(label))
         if cfg.label != label:
             log.info("label=%s is class %d", label, cfg.label)
     elif isinstance(label, str):
-        known = f"these are the classes: {', '.join(names)}" if names else "the model's classes have numbers alone"
-        raise UserError(f"label={label} is no class; {known}")
+        raise UserError(f"label={label} is no class; these are the classes: {', '.join(names)}")
 
 
 def device_of(cfg: DictConfig) -> torch.device:
@@ -84,12 +83,19 @@ def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
         UserError: If there is none, or it cannot be read.
     """
     data = _load_data(cfg, model)
-    if model is not None and "units" in model.data and list(data.shape) == list(model.data["shape"]):
-        units = Units.of(model.data["units"])
-        if data.levels is None and units != data.units:
-            log.warning("%s: mapped to [-1, 1] as the model's data were, not by the range of its own", data.name)
-        data.change_units(units)
+    if model is not None:
+        take_units(data, model)
     return data
+
+
+def take_units(data: DataModule, model: ScoreModel) -> None:
+    """Have float data mapped to [-1, 1] by the units of a model of their shape; older checkpoints keep none."""
+    if "units" not in model.data or data.levels is not None or list(data.shape) != list(model.data["shape"]):
+        return
+    units = Units.of(model.data["units"])
+    if units != data.units:
+        log.warning("%s: mapped to [-1, 1] as the model's data were, not by the range of its own", data.name)
+    data.change_units(units)
 
 
 def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:

@@ -141,6 +141,54 @@ def film_strip(trajectory: Tensor, times: list[float]) -> Image.Image:
     return _render(figure)
 
 
+def film_frames(states: Tensor, beliefs: Tensor, times: list[float]) -> list[Image.Image]:
+    """The pictures of a film: on the left the states, on the right the beliefs, with the time; points on fixed axes.
+
+    Args:
+        states: [frames, B, *dims], images or vectors, of about unit size.
+        beliefs: Of the same shape.
+        times: The frames' times.
+
+    Returns:
+        [frames] pictures of one size.
+    """
+    title, gap, side = 26, 8, 260
+    font = ImageFont.load_default(size=14)
+    extent = 1.05 * float(beliefs.flatten(2)[..., :2].abs().max().clamp(min=1.0))
+    frames = []
+    for state, belief, t in zip(states, beliefs, times, strict=True):
+        panels = [
+            image_grid(to_uint8(x), side) if x.ndim == 4 else _dots(x.flatten(1), extent, side) for x in (state, belief)
+        ]
+        width, height = panels[0].size
+        frame = Image.new("RGB", (2 * width + gap, title + height), "white")
+        for left, panel, words in ((0, panels[0], f"x_t, t = {t:.3g}"), (width + gap, panels[1], "E[x_0 | x_t]")):
+            frame.paste(panel, (left, title))
+            ImageDraw.Draw(frame).text((left + 4, 4), words, "black", font)
+        frames.append(frame)
+    return frames
+
+
+def _dots(points: Tensor, extent: float, side: int) -> Image.Image:
+    """The first two coordinates of points [B, D] (one: along a line) on axes from -extent to extent."""
+    x = points.float()
+    x = (0.5 + 0.5 * (x[:, :2] if x.shape[1] > 1 else x * x.new_tensor([[1.0, 0.0]])) / extent) * side
+    picture = Image.new("RGB", (side, side), (245, 245, 245))
+    pen = ImageDraw.Draw(picture)
+    for across, up in x.clamp(-9, side + 9).tolist():
+        pen.ellipse((across - 2, side - up - 2, across + 2, side - up + 2), fill=(31, 119, 180))
+    return picture
+
+
+def save_film(frames: list[Image.Image], path: Path, milliseconds: int = 80, rest: int = 1500) -> None:
+    """Write an animated GIF that plays for ever and rests on its last picture, whole or not at all."""
+    durations = [milliseconds] * (len(frames) - 1) + [rest]
+    with writing(path) as temporary:
+        frames[0].save(
+            temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
+        )
+
+
 def loss_plot(metrics_csv: Path) -> Image.Image:
     """Training and validation loss over steps, from the `metrics.csv` of a run."""
     figure, ((axes,),) = _figure((6.0, 4.0))

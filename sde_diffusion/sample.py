@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from PIL import Image
 from torch import Tensor
 
 from sde_diffusion import pictures
@@ -33,9 +32,12 @@ log = logging.getLogger(__name__)
 COLUMNS = 12
 """Pictures in a row of a film strip."""
 
+FRAMES = 48
+"""Pictures of an animated film, if the sampler takes so many steps."""
+
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
-    """Sample as configured; writes `samples.npz` and `grid.png`, and with `film` also `film.png`.
+    """Sample as configured; writes `samples.npz` and `grid.png`, and with `film` also `film.png` and `film.gif`.
 
     A run that was interrupted or killed goes on, when it is started again, after its last whole batch.
 
@@ -49,7 +51,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    result, grid, film = (fresh(out / name, cfg.overwrite) for name in ("samples.npz", "grid.png", "film.png"))
+    outputs = ("samples.npz", "grid.png", "film.png", "film.gif")
+    result, grid, *film = (fresh(out / name, cfg.overwrite) for name in outputs)
     seeds = check_seeds(cfg)
     if not isinstance(cfg.film, int) or not 0 <= cfg.film <= cfg.n:
         raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
@@ -70,7 +73,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         np.savez_compressed(file, **arrays)
     pictures.save(pictures.draw(vectors_in_own_units(first(drawn.batches(), 256), own)), grid)
     if cfg.film:
-        pictures.save(_film(cfg, model, device), film)
+        _film(cfg, model, device, *film)
     forget(parts)
     rate = drawn.n / drawn.seconds
     log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", drawn.n, drawn.nfe, drawn.seconds, rate)
@@ -78,7 +81,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     log.info("%s: %s %s, in the data's own units", key, values.dtype, list(values.shape))
     if "class_names" in arrays:
         log.info("labels: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
-    for path in (result, grid, film) if cfg.film else (result, grid):
+    for path in (result, grid, *(film if cfg.film else ())):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
 
@@ -86,25 +89,36 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
 def _in_own_units(x: Tensor, data: Mapping[str, Any], own: Units | None) -> Tensor:
     """Samples as the file holds them: images uint8 [B, H, W, C] of levels on 0 ... 255; else floats in own units."""
     levels, images = data["levels"], x.ndim == 4
-    x = stored(x.float(), levels)
+    # A mask has no greys. Other levels keep the file's finer ones: where rounding tips one, it is by 1 of 255.
+    x = stored(x.float(), levels if levels == 2 else None)
     if images and (levels is not None or "units" not in data):  # an older checkpoint's, whose units are not known
         return pictures.to_uint8(x)
     x = x if own is None else own.decode(x)
     return x.movedim(1, -1).contiguous() if images else x
 
 
-def _film(cfg: DictConfig, model: ScoreModel, device: torch.device) -> Image.Image:
-    """A strip for each of the first samples: what the denoiser believed along the walk, from noise to data."""
+def _film(cfg: DictConfig, model: ScoreModel, device: torch.device, strip: Path, animation: Path) -> None:
+    """Show the first samples on their way from noise to data.
+
+    A strip of what the denoiser believes along the walk, and an animation of that beside the state x_t itself, over
+    sqrt(alpha^2 + sigma^2): its scale, were the data's 1.
+    """
     labels = class_labels(cfg, model.hparams["n_classes"])
     conditions: dict[str, Any] = {} if labels is None else {"label": labels[: cfg.film].to(device)}
     shape = (cfg.film, *model.data["shape"])
     seeds = range(cfg.seed, cfg.seed + cfg.film)
     sampler: Sampler = build(plain(cfg.sampler))
-    walk = sampler(model.denoiser, shape, seeds=seeds, device=device, trajectory=True, **conditions)
+    walk = sampler(model.denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **conditions)
     assert walk.trajectory is not None
+    assert walk.states is not None
     assert walk.times is not None
-    frames = torch.linspace(0, len(walk.trajectory) - 1, min(COLUMNS, len(walk.trajectory))).round().long()
-    return pictures.film_strip(walk.trajectory[frames].cpu(), [walk.times[i] for i in frames.tolist()])
+    sde, times = model.denoiser.sde, torch.tensor(walk.times, dtype=torch.float64)
+    scale = (sde.alpha(times).square() + sde.sigma(times).square()).sqrt()
+    beliefs, states = walk.trajectory.cpu(), walk.states.cpu()
+    states = states / scale.to(states.dtype).reshape(-1, *(1,) * (states.ndim - 1))
+    columns = torch.linspace(0, len(beliefs) - 1, min(COLUMNS, len(beliefs))).round().long()
+    pictures.save(pictures.film_strip(beliefs[columns], [walk.times[i] for i in columns.tolist()]), strip)
+    pictures.save_film(pictures.film_frames(states, beliefs, walk.times), animation)
 
 
 def main() -> None:

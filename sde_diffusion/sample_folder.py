@@ -41,8 +41,8 @@ def read_pictures(folder: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
         raise UserError(f"{folder} has neither a samples.npz nor pictures ending in {' '.join(SUFFIXES)}")
     channels, height, width = shape
     sizes: dict[tuple[int, int], list[Path]] = {}
-    for path, (size, _) in zip(paths, headers(paths, _THREADS), strict=True):
-        sizes.setdefault(size, []).append(path)
+    for path, header in zip(paths, headers(paths, _THREADS), strict=True):
+        sizes.setdefault(header.size, []).append(path)
     other = [size for size in sizes if size != (width, height)]
     if other and not resize:
         raise UserError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from sde_diffusion.cli import config_folder, plain
 from sde_diffusion.density import GaussianPrior, UniformDequantisation
 from sde_diffusion.errors import UserError
-from sde_diffusion.loading import load_data, load_named
+from sde_diffusion.loading import load_data, load_named, take_units
 from sde_diffusion.sde import SDE
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredD
     except UserError as error:
         raise UserError(f"against={name} (its data.root is against_root, data.path against_path): {error}") from error
     _check_shape(name, data.shape, data.levels, model)
+    take_units(data, model)
     return ScoredData(name, "against", {"test": data.split("test")}, cfg.n, label, n_classes)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -53,11 +54,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
     import lightning.pytorch as pl
 
     _quiet()
-    if cfg.ckpt:
-        cfg = _resumed(cfg)
+    checkpoint = _read(cfg.ckpt) if cfg.ckpt else {}
+    if checkpoint:
+        cfg = _resumed(cfg, checkpoint)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build_model(cfg)
     trainer = _trainer(cfg, model, folder)
+    data.check_processes(trainer.world_size)
+    if reached := _limit_reached(checkpoint, trainer):
+        log.info("Nothing to do: %s to train %s further", reached, cfg.ckpt)
+        return record.read(folder).get("metrics") or {}
+    checkpoint.clear()
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml")
         _record(cfg, model, trainer, folder)
@@ -97,6 +104,16 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     n_classes = data.n_classes if cfg.conditional else 0
     if cfg.conditional and not n_classes:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
+    if not OmegaConf.is_missing(cfg.network, "shape"):  # a resumed run's
+        for what, own, new in (
+            ("items of shape", list(cfg.network.shape), list(data.shape)),
+            ("this number of classes:", cfg.network.n_classes, n_classes),
+        ):
+            if own != new:
+                raise UserError(
+                    f"the network takes {what} {own}, and {data.name} has {new}: give data like those that the model "
+                    "was trained on, or leave out ckpt= (or network.shape=) for a model of these"
+                )
     with open_dict(cfg):
         cfg.network.shape = list(data.shape)
         cfg.network.n_classes = n_classes
@@ -114,7 +131,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     except (TypeError, ValueError) as error:  # such as a word where a number belongs
         raise UserError(f"model: {error}{given('model')}") from error
     model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
-    model.run["callbacks"] = _values(OmegaConf.to_container(cfg.callbacks, resolve=False))
+    model.run["callbacks"] = {name: _values(node) for name, node in cfg.callbacks.items()}
     return data, model
 
 
@@ -124,6 +141,7 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     from lightning.pytorch import Trainer
 
     from sde_diffusion.config import build
+    from sde_diffusion.training.module import check_precision
 
     callbacks = []
     for node in cfg.callbacks.values():
@@ -142,12 +160,12 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
         value = options[name]
         if not isinstance(value, int) or (value < 1 and (name, value) != ("max_steps", -1)):
             raise UserError(f"trainer.{name} must be a whole number, {allowed}; got trainer.{name}={value}")
-    if options["max_steps"] > 0:  # a run shorter than the interval would never be validated
-        options["val_check_interval"] = min(options["val_check_interval"], options["max_steps"])
     try:
-        return Trainer(default_root_dir=folder, callbacks=callbacks, logger=loggers, **options)
-    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+        trainer = Trainer(default_root_dir=folder, callbacks=callbacks, logger=loggers, **options)
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException, ImportError) as error:
         raise UserError(f"trainer: {error}{given('trainer')}") from error
+    check_precision(str(trainer.precision))
+    return trainer
 
 
 def _refuse(cfg: DictConfig, folder: Path) -> None:
@@ -183,37 +201,77 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # torch's to Lightning
 
 
-def _resumed(cfg: DictConfig) -> DictConfig:
-    """The configuration of the checkpoint's run, changed where the command line says so."""
+def _read(ckpt: str) -> dict[str, Any]:
+    """A checkpoint that a run can go on from."""
     from sde_diffusion.training.checkpoint import read_checkpoint
 
-    kept = read_checkpoint(cfg.ckpt)["sde_diffusion"].get("run")
-    if not kept:
-        raise UserError(f"{cfg.ckpt} keeps no configuration of its run: it was not written by sde_diffusion.train")
+    checkpoint = read_checkpoint(ckpt)
+    if not checkpoint["sde_diffusion"].get("run"):
+        raise UserError(f"{ckpt} keeps no configuration of its run: it was not written by sde_diffusion.train")
+    return checkpoint
+
+
+def _resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
+    """The configuration of the checkpoint's run, changed where the command line says so."""
+    kept = checkpoint["sde_diffusion"]["run"]
+    hydra = HydraConfig.get()
     resumed = cfg.copy()
     with open_dict(resumed):
         for key in KEPT_GROUPS:
             resumed[key] = kept[key]
+        if "seed" in kept["data"] and kept["data"]["seed"] == kept["seed"]:
+            resumed.data.seed = "${seed}"  # as in a new run
         known = {name: values for name, values in kept.get("callbacks", {}).items() if resumed.callbacks.get(name)}
         resumed.callbacks = OmegaConf.merge(resumed.callbacks, known)
-        for override in HydraConfig.get().overrides.task:
-            key = override.split("=")[0].lstrip("+~").split("@")[0]
-            if key.split(".")[0] in FIXED_GROUPS:
+        for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
+            key = override.key_or_group
+            group = key.split(".")[0]
+            if group in FIXED_GROUPS:
                 raise UserError(
-                    f"{override}: a resumed run keeps its model: {', '.join(FIXED_GROUPS)} cannot change; leave "
-                    "it out, or start a new run without ckpt="
+                    f"{override.input_line}: a resumed run keeps its model: {', '.join(FIXED_GROUPS)} cannot change; "
+                    "leave it out, or start a new run without ckpt="
                 )
-            if key.split(".")[0] in (*KEPT_GROUPS, "callbacks"):
-                OmegaConf.update(resumed, key, OmegaConf.select(cfg, key), force_add=True)
+            if group not in (*KEPT_GROUPS, "callbacks"):
+                continue
+            if override.is_delete():
+                OmegaConf.update(resumed, key, None)
+            elif key in hydra.runtime.choices:  # another choice of a group, in place of the run's own
+                OmegaConf.update(resumed, key, OmegaConf.select(cfg, key), merge=False)
+            else:
+                OmegaConf.update(resumed, key, override.value(), force_add=True)
     return resumed
 
 
+def _limit_reached(checkpoint: dict[str, Any], trainer: Trainer) -> str:
+    """Which limit of the trainer's a checkpoint's run has reached, and what to raise; empty where it has not."""
+    from sde_diffusion.training.schedule import timer_of
+
+    if not checkpoint:
+        return ""
+    step, timer = checkpoint["global_step"], timer_of(trainer)
+    if 0 < trainer.max_steps <= step:
+        return f"step {step} of trainer.max_steps={trainer.max_steps} is reached; raise trainer.max_steps"
+    used = checkpoint["callbacks"].get("Timer", {}).get("time_elapsed", {}).get("train", 0.0)
+    if timer is not None and used >= (limit := timer.time_remaining() or 0.0):
+        return f"{used:.0f} s of the {limit:.0f} s of trainer.max_time are used up; raise trainer.max_time"
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if 0 < (trainer.max_epochs or -1) <= epochs:
+        return f"epoch {epochs} of trainer.max_epochs={trainer.max_epochs} is reached; raise trainer.max_epochs"
+    return ""
+
+
 def _values(node: Any) -> Any:
-    """Settings without classes and interpolations: what a checkpoint may say of callbacks, which Hydra builds."""
-    if not isinstance(node, dict):
-        return node
-    kept = {key: value for key, value in node.items() if not (isinstance(value, str) and "${" in value)}
-    return {key: _values(value) for key, value in kept.items() if key not in ("_target_", "sampler")}
+    """Settings without classes and interpolations: what a checkpoint may say of callbacks, which Hydra builds.
+
+    A sampler is kept as it is: it is built as data are, by this package alone.
+    """
+    if not isinstance(node, DictConfig):
+        return plain(node)
+    raw = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(raw, dict)
+    own = {key for key, value in raw.items() if isinstance(value, str) and "${" in value}
+    kept = {key: plain(node[key]) if key == "sampler" else _values(node[key]) for key in raw if key not in own}
+    return {key: value for key, value in kept.items() if key != "_target_"}
 
 
 def _record(cfg: DictConfig, model: ScoreModel, trainer: Trainer, folder: Path) -> None:

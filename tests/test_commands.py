@@ -217,6 +217,115 @@ def test_a_resumed_run_keeps_its_callbacks_settings(command, tmp_path):
     assert callbacks["last"]["_target_"] == "sde_diffusion.training.callbacks.LastCheckpoint"
 
 
+def test_a_finished_run_has_nothing_to_do(command, trained, tmp_path):
+    """It says so and what to raise, and leaves every file but the log as it was."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
+    done = command("train", f"ckpt={last(folder)}", cwd=tmp_path)
+    assert (done.status, done.err) == (0, "")
+    assert "step 30 of trainer.max_steps=30 is reached; raise trainer.max_steps" in done.out
+    assert "Done" not in done.out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path in before} == before
+    assert json.loads((folder / "run.json").read_text())["metrics"]["val/loss"] > 0
+
+
+def test_a_run_whose_time_is_over_has_nothing_to_do(command, tmp_path):
+    folder = tmp_path / "run"
+    limit = ("trainer.max_steps=-1", "trainer.max_time=00:00:00:02", "callbacks.samples=null", "model.warmup_steps=0")
+    each = ("trainer.log_every_n_steps=1", "trainer.val_check_interval=100000")
+    done = command("train", *TINY, *limit, *each, f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert done.status == 0, done.err
+    validated, rows = steps(folder)
+    assert validated[-1] + 1 == load(last(folder))["global_step"]  # the last steps are validated
+    rates = [float(row["lr"]) for row in rows if row["lr"]]
+    assert rates[-1] < 0.05 * max(rates)  # the cosine ends with the time
+    done = command("train", f"ckpt={last(folder)}", "callbacks.samples=null", cwd=tmp_path)
+    assert (done.status, "of the 2 s of trainer.max_time are used up; raise trainer.max_time" in done.out) == (0, True)
+    done = command("train", f"ckpt={last(folder)}", "trainer.max_time=00:00:00:04", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert steps(folder)[0][-1] > validated[-1]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precisions(precision, command, tmp_path):
+    """Trained with pictures, gone on with, sampled, scored."""
+    folder = tmp_path / "run"
+    settings = (*TINY, f"trainer.precision={precision}", "callbacks.samples.n=2", "data.min_batches_per_epoch=20")
+    done = command("train", *settings, f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert (done.status, done.err) == (0, ""), done.err
+    done = command("train", f"ckpt={last(folder)}", "trainer.max_steps=40", cwd=tmp_path)
+    assert (done.status, done.err) == (0, ""), done.err
+    assert load(last(folder))["global_step"] == 40
+    assert (folder / "samples" / "step-0000040.png").is_file()
+    done = command("sample", f"ckpt={last(folder)}", "n=4", f"out={tmp_path}", *DDPM, cwd=tmp_path)
+    assert (done.status, done.err) == (0, ""), done.err
+    done = command("likelihood", f"ckpt={last(folder)}", "n=4", "rtol=1e-2", f"out={tmp_path}", cwd=tmp_path)
+    assert (done.status, done.err) == (0, ""), done.err
+
+
+def test_a_copy_of_a_run_keeps_its_best(command, trained, tmp_path):
+    """Resumed with a validation that is worse: neither the copy's best.ckpt nor a file of the original changes."""
+    copy, original = tmp_path / "copy", tmp_path / "original"
+    for folder in (copy, original):
+        shutil.copytree(trained, folder)
+    record = load(last(original))["callbacks"]
+    (state,) = [state for name, state in record.items() if name.startswith("ModelCheckpoint")]
+    kept = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
+    worse = ("trainer.max_steps=45", "model.lr=3", "model.schedule=constant", "model.warmup_steps=0")
+    done = command("train", f"ckpt={last(copy)}", *worse, "callbacks.ema=null", "callbacks.samples=null", cwd=tmp_path)
+    assert done.status == 0, done.err
+    with (copy / "metrics.csv").open(newline="") as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert losses[-1] > float(state["best_model_score"])  # it is worse
+    best = copy / "checkpoints" / "best.ckpt"
+    assert best.read_bytes() == kept[original / "checkpoints" / "best.ckpt"]
+    (state,) = [s for name, s in load(last(copy))["callbacks"].items() if name.startswith("ModelCheckpoint")]
+    assert (state["best_model_path"], state["dirpath"]) == (str(best), str(best.parent))
+    assert {path: path.read_bytes() for path in original.rglob("*") if path.is_file()} == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("objective=min_snr",), "objective changed"),
+        (("model.dequantise=true",), "model.dequantise changed"),
+        (("hydra.run.dir=elsewhere",), ""),  # where there is no best.ckpt yet
+    ],
+)
+def test_losses_that_cannot_be_compared_are_not(change, said, command, trained, tmp_path):
+    """A larger loss by another measure is the best so far."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    settings = ("trainer.max_steps=45", "callbacks.samples=null", *change)
+    done = command("train", f"ckpt={last(folder)}", *settings, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert said in done.out
+    where = tmp_path / "elsewhere" if "hydra" in change[0] else folder
+    assert load(where / "checkpoints" / "best.ckpt")["global_step"] == 45
+
+
+def test_without_averages_a_resumed_run_goes_on_from_the_raw_weights(command, trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    raw = load(last(folder))["current_model_state"]
+    frozen = ("trainer.max_steps=31", "model.lr=1e-30", "callbacks.ema=null", "callbacks.samples=null")
+    assert command("train", f"ckpt={last(folder)}", *frozen, cwd=tmp_path).status == 0
+    after = load(last(folder))
+    assert "current_model_state" not in after
+    assert_same(after["state_dict"], raw)
+
+
+def test_a_resumed_run_keeps_the_sampler_of_its_pictures(command, tmp_path):
+    folder = tmp_path / "run"
+    sampler = "callbacks.samples.sampler={_target_: sde_diffusion.sampling.AncestralSampler, steps: 2}"
+    assert command("train", *TINY, sampler, f"hydra.run.dir={folder}", cwd=tmp_path).status == 0
+    done = command("train", f"ckpt={last(folder)}", "trainer.max_steps=45", cwd=tmp_path)
+    assert done.status == 0, done.err
+    kept = yaml.safe_load((folder / "config.yaml").read_text())["callbacks"]["samples"]["sampler"]
+    assert kept == {"_target_": "sde_diffusion.sampling.AncestralSampler", "steps": 2}
+
+
 @pytest.mark.parametrize("override", ["sde=ve", "network.width=48", "denoiser=eps"])
 def test_a_resumed_run_keeps_its_model(override, command, trained, tmp_path):
     folder = tmp_path / "run"

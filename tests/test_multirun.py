@@ -20,6 +20,18 @@ def test_multirun(command, tmp_path):
         assert record["finished"] is not None
 
 
+def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path):
+    """Each failure is told where it happens, and the runs that failed once more at the end."""
+    settings = ("sde=ve,vp,edm", "denoiser=v", *SHORT, f"hydra.sweep.dir={tmp_path}")
+    done = command("train", "--multirun", *settings, cwd=tmp_path)
+    assert (done.status, "Traceback" in done.err) == (1, False), done.err
+    assert done.err.count("error: prediction 'v' is defined on variance-preserving paths only") == 2
+    last = done.err.strip().splitlines()[-1]
+    assert last.startswith("error: runs failed")
+    assert [str(tmp_path / number) in last for number in "012"] == [True, False, True]
+    assert run_json(tmp_path / "1")["finished"] is not None
+
+
 def test_multirun_with_ddp(command, tmp_path):
     done = command("train", "--multirun", "sde=vp,ve", "trainer.strategy=ddp", cwd=tmp_path)
     assert (done.status, "ddp_spawn" in done.err, "Traceback" in done.err) == (1, True, False)

@@ -6,8 +6,10 @@ import time
 
 import pytest
 import torch
+from conftest import TINY
 from omegaconf import OmegaConf
 
+from benchmarks.drawn_points import named
 from sde_diffusion import VPSDE, AncestralSampler, GaussianDenoiser, ScoreModel, cli
 from sde_diffusion.config import build
 from sde_diffusion.levels import from_levels, to_levels
@@ -158,3 +160,39 @@ def test_passes_are_what_the_settings_say():
             drawn = sampler(denoiser, (2, 2), seeds=range(2))
             assert drawn.nfe == len(passes), name
             assert budget - entry["each"] < drawn.nfe <= budget, (name, budget)
+
+
+def test_several_checkpoints_in_one_table(command, measured, trained, tmp_path):
+    """Rows are named by run; a row's figure is what the run has alone; models of other data are refused."""
+    folder = tmp_path / "wider"
+    tiny = tuple(s for s in TINY if "width" not in s)
+    assert command("train", *tiny, "network.width=40", f"hydra.run.dir={folder}", cwd=tmp_path).status == 0
+    paths = [f"'{run / 'checkpoints' / 'last.ckpt'}'" for run in (trained, folder)]
+    settings = [s for s in SETTINGS if "odd" not in s]
+    done = command("nfe_fid", f"ckpt=[{','.join(paths)}]", *settings, f"out={tmp_path / 'out'}", cwd=tmp_path)
+    assert done.status == 0, done.err
+    found, alone = rows(tmp_path / "out"), rows(measured[0])
+    own, other = trained.name, "wider"
+    assert set(found) == {(f"{run}/{name}", n) for run in (own, other) for name in ("ddim", "heun") for n in (3, 6)}
+    assert found[f"{own}/ddim", 6]["frechet_distance"] == alone["ddim", 6]["frechet_distance"]
+    assert found["wider/ddim", 6]["frechet_distance"] != alone["ddim", 6]["frechet_distance"]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert f"| {own}/heun |" in text
+    assert "| wider/ddim |" in text
+    twice = command("nfe_fid", f"ckpt=[{paths[0]},{paths[0]}]", *settings, f"out={tmp_path / 'x'}", cwd=tmp_path)
+    assert (twice.status, "a list of different ones" in twice.err) == (1, True), twice.err
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/checkpoints/last.ckpt"], ["last"]),
+        (["a/checkpoints/last.ckpt", "b/checkpoints/last.ckpt"], ["a", "b"]),
+        (["a/checkpoints/last.ckpt", "a/checkpoints/best.ckpt"], ["last", "best"]),
+        (["a/x/last.ckpt", "b/x/best.ckpt", "b/x/last.ckpt"], ["0-last", "1-best", "2-last"]),
+    ],
+)
+def test_runs_are_named_by_what_differs(paths, names):
+    assert named(OmegaConf.create({"ckpt": paths})) == dict(zip(names, paths, strict=True))
+    if len(paths) == 1:
+        assert named(OmegaConf.create({"ckpt": paths[0]})) == dict(zip(names, paths, strict=True))

@@ -78,6 +78,17 @@ def test_a_film_shows_the_walk(command, trained, tmp_path):
     out = tmp_path / "out"
     arguments = (f"ckpt={ckpt}", "sampler=ddim", "sampler.steps=12", "n=4", "film=2", f"out={out}")
     assert command("sample", *arguments, cwd=tmp_path).status == 0
+    with Image.open(out / "film.gif") as moving:
+        assert moving.n_frames == 12  # of the sampler's 12 times
+        assert moving.info["loop"] == 0
+        left, right = [], []
+        for k in (0, 11):
+            moving.seek(k)
+            picture = np.asarray(moving.convert("L"), dtype=float)[26:]
+            left.append(picture[:, : picture.shape[1] // 2 - 4])
+            right.append(picture[:, picture.shape[1] // 2 + 4 :])
+        assert left[0].shape == right[0].shape
+        assert np.abs(left[0] - right[0]).mean() > 3 * np.abs(left[1] - right[1]).mean()  # they meet at the data
     film = np.asarray(Image.open(out / "film.png").convert("L"), dtype=float)
     width = film.shape[1] // 12
     middle = slice(film.shape[0] // 4, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,13 @@ def read_arrays(path: Path) -> dict[str, Array]:
             if renamed:
                 log.info("%s: read %s", path, few(renamed))
             return {role: _member(path, file, name) for role, name in roles.items()}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"data.path={path} does not fit in memory: {error}") from error
+    except (
+        Exception
+    ) as error:  # NumPy's reader stumbles over damaged bytes in many ways, tokenize.TokenError among them
         raise UserError(f"data.path={path} {_what_is_wrong(path, error)}") from error
 
 

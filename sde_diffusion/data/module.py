@@ -129,8 +129,23 @@ class DataModule(LightningDataModule):
         return self
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, for Lightning."""
+        """Load, for Lightning, and see that each process has something to validate on."""
         self.prepare()
+        if stage == "fit":
+            self.check_processes(self._process[1])
+
+    def check_processes(self, n: int) -> None:
+        """See that the validation split has an item for each of n processes: one without would end the others' run.
+
+        Raises:
+            UserError: If it has not.
+        """
+        items = len(self.splits["val"])
+        if items < n:
+            raise UserError(
+                f"{self.name}: each process validates on items of its own, and the {items} of the validation split are "
+                f"too few for {n}: take fewer devices (trainer.devices=, trainer.num_nodes=), or a larger split"
+            )
 
     def split(self, name: str) -> Split:
         """One split: `train`, `val` or `test`.

@@ -152,7 +152,7 @@ class GaussianMixtureDenoiser(Denoiser):
 
     def _marginals(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """x - alpha m_k, [B, K, *], and the components' variances at t, [1 or B, K, *]."""
-        _check_like(x, self.means)
+        _check_like(x, self.means, one_for_more=len(self.means) == 1)
         return x.double().unsqueeze(1) - alpha * self.means, (alpha * self.stds).square() + sigma.square()
 
     def _joint_log_prob(self, offset: Tensor, variance: Tensor) -> Tensor:
@@ -254,8 +254,9 @@ def _fit(std: Tensor, mean: Tensor, name: str) -> Tensor:
         ) from None
 
 
-def _check_like(x: Tensor, data: Tensor) -> None:
-    """See that x is a batch [B, *] of such data [K, *]."""
+def _check_like(x: Tensor, data: Tensor, one_for_more: bool = False) -> None:
+    """See that x is a batch [B, *] of such data [K, *], or [B, ..., *] where one component may serve for more."""
     check_floats("x", x)
-    if x.shape[1:] != data.shape[1:]:
+    same = x.shape[1:] if not one_for_more else x.shape[1:][-(data.ndim - 1) :]
+    if same != data.shape[1:]:
         raise ValueError(f"x must be [B, {', '.join(map(str, data.shape[1:]))}], as the data are; got {list(x.shape)}")

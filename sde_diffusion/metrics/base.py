@@ -186,8 +186,8 @@ class FeatureMetric(KeptFeatures):
 
     - `influence(real, fake)`: how each sample moves the figures to first order, [S, N] and [S, M] (or [N] and [M]), up
       to a constant for each row. For a mean of f(x) over the samples it is f(x) itself. Intervals come from it;
-      without one they come from the scatter among five groups of the samples, which takes no mathematics, more time
-      and at least ten samples a side; see `sde_diffusion.metrics.intervals`.
+      without one they come from the scatter among five groups of the samples, which takes no mathematics and more time;
+      see `sde_diffusion.metrics.intervals`.
     - `proportions`: those of `names` that are shares of samples, on [0, 1], so that intervals stay within;
     - `least`: samples that each side must have, 2 unless stated;
     - `sides`: what it looks at, `REAL` and `FAKE` unless stated; of a side that it does not, features are [0, D];

@@ -3,6 +3,13 @@
 In all pixels of an image no covariance can be estimated from a few hundred of them. These extractors have 8 to 64
 features, so that every metric can be taken of any set of images or vectors. What they see is not what a network that
 was trained to tell objects apart sees: their figures rank models of one data set, and compare with no published ones.
+
+Measured with 600 distorted images of MNIST and CIFAR-10 each (blur, noise, missing classes, copies, shifts, contrast,
+holes, each at two or three strengths): the Fréchet distance in 24 principal components with the distance from them
+grows with the strength in every family on both, and ranks MNIST's distortions as the shipped classifier does with a
+Spearman correlation of 0.82 (random convolutions: 0.47, by their weight on contrast). Without that distance it is
+0.94, but blurred and noisy CIFAR-10 then comes out nearer to the data than fresh images: at sigma = 0.4 of noise 1.04
+of a fresh set's distance in place of 11.4, at one pixel of blur 0.97 in place of 2.55.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ def width_for(n: int) -> int:
 def _components(x: Tensor, count: int) -> Tensor:
     """Unit vectors [count, D] along which centred x [N, D] varies most, and zeros beyond its rank.
 
-    To 12 binary places and with the largest entry positive, so that machines of which the last digits differ agree.
+    To 16 binary places and with the largest entry positive, so that machines of which the last digits differ agree.
     """
     wide = x.shape[1] > len(x)
     values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
@@ -35,7 +42,7 @@ def _components(x: Tensor, count: int) -> Tensor:
     found = x.new_zeros(count, x.shape[1])
     found[: along.shape[1]] = along.T
     sign = found.gather(1, found.abs().argmax(1, keepdim=True)).sign()
-    rounded: Tensor = (found * sign * 4096).round() / 4096
+    rounded: Tensor = (found * sign * 65536).round() / 65536
     return rounded
 
 

@@ -75,7 +75,7 @@ class StepEmbedding(PositionalEmbedding):
     """DDPM's: frequencies from 1 radian a step down to 1e-4, for step numbers 0 ... 999 (noise_conditioning="step").
 
     With `PositionalEmbedding` a network told of 999 t would see features that turn 2,500 times along the path, in which
-    it is rough: its flow then takes ten times the passes to solve.
+    it is rough: its flow then takes four times the passes to solve.
 
     Args:
         dim: Number of features; even, at least 4.

@@ -57,7 +57,7 @@ def check_dtype(dtype: Any) -> None:
     """
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"the state is torch.float32 or torch.float64 (autocast the network for less); got dtype={dtype!r}"
+            f"the state is float32 or float64 of torch (autocast the network for less); got dtype={dtype!r}"
         )
 
 

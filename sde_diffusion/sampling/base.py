@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_count as check_count  # which the samplers take from here
+from sde_diffusion.checks import check_floats
 from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
@@ -243,15 +244,16 @@ class Sampler(ABC):
             except Stop as stop:
                 return stop.x
 
+        check_floats("x", x)
         return self._perform(climb, denoiser, x.shape, None, x, callback, device, dtype, trajectory, conditions)
 
     def __repr__(self) -> str:
-        parameters = [p for p in signature(type(self)).parameters.values() if hasattr(self, p.name)]
-        shown = [
-            f"{p.name}={getattr(self, p.name)!r}"
-            for p in parameters
-            if p.name in _ALWAYS_SHOWN or getattr(self, p.name) != p.default
-        ]
+        shown = []
+        for parameter in signature(type(self)).parameters.values():
+            value = getattr(self, parameter.name, parameter.default)
+            always = parameter.name in _ALWAYS_SHOWN and value is not None
+            if always or value != parameter.default:
+                shown.append(f"{parameter.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @torch.no_grad()
@@ -311,7 +313,8 @@ class Sampler(ABC):
             beliefs = [denoiser(x, t, **conditions).x0 for x, t in zip(states, times, strict=True)]
         elif not each:
             return Samples(result, run.nfe)
-        return Samples(result, run.nfe, torch.stack(beliefs), times, torch.stack(states))
+        kept = [torch.stack(frame) if frame else x.new_empty(0, *shape) for frame in (beliefs, states)]
+        return Samples(result, run.nfe, kept[0], times, kept[1])
 
 
 def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:

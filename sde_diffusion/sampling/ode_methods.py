@@ -359,13 +359,14 @@ class ODESolver:
     the next is likely to take more than 1,000 passes. That last difference is what it can say of its error, in a
     warning or by `solution`: the true one was 0.1 to 1.0 times as large on models of the digits.
 
-    Options of torchdiffeq's adaptive methods, passed on to it: min_step, max_step, first_step, step_t and jump_t (lists
-    of places where a step must end, the latter of discontinuities), safety, ifactor, dfactor, max_num_steps; of
-    scipy_solver also max_step. Steps and places are in the solver's own time u, in which a walk is from 1 (t_max) to 0
-    (t_end): shares of the walk. Of the methods below, which take given steps: step_size in place of `steps`, perturb
-    and interp (without effect, since nothing is interpolated; cubic costs passes); of the Adams methods also max_iters,
-    and max_order, torchdiffeq's count, in place of order. Not on offer: norm (see above), dtype (times are float64),
-    grid_constructor (`grid` is it), implicit (by name), and SciPy's implicit methods.
+    Options of torchdiffeq's adaptive methods, passed on to it: min_step (taken whatever the error), max_step,
+    first_step, step_t and jump_t (lists of places where a step must end, the latter of discontinuities), safety,
+    ifactor, dfactor, max_num_steps; of scipy_solver also max_step. Steps and places are in the solver's own time u, in
+    which a walk is from 1 (t_max) to 0 (t_end): shares of the walk. Of the methods below, which take given steps:
+    step_size in place of `steps`, perturb and interp (without effect, since nothing is interpolated; cubic costs
+    passes); of the Adams methods also max_iters, and max_order, torchdiffeq's count, in place of order. Not on offer:
+    norm (see above), dtype (times are float64), grid_constructor (`grid` is it), implicit (by name), and SciPy's
+    implicit methods and min_step, which its explicit ones do not know.
 
     In `steps` uniform steps: euler (order 1), midpoint, heun2 (2), heun3 (3), rk4 (4), explicit_adams and
     implicit_adams, also called fixed_adams (options={"order": 4}: 3 to 11 and 4 to 12; begun with low orders, so that

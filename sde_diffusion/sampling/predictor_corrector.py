@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.sampling.ancestral import AncestralSampler
 from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
 from sde_diffusion.sampling.correctors import CORRECTORS
 from sde_diffusion.sde import SDE, Grid
@@ -203,24 +204,7 @@ class PredictorCorrector(Sampler):
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
-        times = self._times(run)
-        x = self._follow(x, run, times)
-        return run.predict(x, times[-1]).x0 if self.denoise else x
-
-    def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """The probability flow's steps up; see `Sampler.climb`."""
-        if (self.predictor, self.corrector) != ("probability_flow", "none"):
-            raise ValueError(
-                "only the deterministic walk (predictor=probability_flow, corrector=none) can be inverted; got "
-                f"predictor={self.predictor}, corrector={self.corrector}"
-            )
-        return self._follow(x, run, self._times(run).flip(0))
-
-    def _times(self, run: Walk) -> Tensor:
-        return (self.grid or run.sde.default_grid()).times(run.sde, self.steps + 1, run.t_end)
-
-    def _follow(self, x: Tensor, run: Walk, times: Tensor) -> Tensor:
-        """The steps from times[0] to times[-1], to the state there."""
+        times = (self.grid or run.sde.default_grid()).times(run.sde, self.steps + 1, run.t_end)
         predictor, rule = PREDICTORS[self.predictor](), CORRECTORS[self.corrector]
         steps = Step.walk(run.sde, times)
         table = [predictor.coefficients(step) for step in steps]
@@ -241,4 +225,13 @@ class PredictorCorrector(Sampler):
             if std and i + 1 < self.steps:
                 x.add_(run.normal(i * draws + self.corrector_steps), alpha=std)
         run.visit(x, times[-1])
-        return x
+        return run.predict(x, times[-1]).x0 if self.denoise else x
+
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """The probability flow's steps up; see `Sampler.climb`."""
+        if (self.predictor, self.corrector) != ("probability_flow", "none"):
+            raise ValueError(
+                "only the deterministic walk (predictor=probability_flow, corrector=none) can be inverted; got "
+                f"predictor={self.predictor}, corrector={self.corrector}"
+            )
+        return AncestralSampler(self.steps, grid=self.grid, denoise=False).climb(x, run)  # the same steps

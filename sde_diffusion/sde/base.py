@@ -278,14 +278,15 @@ class SDE(ABC):
     def check_time(self, t: Time) -> Tensor:
         """Bring t to float64 and see that the path is defined there: in [0, 1], or up to t_max where that is later.
 
-        Times on a GPU are clamped without the check, which would have to wait for the device.
+        Times on a GPU are clamped without the check, which would have to wait for the device, and so are those within
+        a compiled graph.
 
         Raises:
             ValueError: If a time lies outside that range, or is not a number.
         """
         t = float64(t)
         end = max(1.0, self.t_max)
-        if t.device.type == "cpu" and t.numel():
+        if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
             low, high = (t, t) if t.ndim == 0 else t.aminmax()
             if t.ndim == 0 and 0 <= t.item() <= end:  # once or more in each step of a walk: the quick way out
                 return t
@@ -306,7 +307,8 @@ class SDE(ABC):
 
     def _ordered(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         s, t = self.check_time(s), self.check_time(t)
-        if s.device.type == "cpu" and t.device.type == "cpu" and bool((s > t).any()):
+        on_cpu = s.device.type == "cpu" and t.device.type == "cpu"
+        if on_cpu and not torch.compiler.is_compiling() and bool((s > t).any()):
             raise ValueError("kernels run from an earlier time s to a later one t: s must not exceed t")
         return s, t
 

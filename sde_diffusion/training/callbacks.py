@@ -5,26 +5,40 @@ from __future__ import annotations
 import logging
 import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sde_diffusion import pictures
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Sampler
+from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
 from sde_diffusion.training.module import ScoreModel
+from sde_diffusion.training.schedule import timer_of
+from sde_diffusion.units import Units, own_units, vectors_in_own_units
+
+__all__ = [
+    "BestCheckpoint",
+    "FinalValidation",
+    "LastCheckpoint",
+    "SampleGrid",
+    "StopOnNonFinite",
+    "TrainingProgress",
+]
 
 log = logging.getLogger(__name__)
 
 
 class SampleGrid(Callback):
     """Draw samples of the averaged weights at every `every_n_validations`-th validation, from the same seeds.
+
+    And at a run's last one. A resumed run counts on, so that it draws where the unbroken run would.
 
     Written to `folder/step-N.png`, and to every logger that takes images (wandb).
 
@@ -53,8 +67,7 @@ class SampleGrid(Callback):
         """Draw at the first batch: every callback, EMA among them, has prepared the validation by then."""
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        self._validations += 1
-        if self._validations % self.every_n_validations:
+        if not trainer.should_stop and (self._validations + 1) % self.every_n_validations:
             return
         assert isinstance(pl_module, ScoreModel)
         shape = batch["x"].shape[1:]
@@ -62,43 +75,29 @@ class SampleGrid(Callback):
         if n_classes := pl_module.hparams.get("n_classes"):
             conditions["label"] = torch.arange(self.n, device=pl_module.device) % n_classes
         state = torch.random.get_rng_state()
-        picture = pictures.draw(self.sampler(pl_module.denoiser, (self.n, *shape), **conditions).x)
+        dtype = torch.promote_types(next(pl_module.parameters()).dtype, torch.float32)
+        x = self.sampler(pl_module.denoiser, (self.n, *shape), dtype=dtype, **conditions).x
+        own = own_units(pl_module.data.get("levels"), Units.of(pl_module.data.get("units")))
+        picture = pictures.draw(vectors_in_own_units(x, own))
         torch.random.set_rng_state(state)
         pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if (log_image := getattr(logger, "log_image", None)) is not None:
                 log_image(key="samples", images=[picture], step=trainer.global_step)
 
-
-class LastCheckpoint(Checkpoint):
-    """Keep `folder/last.ckpt`, the state to resume from: after each validation, on Ctrl-C, and at the end of training.
-
-    After the validation and not before it: a run that is resumed there would leave it out.
-
-    Args:
-        folder: Where the file goes.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / "last.ckpt"
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the state after a validation in training."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            trainer.save_checkpoint(self.path)
+        """Count the validation, if it is not one more than the unbroken run's because this one stops here."""
+        interval = trainer.val_check_batch
+        due = not trainer.should_stop or not interval or (trainer.fit_loop.total_batch_idx + 1) % interval == 0
+        self._validations += due and not trainer.sanity_checking
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last state, from within the run: only there are the optimizer and the raw weights at hand."""
-        # Lightning counts this batch once more when it resumes, for it expects checkpoints from within the batch.
-        loop = trainer.fit_loop.epoch_loop
-        loop._batches_that_stepped -= 1
-        trainer.save_checkpoint(self.path)
-        loop._batches_that_stepped += 1
+    def state_dict(self) -> dict[str, Any]:
+        """The count of validations."""
+        return {"validations": self._validations}
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write the state at Ctrl-C or a scheduler's SIGTERM; after an error the last good one is kept."""
-        if trainer.state.fn == TrainerFn.FITTING and isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            trainer.save_checkpoint(self.path)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on."""
+        self._validations = state_dict["validations"]
 
 
 class StopOnNonFinite(Callback):
@@ -144,7 +143,8 @@ def _diverged(trainer: Trainer, what: str) -> UserError:
 class TrainingProgress(ProgressBar):
     """One bar over all steps of the run: step, loss, validation loss, images/s, time left; a log line a validation.
 
-    Where no terminal is there to draw on, the log lines remain.
+    Where no terminal is there to draw on, a log line takes the bar's place now and then: where half a minute, and a
+    fiftieth of the time so far, has passed without one.
 
     Args:
         refresh_every: Steps between updates of the bar.
@@ -158,6 +158,8 @@ class TrainingProgress(ProgressBar):
         self._images = 0
         self._since = 0.0
         self._rate = 0.0
+        self._start = self._told = 0.0
+        self._first = 0
 
     def disable(self) -> None:
         """Turn the bar off (Lightning calls this on all processes but the first)."""
@@ -170,6 +172,8 @@ class TrainingProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the bar."""
         self._since, self._images = time.perf_counter(), 0
+        self._start = self._told = self._since
+        self._first = trainer.global_step
         if not self._enabled:
             return
         self._progress = Progress(
@@ -178,32 +182,37 @@ class TrainingProgress(ProgressBar):
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[metrics]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             refresh_per_second=4,
             transient=True,
         )
         self._progress.disable = not self._progress.console.is_terminal
         steps = float(trainer.estimated_stepping_batches)
         self._task = self._progress.add_task(
-            "train", total=steps if math.isfinite(steps) else None, completed=trainer.global_step, metrics=""
+            "train", total=steps if math.isfinite(steps) else None, completed=trainer.global_step, metrics="", left=""
         )
         self._progress.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images, and now and then update the bar."""
+        """Count images, and now and then update the bar or leave a line."""
         self._images += len(batch["x"]) * trainer.world_size
-        if self._progress is None or trainer.global_step % self.refresh_every:
+        if self._progress is None:
             return
-        self._measure()
-        self._progress.update(self._task, completed=trainer.global_step, metrics=self._text(trainer))
+        if trainer.global_step % self.refresh_every == 0:
+            self._measure()
+            text, left = self._text(trainer), self._left(trainer)
+            self._progress.update(self._task, completed=trainer.global_step, metrics=text, left=left)
+        now = time.perf_counter()
+        if self._progress.disable and now - self._told >= max(30, 0.02 * (now - self._start)):
+            self._measure()
+            self._tell(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a line that stays, and do not count the validation's time as training."""
         if self._enabled and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
-            log.info("step %7d  %s", trainer.global_step, self._text(trainer))
+            self._tell(trainer)
         self._since, self._images = time.perf_counter(), 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -222,6 +231,19 @@ class TrainingProgress(ProgressBar):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _tell(self, trainer: Trainer) -> None:
+        self._told = time.perf_counter()
+        parts = [f"step {trainer.global_step:7d}", self._text(trainer), self._left(trainer)]
+        log.info("%s", "  ".join(part for part in parts if part))
+
+    def _left(self, trainer: Trainer) -> str:
+        """The time left at the pace so far, validations included; empty where that is not known."""
+        taken, steps = trainer.global_step - self._first, float(trainer.estimated_stepping_batches)
+        seconds = (time.perf_counter() - self._start) / taken * (steps - trainer.global_step) if taken else math.inf
+        if (timer := timer_of(trainer)) is not None:
+            seconds = min(seconds, timer.time_remaining() or 0.0)
+        return f"{timedelta(seconds=round(max(seconds, 0)))} left" if math.isfinite(seconds) else ""
 
     def _measure(self) -> None:
         seconds = time.perf_counter() - self._since

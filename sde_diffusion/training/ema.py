@@ -48,6 +48,7 @@ class EMA(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the average of a new run; its counts begin at 0, or where the checkpoint that is read next left them."""
+        trainer.precision_plugin.convert_module(pl_module)  # as Lightning does only after the copy and a restart
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._latest_update_step = self.updates = 0

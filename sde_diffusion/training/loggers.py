@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 class CSVLogger(pl_loggers.CSVLogger):
     """Lightning's CSV logger, writing `folder/metrics.csv` and going on with the file of a resumed run.
 
-    Rows at or after the step from which the run goes on are dropped: they are about to be written again.
+    Rows at or after the step from which the run goes on are dropped, when that step is named or else when the first
+    row comes: they are about to be written again. Rows are numbered as Lightning does, from step 0 on.
 
     Args:
         folder: Where the file goes.
@@ -47,12 +48,18 @@ class CSVLogger(pl_loggers.CSVLogger):
         """Nothing: the run's config.yaml has them all."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Record metrics of a step, after those of the run that is gone on with."""
-        if self._earlier and step is not None:
+    def drop_from(self, step: int) -> None:
+        """Drop the rows of an earlier process from a step on."""
+        if self._earlier:
             _ = self.experiment
             self._write_again([row for row in self._earlier if int(row["step"]) < step])
             self._earlier = []
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Record metrics of a step, after those of the run that is gone on with."""
+        if step is not None:
+            self.drop_from(step)
         super().log_metrics(metrics, step)
 
     def _write_again(self, rows: list[dict[str, str]]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,26 +23,27 @@ from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.checkpoint import read_checkpoint
 from sde_diffusion.training.objective import Objective
+from sde_diffusion.training.schedule import SCHEDULES, time_used, timer_of
 
 Batch = dict[str, Tensor]
 
 
-def constant_schedule(step: int, warmup_steps: int, total_steps: float) -> float:
-    """Learning rate factor: a linear rise over warmup_steps, then 1."""
-    return min(1.0, (step + 1) / max(warmup_steps, 1))
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+"""What of Lightning's trainer.precision a model can be trained in."""
 
 
-def cosine_schedule(step: int, warmup_steps: int, total_steps: float) -> float:
-    """Learning rate factor: a linear rise over warmup_steps, then half a cosine down to 0 at total_steps."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(total_steps - warmup_steps, 1))))
+def check_precision(precision: str) -> None:
+    """See that a model can be trained in a precision of Lightning's.
 
-
-SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
-    "constant": constant_schedule,
-    "cosine": cosine_schedule,
-}
+    Raises:
+        UserError: If it cannot.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={precision} would keep the weights themselves in low precision, where small updates "
+            f"and the moving average round to nothing; the precisions that work are {', '.join(PRECISIONS)} (16-mixed "
+            "on GPUs only)"
+        )
 
 
 class ScoreModel(LightningModule):
@@ -59,7 +63,8 @@ class ScoreModel(LightningModule):
         betas: AdamW's decay rates of the two moments.
         weight_decay: AdamW's decoupled weight decay, at least 0.
         warmup_steps: Steps of linear warm-up, at least 0.
-        schedule: constant or cosine (down to 0 at the trainer's max_steps or max_epochs).
+        schedule: constant or cosine (down to 0 at the trainer's max_steps, max_epochs or max_time, whichever ends the
+            run).
         n_classes: Number of classes that the denoiser is conditioned on; 0 for an unconditional model.
         dequantise: Fill the bins of data with levels by uniform noise, anew in each step: for densities. Without it the
             model learns that data lie on levels.
@@ -114,6 +119,7 @@ class ScoreModel(LightningModule):
         self.data = dict(data or {})
         if dequantise and not self.data.get("levels"):
             raise ValueError("dequantise=true fills the bins of data with levels, and these data have none")
+        self._logged: dict[str, Any] = {}
         self.run: dict[str, Any] = {}  # the configuration of the whole run, kept in checkpoints for resuming
         if compile:
             self.denoiser.compile()
@@ -148,9 +154,29 @@ class ScoreModel(LightningModule):
 
     # -- training -------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """See that the precision is one to train in, and take it on before a checkpoint's weights are copied in."""
+        if stage == "fit":
+            check_precision(str(self.trainer.precision))
+            self.trainer.precision_plugin.convert_module(self)
+
+    def on_train_start(self) -> None:
+        """Give a restored optimizer and schedule this run's settings; they come with those they were stored with."""
+        settings = self._optimizer_settings()
+        for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            scheduler: LambdaLR = config.scheduler  # type: ignore[assignment]
+            scheduler.base_lrs = [settings["lr"]] * len(optimizer.param_groups)
+            for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+                lr = settings["lr"] * factor(scheduler.last_epoch)
+                group.update({**settings, "lr": lr, "initial_lr": settings["lr"]})
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Number what is logged by the optimizer's steps: a count of Lightning's own drifts when a run is resumed."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch {"x": [B, *], "label": [B] if there are labels}."""
-        self._seed(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+        self._seed(self.trainer.fit_loop.epoch_loop.batch_progress.total.completed + 1)
         conditions = self.conditions(batch)
         if "label" in conditions and self.hparams["label_dropout"]:
             label = conditions["label"]
@@ -159,10 +185,15 @@ class ScoreModel(LightningModule):
         x0 = self._filled(batch["x"])
         t = self.objective.times(self.denoiser.sde, len(x0), device=x0.device)
         loss = self.objective(self.denoiser, x0, t, torch.randn_like(x0), **conditions).mean()
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.trainer.global_step + 1) % every == 0:  # the steps that Lightning writes; others cost time
-            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(x0))
+        lr = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"], dtype=torch.float64)
+        self._logged = {"train/loss": loss.detach(), "lr": lr}
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log loss and learning rate in the steps that Lightning writes, the run's last among them."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step % every == 0 or self.trainer.should_stop):  # logging costs time
+            self.log_dict(self._logged, prog_bar=True, batch_size=len(batch["x"]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss at fixed noise and stratified times: the same draws at every validation, so that curves compare.
@@ -196,24 +227,20 @@ class ScoreModel(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the device allows, with the schedule stepped at each optimizer step."""
-        optimizer = torch.optim.AdamW(
-            self.denoiser.parameters(),
-            lr=self.hparams["lr"],
-            betas=tuple(self.hparams["betas"]),
-            weight_decay=self.hparams["weight_decay"],
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        optimizer = torch.optim.AdamW(self.denoiser.parameters(), **self._optimizer_settings())
         total = float(self.trainer.estimated_stepping_batches)
-        if self.hparams["schedule"] == "cosine" and not math.isfinite(total):
+        if self.hparams["schedule"] == "cosine" and not math.isfinite(total) and timer_of(self.trainer) is None:
             raise UserError(
-                "the cosine schedule must know where it ends: give trainer.max_steps (or max_epochs), or take "
+                "the cosine schedule must know where it ends: give trainer.max_steps, max_time or max_epochs, or take "
                 "model.schedule=constant"
             )
         factor, warmup_steps = SCHEDULES[self.hparams["schedule"]], self.hparams["warmup_steps"]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
-                "scheduler": LambdaLR(optimizer, lambda step: factor(step, warmup_steps, total)),
+                "scheduler": LambdaLR(
+                    optimizer, lambda step: factor(step, warmup_steps, total, time_used(self.trainer))
+                ),
                 "interval": "step",
             },
         }
@@ -222,7 +249,23 @@ class ScoreModel(LightningModule):
         """Mark the checkpoint as this package's."""
         checkpoint["sde_diffusion"] = {"version": __version__, "run": self.run}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where the run no longer averages its weights, go on from the raw ones, which the optimizer's state fits."""
+        averaging = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self.trainer.state.fn == TrainerFn.FITTING and not averaging and "current_model_state" in checkpoint:
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
+
     # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _optimizer_settings(self) -> dict[str, Any]:
+        # Lightning clips no gradients of fused optimizers under mixed precision, as these would scale them once more.
+        clipped = isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val
+        return {
+            "lr": self.hparams["lr"],
+            "betas": tuple(self.hparams["betas"]),
+            "weight_decay": self.hparams["weight_decay"],
+            "fused": self.device.type in ("cpu", "cuda") and not clipped,
+        }
 
     def _step_seed(self, step: int) -> int:
         key = (self.hparams["seed"], step, self.global_rank)

@@ -16,6 +16,7 @@ from sde_diffusion.files import writing
 from sde_diffusion.training.module import ScoreModel
 
 COLUMNS = ("step", "log_snr", "loss", "std_error", "n")
+KINDS = {"step": int, "n": int}
 
 
 class LossByNoiseLevel(Callback):
@@ -45,8 +46,9 @@ class LossByNoiseLevel(Callback):
         path = self.folder / "noise_levels.csv"
         if trainer.is_global_zero and path.is_file():
             with path.open(newline="") as file:
-                rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-            self._rows = [row for row in rows if row["step"] <= trainer.global_step]
+                rows = list(csv.DictReader(file))
+            values = [{key: KINDS.get(key, float)(float(row[key])) for key in COLUMNS} for row in rows]
+            self._rows = [row for row in values if row["step"] <= trainer.global_step]
 
     def on_validation_batch_end(
         self,

@@ -1,4 +1,4 @@
-"""A network of one's own, in a few lines of plain PyTorch, trains in a plain loop and serves all that asks a denoiser."""
+"""A network of one's own, in a few lines of plain PyTorch, trains in a plain loop and then serves as any other does."""
 
 import pytest
 import torch
@@ -231,7 +231,7 @@ def test_a_prediction_of_ones_own():
     assert torch.equal(NetworkDenoiser(VPSDE(), Told(), Half())(x, 0.0).x0, 0.5 * Told()(x / 0.5, 0.0))
     named, given = (NetworkDenoiser(VPSDE(), Told(), prediction)(x, 0.5).x0 for prediction in ("edm", EDM()))
     assert torch.equal(named, given)
-    with pytest.raises(ValueError, match="prediction must be one of eps, .*; got <class"):
+    with pytest.raises(ValueError, match=r"prediction must be one of eps, .*; got <class"):
         NetworkDenoiser(VPSDE(), Told(), EDM)
 
 

@@ -1,12 +1,13 @@
 """What the log-likelihood and the bound refuse, and what they say when a flow or a network breaks."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from density_cases import PATHS, gaussian
 
-from sde_diffusion.denoiser import Denoiser, Prediction
+from sde_diffusion.denoiser import Denoiser, GaussianDenoiser, Prediction
 from sde_diffusion.density import Hutchinson, LevelDecoder, elbo, log_likelihood
 from sde_diffusion.errors import UserError
 from sde_diffusion.sde import EDMSDE, VPSDE, BandLogSNR, BetaTable, RectifiedFlow, UniformTime
@@ -49,6 +50,28 @@ class Broken(Denoiser):
 def test_both_refuse(function, x, options, message):
     with pytest.raises(ValueError, match=message):
         function(VP, x, **options)
+
+
+@pytest.mark.parametrize("function", [log_likelihood, elbo])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_both_refuse_levels(function, dtype):
+    with pytest.raises(TypeError, match=r"x holds \w+, and models take floats on \[-1, 1\]: .*from_levels"):
+        function(VP, torch.ones(2, 3, dtype=dtype))
+    with pytest.raises(TypeError, match="x must be a torch tensor; got"):
+        function(VP, [[0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("function", [log_likelihood, elbo])
+@pytest.mark.parametrize("top", [16, 255])
+def test_both_warn_of_floats_on_another_scale(function, top):
+    """Levels as floats, 0 ... 16 or 0 ... 255; not of data that the denoiser knows, nor of twice [-1, 1]."""
+    levels = top * torch.linspace(0, 1, 12).reshape(4, 3)
+    with pytest.warns(UserWarning, match=r"root mean square of .* \[-1, 1\]; scale images .* x / 127.5 - 1"):
+        function(VP, levels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        function(VP, 2 * torch.ones(4, 3))
+        function(GaussianDenoiser(PATHS["ve"], levels.mean(0), levels.std(0)), levels)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
@@ -111,3 +112,14 @@ def test_what_is_refused():
     for options in ({"levels": 1}, {"dims": 0}, {"dims": (3, 0)}, {"data_range": (1.0, -1.0)}, {"data_range": (0, 0)}):
         with pytest.raises(ValueError, match="levels must be at least 2, dims at least 1 and data_range"):
             bits_per_dim(zero, **{"dims": 3, **options})
+
+
+def test_integers_are_not_taken_for_densities_or_data():
+    images = torch.full((2, 3), 200, dtype=torch.uint8)
+    with pytest.raises(TypeError, match="log_prob must be floats"):
+        bits_per_dim(images, 3)
+    with pytest.raises(TypeError, match=r"x holds uint8.*from_levels"):
+        UniformDequantisation(256).fill(images, torch.rand(2, 3))
+    assert bits_per_dim(-6 * math.log(2), np.int64(3)).item() == pytest.approx(2 + 7)
+    for dims in ((np.int64(3),), [3], torch.Size([3]), torch.tensor(3)):
+        assert bits_per_dim(torch.zeros(1), dims).item() == pytest.approx(7)

@@ -40,7 +40,7 @@ def numbers(metric) -> list[float]:
 
 def sets(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     d = 4 if name == "memorisation" else cases.ALL[name][0]
-    return cases.draw(90, d, 0), cases.draw(81, d, 1, 0.5)
+    return cases.draw(180, d, 0), cases.draw(161, d, 1, 0.5)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -50,7 +50,7 @@ def test_batches_of_any_size_give_the_same_number(name):
     feed(whole, name, real, fake)
     parts = make(name)
     # Empty batches and batches of one among them.
-    for a, b in zip(real.split([0, 30, 60, 0]), fake.split([1, 80, 0, 0]), strict=True):
+    for a, b in zip(real.split([0, 60, 120, 0]), fake.split([1, 160, 0, 0]), strict=True):
         feed(parts, name, a, b)
     assert numbers(parts) == pytest.approx(numbers(whole), rel=1e-9)
     first = whole.interval(resamples=20)
@@ -147,14 +147,14 @@ def _rank(rank: int, folder: str) -> None:
         real, fake = sets(name)
         metric = make(name)
         if rank == 0:
-            feed(metric, name, real, fake[:50])
+            feed(metric, name, real, fake[:90])
         if rank == 1:
-            metric.update(fake[50:], real=False)
+            metric.update(fake[90:], real=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # compute before update
             found[name] = [numbers(metric), [x.low for x in metric.interval(resamples=20).values()]]
         # What was joined for the figure is apart again.
-        assert len(metric.features(real=False)) == (50, 31, 0)[rank]
+        assert len(metric.features(real=False)) == (90, 71, 0)[rank]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -4,6 +4,7 @@ import interval_cases as cases
 import pytest
 import torch
 
+from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import FrechetInfinity, Pixels
 
 
@@ -40,3 +41,52 @@ def test_one_set_twice_has_a_slope_and_a_distance_below_zero():
     intercept, slope = of(x, x).line()
     assert intercept < 0 < slope
     assert of(x, x).compute().item() == intercept
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_few_data_against_many_samples(swapped):
+    """Three data a feature and five times the samples: off by less than half a standard deviation of one estimate.
+
+    With groups of unequal size the mean is four standard deviations too low. Of ten estimates of one distribution;
+    three standard errors of their mean beside: a false alarm in 300.
+    """
+    found = []
+    for i in range(10):
+        few, many = cases.draw(200, 64, 2 * i), cases.draw(1000, 64, 2 * i + 1)
+        metric = of(many, few) if swapped else of(few, many)
+        metric.splits = 2
+        found.append(metric.compute())
+    found = torch.stack(found)
+    assert abs(found.mean()) < (0.5 + 3 / math.sqrt(10)) * found.std()
+
+
+def test_few_samples_have_a_figure_and_no_interval():
+    metric = of(cases.draw(149, 5, 0), cases.draw(200, 5, 1))
+    assert metric.compute().isfinite()
+    with pytest.raises(UserError, match=r"FrechetInfinity: an interval needs at least 150 samples.*got 149"):
+        metric.interval()
+    metric = of(cases.draw(210, 60, 0), cases.draw(300, 60, 1))
+    with pytest.raises(UserError, match=r"at least 244 samples.*got 210"):
+        metric.interval()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("m", [260, 2000])
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+@pytest.mark.parametrize("model", ["equal", "near", "far"])
+def test_the_interval_covers_at_the_least_numbers(model, slope, m):
+    """260 data in 64 features; 95% of 100 within four standard errors below: false alarm 2e-4."""
+    std = torch.arange(1, 65) ** -slope
+    mean, scale = {"equal": (0.0, 1.0), "near": (0.3, 1.1), "far": (0.5, 0.5)}[model]
+    exact = float((mean * std if model == "far" else torch.tensor([mean])).square().sum())
+    exact += float(((scale - 1) * std).square().sum())
+    hits = 0
+    for i in range(100):
+        fake = scale * std * cases.draw(m, 64, 2 * i + 1)
+        fake = fake + (mean * std if model == "far" else mean * torch.eye(64)[0])
+        metric = of(std * cases.draw(260, 64, 2 * i), fake)
+        metric.splits = 2
+        found = metric.interval()["frechet_infinity"]
+        hits += found.low <= exact <= found.high
+    assert hits / 100 >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / 100)

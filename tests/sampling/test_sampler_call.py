@@ -1,5 +1,8 @@
 """What every sampler owes its caller: seeds, batches, latents, callbacks, conditions, types, messages."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from sampling_cases import SIX, Recording, gaussian, mixture
@@ -90,6 +93,21 @@ def test_what_is_refused():
         ((3, 2), {"seeds": [1, 2]}, "asks for 3, got 2"),
         ((2, 2), {"seeds": [1, 0.5]}, "integer"),
         ((3, 2), {"latent": torch.zeros(3, 3)}, r"\(3, 2\); got \(3, 3\)"),
+        (7, {}, r"shape must be \(B, \*dims\)"),
+        ((2.5, 2), {}, r"shape must be \(B, \*dims\)"),
+        ((2, -2), {}, "positive integers"),
+        ((2, True), {}, "positive integers"),
+        ((2, 2), {"seeds": 7}, "seeds must be one integer for each sample, such as range"),
+        ((2, 2), {"seeds": [1.0, 2.0]}, "one integer for each sample"),
+        ((2, 2), {"seeds": [True, False]}, "one integer for each sample"),
+        ((2, 2), {"seeds": "12"}, "one integer for each sample"),
+        ((2, 2), {"seeds": torch.zeros(2)}, "one integer for each sample"),
+        ((2, 2), {"seeds": torch.zeros(2, 2, dtype=torch.int64)}, "one integer for each sample"),
+        ((2, 2), {"latent": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])}, "latent holds .*not finite .*first number 1"),
+        ((2, 2), {"dtype": torch.float16}, "float32 or float64 of torch"),
+        ((2, 2), {"dtype": "float32"}, "float32 or float64 of torch"),
+        ((2, 2), {"device": "gpu"}, "device='gpu' is not one that is here"),
+        ((2, 2), {"device": "meta"}, "the denoiser lies on cpu, and device='meta'"),
     ):
         with pytest.raises(ValueError, match=message):
             sampler(denoiser, shape, **options)
@@ -98,3 +116,26 @@ def test_what_is_refused():
             AncestralSampler(5, t_end=t_end)(denoiser, (2, 2))
     with pytest.raises(ValueError, match="batch_size"):
         next(sample_in_batches(sampler, denoiser, (2,), [1], 0))
+    for options, message in (
+        ({"latent": torch.zeros(2, 2, dtype=torch.int64)}, "latent holds int64.*from_levels"),
+        ({"latent": [[0.0, 0.0], [0.0, 0.0]]}, "latent must be a torch tensor"),
+        ({"callback": 3}, "callback must be a function"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            sampler(denoiser, (2, 2), **options)
+
+
+def test_seeds_and_sizes_of_any_kind():
+    """Lists, arrays and tensors of integers are alike, as are the sizes and counts of NumPy and torch."""
+    denoiser, seeds = mixture(SIX["vp"]), [5, 2**40, -3]
+    expected = AncestralSampler(5)(denoiser, (3, 2), seeds=seeds).x
+    for given in (tuple(seeds), np.array(seeds), torch.tensor(seeds), [np.int64(seed) for seed in seeds]):
+        assert torch.equal(AncestralSampler(5)(denoiser, (3, 2), seeds=given).x, expected)
+    for steps in (np.int64(5), np.uint8(5), np.array(5), torch.tensor(5), 5.0, np.float32(5)):
+        sampler = AncestralSampler(steps)
+        assert type(sampler.steps) is int
+        for shape in (torch.Size([3, 2]), np.array([3, 2]), (np.int32(3), torch.tensor(2))):
+            assert torch.equal(sampler(denoiser, shape, seeds=seeds).x, expected)
+    for steps in (True, np.bool_(True), "5", 5.5, np.float64(5.5), torch.tensor([5]), None, math.inf, 0, -1):
+        with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
+            AncestralSampler(steps)

@@ -102,7 +102,7 @@ def test_increments_of_anything_but_whole_steps_are_refused():
 
 def test_what_is_refused():
     for options, message in (
-        ({"method": "euler_heun"}, "euler, milstein, srk"),
+        ({"method": "euler_heuns"}, "euler, milstein, srk, euler_heun, heun"),
         ({"rtol": 0.0}, "positive"),
         ({"max_nfe": 0}, "at least 1"),
         ({"steps": 0}, "at least 1"),

@@ -13,7 +13,7 @@ from sde_diffusion.denoiser import Denoiser, Prediction
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, NoiseToSignal, ODESampler, State, UnitVariance
 from sde_diffusion.sampling.ode_methods import METHODS
-from sde_diffusion.sde import QuadraticTime, UniformLogSNR
+from sde_diffusion.sde import QuadraticTime, UniformLogSNR, UniformTime
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
 PASSES = {"euler": 20, "midpoint": 40, "heun2": 40, "heun3": 60, "rk4": 80, "explicit_adams": 26}
@@ -192,7 +192,7 @@ def test_what_is_refused():
         ({"max_nfe": 0}, "at least 1"),
         (
             {"method": "rk4", "options": {"order": 4}},
-            "the options of rk4 are: step_size=.*, interp=.*, perturb=.*; got order=4",
+            "of rk4 are: step_size=.*, interp=.*, perturb=.*; got order=4",
         ),
         ({"method": "explicit_adams", "options": {"order": 2}}, "order=3 to 11"),
         ({"method": "implicit_adams", "options": {"order": 13}}, "order=4 to 12"),
@@ -200,6 +200,89 @@ def test_what_is_refused():
         ({"method": "adams", "options": {"order": 7}}, "order=1 to 6"),
         ({"method": "adams", "options": {"order": 0}}, "order=1 to 6"),
         ({"method": "scipy_solver", "options": {"solver": "BDF"}}, "RK23 or RK45 or DOP853"),
+        ({"method": "dopri5", "options": {"norm": 1}}, "min_step=.*, max_num_steps=.*; got norm=1"),
+        ({"method": "dopri5", "options": {"step_size": 0.1}}, "got step_size=0.1"),
+        ({"method": "dopri5", "options": {"first_step": 0}}, "first_step=a positive number, .*; got first_step=0"),
+        ({"method": "dopri8", "options": {"safety": 1.5}}, "safety=a number above 0 and up to 1"),
+        ({"method": "bosh3", "options": {"jump_t": [0.5, 2.0]}}, "jump_t=a list of different places between 0 and 1"),
+        ({"method": "rk4", "options": {"interp": "quintic"}}, "interp=linear or cubic"),
+        ({"method": "rk4", "options": {"perturb": "yes"}}, "perturb=true or false"),
+        ({"method": "rk4", "steps": 4, "options": {"step_size": 0.1}}, "not both"),
+        ({"method": "explicit_adams", "options": {"order": 4, "max_order": 5}}, "not both"),
+        ({"method": "scipy_solver", "options": {"min_step": 0.1}}, "got min_step=0.1"),
     ):
         with pytest.raises(ValueError, match=message):
             ODESampler(**options)
+
+
+def test_every_method_of_torchdiffeq_is_on_offer():
+    from torchdiffeq._impl.odeint import SOLVERS
+
+    assert set(METHODS) == {"adams", *SOLVERS}
+
+
+REFUSED = {
+    **{"norm": "the worst sample's is taken", "dtype": "times are float64", "grid_constructor": "the grid is it"},
+    **{"implicit": "by the method's name", "rtol": "an argument", "atol": "an argument"},
+    "min_step": "SciPy's explicit methods have none",
+}
+
+
+def test_every_option_of_torchdiffeq_is_taken_or_refused_for_a_reason():
+    """By the arguments of its solvers' constructors, bases included."""
+    import inspect
+
+    from torchdiffeq._impl.odeint import SOLVERS
+
+    for name, solver in SOLVERS.items():
+        theirs = {
+            parameter.name
+            for base in solver.__mro__[:-1]
+            if "__init__" in vars(base)
+            for parameter in inspect.signature(base.__init__).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        } - {"self", "func", "y0"}
+        left = theirs - set(METHODS[name].takes)
+        assert left <= set(REFUSED), name
+        assert set(METHODS[name].takes) - theirs <= {"order"}, name
+        assert name == "scipy_solver" or "min_step" not in left
+
+
+def test_options_reach_torchdiffeq():
+    """Each does what its name says, in shares of the walk, downwards and upwards."""
+    denoiser = Recording(gaussian(SIX["vp"]))
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def times(method="dopri5", up=False, **options):
+        denoiser.calls.clear()
+        sampler = ODESampler(method, 1e-4, 1e-4, options=options, denoise=False, grid=UniformTime(), t_end=0.01)
+        sampler.invert(denoiser, x, dtype=torch.float64) if up else sampler(
+            denoiser, x.shape, latent=x, dtype=torch.float64
+        )
+        return denoiser.times
+
+    for up in (False, True):
+        start = 0.01 if up else 1.0
+        usual = len(times(up=up))
+        assert len(times(up=up, max_step=0.01)) > 590  # six passes for each hundredth
+        first = times(up=up, first_step=0.002)
+        assert max(abs(t - start) for t in first[:7]) == pytest.approx(0.002 * 0.99)
+        assert len(times(up=up, safety=0.5)) != usual
+        assert len(times(up=up, ifactor=1.05, first_step=0.001)) > 2 * usual
+        assert len(times(up=up, dfactor=0.01, first_step=0.5)) != len(times(up=up, dfactor=0.9, first_step=0.5))
+        at = 0.01 + 0.99 * 0.37
+        assert not any(abs(t - at) < 1e-9 for t in times(up=up))
+        assert any(abs(t - at) < 1e-9 for t in times(up=up, step_t=[0.37]))
+        assert sum(abs(t - at) < 1e-6 for t in times(up=up, jump_t=[0.37])) > sum(
+            abs(t - at) < 1e-6 for t in times(up=up, step_t=[0.37])
+        )
+        assert len(times("rk4", up=up, step_size=0.3)) == 16  # three of 0.3, one of 0.1
+        assert len(times("rk4", up=up, interp="cubic")) == 201  # the slope at the end
+        nudged = times("euler", up=up, perturb=True, step_size=0.25)
+        assert nudged == pytest.approx(times("euler", up=up, step_size=0.25))
+        assert len(times("implicit_adams", up=up, max_iters=1)) < len(times("implicit_adams", up=up, max_iters=6))
+        assert len(times("explicit_adams", up=up, max_order=6)) == len(times("explicit_adams", up=up, order=5))
+        assert len(times("scipy_solver", up=up, max_step=0.01)) > 590
+    with pytest.raises(UserError, match="after max_num_steps = 3 steps it is at t = 0"):
+        times(max_num_steps=3)
+    assert len(times(min_step=0.5)) < 0.5 * usual  # taken whatever their error

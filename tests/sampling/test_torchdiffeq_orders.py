@@ -14,7 +14,16 @@ from sde_diffusion.sampling.ode_methods import METHODS
 from sde_diffusion.sampling.reverse import NoiseToSignal
 from sde_diffusion.sde import VESDE, KarrasRho, UniformLogSNR
 
-ORDER = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4, "implicit_adams": 4}
+ORDER = {
+    "euler": 1,
+    "midpoint": 2,
+    "heun2": 2,
+    "heun3": 3,
+    "rk4": 4,
+    "explicit_adams": 4,
+    "implicit_adams": 4,
+    "fixed_adams": 4,
+}
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
 T_END = {"vp": 0.2, "subvp": 0.3, "cosine": 0.4, "ve": 0.45, "edm": 0.8, "rectified": 0.4}
 """Where 60 steps of one pass are few enough to be seen and many enough to be in the asymptotic regime."""

@@ -13,7 +13,16 @@ from sde_diffusion.sampling.reverse import NoiseToSignal
 from sde_diffusion.sampling.sde import METHODS
 from sde_diffusion.sde import EDMSDE, UniformTime
 
-PASSES = {"euler": 20, "milstein": 20, "srk": 40, "heun": 40, "midpoint": 40, "log_ode": 40, "reversible_heun": 21}
+PASSES = {
+    "euler": 20,
+    "milstein": 20,
+    "euler_heun": 20,
+    "srk": 40,
+    "heun": 40,
+    "midpoint": 40,
+    "log_ode": 40,
+    "reversible_heun": 21,
+}
 """Of 20 steps."""
 
 
@@ -41,8 +50,8 @@ def test_passes(method, one_path):
         denoiser = Recording(mixture(SIX["vp"]))
         sampler = SDESampler(method, steps=20, denoise=denoise, one_path=one_path, t_end=0.01)
         out = sampler(denoiser, (2, 2), dtype=torch.float64)
-        # With denoise, the last prediction of euler and milstein is one of the 20.
-        single = method in ("euler", "milstein")
+        # With denoise, the last prediction of these is one of the 20.
+        single = method in ("euler", "milstein", "euler_heun")
         assert out.nfe == len(denoiser.calls) == PASSES[method] + (denoise and not single)
         assert different(denoiser) == out.nfe  # torchsde's trial call costs nothing, srk's repeated drifts neither
         assert denoiser.times[0] == max(denoiser.times) == 1.0
@@ -162,12 +171,43 @@ def test_the_callback_may_stop_it(method):
 
 def test_what_is_refused():
     for options, message in (
-        ({"method": "srk3"}, "euler, milstein, srk, heun, midpoint, log_ode, reversible_heun"),
+        ({"method": "srk3"}, "euler, milstein, srk, euler_heun, heun, midpoint, log_ode, reversible_heun"),
         ({"atol": -1.0}, "positive"),
         ({"method": "milstein", "steps": 1}, "at least 2"),
         ({"steps": 1.5}, "whole number"),
         ({"max_nfe": 0}, "at least 1"),
+        ({"method": "adjoint_reversible_heun"}, "method must be one of"),
+        ({"options": {"grad_free": True}}, "the options of euler are: dt_min=.*; got grad_free=True"),
+        ({"method": "milstein", "options": {"grad_free": 1}}, "grad_free=true or false; got grad_free=1"),
+        ({"options": {"dt_min": -1}}, "dt_min=a number of at least 0"),
+        ({"options": {"logqp": True}}, "got logqp=True"),
     ):
         with pytest.raises(ValueError, match=message):
             SDESampler(**options)
     assert SDESampler("heun", steps=1)(gaussian(SIX["vp"]), (2, 3)).nfe == 3
+
+
+def test_every_method_of_torchsde_is_on_offer():
+    """All that the library lists, but the one that only serves its adjoint's gradients."""
+    from torchsde.settings import METHODS as THEIRS
+
+    assert set(THEIRS.all()) - set(METHODS) == {"adjoint_reversible_heun"}
+    assert set(METHODS) <= set(THEIRS.all())
+
+
+def test_the_options_of_torchsde():
+    """All that it lists reach it: grad_free without effect (noise knows no state), dt_min holds the steps up."""
+    from torchsde.settings import METHOD_OPTIONS
+
+    assert METHOD_OPTIONS.all() == ["grad_free"]
+    denoiser = gaussian(SIX["vp"])
+    one, other = (SDESampler("milstein", 10, options={"grad_free": free})(denoiser, (2, 3)).x for free in (False, True))
+    assert torch.equal(one, other)
+
+    def passes(**options):
+        sampler = SDESampler("heun", 10, adaptive=True, rtol=1e-3, atol=1e-3, t_end=0.1, **options)
+        return sampler(denoiser, (2, 3), dtype=torch.float64).nfe
+
+    with pytest.warns(UserWarning, match="minimum allowed step"):
+        held = passes(options={"dt_min": 0.05})
+    assert held < 0.5 * passes()

@@ -77,7 +77,16 @@ def strong_error(name, method, steps, eta=1.0, **options):
 
 
 # On linear equations srk has order 2: the terms of order 1.5 contain the drift's second derivative.
-STRONG = {"euler": 1, "milstein": 1, "srk": 2, "heun": 1, "midpoint": 1, "log_ode": 1, "reversible_heun": 1}
+STRONG = {
+    "euler": 1,
+    "milstein": 1,
+    "srk": 2,
+    "euler_heun": 1,
+    "heun": 1,
+    "midpoint": 1,
+    "log_ode": 1,
+    "reversible_heun": 1,
+}
 
 
 def test_every_method_has_its_order_here():

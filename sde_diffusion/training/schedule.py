@@ -1,0 +1,59 @@
+"""The learning rate as a share of its peak, by how far the run has come: in steps, or in time where that is further."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
+
+
+def constant_schedule(step: int, warmup_steps: int, total_steps: float, time_used: float = 0.0) -> float:
+    """Learning rate factor: a linear rise over warmup_steps, then 1."""
+    return min(1.0, (step + 1) / max(warmup_steps, 1))
+
+
+def cosine_schedule(step: int, warmup_steps: int, total_steps: float, time_used: float = 0.0) -> float:
+    """Learning rate factor: a linear rise over warmup_steps, then half a cosine down to 0 at the run's end.
+
+    Args:
+        step: Optimizer steps taken.
+        warmup_steps: Steps of the rise.
+        total_steps: Steps of the run; may be infinite.
+        time_used: Share of the run's time that is used up, in [0, 1]; the cosine follows whichever is further, the
+            share of steps or that of time.
+
+    Returns:
+        The factor, in [0, 1].
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    share = max((step - warmup_steps) / max(total_steps - warmup_steps, 1), time_used)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+SCHEDULES: dict[str, Callable[[int, int, float, float], float]] = {
+    "constant": constant_schedule,
+    "cosine": cosine_schedule,
+}
+
+
+def timer_of(trainer: Trainer) -> Timer | None:
+    """The timer that ends a run at the trainer's max_time, if it has one."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    return next((timer for timer in timers if timer.time_remaining() is not None), None)
+
+
+def time_used(trainer: Trainer) -> float:
+    """Share of the trainer's max_time that is used up, that of earlier processes of a resumed run included.
+
+    0 without a limit. One value for all processes, whose learning rates must not part.
+    """
+    timer = timer_of(trainer)
+    if timer is None:
+        return 0.0
+    elapsed, left = timer.time_elapsed(), timer.time_remaining()
+    assert left is not None
+    used = elapsed / max(elapsed + left, 1e-9)
+    return float(trainer.strategy.broadcast(used)) if trainer.world_size > 1 else used

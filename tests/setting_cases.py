@@ -1,0 +1,153 @@
+# ruff: noqa: E501  a run's settings are read best in as few lines as may be
+"""Every key of every configuration file, set once to something else than its default.
+
+`TRAIN` lists training runs, the others what is run on a trained model. DATA, IMAGES and their like stand for files that
+the test makes.
+"""
+
+TRAIN = {
+    "model": "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.01 model.warmup_steps=2 model.schedule=constant "
+    "model.dequantise=true model.validation_draws=2 seed=3",
+    "conditional": "conditional=true model.label_dropout=0.3 network.n_classes=10",
+    "compile": "model.compile=true",
+    "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
+    "callbacks.non_finite.every_n_steps=2 callbacks.samples.n=5 callbacks.samples.every_n_validations=2 callbacks.noise_levels.bins=4 "
+    "callbacks.progress.refresh_every=1 callbacks.samples.sampler={_target_:sde_diffusion.sampling.DPMSolver,steps:3}",
+    "callbacks left out": "callbacks.samples=null callbacks.noise_levels=null callbacks.final_validation=null",
+    "trainer": "trainer.accelerator=cpu trainer.devices=1 trainer.num_nodes=1 trainer.strategy=auto "
+    "trainer.precision=bf16-mixed trainer.gradient_clip_val=0.5 trainer.accumulate_grad_batches=2 "
+    "trainer.deterministic=true trainer.enable_model_summary=true trainer.num_sanity_val_steps=1 "
+    "trainer.log_every_n_steps=3 trainer.val_check_interval=4 trainer.max_steps=9",
+    "time": "trainer.max_steps=-1 trainer.max_time=00:00:00:03",
+    "any argument of the Trainer": "+trainer.limit_val_batches=1",
+    "logger none": "logger=none",
+    "logger wandb": "logger=wandb logger.wandb.mode=offline logger.wandb.project=p logger.wandb.timeout=3",
+    "network mlp": "network=mlp network.width=24 network.depth=2 network.embedding_dim=16 network.embedding=fourier "
+    "network.dropout=0.1 network.octaves=2",
+    "network unet": "network=unet network.patch=1 network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
+    "network.attention=[] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 network.embedding=fourier "
+    "network.n_classes=0",
+    "network unet_small": "network=unet_small network.patch=2 network.channels=8 network.channel_mult=[1,1] "
+    "network.blocks=2 network.attention=[0] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 "
+    "network.embedding=fourier network.n_classes=0",
+    **{
+        f"sde {name}": f"sde={name} {settings}"
+        for name, settings in {
+            "vp": "sde.beta_min=0.2 sde.beta_max=15 sde.t_min=1e-4 sde.t_max=0.99",
+            "subvp": "sde.beta_min=0.2 sde.beta_max=15 sde.t_min=1e-4 sde.t_max=0.99",
+            "ve": "sde.sigma_min=0.02 sde.sigma_max=30 sde.t_min=0.01 sde.t_max=0.99",
+            "cosine": "sde.log_snr_min=-12 sde.log_snr_max=12 sde.t_min=0.01 sde.t_max=0.99",
+            "edm": "sde.sigma_min=0.01 sde.sigma_max=60 sde.t_min=0.02 sde.t_max=50",
+            "rectified": "sde.t_min=1e-4 sde.t_max=0.99",
+        }.items()
+    },
+    **{
+        f"denoiser {name}": f"denoiser={name} denoiser.sigma_data=0.6 denoiser.noise_conditioning=step"
+        for name in ("eps", "x0", "velocity", "v", "score", "edm")
+    },
+    "conditioning on the time": "denoiser=eps denoiser.noise_conditioning=time",
+    **{
+        f"objective {name}": f"objective={name} objective.times.stratified=false {settings}"
+        for name, settings in {
+            "default": "objective.weighting.sigma_data=0.4 objective.times.mean=-1 objective.times.std=1.5",
+            "edm": "objective.weighting.sigma_data=0.4 objective.times.mean=-1 objective.times.std=1.5",
+            "min_snr": "objective.weighting.gamma=4",
+            **dict.fromkeys(("elbo", "eps", "likelihood", "score", "velocity", "x0"), ""),
+        }.items()
+    },
+    **{
+        f"data {name}": f"data={name} data.n_train=400 data.n_val=40 data.n_test=40 data.split_seed=1 "
+        f"data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 {settings}"
+        for name, settings in {
+            "ring": "data.components=5 data.radius=0.6 data.noise=0.05",
+            "checkerboard": "data.cells=6",
+            "moons": "data.noise=0.06",
+            "swiss_roll": "data.noise=0.04",
+            "pinwheel": "data.arms=4 data.radial=0.2 data.tangential=0.08 data.twist=0.3",
+        }.items()
+    },
+    "data digits": "data=digits data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "data arrays": "data=arrays data.path=DATA data.range=[0,2] data.layout=NHW data.val_fraction=0.1 "
+    "data.test_fraction=0.2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "levels of arrays": "data=arrays data.path=LEVELS data.levels=17",
+    "data folder": "data=folder data.root=IMAGES data.size=[8,6] data.crop=none data.mode=RGB data.in_memory=false "
+    "data.num_workers=2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "range of a folder": "data=folder data.root=DEEP data.range=[0,4095]",
+    **{
+        f"data {name}": f"data={name} data.root=IDX data.name=small data.size=12 data.n_val=10 data.batch_size=16 "
+        "data.seed=2 data.min_batches_per_epoch=5 data.flip=true"
+        for name in ("mnist", "fashion_mnist")
+    },
+    **{
+        f"experiment {name}": f"experiment={name}"
+        for name in ("ddpm", "digits_likelihood", "edm", "flow", "ncsn", "score_sde")
+    },
+    "experiment mnist": "experiment=mnist data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
+}
+
+GRID = "sampler.grid={_target_:sde_diffusion.sde.KarrasRho} sampler.denoise=false sampler.t_end=0.01"
+SAMPLERS = {
+    "ode": f"sampler.method=adams sampler.rtol=1e-3 sampler.atol=1e-3 sampler.max_nfe=2000 sampler.options={{order:3}} "
+    f"sampler.coordinate={{_target_:sde_diffusion.sampling.UnitVariance}} {GRID}",
+    "ode in steps": f"sampler=ode sampler.method=rk4 sampler.steps=4 {GRID}",
+    "sde": f"sampler.method=srk sampler.steps=6 sampler.eta=0.5 sampler.one_path=true "
+    f"sampler.coordinate={{_target_:sde_diffusion.sampling.UnitVariance}} {GRID}",
+    "sde, adaptive": f"sampler=sde sampler.adaptive=true sampler.rtol=0.3 sampler.atol=0.3 sampler.max_nfe=3000 "
+    f"sampler.steps=20 {GRID}",
+    "ddpm": f"sampler.steps=6 sampler.eta=0.9 {GRID}",
+    "ddim": f"sampler.steps=6 sampler.eta=0.1 {GRID}",
+    "pc": f"sampler.predictor=ancestral sampler.corrector=langevin sampler.steps=4 sampler.snr=0.1 "
+    f"sampler.corrector_steps=2 {GRID}",
+    "langevin": f"sampler.levels=4 sampler.steps_per_level=2 sampler.step_size=1e-6 {GRID}",
+    "heun": f"sampler.steps=4 sampler.churn=1 sampler.churn_min=0.1 sampler.churn_max=10 sampler.churn_noise=1.01 {GRID}",
+    "dpm": f"sampler.steps=6 sampler.order=3 sampler.singlestep=true sampler.singlestep_start=true sampler.eta=0.2 {GRID}",
+    "unipc": f"sampler.steps=6 sampler.order=3 {GRID}",
+    "deis": f"sampler.steps=6 sampler.order=2 {GRID}",
+}
+SAMPLE = "n=5 seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
+LIKELIHOOD = {
+    "most": "split=[train,test] n=6 method=dopri5 rtol=1e-3 atol=1e-3 max_nfe=3000 trace=hutch++ probes=3 prior=matched "
+    "elbo.steps=20 elbo.draws=5 elbo.decoder=uniform elbo.t_end=0.01 target_se=0.001 against=noise seed=3 batch_size=3 "
+    "device=cpu overwrite=true",
+    "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null",
+    "other data": "against=mnist against_root=IDX n=2 elbo=null data.root=null",
+    "other arrays": "against=arrays against_path=LEVELS n=2 elbo=null data.path=null",
+    "own labels": "label=own n=2 elbo=null",
+    "other samples": "data=digits n=2 elbo=null",
+}
+METRICS = "prdc.k=2 prdc.k_density=4 sliced_wasserstein.projections=8 frechet.keep_features=true"
+EVALUATE = {
+    "most": "n=200 seed=1 split=val extractor=pca8 level=0.9 resamples=8 reference=fixed cache=CACHE batch_size=64 "
+    "device=cpu overwrite=true sampler=ddpm sampler.steps=3 data.root=null data.path=null "
+    + " ".join(f"metrics.{setting}" for setting in METRICS.split()),
+    "some metrics": "n=60 sampler=ddpm sampler.steps=3 metrics=[kernel,energy,inception_score,memorisation]",
+    "pictures": "samples=IMAGES resize=true data=digits metrics=[kernel]",
+    "two models": "against=CKPT n=60 sampler=ddpm sampler.steps=3 metrics=[kernel]",
+    "a class": "label=3 n=40 sampler=ddpm sampler.steps=3 metrics=[kernel]",
+}
+NFE_FID = "exact=true nfe=[3] long=5 seeds=[0,150] n=150 split=test extractor=pca8 level=0.9 batch_size=64 device=cpu "
+NFE_FID += "overwrite=true wandb=null label=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
+NFE_FID += "{_target_:sde_diffusion.sampling.AncestralSampler}}}"
+SWEEP = "file=grid n=1 seed=1"
+
+EXEMPT = {
+    "trainer.check_val_every_n_epoch",  # validations are counted in steps
+    "trainer.use_distributed_sampler",  # must stay false: the data modules share out their batches themselves
+    "network.shape",  # filled in from the data
+    *("denoiser.sde", "denoiser.network"),  # groups of their own
+    "denoiser.prediction",  # what the choice of the file is
+    "callbacks.best.filename",  # of Lightning's checkpoint callback, as other commands expect them
+    "callbacks.best.auto_insert_metric_name",
+    "callbacks.best.enable_version_counter",
+    "callbacks.best.monitor",
+    "callbacks.best.dirpath",  # the run's folder, which hydra.run.dir sets
+    "callbacks.last.folder",
+    "callbacks.samples.folder",
+    "callbacks.noise_levels.folder",
+    "logger.csv.folder",
+    "logger.wandb.folder",
+    "logger.none",
+    "ckpt",  # given to every command but train; resuming has tests of its own
+    "out",
+}
+"""What is not set here, and why."""

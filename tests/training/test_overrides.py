@@ -1,0 +1,285 @@
+"""What `train ckpt=... KEY=VALUE` does with each key: it counts in the objects that train, or is refused in words."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from sde_diffusion import cli, train
+from sde_diffusion.errors import UserError
+from sde_diffusion.training.schedule import timer_of
+
+TINY = (
+    *("network.width=16", "network.depth=1", "data.min_batches_per_epoch=10", "callbacks.samples.n=2"),
+    *("trainer.max_steps=4", "trainer.val_check_interval=4", "trainer.log_every_n_steps=2", "model.warmup_steps=3"),
+)
+
+
+@dataclass
+class Seen:
+    """What trains."""
+
+    trainer: Any
+    model: Any
+    data: Any
+    cfg: DictConfig
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The optimizer's parameters and settings."""
+        return self.trainer.optimizers[0].param_groups[0]
+
+    @property
+    def schedule(self) -> Any:
+        return self.trainer.lr_scheduler_configs[0].scheduler
+
+    def callback(self, name: str) -> Any:
+        target = OmegaConf.select(self.cfg, f"callbacks.{name}._target_").rpartition(".")[2]
+        (found,) = [callback for callback in self.trainer.callbacks if type(callback).__name__ == target]
+        return found
+
+
+class EnoughError(Exception):
+    """The first resumed step has begun."""
+
+
+class Look(Callback):
+    """Keep what the first resumed step finds, after the model's own hooks of the run's start, and end the run."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[Any, Any] | None = None
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.seen = (trainer, pl_module)
+        raise EnoughError
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration as the command sees it, with Hydra's own."""
+    for resolver in (cli.run_folder, cli.choices, cli.keys, cli.module):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+    with hydra.initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
+    GlobalHydra.instance().clear()
+    return cfg
+
+
+def command(folder: Path, *overrides: str, look: bool = False) -> Seen | None:
+    """The command in this process; with look, until the first step's beginning."""
+    cfg = composed(f"hydra.run.dir='{folder}'", *overrides)
+    cfg.hydra.runtime.output_dir = str(folder)
+    folder.mkdir(exist_ok=True)
+    HydraConfig.instance().set_config(cfg)
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    spy, original, kept = Look(), train._trainer, {}
+
+    def spied(cfg: DictConfig, model: Any, folder: Path) -> Any:
+        kept["cfg"], trainer = cfg, original(cfg, model, folder)
+        if look:
+            trainer.callbacks.insert(0, spy)
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_trainer", spied)
+        with contextlib.suppress(EnoughError):
+            train.train(cfg)
+    return Seen(*spy.seen, spy.seen[0].datamodule, kept["cfg"]) if spy.seen else None
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    command(folder, *TINY)
+    return str(folder / "checkpoints" / "last.ckpt")
+
+
+def attribute(of: str, name: str | None = None) -> Any:
+    """Reads an attribute off the trainer, the data, ... or a callback, named as the key unless said otherwise."""
+    return lambda seen, key: getattr(
+        seen.callback(of.split()[1]) if " " in of else getattr(seen, of), name or key.rpartition(".")[2]
+    )
+
+
+def hparam(seen: Seen, key: str) -> Any:
+    return seen.model.hparams[key.rpartition(".")[2]]
+
+
+def built(seen: Seen, key: str) -> Any:
+    """Of parts that are built from the configuration alone, and hold no state that could be restored."""
+    return OmegaConf.select(seen.cfg, key)
+
+
+def limit(seen: Seen) -> float:
+    timer = timer_of(seen.trainer)
+    assert timer is not None
+    return float(timer.time_elapsed() + (timer.time_remaining() or 0.0))
+
+
+REFUSED = ("sde.", "network.", "denoiser.", "conditional", "experiment")
+
+COUNTS: dict[str, tuple[Any, Any]] = {
+    "seed": (7, hparam),
+    "model.lr": (0.25, lambda seen, _: seen.group["initial_lr"]),
+    "model.betas": ([0.5, 0.75], lambda seen, _: list(seen.group["betas"])),
+    "model.weight_decay": (0.125, lambda seen, _: seen.group["weight_decay"]),
+    "model.warmup_steps": (64, hparam),
+    "model.schedule": ("constant", hparam),
+    "model.dequantise": (True, hparam),
+    "model.label_dropout": (0.5, hparam),
+    "model.validation_draws": (3, hparam),
+    "model.compile": (True, lambda seen, _: seen.model.denoiser._compiled_call_impl is not None),
+    "callbacks.ema.decay": (0.5, attribute("callback ema")),
+    "callbacks.ema.warmup": (False, attribute("callback ema")),
+    "callbacks.ema.start_step": (9, attribute("callback ema")),
+    "callbacks.non_finite.every_n_steps": (9, attribute("callback non_finite")),
+    "callbacks.noise_levels.folder": ("elsewhere", lambda seen, _: str(seen.callback("noise_levels").folder)),
+    "callbacks.noise_levels.bins": (7, attribute("callback noise_levels")),
+    "callbacks.progress.refresh_every": (9, attribute("callback progress")),
+    "callbacks.best.dirpath": ("elsewhere", lambda seen, _: Path(seen.callback("best").dirpath).name),
+    "callbacks.best.filename": ("lowest", attribute("callback best")),
+    "callbacks.best.monitor": ("train/loss", attribute("callback best")),
+    "callbacks.best.auto_insert_metric_name": (True, attribute("callback best")),
+    "callbacks.best.enable_version_counter": (True, attribute("callback best", "_enable_version_counter")),
+    "callbacks.last.folder": ("elsewhere", lambda seen, _: seen.callback("last").path.parent.name),
+    "trainer.accelerator": ("cpu", lambda seen, _: seen.trainer.strategy.root_device.type),
+    "trainer.devices": (1, attribute("trainer", "num_devices")),
+    "trainer.num_nodes": (1, attribute("trainer")),
+    "trainer.strategy": ("auto", built),
+    "trainer.precision": ("64-true", attribute("trainer")),
+    "trainer.max_steps": (60, attribute("trainer")),
+    "trainer.max_time": ("00:01:00:00", lambda seen, _: f"00:0{round(limit(seen) / 3600)}:00:00"),
+    "trainer.gradient_clip_val": (0.5, attribute("trainer")),
+    "trainer.accumulate_grad_batches": (2, attribute("trainer")),
+    "trainer.val_check_interval": (7, attribute("trainer", "val_check_batch")),
+    "trainer.check_val_every_n_epoch": (3, attribute("trainer")),
+    "trainer.num_sanity_val_steps": (1, attribute("trainer")),
+    "trainer.log_every_n_steps": (3, attribute("trainer")),
+    "trainer.use_distributed_sampler": (True, built),
+    "trainer.enable_model_summary": (True, built),
+    "trainer.deterministic": (True, built),
+    "data.batch_size": (32, attribute("data")),
+    "data.seed": (5, attribute("data")),
+    "data.min_batches_per_epoch": (17, attribute("data")),
+    "data.flip": (True, attribute("data")),
+    "objective.weighting.sigma_data": (0.75, lambda seen, _: seen.model.objective.weighting.sigma_data),
+    "objective.times.mean": (-1.5, lambda seen, _: seen.model.objective.times.mean),
+    "objective.times.std": (1.75, lambda seen, _: seen.model.objective.times.std),
+    "objective.times.stratified": (False, lambda seen, _: seen.model.objective.times.stratified),
+    "logger.csv.folder": ("elsewhere", lambda seen, _: seen.trainer.loggers[0].save_dir),
+    "callbacks.samples.folder": ("elsewhere", lambda seen, _: str(seen.callback("samples").folder)),
+    "callbacks.samples.n": (3, attribute("callback samples")),
+    "callbacks.samples.every_n_validations": (5, attribute("callback samples")),
+    "callbacks.samples.sampler": (None, built),
+    "sampler.method": ("dopri5", built),
+    "sampler.rtol": (0.25, built),
+    "sampler.atol": (0.25, built),
+    "sampler.max_nfe": (777, built),
+    "sampler.denoise": (False, lambda seen, _: seen.callback("samples").sampler.denoise),
+    "sampler.t_end": (0.5, lambda seen, _: seen.callback("samples").sampler.t_end),
+    "sampler.steps": (None, built),
+    "sampler.options": (None, built),
+    "sampler.coordinate": (None, built),
+    "sampler.grid": (None, built),
+}
+"""Key: another value than the run's, and what reads it off the objects that train (the sampler has no state)."""
+
+
+def leaves(node: Any, path: tuple[str, ...] = ()) -> list[str]:
+    if not isinstance(node, dict):
+        return [".".join(path)]
+    return [leaf for key, value in node.items() for leaf in leaves(value, (*path, str(key)))]
+
+
+def keys() -> list[str]:
+    """Every key that the command's help page shows, but for the classes of parts, which groups choose."""
+    cfg = OmegaConf.to_container(composed(), resolve=False)
+    assert isinstance(cfg, dict)
+    return [leaf for leaf in leaves({k: v for k, v in cfg.items() if k != "hydra"}) if not leaf.endswith("_target_")]
+
+
+def test_every_key_is_classified() -> None:
+    decided = [key for key in keys() if key in COUNTS or key.startswith(REFUSED) or key == "ckpt"]
+    assert decided == keys()
+    assert set(COUNTS) <= set(keys())
+
+
+def word(key: str, value: Any) -> str:
+    return f"{key}={'null' if value is None else str(value).replace(' ', '')}"
+
+
+@pytest.fixture(scope="module")
+def resumed(ckpt: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """All overrides at once."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    words = [word(key, value) for key, (value, _) in COUNTS.items()]
+    folder = tmp_path_factory.mktemp("resumed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        seen = command(folder / "run", f"ckpt={ckpt}", *words, look=True)
+    torch.use_deterministic_algorithms(deterministic)
+    assert seen is not None
+    return seen
+
+
+@pytest.mark.parametrize("key", COUNTS)
+def test_an_override_counts(key: str, resumed: Seen) -> None:
+    value, reads = COUNTS[key]
+    assert reads(resumed, key) == value
+
+
+def test_the_learning_rate_is_that_of_a_run_that_had_it_from_the_start(resumed: Seen) -> None:
+    """Four steps of 64 of a warm-up to 0.25."""
+    assert resumed.schedule.base_lrs == [0.25]
+    assert resumed.group["lr"] == pytest.approx(0.25 * 5 / 64, rel=1e-12)
+    assert resumed.group["fused"]
+
+
+def test_the_seed_of_the_order_follows_the_seed(ckpt: str, tmp_path: Path) -> None:
+    seen = command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", "seed=7", look=True)
+    assert seen is not None
+    assert (seen.model.hparams["seed"], seen.data.seed) == (7, 7)
+
+
+@pytest.mark.parametrize("key", [key for key in keys() if key.startswith(REFUSED[:3])])
+def test_a_key_of_the_model_is_refused(key: str, ckpt: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a resumed run keeps its model: .* leave it out"):
+        command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", f"{key}=null")
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    "choice", ["sde=ve", "network=unet_small", "denoiser=eps", "experiment=edm", "conditional=true"]
+)
+def test_another_model_is_refused(choice: str, ckpt: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{choice}: a resumed run keeps its model"):
+        command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", choice)
+
+
+def test_another_choice_takes_the_place_of_the_runs(ckpt: str, tmp_path: Path) -> None:
+    """With its own keys alone, and the run's other settings as they were."""
+    words = ("sampler=ddim", "sampler.steps=3", "objective=min_snr", "trainer.max_steps=6")
+    seen = command(tmp_path / "run", f"ckpt={ckpt}", *words, look=True)
+    assert seen is not None
+    assert "rtol" not in seen.cfg.sampler
+    assert seen.callback("samples").sampler.steps == 3
+    assert type(seen.model.objective.weighting).__name__ == "MinSNRWeighting"
+    assert seen.cfg.callbacks.samples.n == 2
+    assert seen.data.min_batches_per_epoch == 10
+
+
+@pytest.mark.parametrize(("data", "shape"), [("moons", r"\[2\]"), ("ring", r"\[2\]")])
+def test_data_of_another_shape_are_refused(data: str, shape: str, ckpt: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"items of shape \[1, 8, 8\], and {data} has {shape}"):
+        command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", f"data={data}")
+    assert not list((tmp_path / "run").iterdir())

@@ -140,7 +140,7 @@ class Conditioning(nn.Module):
         dim: Size of the vector; even, at least 4.
         n_classes: Labels are 0 ... n_classes - 1, and n_classes is the null class, "no label"; 0: the network takes no
             label.
-        embedding: The noise features f, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to [N, dim].
+        embedding: The noise features f, "positional", "ddpm" or "fourier", or a module from c_noise [N] to [N, dim].
 
     Raises:
         ValueError: If embedding is unknown or of another width, n_classes negative or dim odd or below 4.

@@ -205,7 +205,7 @@ def test_a_network_rough_in_time():
     assert 1e-5 < result.rtol <= 1e-2
     assert result.nfe < 3000
     rough = NetworkDenoiser(VPSDE(), mlp, "eps", noise_conditioning="step")
-    fine = log_likelihood(rough, x, method="midpoint", steps=1500)
+    fine = log_likelihood(rough, x, method="midpoint", steps=600)
     true = float((result.log_prob - fine.log_prob).square().mean().sqrt())
     assert true < 2 * float(result.solver_error.square().mean().sqrt())
     smooth = log_likelihood(NetworkDenoiser(VPSDE(), mlp, "eps"), x)

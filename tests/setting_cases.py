@@ -1,7 +1,8 @@
+# ruff: noqa: E501  a run's settings are read best in as few lines as may be
 """Every key of every configuration file, set once to something else than its default.
 
-`TRAIN` lists training runs, `SAMPLERS`, `LIKELIHOOD`, `EVALUATE`, ... what is run on a trained model. DATA and MNIST stand
-for an .npz file and a folder of images that the test makes.
+`TRAIN` lists training runs, the others what is run on a trained model. DATA, IMAGES and their like stand for files that
+the test makes.
 """
 
 TRAIN = {

@@ -36,6 +36,12 @@ TRAIN = {
     "a negative lr": (["model.lr=-1"], ["lr must be positive", "-1"]),
     "an unknown schedule": (["model.schedule=foo"], ["constant", "cosine"]),
     "an unknown precision": (["trainer.precision=foo"], ["'foo'", "32-true"]),
+    "a precision that rounds weights": (["trainer.precision=bf16-true"], ["bf16-true", "32-true, bf16-mixed"]),
+    "a precision of another library": (["trainer.precision=transformer-engine"], ["precision=transformer-engine"]),
+    "fewer items than processes": (
+        ["data=ring", "data.n_val=1", "trainer.devices=2", "trainer.strategy=ddp_spawn", "trainer.accelerator=cpu"],
+        ["the 1 of the validation split are too few for 2", "trainer.devices="],
+    ),
     "a GPU there is none of": (["trainer.accelerator=gpu"], ["gpu"]),
     "a cosine without end": (["trainer.max_steps=-1"], ["max_steps", "model.schedule=constant"]),
     "no samples to draw": (["callbacks.samples.n=0"], ["callbacks.samples", "at least 1"]),

@@ -232,18 +232,36 @@ def test_a_finished_run_has_nothing_to_do(command, trained, tmp_path):
 
 def test_a_run_whose_time_is_over_has_nothing_to_do(command, tmp_path):
     folder = tmp_path / "run"
-    time_limit = ("trainer.max_steps=-1", "trainer.max_time=00:00:00:01", "callbacks.samples=null")
-    done = command("train", *TINY, *time_limit, f"hydra.run.dir={folder}", cwd=tmp_path)
+    limit = ("trainer.max_steps=-1", "trainer.max_time=00:00:00:02", "callbacks.samples=null", "model.warmup_steps=0")
+    each = ("trainer.log_every_n_steps=1", "trainer.val_check_interval=100000")
+    done = command("train", *TINY, *limit, *each, f"hydra.run.dir={folder}", cwd=tmp_path)
     assert done.status == 0, done.err
     validated, rows = steps(folder)
     assert validated[-1] + 1 == load(last(folder))["global_step"]  # the last steps are validated
     rates = [float(row["lr"]) for row in rows if row["lr"]]
     assert rates[-1] < 0.05 * max(rates)  # the cosine ends with the time
     done = command("train", f"ckpt={last(folder)}", "callbacks.samples=null", cwd=tmp_path)
-    assert (done.status, "of the 1 s of trainer.max_time are used up; raise trainer.max_time" in done.out) == (0, True)
-    done = command("train", f"ckpt={last(folder)}", "trainer.max_time=00:00:00:03", cwd=tmp_path)
+    assert (done.status, "of the 2 s of trainer.max_time are used up; raise trainer.max_time" in done.out) == (0, True)
+    done = command("train", f"ckpt={last(folder)}", "trainer.max_time=00:00:00:04", cwd=tmp_path)
     assert done.status == 0, done.err
     assert steps(folder)[0][-1] > validated[-1]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precisions(precision, command, tmp_path):
+    """Trained with pictures, gone on with, sampled, scored."""
+    folder = tmp_path / "run"
+    settings = (*TINY, f"trainer.precision={precision}", "callbacks.samples.n=2", "data.min_batches_per_epoch=20")
+    done = command("train", *settings, f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert (done.status, done.err) == (0, ""), done.err
+    done = command("train", f"ckpt={last(folder)}", "trainer.max_steps=40", cwd=tmp_path)
+    assert (done.status, done.err) == (0, ""), done.err
+    assert load(last(folder))["global_step"] == 40
+    assert (folder / "samples" / "step-0000040.png").is_file()
+    done = command("sample", f"ckpt={last(folder)}", "n=4", f"out={tmp_path}", *DDPM, cwd=tmp_path)
+    assert (done.status, done.err) == (0, ""), done.err
+    done = command("likelihood", f"ckpt={last(folder)}", "n=4", "rtol=1e-2", f"out={tmp_path}", cwd=tmp_path)
+    assert (done.status, done.err) == (0, ""), done.err
 
 
 def test_a_copy_of_a_run_keeps_its_best(command, trained, tmp_path):

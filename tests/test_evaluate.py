@@ -203,7 +203,7 @@ REFUSED = {
         ["label=, n= is for samples that are"],
     ),
     "a sampler for a file": (["samples=own.npz", "data=digits", "sampler=dpm"], ["sampler= is for samples that are"]),
-    "a folder of samples": (["samples=.", "data=digits"], ["is a folder"]),
+    "a folder without samples": (["samples=.", "data=digits"], ["neither a samples.npz nor pictures"]),
     "no such metric": (["samples=own.npz", "data=digits", "metrics=[foo]"], ["metrics=foo", "kernel"]),
     "no such split": (["samples=own.npz", "data=digits", "split=foo"], ["train, val, test"]),
     "a level that is none": (["samples=own.npz", "data=digits", "level=2"], ["level must lie between 0 and 1"]),

@@ -32,7 +32,7 @@ def width_for(n: int) -> int:
 def _components(x: Tensor, count: int) -> Tensor:
     """Unit vectors [count, D] along which centred x [N, D] varies most, and zeros beyond its rank.
 
-    To 12 binary places and with the largest entry positive, so that machines of which the last digits differ agree.
+    To 16 binary places and with the largest entry positive, so that machines of which the last digits differ agree.
     """
     wide = x.shape[1] > len(x)
     values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
@@ -42,7 +42,7 @@ def _components(x: Tensor, count: int) -> Tensor:
     found = x.new_zeros(count, x.shape[1])
     found[: along.shape[1]] = along.T
     sign = found.gather(1, found.abs().argmax(1, keepdim=True)).sign()
-    rounded: Tensor = (found * sign * 4096).round() / 4096
+    rounded: Tensor = (found * sign * 65536).round() / 65536
     return rounded
 
 

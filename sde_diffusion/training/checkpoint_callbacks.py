@@ -137,7 +137,8 @@ def _rewind(trainer: Trainer) -> bool:
 
     It is not in the middle of a step, nor in the validation after the last one, which a resumed run would leave out.
     """
-    fit, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop.batch_progress
+    fit: Any = trainer.fit_loop  # of classes private to Lightning
+    batches = fit.epoch_loop.batch_progress
     if trainer.validating:
         if trainer.should_stop:
             return False

@@ -173,6 +173,20 @@ def test_progress_counts_images_a_second_of_training(
     assert all("val " in line for line in lines)
 
 
+def test_without_a_terminal_a_line_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a minute is 60 steps."""
+    with caplog.at_level(logging.INFO, "sde_diffusion.training.callbacks"):
+        progress = TrainingProgress()
+        make_trainer(tmp_path, Clock(monkeypatch), progress, enable_progress_bar=True, max_steps=200).fit(
+            make_model(), ring()
+        )
+    lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.training.callbacks"]
+    assert [line.split()[1] for line in lines] == ["60", "120", "180"]
+    assert lines[0].endswith("32 images/s  0:01:10 left")  # 140 steps of half a second
+
+
 def test_progress_bar_follows_the_steps(tmp_path: Path) -> None:
     class Look(Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:

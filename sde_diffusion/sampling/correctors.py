@@ -52,7 +52,9 @@ class LeimkuhlerMatthews(Corrector):
 
     Gaussian data, of any covariance, keep their marginal exactly, whatever snr: with v = d^2 + r^2, v_+ = v + nu^2 and
     k = nu^2 / v_+, y <- (1 - 2 k) y + 2 (1 - k) nu z has the variance (1 - 2 k)^2 (1 - k) v_+ + 4 (1 - k)^2 k v_+ = v.
-    As k < 1 no step is too large. Other data are left with an error of order nu^4 / r^4 in the step.
+    As k < 1 no step is too large. For other data the fixed point of many steps is off by order snr^4 (Langevin's own
+    step: snr^2): in total variation, on a bimodal mixture at r = 0.4, by 0.011, 0.001 and 0.0001 for snr 0.8, 0.4 and
+    0.2 (0.086, 0.024 and 0.006).
 
     nu^2 is at most what the last predictor step has taken, r_before^2 - r^2: no pass is made at a noise level above the
     one that the walk comes from (at t_max, therefore, none), and as the steps of a walk become short this one becomes

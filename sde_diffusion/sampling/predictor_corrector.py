@@ -148,10 +148,10 @@ class PredictorCorrector(Sampler):
 
     The correctors, in steps of eps = 2 (scale snr sigma)^2 with the scale of q(x_t | x_s), s the next time:
 
-        leimkuhler_matthews   exact for Gaussian data of any covariance, whatever snr; otherwise an error of order snr^4
-                              in a step, which goes to zero with the steps' length: unbiased in the limit of many steps,
-                              in any number of dimensions. Not at t_max, and at noise levels up to 1 + snr^2 / 2 times
-                              those of the grid
+        leimkuhler_matthews   exact for Gaussian data of any covariance, whatever snr; otherwise its bias is of order
+                              snr^4, and as a walk's steps get short so does this one: unbiased in the limit of many
+                              steps, for a fixed snr, in any number of dimensions. Not at t_max, and at noise levels up
+                              to 1 + snr^2 / 2 times those of the grid
         annealed_langevin     at the grid's times; for a fixed snr a relative bias of eps / (2 v - eps) in a variance v
                               remains, up to snr^2, however many steps there are; little of it at the end of a walk
         langevin              the published rule, sigma taken from the norms of score and noise: for many dimensions, as

@@ -11,7 +11,7 @@ from weak_cases import MEAN, affine, variance_at
 
 from sde_diffusion.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.sampling import Noise, PredictorCorrector, Walk
-from sde_diffusion.sampling.correctors import LeimkuhlerMatthews
+from sde_diffusion.sampling.correctors import AnnealedLangevinStep, LeimkuhlerMatthews
 from sde_diffusion.sampling.predictor_corrector import PREDICTORS
 from sde_diffusion.sde import VESDE, VPSDE, SubVPSDE, UniformTime
 
@@ -156,6 +156,43 @@ def test_the_default_keeps_a_gaussian_s_marginal_exactly(name, std):
         assert kept + float(still[0]) == pytest.approx(alpha * MEAN, abs=1e-9)
         v = (alpha * std) ** 2 + sigma**2
         assert from_x**2 * v + from_noise**2 == pytest.approx(v, rel=1e-9)
+
+
+def fixed_point_error(rule, snr):
+    """Total variation between a mixture's marginal at r = 0.4 and what 2^14 steps leave of it, on a grid, on VE."""
+    sde = SIX["ve"]
+    means, stds = torch.tensor([[-0.9], [0.6]]), torch.tensor([0.25, 0.4])
+    denoiser = GaussianMixtureDenoiser(sde, means, stds, torch.tensor([0.3, 0.7]))
+    times = torch.stack([sde.time(-2 * math.log(r)) for r in (1.0, 0.4, 0.4 * (1 - 1e-9))])
+    move = rule(snr).moves(sde, times)[1]
+    y = torch.linspace(-4.5, 4.5, 801, dtype=torch.float64)
+    z = torch.linspace(-6, 6, 401, dtype=torch.float64)
+    run = Walk(denoiser, Noise([0], (1,), dtype=torch.float64), 0.0)
+    start, noise = y.repeat_interleave(len(z)).unsqueeze(1), z.repeat(len(y)).unsqueeze(1)
+    place = ((move(start, run, noise)[:, 0] - y[0]) / (y[1] - y[0])).clamp(0, len(y) - 1.001)
+    low, share = place.long(), place.frac()
+    row, weight = torch.arange(len(y)).repeat_interleave(len(z)), (-0.5 * z**2).softmax(0).repeat(len(y))
+    kernel = torch.zeros(len(y), len(y), dtype=torch.float64)
+    kernel.index_put_((row, low), weight * (1 - share), accumulate=True)
+    kernel.index_put_((row, low + 1), weight * share, accumulate=True)
+    density = sum(
+        p * torch.distributions.Normal(m, (s**2 + 0.16) ** 0.5).log_prob(y).exp()
+        for p, m, s in ((0.3, -0.9, 0.25), (0.7, 0.6, 0.4))
+    )
+    density = density / density.sum()
+    for _ in range(14):
+        kernel = kernel @ kernel
+    return 0.5 * float((density @ kernel - density).abs().sum())
+
+
+def test_the_fixed_point_for_data_that_are_not_gaussian():
+    """The default's error is of order snr^4, that of Langevin's own step of order snr^2."""
+    coarse, fine = (fixed_point_error(LeimkuhlerMatthews, snr) for snr in (0.8, 0.4))
+    assert math.log2(coarse / fine) > 3.3
+    assert fine < 0.0015
+    coarse, fine = (fixed_point_error(AnnealedLangevinStep, snr) for snr in (0.4, 0.2))
+    assert math.log2(coarse / fine) == pytest.approx(2, abs=0.2)
+    assert fine > 0.005
 
 
 def test_the_default_goes_no_further_up_than_the_walk_came_from():

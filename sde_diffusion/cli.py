@@ -195,12 +195,12 @@ def explain(error: BaseException) -> str:
         ):
             parent: DictConfig = cause.parent_node
             if getattr(cause, "key", None) is not None and cause.key not in parent:
-                return _unknown_key(str(cause.full_key or cause.key), parent)
+                return unknown_key(str(cause.full_key or cause.key), parent)
         cause = cause.__cause__
     return str(error).strip()
 
 
-def _unknown_key(key: str, parent: DictConfig) -> str:
+def unknown_key(key: str, parent: DictConfig) -> str:
     """What is allowed in place of an unknown key, and which key of the whole configuration it may stand for."""
     where = parent._get_full_key(None)
     if not parent:

@@ -225,3 +225,23 @@ def test_the_package_lists_its_commands():
         path.stem for path in Path(sde_diffusion.__file__).parent.glob("*.py") if "\ndef main(" in path.read_text()
     }
     assert set(re.findall(r"python -m sde_diffusion\.(\w+)", listed)) == doors - {"__main__"}
+
+
+def test_a_resumed_run_has_the_keys_of_its_own_groups(command, tmp_path):
+    """Those of the data set and the sampler it was begun with, which are not the default ones."""
+    run, short = tmp_path / "run", ("trainer.val_check_interval=2", "callbacks.samples=null", "network.width=16")
+    begun = command(
+        *("train", "data=moons", "data.n_train=200", "sampler=ddim", *short, "trainer.max_steps=2"),
+        f"hydra.run.dir={run}",
+        cwd=tmp_path,
+    )
+    assert begun.status == 0, begun.err
+    resume = f"ckpt={run / 'checkpoints' / 'last.ckpt'}"
+    done = command("train", resume, "trainer.max_steps=4", "data.noise=0.07", "sampler.eta=0.5", cwd=tmp_path)
+    assert done.status == 0, done.err
+    config = (run / "config.yaml").read_text()
+    assert "noise: 0.07" in config
+    assert "eta: 0.5" in config
+    assert "++" not in (run / "run.json").read_text()
+    check(command("train", resume, "data.flipp=true", cwd=tmp_path), "unknown key 'data.flipp'", "n_train")
+    check(command("train", resume, "sampler.churn=1", cwd=tmp_path), "unknown key 'sampler.churn'", "eta")

@@ -7,28 +7,29 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from sde_diffusion import pictures, record
 from sde_diffusion.cli import command, plain, whole
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, best_place
-from sde_diffusion.density.scoring import SCORES, Scoring
-from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus, summary
+from sde_diffusion.density.scoring import COLUMNS, Scoring
+from sde_diffusion.density.summary import in_own_units, per_dim, plus_minus, quoted, summary
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import fresh, writing
-from sde_diffusion.loading import checkpoint_digest, load_model
+from sde_diffusion.loading import load_model
 from sde_diffusion.outliers import compare
 from sde_diffusion.overrides import setting
-from sde_diffusion.parts import Parts, forget
-from sde_diffusion.scored_data import ScoredData, against_data, own_data
+from sde_diffusion.parts import forget
+from sde_diffusion.sampling.ode_methods import ROUGH, ODESolver
+from sde_diffusion.scored_data import ScoredData, against_data, own_data, row_data
+from sde_diffusion.scoring_run import ScoringRun
+from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
@@ -59,42 +60,54 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     _check(cfg)
     model, device = load_model(cfg)
     data, splits = own_data(cfg, model)
+    scored, splits = (data, splits) if cfg.x is None else (row_data(cfg, model), ["rows"])
+    flow = {key: cfg[key] for key in ("rtol", "atol", "method", "steps", "max_nfe")}
     try:
+        ODESolver(**flow)  # for what it refuses, before anything is scored
         scoring = Scoring(
             levels=data.levels,
             draws=cfg.draws,
             trace=cfg.trace,
             probes=cfg.probes,
-            flow={key: cfg[key] for key in ("rtol", "atol", "method", "steps", "max_nfe")},
+            flow=flow,
             **_bound(cfg, model, device, data),
         )
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     matched = data.matched_prior(model.denoiser.sde)
     prior = matched if cfg.prior == "matched" else GaussianPrior.standard(model.denoiser.sde)
-    run = _Run(cfg, model, device, scoring, prior, out / ".scores")
+    run = ScoringRun(cfg, model, device, scoring, prior, out / ".scores")
     begin = time.perf_counter()
     other = against_data(cfg, model, data)
     try:
-        scores = {split: run.score(data, split) for split in splits}
+        scores = {split: run.score(scored, split) for split in splits}
         strange = None if other is None else run.score(other, other.splits[0])
     except KeyboardInterrupt:
         log.warning("what was scored is kept: the same command with %s resumes there", setting("out", out))
         raise
     size = math.prod(model.data["shape"])
+    if not any(bool(values["log_prob"].isfinite().any()) for values in scores.values()):
+        raise UserError(f"no solver brings an item of {scored.name} to the prior: try method=dopri5, or larger rtol=")
+    units = None if scoring.levels is not None else Units.of(model.data.get("units"))
+    for values in (*scores.values(), *([] if strange is None or units is None else [strange])):
+        if units is not None:
+            values["log_density"] = values["log_prob"] - units.log_volume(size)
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}
     report: dict[str, Any] = {
         **reports[splits[-1]],
-        "data": data.name,
+        "data": scored.name,
         "split": splits[-1],
         **({"splits": reports} if len(splits) > 1 else {}),
-        "n_wanted": data.count(splits[-1]),
+        "n_wanted": scored.count(splits[-1]),
         "target_se": cfg.target_se,
         "trained_on": model.data["name"],
         "dims": size,
         "levels": scoring.levels,
         "uniform": None if scoring.levels is None else math.log2(scoring.levels),  # bits/dim of knowing nothing
         "convention": scoring.convention,
+        "columns": COLUMNS,
+        "quote": quoted(reports[splits[-1]], scoring.levels),
+        "own_units": None if units is None else in_own_units(scores[splits[-1]]["log_density"], units, size),
         "draws": cfg.draws,
         "prior": cfg.prior,
         "terminal_kl": matched.kl(prior, size),  # nats
@@ -134,119 +147,6 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     return report
 
 
-class _Run:
-    """Scores data batch by batch, with a progress bar, keeping finished batches in files."""
-
-    def __init__(
-        self,
-        cfg: DictConfig,
-        model: ScoreModel,
-        device: torch.device,
-        scoring: Scoring,
-        prior: GaussianPrior,
-        folder: Path,
-    ) -> None:
-        self.cfg, self.model, self.device = cfg, model, device
-        self.scoring, self.prior = scoring, prior
-        settings = {
-            key: value for key, value in plain(cfg).items() if key not in ("ckpt", "out", "overwrite", "device")
-        }
-        self.plan = {"checkpoint": checkpoint_digest(cfg.ckpt), "settings": settings}
-        self.folder = folder
-        self.seconds, self.scored_now = 0.0, 0.0
-        self.most = int(cfg.batch_size)  # rows at once, halved when memory runs out
-
-    def score(self, data: ScoredData, split: str) -> dict[str, Tensor]:
-        """Scores of each item of a split, in order, until the standard error is small enough."""
-        cfg = self.cfg
-        kept = Parts(
-            self.folder / f"{data.role}-{split}", {**self.plan, "data": data.name, "split": split}, cfg.overwrite
-        )
-        there = {int(part["start"]): part for part in kept.load()}
-        n = data.count(split)
-        if there:
-            known = sum(len(part["index"]) for part in there.values())
-            log.info("going on after %d of %d items of %s %s, kept in %s", known, n, data.name, split, kept.folder)
-        words = (data.name, split)
-        parts: list[dict[str, Tensor]] = []
-        columns = (
-            TextColumn(f"{data.name} {split}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[so_far]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, transient=True) as progress:
-            progress.disable = not progress.console.is_terminal
-            task = progress.add_task("likelihood", total=n, so_far="")
-            for start in range(0, n, cfg.batch_size):
-                stop = min(n, start + cfg.batch_size)
-                part = there.get(start)
-                if part is None:
-                    part = self._batch(data, split, start, stop)
-                    kept.add(start, part)
-                self.seconds += float(part["seconds"])
-                parts.append(part)
-                mean, error = mean_and_error(
-                    per_dim(torch.cat([p["log_prob"] for p in parts]), data.size, self.scoring.levels)
-                )
-                unit = "bits/dim" if self.scoring.levels else "nats/dim"
-                progress.update(task, completed=stop, so_far=f"{plus_minus(mean, error)} {unit}")
-                reached = cfg.target_se is not None and error is not None and error <= cfg.target_se
-                if reached and len(parts) > 1:
-                    log.info("%s %s: target_se=%g reached with %d of %d items", *words, cfg.target_se, stop, n)
-                    break
-            else:
-                if cfg.target_se is not None:
-                    log.warning(
-                        "%s %s: all %d items give a standard error of %s, more than target_se=%g",
-                        *(*words, n, "nothing known" if error is None else f"{error:.4g}", cfg.target_se),
-                    )
-        scores = {name: torch.cat([part[name] for part in parts]) for name in ("index", *SCORES) if name in parts[0]}
-        order = scores["index"].argsort()
-        return {name: values[order] for name, values in scores.items()}
-
-    def _batch(self, data: ScoredData, split: str, start: int, stop: int) -> dict[str, Tensor]:
-        begin = time.perf_counter()
-        pieces = list(self._pieces(data, split, data.items(split)[start:stop]))
-        seconds = time.perf_counter() - begin
-        self.scored_now += seconds
-        part = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        part["index"] = data.items(split)[start:stop].double()
-        return {**part, "start": torch.tensor(start), "seconds": torch.tensor(seconds, dtype=torch.float64)}
-
-    def _pieces(self, data: ScoredData, split: str, items: Tensor) -> Iterator[dict[str, Tensor]]:
-        """The scores of items, as many at once as memory allows."""
-        while len(items):
-            some = items[: self.most]
-            x, conditions = data.batch(split, some, self.device)
-            seeds = [self.cfg.seed + item for item in some.tolist()]
-            try:
-                yield self.scoring(self.model.denoiser, x, seeds, self.prior, **conditions)
-            except UserError as error:
-                if data.role == "own":
-                    raise
-                log.warning(
-                    "%d items of %s make a batch beyond the solver, and count as impossible: %s",
-                    *(len(x), data.name, error),
-                )
-                yield self.scoring.impossible(self.model.denoiser, x, seeds, self.prior, **conditions)
-            except RuntimeError as error:  # of which torch's OutOfMemoryError is one
-                if len(some) < 2 or not _is_memory(error):
-                    raise
-                if self.most == self.cfg.batch_size:
-                    log.warning(
-                        "memory does not hold %d items at once: going on with half as many, or fewer", self.most
-                    )
-                self.most = len(some) // 2
-                continue
-            except ValueError as error:
-                raise UserError(str(error)) from error
-            items = items[len(some) :]
-
-
 def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
     """The ELBO's decoder and arguments, with the decoder's place chosen on the validation split."""
     if cfg.elbo is None:
@@ -268,14 +168,12 @@ def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: Score
     return {"decoder": decoder, "bound": {**bound, "rows": cfg.batch_size}}
 
 
-def _is_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or ("alloc" in str(error) and "memory" in str(error))
-
-
 def _check(cfg: DictConfig) -> None:
     for key in ("batch_size", "draws", "probes"):
         whole(cfg, key, 1)
     whole(cfg, "seed", -(2**63))
+    if cfg.x is not None and cfg.split != "test":
+        raise UserError(f"x= scores the rows of a file, split= those of a data set: leave split={cfg.split} out")
     for key in ("n", "steps"):
         if cfg[key] is not None:
             whole(cfg, key, 1)
@@ -307,16 +205,33 @@ def _write_table(path: Path, scores: dict[str, dict[str, Tensor]]) -> None:
 
 def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: list[Path]) -> None:
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats_per_dim"
+    per = unit.replace("_per_", "/")
     for split, values in reports.items():
         figure = plus_minus(values[unit], values["std_error"])
-        line = f"{report['data']} {split}: -log p = {figure} {unit.replace('_per_', '/')}"
+        line = f"{report['data']} {split}: -log p = {figure} {per}"
         if "elbo" in values:
             bound = "-ELBO" if report["uniform"] is None else "of the levels themselves at most (-ELBO)"
             line += f"; {bound} {plus_minus(values['elbo'][unit], values['elbo']['std_error'])}"
         items = "item" if values["n"] == 1 else "items"
         log.info("%s  (%d %s, %.0f passes)", line, values["n"], items, values["nfe"]["mean"] or math.nan)
+        if "impossible" in values:
+            log.warning("  %d beyond the solver count as impossible, and are left out", values["impossible"])
+        if "solver_error" in values:
+            off = values["solver_error"]
+            log.warning(
+                "  %s: rtol=%g was out of reach for %d %s; the solver settled for what some hundred passes tell, and "
+                "an item's figure may be off by %.2g %s (the difference to a solution with four times the tolerance)",
+                *(ROUGH, report["rtol"], off["items"], "item" if off["items"] == 1 else "items", off[unit], per),
+            )
     known = "" if report["uniform"] is None else f"; {report['uniform']:.3f} is that of the uniform distribution"
-    log.info("  lower is better%s; prior=%s, trace=%s, label=%s", *(known, *(report[k] for k in _TOLD)))
+    log.info("  lower is better; ± is one standard error of the mean over the items%s", known)
+    log.info("  prior=%s, trace=%s, label=%s", *(report[key] for key in _TOLD))
+    if report["own_units"] is not None:
+        own = report["own_units"]
+        told = plus_minus(own["log_density"], own["std_error"])
+        log.info("  in the data's own units: log p = %s nats, less log-volume %.6g", told, own["log_volume"])
+    if "elbo" in report:
+        log.info("  to quote: %.4f %s, %s", report["quote"][unit] or math.nan, per, report["quote"]["because"])
     log.info("  %s", report["convention"])
     if "against" in report:
         other = report["against"]

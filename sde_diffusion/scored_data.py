@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from sde_diffusion.cli import config_folder, plain
 from sde_diffusion.density import GaussianPrior, UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.loading import load_data, load_named, take_units
+from sde_diffusion.scored_rows import read_rows
 from sde_diffusion.sde import SDE
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class ScoredData:
 
     Args:
         name: Of the data.
-        role: own or against.
+        role: own, rows (of one's own) or against.
         parts: The splits by name.
         limit: Most items of a split, chosen at random, always the same; None: all.
         label: None, own (each item's), or one for all.
@@ -54,7 +56,7 @@ class ScoredData:
         if label == "own":
             if any(part.label is None for part in parts.values()):
                 raise UserError(f"label=own needs labels, and {name} has none")
-        elif not isinstance(label, int) or not 0 <= label < n_classes:
+        elif type(label) is not int or not 0 <= label < n_classes:
             raise UserError(f"label must be own (each item's), one of 0 ... {n_classes - 1}, or null; got {label}")
 
     def count(self, split: str) -> int:
@@ -62,8 +64,14 @@ class ScoredData:
         return len(self.parts[split]) if self.limit is None else min(self.limit, len(self.parts[split]))
 
     def items(self, split: str) -> Tensor:
-        """Numbers of the items that are scored, in the order in which they are."""
-        return _order(len(self.parts[split]))[: self.count(split)]
+        """Numbers of the items that are scored, in the order in which they are: rows, which may lie anywhere, from near
+        to far, so that a batch's are alike.
+        """
+        chosen = _order(len(self.parts[split]))[: self.count(split)]
+        if self.role != "rows":
+            return chosen
+        far = [self.parts[split].tensor(some).flatten(1).abs().amax(1) for some in torch.split(chosen, 10_000)]
+        return chosen[torch.cat(far).argsort(stable=True)]
 
     def batch(self, split: str, items: Tensor, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         """Items [B] with their conditions."""
@@ -109,6 +117,20 @@ def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]
     for name in splits:
         data.split(name)
     return ScoredData(data.name, "own", data.splits, cfg.n, cfg.label, model.hparams["n_classes"]), splits
+
+
+def row_data(cfg: DictConfig, model: ScoreModel) -> ScoredData:
+    """The rows of the file `cfg.x`.
+
+    Raises:
+        UserError: If it cannot be read, or the rows do not fit the model.
+    """
+    if not isinstance(cfg.x, str):
+        raise UserError(f"x must be a file of rows, .npy, .npz or .csv; got x={cfg.x}")
+    path = Path(cfg.x)
+    return ScoredData(
+        path.name, "rows", {"rows": read_rows(path, model.data)}, cfg.n, cfg.label, model.hparams["n_classes"]
+    )
 
 
 def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredData | None:

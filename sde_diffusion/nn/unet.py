@@ -37,7 +37,8 @@ class UNet(Network):
         head_channels: Largest number of channels of an attention head; positive.
         dropout: Probability in the residual blocks, in [0, 1).
         embedding_dim: Size of the conditioning vector; even, at least 4.
-        embedding: Noise features, "positional" or "fourier", or a module that maps c_noise [N] to [N, embedding_dim].
+        embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
+            [N, embedding_dim].
 
     Raises:
         ValueError: If an argument is outside its range.

@@ -35,6 +35,21 @@ _TURNS = 50
 """Errors in a row that turn, for steps to be held short by stability. The last steps of an ordinary walk turn too, up
 to 40 of them where one of many samples is far out; tightening there would cost passes and gain nothing."""
 
+_TESTED_EVERY = 150
+"""Steps after which the slope is tested for roughness, again and again; most smooth walks take fewer."""
+
+_STIFF, _ROUGH = 0.01, 1.0
+"""Fourth differences in time of the slope at one state, over a step, in tolerances. Below the first, time alone does
+not keep the steps short, but stability does. A step that its own fourth derivative keeps short shows 0.15, and one
+within which the slope has noise about 40."""
+
+_LONG = 900
+"""Steps from which it is enough to call a slope rough that time alone keeps the steps short."""
+
+
+class RoughError(Exception):
+    """The slope is rough in time: it has noise, or turns so often that steps must be too many to follow it."""
+
 
 def adams(
     drift: Callable[[float, Tensor], Tensor],
@@ -48,6 +63,7 @@ def adams(
     smallest_step: float = 1e-9,
     places: Sequence[float] = (),
     keep: Callable[[float, Tensor], None] | None = None,
+    test_roughness: bool = False,
 ) -> Tensor | None:
     """Solve dy/du = drift(u, y) from start to end.
 
@@ -63,6 +79,7 @@ def adams(
         smallest_step: Give up when a step gets so small, as a share of the interval.
         places: Where the solution is wanted on the way, in the order of the walk.
         keep: Called with each of these and the state there, the integral of the same polynomial up to it.
+        test_roughness: Test the slope for roughness (five passes) each 150 steps, and where errors turn.
 
     Where a flow contracts steeply, stability and not accuracy keeps the steps short: however wide the tolerance, the
     solution trembles within it, and a quantity with a sharp extremum there (a divergence far from all data) is
@@ -70,8 +87,15 @@ def adams(
     once 50 in a row have turned, the tolerance is tightened a hundredfold for the rest. That costs few steps there, and
     more where errors turn because the flow goes round and round.
 
+    Errors also turn where the slope is rough in time, like that of a network told of the time by features that turn
+    thousands of times on the way. There each step's error is in proportion to the step, a tolerance ten times smaller
+    costs ten times the passes, and tightening would be in vain. So first the slope is looked at with the state held.
+
     Returns:
         The state at end; None if the tolerance is not met, or a slope is not finite.
+
+    Raises:
+        RoughError: If test_roughness finds that the slope is rough in time.
     """
     if start == end:
         return y
@@ -79,7 +103,7 @@ def adams(
     ahead_of = list(places)
     slopes, places = [drift(u, y)], [u]
     before: Tensor | None = None
-    turns = 0
+    turns = taken = 0
     # What a first step of order 1 may take if the slope changes by its own size over the interval.
     steepness = float(norm(slopes[0].detach() / (atol + rtol * y.detach().abs()))) * length
     if not steepness < torch.inf:
@@ -110,10 +134,19 @@ def adams(
                 return corrected
             u, y = ahead, corrected
             slopes, places = [new, *slopes][:order], [ahead, *places][:order]
+            taken += 1
             if turns < _TURNS:
                 turns = turns + 1 if before is not None and float((relative * before).sum()) < 0 else 0
                 before = relative
-                if turns == _TURNS:
+                turned = turns == _TURNS
+            else:
+                turned = False
+            if turned or (test_roughness and taken % _TESTED_EVERY == 0):
+                within = step if abs(step) <= abs(end - u) else end - u
+                roughness = _roughness(drift, u, y, within, scale, norm)
+                if test_roughness and roughness > (_ROUGH if taken < _LONG else _STIFF):
+                    raise RoughError
+                if turned and roughness < _STIFF:
                     rtol, atol = 0.01 * rtol, 0.01 * atol
         elif not size < torch.inf:
             return None
@@ -121,6 +154,24 @@ def adams(
         h = abs(step) * min(max(_SAFETY * max(size, 1e-10) ** (-1 / (len(back) + 1)), _SHRINK), most)
         if h < smallest_step * length:
             return None
+
+
+def _roughness(
+    drift: Callable[[float, Tensor], Tensor],
+    u: float,
+    y: Tensor,
+    step: float,
+    scale: Tensor,
+    norm: Callable[[Tensor], Tensor],
+) -> float:
+    """Size of a step's fourth difference of the slope at one state, at times a quarter of the step apart.
+
+    With the state held, stiffness plays no part in it.
+    """
+    difference = torch.zeros_like(y)
+    for k, weight in enumerate((1, -4, 6, -4, 1)):
+        difference += weight * drift(u + step * k / 4, y).detach()
+    return float(norm(step * difference / scale.detach()))
 
 
 def _integrals(nodes: list[float]) -> list[float]:

@@ -6,6 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number
-from sde_diffusion.sampling.adams import adams
+from sde_diffusion.errors import UserError
+from sde_diffusion.sampling.adams import RoughError, adams
 from sde_diffusion.sampling.base import check_count
 from sde_diffusion.sampling.reverse import Flow, Watch
 from sde_diffusion.sampling.solver_options import (
@@ -40,6 +42,21 @@ Keep = Callable[[float, Tensor], None]
 def worst_rms(error: Tensor) -> Tensor:
     """Largest over the batch of each sample's root mean square; error: [B, *]."""
     return error.flatten(1).square().mean(1).max().sqrt()
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver has found.
+
+    Attributes:
+        state: The state at the end, [B, *].
+        coarser: The same with four times the tolerance, where that of the solver was beyond reach; else None.
+        rtol: The relative tolerance of `state`; the absolute one has been loosened by the same factor.
+    """
+
+    state: Tensor
+    coarser: Tensor | None
+    rtol: float
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,10 @@ class Method(ABC):
     @abstractmethod
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
         """The state at the end, from y at the start."""
+
+    def solution(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Solution:
+        """The state at the end with what is known of its error."""
+        return Solution(self.solve(solver, flow, y, ends, norm), None, solver.rtol)
 
 
 class FixedSteps(Method):
@@ -181,7 +202,10 @@ class Adaptive(Method):
         Raises:
             UserError: If the tolerance is not met.
         """
-        watch = Watch(flow, solver.max_nfe)
+        return self.watched(solver, solver.watch(flow), y, ends, norm)
+
+    def watched(self, solver: ODESolver, watch: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
+        """`solve` for a flow that is watched."""
         try:
             solution = self.attempt(solver, watch, y, ends, norm)
         except AssertionError as error:  # torchdiffeq's answer to steps that vanish, to NaN and to too many steps
@@ -206,8 +230,13 @@ class Adaptive(Method):
         return ends.hand_over(stops, solver.odeint(drift, y, stops, {"norm": norm, **options}))
 
 
+_LOOSEST, _FACTOR, _ENOUGH, _MOST = 100.0, 4.0, 300.0, 1000
+"""Where a slope is rough in time: the first tolerance and the least difference of two solutions worth more passes, in
+tolerances; what the next is smaller by; and the most passes that it may be expected to take."""
+
+
 class Adams(Adaptive):
-    """Our own Adams method; see `adams`."""
+    """Our own Adams method; see `adams` and `ODESolver`."""
 
     takes: Mapping[str, Option] = {"order": whole(1, 6)}  # beyond, its steps are tiny
 
@@ -215,13 +244,65 @@ class Adams(Adaptive):
         """`order`, 4 if not given."""
         return {"order": 4, **super().options(name, given)}
 
+    def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
+        """See `Method.solve`; warns where the tolerance had to be loosened."""
+        found = self.solution(solver, flow, y, ends, norm)
+        if found.coarser is not None:
+            off = float((found.state - found.coarser).detach().square().mean().sqrt())
+            warnings.warn(
+                f"{ROUGH}: solved with rtol={found.rtol:.2g} in place of {solver.rtol:g}, which changes the states by "
+                f"{off:.2g} (root mean square) from four times that",
+                stacklevel=2,
+            )
+        return found.state
+
+    def solution(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Solution:
+        """See `Method.solution`: where the slope is rough in time, with the smallest tolerance that passes allow."""
+        watch = solver.watch(flow)
+        try:
+            return Solution(self._kept(solver, watch, y, ends, norm), None, solver.rtol)
+        except RoughError:
+            factor = _LOOSEST
+        found: Solution | None = None
+        while True:
+            looser = copy(solver)
+            looser.rtol, looser.atol, looser.settles = factor * solver.rtol, factor * solver.atol, True
+            before = watch.nfe
+            try:
+                state = self._kept(looser, watch, y, ends, norm)
+            except UserError:
+                if found is None or found.coarser is None:
+                    raise
+                return found
+            found = Solution(state, None if found is None else found.state, looser.rtol)
+            passes = watch.nfe - before
+            factor /= _FACTOR
+            most = min(_MOST, solver.max_nfe - watch.nfe)
+            if found.coarser is not None:
+                scale = solver.atol + solver.rtol * state.abs()
+                off = float(norm((state - found.coarser).detach() / scale.detach()))
+                if not off > _ENOUGH or factor < 1 or _FACTOR * passes > most:
+                    return found
+
+    def _kept(self, solver: ODESolver, watch: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
+        """`watched`, of which only a walk to the end hands over what is wanted on the way."""
+        met: list[tuple[float, Tensor]] = []
+        own = ends if ends.keep is None else replace(ends, keep=lambda u, y: met.append((u, y)))
+        state = self.watched(solver, watch, y, own, norm)
+        for u, there in met:
+            if ends.keep is not None:
+                ends.keep(u, there)
+        return state
+
     def attempt(self, solver: ODESolver, drift: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """See `Adaptive.attempt`."""
         order, tolerances = int(solver.options["order"]), (solver.rtol, solver.atol)
         if ends.keep is not None and ends.places and ends.places[0] == ends.start:
             ends.keep(ends.start, y)
             ends = replace(ends, places=ends.places[1:])
-        return adams(drift, y, ends.start, ends.end, *tolerances, norm, order, places=ends.places, keep=ends.keep)
+        test, places, keep = not solver.settles, ends.places, ends.keep
+        walk = (drift, y, ends.start, ends.end, *tolerances, norm, order)
+        return adams(*walk, test_roughness=test, places=places, keep=keep)
 
 
 class SciPy(Adaptive):
@@ -247,6 +328,9 @@ class SciPy(Adaptive):
         return ends.hand_over(stops, solution) if len(solution) == len(stops) else None
 
 
+ROUGH = "the denoiser is rough in time (it has noise, or turns thousands of times on the way)"
+"""What is said of it."""
+
 METHODS: dict[str, Method] = {
     "adams": Adams(),
     **dict.fromkeys(("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), Adaptive()),
@@ -269,6 +353,11 @@ class ODESolver:
     because others are easy (SciPy only knows the mean over the batch: its tolerances are divided by sqrt B, which
     bounds each sample's). The tolerance is each step's: errors of ten to twenty tolerances at the end are usual with
     adams, and of a hundred with fehlberg2, whose estimate is of its first-order part and small.
+
+    Where the slope is rough in time, adams does not follow every turn: it solves with 100 times the tolerance, then
+    with a quarter of that, and so on, until two solutions in a row differ by less than 300 tolerances as asked for, or
+    the next is likely to take more than 1,000 passes. That last difference is what it can say of its error, in a
+    warning or by `solution`: the true one was 0.1 to 1.0 times as large on models of the digits.
 
     Options of torchdiffeq's adaptive methods, passed on to it: min_step (taken whatever the error), max_step,
     first_step, step_t and jump_t (lists of places where a step must end, the latter of discontinuities), safety,
@@ -322,6 +411,7 @@ class ODESolver:
         if steps is not None and "step_size" in (options or {}):
             raise ValueError("give steps or the option step_size, not both")
         self.options = METHODS[method].options(method, options or {})
+        self.settles = False  # for what the tolerance gives, however rough the slope
 
     @property
     def single_pass(self) -> bool:
@@ -357,6 +447,16 @@ class ODESolver:
             UserError: If an adaptive method cannot meet its tolerance.
         """
         return METHODS[self.method].solve(self, flow, y, Ends(start, end, places, keep), norm)
+
+    def solution(self, flow: Flow, y: Tensor, start: float, end: float, norm: Norm = worst_rms) -> Solution:
+        """`__call__`, with what is known of the error where the tolerance was out of reach."""
+        return METHODS[self.method].solution(self, flow, y, Ends(start, end), norm)
+
+    def watch(self, flow: Flow) -> Watch:
+        """The flow, watched for as many passes as an adaptive method may make."""
+        other = "dopri5" if self.method != "dopri5" else "adams"
+        advice = f"rtol={100 * self.rtol:g} atol={100 * self.atol:g}, method={other}, or max_nfe={4 * self.max_nfe}"
+        return Watch(flow, self.max_nfe, advice)
 
     def odeint(
         self, drift: Callable[[Tensor, Tensor], Tensor], y: Tensor, ends: Tensor, options: Any, tighter: float = 1.0

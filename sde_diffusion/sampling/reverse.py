@@ -241,11 +241,13 @@ class Watch:
     Args:
         process: The flow.
         max_nfe: Most network passes.
+        advice: Settings to try where it gets nowhere.
     """
 
-    def __init__(self, process: Flow, max_nfe: int) -> None:
+    def __init__(self, process: Flow, max_nfe: int, advice: str = "larger rtol and atol, or a larger max_nfe") -> None:
         self.process = process
         self.max_nfe = max_nfe
+        self.advice = advice
         self.nfe = 0
         self.last: Tensor | None = None
         self.failure: AssertionError | None = None
@@ -277,8 +279,8 @@ class Watch:
         t, stride = max(self._recent), max(self._recent) - min(self._recent)
         return UserError(
             f"the adaptive solver cannot meet its tolerance: {subject} is at t = {t:.6g}, between "
-            f"{self.process.t_end:g} and {self.process.sde.t_max:g}, with steps of about {stride:.2g}. Larger rtol and "
-            "atol, a float64 state, a later t_end or a fixed-step method may help; so may a larger max_nfe"
+            f"{self.process.t_end:g} and {self.process.sde.t_max:g}, with steps of about {stride:.2g}. Try "
+            f"{self.advice}; a float64 state, a later t_end or a fixed-step method may help too"
         )
 
     def broken(self) -> bool:

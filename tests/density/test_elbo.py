@@ -6,8 +6,8 @@ import pytest
 import torch
 from density_cases import PATHS, Perceptron, bits, digits, gaussian, network, terminal
 
-from sde_diffusion.denoiser import NetworkDenoiser
-from sde_diffusion.density import LevelDecoder, elbo
+from sde_diffusion.denoiser import GaussianMixtureDenoiser, NetworkDenoiser
+from sde_diffusion.density import LevelDecoder, elbo, lower_bound
 from sde_diffusion.density.lower_bound import _controlled
 from sde_diffusion.levels import from_levels
 from sde_diffusion.nn import MLP
@@ -36,7 +36,6 @@ def test_below_the_exact_density_of_the_digits_mixture(name):
 
 CASES = {
     "continuous": {"steps": None, "draws": 32},
-    "two draws": {"steps": None, "draws": 2},
     "every step": {"steps": 24},
     "some steps": {"steps": 200, "draws": 9},
     "grid": {"steps": None, "draws": 32, "grid": KarrasRho(3.0)},
@@ -46,9 +45,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_standard_error_is_the_spread_over_seeds(case):
-    """Of one sample with 600 seeds, in the root mean square: from 3% too small, as far as 600 seeds tell, to half
-    as much again (the strata's own course counts as noise; two draws have no more than that to tell it by).
+def test_the_standard_error_is_at_least_the_spread_over_seeds(case):
+    """Of one sample with 600 seeds, in the root mean square: from 3% too small, as far as 600 seeds tell, to three
+    times as large (widened for the skewness of the draws, and the strata's own course counts as noise).
     """
     x = from_levels(torch.tensor([[3, 11, 16, 8]]), 17).repeat(600, 1)
     denoiser = network(PATHS["cosine"], 4, gain=0.7).double()
@@ -56,12 +55,46 @@ def test_the_standard_error_is_the_spread_over_seeds(case):
     said, seen = float(result.std_error.square().mean().sqrt()), float(result.log_prob.std())
     assert seen > 0.01
     assert said > 0.87 * seen
-    assert said < (20 if case == "two draws" else 1.6) * seen
+    assert said < 3 * seen
 
 
-def test_the_control_variate_takes_noise_off_and_no_more():
-    """Where noise is small beside the data: same mean over 400 seeds within 4.5 standard errors of the difference, and
-    less than half of the variance (told from the draws' own terms, with three draws, which are too few to control).
+def _coverage(dims: int, draws: int, repetitions: int) -> float:
+    """How often log_prob ± 1.96 std_error holds the bound's value, of one point of a narrow mixture."""
+    generator = torch.Generator().manual_seed(dims)
+    means, stds = torch.randn(5, dims, generator=generator) / 2, torch.tensor([0.05, 0.1, 0.2, 0.3, 0.1])
+    denoiser = GaussianMixtureDenoiser(PATHS["vp"], means, stds=stds)
+    x = denoiser.sample(1, generator)
+    truth = elbo(denoiser, x.expand(64, -1), None, 2048, seed=10**6).log_prob.mean()
+    result = elbo(denoiser, x.expand(repetitions, -1), None, draws)
+    return float(((result.log_prob - truth).abs() <= 1.96 * result.std_error).double().mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draws", [4, 8, 32, 128])
+@pytest.mark.parametrize("dims", [1, 2, 64])
+def test_intervals_hold_the_truth(dims, draws):
+    """In 95% of 1,000 repetitions, less 2.2 of their standard errors of 0.7% (1.4% false alarms a case)."""
+    assert _coverage(dims, draws, 1000) > 0.95 - 2.2 * 0.0069
+
+
+@pytest.mark.parametrize("draws", [4, 32])
+def test_intervals_of_few_draws_in_one_dimension_hold_the_truth(draws):
+    """In 95% of 300 repetitions, less 3 standard errors; with normal quantiles of the strata's spread 60% to 88%."""
+    assert _coverage(1, draws, 300) > 0.95 - 3 * 0.0126
+
+
+def test_too_few_draws_cannot_tell():
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    assert [elbo(gaussian(PATHS["vp"]), x, None, draws).std_error is None for draws in (1, 2, 3, 4)] == [
+        *[True] * 3,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("draws", [2, 3, 4, 8, 128])
+def test_the_control_variate_takes_noise_off_and_no_more(draws, monkeypatch):
+    """Where noise is small beside the data: the same mean over 1,000 seeds, within 4.5 standard errors of the
+    difference, and less than half of the variance of the draws' own terms.
     """
     sde = PATHS["vp"]
     denoiser = gaussian(sde)
@@ -73,14 +106,12 @@ def test_the_control_variate_takes_noise_off_and_no_more():
     better = _controlled(terms, controls).mean(0)
     assert abs(float(better.mean()) - 3) < 4.5 * float(better.std()) / 1000**0.5
     assert better.var() < 0.2 * terms.mean(0).var()
-    assert torch.equal(_controlled(terms[:3], controls[:3]), terms[:3])
-    result = elbo(denoiser, x, None, 128)
-    rough = torch.stack([elbo(denoiser, x[:300], None, 3, seed=10_000 * k).log_prob for k in range(1, 30)]).mean(0)
-    difference = float(result.log_prob.mean() - rough.mean())
-    error = math.hypot(float(result.log_prob.std()) / 1000**0.5, float(rough.std()) / 300**0.5)
-    assert abs(difference) < 4.5 * error
-    # 87 passes without the control against 128 with it.
-    assert result.log_prob.var() * 128 < 0.5 * rough.var() * 87
+    controlled = elbo(denoiser, x, None, draws).log_prob
+    monkeypatch.setattr(lower_bound, "_controlled", lambda terms, controls: terms)
+    bare = elbo(denoiser, x, None, draws).log_prob
+    difference = controlled - bare
+    assert abs(float(difference.mean())) < 4.5 * float(difference.std()) / 1000**0.5
+    assert controlled.var() < 0.5 * bare.var()
 
 
 @pytest.mark.parametrize("rows", [1, 7, 4096])

@@ -50,6 +50,12 @@ def test_fourier_frequencies_are_equal_in_another_process_and_untouched_by_the_g
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_step_frequencies_are_those_of_ddpm():
+    """1 down to 1e-4 radian a step, in equal ratios; within bfloat16's rounding."""
+    frequencies = Conditioning(64, embedding="ddpm").features.frequencies.double().numpy()
+    np.testing.assert_allclose(frequencies, np.geomspace(1, 1e-4, 32), rtol=2**-8)
+
+
 @pytest.mark.parametrize("embedding", [PositionalEmbedding(64), FourierEmbedding(64)])
 def test_cast_to_bfloat16_and_back_changes_nothing(embedding):
     # 999·t in bfloat16 frequencies would be off by radians, had they not been rounded at construction.
@@ -100,7 +106,7 @@ def test_conditioning_adds_the_embedding_of_the_label_to_that_of_the_noise():
         (lambda: PositionalEmbedding(2), "at least 4"),
         (lambda: PositionalEmbedding(8, highest=1.0, lowest=2.0), "lowest <= highest"),
         (lambda: FourierEmbedding(8, scale=0.0), "positive"),
-        (lambda: Conditioning(8, embedding="sine"), "one of positional, fourier; got 'sine'"),
+        (lambda: Conditioning(8, embedding="sine"), "one of positional, ddpm, fourier; got 'sine'"),
         (lambda: Conditioning(8, n_classes=-1), "n_classes"),
     ],
 )

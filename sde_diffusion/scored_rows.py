@@ -1,0 +1,88 @@
+"""Rows of one's own to be scored: items in a file, in the data's own units."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sde_diffusion.errors import UserError
+from sde_diffusion.levels import to_levels
+from sde_diffusion.units import Units
+
+if TYPE_CHECKING:
+    from sde_diffusion.data import Split
+
+log = logging.getLogger(__name__)
+
+
+def read_rows(path: Path, data: Mapping[str, Any]) -> Split:
+    """Items of a file as a model sees them, however far from its data they are.
+
+    Args:
+        path: .npy, .npz or .csv, with items [N, *shape], images also [N, H, W], [N, H, W, C] or [N, D], in the units of
+            the model's data: numbers, or levels 0 ... L - 1 (greys 0 ... 255 as uint8 do, too).
+        data: What the model's checkpoint says of its data.
+
+    Returns:
+        The items, with their labels if the file has any.
+
+    Raises:
+        UserError: If the file cannot be read, or holds items of another shape, or values that are none.
+    """
+    from sde_diffusion.data import Split
+    from sde_diffusion.data.array_files import read_arrays
+
+    arrays = read_arrays(path)
+    x = _shaped(np.asarray(arrays["train_images"]), tuple(data["shape"]), path)
+    label = arrays.get("train_labels")
+    if label is not None and (label.shape != (len(x),) or label.dtype.kind not in "iu"):
+        raise UserError(
+            f"{path}: labels must be class numbers [{len(x)}]; got {label.dtype} of shape {list(label.shape)}"
+        )
+    labels = None if label is None else torch.from_numpy(label.astype(np.int64))
+    levels = data["levels"]
+    if levels is not None:
+        return Split(_on_levels(x, int(levels), path), labels, int(levels))
+    values = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))
+    units = Units.of(data.get("units"))
+    rows = values.float() if units is None else units.encode(values)
+    bad = (~rows.flatten(1).isfinite()).any(1).nonzero().flatten().tolist()
+    if bad:
+        some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise UserError(f"{path}: {len(bad)} of {len(rows)} rows hold NaN, infinite or huge values: rows {some}")
+    return Split(rows, labels)
+
+
+def _shaped(x: np.ndarray[Any, Any], shape: tuple[int, ...], path: Path) -> np.ndarray[Any, Any]:
+    """Items brought to [N, *shape]."""
+    if x.dtype.kind not in "buif":
+        raise UserError(f"{path}: items must be numbers; got {x.dtype}")
+    if x.ndim and len(x):
+        rest = x.shape[1:]
+        if rest == shape:
+            return x
+        if len(shape) == 3 and rest == (*shape[1:], shape[0]):
+            return np.moveaxis(x, -1, 1)
+        if rest in ((int(np.prod(shape)),), shape[1:] if shape[0] == 1 else None):
+            return x.reshape(-1, *shape)
+        if not rest and shape == (1,):
+            return x.reshape(-1, 1)
+    raise UserError(f"{path}: items must be [N, {', '.join(map(str, shape))}] with N >= 1; got {list(x.shape)}")
+
+
+def _on_levels(x: np.ndarray[Any, Any], levels: int, path: Path) -> torch.Tensor:
+    if x.dtype == np.uint8 and levels < 256 and x.max() >= levels:
+        log.info("%s: uint8 beyond %d, read as greys 0 ... 255 of the nearest level", path, levels - 1)
+        return to_levels(torch.from_numpy(x.astype(np.float32)) / 127.5 - 1, levels)
+    wrong = x[~(np.isfinite(x) & (x == np.round(x)) & (x >= 0) & (x < levels))]
+    if len(wrong):
+        raise UserError(
+            f"{path}: the model's data are levels, whole numbers from 0 to {levels - 1}; got {wrong[0]:g} "
+            f"({len(wrong)} such values of {x.size})"
+        )
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))

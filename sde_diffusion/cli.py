@@ -99,7 +99,7 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(told)()
         except RunFailedError as error:
             runs = failed or [str(error)]  # where they are processes of their own, the first is known
-            raise UserError(f"runs failed, for the reasons above, and the others were run: {', '.join(runs)}") from None
+            raise UserError(f"these runs failed, for the reasons above: {', '.join(runs)}") from None
 
 
 class RunFailedError(Exception):
@@ -170,12 +170,12 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         hint = did_you_mean(name, error.options)
-        return f"{group}={name} is no choice{hint}; choose {group}= from {', '.join(error.options)}"
+        return f"{group}={name} is not a choice{hint}; choose {group}= from {', '.join(error.options)}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"
     absent = re.match(r"Could not override '(\w+)'", str(error))
     if absent and absent[1] == "sweeps":
-        return "sweeps= is no group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
+        return "sweeps= is not a group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
     if absent and (config_folder() / absent[1]).is_dir():
         return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
     if isinstance(error, OverrideParseException):
@@ -187,7 +187,7 @@ def explain(error: BaseException) -> str:
     if unknown:
         known = sorted(path.stem for path in (config_folder() / unknown[1]).glob("*.yaml"))
         hint = did_you_mean(unknown[2], known)
-        return f"{unknown[1]}={unknown[2]} is no choice{hint}; choose {unknown[1]}= from {', '.join(known)}"
+        return f"{unknown[1]}={unknown[2]} is not a choice{hint}; choose {unknown[1]}= from {', '.join(known)}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(

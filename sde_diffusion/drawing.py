@@ -159,7 +159,9 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
     except UserError:
         raise
     except Exception as error:  # NumPy's reader stumbles over other files in many ways
-        raise UserError(f"{path} is {_no_arrays(path, error)}: sde_diffusion.sample writes such") from error
+        raise UserError(
+            f"{path} is {_no_arrays(path, error)}; give a samples.npz written by python -m sde_diffusion.sample"
+        ) from error
     if "images" in arrays:
         images = arrays["images"]
         floats = levels is None and images.dtype.kind == "f"
@@ -174,7 +176,10 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
         x = torch.from_numpy(np.asarray(arrays["points"], dtype=np.float32))
         found_shape = x.shape[1:]
     else:
-        raise UserError(f"{path} has neither images nor points; sde_diffusion.sample writes such files")
+        raise UserError(
+            f"{path} has no array named images or points; give a samples.npz, or save one with "
+            "numpy.savez(FILE, images=...)"
+        )
     if tuple(found_shape) != tuple(shape):
         raise UserError(f"{path}: samples of shape {list(found_shape)}, and the data's is {list(shape)}")
     labels = arrays.get("labels")

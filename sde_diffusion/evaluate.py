@@ -49,7 +49,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     Beside each figure stands that of as many items of the training split, or of all: the mark that data themselves
     reach at these sizes. With `against` the figures of other samples too, and the differences. A run that was
-    interrupted or killed goes on, when it is started again, after its last whole batch of samples.
+    interrupted or killed resumes after its last finished batch of samples when it is started again.
 
     Args:
         cfg: The composed configuration of conf/evaluate.yaml.
@@ -151,7 +151,9 @@ def _check(cfg: DictConfig) -> None:
     if cfg.samples is not None:
         drawing = sorted({key.split(".")[0] for key in _given()} & {"n", "seed", "label", "sampler"})
         if drawing:
-            raise UserError(f"{'=, '.join(drawing)}= is for samples that are drawn; those of a file are as they are")
+            raise UserError(
+                f"{'= and '.join(drawing)}= apply only to samples drawn from a checkpoint: leave them out with samples="
+            )
     check_seeds(cfg)
     if cfg.samples is None:
         whole(cfg, "n", 2)

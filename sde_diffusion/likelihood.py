@@ -43,7 +43,7 @@ _PLACING_ITEMS = 200
 def likelihood(cfg: DictConfig) -> dict[str, Any]:
     """Exact log-likelihood and ELBO of data; writes `likelihood.json`, `likelihood.csv` and `likelihood.png`.
 
-    A run that was interrupted or killed goes on, when it is started again, after its last whole batch.
+    An interrupted or killed run resumes after its last finished batch when the command is started again.
 
     Args:
         cfg: The composed configuration of conf/likelihood.yaml.

@@ -54,7 +54,7 @@ def _number_label(cfg: DictConfig, names: list[str] | None) -> None:
         if cfg.label != label:
             log.info("label=%s is class %d", label, cfg.label)
     elif isinstance(label, str):
-        raise UserError(f"label={label} is no class; these are the classes: {', '.join(names)}")
+        raise UserError(f"label={label} is not a class; the classes are {', '.join(names)}")
 
 
 def device_of(cfg: DictConfig) -> torch.device:

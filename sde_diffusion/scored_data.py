@@ -64,8 +64,8 @@ class ScoredData:
         return len(self.parts[split]) if self.limit is None else min(self.limit, len(self.parts[split]))
 
     def items(self, split: str) -> Tensor:
-        """Numbers of the items that are scored, in the order in which they are: rows, which may lie anywhere, from near
-        to far, so that a batch's are alike.
+        """Indices of the items to score, in order; rows of a user's file by distance from the data's middle, so that
+        those in a batch need similar steps.
         """
         chosen = _order(len(self.parts[split]))[: self.count(split)]
         if self.role != "rows":
@@ -151,7 +151,7 @@ def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredD
     file = config_folder() / "data" / f"{name}.yaml"
     if not file.is_file():
         known = sorted(path.stem for path in file.parent.glob("*.yaml"))
-        raise UserError(f"against={name} is no data set; choose from {', '.join([*ARTIFICIAL, *known])}")
+        raise UserError(f"against={name} is not a data set; choose from {', '.join([*ARTIFICIAL, *known])}")
     node = OmegaConf.merge({"seed": 0}, {"data": OmegaConf.load(file)})
     for key in ("root", "path"):
         if cfg[f"against_{key}"] is not None:

@@ -63,7 +63,7 @@ class ScoringRun:
         n = data.count(split)
         known = sum(len(part["index"]) for part in there.values())
         if known:
-            log.info("going on after %d of %d items of %s %s, kept in %s", known, n, data.name, split, kept.folder)
+            log.info("resuming after %d of %d items of %s %s, kept in %s", known, n, data.name, split, kept.folder)
         words = (data.name, split)
         log.info("%s %s: %d items, %d at once; %s", *words, n, min(n, cfg.batch_size), self._passes())
         parts: list[dict[str, Tensor]] = []
@@ -156,9 +156,7 @@ class ScoringRun:
                 if len(some) < 2 or not _is_memory(error):
                     raise
                 if self.most == self.cfg.batch_size:
-                    log.warning(
-                        "memory does not hold %d items at once: going on with half as many, or fewer", self.most
-                    )
+                    log.warning("ran out of memory with %d items at once: trying half as many", self.most)
                 self.most = len(some) // 2
                 continue
             except ValueError as error:

@@ -100,15 +100,13 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     if cfg.conditional and not n_classes:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     if not OmegaConf.is_missing(cfg.network, "shape"):  # a resumed run's
-        for what, own, new in (
-            ("items of shape", list(cfg.network.shape), list(data.shape)),
-            ("this number of classes:", cfg.network.n_classes, n_classes),
-        ):
-            if own != new:
-                raise UserError(
-                    f"the network takes {what} {own}, and {data.name} has {new}: give data like those that the model "
-                    "was trained on, or leave out ckpt= (or network.shape=) for a model of these"
-                )
+        built = f"items of shape {list(cfg.network.shape)} and {cfg.network.n_classes} classes"
+        has = f"items of shape {list(data.shape)} and {n_classes} classes"
+        if built != has:
+            raise UserError(
+                f"the network was built for {built}, and {data.name} has {has}: give data like those that the model "
+                "was trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
+            )
     with open_dict(cfg):
         cfg.network.shape = list(data.shape)
         cfg.network.n_classes = n_classes

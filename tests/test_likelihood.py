@@ -115,7 +115,7 @@ def test_a_stopped_run_ends_with_the_same_report(how, command, start, trained, t
     kept = {path: path.stat().st_mtime_ns for path in broken.glob(".scores/*/*.safetensors")}
     assert 2 <= len(kept) < 25
     other = command("likelihood", *settings, "seed=1", f"out={broken}", cwd=tmp_path)
-    assert (other.status, "beginnings of other results" in other.err) == (1, True)
+    assert (other.status, "unfinished results of another command" in other.err) == (1, True)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert command("likelihood", *settings, f"out={broken}", cwd=tmp_path).status == 0
     a, b = read(whole), read(broken)
@@ -250,7 +250,7 @@ def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
         assert asked == ([20, 10, 5, 5, 5, 5] if not turn else [5] * 4)
         asked.clear()
     assert [record.getMessage() for record in caplog.records] == [
-        "memory does not hold 20 items at once: going on with half as many, or fewer"
+        "ran out of memory with 20 items at once: trying half as many"
     ]
 
 

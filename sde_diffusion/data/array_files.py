@@ -106,9 +106,9 @@ def _table(path: Path) -> Array:
                 log.info("%s: columns %s", path, few([word.strip(' "') for word in next(lines).split(delimiter)], 30))
             return np.loadtxt(lines, delimiter=delimiter, ndmin=2, comments=None, quotechar='"')
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8: {error}") from error
+        raise UserError(f"{path} is not text in UTF-8: {error}") from error
     except ValueError as error:
-        raise UserError(f"{path} is no table of numbers: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a table of numbers: {str(error).splitlines()[0]}") from error
 
 
 def _is_number(word: str) -> bool:

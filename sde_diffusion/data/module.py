@@ -52,7 +52,7 @@ class DataModule(LightningDataModule):
     name: str = "data"
     data_range: tuple[float, float] = (-1.0, 1.0)
     in_files: bool = False  # whether rows are read from files batch by batch
-    bounded: bool = True  # whether all values must lie in data_range; tails of a density need not
+    bounded: bool = True  # whether all values must lie in data_range; False for densities, whose tails may reach beyond
     units: Units | None = None  # of float data; None: they are on [-1, 1] already, or have levels
     class_names: tuple[str, ...] | None = None  # of the classes 0, 1, ..., where they have names; set by `load`
     why_no_labels: str = ""  # what `load` found in the place of labels, for messages: "; ..."

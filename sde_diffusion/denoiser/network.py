@@ -262,7 +262,7 @@ class NetworkDenoiser(Denoiser):
         c_in = ((self.sde.alpha(t) * self.sigma_data).square() + self.sde.sigma(t).square()).rsqrt()
         x, c_noise = expand(c_in, x_t) * x_t, self.noise_conditioning(self.sde, t)
         own = None if self._casts_inputs else self._network_dtype()
-        # Not in half precision, where 999 t has no digits left, unless all of the network is.
+        # c_noise stays in float32 unless all of the network is in half precision, which has no digits left for 999 t.
         c_noise = c_noise.to(device=x_t.device, dtype=own or torch.promote_types(x_t.dtype, torch.float32))
         if not self._casts_inputs:
             x, c_noise = x.to(own or x_t.dtype), c_noise.expand(len(x)).contiguous()

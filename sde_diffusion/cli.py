@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from sde_diffusion.checks import check_count
 from sde_diffusion.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -224,15 +225,19 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def whole(cfg: DictConfig, key: str, least: int) -> None:
-    """See that a value is a whole number of at least `least` that fits into 64 bits.
+    """See that a value is a whole number of at least `least` that fits into 64 bits; 10.0 becomes 10.
 
     Raises:
         UserError: If it is not.
     """
     value = OmegaConf.select(cfg, key)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+    try:
+        number = check_count(key, value, least, most=2**63 - 1)
+    except ValueError:
         limit = f" of at least {least}" if least > -(2**63) else " of at most 64 bits"
-        raise UserError(f"{key} must be a whole number{limit}; got {key}={value}")
+        raise UserError(f"{key} must be a whole number{limit}; got {key}={value}") from None
+    if not isinstance(value, int):
+        OmegaConf.update(cfg, key, number)
 
 
 def given(group: str) -> str:

@@ -99,7 +99,7 @@ def _table(path: Path) -> Array:
         with path.open(encoding="utf-8-sig") as file:
             line = next((line for line in file if line.strip()), "").strip()
         delimiter = next((mark for mark in _DELIMITERS if mark in line), None)
-        named = not all(_is_number(word) for word in line.split(delimiter))
+        named = not all(_reads_as_number(word) for word in line.split(delimiter))
         with path.open(encoding="utf-8-sig") as file:
             lines = (line for line in file if line.strip())
             if named:
@@ -111,7 +111,7 @@ def _table(path: Path) -> Array:
         raise UserError(f"{path} is not a table of numbers: {str(error).splitlines()[0]}") from error
 
 
-def _is_number(word: str) -> bool:
+def _reads_as_number(word: str) -> bool:
     try:
         float(word.strip().strip('"'))
     except ValueError:

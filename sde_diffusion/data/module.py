@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from sde_diffusion.data.checks import check_splits, whole
+from sde_diffusion.checks import check_bool, check_count
+from sde_diffusion.data.checks import check_splits
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
@@ -61,12 +62,9 @@ class DataModule(LightningDataModule):
         self, batch_size: int = 128, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
     ) -> None:
         super().__init__()
-        whole(1, batch_size=batch_size, min_batches_per_epoch=min_batches_per_epoch)
-        whole(0, seed=seed)
-        if not isinstance(flip, bool):
-            raise ValueError(f"flip must be true or false; got flip={flip!r}")
-        self.batch_size, self.seed = batch_size, seed
-        self.min_batches_per_epoch, self.flip = min_batches_per_epoch, flip
+        self.batch_size, self.seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
+        self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
+        self.flip = check_bool("flip", flip)
 
     # What a subclass writes
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import check_finite
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.prior import GaussianPrior, LogDensity
@@ -112,7 +113,7 @@ def log_likelihood(
         The log-densities.
 
     Raises:
-        TypeError: If the denoiser is none, x not a tensor of floats, or a condition is not known.
+        TypeError: If the denoiser is not one, x not a tensor of floats, or a condition is not known.
         ValueError: If an argument is out of its range or the shapes do not fit.
         UserError: If the tolerance cannot be met, or the drift is not finite: at which t, and of which samples.
     """
@@ -205,7 +206,8 @@ class _DensityFlow:
             divergence = self.trace.divergence(lambda vectors: self._products(slope, y, vectors), self.vectors)
             out = torch.cat([slope.flatten(1), divergence.to(slope) / self.size], 1)
         if self.check:
-            self._expect_finite(u, out)
+            remedy = ": smaller tolerances, a later t_end, or a look at the weights may help"
+            check_finite(f"the drift at t = {float(self.process.time(u)[0]):.6g}", out, remedy, UserError)
         return out if self.create_graph else out.detach()
 
     def worst(self, error: Tensor) -> Tensor:
@@ -227,13 +229,3 @@ class _DensityFlow:
             slope, y, vectors, retain_graph=True, create_graph=self.create_graph, is_grads_batched=True
         )
         return products
-
-    def _expect_finite(self, u: Tensor | float, out: Tensor) -> None:
-        fine = torch.isfinite(out).all(1)
-        if not bool(fine.all()):
-            lost = (~fine).nonzero().flatten().tolist()
-            raise UserError(
-                f"the drift at t = {float(self.process.time(u)[0]):.6g} is not finite for {len(lost)} of {len(out)} "
-                f"samples (numbers {str(lost[:8])[1:-1]}{', ...' if len(lost) > 8 else ''}): smaller tolerances, a "
-                "later t_end, or a look at the weights may help"
-            )

@@ -112,7 +112,7 @@ def elbo(
         The bound and its parts.
 
     Raises:
-        TypeError: If the denoiser is none, x not a tensor of floats, or a condition is not known.
+        TypeError: If the denoiser is not one, x not a tensor of floats, or a condition is not known.
         ValueError: If an argument is out of its range or the shapes do not fit.
         UserError: If the denoiser's answer is not finite: at which t, and of which samples.
     """

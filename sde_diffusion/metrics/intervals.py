@@ -39,7 +39,6 @@ reference are somewhat too short as well.
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -48,6 +47,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from sde_diffusion.checks import as_number, check_choice, check_count
 from sde_diffusion.errors import UserError
 
 Reference = Literal["sampled", "fixed"]
@@ -390,9 +390,7 @@ def _named(names: tuple[str, ...], level: float, *columns: Tensor) -> dict[str, 
 
 
 def _check(level: float, resamples: int, reference: str) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1; got {level}")
-    if resamples < 0 or math.isnan(resamples):
-        raise ValueError(f"resamples must be at least 0; got {resamples}")
-    if reference not in ("sampled", "fixed"):
-        raise ValueError(f"reference must be 'sampled' or 'fixed'; got {reference!r}")
+    if not 0 < as_number("level", level) < 1:
+        raise ValueError(f"level must lie between 0 and 1; got {level!r}")
+    check_count("resamples", resamples, least=0)
+    check_choice("reference", reference, ("sampled", "fixed"))

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number
+from sde_diffusion.checks import as_positive, check_choice, check_count
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.adams import RoughError, adams
-from sde_diffusion.sampling.base import check_count
 from sde_diffusion.sampling.reverse import Flow, Watch
 from sde_diffusion.sampling.solver_options import (
     AT_LEAST_ONE,
@@ -396,21 +395,17 @@ class ODESolver:
         max_nfe: int = 10_000,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        rtol, atol = as_number("rtol", rtol), as_number("atol", atol)
-        if not (rtol > 0 and atol > 0):
-            raise ValueError(f"rtol and atol must be positive; got rtol={rtol}, atol={atol}")
+        check_choice("method", method, METHODS)
         if steps is not None and METHODS[method].adaptive:
             fixed = ", ".join(name for name, other in METHODS.items() if not other.adaptive)
             raise ValueError(f"{method} chooses its own steps by rtol and atol; methods that take steps: {fixed}")
         self.method = method
-        self.rtol, self.atol = float(rtol), float(atol)
+        self.rtol, self.atol = as_positive("rtol", rtol), as_positive("atol", atol)
         self.steps = check_count("steps", 50 if steps is None else steps)
         self.max_nfe = check_count("max_nfe", max_nfe)
-        if steps is not None and "step_size" in (options or {}):
+        self.options = METHODS[method].options(method, {} if options is None else options)
+        if steps is not None and "step_size" in self.options:
             raise ValueError("give steps or the option step_size, not both")
-        self.options = METHODS[method].options(method, options or {})
         self.settles = False  # for what the tolerance gives, however rough the slope
 
     @property

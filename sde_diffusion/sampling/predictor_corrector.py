@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_positive, check_choice, check_count, check_kind
 from sde_diffusion.sampling.ancestral import AncestralSampler
-from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
+from sde_diffusion.sampling.base import Sampler, Walk, singular
 from sde_diffusion.sampling.correctors import CORRECTORS
 from sde_diffusion.sde import SDE, Grid
 
@@ -190,14 +191,10 @@ class PredictorCorrector(Sampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(denoise, t_end)
-        for what, name, allowed in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS)):
-            if name not in allowed:
-                raise ValueError(f"{what} must be one of {', '.join(allowed)}; got {name!r}")
-        if not snr > 0:
-            raise ValueError(f"snr must be positive (0.16 for CIFAR-10); got {snr}")
-        self.predictor = predictor
-        self.corrector = corrector
-        self.snr = float(snr)
+        check_kind("grid", grid, Grid, or_none=True)
+        self.predictor = check_choice("predictor", predictor, PREDICTORS)
+        self.corrector = check_choice("corrector", corrector, CORRECTORS)
+        self.snr = as_positive("snr", snr, " (0.16 for CIFAR-10)")
         self.steps = check_count("steps", steps)
         self.corrector_steps = check_count("corrector_steps", corrector_steps)
         self.grid = grid

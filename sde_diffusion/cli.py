@@ -17,6 +17,8 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -240,7 +242,26 @@ def whole(cfg: DictConfig, key: str, least: int) -> None:
         OmegaConf.update(cfg, key, number)
 
 
+def overrides() -> list[Override]:
+    """What the command line sets, hydra.* apart; of a multirun's runs each has its own."""
+    return OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+
+
+def is_given(key: str) -> bool:
+    """Whether the command line sets a key, or one below it."""
+    return any(_within(override, key) for override in overrides())
+
+
+def typed(override: Override) -> str:
+    """An override as it was typed, without the ++ that `resuming.accepting` adds."""
+    return str(override.input_line).removeprefix("++")
+
+
 def given(group: str) -> str:
     """What the command line says about a group, for messages: " (given: trainer.precision=foo)"."""
-    overrides = [word for word in HydraConfig.get().overrides.task if word.lstrip("+~").startswith(f"{group}.")]
-    return f" (given: {' '.join(overrides)})" if overrides else ""
+    words = [typed(override) for override in overrides() if _within(override, group)]
+    return f" (given: {' '.join(words)})" if words else ""
+
+
+def _within(override: Override, key: str) -> bool:
+    return f"{override.key_or_group}.".startswith(f"{key}.")

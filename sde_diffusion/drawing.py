@@ -18,7 +18,7 @@ from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import readable
 from sde_diffusion.levels import from_levels, to_levels
-from sde_diffusion.loading import checkpoint_digest
+from sde_diffusion.loading import check_label, checkpoint_digest, class_numbers
 from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.batches import Kept, sample_resumably
 from sde_diffusion.units import Units, own_units, vectors_in_own_units
@@ -75,14 +75,9 @@ def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:
     Raises:
         UserError: If a label is given that the model does not know.
     """
-    if not n_classes:
-        if cfg.label is not None:
-            raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
-        return None
     if cfg.label is None:
-        return torch.arange(cfg.n) % n_classes
-    if type(cfg.label) is not int or not 0 <= cfg.label < n_classes:
-        raise UserError(f"label must be one of 0 ... {n_classes - 1}, or null for all in turn; got {cfg.label}")
+        return torch.arange(cfg.n) % n_classes if n_classes else None
+    check_label(cfg.label, n_classes, "null for all in turn")
     return torch.full((cfg.n,), cfg.label)
 
 
@@ -182,12 +177,10 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
         )
     if tuple(found_shape) != tuple(shape):
         raise UserError(f"{path}: samples of shape {list(found_shape)}, and the data's is {list(shape)}")
-    labels = arrays.get("labels")
-    if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer)):
-        raise UserError(f"{path}: labels must be integers [{len(x)}]; got {labels.dtype} {list(labels.shape)}")
+    labels = class_numbers(arrays.get("labels"), len(x), path)
     if x.is_floating_point() and not x.isfinite().all():
         raise UserError(f"{path}: samples hold NaN or infinite values")
-    return Stored(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), own_units(levels, units))
+    return Stored(x, labels, own_units(levels, units))
 
 
 def _no_arrays(path: Path, error: Exception) -> str:

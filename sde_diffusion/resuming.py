@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sde_diffusion.cli import plain, unknown_key
+from sde_diffusion.cli import overrides, plain, typed, unknown_key
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,12 +63,12 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
             found.data.seed = "${seed}"  # as in a new run
         known = {name: values for name, values in kept.get("callbacks", {}).items() if found.callbacks.get(name)}
         found.callbacks = OmegaConf.merge(found.callbacks, known)
-        for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
+        for override in overrides():
             key = override.key_or_group
             group = key.split(".")[0]
             if group in FIXED_GROUPS:
                 raise UserError(
-                    f"{override.input_line}: a resumed run keeps its model: {', '.join(FIXED_GROUPS)} cannot change; "
+                    f"{typed(override)}: a resumed run keeps its model: {', '.join(FIXED_GROUPS)} cannot change; "
                     "leave it out, or start a new run without ckpt="
                 )
             if group not in (*KEPT_GROUPS, "callbacks"):

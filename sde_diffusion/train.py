@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import record
-from sde_diffusion.cli import command, given, plain
+from sde_diffusion.cli import command, given, overrides, plain, typed
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
 from sde_diffusion.resuming import KEPT_GROUPS, accepting, callback_settings, limit_reached, read_run, resumed
@@ -197,10 +197,10 @@ def _quiet() -> None:
 def _record(cfg: DictConfig, model: ScoreModel, trainer: Trainer, folder: Path) -> None:
     """Say what is run: in the folder, in the checkpoints and to the loggers that keep configurations."""
     # Of a multirun's runs each has overrides of its own; hydra's, such as where the run goes, are not among them.
-    overrides = [override.removeprefix("++") for override in HydraConfig.get().overrides.task]
+    words = [typed(override) for override in overrides()]
     device = trainer.strategy.root_device.type
     config = _relative(OmegaConf.to_container(cfg, resolve=True), folder)
-    description = record.describe(config, overrides, device, trainer.num_devices, trainer.num_nodes)
+    description = record.describe(config, words, device, trainer.num_devices, trainer.num_nodes)
     record.begin(folder, description, resumed=bool(cfg.ckpt))
     model.run["record"] = {key: value for key, value in description.items() if key != "config"}  # which is there
     for logger in trainer.loggers:

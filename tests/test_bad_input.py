@@ -74,8 +74,15 @@ def test_train(case, command, tmp_path):
     folder = tmp_path / "run"
     check(command("train", *TINY, f"hydra.run.dir={folder}", *overrides, cwd=tmp_path), *parts)
     assert not (folder / "checkpoints").exists()
+
+
+def test_what_a_refused_run_leaves_does_not_stand_in_the_way(command, tmp_path):
+    """Refused late, when data, model and trainer are there."""
+    folder = tmp_path / "run"
+    for late in ("trainer.accelerator=foo", "callbacks.samples.n=0"):
+        assert command("train", *TINY, f"hydra.run.dir={folder}", late, cwd=tmp_path).status == 1
     again = command("train", *TINY, f"hydra.run.dir={folder}", "trainer.max_steps=2", cwd=tmp_path)
-    assert again.status == 0, again.err  # what a refused run leaves does not stand in the way of the next
+    assert again.status == 0, again.err
 
 
 SAMPLE = {

@@ -115,12 +115,8 @@ class Arrays(DataModule):
                 )
         n, missing = len(items["train"]), [split for split in ("val", "test") if split not in parts]
         shares = {"val": self.val_fraction, "test": self.test_fraction}
-        try:
-            drawn = divide(
-                n, [max(1, round(n * shares[split])) for split in missing], self.split_seed, labels.get("train")
-            )
-        except UserError as error:
-            raise UserError(f"{self.path}: {error}") from error
+        counts = [max(1, round(n * shares[split])) for split in missing]
+        drawn = divide(n, counts, self.split_seed, labels.get("train"), f"{self.path}: ")
         for split, rows in zip((*missing, "train"), (*drawn[1:], drawn[0]), strict=True):  # train last: it is cut down
             items[split] = items["train"][rows.numpy()]
             if "train" in labels:

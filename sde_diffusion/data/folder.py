@@ -128,12 +128,8 @@ class Folder(DataModule):
         missing = [split for split in SPLITS if split not in files]
         train = files["train"]
         counts = [max(1, round(0.05 * len(train)))] * len(missing)
-        if sum(counts) > len(train) - max(1, len(numbers)):
-            raise UserError(
-                f"data.root={self.root}: {len(train)} training images are too few to split off {' and '.join(missing)}"
-                + (f" and leave one of each of the {len(numbers)} classes" if numbers else "")
-            )
-        parts = divide(len(train), counts, self.split_seed, [number for _, number in train])
+        labels = [number for _, number in train]
+        parts = divide(len(train), counts, self.split_seed, labels, f"data.root={self.root}: ")
         for split, rows in zip(("train", *missing), parts, strict=True):
             files[split] = [train[row] for row in rows.tolist()]
         return files

@@ -119,7 +119,7 @@ class DataModule(LightningDataModule):
     @cached_property
     def std(self) -> float:
         """Standard deviation of the training split as the model sees it (see `Split.std`)."""
-        return self.splits["train"].std()
+        return self.splits["train"].statistics.std
 
     def prepare(self) -> DataModule:
         """Load now, if that has not been done, and return self."""

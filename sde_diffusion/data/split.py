@@ -90,12 +90,10 @@ class Split:
         std = float(np.sqrt(np.maximum(0.0, squares / count - (total / count) ** 2)))
         return Statistics(low.min().item(), high.max().item(), std)
 
-    def std(self) -> float:
-        """The standard deviation of `statistics`."""
-        return self.statistics.std
 
-
-def divide(n: int, counts: Sequence[int], seed: int, labels: npt.ArrayLike | None = None) -> list[Tensor]:
+def divide(
+    n: int, counts: Sequence[int], seed: int, labels: npt.ArrayLike | None = None, where: str = ""
+) -> list[Tensor]:
     """Draw parts of fixed sizes from n items at random, every class (nearly) in proportion, and none without a rest.
 
     The shuffled items are ordered by class and each part takes evenly spaced ones, so that a class's share of a part
@@ -107,6 +105,7 @@ def divide(n: int, counts: Sequence[int], seed: int, labels: npt.ArrayLike | Non
         counts: Sizes of the parts, which must leave at least one item for each class.
         seed: Of the shuffle.
         labels: [n], class numbers; None treats all as one class.
+        where: What the message on too few items begins with.
 
     Returns:
         Sorted int64 indices: first what is left over, which has every class, then each part in turn.
@@ -118,7 +117,7 @@ def divide(n: int, counts: Sequence[int], seed: int, labels: npt.ArrayLike | Non
     known = np.unique(classes)
     if sum(counts) > n - len(known):
         each = "" if len(known) < 2 else f" and leave one of each of the {len(known)} classes"
-        raise UserError(f"{n} training items are too few to split off {' and '.join(map(str, counts))}{each}")
+        raise UserError(f"{where}{n} training items are too few to split off {' and '.join(map(str, counts))}{each}")
     order = np.random.default_rng(seed).permutation(n)
     order = order[np.argsort(classes[order], kind="stable")]
     aside = np.zeros(n, bool)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import KeptFeatures, check_samples
-from sde_diffusion.metrics.intervals import Interval, Reference, difference
+from sde_diffusion.metrics.differences import difference
+from sde_diffusion.metrics.intervals import Interval, Reference
 
-_Take = Callable[[KeptFeatures], None]
 CACHED = 2**17  # numbers of samples that pass through an extractor at once on a CPU
 
 
@@ -175,16 +175,15 @@ def measure_differences(
     """
     found = Measured()
     for name, (one, other) in pairs.items():
-        taken: dict[str, Interval] = {}
-
-        def take(twin: KeptFeatures, one: KeptFeatures = one, taken: dict[str, Interval] = taken) -> None:
-            taken.update(difference(one, twin, level, resamples, seed, reference))
-
-        def pair(_: KeptFeatures, name: str = name, other: KeptFeatures = other, take: _Take = take) -> None:
-            found.skipped.update(_each({name: other}, others, take))
-
-        found.skipped.update(_each({name: one}, features, pair))
-        found.figures.update(taken)
+        try:
+            _fill(one, features)
+            _fill(other, others)
+            found.figures.update(difference(one, other, level, resamples, seed, reference))
+        except UserError as error:
+            found.skipped[name] = str(error)
+        finally:
+            one.clear()
+            other.clear()
     return found
 
 
@@ -196,13 +195,17 @@ def _each(
     """Fill each metric, take it and empty it of all sides; returns those that cannot be taken, with the reason."""
     skipped = {}
     for name, metric in metrics.items():
-        metric.clear()
         try:
-            for side in metric.sides:
-                metric.add(features(metric.extractor, side), side)
+            _fill(metric, features)
             take(metric)
         except UserError as error:
             skipped[name] = str(error)
         finally:
             metric.clear()
     return skipped
+
+
+def _fill(metric: KeptFeatures, features: Callable[[nn.Module, str], Tensor]) -> None:
+    metric.clear()
+    for side in metric.sides:
+        metric.add(features(metric.extractor, side), side)

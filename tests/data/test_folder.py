@@ -207,7 +207,7 @@ def test_missing_and_empty(tmp_path):
     with pytest.raises(UserError, match=r"no images in it or below; files ending in \.png"):
         Folder(str(tmp_path)).prepare()
     _fill(tmp_path, 2, folder="train")
-    with pytest.raises(UserError, match="2 training images are too few to split off val and test"):
+    with pytest.raises(UserError, match="2 training items are too few to split off 1 and 1"):
         Folder(str(tmp_path)).prepare()
     (tmp_path / "val").mkdir()
     with pytest.raises(UserError, match=r"no images in \S*val or below"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.sampling.adams import adams
-from sde_diffusion.sampling.ode_methods import worst_rms
+from sde_diffusion.sampling.ode_kinds import worst_rms
 
 START = torch.tensor([[0.05, 0.3], [0.6, 0.95]], dtype=torch.float64)
 

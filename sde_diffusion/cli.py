@@ -26,6 +26,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from sde_diffusion.checks import check_count
 from sde_diffusion.errors import UserError, did_you_mean
+from sde_diffusion.overrides import setting
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +182,9 @@ def explain(error: BaseException) -> str:
         return "sweeps= is not a group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
     if absent and (config_folder() / absent[1]).is_dir():
         return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        key = "file" if Path(error.override).suffix in ("", ".yaml") else "ckpt"
+        return f"{error.override!r} is not KEY=VALUE; did you mean {setting(key, error.override)}?"
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override!r} is not KEY=VALUE in Hydra's grammar: a value with =, commas, spaces or brackets needs "
@@ -210,7 +214,7 @@ def unknown_key(key: str, parent: DictConfig) -> str:
         return f"unknown key {key!r}: {where} is null or empty; add to it with +{key}=VALUE"
     known = [name for name in _dotted(parent._get_root()) if not name.startswith("hydra.")]
     by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}  # of several the first
-    hint = did_you_mean(key, known)
+    hint = did_you_mean(key, known, cutoff=0.75)
     if not hint and (close := difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)):
         hint = f" (did you mean {by_last_part[close[0]]}?)"
     place = f" in {where}" if where else ""

@@ -21,7 +21,7 @@ from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.loading import check_label, checkpoint_digest, class_numbers
 from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.batches import Kept, sample_resumably
-from sde_diffusion.units import Units, own_units, vectors_in_own_units
+from sde_diffusion.units import Units, own_units, scaled_for_metrics
 
 if TYPE_CHECKING:
     from sde_diffusion.data import DataModule
@@ -209,5 +209,5 @@ def stored(x: Tensor, levels: int | None) -> Tensor:
 
 
 def measured(x: Tensor, data: DataModule) -> Tensor:
-    """Samples or data [B, *shape] as metrics look at them: as they would be stored, vectors in the data's own units."""
-    return vectors_in_own_units(stored(x, data.levels), own_units(data.levels, data.units))
+    """Samples or data [B, *shape] as metrics look at them: as they would be stored, vectors in the data's own unit."""
+    return scaled_for_metrics(stored(x, data.levels), own_units(data.levels, data.units))

@@ -269,16 +269,16 @@ def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Me
         log.info("  %-24s%10.4g", key, value)
     count = report["n_training_split"]
     beside = f"; the training split's column: what {count} of its items reach" if count else ""
-    log.info("  (-: lower is better, +: higher%s)", beside)
+    fewer = ", fewer than the samples, which alone makes distances larger" if 0 < count < report["n"] else ""
+    log.info("  (-: lower is better, +: higher%s%s)", beside, fewer)
     for metric in metrics.values():
         if metric.note and set(metric.names) <= set(found.figures):
             log.info("  (%s)", metric.note)
-    if 0 < count < report["n"]:
-        log.info("  (which are fewer than the samples: distances of few items are the larger for it)")
     for label, figures in report.get("classes", {}).items():
         known = [f"{key} {figures[key]['value']:.4g}" for key in found.figures if key in figures]
         share = [f"recognised {figures['recognised']:.1%}"] if "recognised" in figures else []
-        log.info("  class %s (%d samples): %s", label, figures["n"], ", ".join([*share, *known]))
+        if share or known:
+            log.info("  class %s (%d samples): %s", label, figures["n"], ", ".join([*share, *known]))
     for name, reason in report["skipped"].items():
         log.info("  no %s: %s", name, reason)
     log.info("seconds: %s", ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))

@@ -104,7 +104,7 @@ def limit_reached(checkpoint: dict[str, Any], trainer: Trainer) -> str:
         return ""
     step, timer = checkpoint["global_step"], timer_of(trainer)
     if 0 < trainer.max_steps <= step:
-        return f"step {step} of trainer.max_steps={trainer.max_steps} is reached; raise trainer.max_steps"
+        return f"the run is at step {step} of trainer.max_steps={trainer.max_steps}; raise trainer.max_steps"
     used = checkpoint["callbacks"].get("Timer", {}).get("time_elapsed", {}).get("train", 0.0)
     if timer is not None and used >= (limit := timer.time_remaining() or 0.0):
         return f"{used:.0f} s of the {limit:.0f} s of trainer.max_time are used up; raise trainer.max_time"

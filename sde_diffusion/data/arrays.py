@@ -268,8 +268,8 @@ def _units_of(array: Array) -> Units:
     """From the least to the greatest value: of each column of rows [N, D], of all values of other items."""
     axes = 0 if array.ndim == 2 else None
     lows, highs = (np.atleast_1d(ends).astype(np.float64) for ends in (array.min(axis=axes), array.max(axis=axes)))
-    same = lows == highs  # such a column stays constant, at 0
-    return Units(tuple((lows - same).tolist()), tuple((highs + same).tolist()))
+    margin = np.where(lows == highs, np.maximum(1.0, 1e-6 * np.abs(lows)), 0.0)  # a constant column stays so, at 0
+    return Units(tuple((lows - margin).tolist()), tuple((highs + margin).tolist()))
 
 
 def _items(array: Array) -> tuple[int, list[int]]:

@@ -239,8 +239,8 @@ class Sampler(ShowsArguments, ABC):
         Raises:
             TypeError: If the denoiser is not one, or x is not a tensor of floats.
             ValueError: If x is not [B, *dims] or not finite, if the sampler is not deterministic, if there is no step
-                to take (steps = 1 with `denoise`), if t_end lies outside the path, or if sigma(t_end) = 0, where
-                nothing tells what noise x holds.
+                to take (steps = 1 with `denoise`), if t_end lies outside the path, or, of methods that divide by
+                sigma, if sigma(t_end) = 0.
             UserError: If a latent is not finite: at which network pass, at what t and which samples.
 
         References:

@@ -207,7 +207,8 @@ class PredictorCorrector(Sampler):
         table = [predictor.coefficients(step) for step in steps]
         if not all(math.isfinite(number) for row in table for number in row):
             raise singular(run.sde)
-        corrections = [None] * self.steps if rule is None else rule(self.snr).moves(run.sde, times)
+        predicted = predictor.belief is not None
+        corrections = [None] * self.steps if rule is None else rule(self.snr).moves(run.sde, times, predicted)
         draws = self.corrector_steps + 1
         run.plan(times)
         for i, (step, correct, (from_x, from_belief, std)) in enumerate(zip(steps, corrections, table, strict=True)):

@@ -259,3 +259,20 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     for k in (0, 3):
         alone = sampler(denoiser, (1, 1, 4, 4), seeds=[k], latent=latent[k : k + 1], dtype=torch.float64).x
         assert (alone[0] - together[k]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("path", [VPSDE(), VESDE()], ids=["vp", "ve"])
+def test_correctors_alone_are_right_in_the_limit(path):
+    """Without a predictor each step leaves an excess of r_before^2 - r^2, which goes to zero with the steps' length.
+
+    Gaussian data of std 0.3: the ratio falls from 1.5 or 1.7 with 300 steps to below 1.1 with 2,000 on VE (with a
+    step that shrinks as the walk's steps do it stays at sqrt(4 / 3) = 1.155). 2,000 samples: standard error 0.016.
+    """
+    denoiser = GaussianDenoiser(path, torch.zeros(1), 0.3)
+    ratios = []
+    for steps in (300, 2000):
+        sampler = PredictorCorrector("none", steps=steps, denoise=False)
+        x = sampler(denoiser, (2000, 1), dtype=torch.float64).x
+        ratios.append(float(x.std()) / 0.3)
+    assert ratios[1] - 1 < 0.4 * (ratios[0] - 1)
+    assert path != VESDE() or ratios[1] < 1.1

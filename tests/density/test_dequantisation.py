@@ -110,7 +110,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="give levels"):
         bits_per_dim(zero, 3, levels=None)
     for options in ({"levels": 1}, {"dims": 0}, {"dims": (3, 0)}, {"data_range": (1.0, -1.0)}, {"data_range": (0, 0)}):
-        with pytest.raises(ValueError, match="levels must be at least 2, dims at least 1 and data_range"):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
             bits_per_dim(zero, **{"dims": 3, **options})
 
 

@@ -87,7 +87,7 @@ def check_bool(name: str, value: Any) -> bool:
     return found
 
 
-def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+def check_choice(name: str, value: Any, allowed: Iterable[str], also: str = "") -> str:
     """An argument that must be one of some names.
 
     Raises:
@@ -95,7 +95,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{name} must be one of {', '.join(names)}; got {shown(value)}")
+        raise ValueError(f"{name} must be one of {', '.join(names)}{also}; got {shown(value)}")
     return value
 
 

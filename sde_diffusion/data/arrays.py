@@ -80,7 +80,7 @@ class Arrays(DataModule):
                     f"values have levels or a range: give levels or range, not both; got {levels}, {range}"
                 )
         if layout is not None:
-            check_choice("layout (unless None)", layout, _LAYOUTS)
+            check_choice("layout", layout, _LAYOUTS, ", or None")
         val_fraction, test_fraction = as_number("val_fraction", val_fraction), as_number("test_fraction", test_fraction)
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise ValueError(

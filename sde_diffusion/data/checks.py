@@ -35,9 +35,10 @@ def height_and_width(size: object) -> tuple[int, int] | None:
         return None
     allowed = "a whole number of pixels, such as 32, or [height,width], such as [32,48], or None"
     sides = size if isinstance(size, Sequence) and not isinstance(size, str) else [size, size]
-    if sides is not size and real(size) is None:
-        raise ValueError(f"data.size must be {allowed}; got {shown(size)}")
-    height, width = check_sizes("data.size", sides, allowed, least=2, most=2)
+    try:
+        height, width = check_sizes("data.size", sides, allowed, least=2, most=2)
+    except ValueError:
+        raise ValueError(f"data.size must be {allowed}; got {shown(size)}") from None
     return height, width
 
 

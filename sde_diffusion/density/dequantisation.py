@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, check_count, check_fields, check_floats
+from sde_diffusion.checks import as_number, check_count, check_floats
 from sde_diffusion.reprs import shown
 from sde_diffusion.sampling import Noise
 
@@ -82,9 +82,7 @@ class UniformDequantisation:
     levels: int
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if self.levels < 2:
-            raise ValueError(f"levels must be at least 2; got {self.levels}")
+        object.__setattr__(self, "levels", check_count("levels", self.levels, least=2))
 
     @property
     def width(self) -> float:

@@ -237,7 +237,7 @@ def test_flip_shows_each_image_once_each_way():
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"seed": -1}, {"min_batches_per_epoch": 0}])
 def test_arguments_out_of_range(wrong):
-    with pytest.raises(ValueError, match=r"must be at least [01]; got"):
+    with pytest.raises(ValueError, match=r"of at least [01]; got"):
         Digits(**wrong)
 
 

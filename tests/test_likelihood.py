@@ -245,7 +245,7 @@ def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
     items = data.items("test")[40:60]
     x = splits["test"].tensor(items)
     for turn in range(2):
-        scores = run._batch(data, "test", 40, 60)["log_prob"]
+        scores = run._batch(data, "test", 40, items)["log_prob"]
         assert torch.equal(scores, x.flatten(1).sum(1).double() + 7 + items)
         assert asked == ([20, 10, 5, 5, 5, 5] if not turn else [5] * 4)
         asked.clear()

@@ -183,7 +183,10 @@ REFUSED = {
     "a target that is none": (["target_se=-1"], ["target_se must be a positive number"]),
     "an unknown key": (["foo=1"], ["'foo'", "rtol", "split"]),
     "steps of a method that chooses them": (["steps=10"], ["adams chooses its own steps", "heun3"]),
-    "a tolerance that cannot be met": (["rtol=1e-14", "atol=1e-14", "n=2", "elbo=null"], ["cannot meet", "t ="]),
+    "a tolerance that cannot be met": (
+        ["rtol=1e-14", "atol=1e-14", "n=2", "elbo=null", "max_nfe=500"],
+        ["cannot meet", "t ="],
+    ),
 }
 
 

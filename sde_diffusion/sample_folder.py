@@ -46,7 +46,8 @@ def read_pictures(folder: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
             "pictures are brought to that size (which moves every figure)"
         )
     reading = Reading((height, width), "center", "RGB")
-    images = ImageFiles(paths, reading, (3, height, width), _THREADS)[:].movedim(1, -1)
+    images = ImageFiles(paths, reading, (3, height, width), _THREADS)[:]
+    images = images.movedim(1, -1).contiguous()  # as arrays of a file lie: else features differ in their last digits
     if channels == 1 and not (images == images[..., :1]).all():
         raise UserError(f"{folder} has pictures in colour, and the data are grey")
     log.info("%d pictures in %s%s", len(images), folder, f", resized to {width}x{height}" if other else "")

@@ -261,10 +261,8 @@ def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Me
     arrows = {key: "+" if metric.higher_is_better else "-" for metric in metrics.values() for key in metric.names}
     for key, figure in found.figures.items():
         mark = report["training_split"].get(key)
-        ends = f"[{figure.low:.4g}, {figure.high:.4g}]"
-        log.info(
-            "%s %-24s%10.4g   %-24s%16s", arrows[key], key, figure.value, ends, "" if mark is None else f"{mark:.4g}"
-        )
+        beside = "" if mark is None else f"{mark:.4g}"
+        log.info("%s %-24s%10.4g   %-24s%16s", arrows[key], key, figure.value, figure.ends, beside)
     for key, value in found.details.items():
         log.info("  %-24s%10.4g", key, value)
     count = report["n_training_split"]

@@ -127,7 +127,8 @@ def divide(
         raise UserError(f"{where}{n} training items are too few to split off {' and '.join(map(str, counts))}{each}")
     generator = np.random.default_rng(seed)
     order = generator.permutation(n)
-    start = generator.random() if start is None else start
+    if start is None:  # one class, already in a random order, needs none
+        start = generator.random() if len(known) > 1 else 0.0
     order = order[np.argsort(classes[order], kind="stable")]
     aside = np.zeros(n, bool)
     while True:

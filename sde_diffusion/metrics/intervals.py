@@ -39,6 +39,7 @@ reference are somewhat too short as well.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -56,9 +57,13 @@ LEAST = 25  # samples a side for an interval: of ten, 95% ones cover as little a
 MANY_PAIRS = 5_000_000  # of real and generated samples: beyond, statistics of neighbours are taken of fewer subsets
 
 
+class TooFewError(UserError):
+    """Samples are too few for an interval, though perhaps not for the figure."""
+
+
 @dataclass(frozen=True)
 class Interval:
-    """A statistic with its uncertainty.
+    """A statistic with its uncertainty; low, high and std_error are NaN where samples are too few for them.
 
     Args:
         value: The statistic.
@@ -74,12 +79,17 @@ class Interval:
     std_error: float
     level: float
 
-    def as_dict(self) -> dict[str, float]:
-        """Plain numbers for a JSON file."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, float | None]:
+        """Plain numbers for a JSON file, None for NaN."""
+        return {name: None if math.isnan(number) else number for name, number in asdict(self).items()}
+
+    @property
+    def ends(self) -> str:
+        """The interval in words."""
+        return "too few samples" if math.isnan(self.low) else f"[{self.low:.4g}, {self.high:.4g}]"
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g} {self.ends}"
 
 
 @dataclass(frozen=True)
@@ -142,11 +152,11 @@ class WithIntervals:
         A variance of n values of kurtosis k has 2n / (k - 1); influences are close to squares, where k is 9 or more.
 
         Raises:
-            UserError: If there are too few samples for an interval.
+            TooFewError: If there are too few samples for an interval.
         """
         few = min(count for count in counts if count)  # a side that is not looked at has none
         if few < self.least_for_intervals:
-            raise UserError(
+            raise TooFewError(
                 f"{type(self).__name__}: an interval needs at least {self.least_for_intervals} samples of each side; "
                 f"got {few}"
             )

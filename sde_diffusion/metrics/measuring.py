@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import KeptFeatures, check_samples
 from sde_diffusion.metrics.differences import difference
-from sde_diffusion.metrics.intervals import Interval, Reference
+from sde_diffusion.metrics.intervals import Interval, Reference, TooFewError
 
 CACHED = 2**17  # numbers of samples that pass through an extractor at once on a CPU
 
@@ -124,12 +125,16 @@ def measure(
         reference: Likewise.
 
     Returns:
-        Figures, details, and what was skipped.
+        Figures, those of too few samples without their intervals, details, and what was skipped.
     """
     found = Measured()
 
     def take(metric: KeptFeatures) -> None:
-        figures, details = metric.report(level, resamples, seed, reference)
+        try:
+            figures, details = metric.report(level, resamples, seed, reference)
+        except TooFewError:
+            values, details = metric.point_estimates(), {}
+            figures = {name: Interval(value, math.nan, math.nan, math.nan, level) for name, value in values.items()}
         found.figures.update(figures)
         found.details.update(details)
 

@@ -4,7 +4,7 @@ The Fréchet distance of each sampler's samples at each number of passes, with c
 seeds: `curves.csv`, `curves.png` (log-log, with the Pareto front) and `table.md`, which says for each number of passes
 which sampler is best and whether the difference to the next is significant. Few passes come first. Of several
 checkpoints the rows are named RUN/SAMPLER, and each number of passes has one best of all. A run that was
-interrupted or killed goes on when it is started again. Settings: conf/nfe_fid.yaml.
+interrupted or killed resumes when it is started again. Settings: conf/nfe_fid.yaml.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     points = [Point(name, nfe, seed) for nfe in sorted(cfg.nfe) for name in bench.rows for seed in cfg.seeds]
     found: dict[Point, Drawn] = {}
     if kept := len(list((out / ".points").glob("*"))):
-        log.info("going on: %d of %d points are there, or begun", kept, len(points))
+        log.info("resuming: %d of %d points are finished or begun", kept, len(points))
     with progress.bar("network passes", sum(point.nfe for point in points)) as bar:
         try:
             for point in points:
@@ -62,7 +62,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
                 found[point] = bench.measure(point)
                 bar.update(advance=point.nfe)
         except KeyboardInterrupt:
-            log.warning("what was drawn is kept: with %s the same command goes on from there", setting("out", out))
+            log.warning("what was drawn is kept: the same command with %s resumes there", setting("out", out))
             raise
     rows = [_row(cfg, bench, name, nfe, found) for nfe in sorted(cfg.nfe) for name in bench.rows]
     best = [_best(cfg, bench, nfe, rows, found) for nfe in sorted(cfg.nfe)]

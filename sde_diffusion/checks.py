@@ -3,91 +3,159 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sde_diffusion.reprs import shown
 
 
 def as_number(name: str, value: Any) -> float:
     """An argument that must be a real number, as a float: of Python, NumPy or torch ([]), but no bool.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a real number.
     """
-    number = _real(value)
+    number = real(value)
     if number is None:
-        raise ValueError(f"{name} must be a number; got {_shown(value)}")
+        raise ValueError(f"{name} must be a number; got {shown(value)}")
     return float(number)
+
+
+def as_positive(name: str, value: Any, also: str = "") -> float:
+    """An argument that must be a positive number, as a float; see `as_number`.
+
+    Args:
+        name: The argument's.
+        value: What was given.
+        also: What else the message says.
+
+    Raises:
+        ValueError: If it is not a number, or not positive.
+    """
+    number = as_number(name, value)
+    if not number > 0:
+        raise ValueError(f"{name} must be positive{also}; got {shown(value)}")
+    return number
 
 
 def as_whole(name: str, value: Any) -> int:
     """An argument that must be a whole number, as an int: of Python, NumPy or torch ([]), but no bool.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a whole number.
     """
-    number = _real(value)
-    if number is None or number % 1 != 0:  # infinity % 1 is NaN, and so not 0
-        raise ValueError(f"{name} must be a whole number; got {_shown(value)}")
-    return int(number)
+    number = _whole(value)
+    if number is None:
+        raise ValueError(f"{name} must be a whole number; got {shown(value)}")
+    return number
 
 
-def check_count(name: str, value: Any, least: int = 1, also: str = "") -> int:
-    """An argument that must be a whole number of at least `least`, as an int; see `as_whole`.
+def check_count(name: str, value: Any, least: int = 1, most: float = math.inf, also: str = "") -> int:
+    """An argument that must be a whole number of at least `least` and at most `most`, as an int; see `as_whole`.
 
     Args:
         name: The argument's.
         value: What was given.
         least: The least allowed.
+        most: The most allowed.
         also: What else the message says is allowed.
 
     Raises:
-        ValueError: If it is none, or less than `least`.
+        ValueError: If it is not a whole number, or out of this range.
     """
-    number = _real(value)
-    if number is None or not number >= least or number % 1 != 0:
-        raise ValueError(f"{name} must be a whole number of at least {least}{also}; got {_shown(value)}")
-    return int(number)
+    number = _whole(value)
+    if number is None or not least <= number <= most:
+        limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {limits}{also}; got {shown(value)}")
+    return number
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """An argument that must be true or false, as a bool: of Python, NumPy or torch ([]).
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    found = native(value)
+    if not isinstance(found, bool):
+        raise ValueError(f"{name} must be true or false; got {shown(value)}")
+    return found
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str], also: str = "") -> str:
+    """An argument that must be one of some names.
+
+    Raises:
+        ValueError: If it is not; with what there is.
+    """
+    names = list(allowed)
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"{name} must be one of {', '.join(names)}{also}; got {shown(value)}")
+    return value
+
+
+def check_kind(name: str, value: Any, kind: type, or_none: bool = False) -> None:
+    """See that an argument is an object of a class, or with `or_none` None.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, kind) and not (or_none and value is None):
+        what = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+        raise TypeError(f"{name} must be {what} (an instance, not a name or a class); got {shown(value)}")
 
 
 def as_numbers(name: str, value: Any) -> Tensor:
     """Finite numbers, in any form that torch reads, as a float64 tensor; integers too, which are as exact.
 
     Raises:
-        TypeError: If they are none.
+        TypeError: If they are not numbers.
         ValueError: If one is NaN or infinite.
     """
     try:
         found = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be numbers or a tensor; got {_shown(value)}") from None
+        raise TypeError(f"{name} must be numbers or a tensor; got {shown(value)}") from None
     if not bool(torch.isfinite(found).all()):
         raise ValueError(f"{name} must be finite; got NaN or infinite numbers")
     return found
 
 
-def check_sizes(name: str, value: Any, allowed: str = "a list of positive sizes") -> tuple[int, ...]:
+def check_sizes(
+    name: str, value: Any, allowed: str = "a list of positive sizes", least: int = 1, most: float = math.inf
+) -> tuple[int, ...]:
     """A shape, as a tuple of positive ints.
 
+    Args:
+        name: The argument's.
+        value: What was given.
+        allowed: What is allowed, for the message.
+        least: How many sizes there must be at least.
+        most: And at most.
+
     Raises:
-        ValueError: If it is none, or a size is not a positive integer.
+        ValueError: If it is not a sequence of so many sizes, or a size is not a positive whole number.
     """
     try:
-        sizes = [_real(size) for size in value]
+        sizes = [_whole(size) for size in value]
     except TypeError:  # not a sequence
         sizes = [None]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"{name} must be {allowed}; got {_shown(value)}")
-    return tuple(int(size) for size in sizes if size is not None)
+    found = tuple(size for size in sizes if size is not None and size > 0)
+    if len(found) < len(sizes) or not least <= len(sizes) <= most:
+        raise ValueError(f"{name} must be {allowed}; got {shown(value)}")
+    return found
 
 
 def check_fields(settings: Any) -> None:
     """Bring a dataclass's fields that are declared float or int to Python's own numbers (None stays, if the default).
 
     Raises:
-        ValueError: If one is no number, or a whole number is wanted and it is none.
+        ValueError: If one is not a number, or not a whole number where one is wanted.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -105,7 +173,7 @@ def check_floats(name: str, x: Any) -> None:
         TypeError: If it is not.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch tensor; got {_shown(x)}")
+        raise TypeError(f"{name} must be a torch tensor; got {shown(x)}")
     if not x.is_floating_point():
         raise TypeError(
             f"{name} holds {str(x.dtype).removeprefix('torch.')}, and models take floats on [-1, 1]: "
@@ -126,36 +194,41 @@ def check_batch(name: str, x: Any) -> None:
     check_finite(name, x)
 
 
-def check_finite(name: str, x: Tensor) -> None:
-    """See that a tensor holds no NaN and nothing infinite; waits for the device.
+def check_finite(name: str, x: Tensor, hint: str = "", error: type[Exception] = ValueError) -> None:
+    """See that a batch [B, ...] holds no NaN and nothing infinite; waits for the device.
+
+    Args:
+        name: What it is.
+        x: [B, ...].
+        hint: What the message says in the end.
+        error: What to raise.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If it does (or the error that is asked for), with which samples.
     """
-    if not bool(torch.isfinite(x).all()):
-        lost = (~torch.isfinite(x.flatten(1) if x.ndim > 1 else x.reshape(len(x), -1)).all(1)).nonzero().flatten()
-        raise ValueError(
-            f"{name} holds numbers that are not finite (NaN or infinite): {len(lost)} of {len(x)} samples, first "
-            f"number {int(lost[0])}"
+    fine = torch.isfinite(x).reshape(len(x), -1).all(1)
+    if not bool(fine.all()):
+        lost = (~fine).nonzero().flatten().tolist()
+        raise error(
+            f"{name} is not finite for {len(lost)} of {len(x)} samples (numbers {', '.join(map(str, lost[:8]))}"
+            f"{', ...' if len(lost) > 8 else ''}){hint}"
         )
 
 
-def _real(value: Any) -> int | float | None:
-    """Python's own number for a real one of any library; None for anything else."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of NumPy or torch
-        value = value.item()
+def native(value: Any) -> Any:
+    """Python's own number or bool in place of one of NumPy or torch; other values as they are."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def real(value: Any) -> int | float | None:
+    """Python's own number for a real one of any library; None for anything else, bools among them."""
+    value = native(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-def _shown(value: Any) -> str:
-    """A value in a message: short."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)}" if value.ndim else repr(value.item())
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if isinstance(value, list | tuple | torch.Size):
-        value = list(value)
-    text = repr(value)
-    return text if len(text) <= 60 else f"{type(value).__name__} {text[:50]}..."
+def _whole(value: Any) -> int | None:
+    """Python's own int for a whole number of any library; None for anything else."""
+    number = real(value)
+    return None if number is None or number % 1 != 0 else int(number)  # infinity % 1 is NaN, and so not 0

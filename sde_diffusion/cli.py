@@ -17,12 +17,16 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from sde_diffusion.checks import check_count
 from sde_diffusion.errors import UserError, did_you_mean
+from sde_diffusion.overrides import setting
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +103,7 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(told)()
         except RunFailedError as error:
             runs = failed or [str(error)]  # where they are processes of their own, the first is known
-            raise UserError(f"runs failed, for the reasons above, and the others were run: {', '.join(runs)}") from None
+            raise UserError(f"these runs failed, for the reasons above: {', '.join(runs)}") from None
 
 
 class RunFailedError(Exception):
@@ -170,14 +174,17 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         hint = did_you_mean(name, error.options)
-        return f"{group}={name} is no choice{hint}; choose {group}= from {', '.join(error.options)}"
+        return f"{group}={name} is not a choice{hint}; choose {group}= from {', '.join(error.options)}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"
     absent = re.match(r"Could not override '(\w+)'", str(error))
     if absent and absent[1] == "sweeps":
-        return "sweeps= is no group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
+        return "sweeps= is not a group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
     if absent and (config_folder() / absent[1]).is_dir():
         return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        key = "file" if Path(error.override).suffix in ("", ".yaml") else "ckpt"
+        return f"{error.override!r} is not KEY=VALUE; did you mean {setting(key, error.override)}?"
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override!r} is not KEY=VALUE in Hydra's grammar: a value with =, commas, spaces or brackets needs "
@@ -187,7 +194,7 @@ def explain(error: BaseException) -> str:
     if unknown:
         known = sorted(path.stem for path in (config_folder() / unknown[1]).glob("*.yaml"))
         hint = did_you_mean(unknown[2], known)
-        return f"{unknown[1]}={unknown[2]} is no choice{hint}; choose {unknown[1]}= from {', '.join(known)}"
+        return f"{unknown[1]}={unknown[2]} is not a choice{hint}; choose {unknown[1]}= from {', '.join(known)}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(
@@ -195,19 +202,19 @@ def explain(error: BaseException) -> str:
         ):
             parent: DictConfig = cause.parent_node
             if getattr(cause, "key", None) is not None and cause.key not in parent:
-                return _unknown_key(str(cause.full_key or cause.key), parent)
+                return unknown_key(str(cause.full_key or cause.key), parent)
         cause = cause.__cause__
     return str(error).strip()
 
 
-def _unknown_key(key: str, parent: DictConfig) -> str:
+def unknown_key(key: str, parent: DictConfig) -> str:
     """What is allowed in place of an unknown key, and which key of the whole configuration it may stand for."""
     where = parent._get_full_key(None)
     if not parent:
         return f"unknown key {key!r}: {where} is null or empty; add to it with +{key}=VALUE"
     known = [name for name in _dotted(parent._get_root()) if not name.startswith("hydra.")]
     by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}  # of several the first
-    hint = did_you_mean(key, known)
+    hint = did_you_mean(key, known, cutoff=0.75)
     if not hint and (close := difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)):
         hint = f" (did you mean {by_last_part[close[0]]}?)"
     place = f" in {where}" if where else ""
@@ -224,18 +231,41 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def whole(cfg: DictConfig, key: str, least: int) -> None:
-    """See that a value is a whole number of at least `least` that fits into 64 bits.
+    """See that a value is a whole number of at least `least` that fits into 64 bits; 10.0 becomes 10.
 
     Raises:
         UserError: If it is not.
     """
     value = OmegaConf.select(cfg, key)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+    try:
+        number = check_count(key, value, least, most=2**63 - 1)
+    except ValueError:
         limit = f" of at least {least}" if least > -(2**63) else " of at most 64 bits"
-        raise UserError(f"{key} must be a whole number{limit}; got {key}={value}")
+        raise UserError(f"{key} must be a whole number{limit}; got {key}={value}") from None
+    if not isinstance(value, int):
+        OmegaConf.update(cfg, key, number)
+
+
+def overrides() -> list[Override]:
+    """What the command line sets, hydra.* apart; of a multirun's runs each has its own."""
+    return OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+
+
+def is_given(key: str) -> bool:
+    """Whether the command line sets a key, or one below it."""
+    return any(_within(override, key) for override in overrides())
+
+
+def typed(override: Override) -> str:
+    """An override as it was typed, without the ++ that `resuming.accepting` adds."""
+    return str(override.input_line).removeprefix("++")
 
 
 def given(group: str) -> str:
     """What the command line says about a group, for messages: " (given: trainer.precision=foo)"."""
-    overrides = [word for word in HydraConfig.get().overrides.task if word.lstrip("+~").startswith(f"{group}.")]
-    return f" (given: {' '.join(overrides)})" if overrides else ""
+    words = [typed(override) for override in overrides() if _within(override, group)]
+    return f" (given: {' '.join(words)})" if words else ""
+
+
+def _within(override: Override, key: str) -> bool:
+    return f"{override.key_or_group}.".startswith(f"{key}.")

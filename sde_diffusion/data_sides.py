@@ -19,6 +19,7 @@ from sde_diffusion.cli import plain
 from sde_diffusion.data import DataModule, Split
 from sde_diffusion.drawing import measured
 from sde_diffusion.files import writing
+from sde_diffusion.loading import random_order
 from sde_diffusion.metrics import (
     FAKE,
     REAL,
@@ -99,7 +100,7 @@ class DataSides:
             return {}, 0
         usable = {name: metric for name, metric in metrics.items() if TRAIN not in metric.sides}
         train = features(self.extractor, TRAIN)
-        rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]
+        rows = random_order(len(train))[:n]
         about = {
             "keys": {side: asdict(key) for side, key in self.keys.items()},
             "n": len(rows),
@@ -140,8 +141,11 @@ def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.M
     fitting = "pixels" if len(data.shape) == 1 and n >= 10 * math.prod(data.shape) else "pca"
     name = untrained_name(name or (data.name if data.name in extractor_names() else fitting), n)
     train = data.split("train")
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:_PCA_ITEMS]
-    return name, load_extractor(name, data.shape, data=measured(train.tensor(rows), data))
+
+    def some() -> Tensor:
+        return measured(train.tensor(random_order(len(train))[:_PCA_ITEMS]), data)
+
+    return name, load_extractor(name, data.shape, data=some)
 
 
 def _read(path: Path) -> dict[str, float] | None:

@@ -18,10 +18,10 @@ from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import readable
 from sde_diffusion.levels import from_levels, to_levels
-from sde_diffusion.loading import checkpoint_digest
+from sde_diffusion.loading import check_label, checkpoint_digest, class_numbers
 from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.batches import Kept, sample_resumably
-from sde_diffusion.units import Units, own_units, vectors_in_own_units
+from sde_diffusion.units import Units, own_units, scaled_for_metrics
 
 if TYPE_CHECKING:
     from sde_diffusion.data import DataModule
@@ -75,14 +75,9 @@ def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:
     Raises:
         UserError: If a label is given that the model does not know.
     """
-    if not n_classes:
-        if cfg.label is not None:
-            raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
-        return None
     if cfg.label is None:
-        return torch.arange(cfg.n) % n_classes
-    if type(cfg.label) is not int or not 0 <= cfg.label < n_classes:
-        raise UserError(f"label must be one of 0 ... {n_classes - 1}, or null for all in turn; got {cfg.label}")
+        return torch.arange(cfg.n) % n_classes if n_classes else None
+    check_label(cfg.label, n_classes, "null for all in turn")
     return torch.full((cfg.n,), cfg.label)
 
 
@@ -159,7 +154,9 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
     except UserError:
         raise
     except Exception as error:  # NumPy's reader stumbles over other files in many ways
-        raise UserError(f"{path} is {_no_arrays(path, error)}: sde_diffusion.sample writes such") from error
+        raise UserError(
+            f"{path} is {_no_arrays(path, error)}; give a samples.npz written by python -m sde_diffusion.sample"
+        ) from error
     if "images" in arrays:
         images = arrays["images"]
         floats = levels is None and images.dtype.kind == "f"
@@ -174,15 +171,16 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
         x = torch.from_numpy(np.asarray(arrays["points"], dtype=np.float32))
         found_shape = x.shape[1:]
     else:
-        raise UserError(f"{path} has neither images nor points; sde_diffusion.sample writes such files")
+        raise UserError(
+            f"{path} has no array named images or points; give a samples.npz, or save one with "
+            "numpy.savez(FILE, images=...)"
+        )
     if tuple(found_shape) != tuple(shape):
         raise UserError(f"{path}: samples of shape {list(found_shape)}, and the data's is {list(shape)}")
-    labels = arrays.get("labels")
-    if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer)):
-        raise UserError(f"{path}: labels must be integers [{len(x)}]; got {labels.dtype} {list(labels.shape)}")
+    labels = class_numbers(arrays.get("labels"), len(x), path)
     if x.is_floating_point() and not x.isfinite().all():
         raise UserError(f"{path}: samples hold NaN or infinite values")
-    return Stored(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), own_units(levels, units))
+    return Stored(x, labels, own_units(levels, units))
 
 
 def _no_arrays(path: Path, error: Exception) -> str:
@@ -211,5 +209,5 @@ def stored(x: Tensor, levels: int | None) -> Tensor:
 
 
 def measured(x: Tensor, data: DataModule) -> Tensor:
-    """Samples or data [B, *shape] as metrics look at them: as they would be stored, vectors in the data's own units."""
-    return vectors_in_own_units(stored(x, data.levels), own_units(data.levels, data.units))
+    """Samples or data [B, *shape] as metrics look at them: as they would be stored, vectors in the data's own unit."""
+    return scaled_for_metrics(stored(x, data.levels), own_units(data.levels, data.units))

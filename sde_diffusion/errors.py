@@ -13,8 +13,14 @@ class UserError(Exception):
     """
 
 
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """A hint for a misspelt name: " (did you mean X?)", or nothing where no allowed name is like it."""
+def did_you_mean(word: str, allowed: Iterable[str], cutoff: float = 0.6) -> str:
+    """A hint for a misspelt name: " (did you mean X?)", or nothing where no allowed name is like it.
+
+    Args:
+        word: What was typed.
+        allowed: The names.
+        cutoff: How alike a name must be, from 0 to 1 (the same); see `difflib.get_close_matches`.
+    """
     names = {name.lower().replace("-", "_"): name for name in allowed}
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), names, n=1)
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), names, n=1, cutoff=cutoff)
     return f" (did you mean {names[close[0]]}?)" if close else ""

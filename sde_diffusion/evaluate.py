@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from sde_diffusion import comparison, pictures, record
-from sde_diffusion.cli import command, plain, whole
+from sde_diffusion.cli import command, is_given, overrides, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule
 from sde_diffusion.data_sides import DataSides, extractor_for, items_of
@@ -36,10 +36,7 @@ from sde_diffusion.metrics import (
     measure,
 )
 from sde_diffusion.parts import forget
-from sde_diffusion.sample_sources import check_shape, drawn_of, is_checkpoint, of_file, read_source
-
-if TYPE_CHECKING:
-    pass
+from sde_diffusion.sample_sources import Made, check_shape, drawn_of, is_checkpoint, of_file, read_source
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +46,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     Beside each figure stands that of as many items of the training split, or of all: the mark that data themselves
     reach at these sizes. With `against` the figures of other samples too, and the differences. A run that was
-    interrupted or killed goes on, when it is started again, after its last whole batch of samples.
+    interrupted or killed resumes after its last finished batch of samples when it is started again.
 
     Args:
         cfg: The composed configuration of conf/evaluate.yaml.
@@ -99,28 +96,21 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     skipped = unfit | found.skipped
     if not found.figures:
         raise UserError("none of the metrics can be taken: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
-    report: dict[str, Any] = {
-        **{key: figure.value for key, figure in found.figures.items()},
-        **found.details,
-        "intervals": {key: figure.as_dict() for key, figure in found.figures.items()},
-        "training_split": mark,
-        "skipped": skipped,
-        **({"classes": classes} if classes else {}),
-        **({"against": against} if against else {}),
-        "data": data.name,
-        "split": cfg.split,
-        "extractor": name,
-        "features": extractor.num_features,
-        "resize": getattr(extractor, "resize", "none"),
-        "n": made.n,
-        "n_reference": len(features(extractor, REAL)),
-        "n_training_split": n_mark,
-        "reference": cfg.reference,
-        **made.origin,
-        "settings": list(HydraConfig.get().overrides.task),
-        "seconds": {"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
-        **record.provenance(),
-    }
+    more: dict[str, Any] = {key: part for key, part in (("classes", classes), ("against", against)) if part}
+    report = _report(
+        cfg,
+        data,
+        extractor,
+        made,
+        found,
+        training_split=mark,
+        skipped=skipped,
+        **more,
+        extractor=name,
+        n_reference=len(features(extractor, REAL)),
+        n_training_split=n_mark,
+        seconds={"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
+    )
     pictures.save(pictures.beside(first(made.batches(), 256), first(sides.batches[REAL](), 256)), grid)
     if _many():
         comparison.keep(out, about, features(extractor, FAKE), made.origin["seeds"])
@@ -136,6 +126,27 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return report
 
 
+def _report(
+    cfg: DictConfig, data: DataModule, features: nn.Module, made: Made, found: Measured, **more: Any
+) -> dict[str, Any]:
+    """What `metrics.json` holds: the figures, `more`, and what they are of."""
+    return {
+        **{key: figure.value for key, figure in found.figures.items()},
+        **found.details,
+        "intervals": {key: figure.as_dict() for key, figure in found.figures.items()},
+        **more,
+        "data": data.name,
+        "split": cfg.split,
+        "features": features.num_features,
+        "resize": getattr(features, "resize", "none"),
+        "n": made.n,
+        "reference": cfg.reference,
+        **made.origin,
+        "settings": list(HydraConfig.get().overrides.task),
+        **record.provenance(),
+    }
+
+
 def _check(cfg: DictConfig) -> None:
     whole(cfg, "resamples", 0)
     if not isinstance(cfg.level, float) or not 0 < cfg.level < 1:
@@ -149,9 +160,11 @@ def _check(cfg: DictConfig) -> None:
     if not isinstance(cfg.get("metrics"), DictConfig) or not cfg.metrics:
         raise UserError("metrics must name some, such as metrics=[frechet,kernel]; see --help")
     if cfg.samples is not None:
-        drawing = sorted({key.split(".")[0] for key in _given()} & {"n", "seed", "label", "sampler"})
+        drawing = [key for key in ("label", "n", "sampler", "seed") if is_given(key)]
         if drawing:
-            raise UserError(f"{'=, '.join(drawing)}= is for samples that are drawn; those of a file are as they are")
+            raise UserError(
+                f"{'= and '.join(drawing)}= apply only to samples drawn from a checkpoint: leave them out with samples="
+            )
     check_seeds(cfg)
     if cfg.samples is None:
         whole(cfg, "n", 2)
@@ -159,11 +172,6 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"resize must be true or false; got resize={cfg.resize}")
     if cfg.against is not None and is_checkpoint(str(cfg.against)) and cfg.samples is not None:
         raise UserError("samples of a file are compared with those of another file: draw from the checkpoint first")
-
-
-def _given() -> set[str]:
-    """The keys that the command line sets."""
-    return {override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
 
 
 def _many() -> bool:
@@ -195,7 +203,7 @@ def _metrics(
 ) -> tuple[dict[str, KeptFeatures], dict[str, str]]:
     """The metrics, and those that the data, the extractor or the sides do not serve."""
     nodes: dict[str, Any] = plain(cfg.metrics)
-    asked = any(override.startswith("metrics=") for override in HydraConfig.get().overrides.task)
+    asked = any(override.key_or_group == "metrics" for override in overrides())
     metrics: dict[str, KeptFeatures] = {}
     unfit: dict[str, str] = {}
     for name, node in nodes.items():
@@ -253,24 +261,22 @@ def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Me
     arrows = {key: "+" if metric.higher_is_better else "-" for metric in metrics.values() for key in metric.names}
     for key, figure in found.figures.items():
         mark = report["training_split"].get(key)
-        ends = f"[{figure.low:.4g}, {figure.high:.4g}]"
-        log.info(
-            "%s %-24s%10.4g   %-24s%16s", arrows[key], key, figure.value, ends, "" if mark is None else f"{mark:.4g}"
-        )
+        beside = "" if mark is None else f"{mark:.4g}"
+        log.info("%s %-24s%10.4g   %-24s%16s", arrows[key], key, figure.value, figure.ends, beside)
     for key, value in found.details.items():
         log.info("  %-24s%10.4g", key, value)
     count = report["n_training_split"]
     beside = f"; the training split's column: what {count} of its items reach" if count else ""
-    log.info("  (-: lower is better, +: higher%s)", beside)
+    fewer = ", fewer than the samples, which alone makes distances larger" if 0 < count < report["n"] else ""
+    log.info("  (-: lower is better, +: higher%s%s)", beside, fewer)
     for metric in metrics.values():
         if metric.note and set(metric.names) <= set(found.figures):
             log.info("  (%s)", metric.note)
-    if 0 < count < report["n"]:
-        log.info("  (which are fewer than the samples: distances of few items are the larger for it)")
     for label, figures in report.get("classes", {}).items():
         known = [f"{key} {figures[key]['value']:.4g}" for key in found.figures if key in figures]
         share = [f"recognised {figures['recognised']:.1%}"] if "recognised" in figures else []
-        log.info("  class %s (%d samples): %s", label, figures["n"], ", ".join([*share, *known]))
+        if share or known:
+            log.info("  class %s (%d samples): %s", label, figures["n"], ", ".join([*share, *known]))
     for name, reason in report["skipped"].items():
         log.info("  no %s: %s", name, reason)
     log.info("seconds: %s", ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion import pictures, record
-from sde_diffusion.cli import command, plain, whole
+from sde_diffusion.cli import command, is_given, plain, whole
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, best_place
 from sde_diffusion.density.scoring import COLUMNS, Scoring
 from sde_diffusion.density.summary import in_own_units, per_dim, plus_minus, quoted, summary
@@ -26,7 +26,8 @@ from sde_diffusion.loading import load_model
 from sde_diffusion.outliers import compare
 from sde_diffusion.overrides import setting
 from sde_diffusion.parts import forget
-from sde_diffusion.sampling.ode_methods import ROUGH, ODESolver
+from sde_diffusion.sampling.ode_adams import ROUGH
+from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.scored_data import ScoredData, against_data, own_data, row_data
 from sde_diffusion.scoring_run import ScoringRun
 from sde_diffusion.units import Units
@@ -43,7 +44,7 @@ _PLACING_ITEMS = 200
 def likelihood(cfg: DictConfig) -> dict[str, Any]:
     """Exact log-likelihood and ELBO of data; writes `likelihood.json`, `likelihood.csv` and `likelihood.png`.
 
-    A run that was interrupted or killed goes on, when it is started again, after its last whole batch.
+    An interrupted or killed run resumes after its last finished batch when the command is started again.
 
     Args:
         cfg: The composed configuration of conf/likelihood.yaml.
@@ -93,46 +94,10 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         if units is not None:
             values["log_density"] = values["log_prob"] - units.log_volume(size)
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}
-    report: dict[str, Any] = {
-        **reports[splits[-1]],
-        "data": scored.name,
-        "split": splits[-1],
-        **({"splits": reports} if len(splits) > 1 else {}),
-        "n_wanted": scored.count(splits[-1]),
-        "target_se": cfg.target_se,
-        "trained_on": model.data["name"],
-        "dims": size,
-        "levels": scoring.levels,
-        "uniform": None if scoring.levels is None else math.log2(scoring.levels),  # bits/dim of knowing nothing
-        "convention": scoring.convention,
-        "columns": COLUMNS,
-        "quote": quoted(reports[splits[-1]], scoring.levels),
-        "own_units": None if units is None else in_own_units(scores[splits[-1]]["log_density"], units, size),
-        "draws": cfg.draws,
-        "prior": cfg.prior,
-        "terminal_kl": matched.kl(prior, size),  # nats
-        "method": cfg.method,
-        "rtol": cfg.rtol,
-        "atol": cfg.atol,
-        "steps": cfg.steps,
-        "trace": cfg.trace,
-        "probes": cfg.probes,
-        "elbo_settings": None if cfg.elbo is None else {**plain(cfg.elbo), "t_end": (scoring.bound or {})["t_end"]},
-        "batch_size": cfg.batch_size,
-        "seed": cfg.seed,
-        "label": cfg.label,
-        "ckpt": str(cfg.ckpt),
-        "checkpoint_sha256": run.plan["checkpoint"],
-        **record.provenance(),
-    }
+    own = None if units is None else in_own_units(scores[splits[-1]]["log_density"], units, size)
+    report = _report(cfg, model, scored, run, reports, own_units=own, terminal_kl=matched.kl(prior, size))  # kl: nats
     if other is not None and strange is not None:
-        theirs = summary(strange, size, scoring.levels)
-        report["against"] = {
-            "data": other.name,
-            **theirs,
-            **compare(scores[splits[-1]]["log_prob"], strange["log_prob"]),
-            **({"by_elbo": compare(scores[splits[-1]]["elbo"], strange["elbo"])} if "elbo" in strange else {}),
-        }
+        report["against"] = _against(other.name, scores[splits[-1]], strange, size, scoring.levels)
     every = scores if other is None or strange is None else {**scores, other.name: strange}
     found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in every.items()}
     values = {name: per_dim(some, size, scoring.levels) for name, some in found.items() if len(some)}
@@ -145,6 +110,52 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     forget(out / ".scores")
     _tell(report, reports, [result, table, *([picture] if values else [])])
     return report
+
+
+def _report(
+    cfg: DictConfig,
+    model: ScoreModel,
+    scored: ScoredData,
+    run: ScoringRun,
+    reports: dict[str, dict[str, Any]],
+    **more: Any,
+) -> dict[str, Any]:
+    """What `likelihood.json` holds: the last split's figures, `more`, and what they are of."""
+    split, levels = list(reports)[-1], run.scoring.levels
+    settings = ("target_se", "draws", "prior", "method", "rtol", "atol", "steps", "trace", "probes")
+    t_end = (run.scoring.bound or {}).get("t_end")
+    return {
+        **reports[split],
+        "data": scored.name,
+        "split": split,
+        **({"splits": reports} if len(reports) > 1 else {}),
+        "n_wanted": scored.count(split),
+        "trained_on": model.data["name"],
+        "dims": math.prod(model.data["shape"]),
+        "levels": levels,
+        "uniform": None if levels is None else math.log2(levels),  # bits/dim of knowing nothing
+        "convention": run.scoring.convention,
+        "columns": COLUMNS,
+        "quote": quoted(reports[split], levels),
+        **more,
+        **{key: cfg[key] for key in (*settings, "batch_size", "seed", "label")},
+        "elbo_settings": None if cfg.elbo is None else {**plain(cfg.elbo), "t_end": t_end},
+        "ckpt": str(cfg.ckpt),
+        "checkpoint_sha256": run.plan["checkpoint"],
+        **record.provenance(),
+    }
+
+
+def _against(
+    name: str, own: dict[str, Tensor], others: dict[str, Tensor], size: int, levels: int | None
+) -> dict[str, Any]:
+    """The scores of other data, and how well they are told from one's own."""
+    return {
+        "data": name,
+        **summary(others, size, levels),
+        **compare(own["log_prob"], others["log_prob"]),
+        **({"by_elbo": compare(own["elbo"], others["elbo"])} if "elbo" in others else {}),
+    }
 
 
 def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
@@ -172,7 +183,7 @@ def _check(cfg: DictConfig) -> None:
     for key in ("batch_size", "draws", "probes"):
         whole(cfg, key, 1)
     whole(cfg, "seed", -(2**63))
-    if cfg.x is not None and cfg.split != "test":
+    if cfg.x is not None and is_given("split"):
         raise UserError(f"x= scores the rows of a file, split= those of a data set: leave split={cfg.split} out")
     for key in ("n", "steps"):
         if cfg[key] is not None:

@@ -7,9 +7,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from sde_diffusion.cli import config_folder, plain
 from sde_diffusion.config import build
@@ -54,7 +56,42 @@ def _number_label(cfg: DictConfig, names: list[str] | None) -> None:
         if cfg.label != label:
             log.info("label=%s is class %d", label, cfg.label)
     elif isinstance(label, str):
-        raise UserError(f"label={label} is no class; these are the classes: {', '.join(names)}")
+        raise UserError(f"label={label} is not a class; the classes are {', '.join(names)}")
+
+
+def check_label(label: Any, n_classes: int, also: str) -> None:
+    """See that a label is the number of one of a model's classes.
+
+    Args:
+        label: The label.
+        n_classes: Of the model; 0: it knows none.
+        also: What else it may be, for the message.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if not n_classes:
+        raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
+    if type(label) is not int or not 0 <= label < n_classes:
+        raise UserError(f"label must be one of 0 ... {n_classes - 1}, or {also}; got {label}")
+
+
+def class_numbers(labels: np.ndarray[Any, Any] | None, n: int, path: Path) -> Tensor | None:
+    """Labels of n items of a file as int64 [n], if there are any.
+
+    Raises:
+        UserError: If they are no class numbers.
+    """
+    if labels is None:
+        return None
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: labels must be integers [{n}]; got {labels.dtype} {list(labels.shape)}")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def random_order(n: int) -> Tensor:
+    """The numbers 0 ... n - 1 in a random order, always the same: files are often sorted, by class or by source."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
 def device_of(cfg: DictConfig) -> torch.device:

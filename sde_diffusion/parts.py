@@ -1,4 +1,4 @@
-"""Results of finished batches, kept in files until the whole is written, so that a killed run goes on."""
+"""Results of finished batches, kept in files until the final result is written, so that a killed run can resume."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Parts:
         if folder.exists() and (not note.is_file() or note.read_text() != wanted):
             if any(folder.glob("*.safetensors")) and not overwrite:
                 raise UserError(
-                    f"{folder} holds the beginnings of other results: go on with the command that began them (see "
+                    f"{folder} holds unfinished results of another command: resume that command (see "
                     f"{note}), choose another folder with out=DIR, or set overwrite=true"
                 )
             foreign = sorted(path.name for path in folder.iterdir() if path != note and path.suffix != ".safetensors")

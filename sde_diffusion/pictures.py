@@ -73,16 +73,19 @@ def scatter(points: Tensor, reference: Tensor | None = None) -> Image.Image:
             panel.set_ylabel("density")
             continue
         panel.plot(data[:, 0], data[:, 1], ".", color="0.5" if name == "data" else "tab:blue", markersize=2)
-        panel.set_ylabel("$x_2$")
+        panel.set_ylabel("$x_2$" if data.shape[1] == 2 else f"$x_2$ (2 of {data.shape[1]} columns)")
         panel.set_ylim(low[1], high[1])
-        panel.set_aspect("equal")
+        panel.set_box_aspect(1)
     return _render(figure)
 
 
 def _limits(x: Tensor) -> tuple[list[float], list[float]]:
-    """Ends of axes [D] that hold points [N, D], of equal length, with a margin."""
-    low, high = x.amin(0), x.amax(0)
-    middle, half = (low + high) / 2, 0.53 * float((high - low).max().clamp(min=1e-6))
+    """Ends of axes [D] that hold points [N, D], with a margin: of equal length unless columns differ fivefold."""
+    low, high = x.double().amin(0), x.double().amax(0)
+    length = (high - low).clamp(min=1e-300)
+    if float(length.max()) < 5 * float(length.min()):
+        length = length.max().expand_as(length)
+    middle, half = (low + high) / 2, 0.53 * length
     return (middle - half).tolist(), (middle + half).tolist()
 
 
@@ -122,6 +125,7 @@ def film_strip(trajectory: Tensor, times: list[float]) -> Image.Image:
     frames, n = trajectory.shape[:2]
     images = trajectory.ndim == 5
     figure, axes = _figure((1.1 * frames, 1.1 * n + 0.5 if images else 1.8), (n if images else 1, frames))
+    low, high = ([], []) if images else _limits(trajectory.flatten(2)[..., :2].flatten(0, 1).float())  # of all frames
     figure.suptitle(r"belief $E[x_0 \mid x_t]$ along the walk", fontsize=8)
     for column, t in enumerate(times):
         axes[0][column].set_title(f"t = {t:.3g}", fontsize=7)
@@ -137,7 +141,9 @@ def film_strip(trajectory: Tensor, times: list[float]) -> Image.Image:
             else:
                 points = trajectory[column].flatten(1).float()
                 panel.plot(points[:, 0], points[:, min(1, points.shape[1] - 1)], ".", markersize=2)
-                panel.set_aspect("equal", "datalim")
+                panel.set_xlim(low[0], high[0])
+                panel.set_ylim(low[-1], high[-1])
+                panel.set_box_aspect(1)
     return _render(figure)
 
 
@@ -154,7 +160,8 @@ def film_frames(states: Tensor, beliefs: Tensor, times: list[float]) -> list[Ima
     """
     title, gap, side = 26, 8, 260
     font = ImageFont.load_default(size=14)
-    extent = 1.05 * float(beliefs.flatten(2)[..., :2].abs().max().clamp(min=1.0))
+    both = torch.stack([states, beliefs]).flatten(3)[..., :2]
+    extent = 1.05 * float(both.abs().max().clamp(min=1.0))  # nothing leaves the picture
     frames = []
     for state, belief, t in zip(states, beliefs, times, strict=True):
         panels = [
@@ -200,7 +207,7 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
             axes.plot(*zip(*curve, strict=True), label=key, color=colour, marker="o" if len(curve) < 3 else None)
         if curve and key == "val/loss":
             step, loss = min(curve, key=operator.itemgetter(1))
-            axes.plot([step], [loss], "o", color=colour, label=f"lowest, step {step:,}: best.ckpt")
+            axes.plot([step], [loss], "*", color="tab:orange", markersize=12, label=f"lowest, step {step:,}: best.ckpt")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_yscale("log")

@@ -39,7 +39,7 @@ FRAMES = 48
 def sample(cfg: DictConfig) -> dict[str, Any]:
     """Sample as configured; writes `samples.npz` and `grid.png`, and with `film` also `film.png` and `film.gif`.
 
-    A run that was interrupted or killed goes on, when it is started again, after its last whole batch.
+    An interrupted or killed run resumes after its last finished batch when the command is started again.
 
     Args:
         cfg: The composed configuration of conf/sample.yaml.

@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from sde_diffusion.data.images import SUFFIXES, ImageFiles, Reading, headers
@@ -40,28 +37,18 @@ def read_pictures(folder: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
     if not paths:
         raise UserError(f"{folder} has neither a samples.npz nor pictures ending in {' '.join(SUFFIXES)}")
     channels, height, width = shape
-    sizes: dict[tuple[int, int], list[Path]] = {}
-    for path, header in zip(paths, headers(paths, _THREADS), strict=True):
-        sizes.setdefault(header.size, []).append(path)
-    other = [size for size in sizes if size != (width, height)]
+    sizes = [header.size for header in headers(paths, _THREADS)]
+    other = [(path, size) for path, size in zip(paths, sizes, strict=True) if size != (width, height)]
     if other and not resize:
+        path, size = other[0]
         raise UserError(
-            f"{sizes[other[0]][0]} is {other[0][0]}x{other[0][1]}, and the data are {width}x{height}: with resize=true "
+            f"{path} is {size[0]}x{size[1]}, and the data are {width}x{height}: with resize=true "
             "pictures are brought to that size (which moves every figure)"
         )
-    reading = Reading(None, "center", "RGB")
-    parts = [ImageFiles(found, reading, (3, size[1], size[0]), _THREADS)[:] for size, found in sizes.items()]
-    images = torch.cat([_resized(x.movedim(1, -1), width, height) for x in parts])
-    order = sorted(range(len(paths)), key=[path for found in sizes.values() for path in found].__getitem__)
-    images = images[order]
+    reading = Reading((height, width), "center", "RGB")
+    images = ImageFiles(paths, reading, (3, height, width), _THREADS)[:]
+    images = images.movedim(1, -1).contiguous()  # as arrays of a file lie: else features differ in their last digits
     if channels == 1 and not (images == images[..., :1]).all():
         raise UserError(f"{folder} has pictures in colour, and the data are grey")
     log.info("%d pictures in %s%s", len(images), folder, f", resized to {width}x{height}" if other else "")
     return images[..., :channels]
-
-
-def _resized(images: Tensor, width: int, height: int) -> Tensor:
-    if images.shape[1:3] == (height, width):
-        return images
-    fitted = (ImageOps.fit(Image.fromarray(x.numpy()), (width, height), Image.Resampling.LANCZOS) for x in images)
-    return torch.from_numpy(np.stack([np.asarray(x) for x in fitted]))

@@ -13,7 +13,7 @@ from torch import Tensor
 from sde_diffusion.cli import config_folder, plain
 from sde_diffusion.density import GaussianPrior, UniformDequantisation
 from sde_diffusion.errors import UserError
-from sde_diffusion.loading import load_data, load_named, take_units
+from sde_diffusion.loading import check_label, load_data, load_named, random_order, take_units
 from sde_diffusion.scored_rows import read_rows
 from sde_diffusion.sde import SDE
 
@@ -49,25 +49,20 @@ class ScoredData:
         first = next(iter(parts.values()))
         self.levels = first.levels
         self.size = math.prod(first.x.shape[1:])
-        if label is None:
-            return
-        if not n_classes:
-            raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
-        if label == "own":
-            if any(part.label is None for part in parts.values()):
-                raise UserError(f"label=own needs labels, and {name} has none")
-        elif type(label) is not int or not 0 <= label < n_classes:
-            raise UserError(f"label must be own (each item's), one of 0 ... {n_classes - 1}, or null; got {label}")
+        if label is not None:
+            check_label(0 if label == "own" else label, n_classes, "own (each item's), or null")
+        if label == "own" and any(part.label is None for part in parts.values()):
+            raise UserError(f"label=own needs labels, and {name} has none")
 
     def count(self, split: str) -> int:
         """Items of a split that are scored."""
         return len(self.parts[split]) if self.limit is None else min(self.limit, len(self.parts[split]))
 
     def items(self, split: str) -> Tensor:
-        """Numbers of the items that are scored, in the order in which they are: rows, which may lie anywhere, from near
-        to far, so that a batch's are alike.
+        """Indices of the items to score, in order; rows of a user's file by distance from the data's middle, so that
+        those in a batch need similar steps.
         """
-        chosen = _order(len(self.parts[split]))[: self.count(split)]
+        chosen = random_order(len(self.parts[split]))[: self.count(split)]
         if self.role != "rows":
             return chosen
         far = [self.parts[split].tensor(some).flatten(1).abs().amax(1) for some in torch.split(chosen, 10_000)]
@@ -85,18 +80,13 @@ class ScoredData:
     def some(self, split: str, most: int = _MOMENT_ITEMS) -> Tensor:
         """Items of a split, at most so many."""
         part = self.parts[split]
-        return part.tensor(_order(len(part))[:most])
+        return part.tensor(random_order(len(part))[:most])
 
     def matched_prior(self, sde: SDE) -> GaussianPrior:
         """The Gaussian with the training split's moments at t_max, dequantised if the data have levels."""
         x = self.some("train").double()
         bins = 0.0 if self.levels is None else UniformDequantisation(self.levels).width ** 2 / 12
         return GaussianPrior.matched(sde, x.mean(0), x.var(0, correction=0) + bins)
-
-
-def _order(n: int) -> Tensor:
-    """The numbers 0 ... n - 1 in a random order, always the same: files are often sorted, by class or by source."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
 def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]:
@@ -151,7 +141,7 @@ def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredD
     file = config_folder() / "data" / f"{name}.yaml"
     if not file.is_file():
         known = sorted(path.stem for path in file.parent.glob("*.yaml"))
-        raise UserError(f"against={name} is no data set; choose from {', '.join([*ARTIFICIAL, *known])}")
+        raise UserError(f"against={name} is not a data set; choose from {', '.join([*ARTIFICIAL, *known])}")
     node = OmegaConf.merge({"seed": 0}, {"data": OmegaConf.load(file)})
     for key in ("root", "path"):
         if cfg[f"against_{key}"] is not None:

@@ -12,6 +12,7 @@ import torch
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import to_levels
+from sde_diffusion.loading import class_numbers
 from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
@@ -39,12 +40,7 @@ def read_rows(path: Path, data: Mapping[str, Any]) -> Split:
 
     arrays = read_arrays(path)
     x = _shaped(np.asarray(arrays["train_images"]), tuple(data["shape"]), path)
-    label = arrays.get("train_labels")
-    if label is not None and (label.shape != (len(x),) or label.dtype.kind not in "iu"):
-        raise UserError(
-            f"{path}: labels must be class numbers [{len(x)}]; got {label.dtype} of shape {list(label.shape)}"
-        )
-    labels = None if label is None else torch.from_numpy(label.astype(np.int64))
+    labels = class_numbers(arrays.get("train_labels"), len(x), path)
     levels = data["levels"]
     if levels is not None:
         return Split(_on_levels(x, int(levels), path), labels, int(levels))

@@ -60,10 +60,11 @@ class ScoringRun:
             self.folder / f"{data.role}-{split}", {**self.plan, "data": data.name, "split": split}, cfg.overwrite
         )
         there = {int(part["start"]): part for part in kept.load()}
-        n = data.count(split)
+        items = data.items(split)
+        n = len(items)
         known = sum(len(part["index"]) for part in there.values())
         if known:
-            log.info("going on after %d of %d items of %s %s, kept in %s", known, n, data.name, split, kept.folder)
+            log.info("resuming after %d of %d items of %s %s, kept in %s", known, n, data.name, split, kept.folder)
         words = (data.name, split)
         log.info("%s %s: %d items, %d at once; %s", *words, n, min(n, cfg.batch_size), self._passes())
         parts: list[dict[str, Tensor]] = []
@@ -72,7 +73,7 @@ class ScoringRun:
                 stop = min(n, start + cfg.batch_size)
                 part = there.get(start)
                 if part is None:
-                    part = self._batch(data, split, start, stop)
+                    part = self._batch(data, split, start, items[start:stop])
                     kept.add(start, part)
                 self.seconds += float(part["seconds"])
                 parts.append(part)
@@ -122,13 +123,13 @@ class ScoringRun:
         finally:
             handle.remove()
 
-    def _batch(self, data: ScoredData, split: str, start: int, stop: int) -> dict[str, Tensor]:
+    def _batch(self, data: ScoredData, split: str, start: int, items: Tensor) -> dict[str, Tensor]:
         begin, self._made = time.perf_counter(), 0
-        pieces = list(self._pieces(data, split, data.items(split)[start:stop]))
+        pieces = list(self._pieces(data, split, items))
         seconds = time.perf_counter() - begin
         self.scored_now += seconds
         part = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        part["index"] = data.items(split)[start:stop].double()
+        part["index"] = items.double()
         return {**part, "start": torch.tensor(start), "seconds": torch.tensor(seconds, dtype=torch.float64)}
 
     def _pieces(self, data: ScoredData, split: str, items: Tensor) -> Iterator[dict[str, Tensor]]:
@@ -156,9 +157,7 @@ class ScoringRun:
                 if len(some) < 2 or not _is_memory(error):
                     raise
                 if self.most == self.cfg.batch_size:
-                    log.warning(
-                        "memory does not hold %d items at once: going on with half as many, or fewer", self.most
-                    )
+                    log.warning("ran out of memory with %d items at once: trying half as many", self.most)
                 self.most = len(some) // 2
                 continue
             except ValueError as error:

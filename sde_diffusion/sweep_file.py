@@ -128,9 +128,9 @@ def read_sweep(path: Path) -> Sweep:
     try:
         raw = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, Mapping) or not {"method", "parameters"} <= set(raw):
-        raise UserError(f"{path} is no sweep file: it lacks method and parameters; see conf/sweeps/grid.yaml")
+        raise UserError(f"{path} is not a sweep file: it lacks method and parameters; see conf/sweeps/grid.yaml")
     unknown = [str(key) for key in raw if key not in KEYS]
     if unknown:
         raise UserError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(KEYS)}")

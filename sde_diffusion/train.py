@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import record
-from sde_diffusion.cli import command, given, plain
+from sde_diffusion.cli import command, given, overrides, plain, typed
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
+from sde_diffusion.resuming import KEPT_GROUPS, accepting, callback_settings, limit_reached, read_run, resumed
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
-
-KEPT_GROUPS = ("sde", "network", "denoiser", "objective", "data", "model", "sampler", "trainer", "seed", "conditional")
-"""What of a run's configuration its checkpoint keeps, and a resumed run takes from there."""
-
-FIXED_GROUPS = ("sde", "network", "denoiser", "conditional", "experiment")
-"""What shapes the weights, and cannot change on the way."""
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -54,14 +49,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
     import lightning.pytorch as pl
 
     _quiet()
-    checkpoint = _read(cfg.ckpt) if cfg.ckpt else {}
+    checkpoint = read_run(cfg.ckpt) if cfg.ckpt else {}
     if checkpoint:
-        cfg = _resumed(cfg, checkpoint)
+        cfg = resumed(cfg, checkpoint)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build_model(cfg)
     trainer = _trainer(cfg, model, folder)
     data.check_processes(trainer.world_size)
-    if reached := _limit_reached(checkpoint, trainer):
+    if reached := limit_reached(checkpoint, trainer):
         log.info("Nothing to do: %s to train %s further", reached, cfg.ckpt)
         return record.read(folder).get("metrics") or {}
     checkpoint.clear()
@@ -105,15 +100,13 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     if cfg.conditional and not n_classes:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     if not OmegaConf.is_missing(cfg.network, "shape"):  # a resumed run's
-        for what, own, new in (
-            ("items of shape", list(cfg.network.shape), list(data.shape)),
-            ("this number of classes:", cfg.network.n_classes, n_classes),
-        ):
-            if own != new:
-                raise UserError(
-                    f"the network takes {what} {own}, and {data.name} has {new}: give data like those that the model "
-                    "was trained on, or leave out ckpt= (or network.shape=) for a model of these"
-                )
+        built = f"items of shape {list(cfg.network.shape)} and {cfg.network.n_classes} classes"
+        has = f"items of shape {list(data.shape)} and {n_classes} classes"
+        if built != has:
+            raise UserError(
+                f"the network was built for {built}, and {data.name} has {has}: give data like those that the model "
+                "was trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
+            )
     with open_dict(cfg):
         cfg.network.shape = list(data.shape)
         cfg.network.n_classes = n_classes
@@ -131,7 +124,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     except (TypeError, ValueError) as error:  # such as a word where a number belongs
         raise UserError(f"model: {error}{given('model')}") from error
     model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
-    model.run["callbacks"] = {name: _values(node) for name, node in cfg.callbacks.items()}
+    model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
     return data, model
 
 
@@ -201,86 +194,13 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # torch's to Lightning
 
 
-def _read(ckpt: str) -> dict[str, Any]:
-    """A checkpoint that a run can go on from."""
-    from sde_diffusion.training.checkpoint import read_checkpoint
-
-    checkpoint = read_checkpoint(ckpt)
-    if not checkpoint["sde_diffusion"].get("run"):
-        raise UserError(f"{ckpt} keeps no configuration of its run: it was not written by sde_diffusion.train")
-    return checkpoint
-
-
-def _resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
-    """The configuration of the checkpoint's run, changed where the command line says so."""
-    kept = checkpoint["sde_diffusion"]["run"]
-    hydra = HydraConfig.get()
-    resumed = cfg.copy()
-    with open_dict(resumed):
-        for key in KEPT_GROUPS:
-            resumed[key] = kept[key]
-        if "seed" in kept["data"] and kept["data"]["seed"] == kept["seed"]:
-            resumed.data.seed = "${seed}"  # as in a new run
-        known = {name: values for name, values in kept.get("callbacks", {}).items() if resumed.callbacks.get(name)}
-        resumed.callbacks = OmegaConf.merge(resumed.callbacks, known)
-        for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
-            key = override.key_or_group
-            group = key.split(".")[0]
-            if group in FIXED_GROUPS:
-                raise UserError(
-                    f"{override.input_line}: a resumed run keeps its model: {', '.join(FIXED_GROUPS)} cannot change; "
-                    "leave it out, or start a new run without ckpt="
-                )
-            if group not in (*KEPT_GROUPS, "callbacks"):
-                continue
-            if override.is_delete():
-                OmegaConf.update(resumed, key, None)
-            elif key in hydra.runtime.choices:  # another choice of a group, in place of the run's own
-                OmegaConf.update(resumed, key, OmegaConf.select(cfg, key), merge=False)
-            else:
-                OmegaConf.update(resumed, key, override.value(), force_add=True)
-    return resumed
-
-
-def _limit_reached(checkpoint: dict[str, Any], trainer: Trainer) -> str:
-    """Which limit of the trainer's a checkpoint's run has reached, and what to raise; empty where it has not."""
-    from sde_diffusion.training.schedule import timer_of
-
-    if not checkpoint:
-        return ""
-    step, timer = checkpoint["global_step"], timer_of(trainer)
-    if 0 < trainer.max_steps <= step:
-        return f"step {step} of trainer.max_steps={trainer.max_steps} is reached; raise trainer.max_steps"
-    used = checkpoint["callbacks"].get("Timer", {}).get("time_elapsed", {}).get("train", 0.0)
-    if timer is not None and used >= (limit := timer.time_remaining() or 0.0):
-        return f"{used:.0f} s of the {limit:.0f} s of trainer.max_time are used up; raise trainer.max_time"
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    if 0 < (trainer.max_epochs or -1) <= epochs:
-        return f"epoch {epochs} of trainer.max_epochs={trainer.max_epochs} is reached; raise trainer.max_epochs"
-    return ""
-
-
-def _values(node: Any) -> Any:
-    """Settings without classes and interpolations: what a checkpoint may say of callbacks, which Hydra builds.
-
-    A sampler is kept as it is: it is built as data are, by this package alone.
-    """
-    if not isinstance(node, DictConfig):
-        return plain(node)
-    raw = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(raw, dict)
-    own = {key for key, value in raw.items() if isinstance(value, str) and "${" in value}
-    kept = {key: plain(node[key]) if key == "sampler" else _values(node[key]) for key in raw if key not in own}
-    return {key: value for key, value in kept.items() if key != "_target_"}
-
-
 def _record(cfg: DictConfig, model: ScoreModel, trainer: Trainer, folder: Path) -> None:
     """Say what is run: in the folder, in the checkpoints and to the loggers that keep configurations."""
     # Of a multirun's runs each has overrides of its own; hydra's, such as where the run goes, are not among them.
-    overrides = HydraConfig.get().overrides.task
+    words = [typed(override) for override in overrides()]
     device = trainer.strategy.root_device.type
     config = _relative(OmegaConf.to_container(cfg, resolve=True), folder)
-    description = record.describe(config, overrides, device, trainer.num_devices, trainer.num_nodes)
+    description = record.describe(config, words, device, trainer.num_devices, trainer.num_nodes)
     record.begin(folder, description, resumed=bool(cfg.ckpt))
     model.run["record"] = {key: value for key, value in description.items() if key != "config"}  # which is there
     for logger in trainer.loggers:
@@ -337,6 +257,7 @@ def _conclude(folder: Path, last: Path) -> None:
 
 def main() -> None:
     """Entry point of the command."""
+    sys.argv = accepting(sys.argv)
     command("train", train)
 
 

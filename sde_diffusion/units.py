@@ -72,7 +72,7 @@ def own_units(levels: int | None, units: Units | None) -> Units | None:
 
 
 def vectors_in_own_units(x: Tensor, own: Units | None) -> Tensor:
-    """Vectors [B, D] in the data's own units; images as they are, on [-1, 1], where extractors expect them.
+    """Vectors [B, D] in the data's own units, for pictures; images as they are, on [-1, 1].
 
     Args:
         x: [B, *dims] as models see it.
@@ -82,3 +82,21 @@ def vectors_in_own_units(x: Tensor, own: Units | None) -> Tensor:
         float32 [B, *dims].
     """
     return x if own is None or x.ndim > 2 else own.decode(x)
+
+
+def scaled_for_metrics(x: Tensor, own: Units | None) -> Tensor:
+    """Vectors [B, D] on a scale on which distances mean something: in the data's own unit where all columns have one.
+
+    Columns with ranges of their own have no common unit, and the widest would count alone: they stay as models see
+    them, each in half its range. Nothing is shifted, for no metric sees that, and large offsets cost digits.
+
+    Args:
+        x: [B, *dims] as models see it; images stay on [-1, 1], where extractors expect them.
+        own: The units, or None for data on [-1, 1].
+
+    Returns:
+        float32 [B, *dims].
+    """
+    if own is None or x.ndim > 2 or len(own.low) > 1:
+        return x
+    return x * ((own.high[0] - own.low[0]) / 2)

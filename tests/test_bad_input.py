@@ -74,8 +74,15 @@ def test_train(case, command, tmp_path):
     folder = tmp_path / "run"
     check(command("train", *TINY, f"hydra.run.dir={folder}", *overrides, cwd=tmp_path), *parts)
     assert not (folder / "checkpoints").exists()
+
+
+def test_what_a_refused_run_leaves_does_not_stand_in_the_way(command, tmp_path):
+    """Refused late, when data, model and trainer are there."""
+    folder = tmp_path / "run"
+    for late in ("trainer.accelerator=foo", "callbacks.samples.n=0"):
+        assert command("train", *TINY, f"hydra.run.dir={folder}", late, cwd=tmp_path).status == 1
     again = command("train", *TINY, f"hydra.run.dir={folder}", "trainer.max_steps=2", cwd=tmp_path)
-    assert again.status == 0, again.err  # what a refused run leaves does not stand in the way of the next
+    assert again.status == 0, again.err
 
 
 SAMPLE = {
@@ -225,3 +232,23 @@ def test_the_package_lists_its_commands():
         path.stem for path in Path(sde_diffusion.__file__).parent.glob("*.py") if "\ndef main(" in path.read_text()
     }
     assert set(re.findall(r"python -m sde_diffusion\.(\w+)", listed)) == doors - {"__main__"}
+
+
+def test_a_resumed_run_has_the_keys_of_its_own_groups(command, tmp_path):
+    """Those of the data set and the sampler it was begun with, which are not the default ones."""
+    run, short = tmp_path / "run", ("trainer.val_check_interval=2", "callbacks.samples=null", "network.width=16")
+    begun = command(
+        *("train", "data=moons", "data.n_train=200", "sampler=ddim", *short, "trainer.max_steps=2"),
+        f"hydra.run.dir={run}",
+        cwd=tmp_path,
+    )
+    assert begun.status == 0, begun.err
+    resume = f"ckpt={run / 'checkpoints' / 'last.ckpt'}"
+    done = command("train", resume, "trainer.max_steps=4", "data.noise=0.07", "sampler.eta=0.5", cwd=tmp_path)
+    assert done.status == 0, done.err
+    config = (run / "config.yaml").read_text()
+    assert "noise: 0.07" in config
+    assert "eta: 0.5" in config
+    assert "++" not in (run / "run.json").read_text()
+    check(command("train", resume, "data.flipp=true", cwd=tmp_path), "unknown key 'data.flipp'", "n_train")
+    check(command("train", resume, "sampler.churn=1", cwd=tmp_path), "unknown key 'sampler.churn'", "eta")

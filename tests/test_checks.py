@@ -9,19 +9,28 @@ import pytest
 import torch
 
 from sde_diffusion import (
+    EMA,
     MLP,
     VPSDE,
     BetaTable,
+    DEISSampler,
+    DPMSolver,
     EmpiricalDenoiser,
     GaussianMixtureDenoiser,
     GeometricLevels,
+    HeunSampler,
     Hutchinson,
     LevelDecoder,
+    ODESampler,
+    PredictorCorrector,
+    ScoreModel,
+    SDESampler,
     UNet,
     UniformDequantisation,
     UniformTime,
 )
 from sde_diffusion.checks import as_number, as_whole, check_count, check_sizes
+from sde_diffusion.data.densities import Moons
 
 WHOLE = [6, np.int64(6), np.uint8(6), np.array(6), torch.tensor(6), 6.0, np.float32(6), torch.tensor(6.0), Fraction(6)]
 NONE = [True, np.bool_(True), torch.tensor(True), "6", None, 6j, [6], np.array([6]), torch.tensor([6]), int, object()]
@@ -38,6 +47,9 @@ COUNTS = {
     "probes": lambda n: Hutchinson(n).columns,
     "levels": lambda n: UniformDequantisation(n).levels,
     "decoder": lambda n: LevelDecoder(n).levels,
+    "steps": lambda n: DPMSolver(n).steps,
+    "points of a data set": lambda n: Moons(n_train=n).n_train,
+    "first step": lambda n: EMA(start_step=n).start_step,
 }
 
 
@@ -73,3 +85,36 @@ def test_paths_keep_pythons_own_numbers_and_so_their_hash():
     assert hash(VPSDE(beta_max=torch.tensor(20))) == hash(VPSDE())
     with pytest.raises(ValueError, match=r"beta_min of VPSDE must be a number; got '0.1'"):
         VPSDE(beta_min="0.1")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SDESampler(eta="x"), "eta must be a number; got 'x'"),
+        (lambda: DPMSolver(eta="x"), "eta must be a number; got 'x'"),
+        (lambda: HeunSampler(churn="x"), "churn must be a number; got 'x'"),
+        (lambda: PredictorCorrector(snr="x"), "snr must be a number; got 'x'"),
+        (lambda: ScoreModel({}, {}, lr="a"), "lr must be a number; got 'a'"),
+        (lambda: ODESampler(rtol="a"), "rtol must be a number; got 'a'"),
+        (lambda: DPMSolver(grid="karras"), r"grid must be a Grid \(an instance, not a name or a class\); got 'karras'"),
+        (lambda: ODESampler(coordinate="state"), "coordinate must be a Coordinate .*; got 'state'"),
+        (lambda: SDESampler(adaptive="no"), "adaptive must be true or false; got 'no'"),
+        (lambda: DPMSolver(denoise="no"), "denoise must be true or false; got 'no'"),
+        (lambda: DEISSampler(order="2"), "order of DEIS must be a whole number from 1 to 4; got '2'"),
+        (lambda: Moons(noise="x"), "noise must be a number; got 'x'"),
+        (lambda: EMA(decay="x"), "decay must be a number; got 'x'"),
+        (lambda: MLP([]), r"shape must be a list of positive sizes .*; got \[\]"),
+        (lambda: UNet([1, 4, 4], channel_mult=[]), r"channel_mult must be .*; got \[\]"),
+    ],
+)
+def test_what_is_said(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def test_options_of_solvers_are_like_other_numbers():
+    sampler = ODESampler(options={"min_step": np.float32(0.25), "max_num_steps": torch.tensor(7)})
+    assert sampler.solver().options == {"min_step": 0.25, "max_num_steps": 7}
+    assert type(sampler.solver().options["min_step"]) is float
+    with pytest.raises(ValueError, match="min_step="):
+        ODESampler(options={"min_step": True})

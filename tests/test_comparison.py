@@ -49,7 +49,7 @@ def write_pictures(folder, x, suffix=".png", mode="L", size=None):
 def test_every_figure_of_three_hundred_pictures_of_ones_own(command, tmp_path, digits):
     """A data set for which no extractor ships: figures with intervals from 300 pictures, in 16 features."""
     np.savez(tmp_path / "own.npz", train_images=levels(digits.tensor("train"))[:, 0].numpy())
-    (tmp_path / "drawn" / "below").mkdir(parents=True)
+    (tmp_path / "drawn").mkdir()
     write_pictures(tmp_path / "drawn" / "pictures", digits.tensor("val").repeat(5, 1, 1, 1)[:300])
     data = ("data=arrays", f"data.path={tmp_path / 'own.npz'}", "data.test_fraction=0.3")
     found, done = evaluate(command, tmp_path / "out", f"samples={tmp_path / 'drawn'}", *data, "resamples=10")

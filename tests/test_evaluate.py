@@ -127,7 +127,7 @@ def test_a_killed_run_ends_with_the_same_figures(command, start, trained, tmp_pa
     assert not (tmp_path / "killed" / "metrics.json").exists()
     found, done = run(command, tmp_path / "killed", *arguments)
     whole, _ = run(command, tmp_path / "whole", *arguments)
-    assert f"going on after {10 * len(kept)} of 200" in done.out
+    assert f"resuming after {10 * len(kept)} of 200" in done.out
     assert found["intervals"] == whole["intervals"]
     assert not (tmp_path / "killed" / ".samples").exists()
 
@@ -195,7 +195,7 @@ REFUSED = {
     "no npz": (["samples=words.npz", "data=digits"], ["words.npz is no .npz"]),
     "another shape": (["samples=large.npz", "data=digits"], ["[1, 9, 9]", "[1, 8, 8]"]),
     "floats": (["samples=floats.npz", "data=digits"], ["uint8", "float32"]),
-    "other arrays": (["samples=other.npz", "data=digits"], ["neither images nor points"]),
+    "other arrays": (["samples=other.npz", "data=digits"], ["no array named images or points"]),
     "labels of another length": (["samples=labels.npz", "data=digits"], ["labels must be integers [40]"]),
     "no metrics": (["samples=own.npz", "data=digits", "metrics=[]"], ["metrics must name some"]),
     "a label for a file": (

@@ -118,7 +118,7 @@ def test_a_stopped_run_ends_with_the_same_report(how, command, start, trained, t
     kept = {path: path.stat().st_mtime_ns for path in broken.glob(".scores/*/*.safetensors")}
     assert 2 <= len(kept) < 25
     other = command("likelihood", *settings, "seed=1", f"out={broken}", cwd=tmp_path)
-    assert (other.status, "beginnings of other results" in other.err) == (1, True)
+    assert (other.status, "unfinished results of another command" in other.err) == (1, True)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert command("likelihood", *settings, f"out={broken}", cwd=tmp_path).status == 0
     a, b = read(whole), read(broken)
@@ -187,7 +187,10 @@ REFUSED = {
     "an unknown key": (["foo=1"], ["'foo'", "rtol", "split"]),
     "a label that is true": (["label=true"], ["no classes"]),
     "steps of a method that chooses them": (["steps=10"], ["adams chooses its own steps", "heun3"]),
-    "a tolerance that cannot be met": (["rtol=1e-14", "atol=1e-14", "n=2", "elbo=null"], ["cannot meet", "t ="]),
+    "a tolerance that cannot be met": (
+        ["rtol=1e-14", "atol=1e-14", "n=2", "elbo=null", "max_nfe=500"],
+        ["cannot meet", "t ="],
+    ),
 }
 
 
@@ -249,12 +252,12 @@ def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
     items = data.items("test")[40:60]
     x = splits["test"].tensor(items)
     for turn in range(2):
-        scores = run._batch(data, "test", 40, 60)["log_prob"]
+        scores = run._batch(data, "test", 40, items)["log_prob"]
         assert torch.equal(scores, x.flatten(1).sum(1).double() + 7 + items)
         assert asked == ([20, 10, 5, 5, 5, 5] if not turn else [5] * 4)
         asked.clear()
     assert [record.getMessage() for record in caplog.records] == [
-        "memory does not hold 20 items at once: going on with half as many, or fewer"
+        "ran out of memory with 20 items at once: trying half as many"
     ]
 
 

@@ -3,12 +3,16 @@
 import shlex
 import subprocess
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from sde_diffusion import cli
 from sde_diffusion.overrides import command_line, setting
 
 NAMES = [
@@ -70,3 +74,18 @@ def test_plain_values_stay_plain():
     line = command_line("sde_diffusion.sample", ckpt="outputs/train/2026-01-02_03-04-05/last.ckpt", n=64)
     assert line.endswith("-m sde_diffusion.sample ckpt=outputs/train/2026-01-02_03-04-05/last.ckpt n=64")
     assert setting("ckpt", "a b=ü") == "\"ckpt='a b=ü'\""
+
+
+def test_what_the_command_line_gives():
+    """By Hydra's own reading: a group's choice, its keys, what is added, and not a longer name."""
+    words = ["sampler=pc", "++trainer.max_steps=3", "+sampler.n_steps=2", "~logger"]
+    with hydra.initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
+        HydraConfig.instance().set_config(hydra.compose("train", overrides=words, return_hydra_config=True))
+    GlobalHydra.instance().clear()
+    for key in ("sampler", "sampler.n_steps", "trainer", "trainer.max_steps", "logger"):
+        assert cli.is_given(key)
+    for key in ("sample", "trainer.max", "trainer.max_steps.x", "network"):
+        assert not cli.is_given(key)
+    assert cli.given("sampler") == " (given: sampler=pc +sampler.n_steps=2)"
+    assert cli.given("trainer") == " (given: trainer.max_steps=3)"
+    assert cli.given("network") == ""

@@ -16,7 +16,7 @@ def test_parts_come_back_in_order_and_belong_to_their_plan(tmp_path):
         parts.add(start, {"x": torch.tensor([float(start)])})
     again = Parts(tmp_path / "kept", {"n": 3})
     assert [float(part["x"]) for part in again.load()] == [0, 20, 100]
-    with pytest.raises(UserError, match="beginnings of other results"):
+    with pytest.raises(UserError, match="unfinished results of another command"):
         Parts(tmp_path / "kept", {"n": 4})
     assert list(Parts(tmp_path / "kept", {"n": 4}, overwrite=True).load()) == []
     assert list(Parts(tmp_path / "kept", {"n": 5}).load()) == []  # where nothing is kept yet, nothing stands in the way

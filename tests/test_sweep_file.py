@@ -164,5 +164,5 @@ def test_what_is_no_yaml(tmp_path):
     path = tmp_path / "sweep.yaml"
     for text in ("a: [1", "\xff\xfe"):
         path.write_bytes(text.encode("latin-1"))
-        with pytest.raises(UserError, match="is no YAML"):
+        with pytest.raises(UserError, match="is not valid YAML"):
             read_sweep(path)

@@ -87,7 +87,7 @@ def test_images_of_floats_come_back_in_their_units(command, tmp_path):
         usual = (name, ckpt, *arguments, f"out={tmp_path / name}")
         wrong, right = (command(*usual, label, cwd=tmp_path) for label in ("label=cow", "label=cat"))
         assert (wrong.status, right.status) == (1, 0), (wrong.err, right.err)
-        assert "label=cow is no class; these are the classes: 12, cat, 0" in wrong.err
+        assert "label=cow is not a class; the classes are 12, cat, 0" in wrong.err
 
 
 def test_tables_come_back_in_their_units(command, tmp_path):

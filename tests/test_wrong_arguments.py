@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import sde_diffusion as sd
-from sde_diffusion import training
+from sde_diffusion import sampling, training
 from sde_diffusion.errors import UserError
 
 WRONG = {
@@ -47,65 +47,72 @@ GAUSS = sd.GaussianDenoiser(VP, MEANS[0], 0.5)
 NET = sd.NetworkDenoiser(VP, sd.MLP([3], n_classes=2, width=8, depth=1))
 X = torch.zeros(2, 3)
 
+WORKS = {
+    **{name: {} for name in ("VPSDE", "SubVPSDE", "CosineVPSDE", "VESDE", "EDMSDE", "RectifiedFlow")},
+    **{name: {} for name in ("UniformTime", "QuadraticTime", "UniformLogSNR", "KarrasRho", "BandLogSNR", "BetaTable")},
+    **{name: {} for name in ("GeometricLevels", "ODESampler", "SDESampler", "AncestralSampler", "PredictorCorrector")},
+    **{name: {} for name in ("AnnealedLangevin", "HeunSampler", "DPMSolver", "UniPC", "DEISSampler")},
+    **{name: {} for name in ("ExactTrace", "GaussianDecoder", "Objective", "EMA")},
+    "NetworkDenoiser": {"sde": VP, "network": sd.MLP([3], width=8, depth=1)},
+    "GaussianDenoiser": {"sde": VP, "mean": MEANS[0], "std": 0.5},
+    "GaussianMixtureDenoiser": {"sde": VP, "means": MEANS, "stds": 0.5},
+    "EmpiricalDenoiser": {"sde": VP, "data": MEANS},
+    "MLP": {"shape": [3], "width": 8, "depth": 1},
+    "UNet": {"shape": [1, 4, 4], "channels": 4, "channel_mult": [1], "blocks": 1, "attention": []},
+    "log_likelihood": {"denoiser": NET, "x": X, "rtol": 0.1, "atol": 0.1, "max_nfe": 300, "label": 1},
+    "elbo": {"denoiser": NET, "x": X, "steps": 5, "label": 1},
+    "bits_per_dim": {"log_prob": torch.zeros(2), "dims": 3},
+    "UniformDequantisation": {"levels": 17},
+    "GaussianPrior": {"mean": 0.0, "variance": 1.0},
+    "LevelDecoder": {"levels": 17},
+    "Hutchinson": {"probes": 2},
+    "HutchPlusPlus": {"probes": 3},
+    "ScoreModel": {"denoiser": NET, "objective": sd.Objective()},
+}
+"""Arguments with which each public name works."""
+
+NOT_CALLED = {
+    "SDE": "abstract",
+    "Grid": "abstract",
+    "Sampler": "abstract",
+    "Denoiser": "abstract",
+    "Prediction": "made by denoisers, in each pass",
+    "Samples": "a result",
+    "Likelihood": "a result",
+    "ELBO": "a result",
+    "UserError": "an exception",
+    "__version__": "a word",
+}
+
 CALLS = {
-    **{
-        cls.__name__: (cls, {})
-        for cls in (sd.VPSDE, sd.SubVPSDE, sd.CosineVPSDE, sd.VESDE, sd.EDMSDE, sd.RectifiedFlow)
-    },
-    **{cls.__name__: (cls, {}) for cls in (sd.KarrasRho, sd.BandLogSNR, sd.BetaTable, sd.GeometricLevels)},
+    **{name: (getattr(sd, name), WORKS[name]) for name in sd.__all__ if name not in NOT_CALLED},
     "Grid.times": (sd.UniformTime().times, {"sde": VP, "points": 5}),
-    "GaussianDenoiser": (sd.GaussianDenoiser, {"sde": VP, "mean": MEANS[0], "std": 0.5}),
-    "GaussianMixtureDenoiser": (sd.GaussianMixtureDenoiser, {"sde": VP, "means": MEANS, "stds": 0.5}),
     "GaussianMixtureDenoiser.sample": (GAUSS.sample, {"n": 2}),
     "GaussianMixtureDenoiser.log_prob": (GAUSS.log_prob, {"x": X, "t": 0.5}),
-    "EmpiricalDenoiser": (sd.EmpiricalDenoiser, {"sde": VP, "data": MEANS}),
-    "NetworkDenoiser": (sd.NetworkDenoiser, {"sde": VP, "network": sd.MLP([3], width=8, depth=1)}),
     "denoiser, closed": (GAUSS, {"x_t": X, "t": 0.5}),
     "denoiser, network": (NET, {"x_t": X, "t": 0.5, "label": 1}),
     "perturb": (VP.perturb, {"x0": X, "t": 0.5, "noise": X}),
-    "MLP": (sd.MLP, {"shape": [3], "width": 8, "depth": 1}),
-    "UNet": (sd.UNet, {"shape": [1, 4, 4], "channels": 4, "channel_mult": [1], "blocks": 1, "attention": []}),
     "sampler": (sd.AncestralSampler(2), {"denoiser": NET, "shape": (2, 3), "label": 1}),
-    "log_likelihood": (
-        sd.log_likelihood,
-        {"denoiser": NET, "x": X, "rtol": 0.1, "atol": 0.1, "max_nfe": 300, "label": 1},
-    ),
-    "elbo": (sd.elbo, {"denoiser": NET, "x": X, "steps": 5, "label": 1}),
-    "bits_per_dim": (sd.bits_per_dim, {"log_prob": torch.zeros(2), "dims": 3}),
-    "UniformDequantisation": (sd.UniformDequantisation, {"levels": 17}),
-    "GaussianPrior": (sd.GaussianPrior, {"mean": 0.0, "variance": 1.0}),
-    "LevelDecoder": (sd.LevelDecoder, {"levels": 17}),
-    "Hutchinson": (sd.Hutchinson, {"probes": 2}),
-    "HutchPlusPlus": (sd.HutchPlusPlus, {"probes": 3}),
-    "ExactTrace": (sd.ExactTrace, {}),
-    "Objective": (sd.Objective, {}),
+    "inversion": (sd.AncestralSampler(3).invert, {"denoiser": NET, "x": X, "label": 1}),
     "objective": (sd.Objective(), {"denoiser": NET, "x0": X, "label": 1}),
     "EDMWeighting": (training.EDMWeighting, {}),
     "MinSNRWeighting": (training.MinSNRWeighting, {}),
     "LogNormalTimes": (training.LogNormalTimes, {}),
     "DiscreteTimes": (training.DiscreteTimes, {"levels": sd.BetaTable()}),
+    "NoiseToSignal": (sampling.NoiseToSignal, {}),
+    "UnitVariance": (sampling.UnitVariance, {}),
 }
-"""What is called, and arguments with which it works."""
+"""What is called, and arguments with which it works: every public name, and methods and parts beside them."""
 
-NOT_LOOKED_AT = {
-    "self",
-    "gaussian",
-    "trajectory",
-    "create_graph",
-    "stratified",
-    "denoise",
-    "conditions",
-    "args",
-    "kwargs",
-}
-"""Switches, which are true or false as Python sees it."""
+NOT_LOOKED_AT = {"self", "conditions", "args", "kwargs", "trajectory", "create_graph", "gaussian"}
+"""Other keywords; and switches of calls, which are true or false as Python sees it."""
 
 SKIPPED = {
     # Objects of protocols (anything callable), and what another module's tests look at.
     ("log_likelihood", "prior"), ("elbo", "prior"), ("elbo", "decoder"), ("elbo", "grid"),
     ("log_likelihood", "grid"), ("log_likelihood", "coordinate"), ("log_likelihood", "options"),
     ("log_likelihood", "method"), ("GaussianMixtureDenoiser.sample", "generator"),
-    ("sampler", "callback"),
+    ("sampler", "callback"), ("inversion", "callback"), ("ScoreModel", "compile"),
 }  # fmt: skip
 
 
@@ -120,6 +127,13 @@ def in_words(error):
     last = traceback.extract_tb(error.__traceback__)[-1]
     source = "".join(linecache.getline(last.filename, n) for n in range(last.lineno, last.lineno + 1))
     return "sde_diffusion" in last.filename and source.lstrip().startswith("raise ") and str(error).strip()
+
+
+def test_every_public_name_is_called_or_excluded_for_a_reason():
+    assert set(WORKS).isdisjoint(NOT_CALLED)
+    assert sorted([*WORKS, *NOT_CALLED]) == sorted(sd.__all__)
+    for name in ("SDE", "Grid", "Sampler", "Denoiser"):
+        assert inspect.isabstract(getattr(sd, name))
 
 
 @pytest.mark.parametrize(("name", "argument"), [(name, a) for name in CALLS for a in arguments(name)])

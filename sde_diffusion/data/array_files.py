@@ -99,19 +99,19 @@ def _table(path: Path) -> Array:
         with path.open(encoding="utf-8-sig") as file:
             line = next((line for line in file if line.strip()), "").strip()
         delimiter = next((mark for mark in _DELIMITERS if mark in line), None)
-        named = not all(_is_number(word) for word in line.split(delimiter))
+        named = not all(_reads_as_number(word) for word in line.split(delimiter))
         with path.open(encoding="utf-8-sig") as file:
             lines = (line for line in file if line.strip())
             if named:
                 log.info("%s: columns %s", path, few([word.strip(' "') for word in next(lines).split(delimiter)], 30))
             return np.loadtxt(lines, delimiter=delimiter, ndmin=2, comments=None, quotechar='"')
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8: {error}") from error
+        raise UserError(f"{path} is not text in UTF-8: {error}") from error
     except ValueError as error:
-        raise UserError(f"{path} is no table of numbers: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a table of numbers: {str(error).splitlines()[0]}") from error
 
 
-def _is_number(word: str) -> bool:
+def _reads_as_number(word: str) -> bool:
     try:
         float(word.strip().strip('"'))
     except ValueError:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_number, check_choice, check_count
 from sde_diffusion.data.array_files import Array, read_arrays
-from sde_diffusion.data.checks import few, low_and_high, whole
+from sde_diffusion.data.checks import few, low_and_high
 from sde_diffusion.data.module import SPLITS, Common, DataModule
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
@@ -73,21 +74,20 @@ class Arrays(DataModule):
     ) -> None:
         super().__init__(**common)
         if levels is not None:
-            whole(0, levels=levels)
-            if not 2 <= levels <= 256:
-                raise ValueError(f"levels must be from 2 to 256, or None; got {levels}")
+            levels = check_count("levels", levels, least=2, most=256, also=", or None")
             if range is not None:
                 raise ValueError(
                     f"values have levels or a range: give levels or range, not both; got {levels}, {range}"
                 )
-        if layout is not None and layout not in _LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}, or None; got {layout!r}")
+        if layout is not None:
+            check_choice("layout", layout, _LAYOUTS, ", or None")
+        val_fraction, test_fraction = as_number("val_fraction", val_fraction), as_number("test_fraction", test_fraction)
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise ValueError(
                 "val_fraction and test_fraction must be positive with a sum below 1; got "
                 f"val_fraction={val_fraction}, test_fraction={test_fraction}"
             )
-        whole(0, split_seed=split_seed)
+        split_seed = check_count("split_seed", split_seed, least=0)
         self.path, self.layout, self.split_seed = str(Path(path).expanduser().absolute()), layout, split_seed
         self.range, self.units = _range(range)
         self.bounded = range != "auto"
@@ -115,12 +115,8 @@ class Arrays(DataModule):
                 )
         n, missing = len(items["train"]), [split for split in ("val", "test") if split not in parts]
         shares = {"val": self.val_fraction, "test": self.test_fraction}
-        try:
-            drawn = divide(
-                n, [max(1, round(n * shares[split])) for split in missing], self.split_seed, labels.get("train")
-            )
-        except UserError as error:
-            raise UserError(f"{self.path}: {error}") from error
+        counts = [max(1, round(n * shares[split])) for split in missing]
+        drawn = divide(n, counts, self.split_seed, labels.get("train"), f"{self.path}: ")
         for split, rows in zip((*missing, "train"), (*drawn[1:], drawn[0]), strict=True):  # train last: it is cut down
             items[split] = items["train"][rows.numpy()]
             if "train" in labels:
@@ -258,8 +254,9 @@ def _range(given: Range | None) -> tuple[Any, Units | None]:
     """An argument `range` in plain containers, and the units that it stands for."""
     if given is None or given == "auto":
         return given, None
-    if isinstance(given, str):
-        raise ValueError(f"range must be [lo, hi] with lo < hi, [[lo, hi], ...] for columns, auto or None; got {given}")
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        allowed = "[lo, hi] with lo < hi, [[lo, hi], ...] for columns, auto or None"
+        raise ValueError(f"range must be {allowed}; got {given!r}")
     if len(given) and all(isinstance(pair, Sequence) and not isinstance(pair, str) for pair in given):
         pairs = [low_and_high(pair) for pair in given]
         return [list(pair) for pair in pairs], Units(*map(tuple, zip(*pairs, strict=True)))
@@ -271,8 +268,8 @@ def _units_of(array: Array) -> Units:
     """From the least to the greatest value: of each column of rows [N, D], of all values of other items."""
     axes = 0 if array.ndim == 2 else None
     lows, highs = (np.atleast_1d(ends).astype(np.float64) for ends in (array.min(axis=axes), array.max(axis=axes)))
-    same = lows == highs  # such a column stays constant, at 0
-    return Units(tuple((lows - same).tolist()), tuple((highs + same).tolist()))
+    margin = np.where(lows == highs, np.maximum(1.0, 1e-6 * np.abs(lows)), 0.0)  # a constant column stays so, at 0
+    return Units(tuple((lows - margin).tolist()), tuple((highs + margin).tolist()))
 
 
 def _items(array: Array) -> tuple[int, list[int]]:

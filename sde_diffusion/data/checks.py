@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import check_sizes, real
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
+from sde_diffusion.reprs import shown
 
 log = logging.getLogger(__name__)
 
@@ -25,23 +25,6 @@ _SPREAD = 0.01
 _ROUNDING = 1e-6
 
 
-def whole(least: int, **values: object) -> None:
-    """See that arguments are whole numbers.
-
-    Args:
-        least: The least that is allowed.
-        **values: The arguments by name.
-
-    Raises:
-        ValueError: If one is not whole, or less.
-    """
-    for name, value in values.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise ValueError(f"{name} must be a whole number; got {value!r}")
-        if value.__index__() < least:
-            raise ValueError(f"{name} must be at least {least}; got {value!r}")
-
-
 def height_and_width(size: object) -> tuple[int, int] | None:
     """What the argument `size` of a data set asks for: [height, width], one number for both, or None for as it is.
 
@@ -50,14 +33,13 @@ def height_and_width(size: object) -> tuple[int, int] | None:
     """
     if size is None:
         return None
-    sides: list[Any] = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size, size]
-    if len(sides) != 2 or not all(hasattr(side, "__index__") and not isinstance(side, bool) for side in sides):
-        raise ValueError(
-            f"data.size must be a whole number of pixels, such as 32, or [height,width], such as [32,48]; got {size!r}"
-        )
-    if min(sides) < 1:
-        raise ValueError(f"size must be at least 1, or None; got {size}")
-    return int(sides[0]), int(sides[1])
+    allowed = "a whole number of pixels, such as 32, or [height,width], such as [32,48], or None"
+    sides = size if isinstance(size, Sequence) and not isinstance(size, str) else [size, size]
+    try:
+        height, width = check_sizes("data.size", sides, allowed, least=2, most=2)
+    except ValueError:
+        raise ValueError(f"data.size must be {allowed}; got {shown(size)}") from None
+    return height, width
 
 
 def low_and_high(range: object) -> tuple[float, float]:
@@ -66,14 +48,11 @@ def low_and_high(range: object) -> tuple[float, float]:
     Raises:
         ValueError: If it is not two finite numbers in order.
     """
-    ends = list(range) if isinstance(range, Sequence) and not isinstance(range, str) else []
-    if not (len(ends) == 2 and all(_is_number(end) for end in ends) and -math.inf < ends[0] < ends[1] < math.inf):
-        raise ValueError(f"range must be two finite numbers [lo, hi] with lo < hi, or None; got {range}")
-    return float(ends[0]), float(ends[1])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    ends = [real(end) for end in range] if isinstance(range, Sequence) and not isinstance(range, str) else []
+    low, high = (math.nan if end is None else float(end) for end in (ends if len(ends) == 2 else (None, None)))
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"range must be two finite numbers [lo, hi] with lo < hi, or None; got {shown(range)}")
+    return low, high
 
 
 def check_splits(name: str, splits: Mapping[str, Split], bounded: bool, class_names: Sequence[str] | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from scipy.special import roots_legendre
 from torch import Tensor
 
-from sde_diffusion.data.checks import whole
+from sde_diffusion.checks import as_number, as_positive, check_count
 from sde_diffusion.data.module import SPLITS, Common, DataModule
 from sde_diffusion.data.seeding import generator
 from sde_diffusion.data.split import Split
@@ -66,9 +66,8 @@ class Density(DataModule):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        whole(1, n_train=n_train, n_val=n_val, n_test=n_test)
-        whole(0, split_seed=split_seed)
-        self.n_train, self.n_val, self.n_test, self.split_seed = n_train, n_val, n_test, split_seed
+        self.n_train, self.n_val = check_count("n_train", n_train), check_count("n_val", n_val)
+        self.n_test, self.split_seed = check_count("n_test", n_test), check_count("split_seed", split_seed, least=0)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n independent points, float64 [n, 2]."""
@@ -87,12 +86,6 @@ class Density(DataModule):
         }
 
 
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive; got {value}")
-
-
 class Ring(Density):
     """Equal isotropic Gaussians evenly placed on a circle: p(x) = 1/K sum_k N(x; R (cos a_k, sin a_k), s^2 I).
 
@@ -109,8 +102,8 @@ class Ring(Density):
 
     def __init__(self, components: int = 8, radius: float = 0.75, noise: float = 0.06, **sizes: Unpack[Sizes]) -> None:
         super().__init__(**sizes)
-        _check_positive(components=components, radius=radius, noise=noise)
-        self.components, self.radius, self.noise = components, radius, noise
+        self.components = check_count("components", components)
+        self.radius, self.noise = as_positive("radius", radius), as_positive("noise", noise)
 
     @property
     def means(self) -> Tensor:
@@ -154,9 +147,9 @@ class Checkerboard(Density):
 
     def __init__(self, cells: int = 4, **sizes: Unpack[Sizes]) -> None:
         super().__init__(**sizes)
-        if cells < 2 or cells % 2:
-            raise ValueError(f"cells must be even and at least 2; got {cells}")
-        self.cells = cells
+        self.cells = check_count("cells", cells, least=2)
+        if self.cells % 2:
+            raise ValueError(f"cells must be even and at least 2; got {cells!r}")
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw points, float64 [n, 2]."""
@@ -187,8 +180,7 @@ class Curves(Density):
 
     def __init__(self, noise: float, **sizes: Unpack[Sizes]) -> None:
         super().__init__(**sizes)
-        _check_positive(noise=noise)
-        self.noise = noise
+        self.noise = as_positive("noise", noise)
 
     def curves(self, u: Tensor) -> Tensor:
         """Points of each curve at u [M] in [0, 1], float64 [K, M, 2]."""
@@ -268,8 +260,8 @@ class Pinwheel(Density):
         self, arms: int = 5, radial: float = 0.3, tangential: float = 0.1, twist: float = 0.25, **sizes: Unpack[Sizes]
     ) -> None:
         super().__init__(**sizes)
-        _check_positive(arms=arms, radial=radial, tangential=tangential)
-        self.arms, self.radial, self.tangential, self.twist = arms, radial, tangential, twist
+        self.arms, self.twist = check_count("arms", arms), as_number("twist", twist)
+        self.radial, self.tangential = as_positive("radial", radial), as_positive("tangential", tangential)
 
     @property
     def _std(self) -> Tensor:

@@ -28,7 +28,7 @@ class Digits(DataModule):
         data = load_digits()
         x = torch.from_numpy(data.images).to(torch.uint8)[:, None]
         label = torch.from_numpy(data.target).long()
-        train, val, test = divide(len(x), (60, 300), _SPLIT_SEED, data.target)
+        train, val, test = divide(len(x), (60, 300), _SPLIT_SEED, data.target, start=0.0)
         return {
             name: Split(x[rows], label[rows], levels=17)
             for name, rows in (("train", train), ("val", val), ("test", test))

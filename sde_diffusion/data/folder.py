@@ -10,7 +10,8 @@ from typing import Unpack
 
 import torch
 
-from sde_diffusion.data.checks import few, height_and_width, low_and_high, whole
+from sde_diffusion.checks import check_count
+from sde_diffusion.data.checks import few, height_and_width, low_and_high
 from sde_diffusion.data.images import SUFFIXES, Header, ImageFiles, Reading, headers
 from sde_diffusion.data.module import SPLITS, Common, DataModule
 from sde_diffusion.data.names import split_folders
@@ -74,11 +75,10 @@ class Folder(DataModule):
             raise ValueError(f"mode must be L, RGB or None; got {mode!r}")
         if not isinstance(in_memory, bool) and in_memory != "auto":
             raise ValueError(f"in_memory must be True, False or auto; got {in_memory!r}")
-        whole(1, num_workers=num_workers)
-        whole(0, split_seed=split_seed)
         self.range = None if range is None else list(low_and_high(range))
         self.root, self.crop, self.mode = str(Path(root).expanduser().absolute()), crop, mode
-        self.in_memory, self.num_workers, self.split_seed = in_memory, num_workers, split_seed
+        self.in_memory, self.num_workers = in_memory, check_count("num_workers", num_workers)
+        self.split_seed = check_count("split_seed", split_seed, least=0)
 
     def load(self) -> dict[str, Split]:
         """Find the images, check their sizes, and decode them or keep their paths."""
@@ -128,12 +128,8 @@ class Folder(DataModule):
         missing = [split for split in SPLITS if split not in files]
         train = files["train"]
         counts = [max(1, round(0.05 * len(train)))] * len(missing)
-        if sum(counts) > len(train) - max(1, len(numbers)):
-            raise UserError(
-                f"data.root={self.root}: {len(train)} training images are too few to split off {' and '.join(missing)}"
-                + (f" and leave one of each of the {len(numbers)} classes" if numbers else "")
-            )
-        parts = divide(len(train), counts, self.split_seed, [number for _, number in train])
+        labels = [number for _, number in train]
+        parts = divide(len(train), counts, self.split_seed, labels, f"data.root={self.root}: ")
         for split, rows in zip(("train", *missing), parts, strict=True):
             files[split] = [train[row] for row in rows.tolist()]
         return files

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sde_diffusion.data.checks import height_and_width, whole
+from sde_diffusion.checks import check_count
+from sde_diffusion.data.checks import height_and_width
 from sde_diffusion.data.module import Common, DataModule
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
@@ -108,7 +109,7 @@ class IdxImages(DataModule):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        whole(1, n_val=n_val)
+        n_val = check_count("n_val", n_val)
         self._sides = height_and_width(size)
         self.size = list(size) if isinstance(size, Sequence) else size
         self.root, self.name, self.n_val = str(Path(root).expanduser().absolute()), name, n_val

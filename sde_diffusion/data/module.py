@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from sde_diffusion.data.checks import check_splits, whole
+from sde_diffusion.checks import check_bool, check_count
+from sde_diffusion.data.checks import check_splits
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
@@ -52,7 +53,7 @@ class DataModule(LightningDataModule):
     name: str = "data"
     data_range: tuple[float, float] = (-1.0, 1.0)
     in_files: bool = False  # whether rows are read from files batch by batch
-    bounded: bool = True  # whether all values must lie in data_range; tails of a density need not
+    bounded: bool = True  # whether all values must lie in data_range; False for densities, whose tails may reach beyond
     units: Units | None = None  # of float data; None: they are on [-1, 1] already, or have levels
     class_names: tuple[str, ...] | None = None  # of the classes 0, 1, ..., where they have names; set by `load`
     why_no_labels: str = ""  # what `load` found in the place of labels, for messages: "; ..."
@@ -61,12 +62,9 @@ class DataModule(LightningDataModule):
         self, batch_size: int = 128, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
     ) -> None:
         super().__init__()
-        whole(1, batch_size=batch_size, min_batches_per_epoch=min_batches_per_epoch)
-        whole(0, seed=seed)
-        if not isinstance(flip, bool):
-            raise ValueError(f"flip must be true or false; got flip={flip!r}")
-        self.batch_size, self.seed = batch_size, seed
-        self.min_batches_per_epoch, self.flip = min_batches_per_epoch, flip
+        self.batch_size, self.seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
+        self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
+        self.flip = check_bool("flip", flip)
 
     # What a subclass writes
 
@@ -121,7 +119,7 @@ class DataModule(LightningDataModule):
     @cached_property
     def std(self) -> float:
         """Standard deviation of the training split as the model sees it (see `Split.std`)."""
-        return self.splits["train"].std()
+        return self.splits["train"].statistics.std
 
     def prepare(self) -> DataModule:
         """Load now, if that has not been done, and return self."""

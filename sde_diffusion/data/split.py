@@ -90,23 +90,29 @@ class Split:
         std = float(np.sqrt(np.maximum(0.0, squares / count - (total / count) ** 2)))
         return Statistics(low.min().item(), high.max().item(), std)
 
-    def std(self) -> float:
-        """The standard deviation of `statistics`."""
-        return self.statistics.std
 
-
-def divide(n: int, counts: Sequence[int], seed: int, labels: npt.ArrayLike | None = None) -> list[Tensor]:
+def divide(
+    n: int,
+    counts: Sequence[int],
+    seed: int,
+    labels: npt.ArrayLike | None = None,
+    where: str = "",
+    start: float | None = None,
+) -> list[Tensor]:
     """Draw parts of fixed sizes from n items at random, every class (nearly) in proportion, and none without a rest.
 
-    The shuffled items are ordered by class and each part takes evenly spaced ones, so that a class's share of a part
-    is within one item of exact. Where that would leave nothing of a class, its first item is set aside for the rest
-    and the parts are drawn anew. A pure function of its arguments.
+    The shuffled items are ordered by class and each part takes evenly spaced ones from a random start (systematic
+    sampling): every item has the same chance, and a class's share of a part is within one item of exact. Where that
+    would leave nothing of a class, its first item is set aside for the rest and the parts are drawn anew; shares are
+    then within two items. A pure function of its arguments.
 
     Args:
         n: How many items.
         counts: Sizes of the parts, which must leave at least one item for each class.
         seed: Of the shuffle.
         labels: [n], class numbers; None treats all as one class.
+        where: What the message on too few items begins with.
+        start: Where the first of the evenly spaced items lies, in [0, 1) of their distance; None: drawn by the seed.
 
     Returns:
         Sorted int64 indices: first what is left over, which has every class, then each part in turn.
@@ -118,14 +124,17 @@ def divide(n: int, counts: Sequence[int], seed: int, labels: npt.ArrayLike | Non
     known = np.unique(classes)
     if sum(counts) > n - len(known):
         each = "" if len(known) < 2 else f" and leave one of each of the {len(known)} classes"
-        raise UserError(f"{n} training items are too few to split off {' and '.join(map(str, counts))}{each}")
-    order = np.random.default_rng(seed).permutation(n)
+        raise UserError(f"{where}{n} training items are too few to split off {' and '.join(map(str, counts))}{each}")
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(n)
+    if start is None:  # one class, already in a random order, needs none
+        start = generator.random() if len(known) > 1 else 0.0
     order = order[np.argsort(classes[order], kind="stable")]
     aside = np.zeros(n, bool)
     while True:
         rest, parts = order[~aside[order]], []
         for count in counts:
-            taken = np.diff(np.arange(len(rest) + 1) * count // len(rest)) == 1
+            taken = np.diff((np.arange(len(rest) + 1) * count + int(start * len(rest))) // len(rest)) == 1
             parts.append(rest[taken])
             rest = rest[~taken]
         rest = np.concatenate([rest, np.flatnonzero(aside)])

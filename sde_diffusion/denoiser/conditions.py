@@ -62,7 +62,7 @@ def check_names(given: Mapping[str, Any], allowed: Collection[str] | None, owner
 
 def _unknown(name: str, allowed: Collection[str] | None, owner: str) -> str:
     if allowed is None:
-        return f"{name!r} is no condition unless {owner} names it in its `forward` or `conditions`: {_SEEDS}"
+        return f"{name!r} is not a condition unless {owner} names it in its `forward` or `conditions`: {_SEEDS}"
     what = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
     known = dict(_HINTS)
     if "label" not in allowed:

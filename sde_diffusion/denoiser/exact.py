@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_numbers, as_whole, check_count, check_finite, check_floats
+from sde_diffusion.checks import as_numbers, check_count, check_finite, check_floats
 from sde_diffusion.denoiser.base import Denoiser, Prediction, check_times
 from sde_diffusion.reprs import shown
 from sde_diffusion.sde import SDE, Time, check_sde, expand, float64
@@ -209,9 +209,7 @@ class EmpiricalDenoiser(Denoiser):
             raise ValueError(f"data must have shape [N, *] with N >= 1; got {list(data.shape)}")
         check_finite("data", data)
         self.sde = sde
-        self.chunk = as_whole("chunk", chunk)
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1 (data points compared at once); got {chunk}")
+        self.chunk = check_count("chunk", chunk, also=" (data points compared at once)")
         self.register_buffer("data", data.detach().clone())
         self.sigma_data = float(data.double().square().mean().sqrt())
 

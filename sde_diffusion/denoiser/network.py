@@ -226,10 +226,14 @@ class NetworkDenoiser(Denoiser):
         self.sde = sde
         self.network = network
         self.sigma_data = sigma_data
-        self.parameterization: Parameterization = _named("prediction", prediction, PARAMETERIZATIONS, Parameterization)
+        self.parameterization: Parameterization = _named(
+            *("prediction", prediction, PARAMETERIZATIONS, "a Parameterization"),
+            lambda own: isinstance(own, Parameterization),
+        )
         self.parameterization.check(sde)
         self.noise_conditioning: Callable[[SDE, Tensor], Tensor] = _named(
-            "noise_conditioning", noise_conditioning, NOISE_CONDITIONINGS, NoiseConditioning
+            *("noise_conditioning", noise_conditioning, NOISE_CONDITIONINGS, "a function of (sde, t)"),
+            lambda own: callable(own) and not isinstance(own, type),
         )
         self._conditions = conditions_of(network)
         self._takes_time = takes_time(network)
@@ -262,7 +266,7 @@ class NetworkDenoiser(Denoiser):
         c_in = ((self.sde.alpha(t) * self.sigma_data).square() + self.sde.sigma(t).square()).rsqrt()
         x, c_noise = expand(c_in, x_t) * x_t, self.noise_conditioning(self.sde, t)
         own = None if self._casts_inputs else self._network_dtype()
-        # Not in half precision, where 999 t has no digits left, unless all of the network is.
+        # c_noise stays in float32 unless all of the network is in half precision, which has no digits left for 999 t.
         c_noise = c_noise.to(device=x_t.device, dtype=own or torch.promote_types(x_t.dtype, torch.float32))
         if not self._casts_inputs:
             x, c_noise = x.to(own or x_t.dtype), c_noise.expand(len(x)).contiguous()
@@ -287,10 +291,10 @@ def _name(value: object, table: Mapping[str, type]) -> object:
     return next((name for name, kind in table.items() if type(value) is kind), value)
 
 
-def _named(what: str, value: Any, table: Mapping[str, type], kind: type) -> Any:
-    """The object that a name stands for, or the object that was given in place of a name."""
+def _named(what: str, value: Any, table: Mapping[str, type], own: str, fits: Callable[[Any], bool]) -> Any:
+    """The object that a name stands for, or the object that was given in place of a name, if it fits."""
     if isinstance(value, str) and value in table:
         return table[value]()
-    if isinstance(value, kind) or (callable(value) and not isinstance(value, type) and kind is NoiseConditioning):
+    if fits(value):
         return value
-    raise ValueError(f"{what} must be one of {', '.join(table)}; got {value!r} (or give a {kind.__name__} of your own)")
+    raise ValueError(f"{what} must be one of {', '.join(table)}; got {value!r} (or give {own} of your own)")

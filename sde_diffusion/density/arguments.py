@@ -31,7 +31,7 @@ def check_call(
         The seeds, B of them, and the conditions as the denoiser takes them.
 
     Raises:
-        TypeError: If the denoiser is none, x not a tensor of floats, or a condition is not known.
+        TypeError: If the denoiser is not one, x not a tensor of floats, or a condition is not known.
         ValueError: If shapes do not fit, or a number is out of its range.
     """
     check_denoiser(denoiser)

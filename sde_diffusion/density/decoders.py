@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_whole, check_count, check_floats
+from sde_diffusion.checks import check_count, check_floats
 from sde_diffusion.levels import to_levels
 from sde_diffusion.sde import SDE, expand
 
@@ -60,9 +60,7 @@ class LevelDecoder(Decoder):
     """
 
     def __init__(self, levels: int, weights: Tensor | None = None) -> None:
-        levels = as_whole("levels", levels)
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2; got {levels}")
+        levels = check_count("levels", levels, least=2)
         if weights is not None:
             check_floats("weights", weights)
         if weights is not None and (not weights.ndim or weights.shape[-1] != levels or not bool((weights > 0).all())):

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, as_whole, check_fields, check_floats
+from sde_diffusion.checks import as_number, check_count, check_floats
+from sde_diffusion.reprs import shown
 from sde_diffusion.sampling import Noise
 
 DEQUANTISATION_DRAWS = 1 << 41
@@ -57,16 +58,13 @@ def bits_per_dim(
             "bits per dimension need the number of levels of the data: give levels (256 for 8-bit images), or leave "
             "continuous data in nats"
         )
-    levels = as_whole("levels", levels)
-    size = math.prod(as_whole("dims", n) for n in (dims if isinstance(dims, Sequence) else (dims,)))
+    levels = check_count("levels", levels, least=2)
+    size = math.prod(check_count("dims", n) for n in (dims if isinstance(dims, Sequence) else (dims,)))
     if not isinstance(data_range, Sequence) or len(data_range) != 2:
         raise ValueError(f"data_range must be (low, high); got {data_range!r}")
     low, high = (as_number("an end of data_range", end) for end in data_range)
-    if levels < 2 or size < 1 or not -math.inf < low < high < math.inf:
-        raise ValueError(
-            f"levels must be at least 2, dims at least 1 and data_range (low, high) with low < high; got "
-            f"levels={levels}, dims={dims}, data_range={tuple(data_range)}"
-        )
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"data_range must be (low, high) with low < high, both finite; got {shown(data_range)}")
     return -log_prob / (size * math.log(2)) + math.log2(levels / (high - low))
 
 
@@ -84,9 +82,7 @@ class UniformDequantisation:
     levels: int
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if self.levels < 2:
-            raise ValueError(f"levels must be at least 2; got {self.levels}")
+        object.__setattr__(self, "levels", check_count("levels", self.levels, least=2))
 
     @property
     def width(self) -> float:

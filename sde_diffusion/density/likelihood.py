@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import check_finite
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.prior import GaussianPrior, LogDensity
@@ -43,7 +44,8 @@ class Likelihood:
         nfe: Network passes (each one forward and, for each probe, one input-gradient).
         solver_error: What is known of the solver's error, [B], in nats: |log_prob - the same with four times the
             tolerance|, where the flow was rough in time and the tolerance had to be loosened (see `ODESolver`), and
-            NaN for an item that is not finite with it; None where the tolerance was met.
+            NaN for an item that is not finite with it; None where the tolerance was met. An estimate, no bound: where
+            both solutions step over the same oscillation it can be several times too small.
         rtol: The relative tolerance of the solution, of which `atol` was loosened by the same factor.
     """
 
@@ -112,7 +114,7 @@ def log_likelihood(
         The log-densities.
 
     Raises:
-        TypeError: If the denoiser is none, x not a tensor of floats, or a condition is not known.
+        TypeError: If the denoiser is not one, x not a tensor of floats, or a condition is not known.
         ValueError: If an argument is out of its range or the shapes do not fit.
         UserError: If the tolerance cannot be met, or the drift is not finite: at which t, and of which samples.
     """
@@ -205,7 +207,8 @@ class _DensityFlow:
             divergence = self.trace.divergence(lambda vectors: self._products(slope, y, vectors), self.vectors)
             out = torch.cat([slope.flatten(1), divergence.to(slope) / self.size], 1)
         if self.check:
-            self._expect_finite(u, out)
+            remedy = ": smaller tolerances, a later t_end, or a look at the weights may help"
+            check_finite(f"the drift at t = {float(self.process.time(u)[0]):.6g}", out, remedy, UserError)
         return out if self.create_graph else out.detach()
 
     def worst(self, error: Tensor) -> Tensor:
@@ -227,13 +230,3 @@ class _DensityFlow:
             slope, y, vectors, retain_graph=True, create_graph=self.create_graph, is_grads_batched=True
         )
         return products
-
-    def _expect_finite(self, u: Tensor | float, out: Tensor) -> None:
-        fine = torch.isfinite(out).all(1)
-        if not bool(fine.all()):
-            lost = (~fine).nonzero().flatten().tolist()
-            raise UserError(
-                f"the drift at t = {float(self.process.time(u)[0]):.6g} is not finite for {len(lost)} of {len(out)} "
-                f"samples (numbers {str(lost[:8])[1:-1]}{', ...' if len(lost) > 8 else ''}): smaller tolerances, a "
-                "later t_end, or a look at the weights may help"
-            )

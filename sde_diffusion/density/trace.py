@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_whole, check_count
+from sde_diffusion.checks import check_count
 from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sampling import Noise
 
@@ -63,9 +63,7 @@ class ExactTrace(Trace):
     exact = True
 
     def __init__(self, chunk: int = 64) -> None:
-        self.chunk = as_whole("chunk", chunk)
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1 (gradients taken at once); got {chunk}")
+        self.chunk = check_count("chunk", chunk, also=" (gradients taken at once)")
 
     def vectors(self, noise: Noise) -> Tensor:
         """The unit vectors, [D, 1, *dims]."""

@@ -6,11 +6,12 @@ compares two models, `measure` takes several metrics at once.
 """
 
 from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric, KeptFeatures
+from sde_diffusion.metrics.differences import difference
 from sde_diffusion.metrics.features import Classifier, Pixels, extractor_names, load_extractor, untrained_name
 from sde_diffusion.metrics.frechet import FrechetDistance, frechet_distance
 from sde_diffusion.metrics.frechet_infinity import FrechetInfinity
 from sde_diffusion.metrics.inception_score import InceptionScore, Probabilities
-from sde_diffusion.metrics.intervals import Interval, difference
+from sde_diffusion.metrics.intervals import Interval
 from sde_diffusion.metrics.measuring import (
     DerivedExtractor,
     Features,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from sde_diffusion.checks import check_bool
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.intervals import WithIntervals
 from sde_diffusion.metrics.reference import ReferenceStatistics, fingerprint
@@ -228,7 +229,7 @@ class FeatureMetric(KeptFeatures):
             raise TypeError(f"{type(self).__name__} must state names, such as names = ('my_distance',)")
         super().__init__(**kwargs)
         self.extractor = extractor
-        self.reset_real_features = reset_real_features
+        self.reset_real_features = check_bool("reset_real_features", reset_real_features)
         self._add_states(width)
         self._kept: tuple[Tensor, Tensor, Any] | None = None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -170,7 +170,10 @@ def untrained_name(name: str, n: int) -> str:
 
 
 def load_extractor(
-    name: str, shape: Sequence[int] | None = None, download: bool = False, data: Tensor | None = None
+    name: str,
+    shape: Sequence[int] | None = None,
+    download: bool = False,
+    data: Tensor | Callable[[], Tensor] | None = None,
 ) -> nn.Module:
     """A feature extractor by name.
 
@@ -182,7 +185,8 @@ def load_extractor(
         shape: Of one sample. Required for `pixels`; for the others it is checked now rather than at the first
             batch.
         download: Whether `inception` may fetch its weights; see `pretrained`.
-        data: [N, *shape], the training split or a few thousand of it; for `pca` and `random_conv`.
+        data: [N, *shape], the training split or a few thousand of it, or what makes that; only for `pca` and
+            `random_conv`.
 
     Returns:
         Module from samples to float32 features [B, num_features], frozen.
@@ -194,7 +198,7 @@ def load_extractor(
         return load_pretrained(name, shape, download)
     untrained = re.fullmatch(rf"({'|'.join(UNTRAINED)})(\d*)", name)
     if untrained:
-        return _load_untrained(untrained[1], int(untrained[2] or 0), shape, data)
+        return _load_untrained(untrained[1], int(untrained[2] or 0), shape, data() if callable(data) else data)
     if name not in extractor_names():
         known = ", ".join([*extractor_names(), *UNTRAINED, *PRETRAINED])
         raise UserError(f"unknown feature extractor {name!r}; choose from {known}")

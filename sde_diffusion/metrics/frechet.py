@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from sde_diffusion.checks import check_bool
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import KeptFeatures, is_first, num_features
 from sde_diffusion.metrics.reference import MOST_FEATURES, ReferenceStatistics, fingerprint
@@ -143,7 +144,7 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
                 "an extractor with fewer features (inception, dinov2), or the kernel distance, which needs none"
             )
         super().__init__(feature=extractor, reset_real_features=reset_real_features, **kwargs)
-        self.keep_features = keep_features
+        self.keep_features = check_bool("keep_features", keep_features)
         self._add_states(width)
 
     def features(self, real: bool) -> Tensor:

@@ -64,7 +64,7 @@ class FrechetInfinity(FeatureMetric):
 
     @property
     def least_for_intervals(self) -> int:
-        """See `WithIntervals`: by simulation, 95% intervals cover 93% or more from here on."""
+        """See `WithIntervals`: by simulation, 95% intervals cover 93% or more from here on (89% in one feature)."""
         return max(150, 4 * (self.width + 1))
 
     def _sets(self) -> tuple[Tensor, Tensor]:

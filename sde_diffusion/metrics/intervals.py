@@ -48,6 +48,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from sde_diffusion.checks import as_number, check_choice, check_count
 from sde_diffusion.errors import UserError
 
 Reference = Literal["sampled", "fixed"]
@@ -56,9 +57,13 @@ LEAST = 25  # samples a side for an interval: of ten, 95% ones cover as little a
 MANY_PAIRS = 5_000_000  # of real and generated samples: beyond, statistics of neighbours are taken of fewer subsets
 
 
+class TooFewError(UserError):
+    """Samples are too few for an interval, though perhaps not for the figure."""
+
+
 @dataclass(frozen=True)
 class Interval:
-    """A statistic with its uncertainty.
+    """A statistic with its uncertainty; low, high and std_error are NaN where samples are too few for them.
 
     Args:
         value: The statistic.
@@ -74,12 +79,17 @@ class Interval:
     std_error: float
     level: float
 
-    def as_dict(self) -> dict[str, float]:
-        """Plain numbers for a JSON file."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, float | None]:
+        """Plain numbers for a JSON file, None for NaN."""
+        return {name: None if math.isnan(number) else number for name, number in asdict(self).items()}
+
+    @property
+    def ends(self) -> str:
+        """The interval in words."""
+        return "too few samples" if math.isnan(self.low) else f"[{self.low:.4g}, {self.high:.4g}]"
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g} {self.ends}"
 
 
 @dataclass(frozen=True)
@@ -142,11 +152,11 @@ class WithIntervals:
         A variance of n values of kurtosis k has 2n / (k - 1); influences are close to squares, where k is 9 or more.
 
         Raises:
-            UserError: If there are too few samples for an interval.
+            TooFewError: If there are too few samples for an interval.
         """
         few = min(count for count in counts if count)  # a side that is not looked at has none
         if few < self.least_for_intervals:
-            raise UserError(
+            raise TooFewError(
                 f"{type(self).__name__}: an interval needs at least {self.least_for_intervals} samples of each side; "
                 f"got {few}"
             )
@@ -308,7 +318,7 @@ class WithIntervals:
             UserError: If there are too few samples.
             ValueError: If an argument is out of its range.
         """
-        _check(level, resamples, reference)
+        check_settings(level, resamples, reference)
         with self.joined():
             real, fake = self._sets()
             z = self._quantile(level, len(real), len(fake))
@@ -317,7 +327,7 @@ class WithIntervals:
             values = self._values(real, fake)
             ends = self._ends(values, self.lift(real, fake), variances, self._trials(real, fake, reference), z)
             error = (variances[0] - variances[1]).sqrt() * self._scale(values)
-            figures = _named(self.names, level, *(self.present(x) for x in (values, *ends)), error)
+            figures = named(self.names, level, *(self.present(x) for x in (values, *ends)), error)
             return figures, self.details(real, fake)
 
     def details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -332,67 +342,19 @@ class WithIntervals:
         return slope
 
 
-def difference(
-    a: WithIntervals,
-    b: WithIntervals,
-    level: float = 0.95,
-    resamples: int = 200,
-    seed: int = 0,
-    reference: Reference = "sampled",
-) -> dict[str, Interval]:
-    """Figures of `a` minus those of `b`, with confidence intervals: is one sampler better than the other?
-
-    Sample i of one is paired with sample i of the other, so that what both have from the same seed or the same
-    reference cancels. Among several processes both must be divided alike.
-
-    Args:
-        a: Metric of the first model's samples.
-        b: Metric of the same class of the second's, in the same order of seeds, against the same real data.
-        level: Coverage.
-        resamples: See `WithIntervals.interval`.
-        seed: Of halves and groups.
-        reference: See `WithIntervals.interval`.
-
-    Returns:
-        An `Interval` for each figure; the difference is significant where it leaves 0 out.
-
-    Raises:
-        ValueError: If the metrics are of two kinds, or have different numbers of samples.
-        UserError: If there are too few samples.
-    """
-    _check(level, resamples, reference)
-    if type(a) is not type(b):
-        raise ValueError(f"a difference takes two metrics of one class; got {type(a).__name__}, {type(b).__name__}")
-    with a.joined(), b.joined():
-        sets = a._sets(), b._sets()
-    shapes = [tuple(part.shape) for pair in sets for part in pair]
-    if shapes[:2] != shapes[2:] or not torch.equal(sets[0][0], sets[1][0]):
-        raise ValueError(
-            f"a difference takes the same real data and equal numbers of samples; got real and generated features of "
-            f"shapes {shapes[:2]} and {shapes[2:]}, {'the same' if shapes[0] == shapes[2] else 'other'} numbers of real"
-        )
-    z = a._quantile(level, *(shape[0] for shape in shapes[:2]))
-    spreads = [metric._spread(*pair, resamples, seed, reference) for metric, pair in zip((a, b), sets, strict=True)]
-    values = [metric._values(*pair) for metric, pair in zip((a, b), sets, strict=True)]
-    first, second = spreads[0].minus(spreads[1], a._scale(values[0]), b._scale(values[1])).variances()
-    gap = a.present(values[0]) - b.present(values[1])
-    # Of shares at least that of two samples that change sides: what has not been seen in n samples has a share of up to
-    # 3 / n, with 95% confidence.
-    least = torch.tensor([2.0 * (name in a.proportions) for name in a.names], device=gap.device) / shapes[1][0] ** 2
-    error = torch.maximum(first - second, least).sqrt()
-    margin = z * error
-    return _named(a.names, level, gap, gap - margin, gap + margin, error)
-
-
-def _named(names: tuple[str, ...], level: float, *columns: Tensor) -> dict[str, Interval]:
+def named(names: tuple[str, ...], level: float, *columns: Tensor) -> dict[str, Interval]:
+    """Intervals by name, from their values, ends and standard errors, [S] each."""
     value, low, high, error = (column.tolist() for column in columns)
     return {name: Interval(value[i], low[i], high[i], error[i], level) for i, name in enumerate(names)}
 
 
-def _check(level: float, resamples: int, reference: str) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1; got {level}")
-    if resamples < 0 or math.isnan(resamples):
-        raise ValueError(f"resamples must be at least 0; got {resamples}")
-    if reference not in ("sampled", "fixed"):
-        raise ValueError(f"reference must be 'sampled' or 'fixed'; got {reference!r}")
+def check_settings(level: float, resamples: int, reference: str) -> None:
+    """See that an interval's settings are allowed.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not 0 < as_number("level", level) < 1:
+        raise ValueError(f"level must lie between 0 and 1; got {level!r}")
+    check_count("resamples", resamples, least=0)
+    check_choice("reference", reference, ("sampled", "fixed"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import KeptFeatures, check_samples
-from sde_diffusion.metrics.intervals import Interval, Reference, difference
+from sde_diffusion.metrics.differences import difference
+from sde_diffusion.metrics.intervals import Interval, Reference, TooFewError
 
-_Take = Callable[[KeptFeatures], None]
 CACHED = 2**17  # numbers of samples that pass through an extractor at once on a CPU
 
 
@@ -124,12 +125,16 @@ def measure(
         reference: Likewise.
 
     Returns:
-        Figures, details, and what was skipped.
+        Figures, those of too few samples without their intervals, details, and what was skipped.
     """
     found = Measured()
 
     def take(metric: KeptFeatures) -> None:
-        figures, details = metric.report(level, resamples, seed, reference)
+        try:
+            figures, details = metric.report(level, resamples, seed, reference)
+        except TooFewError:
+            values, details = metric.point_estimates(), {}
+            figures = {name: Interval(value, math.nan, math.nan, math.nan, level) for name, value in values.items()}
         found.figures.update(figures)
         found.details.update(details)
 
@@ -175,16 +180,15 @@ def measure_differences(
     """
     found = Measured()
     for name, (one, other) in pairs.items():
-        taken: dict[str, Interval] = {}
-
-        def take(twin: KeptFeatures, one: KeptFeatures = one, taken: dict[str, Interval] = taken) -> None:
-            taken.update(difference(one, twin, level, resamples, seed, reference))
-
-        def pair(_: KeptFeatures, name: str = name, other: KeptFeatures = other, take: _Take = take) -> None:
-            found.skipped.update(_each({name: other}, others, take))
-
-        found.skipped.update(_each({name: one}, features, pair))
-        found.figures.update(taken)
+        try:
+            _fill(one, features)
+            _fill(other, others)
+            found.figures.update(difference(one, other, level, resamples, seed, reference))
+        except UserError as error:
+            found.skipped[name] = str(error)
+        finally:
+            one.clear()
+            other.clear()
     return found
 
 
@@ -196,13 +200,17 @@ def _each(
     """Fill each metric, take it and empty it of all sides; returns those that cannot be taken, with the reason."""
     skipped = {}
     for name, metric in metrics.items():
-        metric.clear()
         try:
-            for side in metric.sides:
-                metric.add(features(metric.extractor, side), side)
+            _fill(metric, features)
             take(metric)
         except UserError as error:
             skipped[name] = str(error)
         finally:
             metric.clear()
     return skipped
+
+
+def _fill(metric: KeptFeatures, features: Callable[[nn.Module, str], Tensor]) -> None:
+    metric.clear()
+    for side in metric.sides:
+        metric.add(features(metric.extractor, side), side)

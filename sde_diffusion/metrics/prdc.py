@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.checks import check_count
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import FeatureMetric
 from sde_diffusion.metrics.intervals import GROUPS, Reference, Spread
@@ -62,10 +63,7 @@ class PRDC(FeatureMetric):
         self, extractor: nn.Module, k: int = 3, k_density: int = 5, reset_real_features: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(extractor, reset_real_features, **kwargs)
-        for name, value in (("k", k), ("k_density", k_density)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
-        self.k, self.k_density = k, k_density
+        self.k, self.k_density = check_count("k", k), check_count("k_density", k_density)
 
     def _check_count(self, real: Tensor, fake: Tensor, parts: int, purpose: str) -> None:
         least, k = min(len(real), len(fake)), max(self.k, self.k_density)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sde_diffusion.checks import check_batch, check_count
+
 WIDTHS = (8, 16, 32, 64)
 
 
@@ -67,8 +69,10 @@ class PrincipalComponents(nn.Module):
 
     def __init__(self, data: Tensor, num_features: int, base: nn.Module | None = None) -> None:
         super().__init__()
-        if len(data) < 2 or num_features < 1:
-            raise ValueError(f"components need two samples and one feature; got {len(data)} and {num_features}")
+        check_batch("data", data)
+        num_features = check_count("num_features", num_features)
+        if len(data) < 2:
+            raise ValueError(f"components need two samples; got {len(data)}")
         self.shape, self.base = tuple(data.shape[1:]), base
         x = self._flat(data).double()
         width = x.shape[1]
@@ -115,7 +119,7 @@ class RandomConvolutions(nn.Module):
 
     def __init__(self, shape: Sequence[int], seed: int = 0) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
         inputs = int(shape[0])
         for layer in range(3):
             weight = torch.randn(self.CHANNELS, inputs, 3, 3, generator=generator) * math.sqrt(2 / (9 * inputs))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.checks import check_count
 from sde_diffusion.metrics.base import FeatureMetric
 
 
@@ -78,9 +79,7 @@ class SlicedWasserstein(FeatureMetric):
         self, extractor: nn.Module, projections: int = 64, reset_real_features: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(extractor, reset_real_features, **kwargs)
-        if projections < 1:
-            raise ValueError(f"projections must be at least 1; got {projections}")
-        self.directions = directions(self.width, projections)
+        self.directions = directions(self.width, check_count("projections", projections))
 
     def _projected(self, x: Tensor) -> Tensor:
         projected: Tensor = x @ self.directions.to(x.device).T

@@ -274,7 +274,4 @@ def check_shape(shape: Sequence[int], ndim: int | None = None) -> tuple[int, ...
         ValueError: If the shape is empty, a size is not a positive integer, or there are not `ndim` sizes.
     """
     allowed = f"{'a list of' if ndim is None else ndim} positive sizes without the batch"
-    sizes = check_sizes("shape", shape, allowed)
-    if not sizes or (ndim is not None and len(sizes) != ndim):
-        raise ValueError(f"shape must be {allowed}; got {list(sizes)}")
-    return sizes
+    return check_sizes("shape", shape, allowed, least=ndim or 1, most=ndim or math.inf)

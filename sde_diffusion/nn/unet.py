@@ -66,8 +66,6 @@ class UNet(Network):
         patch, channels = check_count("patch", patch), check_count("channels", channels)
         blocks, head_channels = check_count("blocks", blocks), check_count("head_channels", head_channels)
         widths = [channels * m for m in check_sizes("channel_mult", channel_mult, "a list of positive integers")]
-        if not widths:
-            raise ValueError("channel_mult must have one multiplier or more; got []")
         if not isinstance(attention, list | tuple) or not all(level in range(len(widths)) for level in attention):
             raise ValueError(f"attention must list levels in 0 ... {len(widths) - 1}; got {attention!r}")
         dropout = as_number("dropout", dropout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_number
 from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sde import SDE, Grid
@@ -42,9 +43,9 @@ class AncestralSampler(MultistepSampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(steps, grid, denoise, t_end)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1] (0: DDIM, 1: DDPM); got {eta}")
-        self.eta = float(eta)
+        self.eta = as_number("eta", eta)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1] (0: DDIM, 1: DDPM); got {eta!r}")
 
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """Collected on x0 and x_t, with eps = (x_t - alpha_t x0) / sigma_t; see `MultistepSampler.coefficients`."""

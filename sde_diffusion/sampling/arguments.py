@@ -18,10 +18,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: If it is not (B, *dims), of positive integers.
     """
-    sizes = check_sizes("shape", shape, "(B, *dims) with B >= 1, all of them positive integers")
-    if not sizes:
-        raise ValueError("shape must be (B, *dims) with B >= 1; got ()")
-    return sizes
+    return check_sizes("shape", shape, "(B, *dims) with B >= 1, all of them positive integers")
 
 
 def check_latent(latent: Any, shape: tuple[int, ...]) -> None:

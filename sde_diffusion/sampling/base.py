@@ -5,16 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_count as check_count  # which the samplers take from here
-from sde_diffusion.checks import check_floats
+from sde_diffusion.checks import as_number, check_batch, check_bool, check_finite
 from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
 from sde_diffusion.errors import UserError
+from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
 from sde_diffusion.sampling.frames import Frames
 from sde_diffusion.sampling.noise import Noise, as_seeds
@@ -23,8 +22,7 @@ from sde_diffusion.sde import SDE, Time
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
 """Called with (step, t, x_t, x0) after each prediction; returning True ends the walk, whose result is then x0."""
 
-_ALWAYS_SHOWN = ("method", "predictor", "corrector", "steps", "order", "eta")
-"""Arguments that a repr shows at their defaults too."""
+_REMEDY = ": more steps, a later t_end, or a look at the weights may help"
 
 PRIOR_DRAW = 0
 """Number of the draw that gives x_T; steps use the numbers from 1 on."""
@@ -94,7 +92,8 @@ class Walk:
         if self.callback is not None or self.check:
             x0 = prediction.x0
             if self.check:
-                _expect_finite(x0, f"the denoiser's answer at network pass {self.nfe}, t = {float(t):.6g}")
+                what = f"the denoiser's answer at network pass {self.nfe}, t = {float(t):.6g}"
+                check_finite(what, x0, _REMEDY, UserError)
             if self.callback is not None and self.callback(self.nfe - 1, float(t), x, x0):
                 raise Stop(x, x0)
         return prediction
@@ -114,7 +113,7 @@ class Walk:
         return self.noise.normal(PRIOR_DRAW + 1 + step)
 
 
-class Sampler(ABC):
+class Sampler(ShowsArguments, ABC):
     """A way to walk from noise at t_max back to data.
 
     A sampler's repr names its class and the arguments that differ from the defaults, as they are now, and can be
@@ -123,11 +122,16 @@ class Sampler(ABC):
     Args:
         denoise: Return the belief x0 at the end of the walk (True), or the state at t_end (False).
         t_end: Where the walk ends; the path's t_min if not given.
+
+    Raises:
+        ValueError: If denoise is not a bool, or t_end not a number.
     """
 
+    always_shown = ("method", "predictor", "corrector", "steps", "order", "eta")
+
     def __init__(self, denoise: bool = True, t_end: float | None = None) -> None:
-        self.denoise = denoise
-        self.t_end = t_end
+        self.denoise = check_bool("denoise", denoise)
+        self.t_end = None if t_end is None else as_number("t_end", t_end)
 
     @abstractmethod
     def walk(self, x: Tensor, run: Walk) -> Tensor:
@@ -192,11 +196,14 @@ class Sampler(ABC):
             The samples and the number of network passes.
 
         Raises:
-            TypeError: If the denoiser is none, or does not take one of the conditions.
+            TypeError: If the denoiser is not one, or does not take one of the conditions.
             ValueError: If shape, seeds and latent do not fit together, t_end lies outside the path, or the path is
                 singular there (or at t_max) in a way that the method cannot pass.
             UserError: If a sample is not finite: at which network pass, at what t and which samples.
         """
+        shape = check_shape(shape)
+        if latent is not None:
+            check_latent(latent, shape)
         return self._perform(self.walk, denoiser, shape, seeds, latent, callback, device, dtype, trajectory, conditions)
 
     def invert(
@@ -230,8 +237,10 @@ class Sampler(ABC):
             spent on x0).
 
         Raises:
-            ValueError: If the sampler is not deterministic, if there is no step to take (steps = 1 with `denoise`), if
-                t_end lies outside the path, or if sigma(t_end) = 0, where nothing tells what noise x holds.
+            TypeError: If the denoiser is not one, or x is not a tensor of floats.
+            ValueError: If x is not [B, *dims] or not finite, if the sampler is not deterministic, if there is no step
+                to take (steps = 1 with `denoise`), if t_end lies outside the path, or, of methods that divide by
+                sigma, if sigma(t_end) = 0.
             UserError: If a latent is not finite: at which network pass, at what t and which samples.
 
         References:
@@ -244,24 +253,15 @@ class Sampler(ABC):
             except Stop as stop:
                 return stop.x
 
-        check_floats("x", x)
-        return self._perform(climb, denoiser, x.shape, None, x, callback, device, dtype, trajectory, conditions)
-
-    def __repr__(self) -> str:
-        shown = []
-        for parameter in signature(type(self)).parameters.values():
-            value = getattr(self, parameter.name, parameter.default)
-            always = parameter.name in _ALWAYS_SHOWN and value is not None
-            if always or value != parameter.default:
-                shown.append(f"{parameter.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        check_batch("x", x)
+        return self._perform(climb, denoiser, tuple(x.shape), None, x, callback, device, dtype, trajectory, conditions)
 
     @torch.no_grad()
     def _perform(
         self,
         walk: Callable[[Tensor, Walk], Tensor],
         denoiser: Denoiser,
-        shape: Sequence[int],
+        shape: tuple[int, ...],
         seeds: Sequence[int] | None,
         latent: Tensor | None,
         callback: Callback | None,
@@ -270,14 +270,11 @@ class Sampler(ABC):
         trajectory: bool | int | Sequence[float],
         conditions: dict[str, Any],
     ) -> Samples:
-        """Check the arguments of a call and walk; see `__call__`."""
+        """Check the other arguments of a call and walk; see `__call__`."""
         check_denoiser(denoiser)
-        shape = check_shape(shape)
         seeds = as_seeds(range(shape[0]) if seeds is None else seeds)
         if len(seeds) != shape[0]:
             raise ValueError(f"one seed for each sample is needed: shape {shape} asks for {shape[0]}, got {len(seeds)}")
-        if latent is not None:
-            check_latent(latent, shape)
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of (step, t, x_t, x0); got {callback!r}")
         check_dtype(dtype)
@@ -307,7 +304,7 @@ class Sampler(ABC):
         if not bool(torch.isfinite(result).all()):
             # Looking at each step would have waited for the device each time. The noise repeats: walk again and look.
             _finish(walk, x, Walk(denoiser, noise, t_end, conditions, check=True))
-            _expect_finite(result, "the sampler's result")
+            check_finite("the sampler's result", result, _REMEDY, UserError)
         if frames is not None:
             states, times = frames.states, frames.times
             beliefs = [denoiser(x, t, **conditions).x0 for x, t in zip(states, times, strict=True)]
@@ -323,16 +320,6 @@ def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Ten
         return walk(x, run)
     except Stop as stop:
         return stop.x0
-
-
-def _expect_finite(x: Tensor, what: str) -> None:
-    fine = torch.isfinite(x).flatten(1).all(1)
-    if not bool(fine.all()):
-        samples = (~fine).nonzero().flatten().tolist()
-        raise UserError(
-            f"{what} is not finite for {len(samples)} of {len(x)} samples (numbers {str(samples[:8])[1:-1]}"
-            f"{', ...' if len(samples) > 8 else ''}): more steps, a later t_end, or a look at the weights may help"
-        )
 
 
 def singular(sde: SDE) -> ValueError:

@@ -1,4 +1,4 @@
-"""Sampling more than fits in memory at once, with a progress bar, so that a killed run goes on where it stopped."""
+"""Sampling more than fits in memory at once, with a progress bar, so that a killed run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def sample_resumably(
 ) -> Kept:
     """`sample_in_batches`, each batch kept in a file until `parts.forget` is called.
 
-    A run that was killed goes on after its last whole batch, and ends with the same samples.
+    A killed run resumes after its last finished batch, and ends with the same samples.
 
     Args:
         folder: Where the batches' files go.
@@ -124,7 +124,7 @@ def sample_resumably(
     heads = list(kept.load("n", "nfe", "seconds"))
     done = sum(int(head["n"]) for head in heads)
     if done:
-        log.info("going on after %d of %d samples, which are kept in %s", done, len(seeds), folder)
+        log.info("resuming after %d of %d samples, kept in %s", done, len(seeds), folder)
     begin = time.perf_counter()
     for batch in sample_in_batches(sampler, denoiser, dims, seeds, batch_size, labels, done, **options):
         x = batch.x.cpu().contiguous()  # waits for the device

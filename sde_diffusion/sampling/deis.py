@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sde_diffusion.checks import check_count
 from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.exponential import lagrange_weights, looking_back
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
@@ -56,9 +57,7 @@ class DEISSampler(MultistepSampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(steps, grid, denoise, t_end)
-        if order not in (1, 2, 3, 4):
-            raise ValueError(f"order of DEIS must be 1, 2, 3 or 4; got {order}")
-        self.order = order
+        self.order = check_count("order of DEIS", order, most=4)
 
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """Adams-Bashforth weights on the grid's own spacing in r; see `MultistepSampler.coefficients`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_number, check_bool, check_count
 from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.exponential import Steps, looking_back, step_weights
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler, Stage
@@ -63,14 +64,12 @@ class DPMSolver(MultistepSampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(steps, UniformLogSNR() if grid is None else grid, denoise, t_end)
-        if order not in (1, 2, 3):
-            raise ValueError(f"order of DPM-Solver++ must be 1, 2 or 3; got {order}")
-        if not eta >= 0:
-            raise ValueError(f"eta must not be negative (0: deterministic, 1: reverse SDE); got {eta}")
-        self.order = order
-        self.singlestep = singlestep
-        self.singlestep_start = singlestep_start
-        self.eta = float(eta)
+        self.order = check_count("order of DPM-Solver++", order, most=3)
+        self.singlestep = check_bool("singlestep", singlestep)
+        self.singlestep_start = check_bool("singlestep_start", singlestep_start)
+        self.eta = as_number("eta", eta)
+        if not self.eta >= 0:
+            raise ValueError(f"eta must not be negative (0: deterministic, 1: reverse SDE); got {eta!r}")
 
     def transitions(self, passes: int) -> int:
         """Steps for a number of passes: as few as do with `order` passes each in a singlestep method.
@@ -164,9 +163,7 @@ class UniPC(MultistepSampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(steps, UniformLogSNR() if grid is None else grid, denoise, t_end)
-        if order not in (1, 2, 3):
-            raise ValueError(f"order of UniPC must be 1, 2 or 3; got {order}")
-        self.order = order
+        self.order = check_count("order of UniPC", order, most=3)
 
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """Predictor's and corrector's weights; see `MultistepSampler.coefficients`."""

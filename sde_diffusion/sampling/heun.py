@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
+from sde_diffusion.checks import as_number, as_positive, check_count, check_kind
+from sde_diffusion.sampling.base import Sampler, Walk, singular
 from sde_diffusion.sde import Grid, KarrasRho
 
 
@@ -54,14 +55,13 @@ class HeunSampler(Sampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(denoise, t_end)
-        if not (churn >= 0 and churn_noise > 0):
-            raise ValueError(
-                f"churn must not be negative and churn_noise positive; got churn={churn}, churn_noise={churn_noise}"
-            )
+        check_kind("grid", grid, Grid, or_none=True)
         self.steps = check_count("steps", steps)
-        self.churn = float(churn)
-        self.churn_min, self.churn_max = float(churn_min), float(churn_max)
-        self.churn_noise = float(churn_noise)
+        self.churn = as_number("churn", churn)
+        if not self.churn >= 0:
+            raise ValueError(f"churn must not be negative; got {churn!r}")
+        self.churn_min, self.churn_max = as_number("churn_min", churn_min), as_number("churn_max", churn_max)
+        self.churn_noise = as_positive("churn_noise", churn_noise)
         self.grid = KarrasRho() if grid is None else grid
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:

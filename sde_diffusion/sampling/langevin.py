@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
+from sde_diffusion.checks import as_positive, check_count, check_kind
+from sde_diffusion.sampling.base import Sampler, Walk, singular
 from sde_diffusion.sde import Grid, UniformLogSNR, expand
 
 
@@ -66,13 +67,11 @@ class AnnealedLangevin(Sampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(denoise, t_end)
-        if levels is not None and check_count("levels", levels) < 2:
-            raise ValueError(f"levels must be at least 2, or null for NCSNv2's rule; got {levels}")
-        if step_size is not None and not step_size > 0:
-            raise ValueError(f"step_size must be positive, or null for NCSNv2's rule; got {step_size}")
-        self.levels = levels
+        check_kind("grid", grid, Grid, or_none=True)
+        also = ", or None for NCSNv2's rule"
+        self.levels = None if levels is None else check_count("levels", levels, least=2, also=also)
         self.steps_per_level = check_count("steps_per_level", steps_per_level)
-        self.step_size = step_size
+        self.step_size = None if step_size is None else as_positive("step_size", step_size, also)
         self.grid = UniformLogSNR() if grid is None else grid
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:

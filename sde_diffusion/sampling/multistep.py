@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
+from sde_diffusion.checks import check_count, check_kind
+from sde_diffusion.sampling.base import Sampler, Walk, singular
 from sde_diffusion.sde import SDE, Grid
 
 
@@ -85,6 +86,7 @@ class MultistepSampler(Sampler):
 
     def __init__(self, steps: int, grid: Grid | None = None, denoise: bool = True, t_end: float | None = None) -> None:
         super().__init__(denoise, t_end)
+        check_kind("grid", grid, Grid, or_none=True)
         self.steps = check_count("steps", steps)
         self.grid = grid
 
@@ -118,7 +120,7 @@ class MultistepSampler(Sampler):
         """The method's steps from t_end to t_max.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is no step to take.
         """
         if self.steps == 1 and self.denoise:
             raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")

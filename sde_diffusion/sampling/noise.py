@@ -79,7 +79,7 @@ class Noise:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         signed = [_signed(seed) for seed in as_seeds(seeds)]
-        self.dims = check_sizes("dims", dims)
+        self.dims = check_sizes("dims", dims, least=0)
         self.dtype = dtype
         self.device = torch.device(device)
         self._pairs = -(-math.prod(self.dims) // 2)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sde_diffusion.checks import check_kind
 from sde_diffusion.sampling.base import Sampler, Walk
 from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, solver_frames
@@ -61,10 +62,11 @@ class ODESampler(Sampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(denoise, t_end)
-        self.method = method
-        self.rtol, self.atol = float(rtol), float(atol)
-        self.steps = steps
-        self.max_nfe = max_nfe
+        check_kind("coordinate", coordinate, Coordinate, or_none=True)
+        check_kind("grid", grid, Grid, or_none=True)
+        solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
+        self.method, self.rtol, self.atol, self.max_nfe = method, solver.rtol, solver.atol, solver.max_nfe
+        self.steps = None if steps is None else solver.steps
         self.options = None if options is None else dict(options)
         self.coordinate = coordinate
         self.grid = grid

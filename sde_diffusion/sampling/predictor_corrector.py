@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_positive, check_choice, check_count, check_kind
 from sde_diffusion.sampling.ancestral import AncestralSampler
-from sde_diffusion.sampling.base import Sampler, Walk, check_count, singular
+from sde_diffusion.sampling.base import Sampler, Walk, singular
 from sde_diffusion.sampling.correctors import CORRECTORS
 from sde_diffusion.sde import SDE, Grid
 
@@ -148,10 +149,10 @@ class PredictorCorrector(Sampler):
 
     The correctors, in steps of eps = 2 (scale snr sigma)^2 with the scale of q(x_t | x_s), s the next time:
 
-        leimkuhler_matthews   exact for Gaussian data of any covariance, whatever snr; otherwise an error of order snr^4
-                              in a step, which goes to zero with the steps' length: unbiased in the limit of many steps,
-                              in any number of dimensions. Not at t_max, and at noise levels up to 1 + snr^2 / 2 times
-                              those of the grid
+        leimkuhler_matthews   exact for Gaussian data of any covariance, whatever snr; otherwise its bias is of order
+                              snr^4, and as a walk's steps get short so does this one: unbiased in the limit of many
+                              steps, for a fixed snr, in any number of dimensions. Not at t_max, and at noise levels up
+                              to 1 + snr^2 / 2 times those of the grid
         annealed_langevin     at the grid's times; for a fixed snr a relative bias of eps / (2 v - eps) in a variance v
                               remains, up to snr^2, however many steps there are; little of it at the end of a walk
         langevin              the published rule, sigma taken from the norms of score and noise: for many dimensions, as
@@ -190,14 +191,10 @@ class PredictorCorrector(Sampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(denoise, t_end)
-        for what, name, allowed in (("predictor", predictor, PREDICTORS), ("corrector", corrector, CORRECTORS)):
-            if name not in allowed:
-                raise ValueError(f"{what} must be one of {', '.join(allowed)}; got {name!r}")
-        if not snr > 0:
-            raise ValueError(f"snr must be positive (0.16 for CIFAR-10); got {snr}")
-        self.predictor = predictor
-        self.corrector = corrector
-        self.snr = float(snr)
+        check_kind("grid", grid, Grid, or_none=True)
+        self.predictor = check_choice("predictor", predictor, PREDICTORS)
+        self.corrector = check_choice("corrector", corrector, CORRECTORS)
+        self.snr = as_positive("snr", snr, " (0.16 for CIFAR-10)")
         self.steps = check_count("steps", steps)
         self.corrector_steps = check_count("corrector_steps", corrector_steps)
         self.grid = grid
@@ -210,7 +207,8 @@ class PredictorCorrector(Sampler):
         table = [predictor.coefficients(step) for step in steps]
         if not all(math.isfinite(number) for row in table for number in row):
             raise singular(run.sde)
-        corrections = [None] * self.steps if rule is None else rule(self.snr).moves(run.sde, times)
+        predicted = predictor.belief is not None
+        corrections = [None] * self.steps if rule is None else rule(self.snr).moves(run.sde, times, predicted)
         draws = self.corrector_steps + 1
         run.plan(times)
         for i, (step, correct, (from_x, from_belief, std)) in enumerate(zip(steps, corrections, table, strict=True)):

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_positive
 from sde_diffusion.denoiser import Prediction
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.base import Walk, singular
@@ -96,8 +97,7 @@ class UnitVariance(Coordinate):
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive; got {self.sigma_data}")
+        object.__setattr__(self, "sigma_data", as_positive("sigma_data", self.sigma_data))
 
     def scale(self, sde: SDE, t: Tensor) -> Tensor:
         """1 / sqrt(alpha^2 sigma_data^2 + sigma^2)."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Sampler, Walk, check_count
+from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count, check_kind
+from sde_diffusion.sampling.base import Sampler, Walk
 from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, Watch, solver_frames
 from sde_diffusion.sampling.solver_options import BOOLEAN, NOT_NEGATIVE, Option, check_options
 from sde_diffusion.sde import Grid
@@ -196,23 +197,20 @@ class SDESampler(Sampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(denoise, t_end)
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        if not eta >= 0:
-            raise ValueError(f"eta must not be negative (1: reverse SDE, 0: probability flow); got {eta}")
-        if not (rtol > 0 and atol > 0):
-            raise ValueError(f"rtol and atol must be positive; got rtol={rtol}, atol={atol}")
-        self.method = method
+        check_kind("coordinate", coordinate, Coordinate, or_none=True)
+        check_kind("grid", grid, Grid, or_none=True)
+        self.method = check_choice("method", method, METHODS)
         self.steps = check_count("steps", steps)
-        self.eta = float(eta)
-        self.adaptive = adaptive
-        self.rtol, self.atol = float(rtol), float(atol)
+        self.eta = as_number("eta", eta)
+        if not self.eta >= 0:
+            raise ValueError(f"eta must not be negative (1: reverse SDE, 0: probability flow); got {eta!r}")
+        self.adaptive = check_bool("adaptive", adaptive)
+        self.rtol, self.atol = as_positive("rtol", rtol), as_positive("atol", atol)
         self.max_nfe = check_count("max_nfe", max_nfe)
-        self.one_path = one_path
+        self.one_path = check_bool("one_path", one_path)
         self.coordinate = coordinate
         self.grid = grid
-        self.options = None if options is None else dict(options)
-        check_options(method, self.options or {}, METHODS[method].takes)
+        self.options = None if options is None else check_options(method, options, METHODS[method].takes)
         if self.transitions < 1:
             raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, as_whole, check_fields
+from sde_diffusion.checks import as_number, check_count, check_fields
 
 if TYPE_CHECKING:
     from sde_diffusion.sde.base import SDE
@@ -55,9 +55,7 @@ class Grid(ABC):
 
         check_sde(sde)
         t_end = sde.t_min if t_end is None else as_number("t_end", t_end)
-        points = as_whole("points", points)
-        if points < 1:
-            raise ValueError(f"a grid needs at least 1 point; got {points}")
+        points = check_count("points", points)
         if not 0 <= t_end < sde.t_max:
             raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
         times = self.time(sde, torch.linspace(1, 0, max(points, 2), dtype=torch.float64), t_end)[:points]

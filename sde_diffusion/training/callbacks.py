@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sde_diffusion import pictures
+from sde_diffusion.checks import check_count
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
@@ -53,8 +54,7 @@ class SampleGrid(Callback):
     """
 
     def __init__(self, folder: str | Path, sampler: Sampler, n: int = 64, every_n_validations: int = 1) -> None:
-        if n < 1 or every_n_validations < 1:
-            raise ValueError(f"n and every_n_validations must be at least 1; got {n} and {every_n_validations}")
+        n, every_n_validations = check_count("n", n), check_count("every_n_validations", every_n_validations)
         self.folder = Path(folder)
         self.sampler = sampler
         self.n = n
@@ -111,9 +111,7 @@ class StopOnNonFinite(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1; got {every_n_steps}")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = check_count("every_n_steps", every_n_steps)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -52,7 +52,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         with path.open("rb") as file:
             start = file.read(2)
         if start != b"PK" and start[:1] != b"\x80":  # an archive, or a pickle's first opcode
-            raise UserError(f"{path} is no checkpoint, or damaged: it does not begin as torch's files do") from error
+            raise UserError(
+                f"{path} is not a checkpoint, or is damaged: it does not begin as torch's files do"
+            ) from error
         raise UserError(
             f"{path} holds more than data and was not loaded, for such a file can run "
             "code; only checkpoints written by sde_diffusion are read"

@@ -12,6 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sde_diffusion.checks import as_number, check_bool, check_count
+
 
 class EMA(WeightAveraging):
     r"""average <- d average + (1 - d) weights after each optimizer step, d = min(decay, (1 + n) / (10 + n)).
@@ -34,14 +36,12 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999, warmup: bool = True, start_step: int = 0) -> None:
-        if not 0 <= decay <= 1 or start_step < 0:
-            raise ValueError(
-                f"EMA needs decay in [0, 1] and start_step >= 0; got decay={decay}, start_step={start_step}"
-            )
         super().__init__(use_buffers=False)
-        self.decay = decay
-        self.warmup = warmup
-        self.start_step = start_step
+        self.decay = as_number("decay", decay)
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1]; got {decay!r}")
+        self.warmup = check_bool("warmup", warmup)
+        self.start_step = check_count("start_step", start_step, least=0)
         self.updates = 0
         self._swapped = False
         self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])

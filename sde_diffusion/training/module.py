@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from sde_diffusion import __version__
+from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count, check_kind
 from sde_diffusion.config import build
-from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
+from sde_diffusion.reprs import shown
 from sde_diffusion.training.checkpoint import read_checkpoint
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import SCHEDULES, time_used, timer_of
@@ -97,17 +99,27 @@ class ScoreModel(LightningModule):
         data: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}")
-        for name, value, fine, allowed in (
-            ("lr", lr, lr > 0, "positive"),
-            ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
-            ("warmup_steps", warmup_steps, warmup_steps >= 0, "at least 0"),
-            ("label_dropout", label_dropout, 0 <= label_dropout <= 1, "in [0, 1]"),
-            ("validation_draws", validation_draws, validation_draws >= 1, "at least 1"),
-        ):
-            if not fine:
-                raise ValueError(f"{name} must be {allowed}; got {value}")
+        # By these names, under which they are kept as hyperparameters.
+        schedule = check_choice("schedule", schedule, SCHEDULES)
+        lr, weight_decay = as_positive("lr", lr), as_number("weight_decay", weight_decay)
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must be at least 0; got {weight_decay!r}")
+        if not isinstance(betas, Sequence) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1); got {shown(betas)}")
+        betas = (as_number("betas[0]", betas[0]), as_number("betas[1]", betas[1]))
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be two numbers in [0, 1); got {shown(betas)}")
+        label_dropout = as_number("label_dropout", label_dropout)
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout must lie in [0, 1]; got {label_dropout!r}")
+        warmup_steps, n_classes, seed = (
+            check_count(name, value, least=0)
+            for name, value in (("warmup_steps", warmup_steps), ("n_classes", n_classes), ("seed", seed))
+        )
+        validation_draws = check_count("validation_draws", validation_draws)
+        dequantise, compile = check_bool("dequantise", dequantise), check_bool("compile", compile)
+        if data is not None and not isinstance(data, Mapping):
+            raise TypeError(f"data must be a description, DataModule.describe(), or None; got {shown(data)}")
         # Plain containers, so that the checkpoint holds data alone: a configuration may come as OmegaConf's.
         denoiser, objective, data = (_plain(value) for value in (denoiser, objective, data))
         objects = [
@@ -115,7 +127,9 @@ class ScoreModel(LightningModule):
         ]
         self.save_hyperparameters(ignore=objects)
         self.denoiser: Denoiser = build(denoiser)
+        check_denoiser(self.denoiser)
         self.objective: Objective = build(objective)
+        check_kind("objective", self.objective, Objective)
         self.data = dict(data or {})
         if dequantise and not self.data.get("levels"):
             raise ValueError("dequantise=true fills the bins of data with levels, and these data have none")

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from sde_diffusion import pictures
+from sde_diffusion.checks import check_count
 from sde_diffusion.files import writing
 from sde_diffusion.training.module import ScoreModel
 
@@ -34,8 +35,7 @@ class LossByNoiseLevel(Callback):
     """
 
     def __init__(self, folder: str | Path, bins: int = 20) -> None:
-        if bins < 2:
-            raise ValueError(f"bins must be at least 2; got {bins}")
+        bins = check_count("bins", bins, least=2)
         self.folder = Path(folder)
         self.bins = bins
         self._draws: list[dict[str, Tensor]] = []

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_floats
+from sde_diffusion.checks import check_floats, check_kind
 from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sde import Time, expand, float64
@@ -41,8 +41,7 @@ class Objective(ShowsArguments):
         self.weighting = EDMWeighting() if weighting is None else weighting
         self.times = LogNormalTimes(stratified=True) if times is None else times
         for name, value, kind in (("weighting", self.weighting, Weighting), ("times", self.times, TimeSampling)):
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} must be a {kind.__name__} (an instance, not a name or a class); got {value!r}")
+            check_kind(name, value, kind)
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, t: Time | None = None, noise: Tensor | None = None, **conditions: Any
@@ -60,7 +59,7 @@ class Objective(ShowsArguments):
             [B], in the data's precision (float32 where that is half).
 
         Raises:
-            TypeError: If the denoiser is none, x0 or noise not a tensor of floats, or a condition is not known.
+            TypeError: If the denoiser is not one, x0 or noise not a tensor of floats, or a condition is not known.
             ValueError: If the shapes do not fit.
         """
         check_denoiser(denoiser)

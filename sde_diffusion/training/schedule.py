@@ -27,10 +27,9 @@ def cosine_schedule(step: int, warmup_steps: int, total_steps: float, time_used:
     Returns:
         The factor, in [0, 1].
     """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
+    rise = min(1.0, (step + 1) / max(warmup_steps, 1))
     share = max((step - warmup_steps) / max(total_steps - warmup_steps, 1), time_used)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return min(rise, 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
 SCHEDULES: dict[str, Callable[[int, int, float, float], float]] = {

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number
+from sde_diffusion.checks import as_number, as_positive, check_bool
 from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sde import SDE, Levels
 
@@ -27,7 +27,7 @@ class TimeSampling(ShowsArguments, ABC):
     """
 
     def __init__(self, stratified: bool = False) -> None:
-        self.stratified = stratified
+        self.stratified = check_bool("stratified", stratified)
 
     @abstractmethod
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
@@ -110,9 +110,7 @@ class LogNormalTimes(TimeSampling):
 
     def __init__(self, mean: float = -1.2, std: float = 1.2, stratified: bool = False) -> None:
         super().__init__(stratified)
-        self.mean, self.std = as_number("mean", mean), as_number("std", std)
-        if not self.std > 0:
-            raise ValueError(f"std of the log-normal noise levels must be positive; got {std}")
+        self.mean, self.std = as_number("mean", mean), as_positive("std", std)
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
         """lambda^-1(-2 (mean + std Phi^-1(u))), Phi truncated to the path's range."""

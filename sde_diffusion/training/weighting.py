@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number
+from sde_diffusion.checks import as_positive
 from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sde import SDE
 
@@ -96,9 +96,7 @@ class EDMWeighting(Weighting):
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        self.sigma_data = as_number("sigma_data", sigma_data)
-        if not self.sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive; got {sigma_data}")
+        self.sigma_data = as_positive("sigma_data", sigma_data)
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """e^-lambda / sigma_data^2 + 1."""
@@ -119,9 +117,7 @@ class MinSNRWeighting(Weighting):
     """
 
     def __init__(self, gamma: float = 5.0) -> None:
-        self.gamma = as_number("gamma", gamma)
-        if not self.gamma > 0:
-            raise ValueError(f"gamma must be positive (5 is usual); got {gamma}")
+        self.gamma = as_positive("gamma", gamma, " (5 is usual)")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """min(1, gamma e^-lambda)."""

@@ -183,10 +183,10 @@ def test_tables(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"1,2\n3,\n", "is no table of numbers: could not convert string '' to float64 at row 1, column 2"),
-        ("a.csv", b"1,2\n3,4,5\n", "is no table of numbers: .* columns"),
-        ("a.csv", b"x,y\n1,two\n", "is no table of numbers: could not convert string 'two'"),
-        ("a.csv", b"\xff\xfe1,2", "is no text in UTF-8"),
+        ("a.csv", b"1,2\n3,\n", "is not a table of numbers: could not convert string '' to float64 at row 1, column 2"),
+        ("a.csv", b"1,2\n3,4,5\n", "is not a table of numbers: .* columns"),
+        ("a.csv", b"x,y\n1,two\n", "is not a table of numbers: could not convert string 'two'"),
+        ("a.csv", b"\xff\xfe1,2", "is not text in UTF-8"),
         ("a.csv", b"1,nan\n3,4\n3,4\n3,4\n3,4\n", "1 NaN or infinite values of 10"),
         ("a.csv", b"", "a.csv is empty"),
         ("a.dat", b"1,2\n3,4\n", r"begins with 31 2c 32 0a; tables of numbers must end in \.csv"),

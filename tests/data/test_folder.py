@@ -207,7 +207,7 @@ def test_missing_and_empty(tmp_path):
     with pytest.raises(UserError, match=r"no images in it or below; files ending in \.png"):
         Folder(str(tmp_path)).prepare()
     _fill(tmp_path, 2, folder="train")
-    with pytest.raises(UserError, match="2 training images are too few to split off val and test"):
+    with pytest.raises(UserError, match="2 training items are too few to split off 1 and 1"):
         Folder(str(tmp_path)).prepare()
     (tmp_path / "val").mkdir()
     with pytest.raises(UserError, match=r"no images in \S*val or below"):
@@ -217,11 +217,11 @@ def test_missing_and_empty(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"size": 0}, "size must be at least 1, or None; got 0"),
+        ({"size": 0}, "size must be a whole number of pixels.* or None; got 0"),
         ({"crop": "random"}, "crop must be center or none; got 'random'"),
         ({"mode": "CMYK"}, "mode must be L, RGB or None; got 'CMYK'"),
         ({"in_memory": "yes"}, "in_memory must be True, False or auto; got 'yes'"),
-        ({"num_workers": 0}, "num_workers must be at least 1; got 0"),
+        ({"num_workers": 0}, "num_workers must be a whole number of at least 1; got 0"),
     ],
 )
 def test_arguments_out_of_range(wrong, message):

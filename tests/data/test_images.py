@@ -157,7 +157,7 @@ def test_heights_and_widths(tmp_path, crop):
     assert columns[4] > 190
 
 
-@pytest.mark.parametrize("size", [16.0, "32", True, [32], [32, 32, 3], [32, 1.5], [[3, 3], 3]])
+@pytest.mark.parametrize("size", [16.5, "32", True, [32], [32, 32, 3], [32, 1.5], [[3, 3], 3]])
 @pytest.mark.parametrize("cls", [Folder, IdxImages])
 def test_a_size_that_is_none(cls, size):
     with pytest.raises(

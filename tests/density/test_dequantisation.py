@@ -104,13 +104,13 @@ def test_more_draws_are_tighter_and_remain_bounds():
 
 def test_what_is_refused():
     for levels in (1, 0, -3):
-        with pytest.raises(ValueError, match=f"levels must be at least 2; got {levels}"):
+        with pytest.raises(ValueError, match=f"levels must be a whole number of at least 2; got {levels}"):
             UniformDequantisation(levels)
     zero = torch.zeros(1)
     with pytest.raises(ValueError, match="give levels"):
         bits_per_dim(zero, 3, levels=None)
     for options in ({"levels": 1}, {"dims": 0}, {"dims": (3, 0)}, {"data_range": (1.0, -1.0)}, {"data_range": (0, 0)}):
-        with pytest.raises(ValueError, match="levels must be at least 2, dims at least 1 and data_range"):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
             bits_per_dim(zero, **{"dims": 3, **options})
 
 

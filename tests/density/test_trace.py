@@ -135,5 +135,5 @@ def test_what_is_refused():
         HutchPlusPlus(4)
     with pytest.raises(ValueError, match="needs at least 3 dimensions; got 2"):
         HutchPlusPlus(9).vectors(Noise([0], (2,)))
-    with pytest.raises(ValueError, match="chunk must be at least 1"):
+    with pytest.raises(ValueError, match="chunk must be a whole number of at least 1"):
         ExactTrace(0)

@@ -133,9 +133,9 @@ def test_too_few_samples():
         of(x, x[:5]).compute()
     with pytest.raises(UserError, match=r"k_density = 5: an interval from 5 groups needs more than 29 s.*29 real"):
         of(x, x).interval()
-    with pytest.raises(ValueError, match="k must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1; got 0"):
         PRDC(Pixels((2,)), k=0)
-    with pytest.raises(ValueError, match="k_density must be at least 1; got -1"):
+    with pytest.raises(ValueError, match="k_density must be a whole number of at least 1; got -1"):
         PRDC(Pixels((2,)), k_density=-1)
 
 

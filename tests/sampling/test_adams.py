@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.adams import adams
-from sde_diffusion.sampling.ode_methods import ODESolver, worst_rms
+from sde_diffusion.sampling.ode_kinds import worst_rms
+from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.sde import VPSDE
 
 START = torch.tensor([[0.05, 0.3], [0.6, 0.95]], dtype=torch.float64)

@@ -76,7 +76,7 @@ def test_order(name, methods):
         assert errors[1] < 1e-11 or slopes(errors)[0] == pytest.approx(want, abs=0.35), (method, errors)
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", ["vp", *(pytest.param(name, marks=pytest.mark.slow) for name in SIX if name != "vp")])
 def test_weak_order(name):
     """Variance of Gaussian data at log-SNR 4, computed exactly, over 192 and 384 steps."""
     sde = SIX[name]

@@ -103,7 +103,11 @@ def test_what_is_refused():
         ((2, 2), {"seeds": "12"}, "one integer for each sample"),
         ((2, 2), {"seeds": torch.zeros(2)}, "one integer for each sample"),
         ((2, 2), {"seeds": torch.zeros(2, 2, dtype=torch.int64)}, "one integer for each sample"),
-        ((2, 2), {"latent": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])}, "latent holds .*not finite .*first number 1"),
+        (
+            (2, 2),
+            {"latent": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])},
+            "latent .* 1 of 2 samples .numbers 1",
+        ),
         ((2, 2), {"dtype": torch.float16}, "float32 or float64 of torch"),
         ((2, 2), {"dtype": "float32"}, "float32 or float64 of torch"),
         ((2, 2), {"device": "gpu"}, "device='gpu' is not one that is here"),

@@ -27,7 +27,7 @@ def defined(sde: SDE, prediction: str) -> bool:
 
 @pytest.mark.parametrize("sde", PATHS, ids=lambda sde: type(sde).__name__)
 @pytest.mark.parametrize("prediction", PARAMETERIZATIONS)
-def test_one_graph(sde: SDE, prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_graph(sde: SDE, prediction: str) -> None:
     """No break, no new graph for each time, and what the eager one computes."""
     if not defined(sde, prediction):
         pytest.skip("v is defined on variance-preserving paths")
@@ -58,7 +58,7 @@ def test_one_graph(sde: SDE, prediction: str, monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(a, b)
 
 
-def test_the_eager_path_still_refuses_times_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_eager_path_still_refuses_times_outside() -> None:
     for t in (1.5, -0.1, math.nan, torch.tensor([0.5, 2.0])):
         with pytest.raises(ValueError, match="outside the range"):
             VPSDE().alpha(t)

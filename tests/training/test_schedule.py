@@ -46,13 +46,14 @@ def test_shapes() -> None:
     assert found == pytest.approx([0.25, 1.0, 1.0, half_cosine(0.5), 0.0, 0.0], abs=1e-15)
     assert cosine_schedule(54, 4, 104, 0.75) == pytest.approx(half_cosine(0.75))
     assert cosine_schedule(54, 4, math.inf, 0.25) == pytest.approx(half_cosine(0.25))
-    assert cosine_schedule(0, 4, math.inf, 0.9) == 0.25  # the rise is by steps alone
+    assert cosine_schedule(0, 4, math.inf, 0.1) == 0.25  # the rise is by steps alone
+    assert cosine_schedule(2, 4, math.inf, 0.9) == pytest.approx(half_cosine(0.9))  # and no leap where it ends
 
 
 def test_time_ends_the_cosine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """20 s at a second a step: the rate of step k + 1 is that of k/20 of the way."""
     found = rates(tmp_path, monkeypatch, max_time="00:00:00:20")
-    assert found == pytest.approx([0.5, 1.0, *(half_cosine(k / 20) for k in range(2, 20))])
+    assert found == pytest.approx([0.5, *(half_cosine(k / 20) for k in range(1, 20))])
 
 
 def test_the_nearer_end_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

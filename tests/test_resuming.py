@@ -11,6 +11,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelSummary
 from omegaconf import DictConfig, OmegaConf
 
 from sde_diffusion import cli, train
@@ -31,6 +32,7 @@ class Seen:
     model: Any
     data: Any
     cfg: DictConfig
+    deterministic: bool
 
     @property
     def group(self) -> dict[str, Any]:
@@ -56,9 +58,11 @@ class Look(Callback):
 
     def __init__(self) -> None:
         self.seen: tuple[Any, Any] | None = None
+        self.deterministic = False
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         self.seen = (trainer, pl_module)
+        self.deterministic = torch.are_deterministic_algorithms_enabled()
         raise EnoughError
 
 
@@ -94,7 +98,7 @@ def command(folder: Path, *overrides: str, look: bool = False) -> Seen | None:
         patch.setattr(train, "_trainer", spied)
         with contextlib.suppress(EnoughError):
             train.train(cfg)
-    return Seen(*spy.seen, spy.seen[0].datamodule, kept["cfg"]) if spy.seen else None
+    return Seen(*spy.seen, spy.seen[0].datamodule, kept["cfg"], spy.deterministic) if spy.seen else None
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +119,11 @@ def hparam(seen: Seen, key: str) -> Any:
     return seen.model.hparams[key.rpartition(".")[2]]
 
 
-def built(seen: Seen, key: str) -> Any:
-    """Of parts that are built from the configuration alone, and hold no state that could be restored."""
-    return OmegaConf.select(seen.cfg, key)
+def sampler(seen: Seen, key: str) -> Any:
+    """Of the sampler that draws the grids; of a part, how the command names it."""
+    value = getattr(seen.callback("samples").sampler, key.rpartition(".")[2])
+    folder = ".".join(type(value).__module__.split(".")[:2])
+    return f"{{_target_:{folder}.{type(value).__name__}}}" if folder.startswith("sde_diffusion.") else value
 
 
 def limit(seen: Seen) -> float:
@@ -153,9 +159,6 @@ COUNTS: dict[str, tuple[Any, Any]] = {
     "callbacks.best.enable_version_counter": (True, attribute("callback best", "_enable_version_counter")),
     "callbacks.last.folder": ("elsewhere", lambda seen, _: seen.callback("last").path.parent.name),
     "trainer.accelerator": ("cpu", lambda seen, _: seen.trainer.strategy.root_device.type),
-    "trainer.devices": (1, attribute("trainer", "num_devices")),
-    "trainer.num_nodes": (1, attribute("trainer")),
-    "trainer.strategy": ("auto", built),
     "trainer.precision": ("64-true", attribute("trainer")),
     "trainer.max_steps": (60, attribute("trainer")),
     "trainer.max_time": ("00:01:00:00", lambda seen, _: f"00:0{round(limit(seen) / 3600)}:00:00"),
@@ -165,9 +168,15 @@ COUNTS: dict[str, tuple[Any, Any]] = {
     "trainer.check_val_every_n_epoch": (3, attribute("trainer")),
     "trainer.num_sanity_val_steps": (1, attribute("trainer")),
     "trainer.log_every_n_steps": (3, attribute("trainer")),
-    "trainer.use_distributed_sampler": (True, built),
-    "trainer.enable_model_summary": (True, built),
-    "trainer.deterministic": (True, built),
+    "trainer.use_distributed_sampler": (
+        True,
+        lambda seen, _: seen.trainer._accelerator_connector.use_distributed_sampler,
+    ),
+    "trainer.enable_model_summary": (
+        True,
+        lambda seen, _: any(isinstance(callback, ModelSummary) for callback in seen.trainer.callbacks),
+    ),
+    "trainer.deterministic": (True, lambda seen, _: seen.deterministic),
     "data.batch_size": (32, attribute("data")),
     "data.seed": (5, attribute("data")),
     "data.min_batches_per_epoch": (17, attribute("data")),
@@ -180,19 +189,24 @@ COUNTS: dict[str, tuple[Any, Any]] = {
     "callbacks.samples.folder": ("elsewhere", lambda seen, _: str(seen.callback("samples").folder)),
     "callbacks.samples.n": (3, attribute("callback samples")),
     "callbacks.samples.every_n_validations": (5, attribute("callback samples")),
-    "callbacks.samples.sampler": (None, built),
-    "sampler.method": ("dopri5", built),
-    "sampler.rtol": (0.25, built),
-    "sampler.atol": (0.25, built),
-    "sampler.max_nfe": (777, built),
-    "sampler.denoise": (False, lambda seen, _: seen.callback("samples").sampler.denoise),
-    "sampler.t_end": (0.5, lambda seen, _: seen.callback("samples").sampler.t_end),
-    "sampler.steps": (None, built),
-    "sampler.options": (None, built),
-    "sampler.coordinate": (None, built),
-    "sampler.grid": (None, built),
+    "sampler.method": ("implicit_adams", sampler),
+    "sampler.rtol": (0.25, sampler),
+    "sampler.atol": (0.25, sampler),
+    "sampler.max_nfe": (777, sampler),
+    "sampler.denoise": (False, sampler),
+    "sampler.t_end": (0.5, sampler),
+    "sampler.steps": (7, sampler),
+    "sampler.options": ({"order": 5}, sampler),
+    "sampler.coordinate": ("{_target_:sde_diffusion.sampling.UnitVariance}", sampler),
+    "sampler.grid": ("{_target_:sde_diffusion.sde.UniformTime}", sampler),
 }
-"""Key: another value than the run's, and what reads it off the objects that train (the sampler has no state)."""
+"""Key: another value than the run's, and what reads it off the objects that train."""
+
+BY_ITSELF = ("callbacks.samples.sampler",)
+"""Has a test of its own: it takes the place of `sampler`."""
+
+NOT_ON_ONE_CPU = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
+"""Have no other value here that trains."""
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> list[str]:
@@ -209,13 +223,15 @@ def keys() -> list[str]:
 
 
 def test_every_key_is_classified() -> None:
-    decided = [key for key in keys() if key in COUNTS or key.startswith(REFUSED) or key == "ckpt"]
+    listed = {*COUNTS, *BY_ITSELF, *NOT_ON_ONE_CPU}
+    decided = [key for key in keys() if key in listed or key.startswith(REFUSED) or key == "ckpt"]
     assert decided == keys()
-    assert set(COUNTS) <= set(keys())
+    assert listed <= set(keys())
 
 
 def word(key: str, value: Any) -> str:
-    return f"{key}={'null' if value is None else str(value).replace(' ', '')}"
+    text = str(value).replace(" ", "").replace("'", "")
+    return f"{key}={text}"
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +252,20 @@ def resumed(ckpt: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
 def test_an_override_counts(key: str, resumed: Seen) -> None:
     value, reads = COUNTS[key]
     assert reads(resumed, key) == value
+
+
+def test_no_override_is_the_runs_own(ckpt: str) -> None:
+    """Else the test above could not fail."""
+    run = OmegaConf.load(Path(ckpt).parent.parent / "config.yaml")
+    assert not [key for key, (value, _) in COUNTS.items() if OmegaConf.select(run, key) == value]
+
+
+def test_the_sampler_of_the_grids(ckpt: str, tmp_path: Path) -> None:
+    chosen = "callbacks.samples.sampler={_target_:sde_diffusion.sampling.AncestralSampler,steps:3}"
+    seen = command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", chosen, look=True)
+    assert seen is not None
+    found = seen.callback("samples").sampler
+    assert (type(found).__name__, found.steps) == ("AncestralSampler", 3)
 
 
 def test_the_learning_rate_is_that_of_a_run_that_had_it_from_the_start(resumed: Seen) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sde_diffusion import LevelDecoder, ScoreModel, UniformDequantisation, bits_per_dim, elbo, log_likelihood
 from sde_diffusion.config import build
+from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
 
 SPLITS = ("train", "val", "test", "against")
@@ -82,6 +83,8 @@ def test_report(scored):
     for text in (f"{report['bits_per_dim']:.4f}", "AUROC", "noise", str(out / "likelihood.json")):
         assert text in done.out
     assert not (out / ".scores").exists()
+    assert "at most 5,000 (max_nfe)" in done.out
+    assert "to quote" in done.out
 
 
 def test_blank_images_are_told_apart_by_typicality(command, trained, tmp_path):
@@ -182,6 +185,7 @@ REFUSED = {
     "other data of another shape": (["against=moons"], ["[2]", "[1, 8, 8]"]),
     "a target that is none": (["target_se=-1"], ["target_se must be a positive number"]),
     "an unknown key": (["foo=1"], ["'foo'", "rtol", "split"]),
+    "a label that is true": (["label=true"], ["no classes"]),
     "steps of a method that chooses them": (["steps=10"], ["adams chooses its own steps", "heun3"]),
     "a tolerance that cannot be met": (
         ["rtol=1e-14", "atol=1e-14", "n=2", "elbo=null", "max_nfe=500"],
@@ -257,6 +261,42 @@ def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
     ]
 
 
+def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
+    """It is found by halving its batch; the others have the scores that they have without it."""
+    from omegaconf import OmegaConf
+
+    from sde_diffusion.data import Split
+    from sde_diffusion.density.scoring import Scoring
+    from sde_diffusion.scored_data import ScoredData
+    from sde_diffusion.scoring_run import ScoringRun
+
+    class Stub(Scoring):
+        def __call__(self, denoiser, x, seeds, prior):
+            if bool((x > 100).any()):
+                raise UserError("cannot meet its tolerance")
+            return {"log_prob": x.sum(1).double() + torch.tensor(seeds)}
+
+        def impossible(self, denoiser, x, seeds, prior):
+            return {"log_prob": torch.full((len(x),), -math.inf, dtype=torch.float64)}
+
+    model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
+    cfg = OmegaConf.create({"ckpt": str(trained / "checkpoints" / "last.ckpt"), "seed": 7, "batch_size": 20})
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    x[[3, 11]] = 1e3
+    for role in ("rows", "against"):
+        data = ScoredData("rows", role, {"rows": Split(x)}, None, None, 0)
+        part = ScoringRun(cfg, model, torch.device("cpu"), Stub(None), None, trained)._batch(data, "rows", 0, 20)
+        scores = dict(zip(part["index"].long().tolist(), part["log_prob"].tolist(), strict=True))
+        for i in range(20):
+            expected = -math.inf if i in (3, 11) else float(x[i].sum()) + 7 + i
+            assert scores[i] == pytest.approx(expected, abs=1e-5)
+        assert sorted(record.args[0] for record in caplog.records) == [3, 11]
+        caplog.clear()
+    own = ScoredData("rows", "own", {"rows": Split(x)}, None, None, 0)
+    with pytest.raises(UserError, match="tolerance"):
+        ScoringRun(cfg, model, torch.device("cpu"), Stub(None), None, trained)._batch(own, "rows", 0, 20)
+
+
 def test_other_data_beyond_the_solver_count_as_impossible(command, trained, tmp_path):
     """The command goes on: for telling data apart only the rank matters."""
     arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=20", "batch_size=10", "elbo.draws=4", "rtol=1e-3")
@@ -270,7 +310,7 @@ def test_other_data_beyond_the_solver_count_as_impossible(command, trained, tmp_
     other = read(tmp_path / "a")["against"]
     if "impossible" in other:
         assert other["impossible"] + other["n"] == 20
-        assert "beyond the solver" in done.out + done.err
+        assert "counts as impossible" in done.out + done.err
     assert other["elbo"]["bits_per_dim"] > read(tmp_path / "own")["elbo"]["bits_per_dim"]
     assert other["by_elbo"]["auroc"] > 0.9
     few = command("likelihood", *arguments, "max_nfe=5", f"out={tmp_path / 'b'}", cwd=tmp_path)

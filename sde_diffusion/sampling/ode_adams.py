@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 ROUGH = "the denoiser is rough in time (it has noise, or turns thousands of times on the way)"
 """What is said of it."""
 
-_LOOSEST, _FACTOR, _ENOUGH, _MOST = 100.0, 4.0, 300.0, 1000
-"""Where a slope is rough in time: the first tolerance and the least difference of two solutions worth more passes, in
-tolerances; what the next is smaller by; and the most passes that it may be expected to take."""
+_LOOSEST, _FACTOR, _ENOUGH, _MOST = 0.01, 4.0, 300.0, 1000
+"""Where a slope is rough in time: the first tolerance; what the next is smaller by; the least difference of two
+solutions that is worth more passes, in tolerances as asked for; and the most passes that may then be expected."""
 
 
 class Adams(Adaptive):
@@ -50,18 +50,36 @@ class Adams(Adaptive):
 
     def solution(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Solution:
         """See `Method.solution`: where the slope is rough in time, with the smallest tolerance that passes allow."""
-        watch = solver.watch(flow)
+        met: list[tuple[float, Tensor]] = []
+        found = self._settled(solver, solver.watch(flow), y, ends, norm, met)
+        for u, there in met:
+            if ends.keep is not None:
+                ends.keep(u, there)
+        return found
+
+    def _settled(
+        self, solver: ODESolver, watch: Watch, y: Tensor, ends: Ends, norm: Norm, met: list[tuple[float, Tensor]]
+    ) -> Solution:
+        """`solution`, and in `met` what its own walk, and no walk before it, has met of what is wanted on the way."""
+
+        def walk(solver: ODESolver) -> Tensor:
+            on_the_way: list[tuple[float, Tensor]] = []
+            own = ends if ends.keep is None else replace(ends, keep=lambda u, y: on_the_way.append((u, y)))
+            state = self.watched(solver, watch, y, own, norm)
+            met[:] = on_the_way
+            return state
+
         try:
-            return Solution(self._kept(solver, watch, y, ends, norm), None, solver.rtol)
+            return Solution(walk(solver), None, solver.rtol)
         except RoughError:
-            factor = _LOOSEST
+            factor = max(_LOOSEST / solver.rtol, _FACTOR)
         found: Solution | None = None
         while True:
             looser = copy(solver)
             looser.rtol, looser.atol, looser.settles = factor * solver.rtol, factor * solver.atol, True
             before = watch.nfe
             try:
-                state = self._kept(looser, watch, y, ends, norm)
+                state = walk(looser)
             except UserError:
                 if found is None or found.coarser is None:
                     raise
@@ -75,16 +93,6 @@ class Adams(Adaptive):
                 off = float(norm((state - found.coarser).detach() / scale.detach()))
                 if not off > _ENOUGH or factor < 1 or _FACTOR * passes > most:
                     return found
-
-    def _kept(self, solver: ODESolver, watch: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """`watched`, of which only a walk to the end hands over what is wanted on the way."""
-        met: list[tuple[float, Tensor]] = []
-        own = ends if ends.keep is None else replace(ends, keep=lambda u, y: met.append((u, y)))
-        state = self.watched(solver, watch, y, own, norm)
-        for u, there in met:
-            if ends.keep is not None:
-                ends.keep(u, there)
-        return state
 
     def attempt(self, solver: ODESolver, drift: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """See `Adaptive.attempt`."""

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.adams import adams
 from sde_diffusion.sampling.ode_kinds import worst_rms
+from sde_diffusion.sampling.ode_methods import ODESolver
+from sde_diffusion.sde import VPSDE
 
 START = torch.tensor([[0.05, 0.3], [0.6, 0.95]], dtype=torch.float64)
 
@@ -200,3 +203,60 @@ def test_no_trembling_where_stability_keeps_the_steps_short():
     ]
     assert max(late) < 0.5e-4
     assert 1700 < len(called.places) < 2100
+
+
+class Rough:
+    """dy/du = -2 y + 0.03 cos(16000 u + phase): y = C e^(-2u) + 0.03 (2 cos + 16000 sin)(16000 u + phase) / 16000^2.
+
+    Given as a flow, as `ODESolver` wants it.
+    """
+
+    sde, t_end = VPSDE(), 0.0
+    phase = torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=torch.float64)
+
+    def __init__(self, fast: float = 16_000.0) -> None:
+        self.fast, self.nfe = fast, 0
+
+    def time(self, u):
+        return torch.tensor(float(u), dtype=torch.float64), 1.0
+
+    def drift(self, u, y: Tensor) -> Tensor:
+        self.nfe += 1
+        return -2 * y + 0.03 * torch.cos(self.fast * float(u) + self.phase)
+
+    def exact(self, y: Tensor) -> Tensor:
+        return y * math.exp(-2.0)  # the rest is 2e-6
+
+
+def test_a_slope_rough_in_time_is_solved_as_well_as_passes_allow():
+    """Steps that follow each turn would be 30,000; the last tolerance is told, and bounds the error."""
+    flow = Rough()
+    found = ODESolver("adams", 1e-6, 1e-6).solution(flow, START, 0.0, 1.0)
+    assert flow.nfe < 2500
+    assert found.rtol > 1e-6
+    said, true = (found.state - found.coarser).abs().max(), (found.state - flow.exact(START)).abs().max()
+    assert true < 1e-3
+    assert true < 3 * said
+    with pytest.warns(UserWarning, match=r"rough in time.*in place of 1e-06"):
+        state = ODESolver("adams", 1e-6, 1e-6)(flow, START, 0.0, 1.0)
+    assert torch.equal(state, found.state)
+
+
+def test_a_smooth_slope_is_solved_to_the_tolerance():
+    flow = Rough(fast=20.0)
+    found = ODESolver("adams", 1e-8, 1e-8).solution(flow, START, 0.0, 1.0)
+    assert (found.coarser, found.rtol) == (None, 1e-8)
+
+
+def test_what_is_wanted_on_the_way_is_handed_over_once():
+    """By the walk that counts, not by those that were given up."""
+    met: list[float] = []
+    places = [0.0, 0.25, 0.5, 1.0]
+    with pytest.warns(UserWarning, match="rough in time"):
+        ODESolver("adams", 1e-6, 1e-6)(Rough(), START, 0.0, 1.0, places=places, keep=lambda u, y: met.append(u))
+    assert met == places
+
+
+def test_a_walk_that_gets_nowhere_says_what_to_type():
+    with pytest.raises(UserError, match=r"rtol=0\.0001 atol=0\.0001, method=dopri5, or max_nfe=40"):
+        ODESolver("adams", 1e-6, 1e-6, max_nfe=10)(Rough(fast=20.0), START, 0.0, 1.0)

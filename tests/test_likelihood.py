@@ -188,8 +188,8 @@ REFUSED = {
     "a label that is true": (["label=true"], ["no classes"]),
     "steps of a method that chooses them": (["steps=10"], ["adams chooses its own steps", "heun3"]),
     "a tolerance that cannot be met": (
-        ["rtol=1e-14", "atol=1e-14", "n=2", "elbo=null", "max_nfe=500"],
-        ["cannot meet", "t ="],
+        ["method=dopri5", "rtol=1e-14", "atol=1e-14", "n=2", "elbo=null", "max_nfe=500"],
+        ["cannot meet", "t =", "method=adams"],
     ),
 }
 
@@ -285,7 +285,9 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
     x[[3, 11]] = 1e3
     for role in ("rows", "against"):
         data = ScoredData("rows", role, {"rows": Split(x)}, None, None, 0)
-        part = ScoringRun(cfg, model, torch.device("cpu"), Stub(None), None, trained)._batch(data, "rows", 0, 20)
+        part = ScoringRun(cfg, model, torch.device("cpu"), Stub(None), None, trained)._batch(
+            data, "rows", 0, data.items("rows")
+        )
         scores = dict(zip(part["index"].long().tolist(), part["log_prob"].tolist(), strict=True))
         for i in range(20):
             expected = -math.inf if i in (3, 11) else float(x[i].sum()) + 7 + i
@@ -294,7 +296,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
         caplog.clear()
     own = ScoredData("rows", "own", {"rows": Split(x)}, None, None, 0)
     with pytest.raises(UserError, match="tolerance"):
-        ScoringRun(cfg, model, torch.device("cpu"), Stub(None), None, trained)._batch(own, "rows", 0, 20)
+        ScoringRun(cfg, model, torch.device("cpu"), Stub(None), None, trained)._batch(own, "rows", 0, own.items("rows"))
 
 
 def test_other_data_beyond_the_solver_count_as_impossible(command, trained, tmp_path):

@@ -112,7 +112,7 @@ REFUSED = {
     "not there": ("x=missing.npy", "missing.npy is not there"),
     "another shape": ("x=wide.npy", "[N, 2]"),
     "not finite": ("x=nan.csv", "rows 1"),
-    "words": ("x=words.csv", "no table of numbers"),
+    "words": ("x=words.csv", "not a table of numbers"),
     "no file": ("x=3", "must be a file of rows"),
     "a split beside": ("split=val", "leave split=val out"),
     "no classes": ("label=0", "no classes"),

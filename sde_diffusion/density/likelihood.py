@@ -44,8 +44,8 @@ class Likelihood:
         nfe: Network passes (each one forward and, for each probe, one input-gradient).
         solver_error: What is known of the solver's error, [B], in nats: |log_prob - the same with four times the
             tolerance|, where the flow was rough in time and the tolerance had to be loosened (see `ODESolver`), and
-            NaN for an item that is not finite with it; None where the tolerance was met. An estimate, no bound: where
-            both solutions step over the same oscillation it can be several times too small.
+            NaN for an item that is not finite with it; None where the tolerance was met. An estimate, no bound:
+            where both solutions step over one oscillation it can be several times too small.
         rtol: The relative tolerance of the solution, of which `atol` was loosened by the same factor.
     """
 

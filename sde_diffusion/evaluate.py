@@ -163,7 +163,7 @@ def _check(cfg: DictConfig) -> None:
         drawing = [key for key in ("label", "n", "sampler", "seed") if is_given(key)]
         if drawing:
             raise UserError(
-                f"{'= and '.join(drawing)}= apply only to samples drawn from a checkpoint: leave them out with samples="
+                f"{'= and '.join(drawing)}= cannot be given with samples=, but only for samples drawn from a checkpoint"
             )
     check_seeds(cfg)
     if cfg.samples is None:

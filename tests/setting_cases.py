@@ -92,6 +92,7 @@ SAMPLERS = {
     "ode in steps": f"sampler=ode sampler.method=rk4 sampler.steps=4 {GRID}",
     "sde": f"sampler.method=srk sampler.steps=6 sampler.eta=0.5 sampler.one_path=true "
     f"sampler.coordinate={{_target_:sde_diffusion.sampling.UnitVariance}} {GRID}",
+    "sde, options": f"sampler=sde sampler.method=milstein sampler.steps=6 sampler.options={{grad_free:true}} {GRID}",
     "sde, adaptive": f"sampler=sde sampler.adaptive=true sampler.rtol=0.3 sampler.atol=0.3 sampler.max_nfe=3000 "
     f"sampler.steps=20 {GRID}",
     "ddpm": f"sampler.steps=6 sampler.eta=0.9 {GRID}",
@@ -113,6 +114,7 @@ LIKELIHOOD = {
     "other data": "against=mnist against_root=IDX n=2 elbo=null data.root=null",
     "other arrays": "against=arrays against_path=LEVELS n=2 elbo=null data.path=null",
     "own labels": "label=own n=2 elbo=null",
+    "own rows": "x=ROWS elbo=null",
     "other samples": "data=digits n=2 elbo=null",
 }
 METRICS = "prdc.k=2 prdc.k_density=4 sliced_wasserstein.projections=8 frechet.keep_features=true"

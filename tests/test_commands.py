@@ -74,6 +74,7 @@ def test_what_a_run_leaves(trained):
             assert len(image.convert("L").getcolors(100_000)) > 10  # something is drawn
 
 
+@pytest.mark.slow
 def test_the_commands_it_suggests_work_from_anywhere(trained, tmp_path):
     """As printed, typed into another folder, in a fresh process."""
     suggested = re.findall(
@@ -158,7 +159,8 @@ def test_evaluate_scores_the_samples_that_sample_draws(command, trained, tmp_pat
 
 def test_vectors(command, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
-    done = command("train", *TINY, "data=moons", "data.n_train=2000", f"hydra.run.dir={run}", cwd=tmp_path)
+    sizes = ("data.n_train=2000", "data.n_val=100", "data.n_test=100")
+    done = command("train", *TINY, "data=moons", *sizes, f"hydra.run.dir={run}", cwd=tmp_path)
     assert done.status == 0, done.err
     done = command("sample", f"ckpt={last(run)}", "n=30", f"out={out}", *DDPM, cwd=tmp_path)
     assert done.status == 0, done.err
@@ -224,7 +226,7 @@ def test_a_finished_run_has_nothing_to_do(command, trained, tmp_path):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
     done = command("train", f"ckpt={last(folder)}", cwd=tmp_path)
     assert (done.status, done.err) == (0, "")
-    assert "step 30 of trainer.max_steps=30 is reached; raise trainer.max_steps" in done.out
+    assert "the run is at step 30 of trainer.max_steps=30; raise trainer.max_steps" in done.out
     assert "Done" not in done.out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path in before} == before
     assert json.loads((folder / "run.json").read_text())["metrics"]["val/loss"] > 0

@@ -200,9 +200,12 @@ REFUSED = {
     "no metrics": (["samples=own.npz", "data=digits", "metrics=[]"], ["metrics must name some"]),
     "a label for a file": (
         ["samples=own.npz", "data=digits", "label=3", "n=5"],
-        ["label=, n= is for samples that are"],
+        ["label= and n= cannot be given with samples="],
     ),
-    "a sampler for a file": (["samples=own.npz", "data=digits", "sampler=dpm"], ["sampler= is for samples that are"]),
+    "a sampler for a file": (
+        ["samples=own.npz", "data=digits", "sampler=dpm"],
+        ["sampler= cannot be given with samples="],
+    ),
     "a folder without samples": (["samples=.", "data=digits"], ["neither a samples.npz nor pictures"]),
     "no such metric": (["samples=own.npz", "data=digits", "metrics=[foo]"], ["metrics=foo", "kernel"]),
     "no such split": (["samples=own.npz", "data=digits", "split=foo"], ["train, val, test"]),

@@ -81,6 +81,7 @@ def places(tmp_path_factory):
         Image.fromarray(source.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "images" / f"{number}.png")
         deep = source.integers(0, 4096, (8, 8), dtype=np.uint16)
         Image.fromarray(deep).save(folder / "deep" / f"{number}.png")
+    np.save(folder / "rows.npy", source.integers(0, 17, (3, 1, 8, 8), dtype=np.uint8))
     (folder / "idx").mkdir()
     for part, n in (("train", 60), ("t10k", 20)):
         pixels, numbers = source.integers(0, 256, (n, 8, 8), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
@@ -90,6 +91,7 @@ def places(tmp_path_factory):
     return {
         "DATA": folder / "data.npz",
         "LEVELS": folder / "levels.npz",
+        "ROWS": folder / "rows.npy",
         "IMAGES": folder / "images",
         "DEEP": folder / "deep",
         "IDX": folder / "idx",

@@ -27,7 +27,7 @@ def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path):
     assert (done.status, "Traceback" in done.err) == (1, False), done.err
     assert done.err.count("error: prediction 'v' is defined on variance-preserving paths only") == 2
     last = done.err.strip().splitlines()[-1]
-    assert last.startswith("error: runs failed")
+    assert last.startswith("error: these runs failed")
     assert [str(tmp_path / number) in last for number in "012"] == [True, False, True]
     assert run_json(tmp_path / "1")["finished"] is not None
 

@@ -310,6 +310,8 @@ def test_another_choice_takes_the_place_of_the_runs(ckpt: str, tmp_path: Path) -
 
 @pytest.mark.parametrize(("data", "shape"), [("moons", r"\[2\]"), ("ring", r"\[2\]")])
 def test_data_of_another_shape_are_refused(data: str, shape: str, ckpt: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"items of shape \[1, 8, 8\], and {data} has {shape}"):
+    with pytest.raises(
+        UserError, match=rf"items of shape \[1, 8, 8\] and 0 classes, and {data} has items of shape {shape}"
+    ):
         command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", f"data={data}")
     assert not list((tmp_path / "run").iterdir())

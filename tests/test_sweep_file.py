@@ -110,7 +110,7 @@ def test_draws_are_of_their_distributions(tmp_path):
 
 PARAMETERS = "parameters.model.lr"
 BAD = {
-    "not a mapping": ([1, 2], "no sweep file"),
+    "not a mapping": ([1, 2], "not a sweep file"),
     "another file": ({"lr": 1}, "lacks method and parameters"),
     "an unknown key": ({"paramters": {}}, "unknown key paramters; allowed: program"),
     "a method that is none": ({"method": "magic"}, "grid, random, bayes; got magic"),

@@ -100,9 +100,10 @@ def test_tables_come_back_in_their_units(command, tmp_path):
     low, high = np.array(kept["units"]["low"]), np.array(kept["units"]["high"])
     assert np.allclose(found["points"], low + (high - low) * (made.numpy() + 1) / 2, rtol=1e-4, atol=1e-4 * high)
     report = _same_figures(command, tmp_path, ckpt, data, 50)
-    # the energy distance is in the data's own units too: 2 E|X - Y| - E|X - X'| - E|Y - Y'|
+    # Each column in half its range, so that none counts alone: 2 E|X - Y| - E|X - X'| - E|Y - Y'|.
     test = Arrays(str(tmp_path / "rows.csv"), range="auto")
-    y, x = test.decode(test.tensor("test")).double(), torch.from_numpy(found["points"]).double()
+    x = torch.from_numpy((found["points"] - low) / ((high - low) / 2))
+    y = torch.from_numpy((test.decode(test.tensor("test")).numpy() - low) / ((high - low) / 2))
     within = [torch.pdist(z).mean() for z in (x, y)]
     assert report["energy_distance"] == pytest.approx(float(2 * torch.cdist(x, y).mean() - sum(within)), rel=1e-3)
 

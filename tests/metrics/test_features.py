@@ -168,6 +168,7 @@ def test_a_file_of_another_kind_is_refused_and_not_run(tmp_path):
         read_classifier(path)
 
 
+@pytest.mark.slow
 def test_the_script_makes_a_classifier_anew(tmp_path, monkeypatch, capsys):
     out = tmp_path / "new" / "digits.safetensors"
     monkeypatch.setattr(sys, "argv", ["train_classifiers", "--data", "digits", "--seed", "3", "--out", str(out)])

@@ -102,7 +102,7 @@ def test_bad_arguments():
     for arguments, part in (
         ({"level": 1.0}, "between 0 and 1"),
         ({"resamples": -1}, "at least 0"),
-        ({"reference": "x"}, "'fixed'"),
+        ({"reference": "x"}, "sampled, fixed"),
     ):
         with pytest.raises(ValueError, match=part):
             metric.interval(**arguments)

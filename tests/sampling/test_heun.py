@@ -116,7 +116,7 @@ def test_what_is_refused():
         ({"steps": 0}, "at least 1"),
         ({"churn": -1.0}, "churn must not be negative"),
         ({"churn": float("nan")}, "churn must not be negative"),
-        ({"churn_noise": 0.0}, "churn_noise positive"),
+        ({"churn_noise": 0.0}, "churn_noise must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
             HeunSampler(**options)

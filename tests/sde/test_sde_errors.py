@@ -96,7 +96,7 @@ def test_kernels_run_forward_in_time():
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: UniformTime().times(VPSDE(), 0), ["at least 1 point", "got 0"]),
+        (lambda: UniformTime().times(VPSDE(), 0), ["at least 1", "got 0"]),
         (lambda: UniformTime().times(VPSDE(), 10, t_end=1.0), ["t_end must lie in [0, t_max = 1)", "got 1.0"]),
         (lambda: UniformTime().times(VPSDE(), 10, t_end=-0.1), ["t_end must lie in [0", "-0.1"]),
         (lambda: UniformLogSNR().times(VPSDE(), 10, t_end=0.0), ["infinite at t=0"]),

@@ -54,7 +54,7 @@ def test_overrides_reach_the_outermost_call_alone() -> None:
     [
         (
             {"_target_": "sde_diffusion.VPSDE", "beta_mim": 0.1, "x": 1},
-            "VPSDE takes no beta_mim, x; it takes beta_min, beta_max",
+            "VPSDE takes no beta_mim, x \\(did you mean beta_min\\?\\); it takes beta_min, beta_max",
         ),
         ({"_target_": "sde_diffusion.VPSDE", "beta_min": 3.0, "beta_max": 1.0}, "beta_min <= beta_max"),
         ({"_target_": "sde_diffusion.NetworkDenoiser", "sde": None}, "network"),

@@ -238,7 +238,14 @@ def test_validation_and_test_after_training_use_the_average(tmp_path: Path) -> N
     torch.testing.assert_close(history.validated[1].double(), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("options", [{"decay": 1.5}, {"decay": -0.1}, {"start_step": -1}])
-def test_values_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"decay in \[0, 1\] and start_step >= 0"):
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"decay": 1.5}, r"decay must lie in \[0, 1\]; got 1.5"),
+        ({"decay": -0.1}, r"decay must lie in \[0, 1\]; got -0.1"),
+        ({"start_step": -1}, "start_step must be a whole number of at least 0; got -1"),
+    ],
+)
+def test_values_out_of_range_are_refused(options: dict[str, Any], allowed: str) -> None:
+    with pytest.raises(ValueError, match=allowed):
         EMA(**options)

@@ -30,10 +30,12 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Installed anew when the project file or the pinned versions change.
+# Installed anew when the project file or the pinned versions change. In a locale of ASCII alone setuptools cannot write
+# the path of a folder such as ü.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	case "$$(locale charmap 2>/dev/null)" in ANSI*|US-ASCII) export LC_ALL=C.UTF-8;; esac; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 

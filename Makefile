@@ -6,6 +6,11 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# In a locale of ASCII alone Python 3.11 cannot start from an environment in a folder such as ü.
+ifneq (,$(filter ANSI% US-ASCII,$(shell locale charmap 2>/dev/null)))
+export LC_ALL := C.UTF-8
+endif
+
 .PHONY: train test test-slow test-gpu lint format clean
 
 train: $(INSTALLED) ## train the default model on the embedded digits; with settings: make train ARGS="sde=ve"
@@ -30,12 +35,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Installed anew when the project file or the pinned versions change. In a locale of ASCII alone setuptools cannot write
-# the path of a folder such as ü.
+# Installed anew when the project file or the pinned versions change.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	case "$$(locale charmap 2>/dev/null)" in ANSI*|US-ASCII) export LC_ALL=C.UTF-8;; esac; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 

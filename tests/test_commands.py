@@ -78,7 +78,7 @@ def test_what_a_run_leaves(trained):
 def test_the_commands_it_suggests_work_from_anywhere(trained, tmp_path):
     """As printed, typed into another folder, in a fresh process."""
     suggested = re.findall(
-        r"^  \S*python\S* -m (sde_diffusion\..*)$", (trained / "train.log").read_text(), re.MULTILINE
+        r"^  .*python\S* -m (sde_diffusion\..*)$", (trained / "train.log").read_text(), re.MULTILINE
     )
     names = ("sample", "evaluate", "likelihood")
     assert [line.split()[0] for line in suggested] == [f"sde_diffusion.{name}" for name in names]
@@ -101,7 +101,7 @@ def test_whatever_the_folder_is_called(name, command, tmp_path):
     done = command("train", *short, f"hydra.run.dir={hydra_value(folder)}", cwd=tmp_path)
     assert done.status == 0, done.err
     assert last(folder).is_file()
-    printed = re.findall(r"^  \S+ -m sde_diffusion\.(.*)$", (folder / "train.log").read_text(), re.MULTILINE)
+    printed = re.findall(r"^  .+ -m sde_diffusion\.(.*)$", (folder / "train.log").read_text(), re.MULTILINE)
     assert len(printed) == 3
     for line in printed:
         name, *settings = shlex.split(line)

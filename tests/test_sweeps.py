@@ -56,7 +56,7 @@ def test_a_killed_sweep_goes_on(start, command, tmp_path):
         (logged,) = folder.glob("wandb/offline-run-*/run-*.wandb")  # nothing went to a server
         assert b"seeds" in logged.read_bytes()
         assert record["versions"]["torch"].encode() in logged.read_bytes()
-    (typed,) = re.findall(r"^  \S*python\S* -m (sde_diffusion\.train .*)$", printed, re.MULTILINE)
+    (typed,) = re.findall(r"^  .*python\S* -m (sde_diffusion\.train .*)$", printed, re.MULTILINE)
     typed_words = shlex.split(typed)
     assert set(typed_words) <= set(shlex.split(rows[0]["command"]))
     keys = [word.partition("=")[0] for word in typed_words]

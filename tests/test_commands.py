@@ -77,9 +77,7 @@ def test_what_a_run_leaves(trained):
 @pytest.mark.slow
 def test_the_commands_it_suggests_work_from_anywhere(trained, tmp_path):
     """As printed, typed into another folder, in a fresh process."""
-    suggested = re.findall(
-        r"^  .*python\S* -m (sde_diffusion\..*)$", (trained / "train.log").read_text(), re.MULTILINE
-    )
+    suggested = re.findall(r"^  .*python\S* -m (sde_diffusion\..*)$", (trained / "train.log").read_text(), re.MULTILINE)
     names = ("sample", "evaluate", "likelihood")
     assert [line.split()[0] for line in suggested] == [f"sde_diffusion.{name}" for name in names]
     for line in suggested:

@@ -37,6 +37,7 @@ from sde_diffusion.metrics import (
 )
 from sde_diffusion.parts import forget
 from sde_diffusion.sample_sources import Made, check_shape, drawn_of, is_checkpoint, of_file, read_source
+from sde_diffusion.units import own_units, unscaled_from_metrics
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         n_training_split=n_mark,
         seconds={"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
     )
-    pictures.save(pictures.beside(first(made.batches(), 256), first(sides.batches[REAL](), 256)), grid)
+    own = own_units(data.levels, data.units)
+    drawn, real = (unscaled_from_metrics(first(side(), 256), own) for side in (made.batches, sides.batches[REAL]))
+    pictures.save(pictures.beside(drawn, real), grid)
     if _many():
         comparison.keep(out, about, features(extractor, FAKE), made.origin["seeds"])
     with writing(result) as temporary:

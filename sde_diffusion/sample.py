@@ -78,7 +78,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     rate = drawn.n / drawn.seconds
     log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", drawn.n, drawn.nfe, drawn.seconds, rate)
     values = arrays[key]
-    log.info("%s: %s %s, in the data's own units", key, values.dtype, list(values.shape))
+    scale = "on 0 ... 255" if values.dtype == np.uint8 else "in the data's own units"
+    log.info("%s: %s %s, %s", key, values.dtype, list(values.shape), scale)
     if "class_names" in arrays:
         log.info("labels: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
     for path in (result, grid, *(film if cfg.film else ())):

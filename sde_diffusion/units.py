@@ -100,3 +100,10 @@ def scaled_for_metrics(x: Tensor, own: Units | None) -> Tensor:
     if own is None or x.ndim > 2 or len(own.low) > 1:
         return x
     return x * ((own.high[0] - own.low[0]) / 2)
+
+
+def unscaled_from_metrics(x: Tensor, own: Units | None) -> Tensor:
+    """What `scaled_for_metrics` gave, [B, *dims], in the data's own units, for pictures; images stay on [-1, 1]."""
+    if own is None or x.ndim > 2:
+        return x
+    return own.decode(x) if len(own.low) > 1 else x + (own.low[0] + own.high[0]) / 2

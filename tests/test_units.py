@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sde_diffusion.units import Units, scaled_for_metrics
+from sde_diffusion.units import Units, scaled_for_metrics, unscaled_from_metrics
 
 
 def test_the_ends_and_the_middle():
@@ -52,3 +52,10 @@ def test_columns_with_ranges_of_their_own_count_alike():
     assert torch.equal(scaled_for_metrics(x, None), x)
     images = torch.rand(2, 1, 3, 3)
     assert torch.equal(scaled_for_metrics(images, Units((0.0,), (16.0,))), images)
+
+
+@pytest.mark.parametrize("units", [Units((10.0,), (30.0,)), Units((0.0, -5.0), (4.0, 5.0)), None])
+def test_pictures_of_what_metrics_saw_are_in_own_units(units):
+    x = torch.tensor([[-1.0, 0.5], [0.0, 1.0]])
+    shown = unscaled_from_metrics(scaled_for_metrics(x, units), units)
+    assert torch.allclose(shown, x if units is None else units.decode(x))

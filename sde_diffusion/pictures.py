@@ -67,6 +67,7 @@ def scatter(points: Tensor, reference: Tensor | None = None) -> Image.Image:
     for panel, (name, data) in zip(panels, sets.items(), strict=True):
         panel.set_title(f"{name} ({len(data)})")
         panel.set_xlabel("$x_1$")
+        panel.locator_params(axis="x", nbins=5)
         panel.set_xlim(low[0], high[0])
         if data.shape[1] == 1:
             panel.hist(data[:, 0].numpy(), bins=np.linspace(low[0], high[0], 41), density=True)

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from omegaconf import DictConfig
 
-from sde_diffusion.files import writing
 from sde_diffusion.metrics import FrechetDistance, Pixels
 from sde_diffusion.pictures import plain_numbers
+from sde_diffusion.storage.files import writing
 
 if TYPE_CHECKING:
     from benchmarks.drawn_points import Bench

@@ -11,16 +11,16 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from sde_diffusion.cli import plain
+from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.data_sides import extractor_for
+from sde_diffusion.commands.drawing import class_labels, measured
+from sde_diffusion.commands.loading import checkpoint_digest, load_data, load_model
 from sde_diffusion.config import build
-from sde_diffusion.data_sides import extractor_for
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
-from sde_diffusion.drawing import class_labels, measured
 from sde_diffusion.errors import UserError
-from sde_diffusion.loading import checkpoint_digest, load_data, load_model
 from sde_diffusion.metrics import FrechetDistance, Pixels, fingerprint
-from sde_diffusion.parts import Parts
 from sde_diffusion.sampling import Sampler
+from sde_diffusion.storage.parts import Parts
 
 
 def named(cfg: DictConfig) -> dict[str, str]:

@@ -22,14 +22,15 @@ from omegaconf import DictConfig
 
 from benchmarks.curves import FRECHET, draw, markdown, to_wandb
 from benchmarks.drawn_points import Bench, Drawn, Point
-from sde_diffusion import progress, record
-from sde_diffusion.cli import command, plain, whole
+from sde_diffusion import progress
+from sde_diffusion.commands.app import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import fresh, writing
 from sde_diffusion.metrics import difference
 from sde_diffusion.overrides import setting
-from sde_diffusion.parts import forget
+from sde_diffusion.storage import record
+from sde_diffusion.storage.files import fresh, writing
+from sde_diffusion.storage.parts import forget
 
 log = logging.getLogger(__name__)
 

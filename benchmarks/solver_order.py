@@ -24,9 +24,9 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from sde_diffusion.denoiser import GaussianMixtureDenoiser
-from sde_diffusion.files import writing
 from sde_diffusion.sampling import AncestralSampler, DEISSampler, DPMSolver, HeunSampler, Sampler, UniPC
 from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE, UniformLogSNR
+from sde_diffusion.storage.files import writing
 
 PATHS: dict[str, SDE] = {
     "vp": VPSDE(),

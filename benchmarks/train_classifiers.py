@@ -26,8 +26,8 @@ from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.idx import IdxImages
 from sde_diffusion.data.module import DataModule
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import writing
 from sde_diffusion.metrics.features import WEIGHTS, Classifier
+from sde_diffusion.storage.files import writing
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ and Lightning is imported with the first `ScoreModel`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from sde_diffusion._version import __version__
 
 _HOMES = {
     "sde_diffusion.sde": (

@@ -6,7 +6,7 @@ import ast
 import sys
 from pathlib import Path
 
-from sde_diffusion import __version__
+from sde_diffusion._version import __version__
 from sde_diffusion.errors import did_you_mean
 
 FOLDER = Path(__file__).parent

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sde_diffusion.files import writing
 from sde_diffusion.levels import to_levels
+from sde_diffusion.storage.files import writing
 
 
 def to_uint8(x: Tensor) -> Tensor:

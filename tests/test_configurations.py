@@ -9,12 +9,12 @@ import torch
 import yaml
 from omegaconf import OmegaConf, open_dict
 
-from sde_diffusion import cli, train
+from sde_diffusion.commands import app, train
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import Classifier
 
-CONF = cli.config_folder()
+CONF = app.config_folder()
 SMALL = ("network.width=16", "network.depth=1")
 
 
@@ -23,7 +23,7 @@ def choices(group: str) -> list[str]:
 
 
 def compose(*overrides: str, command: str = "train"):
-    OmegaConf.register_new_resolver("run_folder", cli.run_folder, replace=True)
+    OmegaConf.register_new_resolver("run_folder", app.run_folder, replace=True)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(command, overrides=list(overrides))
 
@@ -86,7 +86,7 @@ def test_every_path_with_every_denoiser(sde, denoiser):
 @pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
 @pytest.mark.parametrize("sampler", choices("sampler"))
 def test_every_sampler_in_every_command(sampler, command):
-    sampler_ = build(cli.plain(compose(f"sampler={sampler}", command=command).sampler))
+    sampler_ = build(app.plain(compose(f"sampler={sampler}", command=command).sampler))
     assert type(sampler_).__module__.startswith("sde_diffusion.sampling")
 
 
@@ -100,8 +100,8 @@ def test_every_data_set(data):
     if data in NEEDED:
         (needed,) = NEEDED[data]
         with pytest.raises(UserError, match=f"{needed.split('=')[0]} must be given"):
-            cli.plain(compose(f"data={data}").data)
-    module = build(cli.plain(compose(f"data={data}", *NEEDED.get(data, [])).data))
+            app.plain(compose(f"data={data}").data)
+    module = build(app.plain(compose(f"data={data}", *NEEDED.get(data, [])).data))
     assert type(module).__module__.startswith("sde_diffusion.data")
 
 
@@ -133,7 +133,7 @@ def test_every_experiment_is_what_its_preset_says(experiment):
             cfg.network = compose().network
     _, model = train.build_model(cfg)
     assert bool((loss_of(model) >= 0).all())
-    build(cli.plain(cfg.sampler))
+    build(app.plain(cfg.sampler))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")

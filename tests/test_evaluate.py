@@ -10,7 +10,7 @@ from test_sample_resume import SLOW_STEPS, wait_for_parts
 
 from sde_diffusion.data import Digits
 from sde_diffusion.metrics import PRDC, KernelDistance, load_extractor
-from sde_diffusion.record import git_state
+from sde_diffusion.storage.record import git_state
 
 QUICK = ("sampler=ddim", "sampler.steps=4", "resamples=20")
 

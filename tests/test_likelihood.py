@@ -233,8 +233,8 @@ def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
     """Halved until it fits, said once; every item is scored, in order, with its own seed."""
     from omegaconf import OmegaConf
 
-    from sde_diffusion.scored_data import ScoredData
-    from sde_diffusion.scoring_run import ScoringRun
+    from sde_diffusion.commands.scored_data import ScoredData
+    from sde_diffusion.commands.scoring_run import ScoringRun
 
     model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
     splits = build(model.data["config"]).prepare().splits
@@ -265,10 +265,10 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
     """It is found by halving its batch; the others have the scores that they have without it."""
     from omegaconf import OmegaConf
 
+    from sde_diffusion.commands.scored_data import ScoredData
+    from sde_diffusion.commands.scoring_run import ScoringRun
     from sde_diffusion.data import Split
     from sde_diffusion.density.scoring import Scoring
-    from sde_diffusion.scored_data import ScoredData
-    from sde_diffusion.scoring_run import ScoringRun
 
     class Stub(Scoring):
         def __call__(self, denoiser, x, seeds, prior):

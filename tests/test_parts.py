@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from sde_diffusion.commands.outliers import compare
 from sde_diffusion.data.artificial import artificial
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
-from sde_diffusion.outliers import compare
-from sde_diffusion.parts import Parts, forget
+from sde_diffusion.storage.parts import Parts, forget
 
 
 def test_parts_come_back_in_order_and_belong_to_their_plan(tmp_path):

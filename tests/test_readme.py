@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from sde_diffusion.cli import config_folder, plain, run_folder
+from sde_diffusion.commands.app import config_folder, plain, run_folder
 from sde_diffusion.config import build
 
 ROOT = Path(__file__).parents[1]

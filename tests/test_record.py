@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, TINY
 
 import sde_diffusion
-from sde_diffusion import record
+from sde_diffusion.storage import record
 
 GIT = ("git", "-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "init.defaultBranch=main")
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelSummary
 from omegaconf import DictConfig, OmegaConf
 
-from sde_diffusion import cli, train
+from sde_diffusion.commands import app, train
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.schedule import timer_of
 
@@ -68,9 +68,9 @@ class Look(Callback):
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration as the command sees it, with Hydra's own."""
-    for resolver in (cli.run_folder, cli.choices, cli.keys, cli.module):
+    for resolver in (app.run_folder, app.choices, app.keys, app.module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-    with hydra.initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(app.config_folder()), version_base="1.3"):
         cfg = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
     GlobalHydra.instance().clear()
     return cfg

@@ -8,8 +8,8 @@ import torch
 from conftest import TINY
 from PIL import Image
 
+from sde_diffusion.commands.drawing import read_samples
 from sde_diffusion.data import Arrays
-from sde_diffusion.drawing import read_samples
 from sde_diffusion.training import ScoreModel
 from sde_diffusion.units import Units
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sde_diffusion.data.checks import few
 from sde_diffusion.data.names import array_names
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import readable
+from sde_diffusion.storage.files import readable
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from sde_diffusion.data.checks import height_and_width
 from sde_diffusion.data.module import Common, DataModule
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import readable
+from sde_diffusion.storage.files import readable
 
 log = logging.getLogger(__name__)
 

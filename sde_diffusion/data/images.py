@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import readable
+from sde_diffusion.storage.files import readable
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import readable
 from sde_diffusion.metrics.pretrained import NAMES as PRETRAINED
 from sde_diffusion.metrics.pretrained import load_pretrained
 from sde_diffusion.metrics.untrained import PrincipalComponents, RandomConvolutions, width_for
+from sde_diffusion.storage.files import readable
 
 WEIGHTS = Path(__file__).parent / "weights"
 UNTRAINED = ("pca", "random_conv")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import writing
+from sde_diffusion.storage.files import writing
 
 FORMAT = "sde_diffusion reference statistics 2"
 

@@ -13,8 +13,8 @@ import torch
 
 from sde_diffusion import progress
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.parts import Parts
 from sde_diffusion.sampling.base import Callback, Sampler, Samples
+from sde_diffusion.storage.parts import Parts
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import readable
 from sde_diffusion.overrides import setting
+from sde_diffusion.storage.files import readable
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

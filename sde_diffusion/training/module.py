@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from sde_diffusion import __version__
+from sde_diffusion._version import __version__
 from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count, check_kind
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, check_denoiser

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_diffusion import pictures
 from sde_diffusion.checks import check_count
-from sde_diffusion.files import writing
+from sde_diffusion.storage.files import writing
 from sde_diffusion.training.module import ScoreModel
 
 COLUMNS = ("step", "log_snr", "loss", "std_error", "n")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sde_diffusion.commands.loading import class_numbers
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import to_levels
-from sde_diffusion.loading import class_numbers
 from sde_diffusion.units import Units
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.cli import plain
+from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.drawing import Stored, check_seeds, class_labels, draw, measured, read_samples
+from sde_diffusion.commands.loading import checkpoint_digest
+from sde_diffusion.commands.sample_folder import read_pictures
 from sde_diffusion.data import DataModule
-from sde_diffusion.drawing import Stored, check_seeds, class_labels, draw, measured, read_samples
 from sde_diffusion.errors import UserError
-from sde_diffusion.loading import checkpoint_digest
-from sde_diffusion.sample_folder import read_pictures
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel

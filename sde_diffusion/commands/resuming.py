@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sde_diffusion.cli import overrides, plain, typed, unknown_key
+from sde_diffusion.commands.app import overrides, plain, typed, unknown_key
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:

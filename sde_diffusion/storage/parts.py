@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import readable, writing
+from sde_diffusion.storage.files import readable, writing
 
 
 class Parts:

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion import __version__
-from sde_diffusion.files import writing
+from sde_diffusion._version import __version__
+from sde_diffusion.storage.files import writing
 
 NAME = "run.json"
-HERE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = (
     *("torch", "lightning", "torchmetrics", "torchdiffeq", "torchsde", "numpy", "scipy", "scikit-learn"),
     *("hydra-core", "omegaconf", "wandb"),
@@ -92,7 +92,7 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), "sde_diffusion": __version__, "cuda": torch.version.cuda, **found}
 
 
-def git_state(package: Path = HERE) -> dict[str, Any] | None:
+def git_state(package: Path = PACKAGE) -> dict[str, Any] | None:
     """The revision that the package's code is of, and whether code or configurations differ from it.
 
     Args:

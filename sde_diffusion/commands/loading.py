@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from sde_diffusion.cli import config_folder, plain
+from sde_diffusion.commands.app import config_folder, plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.units import Units

@@ -14,16 +14,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.cli import plain
+from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.loading import checkpoint_digest
+from sde_diffusion.commands.scored_data import ScoredData
 from sde_diffusion.density import GaussianPrior
 from sde_diffusion.density.scoring import SCORES, Scoring
 from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus
 from sde_diffusion.errors import UserError
-from sde_diffusion.loading import checkpoint_digest
-from sde_diffusion.parts import Parts
 from sde_diffusion.progress import Bar, bar
 from sde_diffusion.sampling.ode_methods import METHODS
-from sde_diffusion.scored_data import ScoredData
+from sde_diffusion.storage.parts import Parts
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import functools
+import importlib
 import io
 import logging
 import os
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def config_folder() -> Path:
     """The folder of configurations: `conf/` of the source tree, or `sde_diffusion/conf` of an installed package."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package.parent / "conf", package / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
@@ -65,11 +65,17 @@ def keys(name: str) -> str:
 
 def module(name: str) -> str:
     """The module that a command is run as, for its help page: one of this package, or else a benchmark."""
-    return f"{'sde_diffusion' if (Path(__file__).parent / f'{name}.py').is_file() else 'benchmarks'}.{name}"
+    return f"{'sde_diffusion' if (Path(__file__).parents[1] / f'{name}.py').is_file() else 'benchmarks'}.{name}"
 
 
-def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+def command(name: str, task: Callable[..., Any] | None = None, **arguments: Any) -> None:
     """Run a command: compose its configuration from `sys.argv`, call the task, and turn mistakes into messages.
+
+    Args:
+        name: The command's, and its configuration's in conf/.
+        task: What it does with the configuration; None: the function `name` of `sde_diffusion.commands.name`, imported
+            when it is called, so that a help page need not wait for it.
+        **arguments: What else the task is called with.
 
     Exits with status 1 and one message on a user's mistake, with 130 on Ctrl-C. A run of a multirun that fails does not
     keep the others from running: it is told where it happens and once more at the end.
@@ -84,11 +90,11 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failed: list[str] = []
 
-    @functools.wraps(task)
     def told(cfg: DictConfig) -> Any:
         try:
             with telling():  # inside Hydra too, which would print its own report of an exception that passes through
-                return task(cfg)
+                run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
+                return run(cfg, **arguments)
         except (SystemExit, Exception) as error:
             stops = isinstance(error, SystemExit) and error.code != 1  # Ctrl-C
             if HydraConfig.get().mode != RunMode.MULTIRUN or stops:
@@ -100,7 +106,7 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
     with telling():
         try:
-            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(told)()
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(told)()
         except RunFailedError as error:
             runs = failed or [str(error)]  # where they are processes of their own, the first is known
             raise UserError(f"these runs failed, for the reasons above: {', '.join(runs)}") from None

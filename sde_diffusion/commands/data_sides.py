@@ -15,11 +15,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from sde_diffusion import __version__
-from sde_diffusion.cli import plain
+from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.drawing import measured
+from sde_diffusion.commands.loading import random_order
 from sde_diffusion.data import DataModule, Split
-from sde_diffusion.drawing import measured
-from sde_diffusion.files import writing
-from sde_diffusion.loading import random_order
 from sde_diffusion.metrics import (
     FAKE,
     REAL,
@@ -34,6 +33,7 @@ from sde_diffusion.metrics import (
     reference_statistics,
     untrained_name,
 )
+from sde_diffusion.storage.files import writing
 
 _PCA_ITEMS = 2000  # of the training split, of which components are taken
 

@@ -13,14 +13,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.cli import given, plain, whole
+from sde_diffusion.commands.app import given, plain, whole
+from sde_diffusion.commands.loading import check_label, checkpoint_digest, class_numbers
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import readable
 from sde_diffusion.levels import from_levels, to_levels
-from sde_diffusion.loading import check_label, checkpoint_digest, class_numbers
 from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.batches import Kept, sample_resumably
+from sde_diffusion.storage.files import readable
 from sde_diffusion.units import Units, own_units, scaled_for_metrics
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sde_diffusion.files import writing
 from sde_diffusion.metrics import FAKE, Features, KeptFeatures, measure_differences, point_estimates
+from sde_diffusion.storage.files import writing
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from sde_diffusion.cli import config_folder, plain
+from sde_diffusion.commands.app import config_folder, plain
+from sde_diffusion.commands.loading import check_label, load_data, load_named, random_order, take_units
+from sde_diffusion.commands.scored_rows import read_rows
 from sde_diffusion.density import GaussianPrior, UniformDequantisation
 from sde_diffusion.errors import UserError
-from sde_diffusion.loading import check_label, load_data, load_named, random_order, take_units
-from sde_diffusion.scored_rows import read_rows
 from sde_diffusion.sde import SDE
 
 if TYPE_CHECKING:

@@ -1,0 +1,287 @@
+"""`python -m sde_diffusion.evaluate ckpt=PATH sampler=ode n=2000 out=DIR`: how good are a checkpoint's samples?"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from sde_diffusion import pictures
+from sde_diffusion.commands import comparison
+from sde_diffusion.commands.app import is_given, overrides, plain, whole
+from sde_diffusion.commands.data_sides import DataSides, extractor_for, items_of
+from sde_diffusion.commands.drawing import check_seeds, class_labels, first
+from sde_diffusion.commands.loading import device_of, load_data, load_model
+from sde_diffusion.commands.sample_sources import Made, check_shape, drawn_of, is_checkpoint, of_file, read_source
+from sde_diffusion.config import build
+from sde_diffusion.data import DataModule
+from sde_diffusion.errors import UserError
+from sde_diffusion.metrics import (
+    FAKE,
+    REAL,
+    TRAIN,
+    Features,
+    KeptFeatures,
+    Measured,
+    Probabilities,
+    measure,
+)
+from sde_diffusion.storage import record
+from sde_diffusion.storage.files import fresh, writing
+from sde_diffusion.storage.parts import forget
+from sde_diffusion.units import own_units, unscaled_from_metrics
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Compare samples with a split of the data; writes `metrics.json` and `metrics.png`.
+
+    Beside each figure stands that of as many items of the training split, or of all: the mark that data themselves
+    reach at these sizes. With `against` the figures of other samples too, and the differences. A run that was
+    interrupted or killed resumes after its last finished batch of samples when it is started again.
+
+    Args:
+        cfg: The composed configuration of conf/evaluate.yaml.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
+    """
+    out = Path(HydraConfig.get().runtime.output_dir)
+    result, grid = (fresh(out / name, cfg.overwrite) for name in ("metrics.json", "metrics.png"))
+    _check(cfg)
+    model, device = (None, device_of(cfg)) if cfg.ckpt is None else load_model(cfg)
+    data = load_data(cfg, model)
+    if model is not None:
+        class_labels(cfg, model.hparams["n_classes"])
+        check_shape(data, model)
+    file = None if cfg.samples is None else read_source(cfg, str(cfg.samples), data)
+    n = cfg.n if file is None else len(file)
+    name, extractor = extractor_for(cfg.extractor, data, min(n, len(items_of(data.split(cfg.split), cfg.label))))
+    extractor = extractor.to(device)
+    sides = DataSides(cfg, data, name, extractor)
+    make = functools.partial(_metrics, cfg, data, extractor, device, [*sides.batches, FAKE])
+    metrics, unfit = make()
+    features = Features(sides.batches, device, cfg.batch_size)
+    sides.fill(features)
+    if model is None:
+        assert file is not None
+        made = of_file(str(cfg.samples), file, data)
+    else:
+        made = drawn_of(cfg, model, data, device, out / ".samples")
+    features.sides[FAKE] = made.batches
+    about = {side: key.data_digest + key.extractor_digest for side, key in sides.keys.items()}
+    rival = _rival(cfg, data, features, extractor, out, about)
+    begin, before = time.perf_counter(), features.seconds
+    found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
+    mark, n_mark = sides.mark(metrics, features, made.n)
+    real_labels = data.split(cfg.split).label if cfg.label is None else None
+    classifier = extractor if name == data.name and hasattr(extractor, "head") else None
+    classes = _classes(cfg, metrics, features, made.labels, real_labels, classifier)
+    against = None
+    if rival is not None:
+        settings = {"level": cfg.level, "resamples": cfg.resamples, "reference": cfg.reference}
+        against = comparison.compare(lambda: make()[0], features, extractor, rival, made.origin["seeds"], **settings)
+    statistics = time.perf_counter() - begin - (features.seconds - before)
+    skipped = unfit | found.skipped
+    if not found.figures:
+        raise UserError("none of the metrics can be taken: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+    more: dict[str, Any] = {key: part for key, part in (("classes", classes), ("against", against)) if part}
+    report = _report(
+        cfg,
+        data,
+        extractor,
+        made,
+        found,
+        training_split=mark,
+        skipped=skipped,
+        **more,
+        extractor=name,
+        n_reference=len(features(extractor, REAL)),
+        n_training_split=n_mark,
+        seconds={"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
+    )
+    own = own_units(data.levels, data.units)
+    drawn, real = (unscaled_from_metrics(first(side(), 256), own) for side in (made.batches, sides.batches[REAL]))
+    pictures.save(pictures.beside(drawn, real), grid)
+    if _many():
+        comparison.keep(out, about, features(extractor, FAKE), made.origin["seeds"])
+    with writing(result) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    for folder in (".samples", ".against"):
+        forget(out / folder)
+    _tell(report, metrics, found)
+    if against:
+        signs = {key: 1 if metric.higher_is_better else -1 for metric in metrics.values() for key in metric.names}
+        comparison.tell(against, signs)
+    log.info("%s\n%s", result, grid)
+    return report
+
+
+def _report(
+    cfg: DictConfig, data: DataModule, features: nn.Module, made: Made, found: Measured, **more: Any
+) -> dict[str, Any]:
+    """What `metrics.json` holds: the figures, `more`, and what they are of."""
+    return {
+        **{key: figure.value for key, figure in found.figures.items()},
+        **found.details,
+        "intervals": {key: figure.as_dict() for key, figure in found.figures.items()},
+        **more,
+        "data": data.name,
+        "split": cfg.split,
+        "features": features.num_features,
+        "resize": getattr(features, "resize", "none"),
+        "n": made.n,
+        "reference": cfg.reference,
+        **made.origin,
+        "settings": list(HydraConfig.get().overrides.task),
+        **record.provenance(),
+    }
+
+
+def _check(cfg: DictConfig) -> None:
+    whole(cfg, "resamples", 0)
+    if not isinstance(cfg.level, float) or not 0 < cfg.level < 1:
+        raise UserError(f"level must lie between 0 and 1; got level={cfg.level}")
+    if cfg.reference not in ("sampled", "fixed"):
+        raise UserError(f"reference must be sampled or fixed; got reference={cfg.reference}")
+    if (cfg.ckpt is None) == (cfg.samples is None):
+        raise UserError(
+            "give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz or a folder of pictures"
+        )
+    if not isinstance(cfg.get("metrics"), DictConfig) or not cfg.metrics:
+        raise UserError("metrics must name some, such as metrics=[frechet,kernel]; see --help")
+    if cfg.samples is not None:
+        drawing = [key for key in ("label", "n", "sampler", "seed") if is_given(key)]
+        if drawing:
+            raise UserError(
+                f"{'= and '.join(drawing)}= cannot be given with samples=, but only for samples drawn from a checkpoint"
+            )
+    check_seeds(cfg)
+    if cfg.samples is None:
+        whole(cfg, "n", 2)
+    if not isinstance(cfg.resize, bool):
+        raise UserError(f"resize must be true or false; got resize={cfg.resize}")
+    if cfg.against is not None and is_checkpoint(str(cfg.against)) and cfg.samples is not None:
+        raise UserError("samples of a file are compared with those of another file: draw from the checkpoint first")
+
+
+def _many() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _rival(
+    cfg: DictConfig, data: DataModule, features: Features, extractor: nn.Module, out: Path, about: dict[str, str]
+) -> comparison.Rival | None:
+    """What is compared with: the samples that `against` names, or in a multirun those of its first run."""
+    if cfg.against is None:
+        first_run = out.parent / "0"
+        return comparison.kept(first_run, about) if _many() and out != first_run else None
+    source = str(cfg.against)
+    if is_checkpoint(source):
+        own = cfg.copy()
+        own.ckpt = source
+        model, device = load_model(own)
+        check_shape(data, model)
+        made = drawn_of(own, model, data, device, out / ".against")
+    else:
+        made = of_file(source, read_source(cfg, source, data), data)
+    theirs = Features({FAKE: made.batches}, features.device, cfg.batch_size)(extractor, FAKE)
+    return comparison.Rival(source, theirs, made.origin["seeds"])
+
+
+def _metrics(
+    cfg: DictConfig, data: DataModule, extractor: nn.Module, device: torch.device, sides: Sequence[str]
+) -> tuple[dict[str, KeptFeatures], dict[str, str]]:
+    """The metrics, and those that the data, the extractor or the sides do not serve."""
+    nodes: dict[str, Any] = plain(cfg.metrics)
+    asked = any(override.key_or_group == "metrics" for override in overrides())
+    metrics: dict[str, KeptFeatures] = {}
+    unfit: dict[str, str] = {}
+    for name, node in nodes.items():
+        try:
+            metric: KeptFeatures = build(node, extractor=extractor).to(device)
+        except UserError as error:
+            unfit[name] = str(error)
+            continue
+        if not set(metric.sides) <= set(sides):
+            unfit[name] = f"it looks at {TRAIN} too, beside another split: take split=test or val"
+        elif metric.for_points and len(data.shape) > 1 and not asked:
+            unfit[name] = f"it is meant for points; metrics=[{name},...] takes it of images too"
+        else:
+            metrics[name] = metric
+    return metrics, unfit
+
+
+def _classes(
+    cfg: DictConfig,
+    metrics: Mapping[str, KeptFeatures],
+    features: Features,
+    labels: Tensor | None,
+    real_labels: Tensor | None,
+    classifier: nn.Module | None,
+) -> dict[str, Any]:
+    """The figures of each class by itself, against the data of that class, and how many a classifier takes for it."""
+    if labels is None or real_labels is None:
+        return {}
+    usable = {name: metric for name, metric in metrics.items() if TRAIN not in metric.sides}
+    guess = None if classifier is None else features(Probabilities(classifier), FAKE).argmax(1)
+    found: dict[str, Any] = {}
+    for label in sorted(set(labels.tolist())):
+        rows = {FAKE: labels == label, REAL: real_labels == label}
+
+        def own(extractor: nn.Module, side: str, rows: dict[str, Tensor] = rows) -> Tensor:
+            return features(extractor, side)[rows[side]]
+
+        counts = {"n": int(rows[FAKE].sum()), "n_reference": int(rows[REAL].sum())}
+        figures = measure(usable, own, cfg.level, cfg.resamples, reference=cfg.reference).figures
+        found[str(label)] = counts | {key: figure.as_dict() for key, figure in figures.items()}
+        if guess is not None:
+            found[str(label)]["recognised"] = float((guess[rows[FAKE]] == label).double().mean())
+    return found
+
+
+def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Measured) -> None:
+    told = "" if report["nfe"] is None else f", {report['nfe']} network passes each"
+    log.info(
+        "%d samples%s, against %d of %s %s, in %d features of %s",
+        *(report["n"], told, report["n_reference"], report["data"], report["split"]),
+        *(report["features"], report["extractor"]),
+    )
+    level = next(iter(found.figures.values())).level
+    log.info("%-26s%10s   %-24s%16s", "", "samples", f"{level:.0%} interval", "training split")
+    arrows = {key: "+" if metric.higher_is_better else "-" for metric in metrics.values() for key in metric.names}
+    for key, figure in found.figures.items():
+        mark = report["training_split"].get(key)
+        beside = "" if mark is None else f"{mark:.4g}"
+        log.info("%s %-24s%10.4g   %-24s%16s", arrows[key], key, figure.value, figure.ends, beside)
+    for key, value in found.details.items():
+        log.info("  %-24s%10.4g", key, value)
+    count = report["n_training_split"]
+    beside = f"; the training split's column: what {count} of its items reach" if count else ""
+    fewer = ", fewer than the samples, which alone makes distances larger" if 0 < count < report["n"] else ""
+    log.info("  (-: lower is better, +: higher%s%s)", beside, fewer)
+    for metric in metrics.values():
+        if metric.note and set(metric.names) <= set(found.figures):
+            log.info("  (%s)", metric.note)
+    for label, figures in report.get("classes", {}).items():
+        known = [f"{key} {figures[key]['value']:.4g}" for key in found.figures if key in figures]
+        share = [f"recognised {figures['recognised']:.1%}"] if "recognised" in figures else []
+        if share or known:
+            log.info("  class %s (%d samples): %s", label, figures["n"], ", ".join([*share, *known]))
+    for name, reason in report["skipped"].items():
+        log.info("  no %s: %s", name, reason)
+    log.info("seconds: %s", ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))

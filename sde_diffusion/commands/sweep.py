@@ -1,0 +1,263 @@
+"""`python -m sde_diffusion.sweep file=grid n=6 out=DIR`: the runs of a wandb sweep file, here and without a server.
+
+Issues the command lines that `wandb agent` would issue, one after another, with wandb offline, and reads the runs'
+records back: a table in the metric's order, and the best run's command. Settings after `--` are added to every run's
+command line: `python -m sde_diffusion.sweep file=grid -- data=moons`.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sde_diffusion import progress
+from sde_diffusion.commands.app import config_folder, explain, nulls, whole
+from sde_diffusion.commands.sweep_file import MODULE, Point, Sweep, read_sweep
+from sde_diffusion.errors import UserError
+from sde_diffusion.overrides import command_line, hydra_value, setting
+from sde_diffusion.storage import record
+from sde_diffusion.storage.files import writing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep: its values, its command line and its folder."""
+
+    point: Point
+    words: list[str]
+    folder: Path
+
+    @property
+    def overrides(self) -> list[str]:
+        """What its command line sets."""
+        return self.words[self.words.index(MODULE) + 1 :]
+
+    @property
+    def output(self) -> Path:
+        """Where what it prints goes."""
+        return self.folder.with_suffix(".log")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run with the metric's best value, the step of it, and the last value."""
+
+    run: Run
+    best: float
+    step: int
+    last: float
+
+
+def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
+    """Run what is not finished yet, and compare.
+
+    Args:
+        cfg: The composed configuration of conf/sweep.yaml.
+        added: Settings for every run.
+
+    Returns:
+        The finished runs, the best first.
+
+    Raises:
+        UserError: If file, settings or folder do not allow it, or runs failed (the others have been run then).
+    """
+    out = Path(HydraConfig.get().runtime.output_dir)
+    whole(cfg, "seed", 0)
+    if cfg.n is not None:
+        whole(cfg, "n", 1)
+    path = _find(str(cfg.file))
+    described = read_sweep(path)
+    fixed = [word for word in added if word.partition("=")[0] in described.swept()]
+    if fixed:
+        raise UserError(f"{', '.join(fixed)}: {path} gives each run a value of its own there; leave it out behind --")
+    runs = [
+        Run(point, [*described.agent_command(point), *added], out / "runs" / f"{number:03d}")
+        for number, point in enumerate(described.points(cfg.n, cfg.seed))
+    ]
+    for run in runs:
+        _compose(run, path)
+    if described.method == "bayes":
+        log.info("method  bayes needs the wandb server; here %d runs are drawn at random, seed %d", len(runs), cfg.seed)
+    if described.early_terminate:
+        log.info("stops   early_terminate is the wandb server's; here every run goes to its end")
+    log.info("folder  %s  (the same command with %s resumes a sweep that was stopped)", out, setting("out", out))
+    with _alone(out) as lock:
+        _keep_plan(out, path, cfg, added)
+        failed = _run_all(runs, described, lock)
+    results = [_result(run, described) for run in runs if run not in failed]
+    results.sort(key=lambda result: result.best if described.goal == "minimize" else -result.best)
+    if results:
+        _write_table(out / "runs.csv", described, results)
+        _tell(described, results)
+    if failed:
+        names = ", ".join(str(run.output) for run in failed)
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed, see {names}; the same command with {setting('out', out)} tries "
+            "them again"
+        )
+    return results
+
+
+def _find(file: str) -> Path:
+    """A sweep file by its path, or by its name in conf/sweeps."""
+    folder = config_folder() / "sweeps"
+    for path in (Path(file), folder / f"{file}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(f"file={path.stem}" for path in folder.glob("*.yaml")))
+    raise UserError(f"no sweep file {file}: give file=PATH, or one of conf/sweeps: {names}")
+
+
+def _compose(run: Run, path: Path) -> None:
+    """See that a run's settings exist before any is run."""
+    try:
+        cfg = hydra.compose("train", overrides=nulls(run.overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: {' '.join(run.overrides)}: {explain(error)}") from error
+    if not any(cfg.logger.values()):
+        raise UserError("logger=none writes no metrics, by which a sweep compares its runs: leave it out")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[int]:
+    """Wait until no other sweep works in the folder; gives a descriptor that holds the place as long as it is open.
+
+    A run inherits it: where a sweep was killed and its run lives on, the next sweep waits for that run to end.
+    """
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for a sweep or a run that is still at work in %s", out)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _keep_plan(out: Path, path: Path, cfg: DictConfig, added: Sequence[str]) -> None:
+    """Note what the folder's runs are of; n may change, for the first runs of more are the same."""
+    note = out / "plan.json"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    plan = {"file": path.name, "sha256": digest, "seed": cfg.seed, "added": list(added)}
+    if note.is_file() and json.loads(note.read_text()) != plan:
+        raise UserError(f"{out} holds the runs of another sweep (see {note}): choose another folder with out=DIR")
+    with writing(note) as temporary:
+        temporary.write_text(json.dumps(plan, indent=2) + "\n")
+
+
+def _run_all(runs: Sequence[Run], described: Sweep, lock: int) -> list[Run]:
+    """Run what is not finished; returns the runs that failed."""
+    waiting = [run for run in runs if not _finished(run)]
+    failed: list[Run] = []
+    with progress.bar("", len(runs), len(runs) - len(waiting)) as bar:
+        for run in waiting:
+            name = f"run {runs.index(run) + 1} of {len(runs)}"
+            bar.update(name=name)
+            if _execute(run, lock):
+                result = _result(run, described)
+                log.info("%s  %s %.5g  %s", name, described.metric, result.best, _values(run.point, described.swept()))
+            else:
+                failed.append(run)
+                last = run.output.read_text(errors="replace").strip().splitlines()[-5:]
+                log.warning("%s failed: %s\n  %s", name, shlex.join(run.words), "\n  ".join(last))
+            bar.update(advance=1)
+    return failed
+
+
+def _execute(run: Run, lock: int) -> bool:
+    """Run one command line to its end, from the beginning."""
+    shutil.rmtree(run.folder, ignore_errors=True)  # what a killed sweep left of it
+    run.folder.mkdir(parents=True)
+    # `python` is found beside the one that runs this; nothing goes over the network.
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, "PATH": search, "WANDB_MODE": "offline"}
+    words = [*run.words, f"hydra.run.dir={hydra_value(run.folder)}"]
+    with run.output.open("w") as output:
+        process = subprocess.Popen(
+            words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(lock,)
+        )
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # where Ctrl-C did not reach it too
+            process.wait()
+            raise
+    return process.returncode == 0 and _finished(run)
+
+
+def _finished(run: Run) -> bool:
+    return record.read(run.folder).get("finished") is not None
+
+
+def _result(run: Run, described: Sweep) -> Result:
+    """The metric over a finished run, from its metrics.csv.
+
+    Raises:
+        UserError: If the run did not log the metric.
+    """
+    path = run.folder / "metrics.csv"
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    values = [(float(row[described.metric]), int(row["step"])) for row in rows if row.get(described.metric)]
+    values = [(value, step) for value, step in values if math.isfinite(value)]
+    if not values:
+        there = ", ".join(sorted({key for row in rows for key in row if "/" in key})) or "nothing"
+        raise UserError(f"{described.path}: no run logs a metric {described.metric}; {path} has {there}")
+    best, step = (min if described.goal == "minimize" else max)(values)
+    return Result(run, best, step + 1, values[-1][0])  # Lightning counts from 0
+
+
+def _values(point: Point, keys: Sequence[str]) -> str:
+    return "  ".join(f"{key}={point[key]}" for key in keys)
+
+
+def _write_table(path: Path, described: Sweep, results: Sequence[Result]) -> None:
+    with writing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", described.metric, "step", "last", *described.parameters, "command"])
+        for result in results:
+            run = result.run
+            figures = [run.folder.name, result.best, result.step, result.last]
+            last = dict(word.split("=", 1) for word in run.overrides if "=" in word)  # of two the last counts
+            writer.writerow([*figures, *(last[key] for key in run.point), shlex.join(run.words)])
+
+
+def _tell(described: Sweep, results: Sequence[Result]) -> None:
+    """Print the runs in order and the best one's command."""
+    keys = described.swept()
+    rows = [["run", described.metric, "at step", "last", *keys]]
+    for result in results:
+        figures = [result.run.folder.name, f"{result.best:.5f}", str(result.step), f"{result.last:.5f}"]
+        rows.append([*figures, *(str(result.run.point[key]) for key in keys)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    log.info("")
+    for row in rows:
+        log.info("%s", "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    best = results[0].run
+    log.info("")
+    log.info("Best: %s (%s)", best.folder, "its lowest" if described.goal == "minimize" else "its highest")
+    last = {word.partition("=")[0]: word for word in best.overrides}  # of a key that is set twice the last counts
+    log.info("  %s %s", command_line(MODULE), shlex.join(last.values()))

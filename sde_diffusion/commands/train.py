@@ -1,0 +1,254 @@
+"""`python -m sde_diffusion.train sde=vp`: train a score model.
+
+Composes the configuration, measures the data, builds the model, lets Lightning train it, and leaves a folder with the
+configuration, record, log, metrics, checkpoints, sample grids and a loss plot.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from sde_diffusion.commands.app import given, overrides, plain, typed
+from sde_diffusion.commands.resuming import KEPT_GROUPS, callback_settings, limit_reached, read_run, resumed
+from sde_diffusion.errors import UserError
+from sde_diffusion.overrides import command_line, setting
+from sde_diffusion.storage import record
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from sde_diffusion.training.module import ScoreModel
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train as configured.
+
+    Args:
+        cfg: The composed configuration of conf/train.yaml.
+
+    Returns:
+        The last values of the logged metrics.
+
+    Raises:
+        UserError: If something in the configuration, the data or the checkpoint does not allow it.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    _refuse(cfg, folder)
+
+    import lightning.pytorch as pl
+
+    _quiet()
+    checkpoint = read_run(cfg.ckpt) if cfg.ckpt else {}
+    if checkpoint:
+        cfg = resumed(cfg, checkpoint)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    data, model = build_model(cfg)
+    trainer = _trainer(cfg, model, folder)
+    data.check_processes(trainer.world_size)
+    if reached := limit_reached(checkpoint, trainer):
+        log.info("Nothing to do: %s to train %s further", reached, cfg.ckpt)
+        return record.read(folder).get("metrics") or {}
+    checkpoint.clear()
+    if trainer.is_global_zero:
+        OmegaConf.save(cfg, folder / "config.yaml")
+        _record(cfg, model, trainer, folder)
+        _announce(cfg, model, data, folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
+    except SystemExit as end:  # what Lightning makes of Ctrl-C
+        if not trainer.interrupted:
+            raise
+        if trainer.is_global_zero and last.is_file():
+            log.info("Resume with: %s", command_line("sde_diffusion.train", ckpt=last))
+        raise KeyboardInterrupt from end
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        record.finish(folder, metrics)
+        _conclude(folder, last)
+    return metrics
+
+
+def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
+    """The data module and the model of a configuration, with what the data decide filled in (cfg is completed).
+
+    Args:
+        cfg: The composed configuration; `network.shape`, `network.n_classes` and a null `denoiser.sigma_data` are set.
+
+    Returns:
+        (data module, model).
+
+    Raises:
+        UserError: If the configuration or the data do not allow it.
+    """
+    from sde_diffusion.config import build
+    from sde_diffusion.training.module import ScoreModel
+
+    data = build(plain(cfg.data)).prepare()
+    n_classes = data.n_classes if cfg.conditional else 0
+    if cfg.conditional and not n_classes:
+        raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
+    if not OmegaConf.is_missing(cfg.network, "shape"):  # a resumed run's
+        built = f"items of shape {list(cfg.network.shape)} and {cfg.network.n_classes} classes"
+        has = f"items of shape {list(data.shape)} and {n_classes} classes"
+        if built != has:
+            raise UserError(
+                f"the network was built for {built}, and {data.name} has {has}: give data like those that the model "
+                "was trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
+            )
+    with open_dict(cfg):
+        cfg.network.shape = list(data.shape)
+        cfg.network.n_classes = n_classes
+        if cfg.denoiser.sigma_data is None:
+            cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
+    try:
+        model = ScoreModel(
+            denoiser=plain(cfg.denoiser),
+            objective=plain(cfg.objective),
+            data=data.describe(),
+            n_classes=n_classes,
+            seed=cfg.seed,
+            **plain(cfg.model),
+        )
+    except (TypeError, ValueError) as error:  # such as a word where a number belongs
+        raise UserError(f"model: {error}{given('model')}") from error
+    model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
+    model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
+    return data, model
+
+
+def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
+    from hydra.utils import instantiate
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Trainer
+
+    from sde_diffusion.config import build
+    from sde_diffusion.training.module import check_precision
+
+    callbacks = []
+    for node in cfg.callbacks.values():
+        if node is None:
+            continue
+        extra = {}
+        if "sampler" in node:
+            # Built apart: it may come from a checkpoint, and Hydra would build anything.
+            extra["sampler"] = build(plain(node.sampler or cfg.sampler))
+            node = node.copy()
+            node.sampler = None
+        callbacks.append(instantiate(node, **extra, _convert_="all"))
+    loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
+    options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
+    for name, allowed in (("max_steps", "-1 (no limit) or at least 1"), ("val_check_interval", "at least 1")):
+        value = options[name]
+        if not isinstance(value, int) or (value < 1 and (name, value) != ("max_steps", -1)):
+            raise UserError(f"trainer.{name} must be a whole number, {allowed}; got trainer.{name}={value}")
+    try:
+        trainer = Trainer(default_root_dir=folder, callbacks=callbacks, logger=loggers, **options)
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException, ImportError) as error:
+        raise UserError(f"trainer: {error}{given('trainer')}") from error
+    check_precision(str(trainer.precision))
+    return trainer
+
+
+def _refuse(cfg: DictConfig, folder: Path) -> None:
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed must be a whole number from 0 to 2^32 - 1; got seed={cfg.seed}")
+    if not isinstance(cfg.conditional, bool):
+        raise UserError(f"conditional must be true or false; got {cfg.conditional}")
+    hydra = HydraConfig.get()
+    if (
+        hydra.mode == RunMode.MULTIRUN
+        and "ddp" in str(cfg.trainer.strategy)
+        and "spawn" not in str(cfg.trainer.strategy)
+    ):
+        raise UserError(
+            "a multirun with trainer.strategy=ddp would start the whole sweep again in every process: take "
+            "trainer.strategy=ddp_spawn, or one process per run with a wandb sweep"
+        )
+    if not cfg.ckpt and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("*.ckpt")):
+        resume = setting("ckpt", folder / "checkpoints" / "last.ckpt")
+        raise UserError(
+            f"{folder} holds a run already: resume it with {resume}, or choose another folder with hydra.run.dir=DIR"
+        )
+
+
+def _quiet() -> None:
+    """Only the first process writes the log, and Lightning's own chatter stays out of it."""
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:
+        logging.getLogger().handlers.clear()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run gone on with
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by design
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # torch's to Lightning
+
+
+def _record(cfg: DictConfig, model: ScoreModel, trainer: Trainer, folder: Path) -> None:
+    """Say what is run: in the folder, in the checkpoints and to the loggers that keep configurations."""
+    # Of a multirun's runs each has overrides of its own; hydra's, such as where the run goes, are not among them.
+    words = [typed(override) for override in overrides()]
+    device = trainer.strategy.root_device.type
+    config = _relative(OmegaConf.to_container(cfg, resolve=True), folder)
+    description = record.describe(config, words, device, trainer.num_devices, trainer.num_nodes)
+    record.begin(folder, description, resumed=bool(cfg.ckpt))
+    model.run["record"] = {key: value for key, value in description.items() if key != "config"}  # which is there
+    for logger in trainer.loggers:
+        logger.log_hyperparams({"run": description})  # under one key: a sweep locks those of the groups that it sets
+
+
+def _relative(node: Any, folder: Path) -> Any:
+    """A configuration in which the run's own folder is `.`: where it lies on this machine says nothing of the run."""
+    if isinstance(node, dict):
+        return {key: _relative(value, folder) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_relative(value, folder) for value in node]
+    inside = isinstance(node, str) and Path(node).is_relative_to(folder)
+    return str(Path(node).relative_to(folder)) if inside else node
+
+
+def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
+    parameters = sum(p.numel() for p in model.denoiser.parameters())
+    log.info("data     %s: %d training items of shape %s", data.name, len(data.split("train")), list(data.shape))
+    if data.class_names:
+        log.info("classes  %s", ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names)))
+    if data.units:
+        log.info("units    %s of the data is [-1, 1] to the model", data.units)
+    log.info("path     %s", model.denoiser.sde)
+    log.info(
+        "model    %s, %s parameters, prediction %s", cfg.network._target_, f"{parameters:,}", cfg.denoiser.prediction
+    )
+    log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
+
+
+def _conclude(folder: Path, last: Path) -> None:
+    from sde_diffusion import pictures
+
+    metrics = folder / "metrics.csv"
+    if metrics.is_file():
+        pictures.save(pictures.loss_plot(metrics), folder / "loss.png")
+    log.info("")
+    log.info("Done. In %s:", folder)
+    for name, what in (
+        ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss), each complete in itself"),
+        ("samples", "sample grids along the way"),
+        ("loss.png", "training and validation loss, numbers in metrics.csv"),
+        ("noise_levels.png", "validation loss against log-SNR, numbers in noise_levels.csv"),
+        ("config.yaml", "the whole configuration, and train.log"),
+        (record.NAME, "command, resolved configuration, seeds, versions, git revision, hardware"),
+    ):
+        if (folder / name).exists():
+            log.info("  %-16s %s", name, what)
+    log.info("Next:")
+    log.info("  %s", command_line("sde_diffusion.sample", ckpt=last, n=64))
+    for name in ("evaluate", "likelihood"):
+        log.info("  %s", command_line(f"sde_diffusion.{name}", ckpt=last))

@@ -1,0 +1,1 @@
+"""How results reach the disk: whole files, batches that a killed command resumes, records of runs."""

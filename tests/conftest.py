@@ -1,5 +1,6 @@
 """Settings of the whole test run, and the commands as fixtures."""
 
+import importlib
 import json
 import os
 import signal
@@ -95,6 +96,9 @@ def serve() -> None:
     import torchsde  # noqa: F401
 
     from sde_diffusion import data, evaluate, likelihood, metrics, sample, sweep, train, training  # noqa: F401
+
+    for name in ("evaluate", "likelihood", "sample", "sweep", "train"):
+        importlib.import_module(f"sde_diffusion.commands.{name}")
 
     sys.path.insert(0, str(ROOT))
     from benchmarks import nfe_fid

@@ -261,7 +261,8 @@ class ScoreModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as this package's."""
-        checkpoint["sde_diffusion"] = {"version": __version__, "run": self.run}
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        checkpoint["sde_diffusion"] = {"version": __version__, "run": self.run, "metrics": metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Where the run no longer averages its weights, go on from the raw ones, which the optimizer's state fits."""

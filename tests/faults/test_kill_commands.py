@@ -9,7 +9,7 @@ from sweep_cases import SHORT, written
 
 COMMANDS = {
     "sample": ("n=40", "batch_size=10", "film=3", "sampler=ddpm", "sampler.steps=6"),
-    "likelihood": ("n=12", "batch_size=4", "method=rk4", "steps=4", "elbo=false"),
+    "likelihood": ("n=12", "batch_size=4", "method=rk4", "steps=4", "elbo=null"),
     "evaluate": (
         "n=120",
         "batch_size=40",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-TIMED = ("seconds", "settings", "checkpoint", "ckpt", "git", "versions")
+TIMED = ("seconds", "settings", "checkpoint", "ckpt", "git", "versions", "started", "finished")
 """Entries of results that depend on the clock, the folder or the code's revision."""
 
 

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sde_diffusion import progress
+from sde_diffusion import progress, signals
 from sde_diffusion.commands.app import config_folder, explain, nulls, whole
 from sde_diffusion.commands.sweep_file import MODULE, Point, Sweep, read_sweep
 from sde_diffusion.errors import UserError
@@ -194,15 +194,22 @@ def _execute(run: Run, lock: int) -> bool:
     environment = {**os.environ, "PATH": search, "WANDB_MODE": "offline"}
     words = [*run.words, f"hydra.run.dir={hydra_value(run.folder)}"]
     with run.output.open("w") as output:
+        signals.hold()  # so that there is no moment at which a run has begun that a signal would not end too
         process = subprocess.Popen(
             words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(lock,)
         )
         try:
+            signals.release()
             process.wait()
-        except KeyboardInterrupt:
-            process.terminate()  # where Ctrl-C did not reach it too
-            process.wait()
+        except signals.Stopped:  # the run begins anew when the sweep is resumed
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
             raise
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
     return process.returncode == 0 and _finished(run)
 
 

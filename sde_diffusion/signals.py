@@ -1,0 +1,151 @@
+"""Signals that ask a program to end: raised as an exception at once, or kept in mind until a good moment comes.
+
+Ctrl-C (SIGINT), a scheduler's SIGTERM, Slurm's warning SIGUSR1, a lost terminal's SIGHUP: one mechanism for all of them
+and for every command. The second request ends what waits at once, and a third ends the process wherever it is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if name in signal.Signals.__members__
+)
+SAME = 0.2
+"""Seconds within which a further signal is the same request: `timeout` and terminals tell a process and its group."""
+
+
+class Stopped(SystemExit):
+    """A signal has asked the program to end.
+
+    A SystemExit, so that a program that does not catch it ends with the status that shells expect, and so that
+    Lightning neither ignores further signals nor kills the other processes, as it does on KeyboardInterrupt.
+
+    Args:
+        number: The signal's.
+
+    Attributes:
+        code: The exit status, 128 + number: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+    @property
+    def signal_name(self) -> str:
+        """Such as SIGTERM."""
+        return signal.Signals(self.number).name
+
+
+class _Request:
+    """What was asked of this process, and what to do about it."""
+
+    number = 0
+    since = -SAME
+    holding = False
+    pass_on: Callable[[int], Any] | None = None
+
+
+_request = _Request()
+
+
+def listen() -> dict[signal.Signals, Any]:
+    """Hear the signals from now on, but for those that are ignored, as under nohup or in a shell's background.
+
+    Returns:
+        The handlers that were there before; for `restore`. Empty outside the main thread, where none can be set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    if _hear not in heard.values():
+        _request.number, _request.holding = 0, False
+    for number in heard:
+        signal.signal(number, _hear)
+    return heard
+
+
+def restore(before: dict[signal.Signals, Any]) -> None:
+    """Put back the handlers that `listen` found, and forget what was asked; nothing where it had been heard before."""
+    if before and _hear not in before.values():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _request.number, _request.holding = 0, False
+
+
+def asked() -> int:
+    """The number of the signal that was heard and is being held, or 0."""
+    return _request.number
+
+
+def hold() -> None:
+    """From now on keep the first signal in mind, for whoever looks at `asked`; the second is raised."""
+    _request.holding = True
+
+
+def release() -> None:
+    """From now on raise signals at once.
+
+    Raises:
+        Stopped: If one came meanwhile.
+    """
+    _request.holding = False
+    if _request.number:
+        raise Stopped(_request.number)
+
+
+@contextmanager
+def passed_on(to: Callable[[int], Any]) -> Iterator[None]:
+    """A block in which signals go to processes that this one waits for, and are raised here once those have ended."""
+    _request.pass_on = to
+    try:
+        yield
+    finally:
+        _request.pass_on = None
+
+
+def _hear(number: int, frame: Any) -> None:
+    now = time.monotonic()
+    if _request.number and now - _request.since < SAME:
+        return
+    again = _request.number
+    _request.number, _request.since = number, now
+    if _request.pass_on is not None:
+        _request.pass_on(number)
+        return
+    if again:
+        for each in SIGNALS:
+            if signal.getsignal(each) is _hear:
+                signal.signal(each, signal.SIG_DFL)
+    elif _request.holding:
+        if not any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+            name = signal.Signals(number).name
+            # Past Python's buffered streams, which may be in the middle of a line.
+            os.write(2, f"\n{name}: stopping after this step; again: at once\n".encode())
+        return
+    raise Stopped(number)
+
+
+def end_with(launcher: int) -> None:
+    """End this process when the one that launched it has ended, in whatever way, so that no orphan waits for it.
+
+    Lightning's launcher watches its children, but nobody watches the launcher.
+
+    Args:
+        launcher: Its process id.
+    """
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-observer", daemon=True).start()

@@ -10,8 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 SIGNALS = tuple(
@@ -88,7 +87,12 @@ def asked() -> int:
 
 def hold() -> None:
     """From now on keep the first signal in mind, for whoever looks at `asked`; the second is raised."""
-    _request.holding = True
+    _request.holding, _request.pass_on = True, None
+
+
+def pass_on(to: Callable[[int], Any]) -> None:
+    """From now on tell other processes of signals, with which this one ends; until `hold` or `release`."""
+    _request.pass_on = to
 
 
 def release() -> None:
@@ -97,19 +101,9 @@ def release() -> None:
     Raises:
         Stopped: If one came meanwhile.
     """
-    _request.holding = False
+    _request.holding, _request.pass_on = False, None
     if _request.number:
         raise Stopped(_request.number)
-
-
-@contextmanager
-def passed_on(to: Callable[[int], Any]) -> Iterator[None]:
-    """A block in which signals go to processes that this one waits for, and are raised here once those have ended."""
-    _request.pass_on = to
-    try:
-        yield
-    finally:
-        _request.pass_on = None
 
 
 def _hear(number: int, frame: Any) -> None:

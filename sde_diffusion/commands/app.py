@@ -96,7 +96,8 @@ def command(name: str, task: Callable[..., Any] | None = None, **arguments: Any)
     def told(cfg: DictConfig) -> Any:
         try:
             with telling():  # inside Hydra too, which would print its own report of an exception that passes through
-                signals.release()  # what the multirun's run before this one was still held
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    signals.release()  # what came when the run before this one could no longer be stopped
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
                 return run(cfg, **arguments)
         except (SystemExit, Exception) as error:

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 LAUNCHER = "SDE_DIFFUSION_LAUNCHER"
 """Names the process that started this one in the environment of the processes that Lightning starts."""
 
-_LOST = re.compile(
-    r"(closed|reset) by peer|broken pipe|connection refused|gloo|nccl|ProcessGroup|socket", re.IGNORECASE
-)
+_LOST = re.compile(r"connection|broken pipe|gloo|nccl|process ?group|socket", re.IGNORECASE)
 """How torch words that another process of the run cannot be reached: it has no exception of its own for that."""
 
 
@@ -26,17 +24,17 @@ class LostProcessError(Exception):
     """Another process of the run has ended without being asked to, and training cannot go on."""
 
 
-def follow_launcher() -> bool:
-    """See whether Lightning, in the run's first process, started this one; if so, leave the beginning and end to that.
+def is_follower() -> bool:
+    """Whether Lightning started this process, in the run's first one."""
+    return os.environ.get(LAUNCHER, str(os.getpid())) != str(os.getpid())
 
-    This process then ends when the first one has, and a signal waits until the first process can hear of it too.
-    """
-    launcher = os.environ.get(LAUNCHER)
-    if launcher in (None, str(os.getpid())):
-        return False
-    signals.end_with(int(launcher))
-    signals.hold()
-    return True
+
+def follow_launcher() -> None:
+    """In a process that Lightning started: end when the first one has, and tell it of signals until training begins."""
+    if is_follower():
+        launcher = int(os.environ[LAUNCHER])
+        signals.end_with(launcher)
+        signals.pass_on(lambda number: os.kill(launcher, number))
 
 
 @contextmanager
@@ -56,10 +54,8 @@ def processes(trainer: Trainer) -> Iterator[None]:
     launcher = trainer.strategy.launcher
     try:
         if isinstance(launcher, _MultiProcessingLauncher):
-            with signals.passed_on(launcher.kill):
-                yield
-        else:
-            yield
+            signals.pass_on(launcher.kill)
+        yield
     except (ProcessExitedException, ProcessRaisedException, RuntimeError) as error:
         if trainer.world_size == 1:
             raise

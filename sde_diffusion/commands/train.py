@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import signals
 from sde_diffusion.commands.app import given, overrides, plain, typed
-from sde_diffusion.commands.processes import LostProcessError, follow_launcher, processes
+from sde_diffusion.commands.processes import LostProcessError, is_follower, processes
 from sde_diffusion.commands.resuming import KEPT_GROUPS, callback_settings, limit_reached, read_run, resumed
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
@@ -46,7 +46,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Raises:
         UserError: If something in the configuration, the data or the checkpoint does not allow it.
     """
-    follower = follow_launcher()
     folder = Path(HydraConfig.get().runtime.output_dir)
     _refuse(cfg, folder)
 
@@ -75,7 +74,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         with processes(trainer):
             trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
     except (signals.Stopped, LostProcessError) as end:
-        if follower:  # without a status, at which Lightning's observer would kill the first process
+        if is_follower():  # without a status, at which Lightning's observer would kill the first process
             raise SystemExit(0) from None
         kept = last if _written(last) != begun else cfg.ckpt  # an older file there may be of other steps
         advice = f"Resume with: {command_line('sde_diffusion.train', ckpt=kept)}" if kept else NOTHING_KEPT

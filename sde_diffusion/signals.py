@@ -28,14 +28,15 @@ class Stopped(SystemExit):
 
     Args:
         number: The signal's.
+        agreed: Whether every process of a run stops here, so that none is left to be ended.
 
     Attributes:
         code: The exit status, 128 + number: 130 for SIGINT, 143 for SIGTERM.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, agreed: bool = False) -> None:
         super().__init__(128 + number)
-        self.number = number
+        self.number, self.agreed = number, agreed
 
     @property
     def signal_name(self) -> str:

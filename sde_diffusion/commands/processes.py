@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -56,6 +57,10 @@ def processes(trainer: Trainer) -> Iterator[None]:
         if isinstance(launcher, _MultiProcessingLauncher):
             signals.pass_on(launcher.kill)
         yield
+    except signals.Stopped as end:
+        if launcher is not None and not end.agreed:
+            launcher.kill(signal.SIGKILL)  # those that wait for this process would complain at length
+        raise
     except (ProcessExitedException, ProcessRaisedException, RuntimeError) as error:
         if trainer.world_size == 1:
             raise

@@ -123,7 +123,7 @@ class StopBetweenSteps(Callback):
         assert self._agreed is not None
         if number := self._agreed(signals.asked()):
             self.write(trainer)
-            raise signals.Stopped(number)
+            raise signals.Stopped(number, agreed=True)
 
     def _restore(self) -> None:
         signals.restore(self._handlers)

@@ -4,16 +4,14 @@ import csv
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, loops
 from tiny import make_model, make_trainer, ring, same
 
 import sde_diffusion
@@ -25,11 +23,11 @@ from sde_diffusion.training.loggers import CSVLogger
 from sde_diffusion.training.noise_levels import LossByNoiseLevel
 
 STEPS = 11
-WATCHED = tuple(str(Path(package.__file__).parent) for package in (sde_diffusion, lightning.pytorch))
+WATCHED = tuple(str(Path(package.__file__).parent) for package in (sde_diffusion, loops))
 
 
 class SignalAtCall(Callback):
-    """Send a signal at the k-th call of a function of this package or of Lightning, from a step's start to another's.
+    """Send a signal at the k-th call of a function of this package or of Lightning's loops, within some steps.
 
     The steps from `first` to before `end` hold what there is: an epoch's end (4, 8), a validation (5, 10), rows of
     metrics (each second step), and with accumulation an optimizer step's second half.
@@ -121,7 +119,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda n: f"accumulate{n}")
+@pytest.fixture(scope="module", params=[1, 2], ids=lambda n: f"accumulate{n}")
 def unbroken(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, int, dict[str, Any]]:

@@ -6,7 +6,9 @@ and for every command. The second request ends what waits at once, and a third e
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import signal
 import threading
 import time
@@ -18,6 +20,8 @@ SIGNALS = tuple(
 )
 SAME = 0.2
 """Seconds within which a further signal is the same request: `timeout` and terminals tell a process and its group."""
+STUCK = 5.0
+"""Seconds after which a process that is to end at once, and cannot as its main thread waits in C, is ended."""
 
 
 class Stopped(SystemExit):
@@ -48,7 +52,8 @@ class _Request:
     """What was asked of this process, and what to do about it."""
 
     number = 0
-    since = -SAME
+    since = -math.inf
+    answered = -math.inf  # when the handler was called last
     holding = False
     pass_on: Callable[[int], Any] | None = None
 
@@ -70,6 +75,7 @@ def listen() -> dict[signal.Signals, Any]:
         _request.number, _request.holding = 0, False
     for number in heard:
         signal.signal(number, _hear)
+    _watch_over_main_thread()
     return heard
 
 
@@ -109,6 +115,7 @@ def release() -> None:
 
 def _hear(number: int, frame: Any) -> None:
     now = time.monotonic()
+    _request.answered = now
     if _request.number and now - _request.since < SAME:
         return
     again = _request.number
@@ -127,6 +134,36 @@ def _hear(number: int, frame: Any) -> None:
             os.write(2, f"\n{name}: stopping after this step; again: at once\n".encode())
         return
     raise Stopped(number)
+
+
+def _watch_over_main_thread() -> None:
+    """End the process where a signal is to end it and Python's handler is not called, as in a collective that hangs.
+
+    Python calls handlers when the main thread comes back from C; the number of a signal goes into a pipe at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if before != -1:  # ours already, or another program's
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
+        return
+
+    def watch() -> None:
+        again = False
+        while True:
+            numbers, arrival = os.read(reading, 4096), time.monotonic()
+            wanted = [number for number in numbers if number in SIGNALS]
+            if wanted and (again or not _request.holding):
+                time.sleep(STUCK)
+                if _request.answered < arrival - 1:  # less the time this thread may have waited for its turn
+                    os._exit(128 + wanted[-1])
+                while select.select([reading], [], [], 0)[0]:
+                    os.read(reading, 4096)
+            again = again or bool(wanted)
+
+    threading.Thread(target=watch, name="signal-observer", daemon=True).start()
 
 
 def end_with(launcher: int) -> None:

@@ -157,7 +157,7 @@ def _watch_over_main_thread() -> None:
             wanted = [number for number in numbers if number in SIGNALS]
             if wanted and (again or not _request.holding):
                 time.sleep(STUCK)
-                if _request.answered < arrival - 1:  # less the time this thread may have waited for its turn
+                if _request.answered < arrival - SAME:  # less the time this thread may have waited for its turn
                     os._exit(128 + wanted[-1])
                 while select.select([reading], [], [], 0)[0]:
                     os.read(reading, 4096)

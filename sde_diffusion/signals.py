@@ -13,6 +13,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 SIGNALS = tuple(
@@ -48,13 +50,14 @@ class Stopped(SystemExit):
         return signal.Signals(self.number).name
 
 
+@dataclass
 class _Request:
     """What was asked of this process, and what to do about it."""
 
-    number = 0
-    since = -math.inf
-    answered = -math.inf  # when the handler was called last
-    holding = False
+    number: int = 0
+    since: float = -math.inf
+    answered: float = -math.inf  # when the handler was called last
+    holding: bool = False
     pass_on: Callable[[int], Any] | None = None
 
 
@@ -136,6 +139,16 @@ def _hear(number: int, frame: Any) -> None:
     raise Stopped(number)
 
 
+def _forget() -> None:
+    """In a fork, which is no program of its own: its signals are not its parent's."""
+    with suppress(ValueError):  # where it is not the main thread that goes on
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            if signal.getsignal(number) is _hear:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _request.number, _request.holding, _request.pass_on = 0, False, None
+
+
 def _watch_over_main_thread() -> None:
     """End the process where a signal is to end it and Python's handler is not called, as in a collective that hangs.
 
@@ -150,11 +163,13 @@ def _watch_over_main_thread() -> None:
         os.close(writing)
         return
 
+    os.register_at_fork(after_in_child=_forget)
+
     def watch() -> None:
         again = False
         while True:
             numbers, arrival = os.read(reading, 4096), time.monotonic()
-            wanted = [number for number in numbers if number in SIGNALS]
+            wanted = [number for number in numbers if signal.getsignal(number) is _hear]
             if wanted and (again or not _request.holding):
                 time.sleep(STUCK)
                 if _request.answered < arrival - SAME:  # less the time this thread may have waited for its turn

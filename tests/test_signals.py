@@ -136,6 +136,15 @@ def test_a_program_that_takes_long_to_tidy_up_is_left_alone(program):
     assert ended(process) == (143, "done\n", "")
 
 
+def test_a_fork_has_signals_of_its_own(program):
+    """It ends by its default, and its parent, whose handler was not called, lives on."""
+    code = "import os\nsignals.STUCK = 0.3\nchild = os.fork()\nif not child: time.sleep(60)\n"
+    process = program(
+        code + "print('ready', flush=True)\nos.kill(child, 15)\nprint(os.waitpid(child, 0)[1])\ntime.sleep(1)"
+    )
+    assert ended(process) == (0, "15\n", "")
+
+
 def test_handlers_of_a_program_that_only_trains_are_put_back():
     before = {number: signal.getsignal(number) for number in SIGNALS}
     from sde_diffusion import signals

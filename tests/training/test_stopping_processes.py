@@ -1,4 +1,4 @@
-"""Two processes (gloo): a signal to either, to both or to their group, or the death of either, ends all of them soon."""
+"""Two processes (gloo): a signal to either, to both or to their group, or the death of either, soon ends them all."""
 
 import itertools
 import os

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from sde_diffusion import signals
+
+log = logging.getLogger(__name__)
 
 
 class Agreement:
@@ -81,6 +84,10 @@ class StopBetweenSteps(Callback):
         if stage == "fit":
             trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+            if trainer.is_global_zero and getattr(
+                trainer._accelerator_connector.cluster_environment, "auto_requeue", 0
+            ):
+                log.info("Slurm's warning (SIGUSR1) ends the run with a checkpoint; it does not requeue the job")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the end of the step."""
@@ -96,19 +103,18 @@ class StopBetweenSteps(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See up to which batch all processes take part: one may have a batch less than another."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        self._breakable = 0
+        if trainer.state.fn != TrainerFn.FITTING or self._agreed is None:  # or in Lightning's check before training
             return
-        assert self._agreed is not None
-        batches = self._agreed.least(int(min(trainer.num_val_batches[0], 2**31)))
-        self._breakable = 0 if trainer.should_stop or unfinished(trainer) else batches
-        if self._breakable:
+        if not trainer.should_stop and not unfinished(trainer):
+            self._breakable = self._agreed.least(int(min(trainer.num_val_batches[0], 2**31)))
             self._stop_if_asked(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Stop before a batch of a validation, if asked."""
-        if batch_idx < self._breakable and dataloader_idx == 0 and trainer.validating and not trainer.sanity_checking:
+        if batch_idx < self._breakable and dataloader_idx == 0:
             self._stop_if_asked(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

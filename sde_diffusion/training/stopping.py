@@ -85,7 +85,7 @@ class StopBetweenSteps(Callback):
             trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
             if trainer.is_global_zero and getattr(
-                trainer._accelerator_connector.cluster_environment, "auto_requeue", 0
+                trainer._accelerator_connector.cluster_environment, "auto_requeue", False
             ):
                 log.info("Slurm's warning (SIGUSR1) ends the run with a checkpoint; it does not requeue the job")
 

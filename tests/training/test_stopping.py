@@ -170,3 +170,22 @@ def test_a_signal_at_every_place(unbroken: tuple[int, int, dict[str, Any]], tmp_
         except (AssertionError, pytest.fail.Exception) as error:
             wrong[k] = str(error)[:200]
     assert not wrong
+
+
+class Crash(Callback):
+    """An error where nothing is written any more, as at a power cut."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 4:
+            raise ArithmeticError
+
+
+def test_the_state_after_a_validation_within_a_step(unbroken: tuple[int, int, dict[str, Any]], tmp_path: Path) -> None:
+    """Validations come every five batches: of two batches a step, between the halves of the third step."""
+    accumulate, _, expected = unbroken
+    with pytest.raises(ArithmeticError):
+        run(tmp_path, Crash(), accumulate_grad_batches=accumulate, val_check_interval=5 if accumulate > 1 else 3)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    if accumulate > 1:
+        run(tmp_path, ckpt=tmp_path / "last.ckpt", accumulate_grad_batches=accumulate)
+        assert_same(left(tmp_path), expected)

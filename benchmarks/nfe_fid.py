@@ -27,7 +27,6 @@ from sde_diffusion.commands.app import command, plain, whole
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import difference
-from sde_diffusion.overrides import setting
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
 
@@ -56,14 +55,10 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     if kept := len(list((out / ".points").glob("*"))):
         log.info("resuming: %d of %d points are finished or begun", kept, len(points))
     with progress.bar("network passes", sum(point.nfe for point in points)) as bar:
-        try:
-            for point in points:
-                bar.update(name=f"{point.name}, {point.nfe} passes")
-                found[point] = bench.measure(point)
-                bar.update(advance=point.nfe)
-        except KeyboardInterrupt:
-            log.warning("what was drawn is kept: the same command with %s resumes there", setting("out", out))
-            raise
+        for point in points:
+            bar.update(name=f"{point.name}, {point.nfe} passes")
+            found[point] = bench.measure(point)
+            bar.update(advance=point.nfe)
     rows = [_row(cfg, bench, name, nfe, found) for nfe in sorted(cfg.nfe) for name in bench.rows]
     best = [_best(cfg, bench, nfe, rows, found) for nfe in sorted(cfg.nfe)]
     text = markdown(cfg, bench, rows, best)

@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from sde_diffusion import signals
 from sde_diffusion.checks import check_count
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.overrides import setting
@@ -80,9 +81,11 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
         processes: Whether several processes of it work together in one folder, which the first then holds for all.
         **arguments: What else the task is called with.
 
-    Exits with status 1 and one message on a user's mistake, with 130 on Ctrl-C. A run of a multirun that fails does not
-    keep the others from running: it is told where it happens and once more at the end.
+    Exits with status 1 and one message on a user's mistake, and with 128 + number on a signal that asks it to end: 130
+    on Ctrl-C, 143 on SIGTERM. A run of a multirun that fails does not keep the others from running: it is told where it
+    happens and once more at the end.
     """
+    signals.listen()
     for resolver in (run_folder, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     sys.argv = nulls(sys.argv)
@@ -96,11 +99,17 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
     def told(cfg: DictConfig) -> Any:
         try:
             with telling():  # inside Hydra too, which would print its own report of an exception that passes through
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    signals.release()  # what came when the run before this one could no longer be stopped
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
                 with _held(name) if not processes or _rank() == 0 else nullcontext():
                     return run(cfg, **arguments)
         except (SystemExit, Exception) as error:
-            stops = isinstance(error, SystemExit) and error.code != 1  # Ctrl-C
+            stops = isinstance(error, signals.Stopped)
+            if stops and not processes:  # which tells of its own
+                asked = HydraConfig.get()
+                out = asked.sweep.dir if asked.mode == RunMode.MULTIRUN else asked.runtime.output_dir
+                log.warning("what was finished is kept: the same command with %s resumes there", setting("out", out))
             if HydraConfig.get().mode != RunMode.MULTIRUN or stops:
                 raise
             if not isinstance(error, SystemExit):
@@ -137,7 +146,7 @@ class RunFailedError(Exception):
 
 @contextmanager
 def telling() -> Iterator[None]:
-    """Turn a user's mistake into one message and exit status 1, and Ctrl-C into status 130."""
+    """Turn a user's mistake into one message and exit status 1; a signal's status is 128 + number by itself."""
     try:
         yield
     except UserError as error:
@@ -160,9 +169,6 @@ def telling() -> Iterator[None]:
         if "srun" not in str(error):
             raise
         _fail(f"hydra/launcher: {error} Without one, leave the launcher out, or take hydra/launcher=submitit_local")
-    except KeyboardInterrupt:
-        log.warning("interrupted")
-        sys.exit(130)
 
 
 def nulls(arguments: Sequence[str]) -> list[str]:

@@ -64,9 +64,6 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
         )
     except ValueError as error:  # what a sampler can only tell once it knows the model's path
         raise UserError(f"{error}{given('sampler')}") from error
-    except KeyboardInterrupt:
-        log.warning("what was drawn is kept: the same command with %s resumes there", setting("out", folder.parent))
-        raise
 
 
 def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:

@@ -25,7 +25,6 @@ from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, Level
 from sde_diffusion.density.scoring import COLUMNS, Scoring
 from sde_diffusion.density.summary import in_own_units, per_dim, plus_minus, quoted, summary
 from sde_diffusion.errors import UserError
-from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.ode_adams import ROUGH
 from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.storage import record
@@ -80,12 +79,8 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     run = ScoringRun(cfg, model, device, scoring, prior, out / ".scores")
     begin = time.perf_counter()
     other = against_data(cfg, model, data)
-    try:
-        scores = {split: run.score(scored, split) for split in splits}
-        strange = None if other is None else run.score(other, other.splits[0])
-    except KeyboardInterrupt:
-        log.warning("what was scored is kept: the same command with %s resumes there", setting("out", out))
-        raise
+    scores = {split: run.score(scored, split) for split in splits}
+    strange = None if other is None else run.score(other, other.splits[0])
     size = math.prod(model.data["shape"])
     if not any(bool(values["log_prob"].isfinite().any()) for values in scores.values()):
         raise UserError(f"no solver brings an item of {scored.name} to the prior: try method=dopri5, or larger rtol=")

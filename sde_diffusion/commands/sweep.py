@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +30,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sde_diffusion import progress
+from sde_diffusion import progress, signals
 from sde_diffusion.commands.app import config_folder, explain, nulls, whole
 from sde_diffusion.commands.sweep_file import MODULE, Point, Sweep, read_sweep
 from sde_diffusion.errors import UserError
@@ -183,13 +184,20 @@ def _execute(run: Run) -> bool:
     with run.output.open("a") as output:
         _hold(output, run)
         output.truncate(0)
+        signals.hold()  # so that there is no moment at which a run has begun that a signal would not end too
         process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
+            signals.release()
             process.wait()
-        except KeyboardInterrupt:
-            process.terminate()  # where Ctrl-C did not reach it too
-            process.wait()
+        except signals.Stopped:  # the run begins anew when the sweep is resumed
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
             raise
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
     return process.returncode == 0 and _finished(run)
 
 

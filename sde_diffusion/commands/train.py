@@ -16,7 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sde_diffusion import signals
 from sde_diffusion.commands.app import given, overrides, plain, typed
+from sde_diffusion.commands.processes import LostProcessError, is_follower, processes
 from sde_diffusion.commands.resuming import KEPT_GROUPS, callback_settings, limit_reached, read_run, resumed
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
+
+NOTHING_KEPT = "There is nothing to resume from yet: start it again."
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -68,19 +72,31 @@ def train(cfg: DictConfig) -> dict[str, float]:
         _record(cfg, model, trainer, folder)
         _announce(cfg, model, data, folder)
     last = folder / "checkpoints" / "last.ckpt"
+    last = next((callback.path for callback in trainer.checkpoint_callbacks if hasattr(callback, "path")), last)
+    begun = _written(last)
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
-    except SystemExit as end:  # what Lightning makes of Ctrl-C
-        if not trainer.interrupted:
-            raise
-        if trainer.is_global_zero and last.is_file():
-            log.info("Resume with: %s", command_line("sde_diffusion.train", ckpt=last))
-        raise KeyboardInterrupt from end
+        with processes(trainer):
+            trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
+    except (signals.Stopped, LostProcessError) as end:
+        if is_follower():  # without a status, at which Lightning's observer would kill the first process
+            raise SystemExit(0) from None
+        kept = last if _written(last) != begun else cfg.ckpt  # an older file there may be of other steps
+        advice = f"Resume with: {command_line('sde_diffusion.train', ckpt=kept)}" if kept else NOTHING_KEPT
+        if isinstance(end, LostProcessError):
+            raise UserError(f"{end}\n{advice}") from end
+        if trainer.is_global_zero:
+            log.info("Stopped by %s. %s", end.signal_name, advice)
+        raise
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         _finish(folder, metrics)
         _conclude(folder, last)
     return metrics
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written, in ns; None where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
@@ -139,6 +155,7 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     from sde_diffusion.config import build
     from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
     from sde_diffusion.training.module import check_precision
+    from sde_diffusion.training.stopping import StopBetweenSteps
 
     callbacks = []
     for node in cfg.callbacks.values():
@@ -157,6 +174,8 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
         value = options[name]
         if not isinstance(value, int) or (value < 1 and (name, value) != ("max_steps", -1)):
             raise UserError(f"trainer.{name} must be a whole number, {allowed}; got trainer.{name}={value}")
+    if not any(isinstance(callback, StopBetweenSteps) for callback in callbacks):  # without LastCheckpoint
+        callbacks.append(StopBetweenSteps())
     try:
         trainer = Trainer(
             default_root_dir=folder,
@@ -186,8 +205,12 @@ def _refuse(cfg: DictConfig, folder: Path) -> None:
             "a multirun with trainer.strategy=ddp would start the whole sweep again in every process: take "
             "trainer.strategy=ddp_spawn, or one process per run with a wandb sweep"
         )
-    if not cfg.ckpt and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("*.ckpt")):
-        resume = setting("ckpt", folder / "checkpoints" / "last.ckpt")
+    # A run that was killed after its first validation may have best.ckpt alone.
+    there = sorted(
+        (folder / "checkpoints").glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime)
+    )
+    if not cfg.ckpt and there:
+        resume = setting("ckpt", there[-1])
         raise UserError(
             f"{folder} holds a run already: resume it with {resume}, or choose another folder with hydra.run.dir=DIR"
         )

@@ -93,6 +93,7 @@ def command(name: str, task: Callable[..., Any] | None = None, **arguments: Any)
     def told(cfg: DictConfig) -> Any:
         try:
             with telling():  # inside Hydra too, which would print its own report of an exception that passes through
+                importlib.import_module(f"{__package__}.schema").check(name, cfg)
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
                 return run(cfg, **arguments)
         except (SystemExit, Exception) as error:

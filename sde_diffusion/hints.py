@@ -26,6 +26,9 @@ from sde_diffusion.reprs import shown
 _BEYOND = 2**63
 """The least whole number that no tensor holds."""
 
+_UNTOLD: tuple[Any, ...] = (Any, object, Tensor)
+"""Hints that say nothing of a value in a configuration; of tensors their constructors tell."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -70,8 +73,9 @@ def fits(value: Any, hint: Any) -> bool:
         return value is None
     if typing.is_typeddict(kind):
         known = typing.get_type_hints(kind, include_extras=True)
-        return isinstance(value, Mapping) and all(name in known and fits(value[name], known[name]) for name in value)
-    if not isinstance(kind, type) or kind in (Any, object, Tensor):
+        complete = isinstance(value, Mapping) and kind.__required_keys__ <= value.keys() <= known.keys()
+        return complete and all(fits(one, known[name]) for name, one in value.items())
+    if kind in _UNTOLD or not isinstance(kind, type):
         return True
     if kind in (int, float):
         number = real(value)
@@ -96,7 +100,9 @@ def words(hint: Any) -> str:
     if kind is Annotated:
         return next((rule.words for rule in inner[1:] if isinstance(rule, Rule)), words(inner[0]))
     if kind in (typing.Union, types.UnionType):
-        said = list(dict.fromkeys(words(one) for one in inner))
+        names = [name for one in inner if typing.get_origin(one) is Literal for name in typing.get_args(one)]
+        others = [one for one in inner if typing.get_origin(one) is not Literal]
+        said = list(dict.fromkeys(words(one) for one in [*([Literal[tuple(names)]] if names else []), *others]))
         return " or ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
     if kind is Literal:
         return f"{'' if len(inner) == 1 else 'one of '}{', '.join(map(str, inner))}"
@@ -110,7 +116,7 @@ def words(hint: Any) -> str:
         return plain[kind]
     if kind is Callable:
         return "a function (in Python)"
-    if kind is Any or not isinstance(kind, type) or issubclass(kind, Mapping):
+    if kind in _UNTOLD or not isinstance(kind, type) or issubclass(kind, Mapping):
         return "settings {KEY: VALUE}"
     if kind in (tuple, list, Sequence, Iterable):
         fixed = kind is tuple and inner[-1:] != (...,)
@@ -126,10 +132,10 @@ def check(key: str, value: Any, hint: Any) -> None:
     """
     if fits(value, hint):
         return
-    got = setting(key, value) if isinstance(value, str | int | float | None) else f"{key}={shown(value)}"
+    got = value if isinstance(value, str) else "null" if value is None else shown(value)
     number = real(value) is not None and fits("text", hint)
     quotes = f" (text made of digits needs quotes: {setting(key, str(value))})" if number else ""
-    raise UserError(f"{key} must be {words(hint)}; got {got}{quotes}")
+    raise UserError(f"{key} must be {words(hint)}; got {key}={got}{quotes}")
 
 
 @cache

@@ -102,14 +102,14 @@ class Look:
         check(key, found, kind)
         return found
 
-    def parts(self, key: str, hint: Any = Any, **given: Any) -> None:
+    def parts(self, key: str, hint: Any = Mapping[str, Any], **given: Any) -> None:
         """Look at several descriptions, each under a name of its own."""
         values = self.value(key)
         if not isinstance(values, Mapping) or not values:
             raise UserError(f"{key} must name some: {_choose(key) or f'{key}={{NAME: ...}}'}; got {key}={values}")
         for name, node in values.items():
-            check(f"{key}.{name}", node, Mapping[str, Any])
-            check(f"{key}.{name}", build(node, f"{key}.{name}", **given), hint)
+            check(f"{key}.{name}", node, hint)
+            build(node, f"{key}.{name}", **given)
 
     def places(self, key: str, kind: type, places: Any) -> None:
         """Look at another data set than the model's own, or at where that one lies now."""

@@ -36,13 +36,21 @@ class Places(TypedDict, total=False):
     path: str | None
 
 
-class Bound(TypedDict, total=False):
+class Bound(TypedDict):
     """Settings of the ELBO."""
 
     steps: Count | None
     draws: Count | None
     decoder: Literal["frequencies", "uniform"]
     t_end: float | None
+
+
+class Entry(TypedDict):
+    """A sampler of `benchmarks.nfe_fid` and the network passes that its steps take."""
+
+    each: Count
+    extra: int
+    sampler: Mapping[str, Any]
 
 
 def _no_limit(what: str) -> Rule:
@@ -168,14 +176,12 @@ def _sweep(look: Look) -> None:
 
 def _nfe_fid(look: Look) -> None:
     from sde_diffusion.data import DataModule
-    from sde_diffusion.sampling import Sampler
 
-    entry = TypedDict("entry", {"each": Count, "extra": int, "sampler": Sampler})
     look.keys(ckpt=str | list[str], exact=bool, nfe=list[Count], long=Count | None, seeds=list[Seed], n=Count)
     look.keys(label=Label, split=Literal["val", "test"], extractor=str | None, level=BetweenZeroAndOne)
     look.places("data", DataModule, Places)
     look.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)
-    look.parts("samplers", entry)
+    look.parts("samplers", Entry)
 
 
 COMMANDS: dict[str, Callable[[Look], None]] = {

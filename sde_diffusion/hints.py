@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -62,7 +63,7 @@ def fits(value: Any, hint: Any) -> bool:
     of any kind. Where a hint says nothing that can be looked at, such as a type variable, any value fits.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    kind = origin or hint
+    kind: Any = origin or hint
     if kind is Annotated:
         return fits(value, inner[0]) and all(rule.holds(value) for rule in inner[1:] if isinstance(rule, Rule))
     if kind in (typing.Union, types.UnionType):
@@ -82,7 +83,7 @@ def fits(value: Any, hint: Any) -> bool:
         whole = kind is float or (number is not None and number % 1 == 0 and -_BEYOND <= number < _BEYOND)
         return number is not None and math.isfinite(number) and whole
     if kind in (str, Path):
-        return isinstance(value, str | Path)
+        return isinstance(value, str | Path) and bool(str(value).strip())
     if issubclass(kind, Mapping):
         return isinstance(value, Mapping) and (not inner or all(all(map(fits, item, inner)) for item in value.items()))
     if kind in (tuple, list, Sequence, Iterable):
@@ -96,7 +97,7 @@ def fits(value: Any, hint: Any) -> bool:
 def words(hint: Any) -> str:
     """What a hint allows, as said after "must be"."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    kind = origin or hint
+    kind: Any = origin or hint
     if kind is Annotated:
         return next((rule.words for rule in inner[1:] if isinstance(rule, Rule)), words(inner[0]))
     if kind in (typing.Union, types.UnionType):
@@ -110,17 +111,18 @@ def words(hint: Any) -> str:
         return "null"
     if typing.is_typeddict(kind):
         known = typing.get_type_hints(kind, include_extras=True)
-        return f"settings of {', '.join(f'{name} ({words(one)})' for name, one in known.items())}"
+        return f"settings {{{', '.join(f'{name}: {words(one)}' for name, one in known.items())}}}"
     plain = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}
     if kind in plain:
         return plain[kind]
     if kind is Callable:
         return "a function (in Python)"
-    if kind in _UNTOLD or not isinstance(kind, type) or issubclass(kind, Mapping):
+    if kind in _UNTOLD or not inspect.isclass(kind) or issubclass(kind, Mapping):
         return "settings {KEY: VALUE}"
     if kind in (tuple, list, Sequence, Iterable):
         fixed = kind is tuple and inner[-1:] != (...,)
-        return f"a list of {f'{len(inner)}, ' if fixed else ''}each {words(inner[0])}" if inner else "a list"
+        each = re.sub(r"^an? ((?:\w+ )*?number)\b", r"\1s", words(inner[0])) if inner else ""
+        return f"a list of {f'{len(inner)} ' if fixed else ''}{each}" if each else "a list"
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__} {{_target_: CLASS, ...}}"
 
 
@@ -132,6 +134,15 @@ def check(key: str, value: Any, hint: Any) -> None:
     """
     if fits(value, hint):
         return
+    for one in (hint, *typing.get_args(hint)):
+        if typing.is_typeddict(one) and isinstance(value, Mapping):
+            known = typing.get_type_hints(one, include_extras=True)
+            for name in [*value, *known]:
+                if name not in known:
+                    raise UserError(f"unknown key {key}.{name}{did_you_mean(name, known)}; allowed: {', '.join(known)}")
+                if name in one.__required_keys__ and name not in value:
+                    raise UserError(f"{key}.{name} must be given: add {key}.{name}=VALUE")
+                check(f"{key}.{name}", value.get(name), known[name])
     got = value if isinstance(value, str) else "null" if value is None else shown(value)
     number = real(value) is not None and fits("text", hint)
     quotes = f" (text made of digits needs quotes: {setting(key, str(value))})" if number else ""

@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.overrides import setting
@@ -206,6 +206,8 @@ def explain(error: BaseException) -> str:
         return f"{group}={name} is not a choice{hint}; choose {group}= from {', '.join(error.options)}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key or 'the command line'}: {str(error).splitlines()[0]}"
     absent = re.match(r"Could not override '(\w+)'", str(error))
     if absent and absent[1] == "sweeps":
         return "sweeps= is not a group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
@@ -233,7 +235,7 @@ def explain(error: BaseException) -> str:
             if getattr(cause, "key", None) is not None and cause.key not in parent:
                 return unknown_key(str(cause.full_key or cause.key), parent)
         cause = cause.__cause__
-    return str(error).strip()
+    return " ".join(str(error).split())
 
 
 def unknown_key(key: str, parent: DictConfig) -> str:

@@ -22,10 +22,11 @@ from sde_diffusion.hints import (
     Positive,
     Rule,
     at_least,
+    words,
 )
 
 Seed = Annotated[int, Rule(lambda n: True, "a whole number of at most 64 bits")]
-Label = int | str | None
+Label = Annotated[int | str | None, Rule(lambda label: True, "the number or the name of a class, or null")]
 Split = Literal["train", "val", "test"]
 
 
@@ -51,6 +52,11 @@ class Entry(TypedDict):
     each: Count
     extra: int
     sampler: Mapping[str, Any]
+
+
+def _some(hint: Any, example: str) -> Any:
+    """A list that is not empty."""
+    return Annotated[list[hint], Rule(bool, f"{words(list[hint])}, such as {example}")]
 
 
 def _no_limit(what: str) -> Rule:
@@ -177,7 +183,8 @@ def _sweep(look: Look) -> None:
 def _nfe_fid(look: Look) -> None:
     from sde_diffusion.data import DataModule
 
-    look.keys(ckpt=str | list[str], exact=bool, nfe=list[Count], long=Count | None, seeds=list[Seed], n=Count)
+    look.keys(ckpt=str | list[str], exact=bool, long=Count | None, n=Count)
+    look.keys(nfe=_some(Count, "[5,10]"), seeds=_some(Seed, "[0]"))
     look.keys(label=Label, split=Literal["val", "test"], extractor=str | None, level=BetweenZeroAndOne)
     look.places("data", DataModule, Places)
     look.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)

@@ -40,7 +40,8 @@ def refusal(command, *overrides):
         with contextlib.redirect_stderr(told), app.telling():
             schema.check(command, composed(command, [*GIVEN[command], *overrides]))
     except SystemExit as end:
-        assert end.code == 1
+        if end.code != 1:
+            raise
         return told.getvalue().removeprefix("error: ").rstrip("\n")
     return None
 

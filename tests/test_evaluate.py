@@ -197,7 +197,7 @@ REFUSED = {
     "floats": (["samples=floats.npz", "data=digits"], ["uint8", "float32"]),
     "other arrays": (["samples=other.npz", "data=digits"], ["no array named images or points"]),
     "labels of another length": (["samples=labels.npz", "data=digits"], ["labels must be integers [40]"]),
-    "no metrics": (["samples=own.npz", "data=digits", "metrics=[]"], ["metrics must name some"]),
+    "no metrics": (["samples=own.npz", "data=digits", "metrics=[]"], ["metrics is needed: choose metrics= from"]),
     "a label for a file": (
         ["samples=own.npz", "data=digits", "label=3", "n=5"],
         ["label= and n= cannot be given with samples="],

@@ -56,7 +56,7 @@ WRONG = {
     "network.embedding_dim=7": "network.embedding_dim must be even and at least 4; got 7",
     "network.embedding=foo": "network.embedding",
     "network._target_=os.system": "network._target_: 'os.system' is not a class of sde_diffusion",
-    "denoiser.sigma_data=-1": "denoiser.sigma_data must be positive",
+    "denoiser.sigma_data=-1": "denoiser.sigma_data (the data's standard deviation) must be positive",
     "denoiser=v sde=ve": "denoiser.prediction 'v' is defined on variance-preserving paths only",
     "sde.beta_min=30": "sde: VPSDE needs 0 < beta_min <= beta_max",
     "objective.times.std=0": "objective.times.std must be positive",
@@ -79,16 +79,15 @@ ELSEWHERE = {
     "evaluate": {
         "level=1": "level must be a number between 0 and 1",
         "metrics.prdc.k=0": "metrics.prdc.k must be a whole number of at least 1",
-        "metrics=[]": "metrics must name some",
+        "metrics=[]": "metrics is needed: choose metrics= from energy",
         "resize=1": "resize must be true or false",
         "reference=foo": "reference must be one of sampled, fixed",
         "data=mnist": "data.root must be given",
-        "data.root=5": "data must be settings {root: text or null, path: text or null}",
+        "data.root=5": "data.root must be text or null; got data.root=5",
     },
     "likelihood": {
         "elbo.draws=0": "elbo.draws must be a whole number of at least 1",
         "elbo.t_end=nan": "elbo.t_end must be a finite number or null",
-        "~elbo.steps": "elbo.steps must be given",
         "rtol=0": "rtol must be a positive number",
         "trace=foo": "trace must be one of hutchinson",
         "steps=10": "adams chooses its own steps",
@@ -122,7 +121,7 @@ def test_refused_by_the_other_commands(command, typed):
     message = refusal(command, typed)
     assert message is not None
     assert "\n" not in message
-    assert ELSEWHERE[command][typed].split("{root")[0] in message
+    assert ELSEWHERE[command][typed] in message
 
 
 @pytest.mark.parametrize("command", GIVEN)
@@ -133,9 +132,10 @@ def test_every_key_is_known_to_the_schema(command):
     look = Look(cfg)
     COMMANDS[command](look)
     assert set(cfg) - look.seen <= {"out", "ckpt"}
-    for key in keys_of(cfg):
-        if "." in key and not key.endswith("_target_"):
-            assert refusal(command, f"{key}={{a: {{b: 1}}}}") is not None or "options" in key, key
+    if command == "train":  # the groups that the others have are the same
+        for key in keys_of(cfg):
+            if "." in key and not key.endswith("_target_"):
+                assert refusal(command, f"{key}={{a: {{b: 1}}}}") is not None or "options" in key, key
 
 
 def test_whole_numbers_may_be_written_as_fractions():
@@ -175,6 +175,9 @@ def test_hints():
     assert words(at_least(2, 5).words and Count | None) == "a whole number of at least 1 or null"
 
 
+EXAMPLES = 20
+
+
 def overrides(command):
     """Lists of up to four settings: each a key of the command, a choice of a group, a deletion or an addition."""
     cfg = composed(command, GIVEN[command])
@@ -202,7 +205,9 @@ def overrides(command):
 def test_any_overrides(command):
     """One message, or none; and never another exception, which `refusal` would let pass."""
 
-    @settings(max_examples=35, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(overrides(command))
     def look(typed):
         message = refusal(command, *typed)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class Look:
         """Let a value stand in for one that is missing or null until the data are known."""
         where, _, name = key.rpartition(".")
         parent = self.trial.get(where)
-        if isinstance(parent, DictConfig) and (OmegaConf.is_missing(parent, name) or parent.get(name) is None):
+        own = isinstance(parent, DictConfig) and not OmegaConf.is_interpolation(parent, name)
+        if own and (OmegaConf.is_missing(parent, name) or parent.get(name) is None):
             with open_dict(parent):
                 parent[name] = value
             self.filled.add(key)
@@ -153,10 +154,7 @@ class Look:
                 raise UserError(
                     f"{where} must be null, or describe a {kind.__name__}, {{_target_: CLASS, ...}}; got {where}={node}"
                 )
-            try:
-                cls = hydra.utils.get_class(str(node["_target_"]))
-            except Exception as error:
-                raise UserError(f"{where}._target_: {error}") from error
+            cls = _find_class(f"{where}._target_", str(node["_target_"]))
             arguments = {name: value for name, value in node.items() if not name.startswith("_")}
             for argument, fallback in fallbacks.items():
                 if argument in arguments:
@@ -165,6 +163,18 @@ class Look:
             check_arguments(cls, arguments, where)
             if cls.__module__.startswith(f"{PACKAGE}.") and fallbacks:
                 call(cls, arguments, where)
+
+
+def _find_class(key: str, target: str) -> type:
+    """A class of any library, by its dotted path."""
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{key}={target}: {error}") from error
+    if not isinstance(found, type):
+        raise UserError(f"{key} must name a class, MODULE.CLASS; got {key}={target}")
+    return found
 
 
 class _Unset(TorchFunctionMode):

@@ -23,9 +23,10 @@ GIVEN = {
 def composed(command, overrides):
     """A command's configuration, as Hydra hands it over."""
     OmegaConf.register_new_resolver("run_folder", app.run_folder, replace=True)
+    overrides = app.nulls(overrides)
     app.check_groups(overrides)
     with hydra.initialize_config_dir(str(app.config_folder()), version_base="1.3"):
-        cfg = hydra.compose(command, overrides=app.nulls(overrides), return_hydra_config=True)
+        cfg = hydra.compose(command, overrides=overrides, return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = "/nowhere/run"
         HydraConfig.instance().set_config(cfg)

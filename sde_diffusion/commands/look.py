@@ -98,7 +98,7 @@ class Look:
         values = self.value(key)
         if not isinstance(values, Mapping) or "_target_" not in values:
             raise UserError(f"{key} must describe a {kind.__name__}: {_choose(key)}, or {{_target_: CLASS, ...}}")
-        given = {name: value for name, value in given.items() if isinstance(values.get(name), Mapping)}
+        given = {name: value for name, value in given.items() if values.get(name) == self.value(name)}
         found = build({name: value for name, value in values.items() if name not in given}, key, **given)
         check(key, found, kind)
         return found

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import given, plain, whole
+from sde_diffusion.commands.app import given, plain
 from sde_diffusion.commands.loading import check_label, checkpoint_digest, class_numbers
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
@@ -82,13 +82,11 @@ def check_seeds(cfg: DictConfig) -> range:
     """The seeds of n samples, seed, seed + 1, ...
 
     Args:
-        cfg: A configuration with n, seed and batch_size.
+        cfg: A configuration with n and seed.
 
     Raises:
-        UserError: If one of them is not a whole number, n or batch_size is not positive, or a seed exceeds 64 bits.
+        UserError: If a seed exceeds 64 bits.
     """
-    for key, least in (("n", 1), ("batch_size", 1), ("seed", -(2**63))):
-        whole(cfg, key, least)
     if cfg.seed + cfg.n > 2**63:
         raise UserError(f"seeds must lie below 2^63; got seed={cfg.seed} for n={cfg.n} samples")
     return range(cfg.seed, cfg.seed + cfg.n)

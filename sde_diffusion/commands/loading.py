@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import config_folder, plain
+from sde_diffusion.commands.app import plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.units import Units
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PLACES = {"root": "DIR", "path": "FILE"}
+_PLACES = ("root", "path")
 """Where data lie: null where the model's own data lie where they lay in training, or the data set has no such key."""
 
 
@@ -138,7 +137,6 @@ def take_units(data: DataModule, model: ScoreModel) -> None:
 def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     chosen = plain(cfg.data)
     if chosen.get("_target_"):
-        _check_places(chosen)
         data = load_named({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})
         if model is not None and data.name != model.data["name"]:
             log.warning("the model was trained on %s, and these are %s", model.data["name"], data.name)
@@ -148,19 +146,9 @@ def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     return load_named({**model.data["config"], **{key: value for key, value in chosen.items() if value is not None}})
 
 
-def _check_places(chosen: dict[str, Any]) -> None:
-    """See that a data set that lies somewhere is given its place, which the group's file asks for."""
-    name = HydraConfig.get().runtime.choices["data"]
-    own = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))
-    assert isinstance(own, dict)
-    for key in _PLACES:
-        if own.get(key) == "???" and chosen[key] is None:
-            raise UserError(f"data={name} needs its place: add data.{key}={_PLACES[key]}")
-
-
 def load_named(node: dict[str, Any]) -> DataModule:
     """The data set that a configuration describes, read."""
-    data: DataModule = build(node).prepare()
+    data: DataModule = build(node, "data").prepare()
     return data
 
 

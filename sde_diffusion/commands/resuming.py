@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sde_diffusion.commands import schema
 from sde_diffusion.commands.app import overrides, plain, typed, unknown_key
 from sde_diffusion.errors import UserError
 
@@ -81,6 +82,7 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
                 if not override.is_add() or override.is_force_add():
                     _expect_key(found, key)
                 OmegaConf.update(found, key, override.value(), force_add=True)
+    schema.check("train", found, resumed=True)
     return found
 
 

@@ -54,7 +54,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     result = fresh(out / "samples.npz", cfg.overwrite, parts)
     grid, *film = (out / name for name in ("grid.png", "film.png", "film.gif"))
     seeds = check_seeds(cfg)
-    if not isinstance(cfg.film, int) or not 0 <= cfg.film <= cfg.n:
+    if cfg.film > cfg.n:
         raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
     model, device = load_model(cfg)
     drawn = draw(cfg, model, device, parts)

@@ -31,7 +31,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sde_diffusion import progress, signals
-from sde_diffusion.commands.app import config_folder, explain, nulls, whole
+from sde_diffusion.commands import schema
+from sde_diffusion.commands.app import check_groups, config_folder, explain, nulls
 from sde_diffusion.commands.sweep_file import MODULE, Point, Sweep, read_sweep
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, hydra_value, setting
@@ -84,9 +85,6 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
         UserError: If file, settings or folder do not allow it, or runs failed (the others have been run then).
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    whole(cfg, "seed", 0)
-    if cfg.n is not None:
-        whole(cfg, "n", 1)
     path = _find(str(cfg.file))
     described = read_sweep(path)
     fixed = [word for word in added if word.partition("=")[0] in described.swept()]
@@ -130,11 +128,15 @@ def _find(file: str) -> Path:
 
 
 def _compose(run: Run, path: Path) -> None:
-    """See that a run's settings exist before any is run."""
+    """See that a run can work with its settings before any is run."""
+    typed = nulls(run.overrides)
     try:
-        cfg = hydra.compose("train", overrides=nulls(run.overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: {' '.join(run.overrides)}: {explain(error)}") from error
+        check_groups(typed)
+        cfg = hydra.compose("train", overrides=typed)
+        schema.check("train", cfg)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        message = str(error) if isinstance(error, UserError) else explain(error)
+        raise UserError(f"{path}: {' '.join(run.overrides)}: {message}") from error
     if not any(cfg.logger.values()):
         raise UserError("logger=none writes no metrics, by which a sweep compares its runs: leave it out")
 

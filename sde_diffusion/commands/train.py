@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,14 +112,14 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     Raises:
         UserError: If the configuration or the data do not allow it.
     """
-    from sde_diffusion.config import build
+    from sde_diffusion.config import at_key, build
     from sde_diffusion.training.module import ScoreModel
 
-    data = build(plain(cfg.data)).prepare()
+    data = build(plain(cfg.data), "data").prepare()
     n_classes = data.n_classes if cfg.conditional else 0
     if cfg.conditional and not n_classes:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
-    if not OmegaConf.is_missing(cfg.network, "shape"):  # a resumed run's
+    if "shape" in cfg.network and not OmegaConf.is_missing(cfg.network, "shape"):  # a resumed run's
         built = f"items of shape {list(cfg.network.shape)} and {cfg.network.n_classes} classes"
         has = f"items of shape {list(data.shape)} and {n_classes} classes"
         if built != has:
@@ -129,7 +130,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     with open_dict(cfg):
         cfg.network.shape = list(data.shape)
         cfg.network.n_classes = n_classes
-        if cfg.denoiser.sigma_data is None:
+        if cfg.denoiser.get("sigma_data") is None:
             cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
     try:
         model = ScoreModel(
@@ -140,8 +141,10 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
             seed=cfg.seed,
             **plain(cfg.model),
         )
-    except (TypeError, ValueError) as error:  # such as a word where a number belongs
-        raise UserError(f"model: {error}{given('model')}") from error
+    except UserError as error:  # told by the groups' own names, of which denoiser holds copies
+        raise UserError(re.sub(r"^denoiser\.(network|sde)\b", r"\1", str(error))) from error
+    except ValueError as error:
+        raise UserError(at_key("model", str(error), cfg.model)) from error
     model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
     return data, model
@@ -164,16 +167,12 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
         extra = {}
         if "sampler" in node:
             # Built apart: it may come from a checkpoint, and Hydra would build anything.
-            extra["sampler"] = build(plain(node.sampler or cfg.sampler))
+            extra["sampler"] = build(plain(node.sampler or cfg.sampler), "sampler")
             node = node.copy()
             node.sampler = None
         callbacks.append(instantiate(node, **extra, _convert_="all"))
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
     options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
-    for name, allowed in (("max_steps", "-1 (no limit) or at least 1"), ("val_check_interval", "at least 1")):
-        value = options[name]
-        if not isinstance(value, int) or (value < 1 and (name, value) != ("max_steps", -1)):
-            raise UserError(f"trainer.{name} must be a whole number, {allowed}; got trainer.{name}={value}")
     if not any(isinstance(callback, StopBetweenSteps) for callback in callbacks):  # without LastCheckpoint
         callbacks.append(StopBetweenSteps())
     try:
@@ -191,15 +190,11 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
 
 
 def _refuse(cfg: DictConfig, folder: Path) -> None:
-    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to 2^32 - 1; got seed={cfg.seed}")
-    if not isinstance(cfg.conditional, bool):
-        raise UserError(f"conditional must be true or false; got {cfg.conditional}")
     hydra = HydraConfig.get()
     if (
         hydra.mode == RunMode.MULTIRUN
-        and "ddp" in str(cfg.trainer.strategy)
-        and "spawn" not in str(cfg.trainer.strategy)
+        and "ddp" in str(cfg.trainer.get("strategy"))
+        and "spawn" not in str(cfg.trainer.get("strategy"))
     ):
         raise UserError(
             "a multirun with trainer.strategy=ddp would start the whole sweep again in every process: take "
@@ -259,7 +254,8 @@ def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> No
         log.info("units    %s of the data is [-1, 1] to the model", data.units)
     log.info("path     %s", model.denoiser.sde)
     log.info(
-        "model    %s, %s parameters, prediction %s", cfg.network._target_, f"{parameters:,}", cfg.denoiser.prediction
+        "model    %s, %s parameters, prediction %s",
+        *(cfg.network._target_, f"{parameters:,}", cfg.denoiser.get("prediction", "its own")),
     )
     log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
 

@@ -22,6 +22,7 @@ from sde_diffusion.units import Units
 
 SPLITS = ("train", "val", "test")
 _MOST_CLASSES = 100_000
+_MOST_ITEMS = 1_000_000_000  # of an epoch, whose order is held in memory
 
 
 class Common(TypedDict, total=False):
@@ -65,6 +66,10 @@ class DataModule(LightningDataModule):
         self.batch_size, self.seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
         self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
         self.flip = check_bool("flip", flip)
+        if (items := self.batch_size * self.min_batches_per_epoch) > _MOST_ITEMS:
+            raise ValueError(
+                f"an epoch of {items} items, batch_size x min_batches_per_epoch, is more than the {_MOST_ITEMS} allowed"
+            )
 
     # What a subclass writes
 

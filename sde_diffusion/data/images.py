@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import readable
+from sde_diffusion.storage.files import opened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _GREY_MODES = ("1", "L", "LA", "F")  # and those of integers, which begin with I
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "GIF", "TIFF")  # of others Pillow hands some to other programs
 _PROGRESS_FROM = 2_000  # files
 
 T = TypeVar("T")
@@ -117,10 +119,11 @@ def _open(path: Path, decode: Callable[[Image.Image], R]) -> R:
     """Open an image and have Pillow decode what is wanted of it; any error in that is the file's."""
     from PIL import Image, UnidentifiedImageError
 
-    readable(path)
     try:
-        with Image.open(path) as image:
+        with opened(path) as file, Image.open(file, formats=_FORMATS) as image:
             return decode(image)
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} is too large: {error}; shrink it or remove it (in Python, PIL.Image.MAX_IMAGE_PIXELS moves "
@@ -171,6 +174,8 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
         UserError: If a file is not an image, or has no range.
     """
 
+    from PIL import Image
+
     def decode(image: Image.Image) -> tuple[Header, bool]:
         sideways = image.getexif().get(0x0112, 1) >= 5  # Exif orientations that exchange width and height
         grey = image.mode in _GREY_MODES or image.mode.startswith("I") or _grey_palette(image)
@@ -183,6 +188,9 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
             raise UserError(_no_range(path))
         return found
 
+    # Warnings that do not name the file, of images that are read all the same; the bombs among them are errors.
+    warnings.filterwarnings("ignore", module="PIL")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     return _map(header, paths, threads, "Looking at images")
 
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _GREY_MODES = ("1", "L", "LA", "F")  # and those of integers, which begin with I
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "GIF", "TIFF")  # of others Pillow hands some to other programs
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 _PROGRESS_FROM = 2_000  # files
 
 T = TypeVar("T")
@@ -115,12 +116,21 @@ def _no_range(path: Path) -> str:
     return f"{path} has 32-bit integers, whose range is not known: set data.range=[lo,hi], such as [0,65535]"
 
 
+@cache
+def _formats() -> list[str]:
+    """The kinds of images that are read, whatever a file's name says: some others Pillow hands to other programs."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def _open(path: Path, decode: Callable[[Image.Image], R]) -> R:
     """Open an image and have Pillow decode what is wanted of it; any error in that is the file's."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with opened(path) as file, Image.open(file, formats=_FORMATS) as image:
+        with opened(path) as file, Image.open(file, formats=_formats()) as image:
             return decode(image)
     except UserError:
         raise
@@ -173,7 +183,6 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
     Raises:
         UserError: If a file is not an image, or has no range.
     """
-
     from PIL import Image
 
     def decode(image: Image.Image) -> tuple[Header, bool]:

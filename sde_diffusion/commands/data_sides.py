@@ -19,6 +19,7 @@ from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.drawing import measured
 from sde_diffusion.commands.loading import random_order
 from sde_diffusion.data import DataModule, Split
+from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import (
     FAKE,
     REAL,
@@ -33,7 +34,6 @@ from sde_diffusion.metrics import (
     reference_statistics,
     untrained_name,
 )
-from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import readable, writing
 
 _PCA_ITEMS = 2000  # of the training split, of which components are taken

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from sde_diffusion.checks import check_count
+from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.overrides import setting
 
@@ -92,7 +93,10 @@ def command(name: str, task: Callable[..., Any] | None = None, **arguments: Any)
 
     def told(cfg: DictConfig) -> Any:
         try:
-            with telling():  # inside Hydra too, which would print its own report of an exception that passes through
+            with (
+                telling(),
+                within_limits(name),
+            ):  # inside Hydra too, which would print its own report of an exception that passes through
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
                 return run(cfg, **arguments)
         except (SystemExit, Exception) as error:
@@ -104,7 +108,7 @@ def command(name: str, task: Callable[..., Any] | None = None, **arguments: Any)
             failed.append(HydraConfig.get().runtime.output_dir)
             raise RunFailedError(failed[-1]) from None  # which Hydra keeps until the other runs are done
 
-    with telling():
+    with telling(), within_limits(name):
         try:
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(told)()
         except RunFailedError as error:
@@ -169,7 +173,9 @@ def plain(node: Any) -> Any:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    # Names of files and members come from others: what a terminal would act on is shown in place of done.
+    shown = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in message)
+    print(f"error: {shown}", file=sys.stderr)
     sys.exit(1)
 
 

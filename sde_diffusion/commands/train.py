@@ -21,6 +21,7 @@ from sde_diffusion.commands.resuming import KEPT_GROUPS, callback_settings, limi
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
 from sde_diffusion.storage import record
+from sde_diffusion.storage.memory import check_fits
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -55,6 +56,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     data, model = build_model(cfg)
     trainer = _trainer(cfg, model, folder)
     data.check_processes(trainer.world_size)
+    if trainer.strategy.root_device.type == "cpu":
+        n = sum(p.numel() for p in model.denoiser.parameters())
+        wanted = f"training {n:,} parameters, with their gradients, moments and averages,"
+        check_fits(wanted, 16 * n, "make network.width or network.depth smaller")
     if reached := limit_reached(checkpoint, trainer):
         log.info("Nothing to do: %s to train %s further", reached, cfg.ckpt)
         return record.read(folder).get("metrics") or {}

@@ -45,7 +45,8 @@ def within_limits(command: str) -> Iterator[None]:
             smaller = _SMALLER.get(command, "batch_size")
             raise UserError(f"{memory} ran out{_asked(error)}: make {smaller} smaller{_kept(command)}") from error
         if disk := no_room(error):
-            raise UserError(f"{disk}; make room there, or choose another folder{_kept(command)}") from error
+            choose = "hydra.run.dir=DIR" if command == "train" else "out=DIR"
+            raise UserError(f"{disk}; make room, or choose another folder with {choose}{_kept(command)}") from error
         raise
 
 

@@ -8,6 +8,8 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,7 @@ class WandbLogger(pl_loggers.WandbLogger):
             raise ValueError(f"timeout must be a positive number of seconds; got {timeout}")
         self._folder, self._project, self._settings = folder, project, settings
         super().__init__(save_dir=folder, project=project)
+        self._over = False
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self._experiment = self._start(mode or os.environ.get("WANDB_MODE"))
 
@@ -136,7 +139,7 @@ class WandbLogger(pl_loggers.WandbLogger):
             try:
                 return wandb.init(mode="online", settings=settings, **arguments)
             except (wandb.errors.CommError, wandb.errors.UsageError, TimeoutError) as error:
-                said = (str(error).splitlines() or [type(error).__name__])[0]
+                said = _first_line(error)
                 why = f"no answer from the server within {self._timeout:g} s" if "imed out" in said else said
                 why += ", logging offline"
         run = wandb.init(mode="offline", settings=settings, **arguments)
@@ -144,16 +147,50 @@ class WandbLogger(pl_loggers.WandbLogger):
         return run
 
     @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log metrics of a step; see `WandbLogger`."""
+        with self._going_on():
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Log settings; see `WandbLogger`."""
+        with self._going_on():
+            super().log_hyperparams(params)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Log pictures; see `WandbLogger`."""
+        with self._going_on():
+            super().log_image(key, images, step, **kwargs)
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """End the run, and wait `timeout` seconds at most for what is not uploaded yet."""
-        super().finalize(status)
-        run = self._experiment
+        run, self._over = self._experiment, True
         if run is None:
             return
         try:
             run.finish(exit_code=0 if status == "success" else 1)
         except TimeoutError:
             log.warning("wandb: not all was uploaded in %g s; later: %s", self._timeout, _upload(run))
+        except Exception as error:  # its own process has died, say
+            log.warning("wandb: %s; what it has written: %s", _first_line(error), _upload(run))
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Log nothing more once wandb fails, whose own process may have died: a training run does not end with it."""
+        if self._over:
+            return
+        try:
+            yield
+        except Exception as error:
+            self._over = True
+            log.warning("wandb: %s; training goes on without it", _first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _upload(run: Any) -> str:

@@ -43,8 +43,8 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: If it is no YAML, or too large with its aliases written out.
     """
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -53,8 +53,6 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from error
-    finally:
-        loader.dispose()
 
 
 def _count(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:

@@ -62,7 +62,7 @@ class Reading:
             image.load()
             return ImageOps.exif_transpose(image), self.range or usual_range(image)
 
-        image, ends = _open(path, decode)
+        image, ends = _open(path, decode, verify=True)
         if _is_deep(image.mode):
             image = _shallow(path, image, ends)
         if image.has_transparency_data:  # Pillow's own conversion would drop it
@@ -125,13 +125,23 @@ def _formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def _open(path: Path, decode: Callable[[Image.Image], R]) -> R:
-    """Open an image and have Pillow decode what is wanted of it; any error in that is the file's."""
+def _open(path: Path, decode: Callable[[Image.Image], R], verify: bool = False) -> R:
+    """Open an image and have Pillow decode what is wanted of it; any error in that is the file's.
+
+    Args:
+        path: The file.
+        decode: What to do with the image.
+        verify: Compare the checksums first, where the format has some: Pillow passes over those of a PNG's pixels.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with opened(path) as file, Image.open(file, formats=_formats()) as image:
-            return decode(image)
+        with opened(path) as file:
+            if verify:
+                Image.open(file, formats=_formats()).verify()
+                file.seek(0)
+            with Image.open(file, formats=_formats()) as image:
+                return decode(image)
     except UserError:
         raise
     except Image.DecompressionBombError as error:

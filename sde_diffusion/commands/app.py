@@ -25,6 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sde_diffusion import signals
+from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.overrides import setting
 from sde_diffusion.storage.files import remove_leftovers
@@ -97,7 +98,8 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
 
     def told(cfg: DictConfig) -> Any:
         try:
-            with telling():  # inside Hydra too, which would print its own report of an exception that passes through
+            # Inside Hydra too, which would print its own report of an exception that passes through.
+            with telling(), within_limits(name):
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     signals.release()  # what came when the run before this one could no longer be stopped
                 importlib.import_module(f"{__package__}.schema").check(name, cfg)
@@ -117,7 +119,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
             failed.append(HydraConfig.get().runtime.output_dir)
             raise RunFailedError(failed[-1]) from None  # which Hydra keeps until the other runs are done
 
-    with telling():
+    with telling(), within_limits(name):
         check_groups(sys.argv[1:])
         try:
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(told)()
@@ -217,7 +219,9 @@ def plain(node: Any) -> Any:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    # Names of files and members come from others: what a terminal would act on is shown in place of done.
+    shown = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in message)
+    print(f"error: {shown}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.batches import Kept, sample_resumably
-from sde_diffusion.storage.files import readable
 from sde_diffusion.units import Units, own_units, scaled_for_metrics
 
 if TYPE_CHECKING:
@@ -135,23 +134,17 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
     Raises:
         UserError: If the file is missing, of another kind, or its samples are of another shape.
     """
+    from sde_diffusion.data.npz import ForeignFileError, read_arrays_of
+
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a file, such as {setting('samples', path / 'samples.npz')}")
     if not path.exists():
         raise UserError(f"no samples at {path}")
-    readable(path)
+    names = ("images", "points", "labels")
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise UserError(f"{path} is one bare array: save it as numpy.savez(FILE, images=...), or points=")
-        with file:
-            arrays = {name: file[name] for name in ("images", "points", "labels") if name in file.files}
-    except UserError:
-        raise
-    except Exception as error:  # NumPy's reader stumbles over other files in many ways
-        raise UserError(
-            f"{path} is {_no_arrays(path, error)}; give a samples.npz written by python -m sde_diffusion.sample"
-        ) from error
+        arrays = read_arrays_of(path, lambda found: [name for name in names if name in found], None)
+    except ForeignFileError as error:
+        raise UserError(f"{error}; give a samples.npz written by python -m sde_diffusion.sample") from error
     if "images" in arrays:
         images = arrays["images"]
         floats = levels is None and images.dtype.kind == "f"
@@ -160,10 +153,13 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
             raise UserError(
                 f"{path}: images must be uint8 [N, H, W, C] on 0 ... 255{also}; got {images.dtype} {list(images.shape)}"
             )
-        x = torch.from_numpy(images.astype(np.float32) if floats else images)
+        x = torch.from_numpy(_float32(images) if floats else images)
         found_shape = x.movedim(-1, 1).shape[1:]
     elif "points" in arrays:
-        x = torch.from_numpy(np.asarray(arrays["points"], dtype=np.float32))
+        points = arrays["points"]
+        if points.dtype.kind not in "buif" or points.ndim < 2:
+            raise UserError(f"{path}: points must be numbers [N, D]; got {points.dtype} {list(points.shape)}")
+        x = torch.from_numpy(_float32(points))
         found_shape = x.shape[1:]
     else:
         raise UserError(
@@ -172,18 +168,17 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
         )
     if tuple(found_shape) != tuple(shape):
         raise UserError(f"{path}: samples of shape {list(found_shape)}, and the data's is {list(shape)}")
+    if not len(x):
+        raise UserError(f"{path} holds no samples")
     labels = class_numbers(arrays.get("labels"), len(x), path)
     if x.is_floating_point() and not x.isfinite().all():
         raise UserError(f"{path}: samples hold NaN or infinite values")
     return Stored(x, labels, own_units(levels, units))
 
 
-def _no_arrays(path: Path, error: Exception) -> str:
-    if "pickle" in str(error) and "Object arrays" in str(error):
-        return "an .npz with Python objects, which are never loaded (that could run code)"
-    with path.open("rb") as file:
-        archive = file.read(2) == b"PK"
-    return f"damaged or truncated ({error})" if archive else "no .npz of arrays alone"
+def _float32(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with the rest
+        return values.astype(np.float32)
 
 
 def first(batches: Iterator[Tensor], n: int) -> Tensor:

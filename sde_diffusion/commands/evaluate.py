@@ -38,6 +38,7 @@ from sde_diffusion.metrics import (
 )
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
+from sde_diffusion.storage.memory import check_fits
 from sde_diffusion.units import own_units, unscaled_from_metrics
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     file = None if cfg.samples is None else read_source(cfg, str(cfg.samples), data)
     n = cfg.n if file is None else len(file)
     name, extractor = extractor_for(cfg.extractor, data, min(n, len(items_of(data.split(cfg.split), cfg.label))))
+    width: Any = extractor.num_features
+    check_fits(f"{n} samples as {width} features", 8 * n * width, "take fewer")
     extractor = extractor.to(device)
     sides = DataSides(cfg, data, name, extractor)
     make = functools.partial(_metrics, cfg, data, extractor, device, [*sides.batches, FAKE])

@@ -15,6 +15,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
+from sde_diffusion.storage.files import opened
 from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
@@ -154,5 +155,5 @@ def load_named(node: dict[str, Any]) -> DataModule:
 
 def checkpoint_digest(ckpt: str) -> str:
     """SHA-256 of a checkpoint's bytes, which says what results were made of."""
-    with Path(ckpt).open("rb") as file:
+    with opened(Path(ckpt)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,7 +33,8 @@ from omegaconf.errors import OmegaConfBaseException
 from sde_diffusion import progress, signals
 from sde_diffusion.commands import schema
 from sde_diffusion.commands.app import check_groups, config_folder, explain, nulls
-from sde_diffusion.commands.sweep_file import MODULE, Point, Sweep, read_sweep
+from sde_diffusion.commands.sweep_file import Point, Sweep, read_sweep
+from sde_diffusion.commands.sweep_safety import MODULE
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, hydra_value, setting
 from sde_diffusion.storage import record
@@ -179,10 +180,9 @@ def _execute(run: Run) -> bool:
     """Run one command line to its end, from the beginning."""
     shutil.rmtree(run.folder, ignore_errors=True)  # what a killed sweep left of it
     run.folder.mkdir(parents=True)
-    # `python` is found beside the one that runs this; nothing goes over the network.
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {**os.environ, "PATH": search, "WANDB_MODE": "offline"}
-    words = [*run.words, f"hydra.run.dir={hydra_value(run.folder)}"]
+    environment = {**os.environ, "WANDB_MODE": "offline"}  # nothing goes over the network
+    # Not the file's words for the program, but the program that they stand for: this package's, by this interpreter.
+    words = [sys.executable, "-m", MODULE, *run.overrides, f"hydra.run.dir={hydra_value(run.folder)}"]
     with run.output.open("a") as output:
         _hold(output, run)
         output.truncate(0)

@@ -25,6 +25,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.memory import check_fits
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -61,6 +62,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     data, model = build_model(cfg)
     trainer = _trainer(cfg, model, folder)
     data.check_processes(trainer.world_size)
+    if trainer.strategy.root_device.type == "cpu":
+        n = sum(p.numel() for p in model.denoiser.parameters())
+        wanted = f"training {n:,} parameters, with their gradients, moments and averages,"
+        check_fits(wanted, 16 * n, "make network.width or network.depth smaller")
     if reached := limit_reached(checkpoint, trainer):
         if trainer.is_global_zero:
             _finish(folder, checkpoint["sde_diffusion"].get("metrics", {}))

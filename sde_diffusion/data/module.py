@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypedDict
@@ -18,6 +19,7 @@ from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels, to_levels
+from sde_diffusion.storage.memory import check_fits
 from sde_diffusion.units import Units
 
 SPLITS = ("train", "val", "test")
@@ -251,6 +253,10 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Shuffled full batches; in a resumed run, from where the stopped one left off."""
         n = len(self.splits["train"]) * (2 if self.flip else 1)
+        items = self.batch_size * max(
+            math.prod(self.shape) * 4, 16 * self.min_batches_per_epoch
+        )  # or the order's numbers
+        check_fits(f"data.batch_size={self.batch_size} items", items, "make it smaller")
         sampler = Shuffled(n, self.batch_size, self.seed, self.min_batches_per_epoch, *self._process)
         return self._loader(sampler, self.train_batch, self._batches_done)
 

@@ -23,9 +23,11 @@ from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.reprs import shown
-from sde_diffusion.training.checkpoint import read_checkpoint
+from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoint
+from sde_diffusion.training.checkpoint_contents import FORMAT
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import SCHEDULES, time_used, timer_of
+from sde_diffusion.training.weights import check_weights, no_larger_than
 
 Batch = dict[str, Tensor]
 
@@ -157,12 +159,14 @@ class ScoreModel(LightningModule):
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         try:
-            model = cls(**{**checkpoint["hyper_parameters"], **overrides})
+            with no_larger_than(checkpoint["state_dict"]):
+                model = cls(**{**checkpoint["hyper_parameters"], **overrides})
+            check_weights(model, checkpoint["state_dict"])
             model.load_state_dict(checkpoint["state_dict"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # constructors stumble over nonsense out of a file in many ways
             raise UserError(
-                f"{checkpoint_path} does not describe its model fully ({error}); if it was trained from objects in "
-                "Python, give them again: ScoreModel.load_from_checkpoint(path, denoiser=..., objective=...)"
+                f"{checkpoint_path} does not describe its model fully ({in_short(error)}); if it was trained from "
+                "objects in Python, give them again: ScoreModel.load_from_checkpoint(path, denoiser=..., objective=...)"
             ) from error
         return model.to(map_location).eval()
 
@@ -182,7 +186,7 @@ class ScoreModel(LightningModule):
             scheduler.base_lrs = [settings["lr"]] * len(optimizer.param_groups)
             for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
                 lr = settings["lr"] * factor(scheduler.last_epoch)
-                group.update({**settings, "lr": lr, "initial_lr": settings["lr"]})
+                group.update({**optimizer.defaults, **settings, "lr": lr, "initial_lr": settings["lr"]})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Number what is logged by the optimizer's steps: a count of Lightning's own drifts when a run is resumed."""
@@ -261,12 +265,18 @@ class ScoreModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as this package's."""
-        checkpoint["sde_diffusion"] = {"version": __version__, "run": self.run}
+        checkpoint["sde_diffusion"] = {"version": __version__, "format": FORMAT, "run": self.run}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Where the run no longer averages its weights, go on from the raw ones, which the optimizer's state fits."""
+        """Check what Lightning takes over; without averaging, go on from the raw weights, which the moments fit.
+
+        Raises:
+            UserError: If it is not what it must be, or does not fit this model.
+        """
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        check_fit(self, checkpoint, self.trainer.ckpt_path or "the checkpoint", fitting)
         averaging = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if self.trainer.state.fn == TrainerFn.FITTING and not averaging and "current_model_state" in checkpoint:
+        if fitting and not averaging and "current_model_state" in checkpoint:
             checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     # -- helpers --------------------------------------------------------------------------------------------------

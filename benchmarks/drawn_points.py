@@ -144,9 +144,8 @@ class Bench:
         }
         kept = Parts(self.folder / f"{point.name.replace('/', '-')}-{point.nfe}-{point.seed}", plan, self.cfg.overwrite)
         parts = list(kept.load())
-        done = sum(len(part["features"]) for part in parts)
         seeds = range(point.seed, point.seed + self.cfg.n)
-        for start in range(done, len(seeds), self.cfg.batch_size):
+        for start in range(kept.done, len(seeds), self.cfg.batch_size):
             some = seeds[start : start + self.cfg.batch_size]
             conditions = {} if labels is None else {"label": labels[start : start + len(some)].to(self.device)}
             begin = time.perf_counter()
@@ -159,7 +158,7 @@ class Bench:
             x = drawn.x.cpu()  # waits for the device
             seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
             part = {"features": self.features(x), "nfe": torch.tensor(drawn.nfe), "seconds": seconds}
-            kept.add(start, part)
+            kept.add(len(x), part)
             parts.append(part)
         features = torch.cat([part["features"] for part in parts])
         return Drawn(features, max(int(part["nfe"]) for part in parts), sum(float(part["seconds"]) for part in parts))

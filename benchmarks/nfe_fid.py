@@ -29,8 +29,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import difference
 from sde_diffusion.overrides import setting
 from sde_diffusion.storage import record
-from sde_diffusion.storage.files import fresh, writing
-from sde_diffusion.storage.parts import forget
+from sde_diffusion.storage.files import forget, fresh, writing
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +47,8 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
         UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    names = ("curves.csv", "curves.png", "table.md", "settings.json")
-    table, picture, words, settings = (fresh(out / name, cfg.overwrite) for name in names)
+    settings = fresh(out / "settings.json", cfg.overwrite, out / ".points")
+    table, picture, words = (out / name for name in ("curves.csv", "curves.png", "table.md"))
     _check(cfg)
     bench = Bench(cfg, out / ".points")
     points = [Point(name, nfe, seed) for nfe in sorted(cfg.nfe) for name in bench.rows for seed in cfg.seeds]
@@ -80,10 +79,10 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
         "checkpoint_sha256": {name: model.digest for name, model in bench.models.items()},
         **record.provenance(),
     }
-    with writing(settings) as temporary:
-        temporary.write_text(json.dumps(about, indent=2) + "\n")
     if cfg.wandb:
         to_wandb(str(cfg.wandb), out, rows, picture)
+    with writing(settings) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n")
     forget(out / ".points")
     log.info("%s", text)
     for path in (table, picture, words, settings):

@@ -9,7 +9,7 @@ from sde_diffusion.commands.resuming import accepting
 def main() -> None:
     """Entry point of the command."""
     sys.argv = accepting(sys.argv)
-    command("train")
+    command("train", processes=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from sde_diffusion.checks import check_count
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.overrides import setting
+from sde_diffusion.storage.files import remove_leftovers
+from sde_diffusion.storage.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +70,14 @@ def module(name: str) -> str:
     return f"{'sde_diffusion' if (Path(__file__).parents[1] / f'{name}.py').is_file() else 'benchmarks'}.{name}"
 
 
-def command(name: str, task: Callable[..., Any] | None = None, **arguments: Any) -> None:
+def command(name: str, task: Callable[..., Any] | None = None, processes: bool = False, **arguments: Any) -> None:
     """Run a command: compose its configuration from `sys.argv`, call the task, and turn mistakes into messages.
 
     Args:
         name: The command's, and its configuration's in conf/.
         task: What it does with the configuration; None: the function `name` of `sde_diffusion.commands.name`, imported
             when it is called, so that a help page need not wait for it.
+        processes: Whether several processes of it work together in one folder, which the first then holds for all.
         **arguments: What else the task is called with.
 
     Exits with status 1 and one message on a user's mistake, with 130 on Ctrl-C. A run of a multirun that fails does not
@@ -94,7 +97,8 @@ def command(name: str, task: Callable[..., Any] | None = None, **arguments: Any)
         try:
             with telling():  # inside Hydra too, which would print its own report of an exception that passes through
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
-                return run(cfg, **arguments)
+                with _held(name) if not processes or _rank() == 0 else nullcontext():
+                    return run(cfg, **arguments)
         except (SystemExit, Exception) as error:
             stops = isinstance(error, SystemExit) and error.code != 1  # Ctrl-C
             if HydraConfig.get().mode != RunMode.MULTIRUN or stops:
@@ -110,6 +114,21 @@ def command(name: str, task: Callable[..., Any] | None = None, **arguments: Any)
         except RunFailedError as error:
             runs = failed or [str(error)]  # where they are processes of their own, the first is known
             raise UserError(f"these runs failed, for the reasons above: {', '.join(runs)}") from None
+
+
+@contextmanager
+def _held(name: str) -> Iterator[None]:
+    """The output folder, for this process alone, and without what killed ones left in it."""
+    folder = Path(HydraConfig.get().runtime.output_dir).absolute()
+    with locked(folder, name):
+        remove_leftovers(folder)
+        yield
+
+
+def _rank() -> int:
+    """Which of the processes of a run this is, by what their launchers tell them."""
+    given = (os.environ.get(key) for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((int(rank) for rank in given if rank), 0)
 
 
 class RunFailedError(Exception):

@@ -37,8 +37,7 @@ from sde_diffusion.metrics import (
     measure,
 )
 from sde_diffusion.storage import record
-from sde_diffusion.storage.files import fresh, writing
-from sde_diffusion.storage.parts import forget
+from sde_diffusion.storage.files import forget, fresh, writing
 from sde_diffusion.units import own_units, unscaled_from_metrics
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    result, grid = (fresh(out / name, cfg.overwrite) for name in ("metrics.json", "metrics.png"))
+    result = fresh(out / "metrics.json", cfg.overwrite, out / ".samples", out / ".against")
+    grid = out / "metrics.png"
     _check(cfg)
     model, device = (None, device_of(cfg)) if cfg.ckpt is None else load_model(cfg)
     data = load_data(cfg, model)

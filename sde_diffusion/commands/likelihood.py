@@ -29,8 +29,7 @@ from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.ode_adams import ROUGH
 from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.storage import record
-from sde_diffusion.storage.files import fresh, writing
-from sde_diffusion.storage.parts import forget
+from sde_diffusion.storage.files import forget, fresh, writing
 from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
@@ -57,8 +56,8 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         UserError: If the configuration, the checkpoint or the data do not allow it, or the results stand there already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    names = ("likelihood.json", "likelihood.csv", "likelihood.png")
-    result, table, picture = (fresh(out / name, cfg.overwrite) for name in names)
+    result = fresh(out / "likelihood.json", cfg.overwrite, out / ".scores")
+    table, picture = out / "likelihood.csv", out / "likelihood.png"
     _check(cfg)
     model, device = load_model(cfg)
     data, splits = own_data(cfg, model)

@@ -20,8 +20,7 @@ from sde_diffusion.commands.loading import load_model
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Sampler
-from sde_diffusion.storage.files import fresh, writing
-from sde_diffusion.storage.parts import forget
+from sde_diffusion.storage.files import forget, fresh, writing
 from sde_diffusion.units import Units, own_units, vectors_in_own_units
 
 if TYPE_CHECKING:
@@ -51,13 +50,13 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    outputs = ("samples.npz", "grid.png", "film.png", "film.gif")
-    result, grid, *film = (fresh(out / name, cfg.overwrite) for name in outputs)
+    parts = out / ".samples"
+    result = fresh(out / "samples.npz", cfg.overwrite, parts)
+    grid, *film = (out / name for name in ("grid.png", "film.png", "film.gif"))
     seeds = check_seeds(cfg)
     if not isinstance(cfg.film, int) or not 0 <= cfg.film <= cfg.n:
         raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
     model, device = load_model(cfg)
-    parts = out / ".samples"
     drawn = draw(cfg, model, device, parts)
     arrays: dict[str, Any] = {"seeds": np.asarray(seeds, dtype=np.int64)}
     labels = class_labels(cfg, model.hparams["n_classes"])
@@ -69,11 +68,11 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     own = own_units(model.data["levels"], Units.of(model.data.get("units")))
     key = "images" if len(model.data["shape"]) == 3 else "points"
     arrays[key] = np.concatenate([_in_own_units(x, model.data, own).numpy() for x in drawn.batches()])
-    with writing(result) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
     pictures.save(pictures.draw(vectors_in_own_units(first(drawn.batches(), 256), own)), grid)
     if cfg.film:
         _film(cfg, model, device, *film)
+    with writing(result) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     forget(parts)
     rate = drawn.n / drawn.seconds
     log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", drawn.n, drawn.nfe, drawn.seconds, rate)

@@ -74,7 +74,7 @@ class ScoringRun:
                 part = there.get(start)
                 if part is None:
                     part = self._batch(data, split, start, items[start:stop])
-                    kept.add(start, part)
+                    kept.add(stop - start, part)
                 self.seconds += float(part["seconds"])
                 parts.append(part)
                 found = torch.cat([p["log_prob"] for p in parts])

@@ -18,11 +18,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -103,9 +102,8 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
     if described.early_terminate:
         log.info("stops   early_terminate is the wandb server's; here every run goes to its end")
     log.info("folder  %s  (the same command with %s resumes a sweep that was stopped)", out, setting("out", out))
-    with _alone(out) as lock:
-        _keep_plan(out, path, cfg, added)
-        failed = _run_all(runs, described, lock)
+    _keep_plan(out, path, cfg, added)
+    failed = _run_all(runs, described)
     results = [_result(run, described) for run in runs if run not in failed]
     results.sort(key=lambda result: result.best if described.goal == "minimize" else -result.best)
     if results:
@@ -140,21 +138,6 @@ def _compose(run: Run, path: Path) -> None:
         raise UserError("logger=none writes no metrics, by which a sweep compares its runs: leave it out")
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[int]:
-    """Wait until no other sweep works in the folder; gives a descriptor that holds the place as long as it is open.
-
-    A run inherits it: where a sweep was killed and its run lives on, the next sweep waits for that run to end.
-    """
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for a sweep or a run that is still at work in %s", out)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
-
-
 def _keep_plan(out: Path, path: Path, cfg: DictConfig, added: Sequence[str]) -> None:
     """Note what the folder's runs are of; n may change, for the first runs of more are the same."""
     note = out / "plan.json"
@@ -166,15 +149,19 @@ def _keep_plan(out: Path, path: Path, cfg: DictConfig, added: Sequence[str]) -> 
         temporary.write_text(json.dumps(plan, indent=2) + "\n")
 
 
-def _run_all(runs: Sequence[Run], described: Sweep, lock: int) -> list[Run]:
+def _run_all(runs: Sequence[Run], described: Sweep) -> list[Run]:
     """Run what is not finished; returns the runs that failed."""
+    for run in runs:
+        if run.output.is_file() and not _finished(run):
+            with run.output.open("a") as output:
+                _hold(output, run)
     waiting = [run for run in runs if not _finished(run)]
     failed: list[Run] = []
     with progress.bar("", len(runs), len(runs) - len(waiting)) as bar:
         for run in waiting:
             name = f"run {runs.index(run) + 1} of {len(runs)}"
             bar.update(name=name)
-            if _execute(run, lock):
+            if _execute(run):
                 result = _result(run, described)
                 log.info("%s  %s %.5g  %s", name, described.metric, result.best, _values(run.point, described.swept()))
             else:
@@ -185,7 +172,7 @@ def _run_all(runs: Sequence[Run], described: Sweep, lock: int) -> list[Run]:
     return failed
 
 
-def _execute(run: Run, lock: int) -> bool:
+def _execute(run: Run) -> bool:
     """Run one command line to its end, from the beginning."""
     shutil.rmtree(run.folder, ignore_errors=True)  # what a killed sweep left of it
     run.folder.mkdir(parents=True)
@@ -193,10 +180,10 @@ def _execute(run: Run, lock: int) -> bool:
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": search, "WANDB_MODE": "offline"}
     words = [*run.words, f"hydra.run.dir={hydra_value(run.folder)}"]
-    with run.output.open("w") as output:
-        process = subprocess.Popen(
-            words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(lock,)
-        )
+    with run.output.open("a") as output:
+        _hold(output, run)
+        output.truncate(0)
+        process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             process.wait()
         except KeyboardInterrupt:
@@ -204,6 +191,15 @@ def _execute(run: Run, lock: int) -> bool:
             process.wait()
             raise
     return process.returncode == 0 and _finished(run)
+
+
+def _hold(output: IO[str], run: Run) -> None:
+    """Lock a run's output, which the run inherits; where a sweep was killed and its run lives on, wait for its end."""
+    try:
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for run %s, which a killed sweep has left at work", run.folder.name)
+        fcntl.flock(output, fcntl.LOCK_EX)
 
 
 def _finished(run: Run) -> bool:

@@ -21,6 +21,7 @@ from sde_diffusion.commands.resuming import KEPT_GROUPS, callback_settings, limi
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
 from sde_diffusion.storage import record
+from sde_diffusion.storage.files import writing
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -60,7 +61,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         return record.read(folder).get("metrics") or {}
     checkpoint.clear()
     if trainer.is_global_zero:
-        OmegaConf.save(cfg, folder / "config.yaml")
+        with writing(folder / "config.yaml") as temporary:
+            OmegaConf.save(cfg, temporary)
         _record(cfg, model, trainer, folder)
         _announce(cfg, model, data, folder)
     last = folder / "checkpoints" / "last.ckpt"
@@ -133,6 +135,7 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     from lightning.pytorch import Trainer
 
     from sde_diffusion.config import build
+    from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
     from sde_diffusion.training.module import check_precision
 
     callbacks = []
@@ -153,7 +156,13 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
         if not isinstance(value, int) or (value < 1 and (name, value) != ("max_steps", -1)):
             raise UserError(f"trainer.{name} must be a whole number, {allowed}; got trainer.{name}={value}")
     try:
-        trainer = Trainer(default_root_dir=folder, callbacks=callbacks, logger=loggers, **options)
+        trainer = Trainer(
+            default_root_dir=folder,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[*(options.pop("plugins", None) or []), SealedCheckpointIO()],
+            **options,
+        )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException, ImportError) as error:
         raise UserError(f"trainer: {error}{given('trainer')}") from error
     check_precision(str(trainer.precision))

@@ -121,18 +121,17 @@ def sample_resumably(
         ValueError: If the sampler does not take the arguments.
     """
     kept = Parts(folder, plan, overwrite)
-    heads = list(kept.load("n", "nfe", "seconds"))
-    done = sum(int(head["n"]) for head in heads)
+    heads = list(kept.load("nfe", "seconds"))
+    done = kept.done
     if done:
         log.info("resuming after %d of %d samples, kept in %s", done, len(seeds), folder)
     begin = time.perf_counter()
     for batch in sample_in_batches(sampler, denoiser, dims, seeds, batch_size, labels, done, **options):
         x = batch.x.cpu().contiguous()  # waits for the device
-        head = {"n": torch.tensor(len(x)), "nfe": torch.tensor(batch.nfe)}
+        head = {"nfe": torch.tensor(batch.nfe)}
         head["seconds"] = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-        kept.add(done, {"x": x, **head})
+        kept.add(len(x), {"x": x, **head})
         heads.append(head)
-        done += len(x)
         begin = time.perf_counter()
     seconds = sum(float(head["seconds"]) for head in heads)
-    return Kept(kept, done, max(int(head["nfe"]) for head in heads), seconds)
+    return Kept(kept, kept.done, max(int(head["nfe"]) for head in heads), seconds)

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import readable, writing
+from sde_diffusion.storage.files import forget, readable, remove_leftovers, writing
+
+_NAME = re.compile(r"(\d{9,})-(\d+)-([0-9a-f]{64})\.safetensors")
+"""First item, number of items, and SHA-256 of the file."""
 
 
 class Parts:
-    """A folder of batches, each a file of tensors, in order.
+    """A folder of batches, each a file of tensors, in order and without gaps.
 
     Args:
         folder: Where the files go.
         plan: What the results depend on, in plain containers; kept beside the files.
         overwrite: Begin anew where the files there belong to another plan.
 
+    Attributes:
+        done: Number of items in the files.
+
     Raises:
-        UserError: If the files in the folder belong to another plan, or are no parts at all.
+        UserError: If the files in the folder belong to another plan, one is missing, or they are no parts at all.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], overwrite: bool = False) -> None:
         self.folder = folder
         self.note = note = folder / "plan.json"
-        self.plan = wanted = json.dumps(plan, indent=2, sort_keys=True)
+        self.plan = wanted = json.dumps({"parts": 2, **plan}, indent=2, sort_keys=True)  # 2: how they are kept
+        remove_leftovers(folder)
         if folder.exists() and (not note.is_file() or note.read_text() != wanted):
             if any(folder.glob("*.safetensors")) and not overwrite:
                 raise UserError(
@@ -42,36 +50,56 @@ class Parts:
             if foreign:
                 raise UserError(f"{folder} holds something else: {', '.join(foreign[:5])}; choose another folder")
             forget(folder)
+        self.done = sum(n for _, n, _ in self._files())
 
     def load(self, *names: str) -> Iterator[dict[str, Tensor]]:
-        """The batches that are there, each read when it is come to.
+        """The batches that are there, each read and checked when it is come to.
 
         Args:
             *names: The tensors to read of each; none for all.
 
         Raises:
-            UserError: If a file is damaged.
+            UserError: If a file is damaged or missing.
         """
-        return (_read(path, names) for path in sorted(self.folder.glob("*.safetensors")))
+        found = 0
+        for path, n, digest in self._files():
+            yield _read(path, digest, names)
+            found += n
+        if found != self.done:
+            raise UserError(f"{self.folder}: of {self.done} items {self.done - found} are gone: files were removed")
 
-    def add(self, start: int, part: dict[str, Tensor]) -> None:
-        """Keep the batch that begins with item number `start`."""
+    def add(self, n: int, part: dict[str, Tensor]) -> None:
+        """Keep the next batch, of n items."""
         if not self.note.is_file():  # only now, so that a run that comes to nothing leaves nothing
             with writing(self.note) as temporary:
                 temporary.write_text(self.plan)
-        with writing(self.folder / f"{start:09d}.safetensors") as temporary:
-            save_file(part, temporary)
+        content = save(part)
+        digest = hashlib.sha256(content).hexdigest()
+        with writing(self.folder / f"{self.done:09d}-{n}-{digest}.safetensors") as temporary:
+            temporary.write_bytes(content)
+        self.done += n
+
+    def _files(self) -> list[tuple[Path, int, str]]:
+        """Path, number of items and checksum of each file."""
+        found, end = [], 0
+        for path in sorted(self.folder.glob("*.safetensors")):
+            name = _NAME.fullmatch(path.name)
+            if name is None or int(name[1]) != end:
+                raise UserError(
+                    f"{self.folder}: {path.name} does not follow the batches before it, of {end} items in all: files "
+                    "were removed or renamed. Remove this folder to begin anew"
+                )
+            found.append((path, int(name[2]), name[3]))
+            end += int(name[2])
+        return found
 
 
-def forget(folder: Path) -> None:
-    """Remove the batches' files, once what was made of them is written."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _read(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+def _read(path: Path, digest: str, names: tuple[str, ...]) -> dict[str, Tensor]:
     readable(path)
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in names or file.keys()}
-    except Exception as error:  # safetensors raises a class of its own for each kind of damage
-        raise UserError(f"{path} is damaged ({error}): remove its folder to begin anew") from error
+    with path.open("rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != digest:
+            raise UserError(
+                f"{path} is damaged: it is not what was written. Remove its folder, and the same command begins anew"
+            )
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in names or file.keys()}

@@ -3,72 +3,102 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch.loggers as pl_loggers
-from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from sde_diffusion.storage.files import flush, writing
+from sde_diffusion.storage.lock import check_held
 
 log = logging.getLogger(__name__)
 
 
-class CSVLogger(pl_loggers.CSVLogger):
-    """Lightning's CSV logger, writing `folder/metrics.csv` and going on with the file of a resumed run.
+class CSVLogger(Logger):
+    """Writes `folder/metrics.csv`, and goes on with the file of a resumed run.
 
     Rows at or after the step from which the run goes on are dropped, when that step is named or else when the first
-    row comes: they are about to be written again. Rows are numbered as Lightning does, from step 0 on.
+    row comes: they are about to be written again. Rows are numbered as Lightning does, from step 0 on. A row is
+    appended; where there are new columns or dropped rows, the file is replaced as a whole. Lightning's own CSVLogger
+    (2.6) deletes the file at its start, and rewrites it in place: killed then, it has lost every row.
 
     Args:
         folder: Where the file goes.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(save_dir=folder, name="", version="", flush_logs_every_n_steps=1)
-        self._path = Path(folder) / "metrics.csv"
-        self._earlier: list[dict[str, str]] = []
-        if self._path.is_file():
-            with self._path.open(newline="") as file:
-                # A killed run may have left half a row behind.
-                self._earlier = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._columns: list[str] = []
+        self._resuming = self.path.is_file()
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """Lightning's writer, which begins by deleting the file: the earlier rows are put back at once."""
-        if self._experiment is None:
-            self._experiment = super().experiment
-            self._write_again(self._earlier)
-        return self._experiment
+    def name(self) -> None:
+        """None: the file is its folder's only one."""
+
+    @property
+    def version(self) -> None:
+        """None, likewise."""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder."""
+        return str(self.path.parent)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any = None) -> None:
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Nothing: the run's config.yaml has them all."""
 
     @rank_zero_only
     def drop_from(self, step: int) -> None:
-        """Drop the rows of an earlier process from a step on."""
-        if self._earlier:
-            _ = self.experiment
-            self._write_again([row for row in self._earlier if int(row["step"]) < step])
-            self._earlier = []
+        """Drop the rows of an earlier process from a step on, and half a row that a full disk may have left."""
+        if self._resuming:
+            self._resuming = False
+            rows = self._rows()
+            self._columns = sorted({key for row in rows for key in row})
+            self._replace([row for row in rows if int(row["step"]) < step])
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Record metrics of a step, after those of the run that is gone on with."""
-        if step is not None:
-            self.drop_from(step)
-        super().log_metrics(metrics, step)
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Write a row of metrics, after those of the run that is gone on with."""
+        step = 0 if step is None else step
+        self.drop_from(step)
+        row = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
+        row["step"] = step
+        if set(row) <= set(self._columns) and self.path.is_file():
+            text = io.StringIO(newline="")
+            csv.DictWriter(text, self._columns).writerow(row)
+            check_held(self.path)
+            with self.path.open("a", newline="") as file:
+                file.write(text.getvalue())
+            return
+        rows = self._rows() if self.path.is_file() and self._columns else []
+        self._columns = sorted({*self._columns, *row})
+        self._replace([*rows, row])
 
-    def _write_again(self, rows: list[dict[str, str]]) -> None:
-        writer: Any = self._experiment
-        self._path.unlink(missing_ok=True)
-        writer.metrics_keys.clear()
-        waiting, writer.metrics = writer.metrics, list(rows)
-        writer.save()
-        writer.metrics = waiting
+    @rank_zero_only
+    def flush(self) -> None:
+        """Bring the rows to the disk, before a checkpoint says that they are there."""
+        if self.path.is_file():
+            flush(self.path)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        text = self.path.read_bytes().decode(errors="replace")
+        rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        return [row for row in rows if (row.get("step") or "").isdigit() and None not in row]
+
+    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with writing(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 class WandbLogger(pl_loggers.WandbLogger):

@@ -1,0 +1,116 @@
+"""One command at a time in an output folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sde_diffusion.errors import UserError
+
+log = logging.getLogger(__name__)
+
+NAME = ".lock"
+_HELD: dict[Path, int] = {}
+"""The folders that this process holds, with the descriptors that hold them."""
+
+
+@contextmanager
+def locked(folder: Path, command: str) -> Iterator[None]:
+    """Hold a folder: no other process gets it until the block ends or this process dies, however it dies.
+
+    The system's `flock` on `folder/.lock`, in which stands who holds it. Network file systems pass it on to their
+    server where they can; where a file system has no locks, that is said and nothing is held. A folder that is deleted
+    and made anew is another, and can be held by another process at the same time: see `check_held`.
+
+    Args:
+        folder: The folder; made where it is not there.
+        command: What holds it, for the message to another.
+
+    Raises:
+        UserError: If another process holds it, or nothing can be written there.
+    """
+    try:
+        held = _acquire(folder / NAME)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    note = {"command": command, "process": os.getpid(), "machine": platform.node(), "since": _now()}
+    os.truncate(held, 0)
+    os.pwrite(held, json.dumps(note).encode(), 0)
+    _HELD[folder] = held
+    try:
+        yield
+    finally:
+        del _HELD[folder]
+        if _same(folder / NAME, held):
+            (folder / NAME).unlink()  # while it is held: who opened it meanwhile sees that it is gone, and opens anew
+        os.close(held)
+
+
+def check_held(path: Path) -> None:
+    """See that the folder that holds a path and is held by this process has not been deleted meanwhile.
+
+    Args:
+        path: What is about to be written.
+
+    Raises:
+        UserError: If it has: what was written there before is gone.
+    """
+    for folder, held in _HELD.items():
+        if folder in path.absolute().parents and not _same(folder / NAME, held):
+            raise UserError(
+                f"{folder} was deleted, moved or replaced while this command worked in it, and what it had written is "
+                "gone from there: nothing more is written. Start the command again"
+            )
+
+
+def _acquire(path: Path) -> int:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _owner(held)
+            os.close(held)
+            raise UserError(
+                f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                os.close(held)
+                raise
+            log.warning("%s: this file system has no locks; start no second command there", path.parent)
+        if _same(path, held):
+            return held
+        os.close(held)  # whoever held it has removed it
+
+
+def _same(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _owner(descriptor: int) -> str:
+    """Who holds a lock, in words."""
+    for _ in range(10):  # it may be about to write so
+        try:
+            note = json.loads(os.pread(descriptor, 4096, 0))
+            return f"{note['command']} (process {note['process']} on {note['machine']}, since {note['since']})"
+        except (ValueError, TypeError, KeyError):
+            time.sleep(0.02)
+    return "another command"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC")

@@ -1,0 +1,38 @@
+"""How checkpoints reach the disk and come from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.seal import seal
+from sde_diffusion.training.checkpoint import read_checkpoint
+
+
+class SealedCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are written whole or not at all, with a checksum over every bit.
+
+    Lightning's own (2.6) writes into TMPDIR and copies from there where that is another file system: killed while it
+    copies, it leaves half a checkpoint in the place of a whole one, and a file in TMPDIR in any case. When its
+    `_atomic_save` writes beside the target, the temporary file need no longer be ours; the checksum stays.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            UserError: If it cannot be written; the one that was there before is untouched then.
+        """
+        with writing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+            seal(temporary)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint, as data and checked; see `read_checkpoint`."""
+        return read_checkpoint(path, map_location="cpu" if callable(map_location) else map_location)

@@ -37,6 +37,7 @@ from sde_diffusion.training.entries import (
     Value,
     leaves,
 )
+from sde_diffusion.units import Units
 
 FORMAT = 1
 """Number of the layout of checkpoints; a layout that earlier versions of this package would misread gets another."""
@@ -121,7 +122,7 @@ _DATA = Entries(
     {
         "name": TEXT,
         "shape": Each(COUNT),
-        "levels": Either(COUNT),
+        "levels": Either(Value("a whole number from 2 to 256", lambda value: type(value) is int and 2 <= value <= 256)),
         "data_range": Each(NUMBER),
         "n_classes": COUNT,
         "class_names": Either(Each(TEXT)),
@@ -190,6 +191,7 @@ def check_contents(checkpoint: Any) -> None:
     _CONTENTS.check(checkpoint, WHOLE)
     hyper_parameters = checkpoint["hyper_parameters"]
     Either(_DATA, empty=True).check(hyper_parameters.get("data"), "hyper_parameters.data")
+    _check_agreement(checkpoint)
     for number, state in enumerate(checkpoint.get("lr_schedulers", [])):
         for key in state:
             if key == "optimizer" or callable(getattr(LambdaLR, key, None)):  # which the state would take the place of
@@ -200,6 +202,30 @@ def check_contents(checkpoint: Any) -> None:
             _MODEL_CHECKPOINT.check(state, place)
             if state.get("best_k_models") and state.get("kth_best_model_path") not in state["best_k_models"]:
                 raise ContentsError(f"{place}.kth_best_model_path is none of {place}.best_k_models")
+
+
+def _check_agreement(checkpoint: Mapping[str, Any]) -> None:
+    """See that what is said of the model twice is the same, and no size of its network is beyond all its weights."""
+    hyper_parameters, run = checkpoint["hyper_parameters"], checkpoint["sde_diffusion"].get("run") or {}
+    data = hyper_parameters.get("data") or {}
+    most = max(10_000, sum(tensor.numel() for tensor in checkpoint["state_dict"].values()))
+    for denoiser in (hyper_parameters.get("denoiser"), run.get("denoiser")):
+        network = denoiser.get("network") if isinstance(denoiser, dict) else None
+        if not isinstance(network, dict):
+            continue
+        for key, value in leaves(network):
+            if isinstance(value, int) and abs(value) > most:
+                raise ContentsError(f"its network's {key}={value} is more than the file has weights for")
+        if "shape" in network and "shape" in data and list(network["shape"]) != list(data["shape"]):
+            raise ContentsError(f"its network is for the shape {shown(network['shape'])}, its data {data['shape']}")
+        if network.get("n_classes", 0) != hyper_parameters.get("n_classes", 0):
+            raise ContentsError("its network has another number of classes than the model")
+    try:
+        units = Units.of(data.get("units"))
+    except ValueError as error:
+        raise ContentsError(f"hyper_parameters.data: {error}") from error
+    if units is not None and len(units.low) > 1 and [len(units.low)] != list(data.get("shape", ())):
+        raise ContentsError(f"hyper_parameters.data has the units of {len(units.low)} columns, and others")
 
 
 def _check_leaf(key: Any, value: Any) -> None:

@@ -35,6 +35,7 @@ from sde_diffusion.training.entries import (
     Entries,
     Kind,
     Value,
+    check_size,
     leaves,
 )
 from sde_diffusion.units import Units
@@ -186,6 +187,7 @@ def check_contents(checkpoint: Any) -> None:
     Raises:
         ContentsError: If one is not; with its place.
     """
+    check_size(checkpoint)
     for key, value in leaves(checkpoint):
         _check_leaf(key, value)
     _CONTENTS.check(checkpoint, WHOLE)

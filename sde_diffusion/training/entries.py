@@ -118,22 +118,49 @@ def _is_settings(value: Any) -> bool:
 def leaves(node: Any) -> Iterator[tuple[Any, Any]]:
     """All values below a container that are no containers, with their keys, or None in lists; and the keys, with None.
 
-    Raises:
-        ContentsError: If containers lie too deep in one another, or hold too much: in a small file each of thirty lists
-            may hold the one before twice.
+    What a container holds that appears in several places is yielded once.
     """
-    waiting: list[tuple[Any, Any, int]] = [(None, node, 0)]
-    count = 0
+    waiting, seen = [(None, node)], set[int]()
     while waiting:
-        key, value, depth = waiting.pop()
-        count += 1
-        if depth > DEEPEST or count > MOST:
-            raise ContentsError(f"it holds containers more than {DEEPEST} deep, or more than {MOST:,} values")
-        if isinstance(value, dict):
-            for name, entry in value.items():
-                yield name, None
-                waiting.append((name, entry, depth + 1))
-        elif isinstance(value, list | tuple | set | frozenset) and not isinstance(value, torch.Size):
-            waiting.extend((None, entry, depth + 1) for entry in value)
-        else:
+        key, value = waiting.pop()
+        if not _holds_others(value):
             yield key, value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, dict):
+                yield from ((name, None) for name in value)
+                waiting.extend(value.items())
+            else:
+                waiting.extend((None, entry) for entry in value)
+
+
+def check_size(node: Any) -> None:
+    """See that containers do not lie too deep in one another, nor hold too much, each counted where it appears.
+
+    In a small file each of sixty lists may hold the one before twice.
+
+    Raises:
+        ContentsError: If they do.
+    """
+    known: dict[int, tuple[int, int]] = {}
+
+    def measure(value: Any, depth: int) -> tuple[int, int]:
+        """How deep and how many values; known ones are measured once."""
+        if not _holds_others(value):
+            return 0, 1
+        if id(value) not in known:
+            if depth > DEEPEST:  # also where a container holds itself
+                raise ContentsError(f"it holds containers more than {DEEPEST} deep")
+            entries = value.values() if isinstance(value, dict) else value
+            inside = [measure(entry, depth + 1) for entry in entries]
+            known[id(value)] = (1 + max((one for one, _ in inside), default=0), 1 + sum(many for _, many in inside))
+        height, count = known[id(value)]
+        if depth + height > DEEPEST + 1 or count > MOST:
+            raise ContentsError(f"it holds containers more than {DEEPEST} deep, or more than {MOST:,} values")
+        return height, count
+
+    measure(node, 0)
+
+
+def _holds_others(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple | set | frozenset) and not isinstance(value, torch.Size)

@@ -12,8 +12,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion.commands.app import is_given, overrides, plain, typed, unknown_key
+from sde_diffusion.data.checks import few
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import escaped, setting
+from sde_diffusion.reprs import shown
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -156,7 +158,7 @@ def _leads_away(value: Any) -> bool:
 def _tell_passed(keys: Sequence[str]) -> None:
     """Say which settings of a checkpoint are not followed, unless they are given."""
     if left := [key for key in keys if not is_given(key)]:
-        log.warning("Not taken from the checkpoint: %s; give it again if it is to count", ", ".join(left))
+        log.warning("Not taken from the checkpoint: %s; give it again if it is to count", few(left))
 
 
 def _literal(node: Any) -> Any:
@@ -204,7 +206,7 @@ def expect_same_data(checkpoint: Mapping[str, Any], data: DataModule) -> None:
 
 
 _EXACT = (
-    *("seed", "model", "objective", "callbacks.ema", "callbacks.non_finite"),
+    *("seed", "model", "objective", "callbacks.ema.decay", "callbacks.ema.warmup", "callbacks.ema.start_step"),
     *(f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val", "deterministic")),
 )
 """What of a configuration decides every bit of the weights; the order of the data is told where they are loaded."""
@@ -223,18 +225,15 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
     found = []
     for key in keys:
         old, new = (_dotted(plain(OmegaConf.select(of, key)), key) for of in (before, now))
-        keys_of_both = [name for name in {**old, **new} if not name.endswith("._target_") or name in old]
-        found += [
-            f"{name} {old.get(name)} -> {new.get(name)}" for name in keys_of_both if old.get(name) != new.get(name)
-        ]
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        found += [f"{name} {shown(old.get(name))} -> {shown(new.get(name))}" for name in changed]
     earlier = run.get("record") or {}
     for part, names in (("hardware", ("device", "kind", "devices", "nodes", "threads")), ("versions", ("torch",))):
         old, new = earlier.get(part) or {}, record.get(part) or {}
-        found += [f"{name} {old[name]} -> {new[name]}" for name in names if name in old and old[name] != new.get(name)]
+        changed = [name for name in names if name in old and old[name] != new.get(name)]
+        found += [f"{name} {shown(old[name])} -> {shown(new.get(name))}" for name in changed]
     if found:
-        log.warning(
-            "Resumed with %s: from here on the weights are not, bit for bit, the unbroken run's", ", ".join(found)
-        )
+        log.warning("Resumed with %s: its weights are not, bit for bit, the unbroken run's", few(found))
 
 
 def _dotted(node: Any, prefix: str) -> dict[str, Any]:

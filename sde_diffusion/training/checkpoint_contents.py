@@ -98,7 +98,7 @@ _CALLBACKS = Entries(
 _OPTIMIZER = Entries(
     {
         "state": Each(Entries({"step": SCALAR, "exp_avg": TENSOR, "exp_avg_sq": TENSOR}, others=ANYTHING), int),
-        "param_groups": Each(Entries({"params": Each(COUNT)}, others=ANYTHING)),
+        "param_groups": Each(Entries({"params": Each(COUNT)}, {"betas": Each(NUMBER)}, SIMPLE)),
     }
 )
 

@@ -10,6 +10,7 @@ import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # The tests' tensors are small: a second thread only waits for the first, and where processors are shared it waits long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,11 +32,12 @@ TINY = (
 
 @dataclass
 class Finished:
-    """How a command ended, and what it printed."""
+    """How a command ended, what it printed, and where it was watched, how often it changed files."""
 
     status: int
     out: str
     err: str
+    changes: int = 0
 
 
 class Server:
@@ -44,8 +46,10 @@ class Server:
     def __init__(self) -> None:
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def __call__(self, command: str, *overrides: str, cwd: Path) -> Finished:
-        request = json.dumps({"command": command, "overrides": [str(o) for o in overrides], "cwd": str(cwd)})
+    def __call__(self, command: str, *overrides: str, cwd: Path, **faults: Any) -> Finished:
+        """Run a command; `faults` are those of `faults.inject`."""
+        words = [str(override) for override in overrides]
+        request = json.dumps({"command": command, "overrides": words, "cwd": str(cwd), "faults": faults}, default=str)
         self.process.stdin.write(request.encode() + b"\n")
         self.process.stdin.flush()
         return Finished(**json.loads(self.process.stdout.readline()))
@@ -100,7 +104,9 @@ def serve() -> None:
     for name in ("evaluate", "likelihood", "sample", "sweep", "train"):
         importlib.import_module(f"sde_diffusion.commands.{name}")
 
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    from faults.inject import inject
+
     from benchmarks import nfe_fid
 
     mains = {
@@ -113,13 +119,18 @@ def serve() -> None:
     }
     for line in sys.stdin:
         request = json.loads(line)
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        with (
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+            tempfile.TemporaryFile("w+") as changes,
+        ):
             child = os.fork()
             if not child:
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 os.chdir(request["cwd"])
                 sys.argv = [request["command"], *request["overrides"]]
+                tally = inject(**request["faults"])
                 try:
                     mains[request["command"]]()
                     status = 0
@@ -130,11 +141,14 @@ def serve() -> None:
                     status = 1
                 sys.stdout.flush()
                 sys.stderr.flush()
+                if tally:
+                    os.pwrite(changes.fileno(), b"%d" % tally.changes, 0)
                 os._exit(status)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            out.seek(0)
-            err.seek(0)
-            print(json.dumps({"status": status, "out": out.read(), "err": err.read()}), flush=True)
+            for file in (out, err, changes):
+                file.seek(0)
+            answer = {"status": status, "out": out.read(), "err": err.read(), "changes": int(changes.read() or 0)}
+            print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

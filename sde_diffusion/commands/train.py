@@ -74,6 +74,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer = _trainer(cfg, model, folder)
     data.check_processes(trainer.world_size)
     if reached := limit_reached(checkpoint, trainer):
+        if trainer.is_global_zero:
+            _finish(folder, checkpoint["sde_diffusion"].get("metrics", {}))
         log.info("Nothing to do: %s to train %s further", reached, cfg.ckpt)
         return record.read(folder).get("metrics") or {}
     before = checkpoint["sde_diffusion"]["run"] if checkpoint else {}
@@ -96,7 +98,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         raise KeyboardInterrupt from end
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        record.finish(folder, metrics)
+        _finish(folder, metrics)
         _conclude(folder, last)
     return metrics
 
@@ -258,12 +260,18 @@ def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> No
     log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
 
 
-def _conclude(folder: Path, last: Path) -> None:
+def _finish(folder: Path, metrics: dict[str, float]) -> None:
+    """Leave the loss's picture, and in the record that the run is finished: where a killed one has not done so."""
     from sde_diffusion import pictures
 
-    metrics = folder / "metrics.csv"
-    if metrics.is_file():
-        pictures.save(pictures.loss_plot(metrics), folder / "loss.png")
+    if record.read(folder).get("finished", "no record"):
+        return
+    if (folder / "metrics.csv").is_file():
+        pictures.save(pictures.loss_plot(folder / "metrics.csv"), folder / "loss.png")
+    record.finish(folder, metrics)
+
+
+def _conclude(folder: Path, last: Path) -> None:
     log.info("")
     log.info("Done. In %s:", folder)
     for name, what in (

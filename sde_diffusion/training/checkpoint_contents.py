@@ -148,9 +148,13 @@ _RUN = Entries(
     ANYTHING,
 )
 
+_METRICS = Each(Value("a number", lambda value: type(value) in (int, float)), str)
+
 _CONTENTS = Entries(
     {
-        "sde_diffusion": Entries({"version": TEXT}, {"format": COUNT, "run": Either(_RUN, empty=True)}, ANYTHING),
+        "sde_diffusion": Entries(
+            {"version": TEXT}, {"format": COUNT, "run": Either(_RUN, empty=True), "metrics": _METRICS}, ANYTHING
+        ),
         "hyper_parameters": SETTINGS,
         "state_dict": Each(TENSOR, str),
     },

@@ -265,7 +265,9 @@ class ScoreModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as this package's."""
-        checkpoint["sde_diffusion"] = {"version": __version__, "format": FORMAT, "run": self.run}
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        mark = {"version": __version__, "format": FORMAT, "run": self.run, "metrics": metrics}
+        checkpoint["sde_diffusion"] = mark
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check what Lightning takes over; without averaging, go on from the raw weights, which the moments fit.

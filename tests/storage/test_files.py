@@ -27,7 +27,7 @@ def names(folder: Path) -> list[str]:
 
 
 def target(descriptor: int) -> str:
-    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+    return str(Path(f"/proc/self/fd/{descriptor}").resolve())
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
@@ -70,9 +70,7 @@ def test_everything_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     """By the order of the system's calls: the file's flush, the renaming, the folder's flush."""
     calls = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (calls.append(("fsync", os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd))
-    )
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(("fsync", target(fd))), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(("replace", str(a))), replace(a, b)))
     with writing(tmp_path / "a") as temporary:
         temporary.write_text("x")

@@ -1,0 +1,105 @@
+"""kill -9 before every change of a file that a training run makes: gone on with, it ends as the unbroken run."""
+
+import random
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from faults.outcomes import difference, names, training
+
+RUN = (
+    *("network.width=8", "network.depth=1", "data=moons", "data.n_train=64", "data.n_val=32", "data.n_test=32"),
+    *("data.batch_size=16", "trainer.max_steps=6", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"),
+    *("callbacks.samples.n=4", "sampler=ddpm", "sampler.steps=2", "model.validation_draws=1"),
+)
+CHUNKS = 8
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """A TMPDIR on another file system than the tests' own folders, where there is one."""
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def unbroken(command, tmp_path_factory, elsewhere):
+    """The outcome of a run that nobody disturbs, and how often it changes files."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    done = command("train", *RUN, f"hydra.run.dir={folder}", cwd=folder.parent, watch=[folder, elsewhere])
+    assert done.status == 0, done.err
+    assert done.changes > 100
+    return training(folder), done.changes
+
+
+@pytest.fixture(scope="module")
+def halfway(command, tmp_path_factory):
+    """A run that was killed in its second validation."""
+    folder = tmp_path_factory.mktemp("halfway") / "run"
+    done = command("train", *RUN, f"hydra.run.dir={folder}", cwd=folder.parent, watch=[folder], kill_at=100)
+    assert done.status == -9
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    return folder
+
+
+@pytest.fixture
+def kill(command, tmp_path, unbroken, elsewhere):
+    """kill(words, folder, fault...): run, be killed, do what a person does then, and compare with the unbroken run."""
+
+    def check(*words: str, folder: Path, **fault) -> int:
+        fault = {"watch": [folder, elsewhere], "environment": {"TMPDIR": str(elsewhere)}, **fault}
+        status = command("train", *words, f"hydra.run.dir={folder}", cwd=tmp_path, **fault).status
+        last = folder / "checkpoints" / "last.ckpt"
+        again = [f"ckpt={last}"] if last.is_file() else [*words, f"hydra.run.dir={folder}"]
+        done = command("train", *again, cwd=tmp_path)
+        if done.status and (advice := re.search(r"resume it with (\S+),", done.err)):  # which has to be true
+            done = command("train", advice[1], cwd=tmp_path)
+        assert done.status == 0, (fault, done.err)
+        assert not difference(unbroken[0], training(folder)), fault
+        assert names(elsewhere) == [], fault
+        shutil.rmtree(folder)
+        return status
+
+    return check
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.41, 0.7, 0.97])
+def test_some_kills_of_a_run(kill, unbroken, tmp_path, share):
+    assert kill(*RUN, folder=tmp_path / "run", kill_at=round(share * unbroken[1])) == -9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_kill_of_a_run(kill, unbroken, tmp_path, chunk):
+    for place in range(chunk, unbroken[1], CHUNKS):
+        assert kill(*RUN, folder=tmp_path / f"run-{place}", kill_at=place) == -9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_kill_of_a_resumed_run(kill, halfway, command, tmp_path, elsewhere, chunk):
+    shutil.copytree(halfway, tmp_path / "whole")
+    ckpt = tmp_path / "whole" / "checkpoints" / "last.ckpt"
+    whole = command("train", f"ckpt={ckpt}", cwd=tmp_path, watch=[tmp_path / "whole", elsewhere])
+    assert whole.status == 0, whole.err
+    for place in range(chunk, whole.changes, CHUNKS):
+        folder = tmp_path / f"run-{place}"
+        shutil.copytree(halfway, folder)
+        assert kill(f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", folder=folder, kill_at=place) == -9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("chunk", range(4))
+def test_kills_at_random_moments(kill, tmp_path, chunk):
+    """25 each; some come after the end."""
+    moment, killed = random.Random(chunk), 0
+    for number in range(25):
+        folder = tmp_path / f"run-{number}"
+        killed += kill(*RUN, folder=folder, watch=[], kill_after=moment.uniform(0.05, 1.6)) < 0
+    assert killed >= 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sde_diffusion.errors import UserError, did_you_mean
@@ -48,6 +48,15 @@ def build(node: Any, **overrides: Any) -> Any:
     if isinstance(node, list | tuple):
         return [build(value) for value in node]
     return node
+
+
+def plain_containers(value: Any) -> Any:
+    """Mappings and sequences, OmegaConf's among them, as dict and list."""
+    if isinstance(value, Mapping):
+        return {key: plain_containers(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain_containers(entry) for entry in value]
+    return value
 
 
 def _find(target: str) -> type:

@@ -152,7 +152,7 @@ def _leads_away(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     parts = value.replace("\\", "/").split("/")
-    return parts[0] in ("", "~") or ".." in parts or ":" in parts[0]
+    return bool(value) and (parts[0] in ("", "~") or ".." in parts or ":" in parts[0])
 
 
 def _tell_passed(keys: Sequence[str]) -> None:

@@ -148,6 +148,7 @@ _RUN = Entries(
     ANYTHING,
 )
 
+_COUNTER = Value("a counter", lambda value: isinstance(value, Tensor) and value.shape == () and not value.is_complex())
 _METRICS = Each(Value("a number", lambda value: type(value) in (int, float)), str)
 
 _CONTENTS = Entries(
@@ -167,7 +168,7 @@ _CONTENTS = Entries(
         "optimizer_states": Each(_OPTIMIZER),
         "lr_schedulers": Each(_SCHEDULER),
         "current_model_state": Each(TENSOR, str),
-        "averaging_state": Entries({"n_averaged": SCALAR}),
+        "averaging_state": Entries({"n_averaged": _COUNTER}),
         "MixedPrecision": Either(_SCALER, empty=True),
         "native_amp_scaling_state": Either(_SCALER, empty=True),
     },

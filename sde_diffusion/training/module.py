@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sde_diffusion._version import __version__
 from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count, check_kind
-from sde_diffusion.config import build
+from sde_diffusion.config import build, plain_containers
 from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
@@ -123,7 +123,7 @@ class ScoreModel(LightningModule):
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a description, DataModule.describe(), or None; got {shown(data)}")
         # Plain containers, so that the checkpoint holds data alone: a configuration may come as OmegaConf's.
-        denoiser, objective, data = (_plain(value) for value in (denoiser, objective, data))
+        denoiser, objective, data = (plain_containers(value) for value in (denoiser, objective, data))
         objects = [
             name for name, value in (("denoiser", denoiser), ("objective", objective)) if not isinstance(value, Mapping)
         ]
@@ -266,8 +266,7 @@ class ScoreModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as this package's."""
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        mark = {"version": __version__, "format": FORMAT, "run": self.run, "metrics": metrics}
-        checkpoint["sde_diffusion"] = mark
+        checkpoint["sde_diffusion"] = dict(version=__version__, format=FORMAT, run=self.run, metrics=metrics)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check what Lightning takes over; without averaging, go on from the raw weights, which the moments fit.
@@ -299,11 +298,3 @@ class ScoreModel(LightningModule):
 
     def _seed(self, step: int) -> None:
         torch.manual_seed(self._step_seed(step))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    return value

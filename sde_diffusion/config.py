@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sde_diffusion.errors import UserError
@@ -51,6 +51,15 @@ def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
     if isinstance(node, list | tuple):
         return [build(value, f"{where}[{number}]") for number, value in enumerate(node)]
     return node
+
+
+def plain_containers(value: Any) -> Any:
+    """Mappings and sequences, OmegaConf's among them, as dict and list."""
+    if isinstance(value, Mapping):
+        return {key: plain_containers(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain_containers(entry) for entry in value]
+    return value
 
 
 def _inside(where: str, key: str) -> str:

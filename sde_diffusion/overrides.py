@@ -31,9 +31,14 @@ def hydra_value(value: Any) -> str:
     text = str(value)
     if _BARE.fullmatch(text) and not _NOT_TEXT.fullmatch(text):
         return text
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # else OmegaConf would look the name up
+    text = escaped(text)
     # Backslashes are literal but for those before a quote, of which Hydra reads two as one.
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
+
+
+def escaped(text: str) -> str:
+    """A text as OmegaConf must be given it to look no name in it up: each `${` is meant as such."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def setting(key: str, value: Any) -> str:

@@ -43,9 +43,9 @@ def config_folder() -> Path:
     raise UserError(f"no configurations found beside {package}: reinstall sde_diffusion")
 
 
-def run_folder(ckpt: str | None, default: str) -> str:
+def run_folder(ckpt: Any, default: str) -> str:
     """Where a training run goes: on resuming, the folder of the run that wrote RUN/checkpoints/NAME.ckpt."""
-    if ckpt and Path(ckpt).parent.name == "checkpoints":
+    if isinstance(ckpt, str) and Path(ckpt).parent.name == "checkpoints":
         return str(Path(ckpt).parent.parent)
     return default
 

@@ -38,6 +38,11 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
 
     device = device_of(cfg)
     model = ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device)
+    if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
+        raise UserError(
+            f"{cfg.ckpt} does not say of its data: {', '.join(lacking)}. The commands need to know: give "
+            "data=DataModule.describe() to ScoreModel before training, or use the model in Python"
+        )
     _number_label(cfg, model.data.get("class_names"))
     return model, device
 
@@ -144,13 +149,26 @@ def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
         return data
     if model is None:
         raise UserError("without a checkpoint the data to compare with must be named: data=digits, data=mnist, ...")
-    return load_named({**model.data["config"], **{key: value for key, value in chosen.items() if value is not None}})
+    if not model.data.get("config"):
+        raise UserError("the checkpoint does not say where its data come from: name them, data=digits, data=mnist, ...")
+    data = load_named({**model.data["config"], **{key: value for key, value in chosen.items() if value is not None}})
+    if changed := data.changed_since(model.data.get("fingerprint")):
+        log.warning("%s: these are not the data that the model was trained on (%s)", data.name, changed)
+    return data
 
 
 def load_named(node: dict[str, Any]) -> DataModule:
-    """The data set that a configuration describes, read."""
-    data: DataModule = build(node, "data").prepare()
-    return data
+    """The data set that a configuration describes, read.
+
+    Raises:
+        UserError: If it describes something else.
+    """
+    from sde_diffusion.data import DataModule
+
+    data = build(node, "data")
+    if not isinstance(data, DataModule):
+        raise UserError(f"data: {node.get('_target_')!r} is not a data set; those live in sde_diffusion.data")
+    return data.prepare()
 
 
 def checkpoint_digest(ckpt: str) -> str:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion.commands import schema
-from sde_diffusion.commands.app import overrides, plain, typed, unknown_key
+from sde_diffusion.commands.app import is_given, overrides, plain, typed, unknown_key
+from sde_diffusion.data.checks import few
 from sde_diffusion.errors import UserError
+from sde_diffusion.overrides import escaped, setting
+from sde_diffusion.reprs import shown
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+    from sde_diffusion.data import DataModule
+
+log = logging.getLogger(__name__)
 
 KEPT_GROUPS = ("sde", "network", "denoiser", "objective", "data", "model", "sampler", "trainer", "seed", "conditional")
 """What of a run's configuration its checkpoint keeps, and a resumed run takes from there."""
@@ -40,11 +50,12 @@ def read_run(ckpt: str) -> dict[str, Any]:
     Raises:
         UserError: If it cannot be read, or was not written by a run.
     """
-    from sde_diffusion.training.checkpoint import read_checkpoint
+    from sde_diffusion.training.checkpoint import expect_resumable, read_checkpoint
 
     checkpoint = read_checkpoint(ckpt)
     if not checkpoint["sde_diffusion"].get("run"):
         raise UserError(f"{ckpt} keeps no configuration of its run: it was not written by sde_diffusion.train")
+    expect_resumable(checkpoint, ckpt)
     return checkpoint
 
 
@@ -54,7 +65,7 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
     Raises:
         UserError: If a setting is one that cannot change, or there is no such key.
     """
-    kept = checkpoint["sde_diffusion"]["run"]
+    kept = _literal(checkpoint["sde_diffusion"]["run"])
     hydra = HydraConfig.get()
     found = cfg.copy()
     with open_dict(found):
@@ -62,8 +73,8 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
             found[key] = kept[key]
         if "seed" in kept["data"] and kept["data"]["seed"] == kept["seed"]:
             found.data.seed = "${seed}"  # as in a new run
-        known = {name: values for name, values in kept.get("callbacks", {}).items() if found.callbacks.get(name)}
-        found.callbacks = OmegaConf.merge(found.callbacks, known)
+        _follow_trainer(found)
+        _follow_callbacks(found, kept.get("callbacks", {}))
         for override in overrides():
             key = override.key_or_group
             group = key.split(".")[0]
@@ -86,6 +97,81 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
     return found
 
 
+def _follow_trainer(found: DictConfig) -> None:
+    """Leave out of the run's trainer what is not about training: where, and with whose code."""
+    from lightning.pytorch import Trainer
+
+    of_this_machine = {"default_root_dir", "logger", "callbacks", "plugins", "profiler", "model_registry"}
+    known = set(inspect.signature(Trainer).parameters) - of_this_machine
+    _tell_passed([f"trainer.{key}" for key in found.trainer if key not in known])
+    found.trainer = {key: value for key, value in found.trainer.items() if key in known}
+
+
+def _follow_callbacks(found: DictConfig, stored: Mapping[str, Any]) -> None:
+    """Give this run's callbacks the settings that the checkpoint's run had, where these name no place and no class.
+
+    A setting is taken if the class that this run's configuration names has an argument of that name, for values of that
+    kind. Where files go is this run's own: it follows from its folder, or is given on the command line.
+    """
+    passed = []
+    for name, settings in stored.items():
+        own = found.callbacks.get(name)
+        if own is None:
+            continue
+        if settings is None:  # left out in the checkpoint's run
+            found.callbacks[name] = None
+            continue
+        arguments = inspect.signature(get_object(str(own.get("_target_")))).parameters
+        for key, value in settings.items():
+            if key in arguments and _is_setting(arguments[key], own.get(key), value):
+                own[key] = value
+            elif key != "_target_":
+                passed.append(f"callbacks.{name}.{key}")
+    _tell_passed(passed)
+
+
+def _is_setting(argument: inspect.Parameter, now: Any, value: Any) -> bool:
+    """Whether a value out of a checkpoint is one for an argument of a callback, and neither a place nor a class."""
+    if argument.kind is argument.VAR_KEYWORD or argument.kind is argument.VAR_POSITIONAL:
+        return False
+    if "path" in str(argument.annotation).lower() or argument.name in ("folder", "dirpath"):
+        return False
+    if argument.name == "sampler":  # built as data are, by this package alone
+        return value is None or isinstance(value, Mapping)
+    usual = argument.default if now is None else now
+    if value is None or _leads_away(value):
+        return value is None
+    return _kind(value) == _kind(usual) or (_kind(value) != "" and usual in (None, argument.empty))
+
+
+def _kind(value: Any) -> str:
+    kinds: dict[str, Any] = {"flag": bool, "number": int | float, "text": str}
+    return next((kind for kind, of in kinds.items() if isinstance(value, of)), "")
+
+
+def _leads_away(value: Any) -> bool:
+    """Whether a text would be a path out of the folder that it is joined to."""
+    if not isinstance(value, str):
+        return False
+    parts = value.replace("\\", "/").split("/")
+    return bool(value) and (parts[0] in ("", "~") or ".." in parts or ":" in parts[0])
+
+
+def _tell_passed(keys: Sequence[str]) -> None:
+    """Say which settings of a checkpoint are not followed, unless they are given."""
+    if left := [key for key in keys if not is_given(key)]:
+        log.warning("Not taken from the checkpoint: %s; give it again if it is to count", few(left))
+
+
+def _literal(node: Any) -> Any:
+    """Plain containers in which OmegaConf looks nothing up: a checkpoint's text is text, `${oc.env:HOME}` too."""
+    if isinstance(node, Mapping):
+        return {key: _literal(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_literal(value) for value in node]
+    return escaped(node) if isinstance(node, str) else node
+
+
 def _expect_key(cfg: DictConfig, key: str) -> None:
     """See that the run has a key of this name.
 
@@ -96,6 +182,66 @@ def _expect_key(cfg: DictConfig, key: str) -> None:
     parent = OmegaConf.select(cfg, where) if where else cfg
     if not isinstance(parent, DictConfig) or name not in parent:
         raise UserError(unknown_key(key, parent if isinstance(parent, DictConfig) else cfg))
+
+
+def expect_same_data(checkpoint: Mapping[str, Any], data: DataModule) -> None:
+    """See that the data are those that the run was trained on, unless the command line names others.
+
+    Raises:
+        UserError: If they are not. Checkpoints of version 0.1 do not know.
+    """
+    changed = data.changed_since((checkpoint["hyper_parameters"].get("data") or {}).get("fingerprint"))
+    if not changed:
+        return
+    from sde_diffusion.data.module import Common
+
+    named = [o for o in overrides() if o.key_or_group.split(".")[0] == "data"]
+    if any(override.key_or_group.removeprefix("data.") not in Common.__annotations__ for override in named):
+        log.warning("Resumed with other data than the run's: %s", changed)
+        return
+    place = next((key for key in ("root", "path") if key in data.config), None)
+    name = setting("data", data.name) if place is None else setting(f"data.{place}", data.config[place])
+    raise UserError(
+        f"{data.name}: these are not the data that the run was trained on ({changed}): bring those back, or add {name} "
+        "to go on with these all the same"
+    )
+
+
+_EXACT = (
+    *("seed", "model", "objective", "callbacks.ema.decay", "callbacks.ema.warmup", "callbacks.ema.start_step"),
+    *(f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val", "deterministic")),
+)
+"""What of a configuration decides every bit of the weights; the order of the data is told where they are loaded."""
+
+
+def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, Any]) -> None:
+    """Say in one line what of a resumed run differs, so that its end is not that of the unbroken run bit for bit.
+
+    Args:
+        run: The configuration and record that the checkpoint keeps.
+        cfg: The resumed run's configuration.
+        record: The resumed run's record.
+    """
+    before, now = OmegaConf.create(_literal(dict(run))), cfg
+    keys = [*_EXACT, *(["trainer.max_steps"] if cfg.model.schedule == "cosine" else [])]
+    found = []
+    for key in keys:
+        old, new = (_dotted(plain(OmegaConf.select(of, key)), key) for of in (before, now))
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        found += [f"{name} {shown(old.get(name))} -> {shown(new.get(name))}" for name in changed]
+    earlier = run.get("record") or {}
+    for part, names in (("hardware", ("device", "kind", "devices", "nodes", "threads")), ("versions", ("torch",))):
+        old, new = earlier.get(part) or {}, record.get(part) or {}
+        changed = [name for name in names if name in old and old[name] != new.get(name)]
+        found += [f"{name} {shown(old[name])} -> {shown(new.get(name))}" for name in changed]
+    if found:
+        log.warning("Resumed with %s: its weights are not, bit for bit, the unbroken run's", few(found))
+
+
+def _dotted(node: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {name: leaf for key, value in node.items() for name, leaf in _dotted(value, f"{prefix}.{key}").items()}
 
 
 def limit_reached(checkpoint: dict[str, Any], trainer: Trainer) -> str:

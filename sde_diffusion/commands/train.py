@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import signals
 from sde_diffusion.commands.app import given, overrides, plain, typed
+from sde_diffusion.commands.loading import load_named
 from sde_diffusion.commands.processes import LostProcessError, is_follower, processes
-from sde_diffusion.commands.resuming import KEPT_GROUPS, callback_settings, limit_reached, read_run, resumed
+from sde_diffusion.commands.resuming import (
+    KEPT_GROUPS,
+    callback_settings,
+    expect_same_data,
+    limit_reached,
+    read_run,
+    resumed,
+    tell_changes,
+)
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
 from sde_diffusion.storage import record
@@ -54,12 +64,19 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     import lightning.pytorch as pl
 
+    from sde_diffusion.training.checkpoint import check_fit
+    from sde_diffusion.training.weights import no_larger_than
+
     _quiet()
     checkpoint = read_run(cfg.ckpt) if cfg.ckpt else {}
     if checkpoint:
         cfg = resumed(cfg, checkpoint)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    data, model = build_model(cfg)
+    with no_larger_than(checkpoint["state_dict"]) if checkpoint else nullcontext():
+        data, model = build_model(cfg)
+    if checkpoint:
+        check_fit(model, checkpoint, cfg.ckpt, resuming=True)
+        expect_same_data(checkpoint, data)
     trainer = _trainer(cfg, model, folder)
     data.check_processes(trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
@@ -71,12 +88,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
             _finish(folder, checkpoint["sde_diffusion"].get("metrics", {}))
         log.info("Nothing to do: %s to train %s further", reached, cfg.ckpt)
         return record.read(folder).get("metrics") or {}
+    before = checkpoint["sde_diffusion"]["run"] if checkpoint else {}
     checkpoint.clear()
     if trainer.is_global_zero:
         with writing(folder / "config.yaml") as temporary:
             OmegaConf.save(cfg, temporary)
         _record(cfg, model, trainer, folder)
         _announce(cfg, model, data, folder)
+        if before:
+            tell_changes(before, cfg, model.run["record"])
     last = folder / "checkpoints" / "last.ckpt"
     last = next((callback.path for callback in trainer.checkpoint_callbacks if hasattr(callback, "path")), last)
     begun = _written(last)
@@ -117,10 +137,10 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     Raises:
         UserError: If the configuration or the data do not allow it.
     """
-    from sde_diffusion.config import at_key, build
+    from sde_diffusion.config import at_key
     from sde_diffusion.training.module import ScoreModel
 
-    data = build(plain(cfg.data), "data").prepare()
+    data = load_named(plain(cfg.data))
     n_classes = data.n_classes if cfg.conditional else 0
     if cfg.conditional and not n_classes:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")

@@ -56,6 +56,7 @@ class Density(DataModule):
     """
 
     bounded = False
+    fingerprint = None  # drawn anew from the arguments, on another processor to within rounding
 
     def __init__(
         self,

@@ -223,7 +223,35 @@ class DataModule(LightningDataModule):
             "std": self.std,
             "units": None if self.units is None else self.units.describe(),
             "config": self.config,
+            "fingerprint": self.fingerprint,
         }
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any] | None:
+        """Number and digest of the items that training sees, by split; None where they follow from the arguments.
+
+        It tells data from others of the same shape. A digest is over all bytes of a split of up to 64 MiB, and over
+        evenly spaced items that make up so much of a larger one.
+        """
+        return {name: {"items": len(self.splits[name]), "digest": self.digest(name)} for name in ("train", "val")}
+
+    def digest(self, name: str) -> str:
+        """The digest of one split, for `fingerprint`."""
+        return self.splits[name].digest()
+
+    def changed_since(self, fingerprint: dict[str, Any] | None) -> str:
+        """How the data differ from those of a fingerprint, in words; empty where they do not, or nobody knows."""
+        now = self.fingerprint
+        if not fingerprint or now is None:
+            return ""
+        found = []
+        for name, mine in now.items():
+            old = fingerprint.get(name, mine)
+            if old["items"] != mine["items"]:
+                found.append(f"{name}: {old['items']} items then, {mine['items']} now")
+            elif old["digest"] != mine["digest"]:
+                found.append(f"{name}: {mine['items']} items then and now, and others")
+        return "; ".join(found)
 
     # Batches
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from sde_diffusion.levels import from_levels
 
 _STD_VALUES = 2**28  # values looked at, at most, for a split's statistics
 _CHUNK = 2**22  # values converted to float64 at a time
+_DIGEST_BYTES = 2**26  # bytes that go into a digest, at most
 
 
 class Rows(Protocol):
@@ -69,6 +71,21 @@ class Split:
         if self.label is not None:
             batch["label"] = self.label.index_select(0, index)
         return batch
+
+    def digest(self) -> str:
+        """32 hexadecimal digits that tell a split's values and labels from others: of its bytes, or of 64 MiB of them.
+
+        The values are those held, so that the digest is the same on every machine if reading the data is exact.
+        """
+        n = len(self)
+        size = max(1, int(np.prod(self.x.shape[1:])) * (1 if self.levels else 4))
+        rows = torch.linspace(0, n - 1, max(1, min(n, _DIGEST_BYTES // size)), dtype=torch.float64).round().long()
+        found = hashlib.sha256(f"{list(self.x.shape)} {self.levels}".encode())
+        for part in torch.split(rows, max(1, _CHUNK // size)):
+            found.update(self.x.index_select(0, part).contiguous().numpy().data)
+        if self.label is not None:
+            found.update(self.label.contiguous().numpy().data)
+        return found.hexdigest()[:32]
 
     @cached_property
     def statistics(self) -> Statistics:

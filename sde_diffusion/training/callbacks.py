@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sde_diffusion import pictures
-from sde_diffusion.checks import check_count
+from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
@@ -51,9 +51,11 @@ class SampleGrid(Callback):
 
     Raises:
         ValueError: If n or every_n_validations is less than 1.
+        TypeError: If sampler is none.
     """
 
     def __init__(self, folder: str | Path, sampler: Sampler, n: int = 64, every_n_validations: int = 1) -> None:
+        check_kind("sampler", sampler, Sampler)
         n, every_n_validations = check_count("n", n), check_count("every_n_validations", every_n_validations)
         self.folder = Path(folder)
         self.sampler = sampler

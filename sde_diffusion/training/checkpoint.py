@@ -1,21 +1,44 @@
-"""Reading checkpoints: as data, never as code."""
+"""Reading checkpoints: as data, never as code, and of that nothing that has not been checked."""
 
 from __future__ import annotations
 
+import logging
+import os
 import pickle
+import re
 import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from sde_diffusion._version import __version__
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import setting
+from sde_diffusion.reprs import shown
 from sde_diffusion.storage.files import readable
+from sde_diffusion.storage.seal import intact
+from sde_diffusion.training.checkpoint_contents import (
+    FORMAT,
+    check_contents,
+    check_resumable,
+    with_paths_in,
+)
+from sde_diffusion.training.entries import ContentsError
+from sde_diffusion.training.weights import check_moments, check_weights
+
+log = logging.getLogger(__name__)
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of this package.
+def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this package: the one way in for what such a file says.
+
+    Nothing of the file is believed: its checksum is verified, its sizes are compared with the file's, nothing in it is
+    called, every entry that is read anywhere has the type and structure that it must have (see `check_contents`), and
+    of paths only names are left.
 
     Args:
         path: The file.
@@ -25,48 +48,176 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         The checkpoint's plain contents.
 
     Raises:
-        UserError: If the file is missing, damaged, holds anything but data, or is another program's.
+        UserError: If the file is missing, damaged, holds anything but data, is another program's or a later version's.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = sorted(path.rglob("*.ckpt"))
+    path = _existing(path)
+    _check_archive(path)
+    checkpoint = _load(path, map_location)
+    mark = checkpoint.get("sde_diffusion") if isinstance(checkpoint, dict) else None
+    if mark is None or "state_dict" not in checkpoint:
+        raise UserError(f"{path} was not written by sde_diffusion: it lacks its mark and cannot be used here")
+    _check_version(mark, path)
+    try:
+        check_contents(checkpoint)
+    except ContentsError as error:
+        raise UserError(f"{path} does not describe its model and run: {error}; {_instead(path)}") from error
+    return with_paths_in(checkpoint, path.parent.absolute())
+
+
+def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path, resuming: bool) -> None:
+    """See that a checkpoint's contents, read by whomever, are those of a run of this model.
+
+    Args:
+        model: The model.
+        checkpoint: What the file holds.
+        path: The file, for messages.
+        resuming: Whether the run is to go on from there exactly, and not the model alone to be used.
+
+    Raises:
+        UserError: If they are not.
+    """
+    try:
+        check_contents(checkpoint)
+        for name in ("state_dict", "current_model_state"):
+            if name in checkpoint:
+                check_weights(model, checkpoint[name])
+        if resuming:
+            expect_resumable(checkpoint, path)
+            check_moments(model, checkpoint["optimizer_states"][0])
+    except ContentsError as error:
+        raise UserError(f"{path} does not describe its model and run: {error}; {_instead(Path(path))}") from error
+
+
+def expect_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """See that contents that have been checked are those of a run that can be resumed exactly.
+
+    Raises:
+        UserError: If something is missing.
+    """
+    try:
+        check_resumable(checkpoint)
+    except ContentsError as error:
         raise UserError(
-            f"{path} is a folder; give a file" + (f", such as {setting('ckpt', found[-1])}" if found else "")
-        )
-    if not path.parent.is_dir():
-        raise UserError(f"no checkpoint {path}: there is no folder {path.parent}")
-    if not path.is_file():
-        there = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt")))
-        raise UserError(
-            f"no checkpoint {path}" + (f"; in that folder there are: {there}" if there else "; its folder has none")
-        )
+            f"{path} holds a model, and not all of the run that made it: {error}. The run cannot be resumed from it as "
+            "it would have gone on; sample, evaluate and likelihood take it, or train anew without ckpt="
+        ) from error
+
+
+def _existing(path: Any) -> Path:
+    """The file that is meant.
+
+    Raises:
+        UserError: If there is none, or it cannot be opened.
+    """
+    if not isinstance(path, str | os.PathLike | int | float) or path is True:  # a file may be called 7
+        raise UserError(f"ckpt must be the path of a checkpoint; got {shown(path)}")
+    path = Path(str(path))
+    try:
+        if path.is_dir():
+            found = sorted(path.rglob("*.ckpt"))
+            raise UserError(
+                f"{path} is a folder; give a file" + (f", such as {setting('ckpt', found[-1])}" if found else "")
+            )
+        if not path.parent.is_dir():
+            raise UserError(f"no checkpoint {path}: there is no folder {path.parent}")
+        if not path.exists():
+            there = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt")))
+            raise UserError(
+                f"no checkpoint {path}" + (f"; in that folder there are: {there}" if there else "; its folder has none")
+            )
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror or error}") from error
     if path.suffix == ".npz":
         raise UserError(
             f"{path} holds arrays, not a checkpoint; evaluate takes such a file as {setting('samples', path)}"
         )
-    readable(path)
+    return readable(path)
+
+
+def _check_archive(path: Path) -> None:
+    """See that a file is an archive as torch writes them, not damaged, and no larger than it looks.
+
+    Raises:
+        UserError: If it is not.
+    """
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start[:1] == b"\x80":  # a pickle's first opcode
+        raise UserError(
+            f"{path} was not loaded: it is a pickle, which can run code; only checkpoints of sde_diffusion are read"
+        )
+    if start != b"PK":
+        raise UserError(f"{path} is not a checkpoint, or is damaged: it does not begin as one does; {_instead(path)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        whole = intact(path)
+    except Exception as error:  # zipfile stumbles over damaged bytes in many ways, NotImplementedError among them
+        raise UserError(f"{path} is damaged ({in_short(error)}); {_instead(path)}") from error
+    if not whole:
+        raise UserError(f"{path} is damaged: its checksum is not that of its bytes; {_instead(path)}")
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise UserError(
+            f"{path} was not loaded: it unpacks to more than it holds, and checkpoints are stored unpacked; "
+            f"{_instead(path)}"
+        )
+
+
+def _load(path: Path, map_location: Any) -> Any:
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickles of other kinds, refused here
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            start = file.read(2)
-        if start != b"PK" and start[:1] != b"\x80":  # an archive, or a pickle's first opcode
-            raise UserError(
-                f"{path} is not a checkpoint, or is damaged: it does not begin as torch's files do"
-            ) from error
         raise UserError(
             f"{path} holds more than data and was not loaded, for such a file can run "
             "code; only checkpoints written by sde_diffusion are read"
         ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise UserError(f"{path} does not fit in memory: {_in_short(error)}") from error
+        raise UserError(f"{path} does not fit in memory: {in_short(error)}") from error
     except Exception as error:  # torch's reader stumbles over damaged bytes in many ways, AssertionError among them
-        raise UserError(f"{path} is damaged or not a checkpoint ({_in_short(error)}); use an earlier one") from error
-    if not isinstance(checkpoint, dict) or "sde_diffusion" not in checkpoint or "state_dict" not in checkpoint:
-        raise UserError(f"{path} was not written by sde_diffusion: it lacks its mark and cannot be used here")
-    return checkpoint
+        if "not enough memory" in str(error):
+            raise UserError(f"{path} does not fit in memory: {in_short(error)}") from error
+        raise UserError(f"{path} is damaged or not a checkpoint ({in_short(error)}); {_instead(path)}") from error
 
 
-def _in_short(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:120]
+def _check_version(mark: Any, path: Path) -> None:
+    """See that this version of the package knows how to read a checkpoint.
+
+    Raises:
+        UserError: If its layout is a later one.
+    """
+    if not isinstance(mark, dict):
+        return  # told with the rest of the contents
+    version, layout = mark.get("version"), mark.get("format", 0)
+    if isinstance(layout, int) and layout > FORMAT:
+        raise UserError(
+            f"{path} was written by sde_diffusion {shown(version)}, in a layout that this version, {__version__}, does "
+            "not know: install that version or a later one"
+        )
+    if isinstance(version, str) and _release(version) > _release(__version__):
+        log.warning("%s was written by sde_diffusion %s; this is %s, an earlier version", path, version, __version__)
+
+
+def _release(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d{1,9}", version)[:2]]
+
+
+def _instead(path: Path) -> str:
+    """What to use in place of a checkpoint that is damaged: another of its folder, if it is not."""
+    for other in sorted(path.parent.glob("*.ckpt"), key=lambda other: (other.name not in _USUAL, other.name)):
+        try:
+            if other.name != path.name and other.is_file() and zipfile.is_zipfile(other) and intact(other):
+                return f"{setting('ckpt', other)} is intact"
+        except Exception:  # as damaged as this one
+            continue
+    return "no other checkpoint in its folder is intact: use a copy of it, or train anew"
+
+
+_USUAL = ("last.ckpt", "best.ckpt")
+
+
+def in_short(error: BaseException) -> str:
+    """The first sentence of an error's message."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0] if isinstance(error, ContentsError | UserError) else lines[0].split(". ")[0][:120]

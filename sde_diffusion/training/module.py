@@ -18,14 +18,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sde_diffusion._version import __version__
 from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count, check_kind
-from sde_diffusion.config import build
+from sde_diffusion.config import build, plain_containers
 from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.reprs import shown
-from sde_diffusion.training.checkpoint import read_checkpoint
+from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoint
+from sde_diffusion.training.checkpoint_contents import FORMAT
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import SCHEDULES, time_used, timer_of
+from sde_diffusion.training.weights import check_weights, no_larger_than
 
 Batch = dict[str, Tensor]
 
@@ -121,7 +123,7 @@ class ScoreModel(LightningModule):
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a description, DataModule.describe(), or None; got {shown(data)}")
         # Plain containers, so that the checkpoint holds data alone: a configuration may come as OmegaConf's.
-        denoiser, objective, data = (_plain(value) for value in (denoiser, objective, data))
+        denoiser, objective, data = (plain_containers(value) for value in (denoiser, objective, data))
         objects = [
             name for name, value in (("denoiser", denoiser), ("objective", objective)) if not isinstance(value, Mapping)
         ]
@@ -157,12 +159,14 @@ class ScoreModel(LightningModule):
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         try:
-            model = cls(**{**checkpoint["hyper_parameters"], **overrides})
+            with no_larger_than(checkpoint["state_dict"]):
+                model = cls(**{**checkpoint["hyper_parameters"], **overrides})
+            check_weights(model, checkpoint["state_dict"])
             model.load_state_dict(checkpoint["state_dict"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # constructors stumble over nonsense out of a file in many ways
             raise UserError(
-                f"{checkpoint_path} does not describe its model fully ({error}); if it was trained from objects in "
-                "Python, give them again: ScoreModel.load_from_checkpoint(path, denoiser=..., objective=...)"
+                f"{checkpoint_path} does not describe its model fully ({in_short(error)}); if it was trained from "
+                "objects in Python, give them again: ScoreModel.load_from_checkpoint(path, denoiser=..., objective=...)"
             ) from error
         return model.to(map_location).eval()
 
@@ -182,7 +186,7 @@ class ScoreModel(LightningModule):
             scheduler.base_lrs = [settings["lr"]] * len(optimizer.param_groups)
             for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
                 lr = settings["lr"] * factor(scheduler.last_epoch)
-                group.update({**settings, "lr": lr, "initial_lr": settings["lr"]})
+                group.update({**optimizer.defaults, **settings, "lr": lr, "initial_lr": settings["lr"]})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Number what is logged by the optimizer's steps: a count of Lightning's own drifts when a run is resumed."""
@@ -262,12 +266,19 @@ class ScoreModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as this package's."""
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        checkpoint["sde_diffusion"] = {"version": __version__, "run": self.run, "metrics": metrics}
+        about = {"version": __version__, "format": FORMAT}
+        checkpoint["sde_diffusion"] = {**about, "run": self.run, "metrics": metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Where the run no longer averages its weights, go on from the raw ones, which the optimizer's state fits."""
+        """Check what Lightning takes over; without averaging, go on from the raw weights, which the moments fit.
+
+        Raises:
+            UserError: If it is not what it must be, or does not fit this model.
+        """
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        check_fit(self, checkpoint, self.trainer.ckpt_path or "the checkpoint", fitting)
         averaging = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if self.trainer.state.fn == TrainerFn.FITTING and not averaging and "current_model_state" in checkpoint:
+        if fitting and not averaging and "current_model_state" in checkpoint:
             checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     # -- helpers --------------------------------------------------------------------------------------------------
@@ -288,11 +299,3 @@ class ScoreModel(LightningModule):
 
     def _seed(self, step: int) -> None:
         torch.manual_seed(self._step_seed(step))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    return value

@@ -1,0 +1,303 @@
+"""What a checkpoint must hold: each entry that this package or Lightning reads, by structure and type.
+
+A file is data from anywhere. Lightning 2.6 copies most of it into its objects as it stands (`__dict__.update`), so
+that a value of another type shows long after, in the middle of training; here it is one message before the start.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from sde_diffusion.reprs import shown
+from sde_diffusion.training.entries import (
+    ANYTHING,
+    COUNT,
+    FLAG,
+    MAPPING,
+    NUMBER,
+    RELEASE,
+    SCALAR,
+    SETTINGS,
+    SIMPLE,
+    TENSOR,
+    TEXT,
+    WHOLE,
+    ContentsError,
+    Each,
+    Either,
+    Entries,
+    Kind,
+    Value,
+    check_size,
+    leaves,
+)
+from sde_diffusion.units import Units
+
+FORMAT = 1
+"""Number of the layout of checkpoints; a layout that earlier versions of this package would misread gets another."""
+
+_LEAVES = (str, bytes, bool, int, float, complex, type(None), Tensor, torch.dtype, torch.device, torch.Size)
+
+_READY = Entries({"ready": COUNT, "completed": COUNT})
+_STARTED = Entries({**_READY.required, "started": COUNT})
+_PROCESSED = Entries({**_STARTED.required, "processed": COUNT})
+
+
+def _progress(tracker: Entries, **more: Kind) -> Entries:
+    return Entries({"total": tracker, "current": tracker, **more})
+
+
+_FIT_LOOP = Entries(
+    {
+        "epoch_progress": _progress(_PROCESSED),
+        "epoch_loop.batch_progress": _progress(_PROCESSED, is_last_batch=FLAG),
+        "epoch_loop.scheduler_progress": _progress(_READY),
+        "epoch_loop.automatic_optimization.optim_progress": Entries(
+            {"optimizer": Entries({"step": _progress(_READY), "zero_grad": _progress(_STARTED)})}
+        ),
+    },
+    {
+        "state_dict": Entries({}, {"combined_loader": Each(MAPPING)}, ANYTHING),
+        "epoch_loop.state_dict": Entries({}, {"_batches_that_stepped": COUNT}, ANYTHING),
+        "epoch_loop.manual_optimization.optim_step_progress": _progress(_READY),
+        "epoch_loop.val_loop.batch_progress": _progress(_PROCESSED, is_last_batch=FLAG),
+    },
+    MAPPING,
+)
+
+_MODEL_CHECKPOINT = Entries(
+    {"best_model_path": TEXT, "best_model_score": Either(SCALAR)},
+    {
+        "dirpath": Either(TEXT),
+        "kth_best_model_path": TEXT,
+        "last_model_path": TEXT,
+        "kth_value": Either(SCALAR),
+        "current_score": Either(SCALAR),
+        "best_k_models": Each(SCALAR, str),
+    },
+    ANYTHING,
+)
+
+_CALLBACKS = Entries(
+    {},
+    {
+        "EMA": Entries({"latest_update_step": COUNT, "updates": COUNT}, others=ANYTHING),
+        "SampleGrid": Entries({"validations": COUNT}, others=ANYTHING),
+        "Timer": Entries({"time_elapsed": Each(NUMBER, str)}, others=ANYTHING),
+    },
+    ANYTHING,
+)
+
+_OPTIMIZER = Entries(
+    {
+        "state": Each(Entries({"step": SCALAR, "exp_avg": TENSOR, "exp_avg_sq": TENSOR}, others=ANYTHING), int),
+        "param_groups": Each(Entries({"params": Each(COUNT)}, {"betas": Each(NUMBER)}, SIMPLE)),
+    }
+)
+
+_SCHEDULER = Entries(
+    {
+        "last_epoch": COUNT,
+        "_step_count": COUNT,
+        "lr_lambdas": Each(Value("null", lambda value: value is None)),
+    },
+    {"base_lrs": Each(NUMBER), "_last_lr": Each(NUMBER)},
+    SIMPLE,
+)
+
+_SCALER = Entries(
+    dict.fromkeys(("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"), NUMBER),
+    {},
+    SIMPLE,
+)
+
+_DATA = Entries(
+    {},
+    {
+        "name": TEXT,
+        "shape": Each(COUNT),
+        "levels": Either(Value("a whole number from 2 to 256", lambda value: type(value) is int and 2 <= value <= 256)),
+        "data_range": Each(NUMBER),
+        "n_classes": COUNT,
+        "class_names": Either(Each(TEXT)),
+        "std": NUMBER,
+        "units": Either(Entries({"low": Each(NUMBER), "high": Each(NUMBER)})),
+        "config": SETTINGS,
+        "fingerprint": Either(Each(Entries({"items": COUNT, "digest": TEXT}), str)),
+    },
+    ANYTHING,
+)
+
+_GROUPS = ("sde", "network", "denoiser", "objective", "data", "model", "sampler")
+
+_RUN = Entries(
+    {
+        **dict.fromkeys(_GROUPS, SETTINGS),
+        "trainer": SETTINGS,
+        "seed": Value("a whole number from 0 to 2^32 - 1", lambda value: type(value) is int and 0 <= value < 2**32),
+        "conditional": FLAG,
+    },
+    {"callbacks": Each(Either(SETTINGS), str), "record": SETTINGS},
+    ANYTHING,
+)
+
+_COUNTER = Value("a counter", lambda value: isinstance(value, Tensor) and value.shape == () and not value.is_complex())
+_METRICS = Each(Value("a number", lambda value: type(value) in (int, float)), str)
+
+_CONTENTS = Entries(
+    {
+        "sde_diffusion": Entries(
+            {"version": TEXT}, {"format": COUNT, "run": Either(_RUN, empty=True), "metrics": _METRICS}, ANYTHING
+        ),
+        "hyper_parameters": SETTINGS,
+        "state_dict": Each(TENSOR, str),
+    },
+    {
+        "pytorch-lightning_version": RELEASE,
+        "epoch": COUNT,
+        "global_step": COUNT,
+        "loops": Entries({"fit_loop": _FIT_LOOP}, others=MAPPING),
+        "callbacks": _CALLBACKS,
+        "optimizer_states": Each(_OPTIMIZER),
+        "lr_schedulers": Each(_SCHEDULER),
+        "current_model_state": Each(TENSOR, str),
+        "averaging_state": Entries({"n_averaged": _COUNTER}),
+        "MixedPrecision": Either(_SCALER, empty=True),
+        "native_amp_scaling_state": Either(_SCALER, empty=True),
+    },
+    ANYTHING,
+)
+
+_TO_RESUME = {
+    "global_step": "the count of steps",
+    "epoch": "the count of epochs",
+    "loops": "the place in the data",
+    "optimizer_states": "the optimizer's moments",
+    "lr_schedulers": "the place in the learning rate schedule",
+    "callbacks": "the callbacks' counts",
+    "pytorch-lightning_version": "Lightning's version",
+}
+
+
+def check_contents(checkpoint: Any) -> None:
+    """See that every entry is what this package and Lightning take it for, and none of a size that it only claims.
+
+    Raises:
+        ContentsError: If one is not; with its place.
+    """
+    check_size(checkpoint)
+    for key, value in leaves(checkpoint):
+        _check_leaf(key, value)
+    _CONTENTS.check(checkpoint, WHOLE)
+    hyper_parameters = checkpoint["hyper_parameters"]
+    Either(_DATA, empty=True).check(hyper_parameters.get("data"), "hyper_parameters.data")
+    _check_agreement(checkpoint)
+    for number, state in enumerate(checkpoint.get("lr_schedulers", [])):
+        for key in state:
+            if key == "optimizer" or callable(getattr(LambdaLR, key, None)):  # which the state would take the place of
+                raise ContentsError(f"lr_schedulers[{number}].{key} is no count of a schedule")
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if name.startswith("ModelCheckpoint"):
+            place = f"callbacks.{name.partition('{')[0]}"
+            _MODEL_CHECKPOINT.check(state, place)
+            if state.get("best_k_models") and state.get("kth_best_model_path") not in state["best_k_models"]:
+                raise ContentsError(f"{place}.kth_best_model_path is none of {place}.best_k_models")
+
+
+def _check_agreement(checkpoint: Mapping[str, Any]) -> None:
+    """See that what is said of the model twice is the same, and no size of its network is beyond all its weights."""
+    hyper_parameters, run = checkpoint["hyper_parameters"], checkpoint["sde_diffusion"].get("run") or {}
+    data = hyper_parameters.get("data") or {}
+    most = max(10_000, sum(tensor.numel() for tensor in checkpoint["state_dict"].values()))
+    for denoiser in (hyper_parameters.get("denoiser"), run.get("denoiser")):
+        network = denoiser.get("network") if isinstance(denoiser, dict) else None
+        if not isinstance(network, dict):
+            continue
+        for key, value in leaves(network):
+            if isinstance(value, int) and abs(value) > most:
+                raise ContentsError(f"its network's {key}={value} is more than the file has weights for")
+        if "shape" in network and "shape" in data and list(network["shape"]) != list(data["shape"]):
+            raise ContentsError(f"its network is for the shape {shown(network['shape'])}, its data {data['shape']}")
+        if network.get("n_classes", 0) != hyper_parameters.get("n_classes", 0):
+            raise ContentsError("its network has another number of classes than the model")
+    try:
+        units = Units.of(data.get("units"))
+    except ValueError as error:
+        raise ContentsError(f"hyper_parameters.data: {error}") from error
+    if units is not None and len(units.low) > 1 and [len(units.low)] != list(data.get("shape", ())):
+        raise ContentsError(f"hyper_parameters.data has the units of {len(units.low)} columns, and others")
+
+
+def _check_leaf(key: Any, value: Any) -> None:
+    for entry in (key, value):
+        if not isinstance(entry, _LEAVES):
+            raise ContentsError(f"it holds something of the type {type(entry).__name__}")
+        if isinstance(entry, int) and abs(entry) >= 2**64:
+            raise ContentsError("it holds a whole number of more than 64 bits")
+        if isinstance(entry, str) and "\0" in entry:
+            raise ContentsError("it holds text with a zero byte")
+    place = shown(key)
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            raise ContentsError(f"{place} is no dense tensor")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ContentsError(f"{place} is a tensor of {value.numel():,} values, and the file has fewer")
+
+
+def check_resumable(checkpoint: Mapping[str, Any]) -> None:
+    """See that contents that have been checked are those of a run that can be resumed exactly.
+
+    Raises:
+        ContentsError: If something is missing; with what.
+    """
+    lacking = [what for name, what in _TO_RESUME.items() if name not in checkpoint]
+    run = checkpoint["sde_diffusion"].get("run") or {}
+    if "callbacks" in checkpoint and (run.get("callbacks") or {}).get("ema"):
+        averaging = {*checkpoint, *checkpoint["callbacks"]}
+        if not averaging >= {"current_model_state", "averaging_state", "EMA"}:
+            lacking.append("the weights that the moving average is taken of")
+    if lacking:
+        raise ContentsError(f"it lacks {', '.join(lacking)}")
+    if len(checkpoint["optimizer_states"]) != 1 or len(checkpoint["lr_schedulers"]) != 1:
+        raise ContentsError("it must have the state of one optimizer and of one schedule")
+    fit = checkpoint["loops"]["fit_loop"]
+    steps = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    if steps != checkpoint["global_step"]:
+        raise ContentsError(f"global_step is {checkpoint['global_step']}, and its optimizer took {steps} steps")
+    if run and len(fit.get("state_dict", {}).get("combined_loader", [None])) != 1:
+        raise ContentsError("loops.fit_loop.state_dict.combined_loader must be one entry long")
+
+
+def with_paths_in(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Contents in which the files that Lightning's ModelCheckpoint has written lie in a folder, by their names alone.
+
+    They lie where the checkpoint lies. Where they lay when it was written says nothing of this machine, and Lightning
+    would remove what is named there.
+
+    Args:
+        checkpoint: Contents that have been checked; changed in place.
+        folder: The checkpoint's own.
+
+    Returns:
+        The same contents.
+    """
+
+    def here(path: str) -> str:
+        name = re.split(r"[/\\]", path)[-1]
+        return str(folder / name) if name not in ("", ".", "..") else ""
+
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if key.startswith("ModelCheckpoint"):
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[name] = here(state.get(name, ""))
+            scores = {here(path): score for path, score in state.get("best_k_models", {}).items()}
+            state["best_k_models"] = {path: score for path, score in scores.items() if path}
+            state["dirpath"] = str(folder)
+    return checkpoint

@@ -1,0 +1,93 @@
+"""Whether weights out of a file are those of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from sde_diffusion.training.entries import ContentsError
+
+
+@contextmanager
+def no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """See that the modules made in the block have no more parameters than there are weights for.
+
+    A configuration out of a file may ask for a network that no memory holds, or for ten thousand million layers.
+
+    Raises:
+        ContentsError: When the first parameter beyond them is made, before it is filled.
+    """
+    left = {"tensors": 2 * len(weights), "values": 2 * sum(tensor.numel() for tensor in weights.values())}
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        if parameter is not None:
+            left["tensors"] -= 1
+            left["values"] -= parameter.numel()
+        if min(left.values()) < 0:
+            raise ContentsError("its network has more parameters than the file has weights")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """See that weights fit a model: the same names, shapes and kinds of numbers; parameters neither NaN nor infinite.
+
+    Raises:
+        ContentsError: If they do not; with the first names of each kind.
+    """
+    wanted = model.state_dict()
+    other = [
+        f"{name} {list(weights[name].shape)} for {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    kind = [
+        name for name, tensor in wanted.items() if name in weights and _kind(weights[name].dtype) != _kind(tensor.dtype)
+    ]
+    parts = {
+        "missing": [name for name in wanted if name not in weights],
+        "not of its network": [name for name in weights if name not in wanted],
+        "of another shape": other,
+        "of another kind of number": kind,
+    }
+    if any(parts.values()):
+        found = [f"{len(names)} {what} ({_few(names)})" for what, names in parts.items() if names]
+        raise ContentsError(f"its weights are not those of its network: {'; '.join(found)}")
+    names = [name for name, _ in model.named_parameters()]
+    lost = [name for name in names if not bool(torch.isfinite(weights[name]).all())]
+    if lost:
+        raise ContentsError(f"its weights hold NaN or infinite values, in {_few(lost)}")
+
+
+def check_moments(model: nn.Module, optimizer: Mapping[str, Any]) -> None:
+    """See that the state of an optimizer over all of a model's parameters fits them.
+
+    Raises:
+        ContentsError: If it does not.
+    """
+    parameters, groups = list(model.parameters()), optimizer["param_groups"]
+    if len(groups) != 1 or list(groups[0]["params"]) != list(range(len(parameters))):
+        raise ContentsError(f"its optimizer is not one over the {len(parameters)} parameters of its network")
+    for number, state in optimizer["state"].items():
+        if number >= len(parameters) or any(
+            state[name].shape != parameters[number].shape or not bool(torch.isfinite(state[name]).all())
+            for name in ("exp_avg", "exp_avg_sq")
+        ):
+            raise ContentsError(f"its optimizer's moments do not fit the parameters of its network, from {number} on")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "float" if dtype.is_floating_point else "complex" if dtype.is_complex else "whole"
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -37,15 +37,16 @@ class Run:
         return self.folder / "checkpoints" / "last.ckpt"
 
     def children(self) -> list[int]:
-        """The processes that the first one has started, apart from multiprocessing's helper."""
+        """The run's processes that the first one has started, not its other helpers, such as git."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                helper = "resource_tracker" in (entry / "cmdline").read_text()
+                spawned = "spawn_main" in (entry / "cmdline").read_text()
+                launched = "LOCAL_RANK=1" in (entry / "environ").read_text()
             except (OSError, IndexError):
                 continue
-            if parent == self.main.pid and not helper:
+            if parent == self.main.pid and (spawned or launched):
                 found.append(int(entry.name))
         return found
 

@@ -173,6 +173,8 @@ def _watch_over_main_thread() -> None:
             if wanted and (again or not _request.holding):
                 time.sleep(STUCK)
                 if _request.answered < arrival - SAME:  # less the time this thread may have waited for its turn
+                    name = signal.Signals(wanted[-1]).name
+                    os.write(2, f"\n{name}: ended while it waited for the system or another process\n".encode())
                     os._exit(128 + wanted[-1])
                 while select.select([reading], [], [], 0)[0]:
                     os.read(reading, 4096)

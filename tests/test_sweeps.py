@@ -180,3 +180,20 @@ def test_a_metric_that_is_not_logged(command, tmp_path):
     done = command("sweep", f"file={path}", "n=1", f"out={tmp_path / 'out'}", cwd=tmp_path)
     assert (done.status, "no run logs a metric val/los" in done.err) == (1, True), done.err
     assert "train/loss, val/loss" in done.err
+
+
+def test_a_signal_ends_the_sweep_and_its_run(start, tmp_path):
+    """Status 143, one line that says how to go on, and no run left at work."""
+    out = tmp_path / "out"
+    process = start("sweep", "file=grid", "n=1", f"out={out}", "--", *SHORT, "trainer.max_steps=1000000", cwd=tmp_path)
+    until = time.monotonic() + 120
+    while not (out / "runs" / "000" / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    status, printed, err = finished(process)
+    assert status == 143, err
+    assert f"the same command with out={out} resumes there" in printed
+    with (out / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which a run that is at work would hold

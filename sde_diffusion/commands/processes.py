@@ -27,7 +27,8 @@ class LostProcessError(Exception):
 
 def is_follower() -> bool:
     """Whether Lightning started this process, in the run's first one."""
-    return os.environ.get(LAUNCHER, str(os.getpid())) != str(os.getpid())
+    launched = os.environ.get(LAUNCHER, str(os.getpid())) != str(os.getpid())
+    return launched and os.environ.get("LOCAL_RANK", "0") != "0"  # as Lightning numbers those that it starts
 
 
 def follow_launcher() -> None:
@@ -51,8 +52,9 @@ def processes(trainer: Trainer) -> Iterator[None]:
     from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-    os.environ.setdefault(LAUNCHER, str(os.getpid()))
     launcher = trainer.strategy.launcher
+    if not is_follower():
+        os.environ[LAUNCHER] = str(os.getpid())
     try:
         if isinstance(launcher, _MultiProcessingLauncher):
             signals.pass_on(launcher.kill)
@@ -73,3 +75,6 @@ def processes(trainer: Trainer) -> Iterator[None]:
         raise LostProcessError(
             f"another process of this run has ended, and it cannot go on alone ({reason})"
         ) from error
+    finally:
+        if not is_follower():
+            os.environ.pop(LAUNCHER, None)

@@ -30,6 +30,9 @@ Label = Annotated[int | str | None, Rule(lambda label: True, "the number or the 
 Split = Literal["train", "val", "test"]
 
 
+Described = Annotated[Mapping[str, Any], Rule(lambda node: "_target_" in node, "settings {_target_: CLASS, ...}")]
+
+
 class Places(TypedDict, total=False):
     """Where a model's own data lie now."""
 
@@ -51,7 +54,7 @@ class Entry(TypedDict):
 
     each: Count
     extra: int
-    sampler: Mapping[str, Any]
+    sampler: Described
 
 
 def _some(hint: Any, example: str) -> Any:
@@ -158,7 +161,7 @@ def _evaluate(look: Look) -> None:
     look.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     look.part("sampler", Sampler)
     look.places("data", DataModule, Places)
-    look.parts("metrics", extractor=Classifier((1, 8, 8), (4,), 4, 3))
+    look.parts("metrics", Described, extractor=Classifier((1, 8, 8), (4,), 4, 3))
 
 
 def _likelihood(look: Look) -> None:

@@ -89,7 +89,7 @@ TRAINER: Mapping[str, Any] = MappingProxyType(
         "gradient_clip_algorithm": Literal["norm", "value"] | None,
         "accumulate_grad_batches": Count,
         "val_check_interval": Count,
-        "check_val_every_n_epoch": None,  # validations are counted in steps
+        "check_val_every_n_epoch": Count | None,
         "num_sanity_val_steps": Annotated[int, at_least(-1)],
         "log_every_n_steps": Natural,
         "reload_dataloaders_every_n_epochs": Literal[0],  # they are endless

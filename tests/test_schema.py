@@ -48,7 +48,6 @@ WRONG = {
     "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches must be a whole number of at least 1",
     "trainer.log_every_n_steps=-1": "trainer.log_every_n_steps must be a whole number of at least 0",
     "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch must be a whole number of at least 1 or null",
-    "trainer.use_distributed_sampler=true": "trainer.use_distributed_sampler must be False",
     "+trainer.max_epochs=0": "trainer.max_epochs must be a whole number, -1 (no limit) or at least 1",
     "+trainer.callbacks=[]": "trainer.callbacks: Trainer takes no callbacks",
     "+trainer.max_step=5": "trainer.max_step: Trainer takes no max_step (did you mean max_steps?)",

@@ -93,7 +93,6 @@ TRAINER: Mapping[str, Any] = MappingProxyType(
         "num_sanity_val_steps": Annotated[int, at_least(-1)],
         "log_every_n_steps": Natural,
         "reload_dataloaders_every_n_epochs": Literal[0],  # they are endless
-        "use_distributed_sampler": Literal[False],  # the data modules share out their batches themselves
         "strategy": str,
         "accelerator": str,
         "profiler": str | None,

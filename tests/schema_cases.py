@@ -1,10 +1,16 @@
 """Configurations composed and looked at as commands do, in this process: what a person would be told."""
 
 import contextlib
+import csv
+import functools
 import io
+import math
+import random
 
 import hydra
+from conftest import TINY
 from hydra.core.hydra_config import HydraConfig
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion.commands import app, schema
@@ -63,3 +69,78 @@ POOL = [
     *("{_target_:sde_diffusion.sde.KarrasRho}", "{_target_:sde_diffusion.sde.VPSDE,beta_min:x}", "00:00:00:05", "auto"),
 ]
 """Values: plausible ones, ones at the borders, nonsense."""
+
+
+CHOICES = (
+    "vp",
+    "ve",
+    "edm",
+    "rectified",
+    "eps",
+    "v",
+    "moons",
+    "ring",
+    "digits",
+    "ddim",
+    "dpm",
+    "unet_small",
+    "none",
+    "csv",
+)
+
+
+def words(command):
+    """Keys and groups of a command."""
+    cfg = composed(command, GIVEN[command])
+    keys = sorted(key for key in keys_of(cfg) if key != "out")
+    return keys, sorted(key for key in cfg if isinstance(cfg[key], DictConfig)) or keys
+
+
+def override_lists(command):
+    """Lists of up to four settings: keys of the command, choices of groups, deletions and additions."""
+    keys, groups = (st.sampled_from(some) for some in words(command))
+    values = st.sampled_from(POOL)
+    changed = st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++"]), keys, values)
+    chosen = st.builds("{}={}".format, groups, st.sampled_from([*POOL, *CHOICES]))
+    added = st.builds("+{}.{}={}".format, keys, st.sampled_from(["foo", "steps", "_target_"]), values)
+    return st.lists(st.one_of(changed, changed, chosen, added, st.builds("~{}".format, keys)), min_size=1, max_size=4)
+
+
+@functools.cache
+def accepted_lists(n, seed=0):
+    """n lists of settings of `train` that the schema lets pass, drawn at random."""
+    source, found = random.Random(seed), []
+    keys, groups = words("train")
+    while len(found) < n:
+        typed = []
+        for _ in range(source.randint(1, 3)):
+            kind = source.random()
+            if kind < 0.2:
+                typed.append(f"{source.choice(groups)}={source.choice(CHOICES)}")
+            elif kind < 0.3:
+                typed.append(f"~{source.choice(keys)}")
+            else:
+                typed.append(f"{source.choice(keys)}={source.choice(POOL)}")
+        alone = [one for one in typed if refusal("train", one) is None]
+        if alone and refusal("train", *alone) is None:
+            found.append(alone)
+    return found
+
+
+SHORT = ("trainer.max_steps=3", "trainer.val_check_interval=2", "callbacks.samples.n=2", "hydra.run.dir=run")
+
+
+def trains_or_says_why(command, folder, typed):
+    """A run of three steps with these settings ends well and with finite losses, or with one message."""
+    short = [word for word in (*TINY, *SHORT) if refusal("train", *typed, word) is None or word.startswith("hydra")]
+    done = command("train", *short, *typed, "++trainer.max_steps=3", cwd=folder)
+    assert done.status in (0, 1), (typed, done)
+    assert "Traceback" not in done.err + done.out, (typed, done.err)
+    if done.status:
+        assert done.err.count("error: ") == 1, (typed, done.err)
+        return
+    path = folder / "run" / "metrics.csv"
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value), (typed, rows)

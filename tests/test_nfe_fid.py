@@ -133,7 +133,7 @@ def test_the_closed_form_denoiser(command, trained, tmp_path):
         ("split=train", "split must be one of val, test"),
         ("samplers.ddim=5", "samplers.ddim must be settings {each: "),
         ("+samplers.x={each: 0, extra: 0, sampler: {}}", "samplers.x.each must be a whole number of at least 1"),
-        ("+samplers.x={each: 1, extra: 0, sampler: {order: 2}}", "samplers.x.sampler must be a Sampler {_target_: "),
+        ("+samplers.x={each: 1, extra: 0, sampler: {order: 2}}", "samplers.x.sampler must be settings {_target_: "),
         (
             "+samplers.x={each: 1, extra: 0, sampler: {_target_: sde_diffusion.sampling.Foo}}",
             "samplers.x.sampler._target_",

@@ -6,12 +6,12 @@ import time
 import pytest
 from conftest import TINY
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
-from schema_cases import GIVEN, POOL, composed, keys_of, refusal
+from omegaconf import OmegaConf
+from schema_cases import GIVEN, accepted_lists, composed, keys_of, override_lists, refusal, trains_or_says_why
 
 from sde_diffusion.commands.look import Look
 from sde_diffusion.commands.schema import COMMANDS
+from sde_diffusion.errors import UserError
 from sde_diffusion.hints import Count, at_least, fits, words
 
 WRONG = {
@@ -47,8 +47,7 @@ WRONG = {
     "trainer.gradient_clip_val=inf": "trainer.gradient_clip_val must be a number of at least 0 or null",
     "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches must be a whole number of at least 1",
     "trainer.log_every_n_steps=-1": "trainer.log_every_n_steps must be a whole number of at least 0",
-    "trainer.check_val_every_n_epoch=1": "trainer.check_val_every_n_epoch must be null",
-    "trainer.use_distributed_sampler=true": "trainer.use_distributed_sampler must be False",
+    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch must be a whole number of at least 1 or null",
     "+trainer.max_epochs=0": "trainer.max_epochs must be a whole number, -1 (no limit) or at least 1",
     "+trainer.callbacks=[]": "trainer.callbacks: Trainer takes no callbacks",
     "+trainer.max_step=5": "trainer.max_step: Trainer takes no max_step (did you mean max_steps?)",
@@ -132,10 +131,12 @@ def test_every_key_is_known_to_the_schema(command):
     look = Look(cfg)
     COMMANDS[command](look)
     assert set(cfg) - look.seen <= {"out", "ckpt"}
-    if command == "train":  # the groups that the others have are the same
-        for key in keys_of(cfg):
-            if "." in key and not key.endswith("_target_"):
-                assert refusal(command, f"{key}={{a: {{b: 1}}}}") is not None or "options" in key, key
+    for key in keys_of(cfg):
+        if "." in key and not key.endswith(("_target_", ".options")):
+            changed = cfg.copy()
+            OmegaConf.update(changed, key, {"a": {"b": 1}}, merge=False)
+            with pytest.raises(UserError):
+                COMMANDS[command](Look(changed))
 
 
 def test_whole_numbers_may_be_written_as_fractions():
@@ -175,45 +176,22 @@ def test_hints():
     assert words(at_least(2, 5).words and Count | None) == "a whole number of at least 1 or null"
 
 
-EXAMPLES = 20
-
-
-def overrides(command):
-    """Lists of up to four settings: each a key of the command, a choice of a group, a deletion or an addition."""
-    cfg = composed(command, GIVEN[command])
-    keys = sorted(key for key in keys_of(cfg) if key != "out")
-    groups = sorted(key for key in cfg if isinstance(cfg[key], DictConfig))
-    words_ = st.builds(
-        "{}{}={}".format, st.sampled_from(["", "", "", "+", "++"]), st.sampled_from(keys), st.sampled_from(POOL)
-    )
-    choices = st.builds(
-        "{}={}".format,
-        st.sampled_from(groups),
-        st.sampled_from([*POOL, "vp", "ve", "moons", "ddim", "unet_small", "none"]),
-    )
-    added = st.builds(
-        "+{}.{}={}".format, st.sampled_from(keys), st.sampled_from(["foo", "steps", "_target_"]), st.sampled_from(POOL)
-    )
-    return st.lists(
-        st.one_of(words_, words_, choices, added, st.builds("~{}".format, st.sampled_from(keys))),
-        min_size=1,
-        max_size=4,
-    )
-
-
 @pytest.mark.parametrize("command", GIVEN)
 def test_any_overrides(command):
     """One message, or none; and never another exception, which `refusal` would let pass."""
 
-    @settings(
-        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
-    @given(overrides(command))
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(override_lists(command))
     def look(typed):
         message = refusal(command, *typed)
         assert message is None or (message and "\n" not in message)
 
     look()
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_what_is_not_refused_trains(number, command, tmp_path):
+    trains_or_says_why(command, tmp_path, accepted_lists(5)[number])
 
 
 @pytest.mark.parametrize(

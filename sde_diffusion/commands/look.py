@@ -103,7 +103,7 @@ class Look:
         check(key, found, kind)
         return found
 
-    def parts(self, key: str, hint: Any = Mapping[str, Any], **given: Any) -> None:
+    def parts(self, key: str, hint: Any, **given: Any) -> None:
         """Look at several descriptions, each under a name of its own."""
         values = self.value(key)
         if not isinstance(values, Mapping) or not values:

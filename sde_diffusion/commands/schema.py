@@ -30,6 +30,9 @@ Label = Annotated[int | str | None, Rule(lambda label: True, "the number or the 
 Split = Literal["train", "val", "test"]
 
 
+Described = Annotated[Mapping[str, Any], Rule(lambda node: "_target_" in node, "settings {_target_: CLASS, ...}")]
+
+
 class Places(TypedDict, total=False):
     """Where a model's own data lie now."""
 
@@ -51,7 +54,7 @@ class Entry(TypedDict):
 
     each: Count
     extra: int
-    sampler: Mapping[str, Any]
+    sampler: Described
 
 
 def _some(hint: Any, example: str) -> Any:
@@ -86,11 +89,10 @@ TRAINER: Mapping[str, Any] = MappingProxyType(
         "gradient_clip_algorithm": Literal["norm", "value"] | None,
         "accumulate_grad_batches": Count,
         "val_check_interval": Count,
-        "check_val_every_n_epoch": None,  # validations are counted in steps
+        "check_val_every_n_epoch": Count | None,
         "num_sanity_val_steps": Annotated[int, at_least(-1)],
         "log_every_n_steps": Natural,
         "reload_dataloaders_every_n_epochs": Literal[0],  # they are endless
-        "use_distributed_sampler": Literal[False],  # the data modules share out their batches themselves
         "strategy": str,
         "accelerator": str,
         "profiler": str | None,
@@ -158,7 +160,7 @@ def _evaluate(look: Look) -> None:
     look.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     look.part("sampler", Sampler)
     look.places("data", DataModule, Places)
-    look.parts("metrics", extractor=Classifier((1, 8, 8), (4,), 4, 3))
+    look.parts("metrics", Described, extractor=Classifier((1, 8, 8), (4,), 4, 3))
 
 
 def _likelihood(look: Look) -> None:

@@ -217,7 +217,7 @@ def test_full_and_read_only_disks(name, options, trained, tmp_path):
         "sample": (ckpt, *short, f"out={out}"),
         "evaluate": (ckpt, *short, "metrics=[frechet]", "resamples=0", f"cache={place / 'cache'}", f"out={out}"),
         "likelihood": (ckpt, "method=euler", "steps=2", "n=300", f"out={out}"),
-        "sweep": ("file=grid", "n=1", f"out={out}", "--", *TINY),
+        "sweep": ("file=grid", "n=1", f"out={out}", "--", *(word for word in TINY if "width" not in word)),
     }[name]
     command = [sys.executable, "-m", f"sde_diffusion.{name}", *words]
     script = f'mount -t tmpfs -o {options} tmpfs {place} || exit 99; "$@"; s=$?; cp -a {place} {tmp_path}/kept; exit $s'

@@ -23,7 +23,7 @@ WRONG = {
     "callbacks.ema.decay=2": "callbacks.ema.decay must lie in [0, 1]",
     "callbacks.samples.n=0": "callbacks.samples.n must be a whole number of at least 1",
     "callbacks.progress.refresh_every=0": "callbacks.progress.refresh_every must be a whole number of at least 1",
-    "+callbacks.mine={_target_: no.such.Thing}": "callbacks.mine._target_: ",
+    "+callbacks.mine={_target_: no.such.Thing}": "callbacks.mine._target_=no.such.Thing: ",
     "logger.csv.folder=3": "logger.csv.folder must be text",
     "model=null": "model must be settings {KEY: VALUE}; got model=null",
     "model.betas=[0.9]": "model.betas must be a list of 2 finite numbers; got model.betas=[0.9]",

@@ -1,6 +1,7 @@
 """The runs of sweeps, without a server."""
 
 import csv
+import fcntl
 import math
 import re
 import shlex
@@ -195,5 +196,6 @@ def test_a_signal_ends_the_sweep_and_its_run(start, tmp_path):
     status, printed, err = finished(process)
     assert status == 143, err
     assert f"the same command with out={out} resumes there" in printed
-    with (out / ".lock").open() as file:
+    with (out / "runs" / "000.log").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which a run that is at work would hold
+    assert not (out / ".lock").exists()

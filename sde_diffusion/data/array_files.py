@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,10 @@ def _table(path: Path) -> Array:
             lines = (line for line in file if line.strip())
             if named:
                 log.info("%s: columns %s", path, few([word.strip(' "') for word in next(lines).split(delimiter)], 30))
-            return np.loadtxt(lines, delimiter=delimiter, ndmin=2, comments=None, quotechar='"')
+            first = next(lines, None)
+            if first is None:
+                raise UserError(f"{path} has no rows of numbers")
+            return np.loadtxt(chain([first], lines), delimiter=delimiter, ndmin=2, comments=None, quotechar='"')
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8: {error}") from error
     except ValueError as error:

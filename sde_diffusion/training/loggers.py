@@ -9,8 +9,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,20 +176,17 @@ class WandbLogger(pl_loggers.WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics of a step; see `WandbLogger`."""
-        with self._going_on():
-            super().log_metrics(metrics, step)
+        self._try(super().log_metrics, metrics, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         """Log settings; see `WandbLogger`."""
-        with self._going_on():
-            super().log_hyperparams(params)
+        self._try(super().log_hyperparams, params)
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
         """Log pictures; see `WandbLogger`."""
-        with self._going_on():
-            super().log_image(key, images, step, **kwargs)
+        self._try(super().log_image, key, images, step, **kwargs)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -205,13 +201,12 @@ class WandbLogger(pl_loggers.WandbLogger):
         except Exception as error:  # its own process has died, say
             log.warning("wandb: %s; what it has written: %s", _first_line(error), _upload(run))
 
-    @contextmanager
-    def _going_on(self) -> Iterator[None]:
+    def _try(self, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Log nothing more once wandb fails, whose own process may have died: a training run does not end with it."""
         if self._over:
             return
         try:
-            yield
+            write(*args, **kwargs)
         except Exception as error:
             self._over = True
             log.warning("wandb: %s; training goes on without it", _first_line(error))

@@ -110,7 +110,8 @@ def to_wandb(project: str, out: Path, rows: list[dict[str, Any]], picture: Path)
 
     from sde_diffusion.training.loggers import WandbLogger
 
-    run = WandbLogger(out, project=project).experiment
+    logger = WandbLogger(out, project=project)
+    run = logger.experiment
     run.log({"curves": wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})
     run.log({"plot": wandb.Image(str(picture))})
-    run.finish()
+    logger.finalize("success")

@@ -20,6 +20,7 @@ from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import FrechetDistance, Pixels, fingerprint
 from sde_diffusion.sampling import Sampler
+from sde_diffusion.storage.memory import check_fits
 from sde_diffusion.storage.parts import Parts
 
 
@@ -97,6 +98,8 @@ class Bench:
         self.extractor = extractor.to(self.device)
         self.extractor_digest = fingerprint(extractor)
         self.real = self.features(self.data.tensor(cfg.split))
+        wanted = f"n={cfg.n} samples as {self.real.shape[1]} features"
+        check_fits(wanted, 8 * cfg.n * self.real.shape[1], "take fewer")
         least = 2 * self.real.shape[1] + 2
         if min(len(self.real), cfg.n * len(cfg.seeds)) < least:
             raise UserError(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sde_diffusion.errors import UserError, did_you_mean
+from sde_diffusion.errors import UserError
+from sde_diffusion.hints import arguments_of, check_arguments
 
 PACKAGE = "sde_diffusion"
 BUILDABLE = tuple(
@@ -23,7 +25,7 @@ NOT_BUILDABLE = (f"{PACKAGE}.metrics.pretrained",)
 """But for these, which may fetch weights."""
 
 
-def build(node: Any, **overrides: Any) -> Any:
+def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
     """Build the object that a configuration describes.
 
     A mapping with a `_target_` names a class of this package by its dotted path; its other entries, built first where
@@ -32,21 +34,22 @@ def build(node: Any, **overrides: Any) -> Any:
 
     Args:
         node: Plain containers: mappings, sequences, numbers, strings, None.
+        where: The dotted key of the configuration that the node stands under, for messages.
         **overrides: Arguments added to the outermost constructor call.
 
     Returns:
         The object; containers without a `_target_` come back as plain dict and list.
 
     Raises:
-        UserError: If a target is not a class of this package, or does not take an argument.
+        UserError: If a target is not a class of this package, does not take an argument, or refuses its value.
     """
     if isinstance(node, Mapping):
-        values = {key: build(value) for key, value in node.items() if key != "_target_"}
+        values = {key: build(value, _inside(where, key)) for key, value in node.items() if key != "_target_"}
         if "_target_" not in node:
             return values
-        return _call(_find(str(node["_target_"])), {**values, **overrides})
+        return call(find_class(str(node["_target_"]), where), {**values, **overrides}, where)
     if isinstance(node, list | tuple):
-        return [build(value) for value in node]
+        return [build(value, f"{where}[{number}]") for number, value in enumerate(node)]
     return node
 
 
@@ -59,7 +62,16 @@ def plain_containers(value: Any) -> Any:
     return value
 
 
-def _find(target: str) -> type:
+def _inside(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def find_class(target: str, where: str = "") -> type:
+    """The class of this package that a `_target_` names.
+
+    Raises:
+        UserError: If it is none, or not one that a configuration may name.
+    """
     module_name, _, name = target.rpartition(".")
     if module_name == PACKAGE or module_name.startswith(PACKAGE + "."):
         try:
@@ -71,22 +83,33 @@ def _find(target: str) -> type:
         if inspect.isclass(found) and inside and not outside:
             return found
     raise UserError(
-        f"_target_: {target!r} is not a class of {PACKAGE} that a configuration may name; those live in "
-        f"{', '.join(BUILDABLE)}"
+        f"{_inside(where, '_target_')}: {target!r} is not a class of {PACKAGE} that a configuration may name; those "
+        f"live in {', '.join(BUILDABLE)}"
     )
 
 
-def _call(cls: type, arguments: dict[str, Any]) -> Any:
-    parameters = inspect.signature(cls).parameters
-    allowed = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
-    unknown = [name for name in arguments if name not in allowed]
-    if unknown and len(allowed) == len(parameters):
-        hint = did_you_mean(unknown[0], allowed)
-        raise UserError(f"{cls.__name__} takes no {', '.join(unknown)}{hint}; it takes {', '.join(allowed)}")
+def call(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
+    """Build an object of a class from arguments that fit its hints.
+
+    Raises:
+        UserError: If they do not, or the constructor refuses them; with the key of the argument, below `where`.
+    """
+    check_arguments(cls, arguments, where)
     try:
         return cls(**arguments)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    except TypeError as error:  # a value of another kind, such as a word for a number
-        values = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if not hasattr(value, "__dict__"))
-        raise UserError(f"{cls.__name__}({values}): {error}; look at the values' types") from error
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise UserError(at_key(where, str(error) or type(error).__name__, arguments_of(cls)[0])) from error
+
+
+def at_key(where: str, message: str, names: Iterable[str]) -> str:
+    """A constructor's message with the key of the configuration in place of the argument that it begins with.
+
+    Args:
+        where: The key that the constructor's settings stand under; "": none.
+        message: The message, such as "steps must be positive".
+        names: The constructor's arguments.
+    """
+    first = re.match(r"\w*", message)
+    if not where:
+        return message
+    return f"{where}.{message}" if first and first[0] in names else f"{where}: {message}"

@@ -2,11 +2,14 @@
 
 import sys
 
-from sde_diffusion.commands.app import command
+from sde_diffusion import signals
 
 
 def main() -> None:
     """Entry point of the command; what stands behind `--` is added to every run's command line."""
+    signals.listen()  # before imports that take seconds
+    from sde_diffusion.commands.app import command
+
     place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     added = sys.argv[place + 1 :]
     sys.argv = sys.argv[:place]

@@ -2,12 +2,17 @@
 
 import sys
 
-from sde_diffusion.commands.app import command
-from sde_diffusion.commands.resuming import accepting
+from sde_diffusion import signals
+from sde_diffusion.commands.processes import follow_launcher
 
 
 def main() -> None:
     """Entry point of the command."""
+    signals.listen()  # before imports that take seconds
+    follow_launcher()
+    from sde_diffusion.commands.app import command
+    from sde_diffusion.commands.resuming import accepting
+
     sys.argv = accepting(sys.argv)
     command("train", processes=True)
 

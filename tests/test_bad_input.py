@@ -35,7 +35,7 @@ TRAIN = {
     "a word for max_steps": (["trainer.max_steps=abc"], ["trainer.max_steps=abc"]),
     "a negative lr": (["model.lr=-1"], ["lr must be positive", "-1"]),
     "an unknown schedule": (["model.schedule=foo"], ["constant", "cosine"]),
-    "an unknown precision": (["trainer.precision=foo"], ["'foo'", "32-true"]),
+    "an unknown precision": (["trainer.precision=foo"], ["trainer.precision=foo", "32-true"]),
     "a precision that rounds weights": (["trainer.precision=bf16-true"], ["bf16-true", "32-true, bf16-mixed"]),
     "a precision of another library": (["trainer.precision=transformer-engine"], ["precision=transformer-engine"]),
     "fewer items than processes": (
@@ -129,8 +129,8 @@ def test_sample_without_a_checkpoint(command, tmp_path):
         ("split=foo", "train, val, test"),
         ("n=0", "n=0"),
         ("n=1", "n must be a whole number of at least 2; got n=1"),
-        ("data=mnist", "data=mnist needs its place: add data.root=DIR"),
-        ("data=arrays", "data=arrays needs its place: add data.path=FILE"),
+        ("data=mnist", "data.root must be given: add data.root=VALUE"),
+        ("data=arrays", "data.path must be given: add data.path=VALUE"),
     ],
 )
 def test_evaluate(override, part, command, trained, tmp_path):

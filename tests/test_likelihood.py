@@ -165,7 +165,7 @@ REFUSED = {
     "no such split": (["split=foo"], ["foo", "train, val, test"]),
     "no split": (["split=[]"], ["names none", "train, val, test"]),
     "a bound of steps in words": (["elbo.steps=ten"], ["elbo.steps must be a whole number", "ten"]),
-    "a bound that is no settings": (["elbo=false"], ["elbo must be null", "elbo.steps="]),
+    "a bound that is no settings": (["elbo=false"], ["elbo must be settings {steps: ", "or null; got elbo=False"]),
     "a seed beyond 64 bits": (["seed=9223372036854775808"], ["seed must be a whole number", "64 bits"]),
     "other data that are not there": (["against=mnist", "against_root=/nowhere"], ["against_root", "/nowhere"]),
     "no such method": (["method=foo"], ["adams", "dopri5", "foo"]),
@@ -185,7 +185,7 @@ REFUSED = {
     "other data of another shape": (["against=moons"], ["[2]", "[1, 8, 8]"]),
     "a target that is none": (["target_se=-1"], ["target_se must be a positive number"]),
     "an unknown key": (["foo=1"], ["'foo'", "rtol", "split"]),
-    "a label that is true": (["label=true"], ["no classes"]),
+    "a label that is true": (["label=true"], ["label must be the number or the name"]),
     "steps of a method that chooses them": (["steps=10"], ["adams chooses its own steps", "heun3"]),
     "a tolerance that cannot be met": (
         ["method=dopri5", "rtol=1e-14", "atol=1e-14", "n=2", "elbo=null", "max_nfe=500"],

@@ -25,7 +25,7 @@ def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path):
     settings = ("sde=ve,vp,edm", "denoiser=v", *SHORT, f"hydra.sweep.dir={tmp_path}")
     done = command("train", "--multirun", *settings, cwd=tmp_path)
     assert (done.status, "Traceback" in done.err) == (1, False), done.err
-    assert done.err.count("error: prediction 'v' is defined on variance-preserving paths only") == 2
+    assert done.err.count("error: denoiser.prediction 'v' is defined on variance-preserving paths only") == 2
     last = done.err.strip().splitlines()[-1]
     assert last.startswith("error: these runs failed")
     assert [str(tmp_path / number) in last for number in "012"] == [True, False, True]

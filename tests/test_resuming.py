@@ -308,6 +308,18 @@ def test_another_choice_takes_the_place_of_the_runs(ckpt: str, tmp_path: Path) -
     assert seen.data.min_batches_per_epoch == 10
 
 
+@pytest.mark.parametrize("names", [["best.ckpt"], ["best.ckpt", "last.ckpt"], ["last.ckpt", "best.ckpt"]])
+def test_the_advice_names_a_checkpoint_that_is_there(names: list[str], tmp_path: Path) -> None:
+    """A run that was killed between its first two files has best.ckpt alone."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in names:  # the last one is the newest
+        (folder / name).touch()
+    wanted = folder / ("last.ckpt" if "last.ckpt" in names else "best.ckpt")
+    with pytest.raises(UserError, match=f"holds a run already: resume it with ckpt={wanted}, or"):
+        command(tmp_path / "run", *TINY)
+
+
 @pytest.mark.parametrize(("data", "shape"), [("moons", r"\[2\]"), ("ring", r"\[2\]")])
 def test_data_of_another_shape_are_refused(data: str, shape: str, ckpt: str, tmp_path: Path) -> None:
     with pytest.raises(

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import sys
 
 import hydra
 import pytest
@@ -13,7 +14,7 @@ from sweep_cases import written
 from wandb import wandb_agent
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
-from sde_diffusion.commands import app
+from sde_diffusion.commands import app, sweep
 from sde_diffusion.commands.sweep_file import read_sweep
 from sde_diffusion.errors import UserError
 
@@ -117,6 +118,10 @@ BAD = {
     "no metric": ({"metric": None}, "metric must have a name"),
     "a goal that is none": ({"metric": {"name": "val/loss", "goal": "min"}}, "minimize, maximize"),
     "another program": ({"program": "train.py"}, "program must be sde_diffusion.train"),
+    "a number that is none": (
+        {"method": "random", "parameters": {"model.lr": {"min": 0.1, "max": math.inf}}},
+        "finite ends",
+    ),
     "arguments with hyphens": ({"command": ["${env}", "python", "${args}"]}, "args_no_hyphens"),
     "no runs": ({"run_cap": 0}, "run_cap must be a whole number of at least 1; got 0"),
     "no parameters": ({"parameters": {}}, "at least one key"),
@@ -166,3 +171,139 @@ def test_what_is_no_yaml(tmp_path):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match="is not valid YAML"):
             read_sweep(path)
+
+
+def test_a_grid_that_cannot_be_listed(tmp_path):
+    path = written(tmp_path, parameters={f"model.{key}": {"values": list(range(10))} for key in "abcdefghijkl"})
+    with pytest.raises(UserError, match="has 1000000000000 points: give n="):
+        read_sweep(path).points(None, seed=0)
+    assert len(read_sweep(path).points(3, seed=0)) == 3
+    path = written(tmp_path, method="random")
+    with pytest.raises(UserError, match="at most 10000"):
+        read_sweep(path).points(10**9, seed=0)
+
+
+ARGS = "${args_no_hyphens}"
+COMMANDS = {
+    "another interpreter": ["/tmp/python", "-m", "${program}", ARGS],
+    "a program in its place": ["${env}", "rm", "-rf", "/", ARGS],
+    "code": ["python", "-c", "print(1)", ARGS],
+    "code before the module": ["python", "-c", "print(1)", "-m", "${program}", ARGS],
+    "an option of the interpreter": ["python", "-X", "importtime", "-m", "${program}", ARGS],
+    "a variable before it": ["${env}", "PYTHONPATH=/tmp", "python", "-m", "${program}", ARGS],
+    "another module": ["python", "-m", "http.server", ARGS],
+    "a shell": ["sh", "-c", "python -m ${program}", ARGS],
+    "a line of a shell": "python -m sde_diffusion.train; rm -rf /",
+    "a number": 7,
+    "arguments twice": ["python", "-m", "${program}", ARGS, ARGS],
+    "arguments as JSON": ["python", "-m", "${program}", "${args_json}"],
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_only_this_packages_program_is_run(case, tmp_path):
+    with pytest.raises(UserError, match="this package's own program") as told:
+        read_sweep(written(tmp_path, command=COMMANDS[case]))
+    assert '"${args_no_hyphens}"] with program: sde_diffusion.train' in str(told.value)
+
+
+def test_what_is_run_is_this_interpreter(tmp_path, monkeypatch):
+    """Whatever `python` is first on the path."""
+    issued = []
+    monkeypatch.setattr(sweep.subprocess, "Popen", lambda words, **_: issued.append(words) or sys.exit(7))
+    described = read_sweep(written(tmp_path))
+    (point,) = described.points(1, seed=0)
+    with pytest.raises(SystemExit):
+        sweep._execute(sweep.Run(point, described.agent_command(point), tmp_path / "runs" / "000"), 0)
+    assert issued[0][:4] == [sys.executable, "-m", "sde_diffusion.train", "model.lr=0.001"]
+
+
+SETTINGS = (
+    *(
+        "hydra/launcher=joblib",
+        "hydra.run.dir=/tmp",
+        "hydra.searchpath=[file:///tmp]",
+        "+hydra.callbacks.x._target_=a.b",
+    ),
+    *(
+        "--config-dir=/tmp",
+        "-cn=evil",
+        "--config-path",
+        "--multirun",
+        "plugins=[os]",
+        "+plugins=[os]",
+        "ckpt=/tmp/a.ckpt",
+    ),
+    *(
+        "callbacks.samples._target_=os.system",
+        "+callbacks.x._target_=os.system",
+        "callbacks.samples={_target_: os.system}",
+    ),
+    *(
+        "logger.csv._target_=os.system",
+        "logger.csv.folder=/etc",
+        "callbacks.last.folder=/etc",
+        "callbacks.best.dirpath=/etc",
+    ),
+    *("callbacks.best.filename=../../x", "~callbacks.samples", "callbacks=../../../tmp/evil", "experiment=../evil"),
+    *(
+        "data=/tmp/evil",
+        "logger=a,b",
+        "callbacks@model=default",
+        "/callbacks/x=default",
+        "trainer.default_root_dir=/etc",
+    ),
+    *("+trainer.plugins=[os]", "trainer.logger=true", "model.lr=${oc.env:HOME}", "model.lr=${a${oc.env:HOME}}"),
+    "model.lr=${hydra:runtime.output_dir}",
+)
+
+
+@pytest.mark.parametrize("word", SETTINGS)
+def test_a_file_sets_values_alone(word, tmp_path):
+    """As a word of its command, and as one of its parameters."""
+    command = ["python", "-m", "${program}", word, ARGS]
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        read_sweep(written(tmp_path, command=command))
+    key, _, value = word.partition("=")
+    if value:
+        described = read_sweep(written(tmp_path, parameters={key: {"value": value}}))
+        with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+            described.agent_command(described.points(1, seed=0)[0])
+
+
+ALLOWED = (
+    *("model.lr=0.1", "network=unet_small", "sde=ve", "callbacks.samples=null", "callbacks.ema.decay=0.9", "seed=3"),
+    *("trainer.max_steps=5", "logger=wandb", "logger.wandb.project=mine", "experiment=edm", "data=folder"),
+    *("data.root=/data/birds", "+sampler.grid._target_=sde_diffusion.sde.KarrasRho", "conditional=true"),
+    *("model.betas=[0.9,0.99]", "data.range=[[0,1],[2,3]]"),
+)
+
+
+def test_settings_that_a_file_may_make(tmp_path):
+    read_sweep(written(tmp_path, command=["${env}", "${interpreter}", "-m", "${program}", *ALLOWED, ARGS]))
+
+
+LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{new}: &{new} [{','.join(10 * ['*' + old])}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, "more than 100,000 values"),
+        ("a: &a {x: 1}\n" + "b: &b\n  <<: [" + ",".join(["*a"] * 200_000) + "]", "more than 100,000 values"),
+        ("a: &a [*a]", "holds the alias"),
+        ("[" * 100_000, "is not valid YAML"),
+        ("a: 2024-13-45", "is not valid YAML"),
+        ("a: " + 5000 * "9", "is not valid YAML"),
+        ("#" * 2**20 + "#", "more than 1,048,576 bytes"),
+        ("", "is empty"),
+        ("# nothing", "is not a sweep file"),
+    ],
+)
+def test_yaml_that_grows(text, words, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_sweep(tmp_path / "a.yaml")

@@ -18,13 +18,14 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from sde_diffusion.checks import check_count
+from sde_diffusion import signals
+from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.overrides import setting
 from sde_diffusion.storage.files import remove_leftovers
@@ -80,9 +81,11 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
         processes: Whether several processes of it work together in one folder, which the first then holds for all.
         **arguments: What else the task is called with.
 
-    Exits with status 1 and one message on a user's mistake, with 130 on Ctrl-C. A run of a multirun that fails does not
-    keep the others from running: it is told where it happens and once more at the end.
+    Exits with status 1 and one message on a user's mistake, and with 128 + number on a signal that asks it to end: 130
+    on Ctrl-C, 143 on SIGTERM. A run of a multirun that fails does not keep the others from running: it is told where it
+    happens and once more at the end.
     """
+    signals.listen()
     for resolver in (run_folder, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     sys.argv = nulls(sys.argv)
@@ -95,12 +98,20 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
 
     def told(cfg: DictConfig) -> Any:
         try:
-            with telling():  # inside Hydra too, which would print its own report of an exception that passes through
+            # Inside Hydra too, which would print its own report of an exception that passes through.
+            with telling(), within_limits(name):
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    signals.release()  # what came when the run before this one could no longer be stopped
+                importlib.import_module(f"{__package__}.schema").check(name, cfg)
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
                 with _held(name) if not processes or _rank() == 0 else nullcontext():
                     return run(cfg, **arguments)
         except (SystemExit, Exception) as error:
-            stops = isinstance(error, SystemExit) and error.code != 1  # Ctrl-C
+            stops = isinstance(error, signals.Stopped)
+            if stops and not processes:  # which tells of its own
+                asked = HydraConfig.get()
+                out = asked.sweep.dir if asked.mode == RunMode.MULTIRUN else asked.runtime.output_dir
+                log.warning("what was finished is kept: the same command with %s resumes there", setting("out", out))
             if HydraConfig.get().mode != RunMode.MULTIRUN or stops:
                 raise
             if not isinstance(error, SystemExit):
@@ -108,7 +119,8 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
             failed.append(HydraConfig.get().runtime.output_dir)
             raise RunFailedError(failed[-1]) from None  # which Hydra keeps until the other runs are done
 
-    with telling():
+    with telling(), within_limits(name):
+        check_groups(sys.argv[1:])
         try:
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(told)()
         except RunFailedError as error:
@@ -137,7 +149,7 @@ class RunFailedError(Exception):
 
 @contextmanager
 def telling() -> Iterator[None]:
-    """Turn a user's mistake into one message and exit status 1, and Ctrl-C into status 130."""
+    """Turn a user's mistake into one message and exit status 1; a signal's status is 128 + number by itself."""
     try:
         yield
     except UserError as error:
@@ -160,9 +172,6 @@ def telling() -> Iterator[None]:
         if "srun" not in str(error):
             raise
         _fail(f"hydra/launcher: {error} Without one, leave the launcher out, or take hydra/launcher=submitit_local")
-    except KeyboardInterrupt:
-        log.warning("interrupted")
-        sys.exit(130)
 
 
 def nulls(arguments: Sequence[str]) -> list[str]:
@@ -171,6 +180,28 @@ def nulls(arguments: Sequence[str]) -> list[str]:
     To Hydra None would be a word like another.
     """
     return [re.sub(r"(?<==)None$", "null", argument) for argument in arguments]
+
+
+def check_groups(arguments: Sequence[str]) -> None:
+    """See that groups are given names, which Hydra takes for granted.
+
+    Raises:
+        UserError: If one is given null, a number or the like.
+    """
+    for argument in arguments:
+        group = argument.partition("=")[0].lstrip("+")
+        folder = config_folder() / group
+        if argument.startswith("-") or "=" not in argument or not group or not folder.is_dir():
+            continue
+        try:
+            value = OverridesParser.create().parse_override(argument).value()
+        except HydraException:
+            continue  # Hydra says so itself
+        names = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+        wrong = [name for name in names if not isinstance(name, str | QuotedString | dict)]
+        if wrong:
+            choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            raise UserError(f"{argument}: choose {group}= from {choices}")
 
 
 def plain(node: Any) -> Any:
@@ -188,7 +219,9 @@ def plain(node: Any) -> Any:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    # Names of files and members come from others: what a terminal would act on is shown in place of done.
+    shown = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in message)
+    print(f"error: {shown}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -202,6 +235,8 @@ def explain(error: BaseException) -> str:
         return f"{group}={name} is not a choice{hint}; choose {group}= from {', '.join(error.options)}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key or 'the command line'}: {str(error).splitlines()[0]}"
     absent = re.match(r"Could not override '(\w+)'", str(error))
     if absent and absent[1] == "sweeps":
         return "sweeps= is not a group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
@@ -229,7 +264,7 @@ def explain(error: BaseException) -> str:
             if getattr(cause, "key", None) is not None and cause.key not in parent:
                 return unknown_key(str(cause.full_key or cause.key), parent)
         cause = cause.__cause__
-    return str(error).strip()
+    return " ".join(str(error).split())
 
 
 def unknown_key(key: str, parent: DictConfig) -> str:
@@ -253,22 +288,6 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
             child = None if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key) else node[key]
             yield from _dotted(child, f"{prefix}{key}.")
-
-
-def whole(cfg: DictConfig, key: str, least: int) -> None:
-    """See that a value is a whole number of at least `least` that fits into 64 bits; 10.0 becomes 10.
-
-    Raises:
-        UserError: If it is not.
-    """
-    value = OmegaConf.select(cfg, key)
-    try:
-        number = check_count(key, value, least, most=2**63 - 1)
-    except ValueError:
-        limit = f" of at least {least}" if least > -(2**63) else " of at most 64 bits"
-        raise UserError(f"{key} must be a whole number{limit}; got {key}={value}") from None
-    if not isinstance(value, int):
-        OmegaConf.update(cfg, key, number)
 
 
 def overrides() -> list[Override]:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sde_diffusion.metrics import FAKE, Features, KeptFeatures, measure_differences, point_estimates
-from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.files import readable, writing
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +107,12 @@ def keep(folder: Path, about: Mapping[str, str], features: Tensor, seeds: list[i
 def kept(folder: Path, about: Mapping[str, str]) -> Rival | None:
     """The features of another run of a multirun; None if it has none (yet), or they are of other data or features."""
     try:
-        with safe_open(folder / _KEPT, "pt") as file:
+        with safe_open(readable(folder / _KEPT), "pt") as file:
             note = file.metadata()
             if any(note.get(key) != value for key, value in about.items()):
                 return None
             return Rival(f"run {folder.name}", file.get_tensor("features"), json.loads(note["seeds"]))
-    except OSError:
+    except Exception:  # not there (yet), or damaged in one of many ways
         return None
 
 
@@ -123,7 +123,7 @@ class Table(Callback):
         """Write and print it."""
         folder = Path(config.hydra.sweep.dir)
         numbered = [path for path in folder.glob("*/metrics.json") if path.parent.name.isdigit()]
-        runs = {int(path.parent.name): json.loads(path.read_text()) for path in numbered}
+        runs = {int(path.parent.name): json.loads(readable(path).read_text()) for path in numbered}
         for path in folder.glob(f"*/{_KEPT}"):
             path.unlink()
         if not runs:

@@ -19,6 +19,7 @@ from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.drawing import measured
 from sde_diffusion.commands.loading import random_order
 from sde_diffusion.data import DataModule, Split
+from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import (
     FAKE,
     REAL,
@@ -33,7 +34,7 @@ from sde_diffusion.metrics import (
     reference_statistics,
     untrained_name,
 )
-from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.files import readable, writing
 
 _PCA_ITEMS = 2000  # of the training split, of which components are taken
 
@@ -151,8 +152,8 @@ def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.M
 def _read(path: Path) -> dict[str, float] | None:
     """The figures in a file; None where there is none, or it is damaged."""
     try:
-        return {str(name): float(value) for name, value in json.loads(path.read_text())["figures"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {str(name): float(value) for name, value in json.loads(readable(path).read_text())["figures"].items()}
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -6,21 +6,20 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import given, plain, whole
+from sde_diffusion.commands.app import given, plain
 from sde_diffusion.commands.loading import check_label, checkpoint_digest, class_numbers
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.overrides import setting
 from sde_diffusion.sampling.batches import Kept, sample_resumably
-from sde_diffusion.storage.files import readable
 from sde_diffusion.units import Units, own_units, scaled_for_metrics
 
 if TYPE_CHECKING:
@@ -64,9 +63,6 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
         )
     except ValueError as error:  # what a sampler can only tell once it knows the model's path
         raise UserError(f"{error}{given('sampler')}") from error
-    except KeyboardInterrupt:
-        log.warning("what was drawn is kept: the same command with %s resumes there", setting("out", folder.parent))
-        raise
 
 
 def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:
@@ -85,13 +81,11 @@ def check_seeds(cfg: DictConfig) -> range:
     """The seeds of n samples, seed, seed + 1, ...
 
     Args:
-        cfg: A configuration with n, seed and batch_size.
+        cfg: A configuration with n and seed.
 
     Raises:
-        UserError: If one of them is not a whole number, n or batch_size is not positive, or a seed exceeds 64 bits.
+        UserError: If a seed exceeds 64 bits.
     """
-    for key, least in (("n", 1), ("batch_size", 1), ("seed", -(2**63))):
-        whole(cfg, key, least)
     if cfg.seed + cfg.n > 2**63:
         raise UserError(f"seeds must lie below 2^63; got seed={cfg.seed} for n={cfg.n} samples")
     return range(cfg.seed, cfg.seed + cfg.n)
@@ -140,23 +134,17 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
     Raises:
         UserError: If the file is missing, of another kind, or its samples are of another shape.
     """
+    from sde_diffusion.data.npz import ForeignFileError, read_arrays_of
+
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a file, such as {setting('samples', path / 'samples.npz')}")
     if not path.exists():
         raise UserError(f"no samples at {path}")
-    readable(path)
+    names = ("images", "points", "labels")
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise UserError(f"{path} is one bare array: save it as numpy.savez(FILE, images=...), or points=")
-        with file:
-            arrays = {name: file[name] for name in ("images", "points", "labels") if name in file.files}
-    except UserError:
-        raise
-    except Exception as error:  # NumPy's reader stumbles over other files in many ways
-        raise UserError(
-            f"{path} is {_no_arrays(path, error)}; give a samples.npz written by python -m sde_diffusion.sample"
-        ) from error
+        arrays = read_arrays_of(path, lambda found: [name for name in names if name in found], None)
+    except ForeignFileError as error:
+        raise UserError(f"{error}; give a samples.npz written by python -m sde_diffusion.sample") from error
     if "images" in arrays:
         images = arrays["images"]
         floats = levels is None and images.dtype.kind == "f"
@@ -165,10 +153,13 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
             raise UserError(
                 f"{path}: images must be uint8 [N, H, W, C] on 0 ... 255{also}; got {images.dtype} {list(images.shape)}"
             )
-        x = torch.from_numpy(images.astype(np.float32) if floats else images)
+        x = torch.from_numpy(_float32(images) if floats else images)
         found_shape = x.movedim(-1, 1).shape[1:]
     elif "points" in arrays:
-        x = torch.from_numpy(np.asarray(arrays["points"], dtype=np.float32))
+        points = arrays["points"]
+        if points.dtype.kind not in "buif" or points.ndim < 2:
+            raise UserError(f"{path}: points must be numbers [N, D]; got {points.dtype} {list(points.shape)}")
+        x = torch.from_numpy(_float32(points))
         found_shape = x.shape[1:]
     else:
         raise UserError(
@@ -177,18 +168,17 @@ def read_samples(path: Path, shape: tuple[int, ...], units: Units | None = None,
         )
     if tuple(found_shape) != tuple(shape):
         raise UserError(f"{path}: samples of shape {list(found_shape)}, and the data's is {list(shape)}")
+    if not len(x):
+        raise UserError(f"{path} holds no samples")
     labels = class_numbers(arrays.get("labels"), len(x), path)
     if x.is_floating_point() and not x.isfinite().all():
         raise UserError(f"{path}: samples hold NaN or infinite values")
     return Stored(x, labels, own_units(levels, units))
 
 
-def _no_arrays(path: Path, error: Exception) -> str:
-    if "pickle" in str(error) and "Object arrays" in str(error):
-        return "an .npz with Python objects, which are never loaded (that could run code)"
-    with path.open("rb") as file:
-        archive = file.read(2) == b"PK"
-    return f"damaged or truncated ({error})" if archive else "no .npz of arrays alone"
+def _float32(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with the rest
+        return values.astype(np.float32)
 
 
 def first(batches: Iterator[Tensor], n: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sde_diffusion import pictures
 from sde_diffusion.commands import comparison
-from sde_diffusion.commands.app import is_given, overrides, plain, whole
+from sde_diffusion.commands.app import is_given, overrides, plain
 from sde_diffusion.commands.data_sides import DataSides, extractor_for, items_of
 from sde_diffusion.commands.drawing import check_seeds, class_labels, first
 from sde_diffusion.commands.loading import device_of, load_data, load_model
@@ -38,6 +38,7 @@ from sde_diffusion.metrics import (
 )
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
+from sde_diffusion.storage.memory import check_fits
 from sde_diffusion.units import own_units, unscaled_from_metrics
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     file = None if cfg.samples is None else read_source(cfg, str(cfg.samples), data)
     n = cfg.n if file is None else len(file)
     name, extractor = extractor_for(cfg.extractor, data, min(n, len(items_of(data.split(cfg.split), cfg.label))))
+    width: Any = extractor.num_features
+    check_fits(f"{n} samples as {width} features", 8 * n * width, "take fewer")
     extractor = extractor.to(device)
     sides = DataSides(cfg, data, name, extractor)
     make = functools.partial(_metrics, cfg, data, extractor, device, [*sides.batches, FAKE])
@@ -153,17 +156,10 @@ def _report(
 
 
 def _check(cfg: DictConfig) -> None:
-    whole(cfg, "resamples", 0)
-    if not isinstance(cfg.level, float) or not 0 < cfg.level < 1:
-        raise UserError(f"level must lie between 0 and 1; got level={cfg.level}")
-    if cfg.reference not in ("sampled", "fixed"):
-        raise UserError(f"reference must be sampled or fixed; got reference={cfg.reference}")
     if (cfg.ckpt is None) == (cfg.samples is None):
         raise UserError(
             "give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz or a folder of pictures"
         )
-    if not isinstance(cfg.get("metrics"), DictConfig) or not cfg.metrics:
-        raise UserError("metrics must name some, such as metrics=[frechet,kernel]; see --help")
     if cfg.samples is not None:
         drawing = [key for key in ("label", "n", "sampler", "seed") if is_given(key)]
         if drawing:
@@ -171,10 +167,8 @@ def _check(cfg: DictConfig) -> None:
                 f"{'= and '.join(drawing)}= cannot be given with samples=, but only for samples drawn from a checkpoint"
             )
     check_seeds(cfg)
-    if cfg.samples is None:
-        whole(cfg, "n", 2)
-    if not isinstance(cfg.resize, bool):
-        raise UserError(f"resize must be true or false; got resize={cfg.resize}")
+    if cfg.samples is None and cfg.n < 2:
+        raise UserError(f"n must be a whole number of at least 2; got n={cfg.n}")
     if cfg.against is not None and is_checkpoint(str(cfg.against)) and cfg.samples is not None:
         raise UserError("samples of a file are compared with those of another file: draw from the checkpoint first")
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import config_folder, plain
+from sde_diffusion.commands.app import plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
+from sde_diffusion.storage.files import opened
 from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PLACES = {"root": "DIR", "path": "FILE"}
+_PLACES = ("root", "path")
 """Where data lie: null where the model's own data lie where they lay in training, or the data set has no such key."""
 
 
@@ -143,7 +143,6 @@ def take_units(data: DataModule, model: ScoreModel) -> None:
 def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     chosen = plain(cfg.data)
     if chosen.get("_target_"):
-        _check_places(chosen)
         data = load_named({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})
         if model is not None and data.name != model.data["name"]:
             log.warning("the model was trained on %s, and these are %s", model.data["name"], data.name)
@@ -158,16 +157,6 @@ def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     return data
 
 
-def _check_places(chosen: dict[str, Any]) -> None:
-    """See that a data set that lies somewhere is given its place, which the group's file asks for."""
-    name = HydraConfig.get().runtime.choices["data"]
-    own = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))
-    assert isinstance(own, dict)
-    for key in _PLACES:
-        if own.get(key) == "???" and chosen[key] is None:
-            raise UserError(f"data={name} needs its place: add data.{key}={_PLACES[key]}")
-
-
 def load_named(node: dict[str, Any]) -> DataModule:
     """The data set that a configuration describes, read.
 
@@ -176,7 +165,7 @@ def load_named(node: dict[str, Any]) -> DataModule:
     """
     from sde_diffusion.data import DataModule
 
-    data = build(node)
+    data = build(node, "data")
     if not isinstance(data, DataModule):
         raise UserError(f"data: {node.get('_target_')!r} is not a data set; those live in sde_diffusion.data")
     return data.prepare()
@@ -184,5 +173,5 @@ def load_named(node: dict[str, Any]) -> DataModule:
 
 def checkpoint_digest(ckpt: str) -> str:
     """SHA-256 of a checkpoint's bytes, which says what results were made of."""
-    with Path(ckpt).open("rb") as file:
+    with opened(Path(ckpt)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

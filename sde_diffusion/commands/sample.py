@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.storage.files import forget, fresh, writing
+from sde_diffusion.storage.memory import check_fits
 from sde_diffusion.units import Units, own_units, vectors_in_own_units
 
 if TYPE_CHECKING:
@@ -54,11 +56,14 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     result = fresh(out / "samples.npz", cfg.overwrite, parts)
     grid, *film = (out / name for name in ("grid.png", "film.png", "film.gif"))
     seeds = check_seeds(cfg)
-    if not isinstance(cfg.film, int) or not 0 <= cfg.film <= cfg.n:
+    if cfg.film > cfg.n:
         raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
     model, device = load_model(cfg)
+    values = cfg.n * math.prod(model.data["shape"])
+    wanted = f"n={cfg.n} samples of shape {model.data['shape']}"
+    check_fits(wanted, 2 * values * (4 if model.data["levels"] is None else 1), "draw fewer; the next with seed=NUMBER")
     drawn = draw(cfg, model, device, parts)
-    arrays: dict[str, Any] = {"seeds": np.asarray(seeds, dtype=np.int64)}
+    arrays: dict[str, Any] = {"seeds": np.arange(seeds.start, seeds.stop, dtype=np.int64)}
     labels = class_labels(cfg, model.hparams["n_classes"])
     if labels is not None:
         arrays["labels"] = labels.numpy()

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sde_diffusion.data.images import SUFFIXES, ImageFiles, Reading, headers
+from sde_diffusion.data.tree import look
 from sde_diffusion.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,9 @@ def read_pictures(folder: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
     """
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UserError(f"{folder}: pictures are compared with images, and the data's items are of shape {list(shape)}")
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    paths = [folder / name for name in sorted(names) if not any(part.startswith(".") for part in name.parts)]
+    tree = look(folder)
+    tree.report()
+    paths = tree.images
     if not paths:
         raise UserError(f"{folder} has neither a samples.npz nor pictures ending in {' '.join(SUFFIXES)}")
     channels, height, width = shape

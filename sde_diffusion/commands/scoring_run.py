@@ -23,6 +23,7 @@ from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus
 from sde_diffusion.errors import UserError
 from sde_diffusion.progress import Bar, bar
 from sde_diffusion.sampling.ode_methods import METHODS
+from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.storage.parts import Parts
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class ScoringRun:
         self.cfg, self.model, self.device = cfg, model, device
         self.scoring, self.prior = scoring, prior
         settings = {
-            key: value for key, value in plain(cfg).items() if key not in ("ckpt", "out", "overwrite", "device")
+            key: value
+            for key, value in plain(cfg).items()
+            if key not in ("ckpt", "out", "overwrite", "device", "batch_size")  # of which a resumed run needs less
         }
         self.plan = {"checkpoint": checkpoint_digest(cfg.ckpt), "settings": settings, "scores": list(SCORES)}
         self.folder = folder
@@ -69,12 +72,14 @@ class ScoringRun:
         log.info("%s %s: %d items, %d at once; %s", *words, n, min(n, cfg.batch_size), self._passes())
         parts: list[dict[str, Tensor]] = []
         with bar(f"{data.name} {split}", n, known) as shown, self._counting(shown):
-            for start in range(0, n, cfg.batch_size):
-                stop = min(n, start + cfg.batch_size)
-                part = there.get(start)
+            stop = 0
+            while stop < n:
+                start, part = stop, there.get(stop)
                 if part is None:
+                    stop = min(n, start + cfg.batch_size)
                     part = self._batch(data, split, start, items[start:stop])
                     kept.add(stop - start, part)
+                stop = start + len(part["index"])
                 self.seconds += float(part["seconds"])
                 parts.append(part)
                 found = torch.cat([p["log_prob"] for p in parts])
@@ -153,8 +158,8 @@ class ScoringRun:
                 else:
                     log.warning("item %d of %s counts as impossible: %s", int(some), data.name, error)
                     yield self.scoring.impossible(self.model.denoiser, x, seeds, self.prior, **conditions)
-            except RuntimeError as error:  # of which torch's OutOfMemoryError is one
-                if len(some) < 2 or not _is_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if len(some) < 2 or not ran_out(error):
                     raise
                 if self.most == self.cfg.batch_size:
                     log.warning("ran out of memory with %d items at once: trying half as many", self.most)
@@ -163,7 +168,3 @@ class ScoringRun:
             except ValueError as error:
                 raise UserError(str(error)) from error
             items = items[len(some) :]
-
-
-def _is_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or ("alloc" in str(error) and "memory" in str(error))

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,9 +30,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sde_diffusion import progress
-from sde_diffusion.commands.app import config_folder, explain, nulls, whole
-from sde_diffusion.commands.sweep_file import MODULE, Point, Sweep, read_sweep
+from sde_diffusion import progress, signals
+from sde_diffusion.commands import schema
+from sde_diffusion.commands.app import check_groups, config_folder, explain, nulls
+from sde_diffusion.commands.sweep_file import Point, Sweep, read_sweep
+from sde_diffusion.commands.sweep_safety import MODULE
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, hydra_value, setting
 from sde_diffusion.storage import record
@@ -83,9 +86,6 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
         UserError: If file, settings or folder do not allow it, or runs failed (the others have been run then).
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    whole(cfg, "seed", 0)
-    if cfg.n is not None:
-        whole(cfg, "n", 1)
     path = _find(str(cfg.file))
     described = read_sweep(path)
     fixed = [word for word in added if word.partition("=")[0] in described.swept()]
@@ -129,11 +129,15 @@ def _find(file: str) -> Path:
 
 
 def _compose(run: Run, path: Path) -> None:
-    """See that a run's settings exist before any is run."""
+    """See that a run can work with its settings before any is run."""
+    typed = nulls(run.overrides)
     try:
-        cfg = hydra.compose("train", overrides=nulls(run.overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: {' '.join(run.overrides)}: {explain(error)}") from error
+        check_groups(typed)
+        cfg = hydra.compose("train", overrides=typed)
+        schema.check("train", cfg)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        message = str(error) if isinstance(error, UserError) else explain(error)
+        raise UserError(f"{path}: {' '.join(run.overrides)}: {message}") from error
     if not any(cfg.logger.values()):
         raise UserError("logger=none writes no metrics, by which a sweep compares its runs: leave it out")
 
@@ -176,20 +180,26 @@ def _execute(run: Run) -> bool:
     """Run one command line to its end, from the beginning."""
     shutil.rmtree(run.folder, ignore_errors=True)  # what a killed sweep left of it
     run.folder.mkdir(parents=True)
-    # `python` is found beside the one that runs this; nothing goes over the network.
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {**os.environ, "PATH": search, "WANDB_MODE": "offline"}
-    words = [*run.words, f"hydra.run.dir={hydra_value(run.folder)}"]
+    environment = {**os.environ, "WANDB_MODE": "offline"}  # nothing goes over the network
+    # Not the file's words for the program, but the program that they stand for: this package's, by this interpreter.
+    words = [sys.executable, "-m", MODULE, *run.overrides, f"hydra.run.dir={hydra_value(run.folder)}"]
     with run.output.open("a") as output:
         _hold(output, run)
         output.truncate(0)
+        signals.hold()  # so that there is no moment at which a run has begun that a signal would not end too
         process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
+            signals.release()
             process.wait()
-        except KeyboardInterrupt:
-            process.terminate()  # where Ctrl-C did not reach it too
-            process.wait()
+        except signals.Stopped:  # the run begins anew when the sweep is resumed
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
             raise
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
     return process.returncode == 0 and _finished(run)
 
 

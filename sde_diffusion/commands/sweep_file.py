@@ -14,9 +14,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
-
+from sde_diffusion.commands.sweep_safety import (
+    ALLOWED,
+    MODULE,
+    check_command,
+    check_range,
+    check_settings,
+    parse_yaml,
+)
 from sde_diffusion.errors import UserError
+from sde_diffusion.storage.files import opened
 
 Point = dict[str, Any]
 """One run's values, by dotted key."""
@@ -27,7 +34,8 @@ KEYS = (
 )
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
-MODULE = "sde_diffusion.train"
+MOST_RUNS = 10_000
+_MOST_BYTES = 2**20
 
 
 def _steps(value: float, q: float) -> float:
@@ -90,17 +98,26 @@ class Sweep:
         wanted = self.run_cap if n is None else n
         if self.method == "grid":
             values = [_listed(parameter) for parameter in self.parameters.values()]
-            grid = [dict(zip(self.parameters, point, strict=True)) for point in itertools.product(*values)]
-            if n is not None and n > len(grid):
-                raise UserError(f"{self.path}: the grid has {len(grid)} points; got n={n}")
-            return grid[:wanted]
+            size = math.prod(map(len, values))
+            if n is not None and n > size:
+                raise UserError(f"{self.path}: the grid has {size} points; got n={n}")
+            if min(size, size if wanted is None else wanted) > MOST_RUNS:
+                raise UserError(f"{self.path}: the grid has {size} points: give n=NUMBER of at most {MOST_RUNS}")
+            grid = itertools.islice(itertools.product(*values), wanted)
+            return [dict(zip(self.parameters, point, strict=True)) for point in grid]
         if wanted is None:
             raise UserError(f"{self.path}: a search with method {self.method} has no end: give n=NUMBER of runs")
+        if wanted > MOST_RUNS:
+            raise UserError(f"{self.path}: n={wanted} runs are too many: give n=NUMBER of at most {MOST_RUNS}")
         random = Random(seed)
         return [{key: _draw(random, parameter) for key, parameter in self.parameters.items()} for _ in range(wanted)]
 
     def agent_command(self, point: Point) -> list[str]:
-        """The command line that `wandb agent` issues for a run's values."""
+        """The command line that `wandb agent` issues for a run's values.
+
+        Raises:
+            UserError: If a value makes it more than settings; see `sweep_safety`.
+        """
         from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
         filled = create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
@@ -109,6 +126,7 @@ class Sweep:
         for word in create_sweep_command(list(self.command)):
             macro = word.startswith("${") and word.endswith("}")
             words += filled.get(word[2:-1], []) if macro else [word]
+        check_settings(str(self.path), filled["args_no_hyphens"])
         return words
 
     def swept(self) -> list[str]:
@@ -125,9 +143,13 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         UserError: If it is no sweep file, or asks for what cannot be done without a server.
     """
+    with opened(path) as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise UserError(f"{path} is not a sweep file: it has more than {_MOST_BYTES:,} bytes")
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = parse_yaml(data.decode())
+    except ValueError as error:  # of which UnicodeDecodeError is one
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, Mapping) or not {"method", "parameters"} <= set(raw):
         raise UserError(f"{path} is not a sweep file: it lacks method and parameters; see conf/sweeps/grid.yaml")
@@ -139,14 +161,11 @@ def read_sweep(path: Path) -> Sweep:
     metric = raw.get("metric")
     if not isinstance(metric, Mapping) or "name" not in metric or metric.get("goal") not in GOALS:
         raise UserError(f"{path}: metric must have a name, such as val/loss, and a goal, one of {', '.join(GOALS)}")
-    command = [str(word) for word in raw.get("command") or ["${env}", "${interpreter}", "${program}", "${args}"]]
-    if raw.get("program") != MODULE or "${args_no_hyphens}" not in command:
-        raise UserError(
-            f"{path}: program must be {MODULE}, and command must give it arguments as KEY=VALUE: "
-            '["${env}", python, -m, "${program}", logger=wandb, "${args_no_hyphens}"]'
-        )
+    if raw.get("program") != MODULE:
+        raise UserError(f"{path}: program must be {MODULE}, and command {ALLOWED}; got program: {raw.get('program')}")
+    command = check_command(str(path), raw.get("command"))
     cap = raw.get("run_cap")
-    if cap is not None and (not isinstance(cap, int) or cap < 1):
+    if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or not 1 <= cap <= MOST_RUNS):
         raise UserError(f"{path}: run_cap must be a whole number of at least 1; got {cap}")
     parameters = raw["parameters"]
     if not isinstance(parameters, Mapping) or not parameters:
@@ -190,6 +209,7 @@ def _checked(where: str, parameter: Any, method: str) -> dict[str, Any]:
             kind = "a whole number" if name == "int_uniform" else "a number (with a decimal point: 1.0e-3, not 1e-3)"
             raise UserError(f"{where}.{key} must be {kind}; got {parameter[key]!r}")
     low, high = parameter["min"], parameter["max"]
+    check_range(where, low, high, parameter.get("q"))
     if low > high or ("log" in name and low <= 0) or parameter.get("q", 1) <= 0:
         rule = "0 < min <= max" if "log" in name else "min <= max"
         raise UserError(f"{where} must have {rule}{' and q > 0' if 'q' in needed else ''}; got {dict(parameter)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,8 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sde_diffusion import signals
 from sde_diffusion.commands.app import given, overrides, plain, typed
 from sde_diffusion.commands.loading import load_named
+from sde_diffusion.commands.processes import LostProcessError, is_follower, processes
 from sde_diffusion.commands.resuming import (
     KEPT_GROUPS,
     callback_settings,
@@ -32,6 +35,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.memory import check_fits
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
+
+NOTHING_KEPT = "There is nothing to resume from yet: start it again."
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -73,6 +79,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         expect_same_data(checkpoint, data)
     trainer = _trainer(cfg, model, folder)
     data.check_processes(trainer.world_size)
+    if trainer.strategy.root_device.type == "cpu":
+        n = sum(p.numel() for p in model.denoiser.parameters())
+        wanted = f"training {n:,} parameters, with their gradients, moments and averages,"
+        check_fits(wanted, 16 * n, "make network.width or network.depth smaller")
     if reached := limit_reached(checkpoint, trainer):
         if trainer.is_global_zero:
             _finish(folder, checkpoint["sde_diffusion"].get("metrics", {}))
@@ -88,19 +98,31 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if before:
             tell_changes(before, cfg, model.run["record"])
     last = folder / "checkpoints" / "last.ckpt"
+    last = next((callback.path for callback in trainer.checkpoint_callbacks if hasattr(callback, "path")), last)
+    begun = _written(last)
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
-    except SystemExit as end:  # what Lightning makes of Ctrl-C
-        if not trainer.interrupted:
-            raise
-        if trainer.is_global_zero and last.is_file():
-            log.info("Resume with: %s", command_line("sde_diffusion.train", ckpt=last))
-        raise KeyboardInterrupt from end
+        with processes(trainer):
+            trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
+    except (signals.Stopped, LostProcessError) as end:
+        if is_follower():  # without a status, at which Lightning's observer would kill the first process
+            raise SystemExit(0) from None
+        kept = last if _written(last) != begun else cfg.ckpt  # an older file there may be of other steps
+        advice = f"Resume with: {command_line('sde_diffusion.train', ckpt=kept)}" if kept else NOTHING_KEPT
+        if isinstance(end, LostProcessError):
+            raise UserError(f"{end}\n{advice}") from end
+        if trainer.is_global_zero:
+            log.info("Stopped by %s. %s", end.signal_name, advice)
+        raise
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         _finish(folder, metrics)
         _conclude(folder, last)
     return metrics
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written, in ns; None where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
@@ -115,13 +137,14 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     Raises:
         UserError: If the configuration or the data do not allow it.
     """
+    from sde_diffusion.config import at_key
     from sde_diffusion.training.module import ScoreModel
 
     data = load_named(plain(cfg.data))
     n_classes = data.n_classes if cfg.conditional else 0
     if cfg.conditional and not n_classes:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
-    if not OmegaConf.is_missing(cfg.network, "shape"):  # a resumed run's
+    if "shape" in cfg.network and not OmegaConf.is_missing(cfg.network, "shape"):  # a resumed run's
         built = f"items of shape {list(cfg.network.shape)} and {cfg.network.n_classes} classes"
         has = f"items of shape {list(data.shape)} and {n_classes} classes"
         if built != has:
@@ -132,7 +155,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     with open_dict(cfg):
         cfg.network.shape = list(data.shape)
         cfg.network.n_classes = n_classes
-        if cfg.denoiser.sigma_data is None:
+        if cfg.denoiser.get("sigma_data") is None:
             cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
     try:
         model = ScoreModel(
@@ -143,8 +166,10 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
             seed=cfg.seed,
             **plain(cfg.model),
         )
-    except (TypeError, ValueError) as error:  # such as a word where a number belongs
-        raise UserError(f"model: {error}{given('model')}") from error
+    except UserError as error:  # told by the groups' own names, of which denoiser holds copies
+        raise UserError(re.sub(r"^denoiser\.(network|sde)\b", r"\1", str(error))) from error
+    except ValueError as error:
+        raise UserError(at_key("model", str(error), cfg.model)) from error
     model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
     return data, model
@@ -158,6 +183,7 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     from sde_diffusion.config import build
     from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
     from sde_diffusion.training.module import check_precision
+    from sde_diffusion.training.stopping import StopBetweenSteps
 
     callbacks = []
     for node in cfg.callbacks.values():
@@ -166,16 +192,14 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
         extra = {}
         if "sampler" in node:
             # Built apart: it may come from a checkpoint, and Hydra would build anything.
-            extra["sampler"] = build(plain(node.sampler or cfg.sampler))
+            extra["sampler"] = build(plain(node.sampler or cfg.sampler), "sampler")
             node = node.copy()
             node.sampler = None
         callbacks.append(instantiate(node, **extra, _convert_="all"))
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
     options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
-    for name, allowed in (("max_steps", "-1 (no limit) or at least 1"), ("val_check_interval", "at least 1")):
-        value = options[name]
-        if not isinstance(value, int) or (value < 1 and (name, value) != ("max_steps", -1)):
-            raise UserError(f"trainer.{name} must be a whole number, {allowed}; got trainer.{name}={value}")
+    if not any(isinstance(callback, StopBetweenSteps) for callback in callbacks):  # without LastCheckpoint
+        callbacks.append(StopBetweenSteps())
     try:
         trainer = Trainer(
             default_root_dir=folder,
@@ -191,22 +215,22 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
 
 
 def _refuse(cfg: DictConfig, folder: Path) -> None:
-    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to 2^32 - 1; got seed={cfg.seed}")
-    if not isinstance(cfg.conditional, bool):
-        raise UserError(f"conditional must be true or false; got {cfg.conditional}")
     hydra = HydraConfig.get()
     if (
         hydra.mode == RunMode.MULTIRUN
-        and "ddp" in str(cfg.trainer.strategy)
-        and "spawn" not in str(cfg.trainer.strategy)
+        and "ddp" in str(cfg.trainer.get("strategy"))
+        and "spawn" not in str(cfg.trainer.get("strategy"))
     ):
         raise UserError(
             "a multirun with trainer.strategy=ddp would start the whole sweep again in every process: take "
             "trainer.strategy=ddp_spawn, or one process per run with a wandb sweep"
         )
-    if not cfg.ckpt and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("*.ckpt")):
-        resume = setting("ckpt", folder / "checkpoints" / "last.ckpt")
+    # A run that was killed after its first validation may have best.ckpt alone.
+    there = sorted(
+        (folder / "checkpoints").glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime)
+    )
+    if not cfg.ckpt and there:
+        resume = setting("ckpt", there[-1])
         raise UserError(
             f"{folder} holds a run already: resume it with {resume}, or choose another folder with hydra.run.dir=DIR"
         )
@@ -255,7 +279,8 @@ def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> No
         log.info("units    %s of the data is [-1, 1] to the model", data.units)
     log.info("path     %s", model.denoiser.sde)
     log.info(
-        "model    %s, %s parameters, prediction %s", cfg.network._target_, f"{parameters:,}", cfg.denoiser.prediction
+        "model    %s, %s parameters, prediction %s",
+        *(cfg.network._target_, f"{parameters:,}", cfg.denoiser.get("prediction", "its own")),
     )
     log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_choice, check_count
-from sde_diffusion.data.array_files import Array, read_arrays
+from sde_diffusion.data.array_files import read_arrays
 from sde_diffusion.data.checks import few, low_and_high
 from sde_diffusion.data.module import SPLITS, Common, DataModule
+from sde_diffusion.data.npz import Array
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
 from sde_diffusion.units import Units

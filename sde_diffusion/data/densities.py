@@ -52,7 +52,7 @@ class Density(DataModule):
         **common: See `DataModule`.
 
     Raises:
-        ValueError: If a split is empty or split_seed negative.
+        ValueError: If n_train is below 2, another split empty, or split_seed negative.
     """
 
     bounded = False
@@ -67,7 +67,7 @@ class Density(DataModule):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        self.n_train, self.n_val = check_count("n_train", n_train), check_count("n_val", n_val)
+        self.n_train, self.n_val = check_count("n_train", n_train, least=2), check_count("n_val", n_val)
         self.n_test, self.split_seed = check_count("n_test", n_test), check_count("split_seed", split_seed, least=0)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ from sde_diffusion.data.names import split_folders
 from sde_diffusion.data.split import Rows, Split, divide
 from sde_diffusion.data.tree import Tree, look
 from sde_diffusion.errors import UserError
+from sde_diffusion.storage.memory import check_fits
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,10 @@ class Folder(DataModule):
             math.prod(item_shape) * len(paths) > _IN_MEMORY if self.in_memory == "auto" else not self.in_memory
         )
 
+        held = len(paths) if not self.in_files else min(self.batch_size, len(paths))
+        wanted, smaller = f"data.root={self.root}: {held} images of shape {list(item_shape)}", "make data.size smaller"
+        remedy = f"{smaller}, or data.batch_size" if self.in_files else f"{smaller}, or set data.in_memory=false"
+        check_fits(wanted, held * math.prod(item_shape), remedy)
         splits = {}
         for split in SPLITS:
             lazy = ImageFiles([path for path, _ in files[split]], reading, item_shape, self.num_workers)

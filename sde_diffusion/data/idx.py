@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+import os
 import struct
 import zlib
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +22,8 @@ from sde_diffusion.data.checks import height_and_width
 from sde_diffusion.data.module import Common, DataModule
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import readable
+from sde_diffusion.storage.files import opened
+from sde_diffusion.storage.memory import check_fits
 
 log = logging.getLogger(__name__)
 
@@ -52,32 +54,44 @@ def read_idx(path: Path, dims: int) -> Tensor:
     References:
         LeCun, Cortes and Burges, "The MNIST Database of Handwritten Digits", section on file formats.
     """
-    readable(path)
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}; it is damaged or truncated, fetch it again") from error
+    with opened(path) as file:
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        stream = gzip.GzipFile(fileobj=file) if zipped else file
+        # Deflate makes at most 1,032 bytes of one: what a header asks for beyond that is not there.
+        most = os.fstat(file.fileno()).st_size * (1032 if zipped else 1)
+        try:
+            return _values(path, stream, dims, most)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} cannot be read: {error}; it is damaged or truncated, fetch it again") from error
+
+
+def _values(path: Path, stream: BufferedIOBase, dims: int, most: int) -> Tensor:
+    """The values of an open idx file, of which nothing is read beyond what its header asks for."""
+    start = 4 + 4 * dims
+    head = stream.read(start)
     wanted = f"an idx file of {_KINDS[dims]} (it would begin with the bytes 00 00 08 {dims:02x})"
-    if data[:2] == b"\0\0" and len(data) > 3 and data[2] in _TYPES:
+    if head[:2] == b"\0\0" and len(head) > 3 and head[2] in _TYPES:
         raise UserError(
-            f"{path} is an idx file of {_TYPES[data[2]]}, and only unsigned bytes are read: save its values in an .npz "
+            f"{path} is an idx file of {_TYPES[head[2]]}, and only unsigned bytes are read: save its values in an .npz "
             "file for data=arrays, with data.range=[lo,hi]"
         )
-    if data[:3] != b"\x00\x00\x08":
-        raise UserError(f"{path} is not {wanted}: it begins with {data[:4].hex(' ') or 'nothing, it is empty'}")
-    if data[3:4] != bytes([dims]):
-        found = _KINDS.get(data[3], f"{data[3]}-dimensional data") if len(data) > 3 else "only three bytes"
+    if head[:3] != b"\x00\x00\x08":
+        raise UserError(f"{path} is not {wanted}: it begins with {head[:4].hex(' ') or 'nothing, it is empty'}")
+    if head[3:4] != bytes([dims]):
+        found = _KINDS.get(head[3], f"{head[3]}-dimensional data") if len(head) > 3 else "only three bytes"
         raise UserError(f"{path} is not {wanted}: it holds {found}; were two files swapped?")
-    start = 4 + 4 * dims
-    sizes = struct.unpack_from(f">{dims}I", data.ljust(start, b"\0"), 4)
-    if len(data) != start + math.prod(sizes):
-        raise UserError(
-            f"{path} is truncated or damaged: its header asks for {'x'.join(map(str, sizes))} values, and "
-            f"{max(0, len(data) - start)} bytes follow it; fetch it again"
-        )
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(sizes).copy())
+    sizes = struct.unpack_from(f">{dims}I", head.ljust(start, b"\0"), 4)
+    n, shape = math.prod(sizes), "x".join(map(str, sizes))
+    damaged = f"{path} is truncated or damaged: its header asks for {shape} values, and"
+    if start + n > most:
+        raise UserError(f"{damaged} {most - start if most > start else 0} bytes follow it at most; fetch it again")
+    check_fits(f"{path}: {shape} values", n, "take a machine with more, or fewer images")
+    data = stream.read(n)
+    if len(data) < n:
+        raise UserError(f"{damaged} {len(data)} bytes follow it; fetch it again")
+    if stream.read(1):  # where there are no more, a gzip file's checksum has now been compared
+        raise UserError(f"{damaged} more bytes than that follow it; fetch it again")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(sizes) if n else torch.empty(sizes).byte()
 
 
 class IdxImages(DataModule):
@@ -140,6 +154,10 @@ class IdxImages(DataModule):
                     f"data.size={self.size} is smaller than the images ({x.shape[-2]}x{x.shape[-1]}), which are only "
                     "padded; leave data.size out or make it larger"
                 )
+            shape = "x".join(map(str, self._sides))
+            check_fits(
+                f"data.size={self.size}: {len(x)} images of {shape}", len(x) * math.prod(self._sides), "make it smaller"
+            )
             x = F.pad(x, [margin for gap in reversed(margins) for margin in (gap // 2, gap - gap // 2)])
         return x, label
 

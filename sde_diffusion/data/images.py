@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import readable
+from sde_diffusion.storage.files import opened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _GREY_MODES = ("1", "L", "LA", "F")  # and those of integers, which begin with I
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 _PROGRESS_FROM = 2_000  # files
 
 T = TypeVar("T")
@@ -59,7 +62,7 @@ class Reading:
             image.load()
             return ImageOps.exif_transpose(image), self.range or usual_range(image)
 
-        image, ends = _open(path, decode)
+        image, ends = _open(path, decode, verify=True)
         if _is_deep(image.mode):
             image = _shallow(path, image, ends)
         if image.has_transparency_data:  # Pillow's own conversion would drop it
@@ -113,14 +116,34 @@ def _no_range(path: Path) -> str:
     return f"{path} has 32-bit integers, whose range is not known: set data.range=[lo,hi], such as [0,65535]"
 
 
-def _open(path: Path, decode: Callable[[Image.Image], R]) -> R:
-    """Open an image and have Pillow decode what is wanted of it; any error in that is the file's."""
+@cache
+def _formats() -> list[str]:
+    """The kinds of images that are read, whatever a file's name says: some others Pillow hands to other programs."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _open(path: Path, decode: Callable[[Image.Image], R], verify: bool = False) -> R:
+    """Open an image and have Pillow decode what is wanted of it; any error in that is the file's.
+
+    Args:
+        path: The file.
+        decode: What to do with the image.
+        verify: Compare the checksums first, where the format has some: Pillow passes over those of a PNG's pixels.
+    """
     from PIL import Image, UnidentifiedImageError
 
-    readable(path)
     try:
-        with Image.open(path) as image:
-            return decode(image)
+        with opened(path) as file:
+            if verify:
+                Image.open(file, formats=_formats()).verify()
+                file.seek(0)
+            with Image.open(file, formats=_formats()) as image:
+                return decode(image)
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} is too large: {error}; shrink it or remove it (in Python, PIL.Image.MAX_IMAGE_PIXELS moves "
@@ -170,6 +193,7 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
     Raises:
         UserError: If a file is not an image, or has no range.
     """
+    from PIL import Image
 
     def decode(image: Image.Image) -> tuple[Header, bool]:
         sideways = image.getexif().get(0x0112, 1) >= 5  # Exif orientations that exchange width and height
@@ -183,6 +207,9 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
             raise UserError(_no_range(path))
         return found
 
+    # Warnings that do not name the file, of images that are read all the same; the bombs among them are errors.
+    warnings.filterwarnings("ignore", module="PIL")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     return _map(header, paths, threads, "Looking at images")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypedDict
@@ -18,10 +19,12 @@ from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels, to_levels
+from sde_diffusion.storage.memory import check_fits
 from sde_diffusion.units import Units
 
 SPLITS = ("train", "val", "test")
 _MOST_CLASSES = 100_000
+_MOST_ITEMS = 1_000_000_000  # of an epoch, whose order is held in memory
 
 
 class Common(TypedDict, total=False):
@@ -65,6 +68,10 @@ class DataModule(LightningDataModule):
         self.batch_size, self.seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
         self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
         self.flip = check_bool("flip", flip)
+        if (items := self.batch_size * self.min_batches_per_epoch) > _MOST_ITEMS:
+            raise ValueError(
+                f"an epoch of {items} items, batch_size x min_batches_per_epoch, is more than the {_MOST_ITEMS} allowed"
+            )
 
     # What a subclass writes
 
@@ -274,6 +281,10 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Shuffled full batches; in a resumed run, from where the stopped one left off."""
         n = len(self.splits["train"]) * (2 if self.flip else 1)
+        items = self.batch_size * max(
+            math.prod(self.shape) * 4, 16 * self.min_batches_per_epoch
+        )  # or the order's numbers
+        check_fits(f"data.batch_size={self.batch_size} items", items, "make it smaller")
         sampler = Shuffled(n, self.batch_size, self.seed, self.min_batches_per_epoch, *self._process)
         return self._loader(sampler, self.train_batch, self._batches_done)
 

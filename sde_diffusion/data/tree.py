@@ -87,11 +87,16 @@ def look(folder: Path, leave: tuple[str, ...] = ()) -> Tree:
             path = Path(entry.path)
             if entry.name.startswith(".") or (here == folder and entry.name in leave):
                 continue
-            if entry.is_dir():
+            try:
+                folder_there, file_there = entry.is_dir(), entry.is_file()
+            except OSError as error:  # such as links that lead to each other
+                tree.unread.append(f"{path.relative_to(folder)} ({error.strerror or error})")
+                continue
+            if folder_there:
                 (links if entry.is_symlink() else folders).append(path)
                 if here == folder:
                     tree.subfolders.append(entry.name)
-            elif not entry.is_file():
+            elif not file_there:
                 tree.unread.append(
                     f"{path.relative_to(folder)}, {'a link to nothing' * entry.is_symlink() or 'no file'}"
                 )

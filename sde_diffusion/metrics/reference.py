@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.files import readable, writing
 
 FORMAT = "sde_diffusion reference statistics 2"
 
@@ -179,8 +179,12 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
         DamagedReferenceError: If the file is damaged or of another kind.
         UserError: If it is missing, or of another key.
     """
+    if not path.exists():
+        raise UserError(f"no reference statistics at {path}")
+    if path.is_file() and not path.stat().st_size:
+        raise DamagedReferenceError(f"{path} is empty: it has to be made anew")
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(readable(path), "pt") as file:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
                 raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
@@ -196,11 +200,9 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
                 raise ValueError(
                     f"its shapes do not fit each other: { ({k: tuple(v.shape) for k, v in tensors.items()}) }"
                 )
-    except FileNotFoundError:
-        raise UserError(f"no reference statistics at {path}") from None
-    except PermissionError as error:  # to make it anew would not help
-        raise UserError(f"{path} cannot be opened: {error.strerror or error}; choose another folder") from error
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+    except UserError:  # it cannot be opened: to make it anew would not help
+        raise
+    except Exception as error:  # damage shows in many ways: safetensors', torch's, json's
         raise DamagedReferenceError(f"{path} holds no reference statistics: {error}; it has to be made anew") from error
     other = [name for name, value in asdict(key).items() if getattr(found, name) != value]
     if other:

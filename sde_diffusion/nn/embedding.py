@@ -120,9 +120,9 @@ def check_dim(dim: int) -> int:
     Raises:
         ValueError: If it is odd, below 4 or not whole.
     """
-    size = check_count("dim (embedding_dim)", dim, least=4)
+    size = check_count("embedding_dim", dim, least=4)
     if size % 2:
-        raise ValueError(f"dim must be even and at least 4; got {dim}")
+        raise ValueError(f"embedding_dim must be even and at least 4; got {dim}")
     return size
 
 
@@ -152,7 +152,7 @@ class Conditioning(nn.Module):
     def __init__(self, dim: int, n_classes: int = 0, embedding: str | nn.Module = "positional") -> None:
         super().__init__()
         dim = check_dim(dim)
-        self.n_classes = n_classes = check_count("n_classes (0: no labels)", n_classes, least=0)
+        self.n_classes = n_classes = check_count("n_classes", n_classes, least=0, also=" (0: no labels)")
         self.features = _features(embedding, dim)
         self.input = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)

@@ -7,8 +7,10 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 from sde_diffusion.errors import UserError
@@ -127,20 +129,53 @@ def fresh(path: Path, overwrite: bool, *unfinished: Path) -> Path:
     return path
 
 
-def readable(path: Path) -> Path:
-    """See that a file can be opened, so that what goes wrong on reading it lies in what it holds.
+def opened(path: Path) -> BufferedReader:
+    """Open a file for reading, if it is a regular one: a pipe, a socket or a device may never answer or never end.
+
+    Every file that a user names is opened here, or by what `readable` has let pass.
 
     Raises:
         UserError: If it is missing, no regular file, closed to this user, or empty.
     """
     try:
-        if path.is_dir() or not path.is_file():  # the first raises on a path that is none; a pipe would wait for ever
-            kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "not there"
-            broken = " (a link to nothing)" if path.is_symlink() and not path.exists() else ""
-            raise UserError(f"{path} is {kind}{broken}")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise UserError(f"{path} is empty")
+        # Opened first and looked at then, so that it is the same file; without O_NONBLOCK a pipe would wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # the latter for a path with a null character
+        kind = _kind(path)
+        why = f"is {kind}" if kind else f"cannot be opened: {getattr(error, 'strerror', None) or error}"
+        raise UserError(f"{path} {why}") from error
+    file = os.fdopen(descriptor, "rb") if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    if file is None:
+        os.close(descriptor)
+        raise UserError(f"{path} is {_kind(path)}")
+    try:
+        if not file.peek(1):
+            raise UserError(f"{path} is empty")
     except OSError as error:
-        raise UserError(f"{path} cannot be opened: {error.strerror or error}") from error
+        file.close()
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UserError:
+        file.close()
+        raise
+    return file
+
+
+def readable(path: Path) -> Path:
+    """See that a file can be opened, so that what goes wrong on reading it lies in what it holds.
+
+    Raises:
+        UserError: As `opened` does.
+    """
+    opened(path).close()
     return path
+
+
+def _kind(path: Path) -> str:
+    """What a path is that is no regular file; "" for one that is, or where that cannot be told."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "not there (a link to nothing)" if path.is_symlink() else "not there"
+    except (OSError, ValueError):
+        return ""
+    return "" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"

@@ -152,7 +152,7 @@ class TrainingProgress(ProgressBar):
 
     def __init__(self, refresh_every: int = 20) -> None:
         super().__init__()
-        self.refresh_every = refresh_every
+        self.refresh_every = check_count("refresh_every", refresh_every)
         self._enabled = True
         self._progress: Progress | None = None
         self._images = 0

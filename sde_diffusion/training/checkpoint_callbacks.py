@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import signal
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from sde_diffusion.training.stopping import StopBetweenSteps, unfinished
 
 log = logging.getLogger(__name__)
 
@@ -64,103 +65,101 @@ def _measured(hparams: Mapping[str, Any]) -> dict[str, Any]:
     return {"objective": hparams.get("objective"), "model.dequantise": hparams.get("dequantise"), "data": data}
 
 
-class LastCheckpoint(Checkpoint):
-    """Keep `folder/last.ckpt`, the state to resume from: after each validation, on Ctrl-C, and at the end of training.
+class LastCheckpoint(StopBetweenSteps, Checkpoint):
+    """Keep `folder/last.ckpt`, the state to resume from: after validations, where a signal stops the run, at its end.
 
-    After the validation and not before it: a run that is resumed there would leave it out. The first Ctrl-C lets the
-    training step in progress end, so that the state is one that the unbroken run goes through.
+    After the validation and not before it: a run that is resumed there would leave it out. Where gradients accumulate
+    over batches and a validation falls between two of them, after the step's last batch: a checkpoint holds no
+    gradients.
 
     Args:
         folder: Where the file goes.
     """
 
     def __init__(self, folder: str | Path) -> None:
+        super().__init__()
         self.path = Path(folder) / "last.ckpt"
-        self._stopping = False
-        self._handler: Any = None
         self._saved: int | None = None
+        self._due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for Ctrl-C; drop what loggers hold of steps that are taken again."""
-        self._stopping, self._saved = False, None
+        """Drop what loggers hold of steps that are taken again."""
+        super().on_train_start(trainer, pl_module)
+        self._saved, self._due = None, False
         for logger in trainer.loggers:
             if (drop := getattr(logger, "drop_from", None)) is not None:
                 drop(trainer.global_step)
-        handler = signal.getsignal(signal.SIGINT)
-        here = threading.current_thread() is threading.main_thread()
-        if handler is signal.default_int_handler and here and trainer.world_size == 1:
-            self._handler = handler
-            signal.signal(signal.SIGINT, lambda *_: self._interrupt(trainer))
-
-    def _interrupt(self, trainer: Trainer) -> None:
-        if self._stopping or not trainer.training:
-            raise KeyboardInterrupt
-        self._stopping = True  # and the step goes on to its end
-
-    def _stop_if_asked(self) -> None:
-        if self._stopping:
-            raise KeyboardInterrupt
-
-    def _listen_no_more(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop before the next step where Ctrl-C was pressed in the one before."""
-        self._stop_if_asked()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop before a validation, too."""
-        self._stop_if_asked()
+        """Write what could not be written within a step; stop before the next, if asked."""
+        if self._due and batch_idx % trainer.accumulate_grad_batches == 0:
+            self.write(trainer)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the state after a validation in training."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self._due = bool(unfinished(trainer))
+        if not self._due:
             self._saved = trainer.global_step
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last state, if no validation followed the last step, while the optimizer is still at hand."""
-        self._listen_no_more()
-        if self._saved != trainer.global_step and _rewind(trainer):
-            trainer.save_checkpoint(self.path)
+        if self._saved != trainer.global_step:
+            self.write(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write the state at Ctrl-C or a scheduler's SIGTERM; after an error the last good one is kept."""
-        self._listen_no_more()
-        interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if trainer.state.fn == TrainerFn.FITTING and interrupted and _rewind(trainer):
-            trainer.save_checkpoint(self.path)
+    def write(self, trainer: Trainer) -> None:
+        """Write the state after the last whole step; before the first there is none."""
+        self._due = False
+        if trainer.global_step:
+            with _between_steps(trainer):
+                self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:  # after a power cut, too, the rows up to here are there
+            if (flush := getattr(logger, "flush", None)) is not None:
+                flush()
+        trainer.save_checkpoint(self.path)
 
 
-def _rewind(trainer: Trainer) -> bool:
-    """Set Lightning's counts as they were after the last step; whether the state is one to resume from.
+@contextmanager
+def _between_steps(trainer: Trainer) -> Iterator[None]:
+    """Have Lightning count as it did after the last whole step, before the validation that may have begun.
 
-    It is not in the middle of a step, nor in the validation after the last one, which a resumed run would leave out.
+    Its own counts are not those of a state to resume from: between steps it has fetched a batch, or booked a broken
+    epoch as done; and a validation that has begun would be taken for one that is over.
     """
     fit: Any = trainer.fit_loop  # of classes private to Lightning
-    batches = fit.epoch_loop.batch_progress
-    if trainer.validating:
-        if trainer.should_stop:
-            return False
-        # As Lightning counts a validation that was broken off in its first batch: it is done again, from the start.
-        progress = fit.epoch_loop.val_loop.batch_progress
-        progress.reset()
-        progress.total.ready = progress.total.started = 1
-        return True
-    if batches.total.started != batches.total.completed:
-        return False
-    batches.total.reset_on_restart()  # a batch that was fetched and not started is fetched again
-    batches.is_last_batch = batches.current.completed >= trainer.num_training_batches
-    if fit.epoch_progress.current.completed == fit.epoch_progress.current.ready:  # the epoch is booked as done
-        if batches.is_last_batch:
-            batches.reset_on_run()
-        else:  # as the run ended in it: a resumed run goes on in it
-            for count in (fit.epoch_progress.total, fit.epoch_progress.current):
-                count.processed -= 1
-                count.completed -= 1
-    return True
+    batches, epochs, validation = (
+        fit.epoch_loop.batch_progress,
+        fit.epoch_progress,
+        fit.epoch_loop.val_loop.batch_progress,
+    )
+    counts = [vars(progress) for progress in (batches, epochs, validation)]
+    before = copy.deepcopy(counts)
+    try:
+        if trainer.validating:  # as Lightning counts one that was broken off in its first batch
+            validation.reset()
+            validation.total.ready = validation.total.started = 1
+        else:
+            partial = unfinished(trainer) if batches.current.ready == batches.current.completed else 0
+            for count in (batches.total, batches.current):
+                count.completed -= partial
+                count.reset_on_restart()
+            batches.is_last_batch = batches.current.completed >= trainer.num_training_batches
+            if epochs.current.completed == epochs.current.ready:  # the epoch is booked as done
+                if batches.is_last_batch:
+                    batches.reset_on_run()
+                else:  # as the run ended in it: a resumed run goes on in it
+                    for count in (epochs.total, epochs.current):
+                        count.processed -= 1
+                        count.completed -= 1
+        yield
+    finally:
+        for now, then in zip(counts, before, strict=True):
+            now.update(then)
 
 
 class FinalValidation(Callback):

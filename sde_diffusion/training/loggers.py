@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from sde_diffusion.checks import as_number
 from sde_diffusion.storage.files import flush, writing
 from sde_diffusion.storage.lock import check_held
 
@@ -102,17 +107,23 @@ class CSVLogger(Logger):
 
 
 class WandbLogger(pl_loggers.WandbLogger):
-    """Lightning's wandb logger, its mode settled beforehand: never a prompt, never a wait for an absent server.
+    """Lightning's wandb logger, its mode settled beforehand: never a prompt, never a long wait for a server.
+
+    wandb 0.31 also reports on itself, to the same server, when the process ends, and where none answers it tries for up
+    to half a minute, after a run that was offline too: these reports are turned off unless WANDB_ERROR_REPORTING says
+    otherwise. That can go when an offline run without it ends at once, WANDB_BASE_URL being a socket that listens and
+    says nothing.
 
     Args:
         folder: Where wandb's files go.
         project: The project.
         mode: online, offline or disabled; null: WANDB_MODE if set, else online with a key and offline without one.
-        timeout: Seconds to wait for the server before going on offline.
+        timeout: Seconds to wait for the server: at the start, before going on offline, and once more at the end for
+            what is not uploaded yet.
         **settings: Further arguments of wandb.init, such as entity, group, name, tags, id, resume.
 
     Raises:
-        ValueError: If the mode is unknown.
+        ValueError: If the mode is unknown, or the timeout is not positive.
     """
 
     def __init__(
@@ -120,33 +131,96 @@ class WandbLogger(pl_loggers.WandbLogger):
         folder: str | Path,
         project: str = "sde_diffusion",
         mode: str | None = None,
-        timeout: float = 20.0,
+        timeout: float = 5.0,
         **settings: Any,
     ) -> None:
         modes = ("online", "offline", "disabled")
         if mode is not None and mode not in modes:
             raise ValueError(f"wandb mode must be one of {', '.join(modes)}, or null; got {mode!r}")
-        self._folder, self._project, self._timeout, self._settings = folder, project, timeout, settings
+        self._timeout = as_number("timeout", timeout)
+        if not 0 < self._timeout < math.inf:
+            raise ValueError(f"timeout must be a positive number of seconds; got {timeout}")
+        self._folder, self._project, self._settings = folder, project, settings
         super().__init__(save_dir=folder, project=project)
+        self._over = False
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            self._experiment = self._start(mode or os.environ.get("WANDB_MODE") or self._mode_by_key())
+            self._experiment = self._start(mode or os.environ.get("WANDB_MODE"))
 
-    @staticmethod
-    def _mode_by_key() -> str:
-        import wandb
-
-        if os.environ.get("WANDB_API_KEY") or wandb.api.api_key:
-            return "online"
-        log.info("wandb: no key found, logging offline; upload later with `wandb sync`, or log in with `wandb login`")
-        return "offline"
-
-    def _start(self, mode: str) -> Any:
+    def _start(self, mode: str | None) -> Any:
+        """A run: online if that is asked for or there is a key, and the server answers; else offline."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         arguments = {"dir": str(self._folder), "project": self._project, **self._settings}
-        settings = wandb.Settings(init_timeout=self._timeout, silent=True)
-        try:
+        settings = wandb.Settings(
+            silent=True, init_timeout=self._timeout, finish_timeout=self._timeout, finish_timeout_raises=True
+        )
+        if mode not in (None, "online"):
             return wandb.init(mode=mode, settings=settings, **arguments)  # type: ignore[arg-type]
-        except (wandb.errors.CommError, wandb.errors.UsageError, TimeoutError) as error:
-            log.warning("wandb: no answer from the server within %g s (%s); logging offline", self._timeout, error)
-            return wandb.init(mode="offline", settings=settings, **arguments)
+        key = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
+        if not key:
+            why = "no key found, logging offline (`wandb login` keeps one)"
+        elif len(key) < 40 or not re.fullmatch(r"[\w.-]+", key):
+            why = f"the key is malformed (40 or more letters, digits and underscores; it has {len(key)} characters), "
+            why += "logging offline"
+        else:
+            try:
+                return wandb.init(mode="online", settings=settings, **arguments)
+            except (wandb.errors.CommError, wandb.errors.UsageError, TimeoutError) as error:
+                said = _first_line(error)
+                why = f"no answer from the server within {self._timeout:g} s" if "imed out" in said else said
+                why += ", logging offline"
+        run = wandb.init(mode="offline", settings=settings, **arguments)
+        log.log(logging.WARNING if key else logging.INFO, "wandb: %s; upload later: %s", why, _upload(run))
+        return run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log metrics of a step; see `WandbLogger`."""
+        with self._going_on():
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Log settings; see `WandbLogger`."""
+        with self._going_on():
+            super().log_hyperparams(params)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Log pictures; see `WandbLogger`."""
+        with self._going_on():
+            super().log_image(key, images, step, **kwargs)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run, and wait `timeout` seconds at most for what is not uploaded yet."""
+        run, self._over = self._experiment, True
+        if run is None:
+            return
+        try:
+            run.finish(exit_code=0 if status == "success" else 1)
+        except TimeoutError:
+            log.warning("wandb: not all was uploaded in %g s; later: %s", self._timeout, _upload(run))
+        except Exception as error:  # its own process has died, say
+            log.warning("wandb: %s; what it has written: %s", _first_line(error), _upload(run))
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Log nothing more once wandb fails, whose own process may have died: a training run does not end with it."""
+        if self._over:
+            return
+        try:
+            yield
+        except Exception as error:
+            self._over = True
+            log.warning("wandb: %s; training goes on without it", _first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _upload(run: Any) -> str:
+    """The command that uploads a run from its files."""
+    return shlex.join(["wandb", "sync", str(run.settings.sync_dir)])

@@ -128,9 +128,9 @@ class ScoreModel(LightningModule):
             name for name, value in (("denoiser", denoiser), ("objective", objective)) if not isinstance(value, Mapping)
         ]
         self.save_hyperparameters(ignore=objects)
-        self.denoiser: Denoiser = build(denoiser)
+        self.denoiser: Denoiser = build(denoiser, "denoiser")
         check_denoiser(self.denoiser)
-        self.objective: Objective = build(objective)
+        self.objective: Objective = build(objective, "objective")
         check_kind("objective", self.objective, Objective)
         self.data = dict(data or {})
         if dequantise and not self.data.get("levels"):

@@ -1,0 +1,198 @@
+"""Signals that ask a program to end: raised as an exception at once, or kept in mind until a good moment comes.
+
+Ctrl-C (SIGINT), a scheduler's SIGTERM, Slurm's warning SIGUSR1, a lost terminal's SIGHUP: one mechanism for all of them
+and for every command. The second request ends what waits at once, and a third ends the process wherever it is.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+SIGNALS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if name in signal.Signals.__members__
+)
+SAME = 0.2
+"""Seconds within which a further signal is the same request: `timeout` and terminals tell a process and its group."""
+STUCK = 5.0
+"""Seconds after which a process that is to end at once, and cannot as its main thread waits in C, is ended."""
+
+
+class Stopped(SystemExit):
+    """A signal has asked the program to end.
+
+    A SystemExit, so that a program that does not catch it ends with the status that shells expect, and so that
+    Lightning neither ignores further signals nor kills the other processes, as it does on KeyboardInterrupt.
+
+    Args:
+        number: The signal's.
+        agreed: Whether every process of a run stops here, so that none is left to be ended.
+
+    Attributes:
+        code: The exit status, 128 + number: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, number: int, agreed: bool = False) -> None:
+        super().__init__(128 + number)
+        self.number, self.agreed = number, agreed
+
+    @property
+    def signal_name(self) -> str:
+        """Such as SIGTERM."""
+        return signal.Signals(self.number).name
+
+
+@dataclass
+class _Request:
+    """What was asked of this process, and what to do about it."""
+
+    number: int = 0
+    since: float = -math.inf
+    answered: float = -math.inf  # when the handler was called last
+    holding: bool = False
+    pass_on: Callable[[int], Any] | None = None
+
+
+_request = _Request()
+
+
+def listen() -> dict[signal.Signals, Any]:
+    """Hear the signals from now on, but for those that are ignored, as under nohup or in a shell's background.
+
+    Returns:
+        The handlers that were there before; for `restore`. Empty outside the main thread, where none can be set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    if _hear not in heard.values():
+        _request.number, _request.holding = 0, False
+    for number in heard:
+        signal.signal(number, _hear)
+    _watch_over_main_thread()
+    return heard
+
+
+def restore(before: dict[signal.Signals, Any]) -> None:
+    """Put back the handlers that `listen` found, and forget what was asked; nothing where it had been heard before."""
+    if before and _hear not in before.values():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _request.number, _request.holding = 0, False
+
+
+def asked() -> int:
+    """The number of the signal that was heard and is being held, or 0."""
+    return _request.number
+
+
+def hold() -> None:
+    """From now on keep the first signal in mind, for whoever looks at `asked`; the second is raised."""
+    _request.holding, _request.pass_on = True, None
+
+
+def pass_on(to: Callable[[int], Any]) -> None:
+    """From now on tell other processes of signals, with which this one ends; until `hold` or `release`."""
+    _request.pass_on = to
+
+
+def release() -> None:
+    """From now on raise signals at once.
+
+    Raises:
+        Stopped: If one came meanwhile.
+    """
+    _request.holding, _request.pass_on = False, None
+    if _request.number:
+        raise Stopped(_request.number)
+
+
+def _hear(number: int, frame: Any) -> None:
+    now = time.monotonic()
+    _request.answered = now
+    if _request.number and now - _request.since < SAME:
+        return
+    again = _request.number
+    _request.number, _request.since = number, now
+    if _request.pass_on is not None:
+        _request.pass_on(number)
+        return
+    if again:
+        for each in SIGNALS:
+            if signal.getsignal(each) is _hear:
+                signal.signal(each, signal.SIG_DFL)
+    elif _request.holding:
+        if not any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+            name = signal.Signals(number).name
+            # Past Python's buffered streams, which may be in the middle of a line.
+            os.write(2, f"\n{name}: stopping after this step; again: at once\n".encode())
+        return
+    raise Stopped(number)
+
+
+def _forget() -> None:
+    """In a fork, which is no program of its own: its signals are not its parent's."""
+    with suppress(ValueError):  # where it is not the main thread that goes on
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            if signal.getsignal(number) is _hear:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _request.number, _request.holding, _request.pass_on = 0, False, None
+
+
+def _watch_over_main_thread() -> None:
+    """End the process where a signal is to end it and Python's handler is not called, as in a collective that hangs.
+
+    Python calls handlers when the main thread comes back from C; the number of a signal goes into a pipe at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if before != -1:  # ours already, or another program's
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
+        return
+
+    os.register_at_fork(after_in_child=_forget)
+
+    def watch() -> None:
+        again = False
+        while True:
+            numbers, arrival = os.read(reading, 4096), time.monotonic()
+            wanted = [number for number in numbers if signal.getsignal(number) is _hear]
+            if wanted and (again or not _request.holding):
+                time.sleep(STUCK)
+                if _request.answered < arrival - SAME:  # less the time this thread may have waited for its turn
+                    os._exit(128 + wanted[-1])
+                while select.select([reading], [], [], 0)[0]:
+                    os.read(reading, 4096)
+            again = again or bool(wanted)
+
+    threading.Thread(target=watch, name="signal-observer", daemon=True).start()
+
+
+def end_with(launcher: int) -> None:
+    """End this process when the one that launched it has ended, in whatever way, so that no orphan waits for it.
+
+    Lightning's launcher watches its children, but nobody watches the launcher.
+
+    Args:
+        launcher: Its process id.
+    """
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-observer", daemon=True).start()

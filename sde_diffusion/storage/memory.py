@@ -1,0 +1,103 @@
+"""How much memory there is, what asks for more than that, and errors that mean it has run out."""
+
+from __future__ import annotations
+
+import errno
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from sde_diffusion.errors import UserError
+
+_OUT_OF_MEMORY = re.compile(
+    # torch on CPUs, on devices and in its libraries; C++; the loader of shared libraries; threads without a stack
+    r"can'?t allocate memory|cannot allocate memory|out of memory|not enough memory|bad_alloc|_ALLOC_FAILED"
+    r"|failed to map segment|can't start new thread|storage size calculation overflowed|invalid buffer size",
+    re.IGNORECASE,
+)
+_ON_DEVICE = re.compile(r"\b(CUDA|HIP|MPS|XPU|CUBLAS|CUDNN|cuDNN|NCCL)", re.IGNORECASE)
+
+
+def available() -> int | None:
+    """Bytes of main memory that this process can still get; None where the system does not say.
+
+    The least of what the machine has free, what the container's limit leaves, and what `ulimit -v` leaves.
+    """
+    found = list(_left_by_containers())
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+        if free := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE):
+            found.append(1024 * int(free[1]))
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            found.append(max(0, limit - pages * resource.getpagesize()))
+    except (OSError, ValueError, IndexError):  # not Linux
+        pass
+    return min(found, default=None)
+
+
+def check_fits(what: str, needed: int, remedy: str) -> None:
+    """See that something fits in memory before it is asked for.
+
+    Linux grants nearly all that is asked for, and kills the process when it is used.
+
+    Args:
+        what: What is wanted, for the message.
+        needed: Its bytes.
+        remedy: What to do about it, for the message.
+
+    Raises:
+        UserError: If more is needed than there is.
+    """
+    free = available()
+    if free is not None and needed > free:
+        raise UserError(f"{what} would take {size(needed)} of memory, and {size(free)} are free: {remedy}")
+
+
+def ran_out(error: BaseException | None) -> str:
+    """Which memory an error says has run out: "memory", "memory of the device", or "" if it says nothing of the kind.
+
+    Python, NumPy, torch, its libraries and the system each say it in their own way, and some errors come of another.
+    """
+    while error is not None:
+        text = str(error)
+        if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text) and _ON_DEVICE.search(text):
+            return "memory of the device"
+        spelt = isinstance(error, RuntimeError | ImportError) and _OUT_OF_MEMORY.search(text)
+        if isinstance(error, MemoryError) or spelt or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return "memory"
+        error = error.__cause__
+    return ""
+
+
+def size(n: int) -> str:
+    """A number of bytes in words: 1.5 GiB."""
+    value, units = float(n), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:,.3g} {units[0]}" if value < 1000 else f"{value:,.0f} {units[0]}"
+
+
+def _left_by_containers() -> Iterator[int]:
+    """What the limits of Linux's control groups leave: those of containers, and of jobs on clusters."""
+    try:
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:  # not Linux
+        return
+    for _, controllers, place in groups:
+        if controllers not in ("", "memory"):
+            continue
+        top = Path("/sys/fs/cgroup", controllers)
+        own = top / place.lstrip("/")
+        limit, used = ("max", "current") if not controllers else ("limit_in_bytes", "usage_in_bytes")
+        for folder in [top, *(one for one in (own, *own.parents) if one.is_relative_to(top) and one != top)]:
+            try:
+                most, now = (int((folder / f"memory.{name}").read_text()) for name in (limit, used))
+                cache = re.search(
+                    r"^(?:total_)?inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE
+                )
+            except (OSError, ValueError):  # not mounted here, or "max": no limit
+                continue
+            yield max(0, most - now + (int(cache[1]) if cache else 0))  # files' contents make room when asked to

@@ -1,0 +1,228 @@
+"""What a configuration may say is looked at once, before a command begins: one message that names the key, or a run."""
+
+import math
+import time
+
+import pytest
+from conftest import TINY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from schema_cases import GIVEN, POOL, composed, keys_of, refusal
+
+from sde_diffusion.commands.look import Look
+from sde_diffusion.commands.schema import COMMANDS
+from sde_diffusion.hints import Count, at_least, fits, words
+
+WRONG = {
+    "ckpt=7": "ckpt must be text or null; got ckpt=7 (text made of digits needs quotes: \"ckpt='7'\")",
+    "network=null": "network=null: choose network= from mlp, unet, unet_small",
+    "logger=5": "logger=5: choose logger= from csv, none, wandb",
+    "+sde=[vp,3]": "choose sde= from cosine",
+    "callbacks.ema=3": "callbacks.ema must be null, or describe a Callback",
+    "callbacks.ema.decay=2": "callbacks.ema.decay must lie in [0, 1]",
+    "callbacks.samples.n=0": "callbacks.samples.n must be a whole number of at least 1",
+    "callbacks.progress.refresh_every=0": "callbacks.progress.refresh_every must be a whole number of at least 1",
+    "+callbacks.mine={_target_: no.such.Thing}": "callbacks.mine._target_: ",
+    "logger.csv.folder=3": "logger.csv.folder must be text",
+    "model=null": "model must be settings {KEY: VALUE}; got model=null",
+    "model.betas=[0.9]": "model.betas must be a list of 2 finite numbers; got model.betas=[0.9]",
+    "model.betas=[0.9,x]": "model.betas must be a list of 2 finite numbers",
+    "model.compile=abc": "model.compile must be true or false; got model.compile=abc",
+    "model.warmup_steps=1.5": "model.warmup_steps must be a whole number; got model.warmup_steps=1.5",
+    "model.lr=nan": "model.lr must be a finite number; got model.lr=nan",
+    "model.lr=-1": "model.lr must be positive; got -1",
+    "model.lr=${nothing}": "model.lr: Interpolation key 'nothing' not found",
+    "+model.n_classes=3": "model.n_classes: ScoreModel takes no n_classes",
+    "data.batch_size=1.5": "data.batch_size must be a whole number; got data.batch_size=1.5",
+    "data.batch_size=100000000000000000000": "data.batch_size must be a whole number",
+    "data.batch_size=100000000": "an epoch of 25000000000 items",
+    "data.flip=inf": "data.flip must be true or false; got data.flip=inf",
+    "data=moons data.n_train=1": "data.n_train must be a whole number of at least 2",
+    "data=folder": "data.root must be given: add data.root=VALUE",
+    "data=folder data.root=3": "data.root must be text; got data.root=3",
+    "trainer.max_time=[1]": "trainer.max_time must be a time DAYS:HOURS:MINUTES:SECONDS",
+    "trainer.max_time=00:00:00:00": "trainer.max_time must be a time",
+    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val must be a number of at least 0 or null",
+    "trainer.gradient_clip_val=inf": "trainer.gradient_clip_val must be a number of at least 0 or null",
+    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches must be a whole number of at least 1",
+    "trainer.log_every_n_steps=-1": "trainer.log_every_n_steps must be a whole number of at least 0",
+    "trainer.check_val_every_n_epoch=1": "trainer.check_val_every_n_epoch must be null",
+    "trainer.use_distributed_sampler=true": "trainer.use_distributed_sampler must be False",
+    "+trainer.max_epochs=0": "trainer.max_epochs must be a whole number, -1 (no limit) or at least 1",
+    "+trainer.callbacks=[]": "trainer.callbacks: Trainer takes no callbacks",
+    "+trainer.max_step=5": "trainer.max_step: Trainer takes no max_step (did you mean max_steps?)",
+    "network.width=0": "network.width must be a whole number of at least 1; got 0",
+    "network.embedding_dim=7": "network.embedding_dim must be even and at least 4; got 7",
+    "network.embedding=foo": "network.embedding",
+    "network._target_=os.system": "network._target_: 'os.system' is not a class of sde_diffusion",
+    "denoiser.sigma_data=-1": "denoiser.sigma_data (the data's standard deviation) must be positive",
+    "denoiser=v sde=ve": "denoiser.prediction 'v' is defined on variance-preserving paths only",
+    "sde.beta_min=30": "sde: VPSDE needs 0 < beta_min <= beta_max",
+    "objective.times.std=0": "objective.times.std must be positive",
+    "sampler.grid={_target_:sde_diffusion.sde.KarrasRho,rho:x}": "sampler.grid.rho must be a finite number",
+    "sampler.grid=3": "sampler.grid must be a Grid {_target_: CLASS, ...} or null; got sampler.grid=3",
+    "~seed": "seed is needed: give seed=VALUE",
+    "~model": "model is needed",
+    "~denoiser.network": "denoiser.network must be given",
+    "~sde._target_": "sde must describe a SDE: choose sde= from cosine",
+    "seed=-1": "seed must be a whole number from 0 to 4294967295; got seed=-1",
+    "conditional=null": "conditional must be true or false; got conditional=null",
+}
+ELSEWHERE = {
+    "sample": {
+        "n=0": "n must be",
+        "film=-1": "film must be",
+        "ckpt=''": "ckpt must be text",
+        "label=[1]": "label must be",
+    },
+    "evaluate": {
+        "level=1": "level must be a number between 0 and 1",
+        "metrics.prdc.k=0": "metrics.prdc.k must be a whole number of at least 1",
+        "metrics=[]": "metrics is needed: choose metrics= from energy",
+        "resize=1": "resize must be true or false",
+        "reference=foo": "reference must be one of sampled, fixed",
+        "data=mnist": "data.root must be given",
+        "data.root=5": "data.root must be text or null; got data.root=5",
+    },
+    "likelihood": {
+        "elbo.draws=0": "elbo.draws must be a whole number of at least 1",
+        "elbo.t_end=nan": "elbo.t_end must be a finite number or null",
+        "rtol=0": "rtol must be a positive number",
+        "trace=foo": "trace must be one of hutchinson",
+        "steps=10": "adams chooses its own steps",
+        "split=[1]": "split must be text or a list of text",
+    },
+    "nfe_fid": {
+        "nfe=[]": "nfe must be a list",
+        "exact=1": "exact must be true or false",
+        "samplers.pc.each=x": "samplers.pc.each",
+    },
+    "sweep": {
+        "n=0": "n must be",
+        "file=3": "file must be text",
+        "seed=-1": "seed must be a whole number of at least 0",
+    },
+}
+
+
+@pytest.mark.parametrize("typed", WRONG)
+def test_refused(typed):
+    message = refusal("train", *(typed.split() if typed.startswith("data=") or " sde=" in typed else [typed]))
+    assert message is not None
+    assert "\n" not in message
+    assert WRONG[typed] in message
+
+
+@pytest.mark.parametrize(
+    ("command", "typed"), [(command, typed) for command in ELSEWHERE for typed in ELSEWHERE[command]]
+)
+def test_refused_by_the_other_commands(command, typed):
+    message = refusal(command, typed)
+    assert message is not None
+    assert "\n" not in message
+    assert ELSEWHERE[command][typed] in message
+
+
+@pytest.mark.parametrize("command", GIVEN)
+def test_every_key_is_known_to_the_schema(command):
+    """Nothing in a configuration file is passed over: neither a key at the top, nor an argument below."""
+    assert COMMANDS.keys() == GIVEN.keys()
+    cfg = composed(command, GIVEN[command])
+    look = Look(cfg)
+    COMMANDS[command](look)
+    assert set(cfg) - look.seen <= {"out", "ckpt"}
+    if command == "train":  # the groups that the others have are the same
+        for key in keys_of(cfg):
+            if "." in key and not key.endswith("_target_"):
+                assert refusal(command, f"{key}={{a: {{b: 1}}}}") is not None or "options" in key, key
+
+
+def test_whole_numbers_may_be_written_as_fractions():
+    cfg = composed(
+        "train", ["trainer.max_steps=10.0", "seed=3.0", "model.warmup_steps=5.0", "trainer.gradient_clip_val=1.0"]
+    )
+    COMMANDS["train"](Look(cfg))
+    values = (cfg.trainer.max_steps, cfg.seed, cfg.model.warmup_steps, cfg.trainer.gradient_clip_val)
+    assert values == (10, 3, 5, 1.0)
+    assert [type(value) for value in values] == [int, int, int, float]
+
+
+def test_what_stands_in_for_the_data_stays_out_of_the_configuration():
+    cfg = composed("train", [])
+    before = OmegaConf.to_container(cfg)
+    COMMANDS["train"](Look(cfg))
+    assert OmegaConf.to_container(cfg) == before
+
+
+def test_costs_little():
+    """Processor time of a look at a default run; the best of ten, which other programs do not move."""
+    cfg, seconds = composed("train", []), []
+    for _ in range(10):
+        begin = time.process_time()
+        COMMANDS["train"](Look(cfg))
+        seconds.append(time.process_time() - begin)
+    assert min(seconds) < 0.05
+
+
+def test_hints():
+    assert fits(3.0, int) and fits(3, float) and fits(None, int | None) and fits([1, 2], tuple[int, ...])  # noqa: PT018
+    assert not any((fits(True, int), fits(1, bool), fits(math.nan, float), fits("3", int), fits([1], tuple[int, int])))
+    assert not any(
+        (fits(2**63, int), fits(0, Count), fits("", str), fits("ab", list[str]), fits({"a": 1}, dict[str, str]))
+    )
+    assert words(list[Count]) == "a list of whole numbers of at least 1"
+    assert words(at_least(2, 5).words and Count | None) == "a whole number of at least 1 or null"
+
+
+EXAMPLES = 20
+
+
+def overrides(command):
+    """Lists of up to four settings: each a key of the command, a choice of a group, a deletion or an addition."""
+    cfg = composed(command, GIVEN[command])
+    keys = sorted(key for key in keys_of(cfg) if key != "out")
+    groups = sorted(key for key in cfg if isinstance(cfg[key], DictConfig))
+    words_ = st.builds(
+        "{}{}={}".format, st.sampled_from(["", "", "", "+", "++"]), st.sampled_from(keys), st.sampled_from(POOL)
+    )
+    choices = st.builds(
+        "{}={}".format,
+        st.sampled_from(groups),
+        st.sampled_from([*POOL, "vp", "ve", "moons", "ddim", "unet_small", "none"]),
+    )
+    added = st.builds(
+        "+{}.{}={}".format, st.sampled_from(keys), st.sampled_from(["foo", "steps", "_target_"]), st.sampled_from(POOL)
+    )
+    return st.lists(
+        st.one_of(words_, words_, choices, added, st.builds("~{}".format, st.sampled_from(keys))),
+        min_size=1,
+        max_size=4,
+    )
+
+
+@pytest.mark.parametrize("command", GIVEN)
+def test_any_overrides(command):
+    """One message, or none; and never another exception, which `refusal` would let pass."""
+
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(overrides(command))
+    def look(typed):
+        message = refusal(command, *typed)
+        assert message is None or (message and "\n" not in message)
+
+    look()
+
+
+@pytest.mark.parametrize(
+    "typed", ["network=null", "callbacks.ema=3", "model.betas=[0.9]", "out=${nothing}", "hydra.run.dir=null"]
+)
+def test_a_refused_command(typed, command, tmp_path):
+    """One message through the command itself, and nothing but a log."""
+    done = command(
+        "train" if typed[0] != "o" else "sample", *(TINY if typed[0] != "o" else ["ckpt=x"]), typed, cwd=tmp_path
+    )
+    assert (done.status, done.err.count("\n"), done.err[:7]) == (1, 1, "error: "), done.err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".log"]

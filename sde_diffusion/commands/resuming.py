@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion.commands import schema
 from sde_diffusion.commands.app import is_given, overrides, plain, typed, unknown_key
-from sde_diffusion.data.checks import few
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import escaped, setting
 from sde_diffusion.reprs import shown
@@ -160,7 +159,7 @@ def _leads_away(value: Any) -> bool:
 def _tell_passed(keys: Sequence[str]) -> None:
     """Say which settings of a checkpoint are not followed, unless they are given."""
     if left := [key for key in keys if not is_given(key)]:
-        log.warning("Not taken from the checkpoint: %s; give it again if it is to count", few(left))
+        log.warning("Not taken from the checkpoint: %s; give it again if it is to count", _few(left))
 
 
 def _literal(node: Any) -> Any:
@@ -235,7 +234,11 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
         changed = [name for name in names if name in old and old[name] != new.get(name)]
         found += [f"{name} {shown(old[name])} -> {shown(new.get(name))}" for name in changed]
     if found:
-        log.warning("Resumed with %s: its weights are not, bit for bit, the unbroken run's", few(found))
+        log.warning("Resumed with %s: its weights are not, bit for bit, the unbroken run's", _few(found))
+
+
+def _few(words: Sequence[str], most: int = 10) -> str:
+    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
 
 
 def _dotted(node: Any, prefix: str) -> dict[str, Any]:

@@ -285,8 +285,6 @@ def with_paths_in(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
         checkpoint: Contents that have been checked; changed in place.
         folder: The checkpoint's own.
 
-    Returns:
-        The same contents.
     """
 
     def here(path: str) -> str:

@@ -266,8 +266,7 @@ class ScoreModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as this package's."""
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        about = {"version": __version__, "format": FORMAT}
-        checkpoint["sde_diffusion"] = {**about, "run": self.run, "metrics": metrics}
+        checkpoint["sde_diffusion"] = {"version": __version__, "format": FORMAT, "run": self.run, "metrics": metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check what Lightning takes over; without averaging, go on from the raw weights, which the moments fit.

@@ -10,6 +10,7 @@ from typing import Any
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.hints import arguments_of, check_arguments
+from sde_diffusion.storage.memory import ran_out
 
 PACKAGE = "sde_diffusion"
 BUILDABLE = tuple(
@@ -98,6 +99,8 @@ def call(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
     try:
         return cls(**arguments)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        if ran_out(error):  # which is no fault of one argument
+            raise
         raise UserError(at_key(where, str(error) or type(error).__name__, arguments_of(cls)[0])) from error
 
 

@@ -113,7 +113,7 @@ REFUSED = {
     "another shape": ("x=wide.npy", "[N, 2]"),
     "not finite": ("x=nan.csv", "rows 1"),
     "words": ("x=words.csv", "not a table of numbers"),
-    "no file": ("x=3", "must be a file of rows"),
+    "no file": ("x=3", "x must be text or null; got x=3"),
     "a split beside": ("split=val", "leave split=val out"),
     "no classes": ("label=0", "no classes"),
     "all out of reach": ("max_nfe=3", "no solver brings"),

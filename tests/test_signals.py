@@ -138,10 +138,21 @@ def test_a_program_that_takes_long_to_tidy_up_is_left_alone(program):
 
 def test_a_fork_has_signals_of_its_own(program):
     """It ends by its default, and its parent, whose handler was not called, lives on."""
-    code = "import os\nsignals.STUCK = 0.3\nchild = os.fork()\nif not child: time.sleep(60)\n"
-    process = program(
-        code + "print('ready', flush=True)\nos.kill(child, 15)\nprint(os.waitpid(child, 0)[1])\ntime.sleep(1)"
-    )
+    code = """import os
+signals.STUCK = 0.3
+reading, writing = os.pipe()
+child = os.fork()
+if not child:
+    os.write(writing, b'x')  # before that, Python itself may forget a signal
+    time.sleep(20)
+    os._exit(1)
+os.read(reading, 1)
+print('ready', flush=True)
+os.kill(child, 15)
+print(os.waitpid(child, 0)[1])
+time.sleep(1)
+"""
+    process = program(code)
     assert ended(process) == (0, "15\n", "")
 
 

@@ -122,7 +122,7 @@ def said(done, *words: str) -> None:
     ("settings", "words"),
     [
         (["network.width=1000000"], ["TiB were asked for at once", "network.width"]),
-        (["data.batch_size=1000000000"], ["data.batch_size=1000000000", "make it smaller"]),
+        (["data.batch_size=1000000000"], ["an epoch of 250000000000 items, batch_size x min_batches_per_epoch"]),
     ],
 )
 def test_training_more_than_there_is(settings, words, command, tmp_path):

@@ -123,7 +123,7 @@ def words(hint: Any) -> str:
         fixed = kind is tuple and inner[-1:] != (...,)
         each = re.sub(r"^an? ((?:\w+ )*?number)\b", r"\1s", words(inner[0])) if inner else ""
         return f"a list of {f'{len(inner)} ' if fixed else ''}{each}" if each else "a list"
-    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__} {{_target_: CLASS, ...}}"
+    return f"of class {kind.__name__}, {{_target_: CLASS, ...}}"
 
 
 def check(key: str, value: Any, hint: Any) -> None:

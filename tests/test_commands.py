@@ -336,6 +336,7 @@ def test_a_resumed_run_keeps_its_model(override, command, trained, tmp_path):
     assert (folder / "config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_validation_does_it_again(command, start, tmp_path):
     """The checkpoint to go on from is written after the validation: none is left out."""
     folder = tmp_path / "run"
@@ -362,6 +363,7 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_as_unbroken(command, start, tmp_path):
     """SIGKILL after the first checkpoint; weights, averages, moments and schedule end equal to the last bit."""
     settings = ("trainer.max_steps=1500", "trainer.val_check_interval=100", "callbacks.samples=null")

@@ -116,6 +116,7 @@ def test_features_of_the_data_are_made_once(evaluated, command, trained, tmp_pat
     assert len(list(cache.glob("*.safetensors"))) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_figures(command, start, trained, tmp_path):
     arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", *SLOW_STEPS, "resamples=20")
     process = start("evaluate", *arguments, f"out={tmp_path / 'killed'}", cwd=tmp_path)

@@ -100,6 +100,7 @@ def test_blank_images_are_told_apart_by_typicality(command, trained, tmp_path):
     assert "elbo" not in read(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_run_ends_with_the_same_report(how, command, start, trained, tmp_path):
     settings = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "batch_size=4", "n=100", "elbo.draws=64", "rtol=1e-6")

@@ -74,6 +74,7 @@ def test_best_and_its_long_walk(measured):
     assert f"| 6 | {best[1]}, {best[0]:.3f} |" in (out / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_figures(measured, command, start, trained, tmp_path):
     whole, _ = measured
     arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", *SETTINGS, f"out={tmp_path / 'out'}")

@@ -21,6 +21,7 @@ def wait_for_parts(out, process, n=2):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_a_stopped_run_goes_on_and_ends_with_the_same_file(how, status, command, start, trained, tmp_path):
     ckpt = trained / "checkpoints" / "last.ckpt"

@@ -60,7 +60,7 @@ WRONG = {
     "sde.beta_min=30": "sde: VPSDE needs 0 < beta_min <= beta_max",
     "objective.times.std=0": "objective.times.std must be positive",
     "sampler.grid={_target_:sde_diffusion.sde.KarrasRho,rho:x}": "sampler.grid.rho must be a finite number",
-    "sampler.grid=3": "sampler.grid must be a Grid {_target_: CLASS, ...} or null; got sampler.grid=3",
+    "sampler.grid=3": "sampler.grid must be of class Grid, {_target_: CLASS, ...} or null; got sampler.grid=3",
     "~seed": "seed is needed: give seed=VALUE",
     "~model": "model is needed",
     "~denoiser.network": "denoiser.network must be given",

@@ -214,7 +214,7 @@ def test_what_is_run_is_this_interpreter(tmp_path, monkeypatch):
     described = read_sweep(written(tmp_path))
     (point,) = described.points(1, seed=0)
     with pytest.raises(SystemExit):
-        sweep._execute(sweep.Run(point, described.agent_command(point), tmp_path / "runs" / "000"), 0)
+        sweep._execute(sweep.Run(point, described.agent_command(point), tmp_path / "runs" / "000"))
     assert issued[0][:4] == [sys.executable, "-m", "sde_diffusion.train", "model.lr=0.001"]
 
 

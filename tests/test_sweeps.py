@@ -22,6 +22,7 @@ def finished(process) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on(start, command, tmp_path):
     """Two runs of the grid as an agent would start them, the sweep killed on the way; records, table, best command."""
     out = tmp_path / "it's, out"

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sde_diffusion.metrics import FAKE, Features, KeptFeatures, measure_differences, point_estimates
@@ -101,7 +101,7 @@ def keep(folder: Path, about: Mapping[str, str], features: Tensor, seeds: list[i
     """Put a run's features where the other runs of a multirun find them."""
     note = {**about, "seeds": json.dumps(seeds)}
     with writing(folder / _KEPT) as temporary:
-        save_file({"features": features.contiguous()}, temporary, note)
+        temporary.write_bytes(save({"features": features.contiguous()}, note))
 
 
 def kept(folder: Path, about: Mapping[str, str]) -> Rival | None:

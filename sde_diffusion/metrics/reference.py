@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
@@ -157,7 +157,7 @@ def reference_statistics(
         tensors["features"] = features.contiguous()
     about = {"format": FORMAT, "n": str(made.n), "key": json.dumps(asdict(key)), "content": _content(tensors)}
     with writing(path) as temporary:
-        save_file(tensors, temporary, about)
+        temporary.write_bytes(save(tensors, about))
     return made
 
 

@@ -17,6 +17,8 @@ from sde_diffusion.training.stopping import StopBetweenSteps, unfinished
 
 log = logging.getLogger(__name__)
 
+LAST = "last.ckpt"
+
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
@@ -53,7 +55,8 @@ class BestCheckpoint(ModelCheckpoint):
             return str(Path(str(self.dirpath)) / Path(path).name) if path else ""
 
         kept = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
-        there = all(Path(path).is_file() for path in (*kept, here(state_dict["best_model_path"])) if path)
+        named = [Path(path) for path in (*kept, here(state_dict["best_model_path"])) if path]
+        there = all(path.is_file() and path.name != LAST for path in named)  # which the parent would remove in time
         if self._comparable and there:
             paths = {name: here(state_dict.get(name, "")) for name in PATHS}
             super().load_state_dict({**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath})
@@ -78,7 +81,7 @@ class LastCheckpoint(StopBetweenSteps, Checkpoint):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.path = Path(folder) / "last.ckpt"
+        self.path = Path(folder) / LAST
         self._saved: int | None = None
         self._due = False
 

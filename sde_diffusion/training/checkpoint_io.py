@@ -28,7 +28,8 @@ class SealedCheckpointIO(TorchCheckpointIO):
             UserError: If it cannot be written; the one that was there before is untouched then.
         """
         with writing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            with temporary.open("wb") as file:  # by Python, whose errors say what the system said
+                torch.save(checkpoint, file)
             seal(temporary)
 
     def load_checkpoint(

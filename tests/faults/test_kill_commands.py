@@ -62,10 +62,12 @@ def killed_and_repeated(command, name, trained, out, place):
     return results(out)
 
 
-@pytest.mark.parametrize("share", [0.35, 0.99])
-def test_a_killed_sample(command, unbroken, trained, tmp_path, share):
-    expected, changes = unbroken("sample")
-    found = killed_and_repeated(command, "sample", trained, tmp_path / "out", round(share * (changes - 1)))
+@pytest.mark.parametrize(
+    ("name", "share"), [("sample", 0.35), ("likelihood", 0.6), ("evaluate", 0.99), ("nfe_fid", 0.5)]
+)
+def test_a_kill(command, unbroken, trained, tmp_path, name, share):
+    expected, changes = unbroken(name)
+    found = killed_and_repeated(command, name, trained, tmp_path / "out", round(share * (changes - 1)))
     assert not difference(expected, found)
 
 

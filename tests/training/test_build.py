@@ -54,10 +54,13 @@ def test_overrides_reach_the_outermost_call_alone() -> None:
     [
         (
             {"_target_": "sde_diffusion.VPSDE", "beta_mim": 0.1, "x": 1},
-            "VPSDE takes no beta_mim, x \\(did you mean beta_min\\?\\); it takes beta_min, beta_max",
+            "beta_mim: VPSDE takes no beta_mim \\(did you mean beta_min\\?\\); it takes beta_min, beta_max",
         ),
         ({"_target_": "sde_diffusion.VPSDE", "beta_min": 3.0, "beta_max": 1.0}, "beta_min <= beta_max"),
-        ({"_target_": "sde_diffusion.NetworkDenoiser", "sde": None}, "network"),
+        (
+            {"_target_": "sde_diffusion.NetworkDenoiser", "sde": None},
+            "sde must be of class SDE, .*; got sde=null|network must be given|_target_: CLASS",
+        ),
         ({"_target_": "sde_diffusion.sde.base.SDE", "t_min": 0.0, "t_max": 1.0}, "abstract"),
         ({"_target_": "sde_diffusion.VPSDEE"}, "not a class of sde_diffusion"),
         ({"_target_": "sde_diffusion.nowhere.VPSDE"}, "not a class of sde_diffusion"),

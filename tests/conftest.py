@@ -32,12 +32,13 @@ TINY = (
 
 @dataclass
 class Finished:
-    """How a command ended, what it printed, and where it was watched, how often it changed files."""
+    """How a command ended, what it printed, and where that was watched, its changes of files and calls of functions."""
 
     status: int
     out: str
     err: str
     changes: int = 0
+    calls: int = 0
 
 
 class Server:
@@ -122,7 +123,7 @@ def serve() -> None:
         with (
             tempfile.TemporaryFile("w+") as out,
             tempfile.TemporaryFile("w+") as err,
-            tempfile.TemporaryFile("w+") as changes,
+            tempfile.TemporaryFile("w+") as counts,
         ):
             child = os.fork()
             if not child:
@@ -130,7 +131,7 @@ def serve() -> None:
                 os.dup2(err.fileno(), 2)
                 os.chdir(request["cwd"])
                 sys.argv = [request["command"], *request["overrides"]]
-                tally = inject(**request["faults"])
+                counted = inject(**request["faults"])
                 try:
                     mains[request["command"]]()
                     status = 0
@@ -141,13 +142,12 @@ def serve() -> None:
                     status = 1
                 sys.stdout.flush()
                 sys.stderr.flush()
-                if tally:
-                    os.pwrite(changes.fileno(), b"%d" % tally.changes, 0)
+                os.pwrite(counts.fileno(), json.dumps(counted()).encode(), 0)
                 os._exit(status)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            for file in (out, err, changes):
+            for file in (out, err, counts):
                 file.seek(0)
-            answer = {"status": status, "out": out.read(), "err": err.read(), "changes": int(changes.read() or 0)}
+            answer = {"status": status, "out": out.read(), "err": err.read(), **json.loads(counts.read() or "{}")}
             print(json.dumps(answer), flush=True)
 
 

@@ -113,7 +113,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if trainer.is_global_zero:
             log.info("Stopped by %s. %s", end.signal_name, advice)
         raise
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = model.last_metrics()
     if trainer.is_global_zero:
         _finish(folder, metrics)
         _conclude(folder, last)
@@ -182,7 +182,7 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
 
     from sde_diffusion.config import build
     from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
-    from sde_diffusion.training.module import check_precision
+    from sde_diffusion.training.precision import check_precision
     from sde_diffusion.training.stopping import StopBetweenSteps
 
     callbacks = []

@@ -89,6 +89,8 @@ class LastCheckpoint(StopBetweenSteps, Checkpoint):
         """Drop what loggers hold of steps that are taken again."""
         super().on_train_start(trainer, pl_module)
         self._saved, self._due = None, False
+        validations: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        validations.ready = validations.started = validations.completed  # where one was broken off
         for logger in trainer.loggers:
             if (drop := getattr(logger, "drop_from", None)) is not None:
                 drop(trainer.global_step)
@@ -144,8 +146,11 @@ def _between_steps(trainer: Trainer) -> Iterator[None]:
     before = copy.deepcopy(counts)
     try:
         if trainer.validating:  # as Lightning counts one that was broken off in its first batch
+            earlier = validation.total.completed - validation.current.completed
             validation.reset()
-            validation.total.ready = validation.total.started = 1
+            total = validation.total
+            total.processed = total.completed = earlier
+            total.ready = total.started = earlier + 1  # set back by `on_train_start`
         else:
             partial = unfinished(trainer) if batches.current.ready == batches.current.completed else 0
             for count in (batches.total, batches.current):

@@ -26,28 +26,11 @@ from sde_diffusion.reprs import shown
 from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoint
 from sde_diffusion.training.checkpoint_contents import FORMAT
 from sde_diffusion.training.objective import Objective
+from sde_diffusion.training.precision import check_precision
 from sde_diffusion.training.schedule import SCHEDULES, time_used, timer_of
 from sde_diffusion.training.weights import check_weights, no_larger_than
 
 Batch = dict[str, Tensor]
-
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
-"""What of Lightning's trainer.precision a model can be trained in."""
-
-
-def check_precision(precision: str) -> None:
-    """See that a model can be trained in a precision of Lightning's.
-
-    Raises:
-        UserError: If it cannot.
-    """
-    if precision not in PRECISIONS:
-        raise UserError(
-            f"trainer.precision={precision} would keep the weights themselves in low precision, where small updates "
-            f"and the moving average round to nothing; the precisions that work are {', '.join(PRECISIONS)} (16-mixed "
-            "on GPUs only)"
-        )
 
 
 class ScoreModel(LightningModule):
@@ -136,6 +119,7 @@ class ScoreModel(LightningModule):
         if dequantise and not self.data.get("levels"):
             raise ValueError("dequantise=true fills the bins of data with levels, and these data have none")
         self._logged: dict[str, Any] = {}
+        self._metrics: dict[str, float] = {}
         self.run: dict[str, Any] = {}  # the configuration of the whole run, kept in checkpoints for resuming
         if compile:
             self.denoiser.compile()
@@ -265,8 +249,8 @@ class ScoreModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as this package's."""
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        checkpoint["sde_diffusion"] = {"version": __version__, "format": FORMAT, "run": self.run, "metrics": metrics}
+        about = {"version": __version__, "format": FORMAT, "run": self.run}
+        checkpoint["sde_diffusion"] = {**about, "metrics": self.last_metrics()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check what Lightning takes over; without averaging, go on from the raw weights, which the moments fit.
@@ -279,6 +263,12 @@ class ScoreModel(LightningModule):
         averaging = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         if fitting and not averaging and "current_model_state" in checkpoint:
             checkpoint["state_dict"] = checkpoint["current_model_state"]
+        self._metrics = checkpoint["sde_diffusion"].get("metrics", {})
+
+    def last_metrics(self) -> dict[str, float]:
+        """The last value of each metric that the run has logged, also before it was resumed."""
+        logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        return dict(sorted({**self._metrics, **logged}.items()))
 
     # -- helpers --------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,16 @@
-"""Faults for a command in a process of its own: a kill before a certain change of a file, or after a certain time."""
+"""Faults for a command in its own process: a kill before a change of a file or in time, a signal at a call."""
 
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any
+
+from sde_diffusion import signals
+
+ROOT = Path(__file__).parents[2]
 
 CHANGES = {
     **dict.fromkeys(("os.remove", "os.mkdir", "os.rmdir", "os.truncate"), (0,)),
@@ -52,12 +58,30 @@ class Tally:
         return any(real == root or real.startswith(root + os.sep) for root in self.roots)
 
 
+class Calls:
+    """Counts calls of this package's functions, and sends this process a signal at one of them, from 1 on."""
+
+    def __init__(self, signal_at: int, number: int) -> None:
+        self.calls, self.signal_at, self.number = 0, signal_at, number
+        self.watched = (str(ROOT / "sde_diffusion"), str(ROOT / "benchmarks"))
+        sys.setprofile(self.hook)
+
+    def hook(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(self.watched):
+            self.calls += 1
+            if self.calls == self.signal_at:
+                sys.setprofile(None)
+                os.kill(os.getpid(), self.number)
+
+
 def inject(
     watch: Sequence[str] = (),
     kill_at: int | None = None,
     kill_after: float | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Tally | None:
+    signal_at: int | None = None,
+    number: int = signal.SIGTERM,
+) -> Callable[[], dict[str, int]]:
     """Prepare this process.
 
     Args:
@@ -65,9 +89,27 @@ def inject(
         kill_at: Which change of a file below these not to survive.
         kill_after: After how many seconds to die.
         environment: Variables to set.
+        signal_at: At which call of this package's functions to send a signal; 0: only count them.
+        number: Which signal.
+
+    Returns:
+        What tells how many changes and calls there have been.
     """
     os.environ.update(environment or {})
+    calls = None
+    if signal_at is not None:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signals.listen()  # as the first line of every command does
+        calls = Calls(signal_at, number)
     if kill_after is not None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends a process wherever it is
         signal.setitimer(signal.ITIMER_REAL, kill_after)
-    return Tally(watch, kill_at) if watch else None
+    tally = Tally(watch, kill_at) if watch else None
+
+    def counted() -> dict[str, int]:
+        sys.setprofile(None)
+        return {"changes": tally.changes if tally else 0, "calls": calls.calls if calls else 0}
+
+    return counted

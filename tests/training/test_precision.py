@@ -13,8 +13,8 @@ from tiny import make_model, make_trainer, ring, tensors
 from sde_diffusion import AncestralSampler, UserError, log_likelihood
 from sde_diffusion.training import EMA, ScoreModel
 from sde_diffusion.training.callbacks import SampleGrid
-from sde_diffusion.training.module import PRECISIONS
 from sde_diffusion.training.noise_levels import LossByNoiseLevel
+from sde_diffusion.training.precision import PRECISIONS
 
 VALIDATED = {"limit_val_batches": 1, "val_check_interval": 5, "check_val_every_n_epoch": None}
 

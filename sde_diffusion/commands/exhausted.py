@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import setting
+from sde_diffusion.storage.files import NO_ROOM
 from sde_diffusion.storage.memory import ran_out, size
 
 _SMALLER = {
@@ -23,7 +23,6 @@ _SMALLER = {
     "nfe_fid": "batch_size or n",
     "sweep": "n",
 }
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
@@ -58,10 +57,10 @@ def no_room(error: BaseException) -> str:
     """
     one: BaseException | None = error
     while one is not None:
-        if isinstance(one, OSError) and one.errno in _NO_ROOM:
+        if isinstance(one, OSError) and one.errno in NO_ROOM:
             return f"cannot write{f' {one.filename}' if one.filename else ''}: {one.strerror}"
         code = re.search(r"\(os error (\d+)\)", str(one)) if type(one).__name__ == "SafetensorError" else None
-        if code and int(code[1]) in _NO_ROOM:
+        if code and int(code[1]) in NO_ROOM:
             return f"cannot write: {os.strerror(int(code[1]))}"
         if isinstance(one, RuntimeError) and "PytorchStreamWriter failed writing" in str(one):
             return "cannot write a checkpoint, probably for want of room"

@@ -8,7 +8,6 @@ command line: `python -m sde_diffusion.sweep file=grid -- data=moons`.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import logging
@@ -39,6 +38,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, hydra_value, setting
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.lock import lock
 
 log = logging.getLogger(__name__)
 
@@ -205,11 +205,9 @@ def _execute(run: Run) -> bool:
 
 def _hold(output: IO[str], run: Run) -> None:
     """Lock a run's output, which the run inherits; where a sweep was killed and its run lives on, wait for its end."""
-    try:
-        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock(output.fileno()):
         log.info("waiting for run %s, which a killed sweep has left at work", run.folder.name)
-        fcntl.flock(output, fcntl.LOCK_EX)
+        lock(output.fileno(), wait=True)
 
 
 def _finished(run: Run) -> bool:

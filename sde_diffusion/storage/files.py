@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -14,10 +14,13 @@ from io import BufferedReader
 from pathlib import Path
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.lock import check_held
+from sde_diffusion.storage.lock import check_held, lock, same_file
 
 PART = ".part"
 """How the names of files that are being written end."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""The errors of disks that take no more."""
 
 
 @contextmanager
@@ -35,20 +38,24 @@ def writing(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: If the file cannot be written, or the folder that holds it was deleted in the middle of a command.
+        OSError: If there is no room for it.
     """
     check_held(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     held = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, f".{path.name}.*{PART}")
-        held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        _lock(held)
+        remove_leftovers(path.parent, path.name)
+        held = _create(temporary)
         yield temporary
         flush(temporary)
         temporary.replace(path)
         flush(path.parent)
     except OSError as error:
+        if error.filename not in (None, *map(str, (path, temporary, path.parent))):  # the block's own
+            raise
+        if error.errno in NO_ROOM:  # told by the command, which knows what is kept
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
     finally:
         with suppress(OSError):
@@ -57,24 +64,26 @@ def writing(path: Path) -> Iterator[Path]:
             os.close(held)
 
 
-def remove_leftovers(folder: Path, pattern: str = f"**/.*{PART}") -> None:
+def remove_leftovers(folder: Path, name: str = "") -> None:
     """Remove what killed processes were writing; a file that a process is writing is locked, and stays.
 
     Args:
-        folder: Where to look.
-        pattern: For which names.
+        folder: Where to look, and in the folders right below.
+        name: Of the file that was to be written, in the folder itself; "": of any.
     """
-    for path in list(folder.glob(pattern)):
-        if path.is_dir() and not path.is_symlink():  # see `parts.forget`
-            shutil.rmtree(path, ignore_errors=True)
-            continue
-        with suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                if _lock(descriptor):
-                    path.unlink()
-            finally:
-                os.close(descriptor)
+    own = re.compile(rf"\.{re.escape(name) if name else '.+'}\.[0-9a-f]{{8}}{re.escape(PART)}")
+    for pattern in (f".*{PART}",) if name else (f".*{PART}", f"*/.*{PART}"):
+        for path in [found for found in folder.glob(pattern) if own.fullmatch(found.name)]:
+            if path.is_dir() and not path.is_symlink():  # see `forget`
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            with suppress(OSError):
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    if lock(descriptor):
+                        path.unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def forget(folder: Path) -> None:
@@ -85,12 +94,14 @@ def forget(folder: Path) -> None:
     shutil.rmtree(removed, ignore_errors=True)
 
 
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another's, or a file system without locks
-        return False
-    return True
+def _create(path: Path) -> int:
+    """A new file, locked: the descriptor."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        lock(descriptor, wait=True)
+        if same_file(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # another process took it for a leftover in the moment before it was locked
 
 
 def flush(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -42,15 +43,15 @@ def locked(folder: Path, command: str) -> Iterator[None]:
         held = _acquire(folder / NAME)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
-    note = {"command": command, "process": os.getpid(), "machine": platform.node(), "since": _now()}
-    os.truncate(held, 0)
-    os.pwrite(held, json.dumps(note).encode(), 0)
-    _HELD[folder] = held
     try:
+        note = {"command": command, "process": os.getpid(), "machine": platform.node(), "since": _now()}
+        os.truncate(held, 0)
+        os.pwrite(held, json.dumps(note).encode(), 0)
+        _HELD[folder] = held
         yield
     finally:
-        del _HELD[folder]
-        if _same(folder / NAME, held):
+        _HELD.pop(folder, None)
+        if same_file(folder / NAME, held):
             (folder / NAME).unlink()  # while it is held: who opened it meanwhile sees that it is gone, and opens anew
         os.close(held)
 
@@ -65,7 +66,7 @@ def check_held(path: Path) -> None:
         UserError: If it has: what was written there before is gone.
     """
     for folder, held in _HELD.items():
-        if folder in path.absolute().parents and not _same(folder / NAME, held):
+        if folder in path.absolute().parents and not same_file(folder / NAME, held):
             raise UserError(
                 f"{folder} was deleted, moved or replaced while this command worked in it, and what it had written is "
                 "gone from there: nothing more is written. Start the command again"
@@ -76,25 +77,43 @@ def _acquire(path: Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(held):
             owner = _owner(held)
             os.close(held)
-            raise UserError(
-                f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                os.close(held)
-                raise
-            log.warning("%s: this file system has no locks; start no second command there", path.parent)
-        if _same(path, held):
+            raise UserError(f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder")
+        if same_file(path, held):
             return held
         os.close(held)  # whoever held it has removed it
 
 
-def _same(path: Path, descriptor: int) -> bool:
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open file for this process and those that inherit the descriptor.
+
+    Args:
+        descriptor: Of the file, open for writing.
+        wait: Wait where another process holds it.
+
+    Returns:
+        Whether it is locked; True, with a warning, where the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        _warn_of_no_locks()
+    return True
+
+
+@functools.cache
+def _warn_of_no_locks() -> None:
+    log.warning("this file system has no locks: start no second command in a folder where one is at work")
+
+
+def same_file(path: Path, descriptor: int) -> bool:
+    """Whether a path still names the file of an open descriptor."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:

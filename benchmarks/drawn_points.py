@@ -14,7 +14,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.data_sides import extractor_for
 from sde_diffusion.commands.drawing import class_labels, measured
-from sde_diffusion.commands.loading import checkpoint_digest, load_data, load_model
+from sde_diffusion.commands.loading import load_data, load_model
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
 from sde_diffusion.errors import UserError
@@ -89,7 +89,7 @@ class Bench:
             denoiser: Denoiser = model.denoiser
             if cfg.exact:
                 denoiser = EmpiricalDenoiser(denoiser.sde, self.data.tensor("train")).to(self.device)
-            self.models[name] = Model(denoiser, model.hparams["n_classes"], checkpoint_digest(ckpt))
+            self.models[name] = Model(denoiser, model.hparams["n_classes"], model.digest)
             labels = class_labels(cfg, model.hparams["n_classes"])
             if cfg.exact and labels is not None:
                 raise UserError("exact=true knows no classes: take the checkpoint of a model without")

@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from sde_diffusion.ranks import is_first_process, is_one_of_several
+
 SIGNALS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if name in signal.Signals.__members__
 )
@@ -24,6 +26,8 @@ SAME = 0.2
 """Seconds within which a further signal is the same request: `timeout` and terminals tell a process and its group."""
 STUCK = 5.0
 """Seconds after which a process that is to end at once, and cannot as its main thread waits in C, is ended."""
+PATIENCE = 30.0
+"""The same, where it is the first request and no other process may have to wait."""
 
 
 class Stopped(SystemExit):
@@ -55,6 +59,7 @@ class _Request:
     """What was asked of this process, and what to do about it."""
 
     number: int = 0
+    heard: int = 0  # by the thread that watches
     since: float = -math.inf
     answered: float = -math.inf  # when the handler was called last
     holding: bool = False
@@ -75,7 +80,7 @@ def listen() -> dict[signal.Signals, Any]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heard = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     if _hear not in heard.values():
-        _request.number, _request.holding = 0, False
+        _request.number, _request.heard, _request.holding = 0, 0, False
     for number in heard:
         signal.signal(number, _hear)
     _watch_over_main_thread()
@@ -83,11 +88,12 @@ def listen() -> dict[signal.Signals, Any]:
 
 
 def restore(before: dict[signal.Signals, Any]) -> None:
-    """Put back the handlers that `listen` found, and forget what was asked; nothing where it had been heard before."""
+    """Put back the handlers that `listen` found, and forget what was asked; hold no more where it was heard before."""
+    _request.holding = False
     if before and _hear not in before.values():
         for number, handler in before.items():
             signal.signal(number, handler)
-        _request.number, _request.holding = 0, False
+        _request.number, _request.heard, _request.holding = 0, 0, False
 
 
 def asked() -> int:
@@ -131,7 +137,7 @@ def _hear(number: int, frame: Any) -> None:
             if signal.getsignal(each) is _hear:
                 signal.signal(each, signal.SIG_DFL)
     elif _request.holding:
-        if not any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        if is_first_process():
             name = signal.Signals(number).name
             # Past Python's buffered streams, which may be in the middle of a line.
             os.write(2, f"\n{name}: stopping after this step; again: at once\n".encode())
@@ -146,7 +152,7 @@ def _forget() -> None:
         for number in SIGNALS:
             if signal.getsignal(number) is _hear:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    _request.number, _request.holding, _request.pass_on = 0, False, None
+    _request.number, _request.heard, _request.holding, _request.pass_on = 0, 0, False, None
 
 
 def _watch_over_main_thread() -> None:
@@ -166,19 +172,19 @@ def _watch_over_main_thread() -> None:
     os.register_at_fork(after_in_child=_forget)
 
     def watch() -> None:
-        again = False
         while True:
             numbers, arrival = os.read(reading, 4096), time.monotonic()
             wanted = [number for number in numbers if signal.getsignal(number) is _hear]
-            if wanted and (again or not _request.holding):
-                time.sleep(STUCK)
+            _request.heard += bool(wanted)
+            if wanted and (_request.heard > 1 or not _request.holding):
+                # The first may come while one process alone is in a long call of a library.
+                time.sleep(STUCK if _request.heard > 1 or is_one_of_several() else PATIENCE)
                 if _request.answered < arrival - SAME:  # less the time this thread may have waited for its turn
                     name = signal.Signals(wanted[-1]).name
                     os.write(2, f"\n{name}: ended while it waited for the system or another process\n".encode())
                     os._exit(128 + wanted[-1])
                 while select.select([reading], [], [], 0)[0]:
                     os.read(reading, 4096)
-            again = again or bool(wanted)
 
     threading.Thread(target=watch, name="signal-observer", daemon=True).start()
 

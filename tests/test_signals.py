@@ -108,7 +108,7 @@ def test_the_third_ends_what_swallows_the_second(program):
 
 
 STUCK = """import ctypes
-signals.STUCK = 0.5
+signals.STUCK = signals.PATIENCE = 0.5
 lock, memory = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
 lock.argtypes = [ctypes.c_void_p]
 lock(memory)
@@ -131,7 +131,7 @@ def test_a_main_thread_that_hangs_in_c_is_ended(program, held):
 
 def test_a_program_that_takes_long_to_tidy_up_is_left_alone(program):
     """It has heard, and is on its way."""
-    process = program("signals.STUCK = 0.3\n" + TIDY.format("time.sleep(1.5); print('done')"))
+    process = program("signals.STUCK = signals.PATIENCE = 0.3\n" + TIDY.format("time.sleep(1.5); print('done')"))
     process.send_signal(signal.SIGTERM)
     assert ended(process) == (143, "done\n", "")
 
@@ -139,7 +139,7 @@ def test_a_program_that_takes_long_to_tidy_up_is_left_alone(program):
 def test_a_fork_has_signals_of_its_own(program):
     """It ends by its default, and its parent, whose handler was not called, lives on."""
     code = """import os
-signals.STUCK = 0.3
+signals.STUCK = signals.PATIENCE = 0.3
 reading, writing = os.pipe()
 child = os.fork()
 if not child:

@@ -28,6 +28,7 @@ from sde_diffusion import signals
 from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.overrides import setting
+from sde_diffusion.ranks import is_first_process
 from sde_diffusion.storage.files import remove_leftovers
 from sde_diffusion.storage.lock import locked
 
@@ -104,7 +105,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
                     signals.release()  # what came when the run before this one could no longer be stopped
                 importlib.import_module(f"{__package__}.schema").check(name, cfg)
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
-                with _held(name) if not processes or _rank() == 0 else nullcontext():
+                with _held(name) if not processes or is_first_process() else nullcontext():
                     return run(cfg, **arguments)
         except (SystemExit, Exception) as error:
             stops = isinstance(error, signals.Stopped)
@@ -135,12 +136,6 @@ def _held(name: str) -> Iterator[None]:
     with locked(folder, name):
         remove_leftovers(folder)
         yield
-
-
-def _rank() -> int:
-    """Which of the processes of a run this is, by what their launchers tell them."""
-    given = (os.environ.get(key) for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return next((int(rank) for rank in given if rank), 0)
 
 
 class RunFailedError(Exception):

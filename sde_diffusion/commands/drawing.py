@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import given, plain
-from sde_diffusion.commands.loading import check_label, checkpoint_digest, class_numbers
+from sde_diffusion.commands.loading import check_label, class_numbers
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels, to_levels
@@ -47,7 +47,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     seeds = check_seeds(cfg)
     labels = class_labels(cfg, model.hparams["n_classes"])
     plan = {
-        "checkpoint": checkpoint_digest(cfg.ckpt),
+        "checkpoint": model.digest,
         "sampler": plain(cfg.sampler),
         "n": cfg.n,
         "seed": cfg.seed,

@@ -15,7 +15,6 @@ from torch import Tensor
 from sde_diffusion.commands.app import plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import opened
 from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
@@ -34,10 +33,8 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
     Raises:
         UserError: If the checkpoint cannot be read, the device is not there, or no class has that name.
     """
-    from sde_diffusion.training.module import ScoreModel
-
     device = device_of(cfg)
-    model = ScoreModel.load_from_checkpoint(cfg.ckpt, map_location=device)
+    model = _load(cfg.ckpt, device)
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
             f"{cfg.ckpt} does not say of its data: {', '.join(lacking)}. The commands need to know: give "
@@ -45,6 +42,28 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
         )
     _number_label(cfg, model.data.get("class_names"))
     return model, device
+
+
+def _load(ckpt: str, device: torch.device) -> ScoreModel:
+    """A checkpoint's model and the digest of the file that it is of: a run that goes on may replace it at any time."""
+    from sde_diffusion.training.module import ScoreModel
+
+    for _ in range(5):
+        before = _identity(ckpt)
+        model = ScoreModel.load_from_checkpoint(ckpt, map_location=device)
+        with Path(ckpt).open("rb") as file:
+            model.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if _identity(ckpt) == before:
+            return model
+    raise UserError(f"{ckpt} is being replaced again and again: take a copy of it")
+
+
+def _identity(ckpt: str) -> tuple[int, int, int] | None:
+    try:
+        found = Path(ckpt).stat()
+    except (OSError, ValueError):  # told by who reads it
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _number_label(cfg: DictConfig, names: list[str] | None) -> None:
@@ -169,9 +188,3 @@ def load_named(node: dict[str, Any]) -> DataModule:
     if not isinstance(data, DataModule):
         raise UserError(f"data: {node.get('_target_')!r} is not a data set; those live in sde_diffusion.data")
     return data.prepare()
-
-
-def checkpoint_digest(ckpt: str) -> str:
-    """SHA-256 of a checkpoint's bytes, which says what results were made of."""
-    with opened(Path(ckpt)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sde_diffusion import signals
@@ -36,7 +36,12 @@ def follow_launcher() -> None:
     if is_follower():
         launcher = int(os.environ[LAUNCHER])
         signals.end_with(launcher)
-        signals.pass_on(lambda number: os.kill(launcher, number))
+        signals.pass_on(lambda number: _tell(launcher, number))
+
+
+def _tell(process: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it has just ended, and this one will
+        os.kill(process, number)
 
 
 @contextmanager

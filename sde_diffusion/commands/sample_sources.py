@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.drawing import Stored, check_seeds, class_labels, draw, measured, read_samples
-from sde_diffusion.commands.loading import checkpoint_digest
 from sde_diffusion.commands.sample_folder import read_pictures
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
@@ -80,7 +79,7 @@ def drawn_of(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch
         "seeds": [seeds[0], seeds[-1]],
         "label": cfg.label,
         "ckpt": str(cfg.ckpt),
-        "checkpoint_sha256": checkpoint_digest(cfg.ckpt),
+        "checkpoint_sha256": model.digest,
     }
     labels = class_labels(cfg, model.hparams["n_classes"])
     return Made(drawn.n, lambda: (measured(x, data) for x in drawn.batches()), labels, origin, drawn.seconds)

@@ -112,11 +112,16 @@ def check(command: str, cfg: DictConfig, resumed: bool = False) -> None:
     Raises:
         UserError: If a key is not; with the key, what is allowed there, and what was given.
     """
+    from lightning.pytorch import Callback
+
+    from sde_diffusion.sampling import AncestralSampler
+
     look = Look(cfg)
     if command == "train":
         look.keys(ckpt=str | None)
-        if look.value("ckpt") is not None and not resumed:
-            return  # the rest is the run's own, which its checkpoint holds
+        if look.value("ckpt") is not None and not resumed:  # most is the run's own, which its checkpoint holds
+            look.instances("callbacks", Callback, sampler=AncestralSampler(1))
+            return
     COMMANDS[command](look)
 
 

@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.loading import checkpoint_digest
 from sde_diffusion.commands.scored_data import ScoredData
 from sde_diffusion.density import GaussianPrior
 from sde_diffusion.density.scoring import SCORES, Scoring
@@ -51,7 +50,7 @@ class ScoringRun:
             for key, value in plain(cfg).items()
             if key not in ("ckpt", "out", "overwrite", "device", "batch_size")  # of which a resumed run needs less
         }
-        self.plan = {"checkpoint": checkpoint_digest(cfg.ckpt), "settings": settings, "scores": list(SCORES)}
+        self.plan = {"checkpoint": model.digest, "settings": settings, "scores": list(SCORES)}
         self.folder = folder
         self.seconds, self.scored_now = 0.0, 0.0
         self.most = int(cfg.batch_size)  # rows at once, halved when memory runs out

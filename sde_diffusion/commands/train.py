@@ -7,7 +7,6 @@ configuration, record, log, metrics, checkpoints, sample grids and a loss plot.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import warnings
 from contextlib import nullcontext
@@ -33,6 +32,7 @@ from sde_diffusion.commands.resuming import (
 )
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
+from sde_diffusion.ranks import is_first_process
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import writing
 from sde_diffusion.storage.memory import check_fits
@@ -72,7 +72,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if checkpoint:
         cfg = resumed(cfg, checkpoint)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    with no_larger_than(checkpoint["state_dict"]) if checkpoint else nullcontext():
+    with no_larger_than(checkpoint["state_dict"], str(cfg.ckpt)) if checkpoint else nullcontext():
         data, model = build_model(cfg)
     if checkpoint:
         check_fit(model, checkpoint, cfg.ckpt, resuming=True)
@@ -238,7 +238,7 @@ def _refuse(cfg: DictConfig, folder: Path) -> None:
 
 def _quiet() -> None:
     """Only the first process writes the log, and Lightning's own chatter stays out of it."""
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:
+    if not is_first_process():
         logging.getLogger().handlers.clear()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)

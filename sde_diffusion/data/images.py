@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import opened
+from sde_diffusion.storage.memory import ran_out
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -149,11 +150,11 @@ def _open(path: Path, decode: Callable[[Image.Image], R], verify: bool = False) 
             f"{path} is too large: {error}; shrink it or remove it (in Python, PIL.Image.MAX_IMAGE_PIXELS moves "
             "Pillow's limit)"
         ) from error
-    except MemoryError as error:
-        raise UserError(f"{path} does not fit in memory: shrink it or remove it") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{path} cannot be read as an image: {_unidentified(path)}") from error
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        if ran_out(error):
+            raise UserError(f"{path} does not fit in memory: shrink it or remove it") from error
         raise UserError(
             f"{path} cannot be read as an image: {error}; it is damaged or truncated: remove or replace it"
         ) from error

@@ -20,6 +20,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import setting
 from sde_diffusion.reprs import shown
 from sde_diffusion.storage.files import readable
+from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.storage.seal import intact
 from sde_diffusion.training.checkpoint_contents import (
     FORMAT,
@@ -173,10 +174,8 @@ def _load(path: Path, map_location: Any) -> Any:
             f"{path} holds more than data and was not loaded, for such a file can run "
             "code; only checkpoints written by sde_diffusion are read"
         ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise UserError(f"{path} does not fit in memory: {in_short(error)}") from error
     except Exception as error:  # torch's reader stumbles over damaged bytes in many ways, AssertionError among them
-        if "not enough memory" in str(error):
+        if ran_out(error):
             raise UserError(f"{path} does not fit in memory: {in_short(error)}") from error
         raise UserError(f"{path} is damaged or not a checkpoint ({in_short(error)}); {_instead(path)}") from error
 

@@ -23,6 +23,7 @@ from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.reprs import shown
+from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoint
 from sde_diffusion.training.checkpoint_contents import FORMAT
 from sde_diffusion.training.objective import Objective
@@ -120,6 +121,7 @@ class ScoreModel(LightningModule):
             raise ValueError("dequantise=true fills the bins of data with levels, and these data have none")
         self._logged: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
+        self.digest = ""  # SHA-256 of the checkpoint that a command has loaded it from
         self.run: dict[str, Any] = {}  # the configuration of the whole run, kept in checkpoints for resuming
         if compile:
             self.denoiser.compile()
@@ -148,6 +150,8 @@ class ScoreModel(LightningModule):
             check_weights(model, checkpoint["state_dict"])
             model.load_state_dict(checkpoint["state_dict"])
         except Exception as error:  # constructors stumble over nonsense out of a file in many ways
+            if ran_out(error):
+                raise
             raise UserError(
                 f"{checkpoint_path} does not describe its model fully ({in_short(error)}); if it was trained from "
                 "objects in Python, give them again: ScoreModel.load_from_checkpoint(path, denoiser=..., objective=...)"

@@ -14,14 +14,20 @@ from sde_diffusion.training.entries import ContentsError
 
 
 @contextmanager
-def no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
+def no_larger_than(weights: Mapping[str, Tensor], path: str = "") -> Iterator[None]:
     """See that the modules made in the block have no more parameters than there are weights for.
 
-    A configuration out of a file may ask for a network that no memory holds, or for ten thousand million layers.
+    A configuration out of a file may ask for a network that no memory holds, or for ten thousand million layers. Twice
+    as many are let pass, so that one that only differs is told by `check_weights`, which names what differs.
+
+    Args:
+        weights: The file's.
+        path: The file, for the message.
 
     Raises:
         ContentsError: When the first parameter beyond them is made, before it is filled.
     """
+    of = f"{path}: its " if path else "its "
     left = {"tensors": 2 * len(weights), "values": 2 * sum(tensor.numel() for tensor in weights.values())}
 
     def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
@@ -29,7 +35,7 @@ def no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
             left["tensors"] -= 1
             left["values"] -= parameter.numel()
         if min(left.values()) < 0:
-            raise ContentsError("its network has more parameters than the file has weights")
+            raise ContentsError(f"{of}network has more parameters than the file has weights")
 
     handle = register_module_parameter_registration_hook(count)
     try:

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, wherever their writer is killed."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -87,3 +88,25 @@ def test_a_finished_result_stays_and_what_its_command_left_goes(tmp_path):
     assert not (tmp_path / ".parts").exists()
     assert fresh(tmp_path / "a", True) == tmp_path / "a"
     forget(tmp_path / "never there")
+
+
+def test_other_programs_files_are_left_alone(tmp_path):
+    for name in (".x.part", ".download.iso.part", ".a.b.0123456.part"):
+        (tmp_path / name).write_text("theirs")
+    (tmp_path / ".theirs.part").mkdir()
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    ours = [tmp_path / ".x.0123abcd.part", tmp_path / "deep" / ".y.0123abcd.part"]
+    for path in ours:
+        path.write_text("ours")
+    remove_leftovers(tmp_path)
+    assert not any(path.exists() for path in ours)
+    assert len(names(tmp_path)) == 5
+
+
+def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+    with pytest.raises(OSError, match="No space left") as raised, writing(tmp_path / "a") as temporary:
+        raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
+    assert raised.value.filename == str(tmp_path / "a")
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "a"):
+        (tmp_path / "missing").read_text()  # the block's own mistake is not blamed on the target
+    assert names(tmp_path) == []

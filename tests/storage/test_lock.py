@@ -1,5 +1,7 @@
 """One command at a time in a folder."""
 
+import errno
+import fcntl
 import re
 import signal
 import subprocess
@@ -8,12 +10,14 @@ import sys
 import pytest
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.storage import lock as lock_module
 from sde_diffusion.storage.files import writing
 from sde_diffusion.storage.lock import locked
 
 HOLD = """
 import sys
 from pathlib import Path
+from sde_diffusion.storage import lock as lock_module
 from sde_diffusion.storage.lock import locked
 with locked(Path(sys.argv[1]), "train"):
     print("held", flush=True)
@@ -57,6 +61,7 @@ def test_threads_and_forks_race(tmp_path):
 import random, time
 from pathlib import Path
 from sde_diffusion.errors import UserError
+from sde_diffusion.storage import lock as lock_module
 from sde_diffusion.storage.lock import locked
 folder = Path({str(tmp_path / "out")!r})
 done = 0
@@ -100,3 +105,19 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another folder"), locked(tmp_path / "file" / "out", "sample"):
         pass
+
+
+def test_a_file_system_without_locks_is_told_of_once(tmp_path, monkeypatch, caplog):
+    """Everything else works there."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    lock_module._warn_of_no_locks.cache_clear()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path / "out", "sample"), writing(tmp_path / "out" / "a") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "out" / "a").read_text() == "x"
+    assert [record.message for record in caplog.records] == [
+        "this file system has no locks: start no second command in a folder where one is at work"
+    ]

@@ -114,6 +114,19 @@ def test_refused(typed):
 
 
 @pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("callbacks.ema=3", "callbacks.ema must be null, or describe a Callback"),
+        ("callbacks.ema._target_=no.such", "callbacks.ema._target_=no.such: No module named 'no'"),
+        ("callbacks.last.depth=3", "callbacks.last.depth: LastCheckpoint takes no depth"),
+    ],
+)
+def test_refused_on_resuming(typed, words):
+    """Before the checkpoint is read, whose run gives the other settings."""
+    assert words in refusal("train", "ckpt=run/checkpoints/last.ckpt", f"++{typed}")
+
+
+@pytest.mark.parametrize(
     ("command", "typed"), [(command, typed) for command in ELSEWHERE for typed in ELSEWHERE[command]]
 )
 def test_refused_by_the_other_commands(command, typed):

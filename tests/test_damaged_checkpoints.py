@@ -90,7 +90,7 @@ def test_another_checkpoint_is_only_recommended_if_it_is_intact(tmp_path: Path) 
         content = bytearray((tmp_path / name).read_bytes())
         content[30_000] ^= 1
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="no other checkpoint in its folder is intact"):
+    with pytest.raises(UserError, match=r"no intact last\.ckpt or best\.ckpt lies beside it: use a copy of it"):
         read_checkpoint(tmp_path / "last.ckpt")
 
 

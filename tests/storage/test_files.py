@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import forget, fresh, remove_leftovers, writing
+from sde_diffusion.storage.files import forget, fresh, read_json, remove_leftovers, writing
 
 KILLED = """
 import os, signal, sys
@@ -87,3 +87,17 @@ def test_a_finished_result_stays_and_what_its_command_left_goes(tmp_path):
     assert not (tmp_path / ".parts").exists()
     assert fresh(tmp_path / "a", True) == tmp_path / "a"
     forget(tmp_path / "never there")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe{", b"{", b"", b"[1]", b"null", b"[" * 100_000, b'{"a": 1} 2'],
+    ids=lambda content: str(content[:9]),
+)
+def test_damaged_json_is_told_in_one_message(tmp_path, content):
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"plan\.json is (damaged: .+|empty); remove it, or choose another folder$"):
+        read_json(path)
+    path.write_text('{"a": "\u00fc"}', encoding="utf-8")
+    assert read_json(path) == {"a": "\u00fc"}

@@ -67,3 +67,11 @@ def test_parts_of_parts(tmp_path):
         parts.add(3, {"x": torch.ones(3), "n": torch.tensor(start)})
     assert [list(part) for part in parts.load("n")] == [["n"], ["n"]]
     assert [int(part["n"]) for part in parts.load("n")] == [0, 3]
+
+
+def test_a_damaged_plan_is_told_and_may_be_overwritten(tmp_path):
+    Parts(tmp_path / "kept", {}).add(3, {"x": torch.ones(3)})
+    (tmp_path / "kept" / "plan.json").write_bytes(b"\xff{")
+    with pytest.raises(UserError, match=r"plan\.json is damaged: .*; remove its folder"):
+        Parts(tmp_path / "kept", {})
+    assert Parts(tmp_path / "kept", {}, overwrite=True).done == 0

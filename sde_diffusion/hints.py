@@ -28,7 +28,7 @@ _BEYOND = 2**63
 """The least whole number that no tensor holds."""
 
 _UNTOLD: tuple[Any, ...] = (Any, object, Tensor)
-"""Hints that say nothing of a value in a configuration; of tensors their constructors tell."""
+"""Hints that say nothing of a value in a configuration; Tensors are checked by the constructors that take them."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,11 @@ def check_arguments(
 
 
 def whole_numbers(value: Any, hint: Any) -> Any:
-    """A value that fits a hint, with 10 in place of 10.0 where the hint allows no fractions."""
+    """A value that fits a hint, with 10 in place of 10.0 where the hint allows no fractions, at each depth."""
+    for one in (hint, *typing.get_args(hint)):
+        if typing.is_typeddict(one) and isinstance(value, Mapping):
+            known = typing.get_type_hints(one, include_extras=True)
+            return {name: whole_numbers(entry, known.get(name, Any)) for name, entry in value.items()}
     if isinstance(value, list):
         return value if fits([0.5] * len(value), hint) else [whole_numbers(one, int) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() and not fits(0.5, hint) else value

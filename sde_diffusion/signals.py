@@ -1,4 +1,4 @@
-"""Signals that ask a program to end: raised as an exception at once, or kept in mind until a good moment comes.
+"""Signals that ask a program to end: raised as an exception at once, or held until the program can stop safely.
 
 Ctrl-C (SIGINT), a scheduler's SIGTERM, Slurm's warning SIGUSR1, a lost terminal's SIGHUP: one mechanism for all of them
 and for every command. The second request ends what waits at once, and a third ends the process wherever it is.
@@ -23,7 +23,8 @@ SIGNALS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if name in signal.Signals.__members__
 )
 SAME = 0.2
-"""Seconds within which a further signal is the same request: `timeout` and terminals tell a process and its group."""
+"""A signal within this many seconds of another is the same request: `timeout` and terminals signal both a process and
+its group."""
 STUCK = 5.0
 """Seconds after which a process that is to end at once, and cannot as its main thread waits in C, is ended."""
 PATIENCE = 30.0
@@ -140,13 +141,13 @@ def _hear(number: int, frame: Any) -> None:
         if is_first_process():
             name = signal.Signals(number).name
             # Past Python's buffered streams, which may be in the middle of a line.
-            os.write(2, f"\n{name}: stopping after this step; again: at once\n".encode())
+            os.write(2, f"\n{name}: stopping after this step (a second signal stops at once)\n".encode())
         return
     raise Stopped(number)
 
 
 def _forget() -> None:
-    """In a fork, which is no program of its own: its signals are not its parent's."""
+    """Reset the handlers in a forked child."""
     with suppress(ValueError):  # where it is not the main thread that goes on
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:

@@ -42,7 +42,7 @@ class Finished:
 
 
 class Server:
-    """Runs commands in forks of one process that has imported everything: a second less than five each."""
+    """Runs commands in forks of one process that has imported everything: about a second each in place of five."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

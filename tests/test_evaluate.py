@@ -193,7 +193,7 @@ REFUSED = {
     "neither": ([], ["ckpt=PATH", "samples=FILE"]),
     "no data": (["samples=own.npz"], ["data=digits"]),
     "no file": (["samples=nowhere.npz", "data=digits"], ["no samples at nowhere.npz"]),
-    "no npz": (["samples=words.npz", "data=digits"], ["words.npz is not a whole .npz file, nor an .npy"]),
+    "no npz": (["samples=words.npz", "data=digits"], ["words.npz is neither an .npz nor an .npy file"]),
     "another shape": (["samples=large.npz", "data=digits"], ["[1, 9, 9]", "[1, 8, 8]"]),
     "floats": (["samples=floats.npz", "data=digits"], ["uint8", "float32"]),
     "other arrays": (["samples=other.npz", "data=digits"], ["no array named images or points"]),

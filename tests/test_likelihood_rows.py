@@ -109,7 +109,7 @@ def test_images_on_levels(trained, command, tmp_path):
 
 
 REFUSED = {
-    "not there": ("x=missing.npy", "missing.npy is not there"),
+    "not there": ("x=missing.npy", "missing.npy does not exist"),
     "another shape": ("x=wide.npy", "[N, 2]"),
     "not finite": ("x=nan.csv", "rows 1"),
     "words": ("x=words.csv", "not a table of numbers"),

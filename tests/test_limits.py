@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from sde_diffusion.commands.exhausted import no_room, within_limits
 from sde_diffusion.errors import UserError
 from sde_diffusion.logs import LogFile, LogLines
-from sde_diffusion.storage.memory import ran_out, size
+from sde_diffusion.storage.memory import in_words, ran_out
 
 
 def _raised(ask) -> Exception:
@@ -62,7 +62,7 @@ def test_what_errors_mean(error, memory):
 
 
 def test_sizes_in_words():
-    assert [size(n) for n in (7, 1024, 1536, 2**30 * 12, 10**15)] == [
+    assert [in_words(n) for n in (7, 1024, 1536, 2**30 * 12, 10**15)] == [
         "7 bytes",
         "1 KiB",
         "1.5 KiB",
@@ -229,7 +229,6 @@ def test_full_and_read_only_disks(name, options, trained, tmp_path):
         capture_output=True,
         text=True,
     )
-    print(done.stderr)
     assert done.returncode in (0, 1), done.stderr
     assert "Traceback" not in done.stderr
     assert "Logging error" not in done.stderr

@@ -31,7 +31,7 @@ def test_other_data_of_the_same_shape_stop_a_resumed_run(command: Any, stopped: 
     before = (stopped / "run" / "run.json").read_text()
     numbers(stopped, 1)
     done = command("train", *words, cwd=stopped)
-    said = "these are not the data that the run was trained on (train: 170 items then and now, and others"
+    said = "these are not the data that the run was trained on (train: 170 items as before, but different ones"
     assert done.status == 1
     assert said in done.err
     assert f"add data.path={stopped / 'rows.npz'} to go on" in done.err

@@ -19,7 +19,7 @@ WRONG = {
     "network=null": "network=null: choose network= from mlp, unet, unet_small",
     "logger=5": "logger=5: choose logger= from csv, none, wandb",
     "+sde=[vp,3]": "choose sde= from cosine",
-    "callbacks.ema=3": "callbacks.ema must be null, or describe a Callback",
+    "callbacks.ema=3": "callbacks.ema must be null, or describe an object of class Callback",
     "callbacks.ema.decay=2": "callbacks.ema.decay must lie in [0, 1]",
     "callbacks.samples.n=0": "callbacks.samples.n must be a whole number of at least 1",
     "callbacks.progress.refresh_every=0": "callbacks.progress.refresh_every must be a whole number of at least 1",
@@ -64,7 +64,7 @@ WRONG = {
     "~seed": "seed is needed: give seed=VALUE",
     "~model": "model is needed",
     "~denoiser.network": "denoiser.network must be given",
-    "~sde._target_": "sde must describe a SDE: choose sde= from cosine",
+    "~sde._target_": "sde must describe an object of class SDE: choose sde= from cosine",
     "seed=-1": "seed must be a whole number from 0 to 4294967295; got seed=-1",
     "conditional=null": "conditional must be true or false; got conditional=null",
 }
@@ -160,6 +160,9 @@ def test_whole_numbers_may_be_written_as_fractions():
     values = (cfg.trainer.max_steps, cfg.seed, cfg.model.warmup_steps, cfg.trainer.gradient_clip_val)
     assert values == (10, 3, 5, 1.0)
     assert [type(value) for value in values] == [int, int, int, float]
+    cfg = composed("likelihood", ["ckpt=x", "elbo.steps=5.0", "elbo.t_end=1.0"])
+    COMMANDS["likelihood"](Look(cfg))
+    assert [type(value) for value in (cfg.elbo.steps, cfg.elbo.t_end)] == [int, float]
 
 
 def test_what_stands_in_for_the_data_stays_out_of_the_configuration():
@@ -186,7 +189,8 @@ def test_hints():
         (fits(2**63, int), fits(0, Count), fits("", str), fits("ab", list[str]), fits({"a": 1}, dict[str, str]))
     )
     assert words(list[Count]) == "a list of whole numbers of at least 1"
-    assert words(at_least(2, 5).words and Count | None) == "a whole number of at least 1 or null"
+    assert words(Count | None) == "a whole number of at least 1 or null"
+    assert at_least(2, 5).words == "a whole number from 2 to 5"
 
 
 @pytest.mark.parametrize("command", GIVEN)

@@ -78,7 +78,7 @@ def test_held_until_a_good_moment_and_told_once(program, number):
     assert ended(process) == (
         128 + number,
         "step done\n",
-        f"\n{number.name}: stopping after this step; again: at once\n",
+        f"\n{number.name}: stopping after this step (a second signal stops at once)\n",
     )
 
 

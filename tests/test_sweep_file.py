@@ -123,7 +123,7 @@ BAD = {
         "finite ends",
     ),
     "arguments with hyphens": ({"command": ["${env}", "python", "${args}"]}, "args_no_hyphens"),
-    "no runs": ({"run_cap": 0}, "run_cap must be a whole number of at least 1; got 0"),
+    "no runs": ({"run_cap": 0}, "run_cap must be a whole number from 1 to 10000; got 0"),
     "no parameters": ({"parameters": {}}, "at least one key"),
     "a bare value": ({"parameters": {"model.lr": 1}}, f"{PARAMETERS} must be a mapping"),
     "no values": ({"parameters": {"model.lr": {"values": []}}}, "needs value or values"),

@@ -13,7 +13,9 @@ import pytest
 from sweep_cases import SHORT, run_json, written
 
 from sde_diffusion.commands import app
+from sde_diffusion.commands.sweep import Run, _result
 from sde_diffusion.commands.sweep_file import read_sweep
+from sde_diffusion.errors import UserError
 
 
 def finished(process) -> tuple[int, str, str]:
@@ -95,6 +97,25 @@ def test_a_bayesian_search_is_random_here_and_says_so(command, tmp_path):
     changed = ("file=bayes", "n=1", "seed=6", f"out={tmp_path / 'out'}")
     done = command("sweep", *changed, cwd=tmp_path)
     assert (done.status, "another sweep" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b'{"file": ', b"[]"])
+def test_a_damaged_plan_is_told(command, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_bytes(content)
+    done = command("sweep", f"file={written(tmp_path)}", f"out={tmp_path / 'out'}", cwd=tmp_path)
+    assert (done.status, "Traceback" in done.err) == (1, False)
+    assert "plan.json is damaged" in done.err
+
+
+@pytest.mark.parametrize(
+    "content", [b"step,val/loss\n3,wor\xff\n", b"step,val/loss\n3,word\n", b"val/loss\n0.5\n", b"val/loss,step\n0.5\n"]
+)
+def test_damaged_metrics_are_told(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    described = read_sweep(written(tmp_path))
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged: .*the sweep runs it again"):
+        _result(Run({}, [], tmp_path), described)
 
 
 def test_a_failing_run_does_not_stop_the_others(start, tmp_path):

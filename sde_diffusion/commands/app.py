@@ -214,7 +214,7 @@ def plain(node: Any) -> Any:
 
 
 def _fail(message: str) -> None:
-    # Names of files and members come from others: what a terminal would act on is shown in place of done.
+    # Names of files and members come from others: control characters are escaped, not sent to the terminal.
     shown = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in message)
     print(f"error: {shown}", file=sys.stderr)
     sys.exit(1)

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sde_diffusion.metrics import FAKE, Features, KeptFeatures, measure_differences, point_estimates
-from sde_diffusion.storage.files import readable, writing
+from sde_diffusion.storage.files import read_json, readable, writing
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,8 @@ class Table(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print it."""
         folder = Path(config.hydra.sweep.dir)
-        numbered = [path for path in folder.glob("*/metrics.json") if path.parent.name.isdigit()]
-        runs = {int(path.parent.name): json.loads(readable(path).read_text()) for path in numbered}
+        numbered = [path for path in folder.glob("*/metrics.json") if path.parent.name.isdecimal()]
+        runs = {int(path.parent.name): read_json(path) for path in numbered}
         for path in folder.glob(f"*/{_KEPT}"):
             path.unlink()
         if not runs:

@@ -34,7 +34,7 @@ from sde_diffusion.metrics import (
     reference_statistics,
     untrained_name,
 )
-from sde_diffusion.storage.files import readable, writing
+from sde_diffusion.storage.files import read_json, writing
 
 _PCA_ITEMS = 2000  # of the training split, of which components are taken
 
@@ -152,7 +152,7 @@ def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.M
 def _read(path: Path) -> dict[str, float] | None:
     """The figures in a file; None where there is none, or it is damaged."""
     try:
-        return {str(name): float(value) for name, value in json.loads(readable(path).read_text())["figures"].items()}
+        return {str(name): float(value) for name, value in read_json(path)["figures"].items()}
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import setting
 from sde_diffusion.storage.files import NO_ROOM
-from sde_diffusion.storage.memory import ran_out, size
+from sde_diffusion.storage.memory import in_words, ran_out
 
 _SMALLER = {
     "train": "data.batch_size, network.width, network.depth or data.size",
@@ -73,7 +73,9 @@ def _asked(error: BaseException) -> str:
     found = re.search(r"allocate ([\d.,]+) ?([KMGTPE]?i?B|bytes)\b", str(error), re.IGNORECASE)
     if not found:
         return ""
-    return f" ({size(int(found[1])) if found[1].isdigit() else f'{found[1]} {found[2]}'} were asked for at once)"
+    counted = found[2].lower() == "bytes" and found[1].isdecimal()
+    amount = in_words(int(found[1])) if counted else f"{found[1]} {found[2]}"
+    return f" ({amount} were asked for at once)"
 
 
 def _kept(command: str) -> str:

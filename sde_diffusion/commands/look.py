@@ -18,7 +18,7 @@ from sde_diffusion.hints import arguments_of, check, check_arguments, whole_numb
 
 
 class Look:
-    """The looks that a command's schema is made of. Each raises UserError where a value does not fit.
+    """The checks that a command's schema is made of. Each raises UserError where a value does not fit.
 
     Args:
         cfg: The configuration. A whole number that is written as a fraction, such as n=10.0, becomes whole in it.
@@ -97,7 +97,9 @@ class Look:
         """
         values = self.value(key)
         if not isinstance(values, Mapping) or "_target_" not in values:
-            raise UserError(f"{key} must describe a {kind.__name__}: {_choose(key)}, or {{_target_: CLASS, ...}}")
+            raise UserError(
+                f"{key} must describe an object of class {kind.__name__}: {_choose(key)}, or {{_target_: CLASS, ...}}"
+            )
         given = {name: value for name, value in given.items() if values.get(name) == self.value(name)}
         found = build({name: value for name, value in values.items() if name not in given}, key, **given)
         check(key, found, kind)
@@ -152,7 +154,8 @@ class Look:
                 continue
             if not isinstance(node, Mapping) or "_target_" not in node:
                 raise UserError(
-                    f"{where} must be null, or describe a {kind.__name__}, {{_target_: CLASS, ...}}; got {where}={node}"
+                    f"{where} must be null, or describe an object of class {kind.__name__}, "
+                    f"{{_target_: CLASS, ...}}; got {where}={node}"
                 )
             cls = _find_class(f"{where}._target_", str(node["_target_"]))
             arguments = {name: value for name, value in node.items() if not name.startswith("_")}

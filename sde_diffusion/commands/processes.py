@@ -77,9 +77,7 @@ def processes(trainer: Trainer) -> Iterator[None]:
         elif not _LOST.search(str(error)):
             raise
         reason = str(error).strip().splitlines()[-1][:200]
-        raise LostProcessError(
-            f"another process of this run has ended, and it cannot go on alone ({reason})"
-        ) from error
+        raise LostProcessError(f"another process of this run has ended, so training cannot go on ({reason})") from error
     finally:
         if not is_follower():
             os.environ.pop(LAUNCHER, None)

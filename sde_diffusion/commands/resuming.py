@@ -32,7 +32,7 @@ FIXED_GROUPS = ("sde", "network", "denoiser", "conditional", "experiment")
 
 
 def accepting(arguments: Sequence[str]) -> list[str]:
-    """Arguments of which Hydra refuses none for a key that the run has and a new run would not.
+    """Arguments, changed so that Hydra accepts keys that the resumed run has and a new run would not.
 
     A run of data=moons has `data.n_train`, and a new one, of the digits, would not: with `ckpt=` such keys are let
     pass, and looked up in the run's own configuration by `resumed`.
@@ -159,7 +159,7 @@ def _leads_away(value: Any) -> bool:
 def _tell_passed(keys: Sequence[str]) -> None:
     """Say which settings of a checkpoint are not followed, unless they are given."""
     if left := [key for key in keys if not is_given(key)]:
-        log.warning("Not taken from the checkpoint: %s; give it again if it is to count", _few(left))
+        log.warning("Ignored from the checkpoint: %s; give them on the command line to use them", _few(left))
 
 
 def _literal(node: Any) -> Any:

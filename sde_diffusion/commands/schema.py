@@ -2,7 +2,8 @@
 
 A command's own keys are listed here with their types and ranges. Of a key that holds settings of a class, the class's
 constructor is the rule: its hints say the types, and the object is built on trial, so that the constructor refuses what
-it refuses. What only the data decide (a network's shape) stands in for that with a small value.
+it refuses. What only the data decide, such as a network's shape, is replaced by a small
+stand-in.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ command line: `python -m sde_diffusion.sweep file=grid -- data=moons`.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 import math
@@ -37,7 +36,7 @@ from sde_diffusion.commands.sweep_safety import MODULE
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, hydra_value, setting
 from sde_diffusion.storage import record
-from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.files import read_json, writing
 from sde_diffusion.storage.lock import lock
 
 log = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
     if described.early_terminate:
         log.info("stops   early_terminate is the wandb server's; here every run goes to its end")
     log.info("folder  %s  (the same command with %s resumes a sweep that was stopped)", out, setting("out", out))
-    _keep_plan(out, path, cfg, added)
+    _keep_plan(out, described, cfg, added)
     failed = _run_all(runs, described)
     results = [_result(run, described) for run in runs if run not in failed]
     results.sort(key=lambda result: result.best if described.goal == "minimize" else -result.best)
@@ -142,12 +141,11 @@ def _compose(run: Run, path: Path) -> None:
         raise UserError("logger=none writes no metrics, by which a sweep compares its runs: leave it out")
 
 
-def _keep_plan(out: Path, path: Path, cfg: DictConfig, added: Sequence[str]) -> None:
+def _keep_plan(out: Path, described: Sweep, cfg: DictConfig, added: Sequence[str]) -> None:
     """Note what the folder's runs are of; n may change, for the first runs of more are the same."""
     note = out / "plan.json"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    plan = {"file": path.name, "sha256": digest, "seed": cfg.seed, "added": list(added)}
-    if note.is_file() and json.loads(note.read_text()) != plan:
+    plan = {"file": described.path.name, "sha256": described.digest, "seed": cfg.seed, "added": list(added)}
+    if note.is_file() and read_json(note) != plan:
         raise UserError(f"{out} holds the runs of another sweep (see {note}): choose another folder with out=DIR")
     with writing(note) as temporary:
         temporary.write_text(json.dumps(plan, indent=2) + "\n")
@@ -179,7 +177,7 @@ def _run_all(runs: Sequence[Run], described: Sweep) -> list[Run]:
 def _execute(run: Run) -> bool:
     """Run one command line to its end, from the beginning."""
     shutil.rmtree(run.folder, ignore_errors=True)  # what a killed sweep left of it
-    run.folder.mkdir(parents=True)
+    run.folder.mkdir(parents=True, exist_ok=True)  # where not all of it could be removed
     environment = {**os.environ, "WANDB_MODE": "offline"}  # nothing goes over the network
     # Not the file's words for the program, but the program that they stand for: this package's, by this interpreter.
     words = [sys.executable, "-m", MODULE, *run.overrides, f"hydra.run.dir={hydra_value(run.folder)}"]
@@ -218,14 +216,17 @@ def _result(run: Run, described: Sweep) -> Result:
     """The metric over a finished run, from its metrics.csv.
 
     Raises:
-        UserError: If the run did not log the metric.
+        UserError: If the run did not log the metric, or the file is damaged.
     """
     path = run.folder / "metrics.csv"
     rows: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    values = [(float(row[described.metric]), int(row["step"])) for row in rows if row.get(described.metric)]
+    try:
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        values = [(float(row[described.metric]), int(row["step"])) for row in rows if row.get(described.metric)]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+        raise UserError(f"{path} is damaged: {error}; remove {run.folder}, and the sweep runs it again") from error
     values = [(value, step) for value, step in values if math.isfinite(value)]
     if not values:
         there = ", ".join(sorted({key for row in rows for key in row if "/" in key})) or "nothing"

@@ -6,6 +6,7 @@ the same ranges. (wandb's own package for suggestions without a server, `sweeps`
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -65,6 +66,7 @@ class Sweep:
 
     Args:
         path: The file.
+        digest: SHA-256 of its bytes.
         method: grid, random or bayes.
         metric: The metric's name, as runs log it.
         goal: minimize or maximize.
@@ -76,6 +78,7 @@ class Sweep:
     """
 
     path: Path
+    digest: str
     method: str
     metric: str
     goal: str
@@ -166,13 +169,14 @@ def read_sweep(path: Path) -> Sweep:
     command = check_command(str(path), raw.get("command"))
     cap = raw.get("run_cap")
     if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or not 1 <= cap <= MOST_RUNS):
-        raise UserError(f"{path}: run_cap must be a whole number of at least 1; got {cap}")
+        raise UserError(f"{path}: run_cap must be a whole number from 1 to {MOST_RUNS}; got {cap}")
     parameters = raw["parameters"]
     if not isinstance(parameters, Mapping) or not parameters:
         raise UserError(f"{path}: parameters must name at least one key with its values")
     described = {str(key): _checked(f"{path}: parameters.{key}", one, raw["method"]) for key, one in parameters.items()}
     return Sweep(
         path=path,
+        digest=hashlib.sha256(data).hexdigest(),
         method=raw["method"],
         metric=str(metric["name"]),
         goal=metric["goal"],

@@ -30,7 +30,13 @@ _BUILT = ("sde", "network", "denoiser", "objective", "data", "sampler", "model")
 _SET = ("callbacks", "trainer", "logger")
 """Groups that Lightning and Hydra make, of any class: a file may set values that are there already."""
 
-_WHOLE = ("seed", "conditional", "experiment")
+_VALUES = ("seed", "conditional")
+"""Keys of one value each."""
+
+_NAMED = ("experiment",)
+"""Groups of which a file may choose a configuration by its name, and set nothing in it."""
+
+_ALLOWED = (*_BUILT, *_SET, *_VALUES, *_NAMED)
 _PLACES = ("folder", "dirpath", "filename", "default_root_dir", "logger", "callbacks", "plugins", "profiler")
 """Last parts of keys that say where files go, or with whose code."""
 
@@ -38,7 +44,7 @@ _MOST_NODES = 100_000
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain containers of a YAML file, which cannot grow beyond what is written by much: aliases count each time.
+    """Plain containers of a YAML file, whose size is limited with every alias counted as often as it is used.
 
     Raises:
         ValueError: If it is no YAML, or too large with its aliases written out.
@@ -111,7 +117,7 @@ def check_settings(where: str, words: Sequence[str]) -> None:
             raise UserError(f"{where}: {word!r} is not KEY=VALUE") from error
         if reason := _refused(override, word):
             raise UserError(
-                f"{where}: {word!r} {reason}: a sweep file sets values of {', '.join((*_BUILT, *_SET, *_WHOLE))}; give "
+                f"{where}: {word!r} {reason}: a sweep file sets values of {', '.join(_ALLOWED)}; give "
                 "other settings yourself, behind --"
             )
 
@@ -124,9 +130,9 @@ def _refused(override: Override, word: str) -> str:
     group, *below = key.split(".")
     if "${" in word and re.search(r"\$\{[^}]*:", word):
         return "looks something up outside the configuration"
-    if group not in (*_BUILT, *_SET, *_WHOLE):
+    if group not in _ALLOWED:
         return "sets what a file may not"
-    if not below and group not in _WHOLE[:2] and not override.is_delete():
+    if not below and group not in _VALUES and not override.is_delete():
         # A name of conf/; a path would lead to a configuration of anybody's.
         named = re.fullmatch(r"[\w-]+", override.get_value_string())
         return "" if named and not override.is_add() else "does not choose by name"

@@ -68,7 +68,8 @@ def _table(path: Path) -> Array:
     """Rows of numbers, float64 [N, D]."""
     try:
         with TextIOWrapper(opened(path), encoding="utf-8-sig") as file:
-            check_fits(str(path), 4 * os.fstat(file.fileno()).st_size, "save fewer rows, or several files")  # as "1,"
+            # A value takes two bytes of text at least, and eight in memory.
+            check_fits(str(path), 4 * os.fstat(file.fileno()).st_size, "save fewer rows, or several files")
             line = next((line for line in file if line.strip()), "").strip()
         delimiter = next((mark for mark in _DELIMITERS if mark in line), None)
         named = not all(_reads_as_number(word) for word in line.split(delimiter))

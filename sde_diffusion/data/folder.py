@@ -110,7 +110,10 @@ class Folder(DataModule):
         return splits
 
     def digest(self, name: str) -> str:
-        """Of the files' names, sizes and classes, and of a MiB of 64 of them or so; decoders differ with versions."""
+        """Digest of all files' names, sizes and classes, and of the first MiB of about 64 of them.
+
+        Not of pixels, since decoders differ.
+        """
         self.prepare()
         files = self._labelled[name]
         found = hashlib.blake2b(digest_size=16)

@@ -85,7 +85,7 @@ def _values(path: Path, stream: BufferedIOBase, dims: int, most: int) -> Tensor:
     damaged = f"{path} is truncated or damaged: its header asks for {shape} values, and"
     if start + n > most:
         raise UserError(f"{damaged} {most - start if most > start else 0} bytes follow it at most; fetch it again")
-    check_fits(f"{path}: {shape} values", n, "take a machine with more, or fewer images")
+    check_fits(f"{path}: {shape} values", n, "use fewer images, or a machine with more memory")
     data = stream.read(n)
     if len(data) < n:
         raise UserError(f"{damaged} {len(data)} bytes follow it; fetch it again")

@@ -208,7 +208,7 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
             raise UserError(_no_range(path))
         return found
 
-    # Warnings that do not name the file, of images that are read all the same; the bombs among them are errors.
+    # Pillow's warnings do not name the file; real bombs raise DecompressionBombError.
     warnings.filterwarnings("ignore", module="PIL")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     return _map(header, paths, threads, "Looking at images")

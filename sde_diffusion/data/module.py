@@ -250,7 +250,7 @@ class DataModule(LightningDataModule):
             if old["items"] != mine["items"]:
                 found.append(f"{name}: {old['items']} items then, {mine['items']} now")
             elif old["digest"] != mine["digest"]:
-                found.append(f"{name}: {mine['items']} items then and now, and others")
+                found.append(f"{name}: {mine['items']} items as before, but different ones")
         return "; ".join(found)
 
     # Batches

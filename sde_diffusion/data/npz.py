@@ -1,7 +1,7 @@
-"""NumPy's files, .npz and .npy, of which nothing is believed: what they ask for is looked at before it is given.
+"""NumPy's files, .npz and .npy, read without trusting their headers: sizes are checked before memory is reserved.
 
 `numpy.load` reserves what a header asks for, takes the last of two members of one name, and gives a member that is no
-array as bytes. It can go when it does none of these.
+array as bytes. This module can go when it does none of these.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def read_arrays_of(path: Path, choose: Choice, bare: str | None) -> dict[str, Ar
         except Exception as error:  # zipfile and NumPy stumble over damaged bytes in many ways, tokenize's among them
             if ran_out(error):
                 raise UserError(f"{path} does not fit in memory: {error}") from error
-            raise UserError(f"{path} is not a whole .npz file: {error}; it is damaged or truncated") from error
-    raise ForeignFileError(f"{path} is not a whole .npz file, nor an .npy: it begins with {start[:4].hex(' ')}")
+            raise UserError(f"{path} is damaged or truncated: {error}") from error
+    raise ForeignFileError(f"{path} is neither an .npz nor an .npy file: it begins with {start[:4].hex(' ')}")
 
 
 def _members(path: Path, archive: ZipFile, choose: Choice) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import secrets
@@ -12,8 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.reprs import shown
 from sde_diffusion.storage.lock import check_held, lock, same_file
 
 PART = ".part"
@@ -105,7 +108,11 @@ def _create(path: Path) -> int:
 
 
 def flush(path: Path) -> None:
-    """Bring a file, or a folder's names, to the disk."""
+    """Bring a file, or a folder's names, to the disk.
+
+    Raises:
+        OSError: If it cannot be opened, or the disk does not take it.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -146,19 +153,19 @@ def opened(path: Path) -> BufferedReader:
     Every file that a user names is opened here, or by what `readable` has let pass.
 
     Raises:
-        UserError: If it is missing, no regular file, closed to this user, or empty.
+        UserError: If it is missing, not a regular file, not readable by this user, or empty.
     """
     try:
         # Opened first and looked at then, so that it is the same file; without O_NONBLOCK a pipe would wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # the latter for a path with a null character
         kind = _kind(path)
-        why = f"is {kind}" if kind else f"cannot be opened: {getattr(error, 'strerror', None) or error}"
+        why = kind or f"cannot be opened: {getattr(error, 'strerror', None) or error}"
         raise UserError(f"{path} {why}") from error
     file = os.fdopen(descriptor, "rb") if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
     if file is None:
         os.close(descriptor)
-        raise UserError(f"{path} is {_kind(path)}")
+        raise UserError(f"{path} {_kind(path) or 'is not a regular file'}")
     try:
         if not file.peek(1):
             raise UserError(f"{path} is empty")
@@ -181,12 +188,34 @@ def readable(path: Path) -> Path:
     return path
 
 
+def read_json(path: Path, remedy: str = "remove it, or choose another folder") -> dict[str, Any]:
+    """The object in a JSON file that this package has written, which something may have damaged since.
+
+    Args:
+        path: The file.
+        remedy: What to do about a damaged one, for the message.
+
+    Raises:
+        UserError: If the file cannot be opened, or is anything but a JSON object in UTF-8.
+    """
+    try:
+        with opened(path) as file:
+            found = json.load(file)
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
+    except (ValueError, RecursionError, OSError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise UserError(f"{path} is damaged: {error}; {remedy}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds {shown(found)}, not a JSON object; {remedy}")
+    return found
+
+
 def _kind(path: Path) -> str:
-    """What a path is that is no regular file; "" for one that is, or where that cannot be told."""
+    """What is said of a path that is not a regular file; "" for one that is, or where that cannot be told."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return "not there (a link to nothing)" if path.is_symlink() else "not there"
+        return "does not exist (a link to nothing)" if path.is_symlink() else "does not exist"
     except (OSError, ValueError):
         return ""
-    return "" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
+    return "" if stat.S_ISREG(mode) else "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"

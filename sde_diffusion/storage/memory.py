@@ -16,7 +16,7 @@ _OUT_OF_MEMORY = re.compile(
     r"|failed to map segment|can't start new thread|storage size calculation overflowed|invalid buffer size",
     re.IGNORECASE,
 )
-_ON_DEVICE = re.compile(r"\b(CUDA|HIP|MPS|XPU|CUBLAS|CUDNN|cuDNN|NCCL)", re.IGNORECASE)
+_ON_DEVICE = re.compile(r"\b(CUDA|HIP|MPS|XPU|CUBLAS|CUDNN|NCCL)", re.IGNORECASE)
 
 
 def available() -> int | None:
@@ -53,7 +53,7 @@ def check_fits(what: str, needed: int, remedy: str) -> None:
     """
     free = available()
     if free is not None and needed > free:
-        raise UserError(f"{what} would take {size(needed)} of memory, and {size(free)} are free: {remedy}")
+        raise UserError(f"{what} would take {in_words(needed)} of memory, and {in_words(free)} are free: {remedy}")
 
 
 def ran_out(error: BaseException | None) -> str:
@@ -72,7 +72,7 @@ def ran_out(error: BaseException | None) -> str:
     return ""
 
 
-def size(n: int) -> str:
+def in_words(n: int) -> str:
     """A number of bytes in words: 1.5 GiB."""
     value, units = float(n), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:

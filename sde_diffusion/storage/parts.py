@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import forget, readable, remove_leftovers, writing
+from sde_diffusion.storage.files import forget, read_json, readable, remove_leftovers, writing
 
 _NAME = re.compile(r"(\d{9,})-(\d+)-([0-9a-f]{64})\.safetensors")
 """First item, number of items, and SHA-256 of the file."""
@@ -32,7 +32,8 @@ class Parts:
         done: Number of items in the files.
 
     Raises:
-        UserError: If the files in the folder belong to another plan, one is missing, or they are no parts at all.
+        UserError: If the files in the folder belong to another plan, one is missing, or they are no parts at all;
+            or if the plan there is damaged, and `overwrite` is not set.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], overwrite: bool = False) -> None:
@@ -40,7 +41,7 @@ class Parts:
         self.note = note = folder / "plan.json"
         self.plan = wanted = json.dumps({"parts": 2, **plan}, indent=2, sort_keys=True)  # 2: how they are kept
         remove_leftovers(folder)
-        if folder.exists() and (not note.is_file() or note.read_text() != wanted):
+        if folder.exists() and self._planned(overwrite) != wanted:
             if any(folder.glob("*.safetensors")) and not overwrite:
                 raise UserError(
                     f"{folder} holds unfinished results of another command: resume that command (see "
@@ -69,7 +70,11 @@ class Parts:
             raise UserError(f"{self.folder}: of {self.done} items {self.done - found} are gone: files were removed")
 
     def add(self, n: int, part: dict[str, Tensor]) -> None:
-        """Keep the next batch, of n items."""
+        """Keep the next batch, of n items.
+
+        Raises:
+            UserError: If it cannot be written, or the folder was deleted in the middle of the command.
+        """
         if not self.note.is_file():  # only now, so that a run that comes to nothing leaves nothing
             with writing(self.note) as temporary:
                 temporary.write_text(self.plan)
@@ -78,6 +83,18 @@ class Parts:
         with writing(self.folder / f"{self.done:09d}-{n}-{digest}.safetensors") as temporary:
             temporary.write_bytes(content)
         self.done += n
+
+    def _planned(self, overwrite: bool) -> str | None:
+        """The plan of the files that are there, written as `plan` is; None where there is none to keep to."""
+        if not self.note.is_file():
+            return None
+        try:
+            found = read_json(self.note, "remove its folder, choose another with out=DIR, or set overwrite=true")
+        except UserError:
+            if overwrite:
+                return None
+            raise
+        return json.dumps(found, indent=2, sort_keys=True)
 
     def _files(self) -> list[tuple[Path, int, str]]:
         """Path, number of items and checksum of each file."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion._version import __version__
-from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.files import read_json, writing
 
 NAME = "run.json"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -77,10 +77,13 @@ def finish(folder: Path, metrics: Mapping[str, float]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The record in a run's folder; empty where there is none."""
+    """The record in a run's folder; empty where there is none.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
     path = folder / NAME
-    record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return record
+    return read_json(path) if path.is_file() else {}
 
 
 def versions() -> dict[str, str | None]:
@@ -143,7 +146,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _write(folder: Path, record: Mapping[str, Any]) -> None:
     with writing(folder / NAME) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Reading checkpoints: as data, never as code, and of that nothing that has not been checked."""
+"""Reading checkpoints: as data, never as code, and only after every entry has been checked."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         check_contents(checkpoint)
     except ContentsError as error:
-        raise UserError(f"{path} does not describe its model and run: {error}; {_instead(path)}") from error
+        raise UserError(f"{path} does not describe its model and run: {error}; use an earlier checkpoint") from error
     return with_paths_in(checkpoint, path.parent.absolute())
 
 
@@ -86,7 +86,7 @@ def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path,
             expect_resumable(checkpoint, path)
             check_moments(model, checkpoint["optimizer_states"][0])
     except ContentsError as error:
-        raise UserError(f"{path} does not describe its model and run: {error}; {_instead(Path(path))}") from error
+        raise UserError(f"{path} does not describe its model and run: {error}; use an earlier checkpoint") from error
 
 
 def expect_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -203,14 +203,17 @@ def _release(version: str) -> list[int]:
 
 
 def _instead(path: Path) -> str:
-    """What to use in place of a checkpoint that is damaged: another of its folder, if it is not."""
-    for other in sorted(path.parent.glob("*.ckpt"), key=lambda other: (other.name not in _USUAL, other.name)):
+    """What to use in place of a damaged checkpoint: last.ckpt or best.ckpt beside it, if that is intact.
+
+    Other files of the folder are not looked at: each may be of many gigabytes, and is read as a whole for its checksum.
+    """
+    for other in (path.with_name(name) for name in _USUAL if name != path.name):
         try:
-            if other.name != path.name and other.is_file() and zipfile.is_zipfile(other) and intact(other):
+            if other.is_file() and zipfile.is_zipfile(other) and intact(other):
                 return f"{setting('ckpt', other)} is intact"
         except Exception:  # as damaged as this one
             continue
-    return "no other checkpoint in its folder is intact: use a copy of it, or train anew"
+    return f"no intact {' or '.join(_USUAL)} lies beside it: use a copy of it, or train anew"
 
 
 _USUAL = ("last.ckpt", "best.ckpt")

@@ -232,23 +232,25 @@ def _check_agreement(checkpoint: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise ContentsError(f"hyper_parameters.data: {error}") from error
     if units is not None and len(units.low) > 1 and [len(units.low)] != list(data.get("shape", ())):
-        raise ContentsError(f"hyper_parameters.data has the units of {len(units.low)} columns, and others")
+        raise ContentsError(
+            f"hyper_parameters.data has units for {len(units.low)} columns, and its shape is {shown(data.get('shape'))}"
+        )
 
 
 def _check_leaf(key: Any, value: Any) -> None:
+    place = "one of its lists" if key is None else f"its entry {shown(key)}"
     for entry in (key, value):
         if not isinstance(entry, _LEAVES):
-            raise ContentsError(f"it holds something of the type {type(entry).__name__}")
+            raise ContentsError(f"{place} holds something of the type {type(entry).__name__}")
         if isinstance(entry, int) and abs(entry) >= 2**64:
-            raise ContentsError("it holds a whole number of more than 64 bits")
+            raise ContentsError(f"{place} holds a whole number of more than 64 bits")
         if isinstance(entry, str) and "\0" in entry:
-            raise ContentsError("it holds text with a zero byte")
-    place = shown(key)
+            raise ContentsError(f"{place} holds text with a zero byte")
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
-            raise ContentsError(f"{place} is no dense tensor")
+            raise ContentsError(f"{place} holds a tensor that is not dense")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ContentsError(f"{place} is a tensor of {value.numel():,} values, and the file has fewer")
+            raise ContentsError(f"{place} holds a tensor of {value.numel():,} values, and the file has fewer")
 
 
 def check_resumable(checkpoint: Mapping[str, Any]) -> None:

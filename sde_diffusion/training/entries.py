@@ -116,9 +116,9 @@ def _is_settings(value: Any) -> bool:
 
 
 def leaves(node: Any) -> Iterator[tuple[Any, Any]]:
-    """All values below a container that are no containers, with their keys, or None in lists; and the keys, with None.
+    """Yield (key, value) for each value below a container that is not one itself, and (key, None) for each key itself.
 
-    What a container holds that appears in several places is yielded once.
+    In lists the key is None. What a container holds that appears in several places is yielded once.
     """
     waiting, seen = [(None, node)], set[int]()
     while waiting:

@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 class CSVLogger(Logger):
     """Writes `folder/metrics.csv`, and goes on with the file of a resumed run.
 
-    Rows at or after the step from which the run goes on are dropped, when that step is named or else when the first
-    row comes: they are about to be written again. Rows are numbered as Lightning does, from step 0 on. A row is
-    appended; where there are new columns or dropped rows, the file is replaced as a whole. Lightning's own CSVLogger
+    When a run is resumed, its rows from the first new step on are dropped: by `drop_from`, or else before the first new
+    row. Rows are numbered as Lightning does, from step 0 on. A row is appended; where there are new columns or dropped
+    rows, the file is replaced as a whole. Lightning's own CSVLogger
     (2.6) deletes the file at its start, and rewrites it in place: killed then, it has lost every row.
 
     Args:
@@ -96,7 +96,7 @@ class CSVLogger(Logger):
     def _rows(self) -> list[dict[str, Any]]:
         text = self.path.read_bytes().decode(errors="replace")
         rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-        return [row for row in rows if (row.get("step") or "").isdigit() and None not in row]
+        return [row for row in rows if (row.get("step") or "").isdecimal() and None not in row]
 
     def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with writing(self.path) as temporary, temporary.open("w", newline="") as file:

@@ -118,7 +118,7 @@ class StopBetweenSteps(Callback):
             self._stop_if_asked(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Nothing that needs the other processes: they may be anywhere."""
+        """Put the handlers back; the other processes may be anywhere, so nothing here needs them."""
         self._restore()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -146,4 +146,4 @@ def unfinished(trainer: Trainer) -> int:
 
 
 def _nothing() -> None:
-    """Of what Lightning does there."""
+    """Do nothing, in place of Lightning's own."""

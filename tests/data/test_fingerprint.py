@@ -33,9 +33,9 @@ def test_one_pixel_is_enough(tmp_path: Path, row: int) -> None:
     changed[row, 2, 1] ^= 1
     before = arrays(tmp_path / "a.npz", images, val_images=images, test_images=images)
     after = arrays(tmp_path / "b.npz", changed, val_images=images, test_images=images)
-    assert after.changed_since(before.fingerprint) == "train: 40 items then and now, and others"
+    assert after.changed_since(before.fingerprint) == "train: 40 items as before, but different ones"
     after = arrays(tmp_path / "b.npz", images, val_images=changed, test_images=images)
-    assert after.changed_since(before.fingerprint) == "val: 40 items then and now, and others"
+    assert after.changed_since(before.fingerprint) == "val: 40 items as before, but different ones"
     after = arrays(tmp_path / "b.npz", images, val_images=images, test_images=changed)
     assert after.changed_since(before.fingerprint) == ""  # no training sees it
 
@@ -83,9 +83,9 @@ def test_folders_are_told_by_their_files(tmp_path: Path, in_memory: bool) -> Non
     moved = Folder(str(tmp_path / "b"), in_memory=not in_memory)
     assert moved.changed_since(before) == ""
     Image.new("L", (6, 6)).save(tmp_path / "b" / "train" / "07.png")
-    assert Folder(str(tmp_path / "b")).changed_since(before) == "train: 30 items then and now, and others"
+    assert Folder(str(tmp_path / "b")).changed_since(before) == "train: 30 items as before, but different ones"
     (tmp_path / "a" / "val" / "03.png").rename(tmp_path / "a" / "val" / "99.png")
-    assert Folder(str(tmp_path / "a")).changed_since(before) == "val: 30 items then and now, and others"
+    assert Folder(str(tmp_path / "a")).changed_since(before) == "val: 30 items as before, but different ones"
 
 
 def test_large_splits_are_looked_at_in_evenly_spaced_items(monkeypatch: pytest.MonkeyPatch) -> None:

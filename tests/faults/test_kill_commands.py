@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 
 import pytest
 from faults.outcomes import difference, results
@@ -100,12 +101,15 @@ def test_twenty_kills_of_a_sweep(command, tmp_path):
     whole = run(tmp_path / "unbroken", watch=[tmp_path])
     assert whole.status == 0, whole.err
     expected = results(tmp_path / "unbroken")
-    moments = random.Random(0)
+    moments, killed = random.Random(0), 0
     for number in range(KILLS):
         out = tmp_path / str(number)
         places = {"watch": [tmp_path], "kill_at": number} if number < whole.changes else {}
-        run(out, **places or {"kill_after": moments.uniform(0.5, 20)})
+        first = run(out, **places or {"kill_after": moments.uniform(0.5, 20)})
+        assert first.status in ((-signal.SIGKILL,) if places else (-signal.SIGALRM, 0)), (number, first)  # 0: too late
+        killed += first.status != 0
         again = run(out)
         assert again.status == 0, again.err
         assert not difference(expected, results(out)), number
         shutil.rmtree(out)
+    assert killed >= KILLS // 2

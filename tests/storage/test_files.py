@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import forget, fresh, remove_leftovers, writing
+from sde_diffusion.storage.files import forget, fresh, read_json, remove_leftovers, writing
 
 KILLED = """
 import os, signal, sys
@@ -110,3 +110,17 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path):
     with pytest.raises(FileNotFoundError), writing(tmp_path / "a"):
         (tmp_path / "missing").read_text()  # the block's own mistake is not blamed on the target
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe{", b"{", b"", b"[1]", b"null", b"[" * 100_000, b'{"a": 1} 2'],
+    ids=lambda content: str(content[:9]),
+)
+def test_damaged_json_is_told_in_one_message(tmp_path, content):
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"plan\.json is (damaged: .+|empty); remove it, or choose another folder$"):
+        read_json(path)
+    path.write_text('{"a": "\u00fc"}', encoding="utf-8")
+    assert read_json(path) == {"a": "\u00fc"}

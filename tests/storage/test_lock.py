@@ -55,7 +55,7 @@ def test_who_dies_holds_no_longer(tmp_path, other):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_threads_and_forks_race(tmp_path):
+def test_processes_race(tmp_path):
     """Of many processes that begin at once in a folder none works beside another, and each gets its turn."""
     script = f"""
 import random, time

@@ -1,11 +1,8 @@
-"""Results of finished batches in files; verdicts on other data; artificial images."""
+"""Results of finished batches in files."""
 
 import pytest
 import torch
 
-from sde_diffusion.commands.outliers import compare
-from sde_diffusion.data.artificial import artificial
-from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import forget
 from sde_diffusion.storage.parts import Parts
@@ -72,55 +69,9 @@ def test_parts_of_parts(tmp_path):
     assert [int(part["n"]) for part in parts.load("n")] == [0, 3]
 
 
-@pytest.mark.parametrize(
-    ("shift", "auroc", "typicality", "words"),
-    [
-        (-8.0, 1.0, 1.0, "100% are less likely"),
-        (8.0, 0.0, 1.0, "MORE likely than 99%"),
-        (0.0, 0.5, 0.5, "not told apart"),
-    ],
-)
-def test_verdicts(shift, auroc, typicality, words):
-    generator = torch.Generator().manual_seed(0)
-    own, other = torch.randn(2, 20_000, generator=generator, dtype=torch.float64)
-    found = compare(own, other + shift)
-    # The standard error of either is 0.003 where nothing is told apart.
-    assert found["auroc"] == pytest.approx(auroc, abs=0.012)
-    assert found["auroc_typicality"] == pytest.approx(typicality, abs=0.012)
-    assert words in found["verdict"]
-
-
-def test_verdict_on_a_spread_to_both_sides():
-    own = torch.linspace(-1, 1, 1001)
-    other = torch.cat([torch.full((40,), -9.0), torch.full((60,), 9.0)])
-    found = compare(own, other)
-    assert (found["below"], found["above"]) == (pytest.approx(0.4), pytest.approx(0.6))
-    assert found["auroc"] == pytest.approx(0.4)
-    assert found["auroc_typicality"] == 1
-
-
-def test_ties_count_half_and_large_numbers_stay_apart():
-    own = torch.tensor([-1000.0, -1001.0], dtype=torch.float64)
-    assert compare(own, torch.tensor([-1001.0, -1002.0], dtype=torch.float64))["auroc"] == pytest.approx(3.5 / 4)
-
-
-@pytest.mark.parametrize("levels", [None, 17])
-def test_artificial_images(levels):
-    generator = torch.Generator().manual_seed(0)
-    if levels is None:
-        like = Split(torch.randn(500, 3, 4, 4, generator=generator) * 0.2 + 0.3)
-    else:
-        like = Split(torch.randint(3, 9, (500, 3, 4, 4), generator=generator, dtype=torch.uint8), levels=levels)
-    mean, std = like.tensor().mean(), like.tensor().std()
-    noise, blank = (artificial(kind, 400, like).tensor() for kind in ("noise", "blank"))
-    # 19,200 normals: the mean's standard error is 0.007 standard deviations, the standard deviation's 0.5 per cent.
-    assert float(noise.mean() - mean) == pytest.approx(0, abs=0.03 * float(std))
-    assert float(noise.std() / std) == pytest.approx(1, abs=0.05)
-    assert torch.equal(blank.flatten(1).amax(1), blank.flatten(1).amin(1))
-    assert blank.amin() == -1
-    assert blank.amax() == 1
-    assert len(blank.unique()) == (levels or 400)
-    for images in (noise, blank):
-        assert images.shape == (400, 3, 4, 4)
-        if levels:
-            assert ((images + 1) * 8 - ((images + 1) * 8).round()).abs().max() < 1e-5
+def test_a_damaged_plan_is_told_and_may_be_overwritten(tmp_path):
+    Parts(tmp_path / "kept", {}).add(3, {"x": torch.ones(3)})
+    (tmp_path / "kept" / "plan.json").write_bytes(b"\xff{")
+    with pytest.raises(UserError, match=r"plan\.json is damaged: .*; remove its folder"):
+        Parts(tmp_path / "kept", {})
+    assert Parts(tmp_path / "kept", {}, overwrite=True).done == 0

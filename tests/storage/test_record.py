@@ -12,6 +12,7 @@ import yaml
 from conftest import ROOT, TINY
 
 import sde_diffusion
+from sde_diffusion.errors import UserError
 from sde_diffusion.storage import record
 
 GIT = ("git", "-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "init.defaultBranch=main")
@@ -81,6 +82,13 @@ def test_a_run_that_fails_has_one_too(command, tmp_path):
     found = record.read(tmp_path / "run")
     assert found["config"]["model"]["lr"] == 1e30
     assert (found["finished"], found["metrics"]) == (None, None)
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"finished": ', b"\xff"])
+def test_a_damaged_record_is_told(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        record.read(tmp_path)
 
 
 @pytest.fixture

@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class FinishedError(UserError):
+    """The result that a command is to write is there already."""
+
+
 def did_you_mean(word: str, allowed: Iterable[str], cutoff: float = 0.6) -> str:
     """A hint for a misspelt name: " (did you mean X?)", or nothing where no allowed name is like it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import importlib
 import io
 import logging
@@ -11,7 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, Missi
 
 from sde_diffusion import signals
 from sde_diffusion.commands.exhausted import within_limits
-from sde_diffusion.errors import UserError, did_you_mean
+from sde_diffusion.errors import FinishedError, UserError, did_you_mean
 from sde_diffusion.overrides import setting
 from sde_diffusion.ranks import is_first_process
 from sde_diffusion.storage.files import remove_leftovers
@@ -46,8 +47,9 @@ def config_folder() -> Path:
 
 def run_folder(ckpt: Any, default: str) -> str:
     """Where a training run goes: on resuming, the folder of the run that wrote RUN/checkpoints/NAME.ckpt."""
-    if isinstance(ckpt, str) and Path(ckpt).parent.name == "checkpoints":
-        return str(Path(ckpt).parent.parent)
+    if isinstance(ckpt, str) and Path(ckpt).absolute().parent.name == "checkpoints":
+        inside = Path(ckpt).parent.name != "checkpoints"  # typed in that folder itself
+        return str(Path(ckpt).absolute().parents[1] if inside else Path(ckpt).parent.parent)
     return default
 
 
@@ -106,13 +108,20 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
                 importlib.import_module(f"{__package__}.schema").check(name, cfg)
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
                 with _held(name) if not processes or is_first_process() else nullcontext():
-                    return run(cfg, **arguments)
+                    try:
+                        return run(cfg, **arguments)
+                    except FinishedError as error:  # of a multirun that is typed again
+                        if HydraConfig.get().mode != RunMode.MULTIRUN:
+                            raise
+                        log.info("%s", error)
+                        return None
         except (SystemExit, Exception) as error:
             stops = isinstance(error, signals.Stopped)
             if stops and not processes:  # which tells of its own
                 asked = HydraConfig.get()
                 out = asked.sweep.dir if asked.mode == RunMode.MULTIRUN else asked.runtime.output_dir
                 log.warning("what was finished is kept: the same command with %s resumes there", setting("out", out))
+            _remove_if_unused(Path(HydraConfig.get().runtime.output_dir))
             if HydraConfig.get().mode != RunMode.MULTIRUN or stops:
                 raise
             if not isinstance(error, SystemExit):
@@ -136,6 +145,16 @@ def _held(name: str) -> Iterator[None]:
     with locked(folder, name):
         remove_leftovers(folder)
         yield
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """Remove an output folder that holds an empty log alone, which Hydra made before the command was refused."""
+    with suppress(OSError):
+        there = list(folder.iterdir())
+        if all(path.suffix == ".log" and not path.stat().st_size for path in there):
+            for path in there:
+                path.unlink()
+            folder.rmdir()
 
 
 class RunFailedError(Exception):
@@ -194,9 +213,15 @@ def check_groups(arguments: Sequence[str]) -> None:
             continue  # Hydra says so itself
         names = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
         wrong = [name for name in names if not isinstance(name, str | QuotedString | dict)]
-        if wrong:
+        one = isinstance(value, list) and len(value) > 1 and _describes_one(folder / f"{value[0]}.yaml")
+        if wrong or one:
             choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-            raise UserError(f"{argument}: choose {group}= from {choices}")
+            raise UserError(f"{argument}: choose {'one ' if one else ''}{group}= from {choices}")
+
+
+def _describes_one(path: Path) -> bool:
+    """Whether a group's file describes one object, so that of two files the second would only overwrite the first."""
+    return path.is_file() and "_target_" in OmegaConf.load(path)
 
 
 def plain(node: Any) -> Any:
@@ -238,7 +263,9 @@ def explain(error: BaseException) -> str:
     if absent and (config_folder() / absent[1]).is_dir():
         return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
     if isinstance(error, OverrideParseException) and "=" not in error.override:
-        key = "file" if Path(error.override).suffix in ("", ".yaml") else "ckpt"
+        groups = sorted(path.parent.name for path in config_folder().glob(f"*/{glob.escape(error.override)}.yaml"))
+        path = "file" if Path(error.override).suffix in ("", ".yaml") else "ckpt"
+        key = next((group for group in groups if group != "sweeps"), path)
         return f"{error.override!r} is not KEY=VALUE; did you mean {setting(key, error.override)}?"
     if isinstance(error, OverrideParseException):
         return (

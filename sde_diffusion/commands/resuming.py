@@ -116,6 +116,8 @@ def _follow_callbacks(found: DictConfig, stored: Mapping[str, Any]) -> None:
     for name, settings in stored.items():
         own = found.callbacks.get(name)
         if own is None:
+            if settings is not None and name not in found.callbacks:
+                passed.append(f"callbacks.{name}")
             continue
         if settings is None:  # left out in the checkpoint's run
             found.callbacks[name] = None
@@ -208,7 +210,8 @@ def expect_same_data(checkpoint: Mapping[str, Any], data: DataModule) -> None:
 
 _EXACT = (
     *("seed", "model", "objective", "callbacks.ema.decay", "callbacks.ema.warmup", "callbacks.ema.start_step"),
-    *(f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "gradient_clip_val", "deterministic")),
+    *(f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "deterministic", "limit_train_batches")),
+    *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
 )
 """What of a configuration decides every bit of the weights; the order of the data is told where they are loaded."""
 
@@ -222,7 +225,8 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
         record: The resumed run's record.
     """
     before, now = OmegaConf.create(_literal(dict(run))), cfg
-    keys = [*_EXACT, *(["trainer.max_steps"] if cfg.model.schedule == "cosine" else [])]
+    ends = [f"trainer.{key}" for key in ("max_steps", "max_epochs", "max_time")]  # to which the cosine goes down
+    keys = [*_EXACT, *(ends if cfg.model.schedule == "cosine" else [])]
     found = []
     for key in keys:
         old, new = (_dotted(plain(OmegaConf.select(of, key)), key) for of in (before, now))

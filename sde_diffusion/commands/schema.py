@@ -73,6 +73,8 @@ def _is_duration(value: Any) -> bool:
     return bool(value) and min(value.values()) >= 0 and max(value.values()) > 0
 
 
+_SHARE = Annotated[int | float, Rule(lambda x: x > 0, "a positive number of batches, or a share of them")]
+
 TRAINER: Mapping[str, Any] = MappingProxyType(
     {
         "max_steps": Annotated[int, _no_limit("no limit")],
@@ -93,6 +95,10 @@ TRAINER: Mapping[str, Any] = MappingProxyType(
         "check_val_every_n_epoch": Count | None,
         "num_sanity_val_steps": Annotated[int, at_least(-1)],
         "log_every_n_steps": Natural,
+        "limit_train_batches": _SHARE | None,
+        "limit_val_batches": _SHARE | None,
+        "fast_dev_run": Literal[False],  # it leaves out loggers and checkpoints: take max_steps
+        "overfit_batches": Literal[0],
         "reload_dataloaders_every_n_epochs": Literal[0],  # they are endless
         "strategy": str,
         "accelerator": str,

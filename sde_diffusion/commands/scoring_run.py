@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 import warnings
@@ -50,7 +51,13 @@ class ScoringRun:
             for key, value in plain(cfg).items()
             if key not in ("ckpt", "out", "overwrite", "device", "batch_size")  # of which a resumed run needs less
         }
-        self.plan = {"checkpoint": model.digest, "settings": settings, "scores": list(SCORES)}
+        moments = b"".join(moment.double().contiguous().numpy().tobytes() for moment in (prior.mean, prior.variance))
+        self.plan = {
+            "checkpoint": model.digest,
+            "settings": settings,
+            "scores": list(SCORES),
+            "prior": hashlib.sha256(moments).hexdigest(),
+        }
         self.folder = folder
         self.seconds, self.scored_now = 0.0, 0.0
         self.most = int(cfg.batch_size)  # rows at once, halved when memory runs out
@@ -59,7 +66,9 @@ class ScoringRun:
         """Scores of each item of a split, in order, until the standard error is small enough."""
         cfg = self.cfg
         kept = Parts(
-            self.folder / f"{data.role}-{split}", {**self.plan, "data": data.name, "split": split}, cfg.overwrite
+            self.folder / f"{data.role}-{split}",
+            {**self.plan, "data": data.name, "split": split, "digest": data.parts[split].digest()},
+            cfg.overwrite,
         )
         there = {int(part["start"]): part for part in kept.load()}
         items = data.items(split)

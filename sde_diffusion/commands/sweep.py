@@ -192,7 +192,7 @@ def _execute(run: Run) -> bool:
         except signals.Stopped:  # the run begins anew when the sweep is resumed
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
+                process.wait(timeout=30)
             raise
         finally:
             if process.poll() is None:
@@ -203,7 +203,7 @@ def _execute(run: Run) -> bool:
 
 def _hold(output: IO[str], run: Run) -> None:
     """Lock a run's output, which the run inherits; where a sweep was killed and its run lives on, wait for its end."""
-    if not lock(output.fileno()):
+    if lock(output.fileno()) is False:
         log.info("waiting for run %s, which a killed sweep has left at work", run.folder.name)
         lock(output.fileno(), wait=True)
 

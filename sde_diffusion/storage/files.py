@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import FinishedError, UserError
 from sde_diffusion.reprs import shown
 from sde_diffusion.storage.lock import check_held, lock, same_file
 
@@ -143,7 +143,7 @@ def fresh(path: Path, overwrite: bool, *unfinished: Path) -> Path:
     if path.exists() and not overwrite:
         for folder in unfinished:
             forget(folder)
-        raise UserError(f"{path} exists already; choose another folder with out=DIR, or set overwrite=true")
+        raise FinishedError(f"{path} exists already; choose another folder with out=DIR, or set overwrite=true")
     return path
 
 

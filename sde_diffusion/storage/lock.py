@@ -77,7 +77,7 @@ def _acquire(path: Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        if not lock(held):
+        if lock(held) is False:
             owner = _owner(held)
             os.close(held)
             raise UserError(f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder")
@@ -86,7 +86,7 @@ def _acquire(path: Path) -> int:
         os.close(held)  # whoever held it has removed it
 
 
-def lock(descriptor: int, wait: bool = False) -> bool:
+def lock(descriptor: int, wait: bool = False) -> bool | None:
     """Lock an open file for this process and those that inherit the descriptor.
 
     Args:
@@ -94,7 +94,7 @@ def lock(descriptor: int, wait: bool = False) -> bool:
         wait: Wait where another process holds it.
 
     Returns:
-        Whether it is locked; True, with a warning, where the file system has no locks.
+        Whether it is locked; None, with a warning, where the file system has no locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,6 +104,7 @@ def lock(descriptor: int, wait: bool = False) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
         _warn_of_no_locks()
+        return None
     return True
 
 

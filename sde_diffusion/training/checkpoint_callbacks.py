@@ -42,7 +42,8 @@ class BestCheckpoint(ModelCheckpoint):
         """See whether the run that is resumed measured the same loss."""
         before, now = _measured(checkpoint.get("hyper_parameters", {})), _measured(pl_module.hparams)
         if not before["data"].get("fingerprint"):  # of a checkpoint of version 0.1
-            now["data"].pop("fingerprint", None)
+            for measured in (before, now):  # nor have data that are drawn anew
+                measured["data"].pop("fingerprint", None)
         changed = [name for name in now if before.get(name) != now[name]]
         self._comparable = not changed
         if changed and trainer.is_global_zero:

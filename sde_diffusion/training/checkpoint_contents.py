@@ -154,7 +154,9 @@ _METRICS = Each(Value("a number", lambda value: type(value) in (int, float)), st
 _CONTENTS = Entries(
     {
         "sde_diffusion": Entries(
-            {"version": TEXT}, {"format": COUNT, "run": Either(_RUN, empty=True), "metrics": _METRICS}, ANYTHING
+            {"version": TEXT},
+            {"format": COUNT, "run": Either(_RUN, empty=True), "metrics": _METRICS, "within_step": FLAG},
+            ANYTHING,
         ),
         "hyper_parameters": SETTINGS,
         "state_dict": Each(TENSOR, str),
@@ -265,6 +267,8 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
         averaging = {*checkpoint, *checkpoint["callbacks"]}
         if not averaging >= {"current_model_state", "averaging_state", "EMA"}:
             lacking.append("the weights that the moving average is taken of")
+    if checkpoint["sde_diffusion"].get("within_step"):
+        raise ContentsError("it was written within a step, before the last of the batches that its gradients are of")
     if lacking:
         raise ContentsError(f"it lacks {', '.join(lacking)}")
     if len(checkpoint["optimizer_states"]) != 1 or len(checkpoint["lr_schedulers"]) != 1:

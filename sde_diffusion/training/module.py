@@ -29,6 +29,7 @@ from sde_diffusion.training.checkpoint_contents import FORMAT
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.precision import check_precision
 from sde_diffusion.training.schedule import SCHEDULES, time_used, timer_of
+from sde_diffusion.training.stopping import unfinished
 from sde_diffusion.training.weights import check_weights, no_larger_than
 
 Batch = dict[str, Tensor]
@@ -253,7 +254,12 @@ class ScoreModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as this package's."""
-        about = {"version": __version__, "format": FORMAT, "run": self.run}
+        about = {
+            "version": __version__,
+            "format": FORMAT,
+            "run": self.run,
+            "within_step": bool(unfinished(self.trainer)),
+        }
         checkpoint["sde_diffusion"] = {**about, "metrics": self.last_metrics()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -59,15 +59,22 @@ class Tally:
 
 
 class Calls:
-    """Counts calls of this package's functions, and sends this process a signal at one of them, from 1 on."""
+    """Counts calls of this package's functions, and sends this process a signal at one of them, from 1 on.
 
-    def __init__(self, signal_at: int, number: int) -> None:
-        self.calls, self.signal_at, self.number = 0, signal_at, number
+    Args:
+        signal_at: Which call, of all of them; or "NAME:NUMBER" for one of those of functions of this name.
+        number: Which signal.
+    """
+
+    def __init__(self, signal_at: int | str, number: int) -> None:
+        self.name, _, place = str(signal_at).rpartition(":")
+        self.calls, self.signal_at, self.number = 0, int(place), number
         self.watched = (str(ROOT / "sde_diffusion"), str(ROOT / "benchmarks"))
         sys.setprofile(self.hook)
 
     def hook(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(self.watched):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(self.watched) and self.name in ("", code.co_name):
             self.calls += 1
             if self.calls == self.signal_at:
                 sys.setprofile(None)
@@ -79,7 +86,7 @@ def inject(
     kill_at: int | None = None,
     kill_after: float | None = None,
     environment: Mapping[str, str] | None = None,
-    signal_at: int | None = None,
+    signal_at: int | str | None = None,
     number: int = signal.SIGTERM,
 ) -> Callable[[], dict[str, int]]:
     """Prepare this process.
@@ -89,7 +96,7 @@ def inject(
         kill_at: Which change of a file below these not to survive.
         kill_after: After how many seconds to die.
         environment: Variables to set.
-        signal_at: At which call of this package's functions to send a signal; 0: only count them.
+        signal_at: At which call of this package's functions to send a signal, see `Calls`; 0: only count them.
         number: Which signal.
 
     Returns:

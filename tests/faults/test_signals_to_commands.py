@@ -88,3 +88,20 @@ def test_how_to_go_on_is_said(command, trained, tmp_path):
     assert f"the same command with out={tmp_path / 'again'} resumes there" in done.out
     again = command("sample", *typed, cwd=tmp_path)
     assert again.status == 0, again.err
+
+
+@pytest.mark.parametrize("then", ["training_step:1", "validation_step:2"])
+def test_a_stop_in_a_validation_and_a_kill_soon_after(command, tmp_path, then):
+    """The validation is made anew once, whatever happens to the run that does so."""
+    whole = command("train", *RUN, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
+    assert whole.status == 0, whole.err
+    folder = tmp_path / "run"
+    last = folder / "checkpoints" / "last.ckpt"
+    done = command("train", *RUN, f"hydra.run.dir={folder}", cwd=tmp_path, signal_at="validation_step:3")
+    assert done.status == 143
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        killed = command("train", f"ckpt={last}", cwd=tmp_path, signal_at=then, number=number)
+        assert killed.status in (-9, 143)
+    again = command("train", f"ckpt={last}", cwd=tmp_path)
+    assert again.status == 0, again.err
+    assert not difference(training(tmp_path / "whole"), training(folder))

@@ -81,6 +81,7 @@ def test_sizes_in_words():
             r"memory ran out \(1,024 TiB were asked for at once\): make batch_size or n",
         ),
         ("likelihood", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), r"\(2.00 GiB were"),
+        ("sample", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), r"\(20 MiB were"),
         ("sample", OSError(errno.ENOSPC, "No space left on device", "/a/b"), "cannot write /a/b: No space left"),
         (
             "sample",

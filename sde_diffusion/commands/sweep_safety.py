@@ -128,7 +128,7 @@ def _refused(override: Override, word: str) -> str:
     if override.package is not None or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
         return "does not name a key with its dots"
     group, *below = key.split(".")
-    if "${" in word and re.search(r"\$\{[^}]*:", word):
+    if re.search(r"\$\{[^}]*:", word):
         return "looks something up outside the configuration"
     if group not in _ALLOWED:
         return "sets what a file may not"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sde_diffusion import LevelDecoder, ScoreModel, UniformDequantisation, bits_per_dim, elbo, log_likelihood
 from sde_diffusion.config import build
+from sde_diffusion.density import GaussianPrior
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
 
@@ -248,7 +249,7 @@ def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
         return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(seeds)}
 
     cfg = OmegaConf.create({"ckpt": str(trained / "checkpoints" / "last.ckpt"), "seed": 7, "batch_size": 20})
-    run = ScoringRun(cfg, model, torch.device("cpu"), score, None, trained)
+    run = ScoringRun(cfg, model, torch.device("cpu"), score, GaussianPrior(0.0, 1.0), trained)
     data = ScoredData("digits", "own", splits, None, None, 0)
     items = data.items("test")[40:60]
     x = splits["test"].tensor(items)
@@ -286,7 +287,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
     x[[3, 11]] = 1e3
     for role in ("rows", "against"):
         data = ScoredData("rows", role, {"rows": Split(x)}, None, None, 0)
-        part = ScoringRun(cfg, model, torch.device("cpu"), Stub(None), None, trained)._batch(
+        part = ScoringRun(cfg, model, torch.device("cpu"), Stub(None), GaussianPrior(0.0, 1.0), trained)._batch(
             data, "rows", 0, data.items("rows")
         )
         scores = dict(zip(part["index"].long().tolist(), part["log_prob"].tolist(), strict=True))
@@ -297,7 +298,9 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
         caplog.clear()
     own = ScoredData("rows", "own", {"rows": Split(x)}, None, None, 0)
     with pytest.raises(UserError, match="tolerance"):
-        ScoringRun(cfg, model, torch.device("cpu"), Stub(None), None, trained)._batch(own, "rows", 0, own.items("rows"))
+        ScoringRun(cfg, model, torch.device("cpu"), Stub(None), GaussianPrior(0.0, 1.0), trained)._batch(
+            own, "rows", 0, own.items("rows")
+        )
 
 
 def test_other_data_beyond_the_solver_count_as_impossible(command, trained, tmp_path):

@@ -77,6 +77,7 @@ def cli_value(path: Path) -> str:
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
+@pytest.mark.slow
 def test_a_bayesian_search_is_random_here_and_says_so(command, tmp_path):
     """With None among the values, and a folder in which a run had been broken off."""
     broken = tmp_path / "out" / "runs" / "000" / "checkpoints" / "last.ckpt"

@@ -58,7 +58,7 @@ def check_results(command, name, ckpt_run, tmp_path, n: int) -> None:
 
 
 def test_train_at_some_places(command, tmp_path):
-    check_train(command, tmp_path, 5)
+    check_train(command, tmp_path, 4)
 
 
 def test_sample_at_some_places(command, trained, tmp_path):
@@ -90,7 +90,7 @@ def test_how_to_go_on_is_said(command, trained, tmp_path):
     assert again.status == 0, again.err
 
 
-@pytest.mark.parametrize("then", ["training_step:1", "validation_step:2"])
+@pytest.mark.parametrize("then", [pytest.param("training_step:1", marks=pytest.mark.slow), "validation_step:2"])
 def test_a_stop_in_a_validation_and_a_kill_soon_after(command, tmp_path, then):
     """The validation is made anew once, whatever happens to the run that does so."""
     whole = command("train", *RUN, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)

@@ -108,6 +108,23 @@ def test_images_on_levels(trained, command, tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+def test_unfinished_scores_are_of_their_rows(heights, command, tmp_path):
+    """Other rows in the same file are told from those that were scored before a kill."""
+    rows = np.array([[2500.0, 10.0], [2600.0, 9.9], [2400.0, 9.0], [2450.0, 9.5]])
+    np.save(tmp_path / "rows.npy", rows)
+    ckpt = f"ckpt={heights / 'run' / 'checkpoints' / 'last.ckpt'}"
+    typed = ("likelihood", ckpt, *QUICK, "x=rows.npy", "elbo=null", "batch_size=1", "out=out")
+    done = command(*typed, cwd=tmp_path, watch=[tmp_path / "out"], kill_at=20)
+    assert done.status == -9
+    assert list((tmp_path / "out" / ".scores").rglob("*.safetensors"))
+    np.save(tmp_path / "rows.npy", rows + 1.0)
+    done = command(*typed, cwd=tmp_path)
+    assert done.status == 1
+    assert "unfinished results of another command" in done.err
+    np.save(tmp_path / "rows.npy", rows)
+    assert command(*typed, cwd=tmp_path).status == 0
+
+
 REFUSED = {
     "not there": ("x=missing.npy", "missing.npy does not exist"),
     "another shape": ("x=wide.npy", "[N, 2]"),

@@ -61,6 +61,7 @@ class BestCheckpoint(ModelCheckpoint):
         if self._comparable and there:
             paths = {name: here(state_dict.get(name, "")) for name in PATHS}
             super().load_state_dict({**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath})
+            self.current_score = state_dict.get("current_score")  # which the parent forgets
 
 
 def _measured(hparams: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_training_more_than_there_is(settings, words, command, tmp_path):
 def test_drawing_more_than_there_is(name, command, trained, tmp_path):
     usual = (f"ckpt={trained}/checkpoints/last.ckpt", "sampler=ddpm", "sampler.steps=2", f"out={tmp_path / 'out'}")
     said(command(name, *usual, "n=10000000000", cwd=tmp_path), "of memory, and")
-    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".log"]
+    assert not (tmp_path / "out").exists()  # not even an empty log
 
 
 def test_a_scoring_resumes_with_smaller_batches(command, trained, tmp_path):

@@ -116,7 +116,7 @@ def test_refused(typed):
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("callbacks.ema=3", "callbacks.ema must be null, or describe a Callback"),
+        ("callbacks.ema=3", "callbacks.ema must be null, or describe an object of class Callback"),
         ("callbacks.ema._target_=no.such", "callbacks.ema._target_=no.such: No module named 'no'"),
         ("callbacks.last.depth=3", "callbacks.last.depth: LastCheckpoint takes no depth"),
     ],

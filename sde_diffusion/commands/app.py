@@ -216,7 +216,7 @@ def check_groups(arguments: Sequence[str]) -> None:
         one = isinstance(value, list) and len(value) > 1 and _describes_one(folder / f"{value[0]}.yaml")
         if wrong or one:
             choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-            raise UserError(f"{argument}: choose {'one ' if one else ''}{group}= from {choices}")
+            raise UserError(f"{argument}: choose {group}= from {choices}{', one of them' if one else ''}")
 
 
 def _describes_one(path: Path) -> bool:

@@ -130,7 +130,7 @@ MEMBERS = {
     "objects": (npy((2, 2), "|O", bytes(32)), "Python objects"),
     "less than it asks for": (npy((4, 4), data=bytes(15)), "its header asks for"),
     "more than it asks for": (npy((4, 4), data=bytes(17)), "its header asks for"),
-    "words": (b"hello, world, this is no array", "it is damaged or truncated"),
+    "words": (b"hello, world, this is no array", "is damaged or truncated"),
 }
 
 

@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
-from sde_diffusion.commands.app import config_folder, run_folder
+from sde_diffusion.commands.configurations import config_folder, run_folder
 from sde_diffusion.commands.train import build_model
 from sde_diffusion.training.callbacks import StopOnNonFinite, TrainingProgress
 from sde_diffusion.training.ema import EMA

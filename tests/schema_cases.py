@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sde_diffusion.commands import app, schema
+from sde_diffusion.commands import app, configurations, schema
 
 GIVEN = {
     "train": [],
@@ -28,10 +28,10 @@ GIVEN = {
 
 def composed(command, overrides):
     """A command's configuration, as Hydra hands it over."""
-    OmegaConf.register_new_resolver("run_folder", app.run_folder, replace=True)
-    overrides = app.nulls(overrides)
-    app.check_groups(overrides)
-    with hydra.initialize_config_dir(str(app.config_folder()), version_base="1.3"):
+    OmegaConf.register_new_resolver("run_folder", configurations.run_folder, replace=True)
+    overrides = configurations.nulls(overrides)
+    configurations.check_groups(overrides)
+    with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):
         cfg = hydra.compose(command, overrides=overrides, return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = "/nowhere/run"

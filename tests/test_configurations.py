@@ -9,12 +9,12 @@ import torch
 import yaml
 from omegaconf import OmegaConf, open_dict
 
-from sde_diffusion.commands import app, train
+from sde_diffusion.commands import app, configurations, train
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import Classifier
 
-CONF = app.config_folder()
+CONF = configurations.config_folder()
 SMALL = ("network.width=16", "network.depth=1")
 
 
@@ -23,7 +23,7 @@ def choices(group: str) -> list[str]:
 
 
 def compose(*overrides: str, command: str = "train"):
-    OmegaConf.register_new_resolver("run_folder", app.run_folder, replace=True)
+    OmegaConf.register_new_resolver("run_folder", configurations.run_folder, replace=True)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(command, overrides=list(overrides))
 

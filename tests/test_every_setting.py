@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from setting_cases import EVALUATE, EXEMPT, LIKELIHOOD, NFE_FID, SAMPLE, SAMPLERS, SWEEP, TRAIN
 
-from sde_diffusion.commands.app import config_folder
+from sde_diffusion.commands.configurations import config_folder
 
 CONF = config_folder()
 GROUPS = ("sde", "network", "denoiser", "objective", "data", "sampler", "trainer", "logger", "callbacks")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from sweep_cases import SHORT, run_json
 
-from sde_diffusion.commands import app
+from sde_diffusion.commands import configurations
 
 
 def test_multirun(command, tmp_path):
@@ -53,7 +53,7 @@ def test_slurm_without_its_extra(launcher, command, tmp_path):
 def test_slurm_preset():
     """Its settings are ones that the launcher has."""
     config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config")
-    preset = yaml.safe_load((app.config_folder() / "hydra" / "launcher" / "slurm.yaml").read_text())
+    preset = yaml.safe_load((configurations.config_folder() / "hydra" / "launcher" / "slurm.yaml").read_text())
     assert preset.pop("defaults") == ["submitit_slurm"]
     assert preset.keys() <= config.SlurmQueueConf.__dataclass_fields__.keys()
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.drawn_points import named
 from sde_diffusion import VPSDE, AncestralSampler, GaussianDenoiser, ScoreModel
-from sde_diffusion.commands import app
+from sde_diffusion.commands import configurations
 from sde_diffusion.config import build
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.metrics import FrechetDistance, load_extractor
@@ -154,7 +154,7 @@ def test_refused(override, words, command, trained, tmp_path):
 
 def test_passes_are_what_the_settings_say():
     """Of every sampler in conf/nfe_fid.yaml, by the network's own count: at most the budget, less than a step below."""
-    cfg = OmegaConf.load(app.config_folder() / "nfe_fid.yaml")
+    cfg = OmegaConf.load(configurations.config_folder() / "nfe_fid.yaml")
     denoiser = GaussianDenoiser(VPSDE(), torch.zeros(2), 1.0)
     passes = []
     denoiser.register_forward_hook(lambda *_: passes.append(1))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from sde_diffusion.commands import app
+from sde_diffusion.commands import app, configurations
 from sde_diffusion.overrides import command_line, setting
 
 NAMES = [
@@ -79,7 +79,7 @@ def test_plain_values_stay_plain():
 def test_what_the_command_line_gives():
     """By Hydra's own reading: a group's choice, its keys, what is added, and not a longer name."""
     words = ["sampler=pc", "++trainer.max_steps=3", "+sampler.n_steps=2", "~logger"]
-    with hydra.initialize_config_dir(str(app.config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):
         HydraConfig.instance().set_config(hydra.compose("train", overrides=words, return_hydra_config=True))
     GlobalHydra.instance().clear()
     for key in ("sampler", "sampler.n_steps", "trainer", "trainer.max_steps", "logger"):

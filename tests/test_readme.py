@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from sde_diffusion.commands.app import config_folder, plain, run_folder
+from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.configurations import config_folder, run_folder
 from sde_diffusion.config import build
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,7 @@
 """What `train ckpt=... KEY=VALUE` does with each key: it counts in the objects that train, or is refused in words."""
 
 import contextlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelSummary
 from omegaconf import DictConfig, OmegaConf
 
-from sde_diffusion.commands import app, train
+from sde_diffusion.commands import configurations, train
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.schedule import timer_of
 
@@ -68,9 +69,9 @@ class Look(Callback):
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration as the command sees it, with Hydra's own."""
-    for resolver in (app.run_folder, app.choices, app.keys, app.module):
+    for resolver in (configurations.run_folder, configurations.choices, configurations.keys, configurations.module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-    with hydra.initialize_config_dir(str(app.config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):
         cfg = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
     GlobalHydra.instance().clear()
     return cfg
@@ -309,12 +310,12 @@ def test_another_choice_takes_the_place_of_the_runs(ckpt: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("names", [["best.ckpt"], ["best.ckpt", "last.ckpt"], ["last.ckpt", "best.ckpt"]])
-def test_the_advice_names_a_checkpoint_that_is_there(names: list[str], tmp_path: Path) -> None:
+def test_the_advice_names_a_checkpoint_that_is_there(names: list[str], ckpt: str, tmp_path: Path) -> None:
     """A run that was killed between its first two files has best.ckpt alone."""
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     for name in names:  # the last one is the newest
-        (folder / name).touch()
+        shutil.copy(ckpt, folder / name)
     wanted = folder / ("last.ckpt" if "last.ckpt" in names else "best.ckpt")
     with pytest.raises(UserError, match=f"holds a run already: resume it with ckpt={wanted}, or"):
         command(tmp_path / "run", *TINY)

@@ -14,18 +14,18 @@ from sweep_cases import written
 from wandb import wandb_agent
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
-from sde_diffusion.commands import app, sweep
+from sde_diffusion.commands import configurations, sweep
 from sde_diffusion.commands.sweep_file import read_sweep
 from sde_diffusion.errors import UserError
 
-FILES = sorted((app.config_folder() / "sweeps").glob("*.yaml"))
+FILES = sorted((configurations.config_folder() / "sweeps").glob("*.yaml"))
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
 def test_a_grid_and_a_bayesian_search_are_there():
     methods = {yaml.safe_load(path.read_text())["method"] for path in FILES}
     assert methods >= {"grid", "bayes"}
-    assert "sweeps" not in app.choices("train")  # which are no group of the configuration
+    assert "sweeps" not in configurations.choices("train")  # which are no group of the configuration
 
 
 @every_file
@@ -34,8 +34,8 @@ def test_the_files_are_wandbs(path, trained):
     raw = load_sweep_config(str(path))
     described = read_sweep(path)
     assert described.parameters.keys() == raw["parameters"].keys()
-    OmegaConf.register_new_resolver("run_folder", app.run_folder, replace=True)
-    with hydra.initialize_config_dir(str(app.config_folder()), version_base="1.3"):
+    OmegaConf.register_new_resolver("run_folder", configurations.run_folder, replace=True)
+    with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):
         for point in described.points(3, seed=0):
             words = described.agent_command(point)
             cfg = hydra.compose("train", overrides=words[words.index("sde_diffusion.train") + 1 :])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sweep_cases import SHORT, run_json, written
 
-from sde_diffusion.commands import app
+from sde_diffusion.commands import configurations
 from sde_diffusion.commands.sweep import Run, _result
 from sde_diffusion.commands.sweep_file import read_sweep
 from sde_diffusion.errors import UserError
@@ -90,7 +90,7 @@ def test_a_bayesian_search_is_random_here_and_says_so(command, tmp_path):
     assert "1 runs are drawn at random, seed 5" in done.out
     assert "every run goes to its end" in done.out
     record = run_json(tmp_path / "out" / "runs" / "000")
-    (point,) = read_sweep(app.config_folder() / "sweeps" / "bayes.yaml").points(1, seed=5)
+    (point,) = read_sweep(configurations.config_folder() / "sweeps" / "bayes.yaml").points(1, seed=5)
     assert record["config"]["model"]["lr"] == point["model.lr"]
     assert record["config"]["network"]["dropout"] == point["network.dropout"]
     assert record["config"]["callbacks"]["samples"] is None

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from sde_diffusion import signals
+from sde_diffusion.commands.configurations import check_groups, choices, config_folder, keys, module, nulls, run_folder
 from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.errors import FinishedError, UserError, did_you_mean
 from sde_diffusion.overrides import setting
@@ -34,44 +35,6 @@ from sde_diffusion.storage.files import remove_leftovers
 from sde_diffusion.storage.lock import locked
 
 log = logging.getLogger(__name__)
-
-
-def config_folder() -> Path:
-    """The folder of configurations: `conf/` of the source tree, or `sde_diffusion/conf` of an installed package."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package.parent / "conf", package / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise UserError(f"no configurations found beside {package}: reinstall sde_diffusion")
-
-
-def run_folder(ckpt: Any, default: str) -> str:
-    """Where a training run goes: on resuming, the folder of the run that wrote RUN/checkpoints/NAME.ckpt."""
-    if isinstance(ckpt, str) and Path(ckpt).absolute().parent.name == "checkpoints":
-        inside = Path(ckpt).parent.name != "checkpoints"  # typed in that folder itself
-        return str(Path(ckpt).absolute().parents[1] if inside else Path(ckpt).parent.parent)
-    return default
-
-
-def choices(name: str) -> str:
-    """The part of a command's help page on the groups that its configuration is composed from, if there are any."""
-    defaults = OmegaConf.load(config_folder() / f"{name}.yaml").defaults
-    groups = [str(group).split()[-1] for entry in defaults if isinstance(entry, DictConfig) for group in entry]
-    known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in groups}
-    lines = [f"{group}: {', '.join(names)}" for group, names in known.items() if names]
-    return "\n".join(["== Groups and their choices (GROUP=NAME)", *lines, "", ""]) if lines else ""
-
-
-def keys(name: str) -> str:
-    """A command's own keys with their comments, as its file of defaults has them, for its help page."""
-    text = (config_folder() / f"{name}.yaml").read_text()
-    own = text.partition("\n\n")[2].partition("\n\nhydra:")[0]
-    return own.replace("$", "$$")  # Hydra puts the whole page through string.Template
-
-
-def module(name: str) -> str:
-    """The module that a command is run as, for its help page: one of this package, or else a benchmark."""
-    return f"{'sde_diffusion' if (Path(__file__).parents[1] / f'{name}.py').is_file() else 'benchmarks'}.{name}"
 
 
 def command(name: str, task: Callable[..., Any] | None = None, processes: bool = False, **arguments: Any) -> None:
@@ -186,42 +149,6 @@ def telling() -> Iterator[None]:
         if "srun" not in str(error):
             raise
         _fail(f"hydra/launcher: {error} Without one, leave the launcher out, or take hydra/launcher=submitit_local")
-
-
-def nulls(arguments: Sequence[str]) -> list[str]:
-    """Arguments with KEY=None, which is how programs in Python such as wandb's agents spell it, as KEY=null.
-
-    To Hydra None would be a word like another.
-    """
-    return [re.sub(r"(?<==)None$", "null", argument) for argument in arguments]
-
-
-def check_groups(arguments: Sequence[str]) -> None:
-    """See that groups are given names, which Hydra takes for granted.
-
-    Raises:
-        UserError: If one is given null, a number or the like.
-    """
-    for argument in arguments:
-        group = argument.partition("=")[0].lstrip("+")
-        folder = config_folder() / group
-        if argument.startswith("-") or "=" not in argument or not group or not folder.is_dir():
-            continue
-        try:
-            value = OverridesParser.create().parse_override(argument).value()
-        except HydraException:
-            continue  # Hydra says so itself
-        names = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
-        wrong = [name for name in names if not isinstance(name, str | QuotedString | dict)]
-        one = isinstance(value, list) and len(value) > 1 and _describes_one(folder / f"{value[0]}.yaml")
-        if wrong or one:
-            choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-            raise UserError(f"{argument}: choose {group}= from {choices}{', one of them' if one else ''}")
-
-
-def _describes_one(path: Path) -> bool:
-    """Whether a group's file describes one object, so that of two files the second would only overwrite the first."""
-    return path.is_file() and "_target_" in OmegaConf.load(path)
 
 
 def plain(node: Any) -> Any:

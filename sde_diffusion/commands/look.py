@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sde_diffusion.commands.app import config_folder, plain
+from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.config import PACKAGE, build, call
 from sde_diffusion.errors import UserError
 from sde_diffusion.hints import arguments_of, check, check_arguments, whole_numbers

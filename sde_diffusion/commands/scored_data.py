@@ -10,7 +10,8 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from sde_diffusion.commands.app import config_folder, plain
+from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.commands.loading import check_label, load_data, load_named, random_order, take_units
 from sde_diffusion.commands.scored_rows import read_rows
 from sde_diffusion.density import GaussianPrior, UniformDequantisation

@@ -30,7 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sde_diffusion import progress, signals
 from sde_diffusion.commands import schema
-from sde_diffusion.commands.app import check_groups, config_folder, explain, nulls
+from sde_diffusion.commands.app import explain
+from sde_diffusion.commands.configurations import check_groups, config_folder, nulls
 from sde_diffusion.commands.sweep_file import Point, Sweep, read_sweep
 from sde_diffusion.commands.sweep_safety import MODULE
 from sde_diffusion.errors import UserError

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import signals
-from sde_diffusion.commands.app import given, overrides, plain, typed
+from sde_diffusion.commands.app import given, plain
 from sde_diffusion.commands.loading import load_named
 from sde_diffusion.commands.processes import LostProcessError, is_follower, processes
 from sde_diffusion.commands.resuming import (
@@ -30,6 +30,7 @@ from sde_diffusion.commands.resuming import (
     resumed,
     tell_changes,
 )
+from sde_diffusion.commands.run_report import announce, conclude, finish, record_run
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import command_line, setting
 from sde_diffusion.ranks import is_first_process
@@ -85,7 +86,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_fits(wanted, 16 * n, "make network.width or network.depth smaller")
     if reached := limit_reached(checkpoint, trainer):
         if trainer.is_global_zero:
-            _finish(folder, checkpoint["sde_diffusion"].get("metrics", {}))
+            finish(folder, checkpoint["sde_diffusion"].get("metrics", {}))
         log.info("Nothing to do: %s to train %s further", reached, cfg.ckpt)
         return record.read(folder).get("metrics") or {}
     before = checkpoint["sde_diffusion"]["run"] if checkpoint else {}
@@ -93,8 +94,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         with writing(folder / "config.yaml") as temporary:
             OmegaConf.save(cfg, temporary)
-        _record(cfg, model, trainer, folder)
-        _announce(cfg, model, data, folder)
+        record_run(cfg, model, trainer, folder)
+        announce(cfg, model, data, folder)
         if before:
             tell_changes(before, cfg, model.run["record"])
     last = folder / "checkpoints" / "last.ckpt"
@@ -115,8 +116,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         raise
     metrics = model.last_metrics()
     if trainer.is_global_zero:
-        _finish(folder, metrics)
-        _conclude(folder, last)
+        finish(folder, metrics)
+        conclude(folder, last)
     return metrics
 
 
@@ -230,10 +231,12 @@ def _refuse(cfg: DictConfig, folder: Path) -> None:
         (folder / "checkpoints").glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime)
     )
     if not cfg.ckpt and there:
-        resume = setting("ckpt", there[-1])
-        raise UserError(
-            f"{folder} holds a run already: resume it with {resume}, or choose another folder with hydra.run.dir=DIR"
-        )
+        try:
+            read_run(str(there[-1]))
+            advice = f"resume it with {setting('ckpt', there[-1])}, or"
+        except UserError as error:
+            advice = f"it cannot be resumed ({error});"
+        raise UserError(f"{folder} holds a run already: {advice} choose another folder with hydra.run.dir=DIR")
 
 
 def _quiet() -> None:
@@ -245,71 +248,3 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run gone on with
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by design
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # torch's to Lightning
-
-
-def _record(cfg: DictConfig, model: ScoreModel, trainer: Trainer, folder: Path) -> None:
-    """Say what is run: in the folder, in the checkpoints and to the loggers that keep configurations."""
-    # Of a multirun's runs each has overrides of its own; hydra's, such as where the run goes, are not among them.
-    words = [typed(override) for override in overrides()]
-    device = trainer.strategy.root_device.type
-    config = _relative(OmegaConf.to_container(cfg, resolve=True), folder)
-    description = record.describe(config, words, device, trainer.num_devices, trainer.num_nodes)
-    record.begin(folder, description, resumed=bool(cfg.ckpt))
-    model.run["record"] = {key: value for key, value in description.items() if key != "config"}  # which is there
-    for logger in trainer.loggers:
-        logger.log_hyperparams({"run": description})  # under one key: a sweep locks those of the groups that it sets
-
-
-def _relative(node: Any, folder: Path) -> Any:
-    """A configuration in which the run's own folder is `.`: where it lies on this machine says nothing of the run."""
-    if isinstance(node, dict):
-        return {key: _relative(value, folder) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_relative(value, folder) for value in node]
-    inside = isinstance(node, str) and Path(node).is_relative_to(folder)
-    return str(Path(node).relative_to(folder)) if inside else node
-
-
-def _announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
-    parameters = sum(p.numel() for p in model.denoiser.parameters())
-    log.info("data     %s: %d training items of shape %s", data.name, len(data.split("train")), list(data.shape))
-    if data.class_names:
-        log.info("classes  %s", ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names)))
-    if data.units:
-        log.info("units    %s of the data is [-1, 1] to the model", data.units)
-    log.info("path     %s", model.denoiser.sde)
-    log.info(
-        "model    %s, %s parameters, prediction %s",
-        *(cfg.network._target_, f"{parameters:,}", cfg.denoiser.get("prediction", "its own")),
-    )
-    log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
-
-
-def _finish(folder: Path, metrics: dict[str, float]) -> None:
-    """Leave the loss's picture, and in the record that the run is finished: where a killed one has not done so."""
-    from sde_diffusion import pictures
-
-    if record.read(folder).get("finished", "no record"):
-        return
-    if (folder / "metrics.csv").is_file():
-        pictures.save(pictures.loss_plot(folder / "metrics.csv"), folder / "loss.png")
-    record.finish(folder, metrics)
-
-
-def _conclude(folder: Path, last: Path) -> None:
-    log.info("")
-    log.info("Done. In %s:", folder)
-    for name, what in (
-        ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss), each complete in itself"),
-        ("samples", "sample grids along the way"),
-        ("loss.png", "training and validation loss, numbers in metrics.csv"),
-        ("noise_levels.png", "validation loss against log-SNR, numbers in noise_levels.csv"),
-        ("config.yaml", "the whole configuration, and train.log"),
-        (record.NAME, "command, resolved configuration, seeds, versions, git revision, hardware"),
-    ):
-        if (folder / name).exists():
-            log.info("  %-16s %s", name, what)
-    log.info("Next:")
-    log.info("  %s", command_line("sde_diffusion.sample", ckpt=last, n=64))
-    for name in ("evaluate", "likelihood"):
-        log.info("  %s", command_line(f"sde_diffusion.{name}", ckpt=last))

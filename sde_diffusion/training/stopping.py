@@ -138,8 +138,8 @@ class StopBetweenSteps(Callback):
 
 def unfinished(trainer: Trainer) -> int:
     """How many batches of a step that accumulates gradients have been taken, where it is not at its end."""
-    batches = trainer.fit_loop.epoch_loop.batch_progress
-    taken = batches.current.processed
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    taken: int = batches.current.processed
     if batches.is_last_batch or taken >= trainer.num_training_batches:  # on which Lightning takes a step in any case
         return 0
     return taken % trainer.accumulate_grad_batches

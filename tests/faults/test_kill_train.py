@@ -73,6 +73,19 @@ def test_some_kills_of_a_run(kill, unbroken, tmp_path, share):
     assert kill(*RUN, folder=tmp_path / "run", kill_at=round(share * unbroken[1])) == -9
 
 
+def test_no_advice_to_resume_within_a_step(command, tmp_path):
+    """A validation between two batches of a step writes best.ckpt, without gradients; last.ckpt comes later."""
+    folder = tmp_path / "run"
+    typed = (*RUN, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3", f"hydra.run.dir={folder}")
+    done = command("train", *typed, cwd=tmp_path, signal_at="unfinished:3", number=9)  # after best.ckpt is written
+    assert done.status == -9
+    assert [path.name for path in (folder / "checkpoints").glob("*.ckpt")] == ["best.ckpt"]
+    done = command("train", *typed, cwd=tmp_path)
+    assert done.status == 1
+    assert "it cannot be resumed" in done.err
+    assert "written within a step" in done.err
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("chunk", range(CHUNKS))

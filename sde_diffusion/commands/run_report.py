@@ -1,0 +1,90 @@
+"""What a training run says of itself, on the screen and in its folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sde_diffusion.commands.app import overrides, typed
+from sde_diffusion.overrides import command_line
+from sde_diffusion.storage import record
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from sde_diffusion.training.module import ScoreModel
+
+log = logging.getLogger(__name__)
+
+
+def record_run(cfg: DictConfig, model: ScoreModel, trainer: Trainer, folder: Path) -> None:
+    """Say what is run: in the folder, in the checkpoints and to the loggers that keep configurations."""
+    # Of a multirun's runs each has overrides of its own; hydra's, such as where the run goes, are not among them.
+    words = [typed(override) for override in overrides()]
+    device = trainer.strategy.root_device.type
+    config = _relative(OmegaConf.to_container(cfg, resolve=True), folder)
+    description = record.describe(config, words, device, trainer.num_devices, trainer.num_nodes)
+    record.begin(folder, description, resumed=bool(cfg.ckpt))
+    model.run["record"] = {key: value for key, value in description.items() if key != "config"}  # which is there
+    for logger in trainer.loggers:
+        logger.log_hyperparams({"run": description})  # under one key: a sweep locks those of the groups that it sets
+
+
+def _relative(node: Any, folder: Path) -> Any:
+    """A configuration in which the run's own folder is `.`: where it lies on this machine says nothing of the run."""
+    if isinstance(node, dict):
+        return {key: _relative(value, folder) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_relative(value, folder) for value in node]
+    inside = isinstance(node, str) and Path(node).is_relative_to(folder)
+    return str(Path(node).relative_to(folder)) if inside else node
+
+
+def announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
+    """Say what is trained, on what and where."""
+    parameters = sum(p.numel() for p in model.denoiser.parameters())
+    log.info("data     %s: %d training items of shape %s", data.name, len(data.split("train")), list(data.shape))
+    if data.class_names:
+        log.info("classes  %s", ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names)))
+    if data.units:
+        log.info("units    %s of the data is [-1, 1] to the model", data.units)
+    log.info("path     %s", model.denoiser.sde)
+    log.info(
+        "model    %s, %s parameters, prediction %s",
+        *(cfg.network._target_, f"{parameters:,}", cfg.denoiser.get("prediction", "its own")),
+    )
+    log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
+
+
+def finish(folder: Path, metrics: dict[str, float]) -> None:
+    """Leave the loss's picture, and in the record that the run is finished: where a killed one has not done so."""
+    from sde_diffusion import pictures
+
+    if record.read(folder).get("finished", "no record"):
+        return
+    if (folder / "metrics.csv").is_file():
+        pictures.save(pictures.loss_plot(folder / "metrics.csv"), folder / "loss.png")
+    record.finish(folder, metrics)
+
+
+def conclude(folder: Path, last: Path) -> None:
+    """Say what lies where, and what to do next."""
+    log.info("")
+    log.info("Done. In %s:", folder)
+    for name, what in (
+        ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss), each complete in itself"),
+        ("samples", "sample grids along the way"),
+        ("loss.png", "training and validation loss, numbers in metrics.csv"),
+        ("noise_levels.png", "validation loss against log-SNR, numbers in noise_levels.csv"),
+        ("config.yaml", "the whole configuration, and train.log"),
+        (record.NAME, "command, resolved configuration, seeds, versions, git revision, hardware"),
+    ):
+        if (folder / name).exists():
+            log.info("  %-16s %s", name, what)
+    log.info("Next:")
+    log.info("  %s", command_line("sde_diffusion.sample", ckpt=last, n=64))
+    for name in ("evaluate", "likelihood"):
+        log.info("  %s", command_line(f"sde_diffusion.{name}", ckpt=last))

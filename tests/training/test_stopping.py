@@ -159,6 +159,7 @@ def test_a_signal_at_some_places(unbroken: tuple[int, int, dict[str, Any]], tmp_
         stopped_and_resumed(tmp_path / str(k), unbroken, k, number)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.slow
 def test_a_signal_at_every_place(unbroken: tuple[int, int, dict[str, Any]], tmp_path: Path) -> None:
     """Every function that is called in three steps; STOPPING_PART=i/n takes the i-th of n parts."""

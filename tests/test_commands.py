@@ -363,31 +363,6 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
-@pytest.mark.slow
-def test_killed_and_resumed_is_as_unbroken(command, start, tmp_path):
-    """SIGKILL after the first checkpoint; weights, averages, moments and schedule end equal to the last bit."""
-    settings = ("trainer.max_steps=1500", "trainer.val_check_interval=100", "callbacks.samples=null")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert command("train", *TINY, *settings, f"hydra.run.dir={whole}", cwd=tmp_path).status == 0
-    process = start("train", *TINY, *settings, f"hydra.run.dir={broken}", cwd=tmp_path)
-    wait_for(last(broken), process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    reached = load(last(broken))["global_step"]
-    assert reached < 1500
-    done = command("train", f"ckpt={last(broken)}", "callbacks.samples=null", cwd=tmp_path)
-    assert done.status == 0, done.err
-    a, b = load(last(whole)), load(last(broken))
-    for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
-        assert_same(a[key], b[key], key)
-    rows, wanted = steps(broken)[1], steps(whole)[1]
-    assert all(row in wanted for row in rows)
-    assert [row for row in rows if int(row["step"]) >= reached] == [
-        row for row in wanted if int(row["step"]) >= reached
-    ]
-
-
 def test_ctrl_c(start, tmp_path):
     """Status 130 and a checkpoint that can be gone on with."""
     folder = tmp_path / "run"

@@ -260,10 +260,13 @@ def histogram(values: dict[str, Tensor], label: str) -> Image.Image:
 
 def plain_numbers(axis: Any) -> None:
     """Plain numbers on a logarithmic axis: 0.3 and not 3 x 10^-1."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     low, high = sorted(axis.get_view_interval())
-    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6) if high < 100 * low else (1,)))
+    if high < 3 * low:  # a logarithmic locator would place one number there, or none
+        axis.set_major_locator(MaxNLocator(6))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6) if high < 100 * low else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

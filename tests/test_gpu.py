@@ -1,21 +1,33 @@
 """The same answers on a CUDA device as on the CPU, and no waiting for it in the walks."""
 
+import signal
+
+import numpy as np
 import pytest
 import torch
+from faults.outcomes import training
+from lightning.pytorch.callbacks import Callback
+from training.tiny import make_model, make_trainer, ring
 
 from sde_diffusion import (
     MLP,
     VPSDE,
     AncestralSampler,
+    BetaTable,
+    DEISSampler,
     DPMSolver,
+    EmpiricalDenoiser,
     GaussianMixtureDenoiser,
+    HeunSampler,
     NetworkDenoiser,
     Objective,
+    PredictorCorrector,
+    UniPC,
     elbo,
     log_likelihood,
 )
-from sde_diffusion.sampling import Noise
-from sde_diffusion.training import EDMWeighting, LogNormalTimes
+from sde_diffusion.sampling import Noise, Walk
+from sde_diffusion.training import EMA, DiscreteTimes, EDMWeighting, ImportanceTimes, LogNormalTimes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,20 +66,69 @@ def test_objective_is_the_same_and_its_gradient_too():
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
 
 
-def test_a_walk_does_not_wait_for_the_device():
-    denoiser = NetworkDenoiser(VPSDE(), MLP((4,), width=32, depth=1)).cuda().eval()
-    sampler = DPMSolver(8)
-    sampler(denoiser, (16, 4))  # the first call loads kernels
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        # One look at the finished result is allowed: it is left out by way of the walk itself.
-        from sde_diffusion.sampling import Walk
+@pytest.fixture
+def waits():
+    """Have what waits for the device raise an error from `waits()` on, till `waits("default")` or the test's end."""
 
-        with torch.no_grad():
-            walk = Walk(denoiser, Noise(range(16), (4,), "cuda"), 1e-3)
-            sampler.walk(torch.randn(16, 4, device="cuda"), walk)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    def debug(mode: str = "error") -> None:
+        torch.cuda.set_sync_debug_mode(mode)
+
+    yield debug
+    debug("default")
+
+
+SAMPLERS = (
+    *(AncestralSampler(8), AncestralSampler(8, eta=0.0), DPMSolver(8), DPMSolver(8, order=3), UniPC(8)),
+    *(HeunSampler(8), DEISSampler(8), PredictorCorrector(steps=8)),
+)
+"""torchdiffeq's solvers hold the time on the device and ask for it; torchsde's walk is looked at once at either end."""
+
+
+@pytest.mark.parametrize("kind", ["network", "mixture", "kernel"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
+def test_a_walk_does_not_wait_for_the_device(sampler, kind, waits):
+    denoiser = (
+        {
+            "network": lambda: NetworkDenoiser(VPSDE(), MLP((4,), width=32, depth=1)),
+            "mixture": lambda: GaussianMixtureDenoiser(VPSDE(), torch.randn(3, 4), 0.3),
+            "kernel": lambda: EmpiricalDenoiser(VPSDE(), torch.randn(30, 4)),
+        }[kind]()
+        .cuda()
+        .eval()
+    )
+    sampler(denoiser, (16, 4))  # the first call loads kernels
+    # Seeds and the first state are sent there once a walk.
+    walk, x = Walk(denoiser, Noise(range(16), (4,), "cuda"), 1e-3), torch.randn(16, 4, device="cuda")
+    with torch.no_grad():
+        waits()
+        sampler.walk(x, walk)
+
+
+class Steps(Callback):
+    """Call a function before some of the training steps, and another after."""
+
+    def __init__(self, before, after):
+        self.before, self.after = before, after
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if 5 <= trainer.global_step < 15:  # the first steps load kernels
+            self.before()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.after()
+
+
+TIMES = (LogNormalTimes(), ImportanceTimes(), DiscreteTimes(BetaTable(beta_end=0.0198)))
+
+
+@pytest.mark.parametrize("times", TIMES, ids=lambda times: type(times).__name__)
+def test_a_training_step_does_not_wait_for_the_device(tmp_path, times, waits):
+    steps = Steps(waits, lambda: waits("default"))
+    trainer = make_trainer(tmp_path, steps, EMA(0.9), accelerator="gpu", log_every_n_steps=50)
+    model = make_model()
+    model.objective.times = times
+    trainer.fit(model, ring())
+    assert trainer.global_step == 20
 
 
 def test_likelihoods_agree_with_the_cpu():
@@ -85,3 +146,77 @@ def test_likelihoods_agree_with_the_cpu():
         assert flow.log_prob.device.type == device
         results.append(torch.stack([flow.log_prob.cpu(), flow.std_error.cpu(), bound.log_prob.cpu()]))
     assert torch.allclose(*results, rtol=1e-4, atol=1e-3)
+
+
+GPU = ("trainer.accelerator=gpu", "trainer.devices=1")
+RUN = (
+    *GPU,
+    *("network.width=64", "network.depth=2", "data=moons", "data.n_train=2000", "data.batch_size=128"),
+    *("trainer.max_steps=60", "trainer.val_check_interval=20", "callbacks.samples.n=4", "sampler=ddpm"),
+    "sampler.steps=4",
+)
+
+
+def close(one, other, where: str = "") -> None:
+    """Assert that two nested containers hold the same, tensors to a GPU's rounding."""
+    if isinstance(one, torch.Tensor):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, msg=lambda said: f"{where}: {said}")
+    elif isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            close(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            close(a, b, f"{where}[{i}]")
+    elif isinstance(one, float):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5), where
+    elif not isinstance(one, bytes):  # of pictures and tables
+        assert one == other, where
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_stopped_run_ends_where_the_unbroken_one_does(command, tmp_path, precision):
+    run = (*RUN, f"trainer.precision={precision}")
+    whole = command("train", *run, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path, signal_at=0)
+    assert whole.status == 0, whole.err
+    expected = training(tmp_path / "whole")
+    for share, number in ((0.3, signal.SIGINT), (0.6, signal.SIGTERM)):
+        folder = tmp_path / f"stopped-{share}"
+        typed = (*run, f"hydra.run.dir={folder}")
+        done = command("train", *typed, cwd=tmp_path, signal_at=int(share * whole.calls), number=number)
+        assert done.status == 128 + number, done.err
+        again = command("train", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", cwd=tmp_path)
+        assert again.status == 0, again.err
+        close(expected, training(folder))
+
+
+@pytest.mark.timeout(300)
+def test_a_model_trained_on_the_device_is_used_on_the_cpu(command, tmp_path):
+    assert command("train", *RUN, f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path).status == 0
+    ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+    found = []
+    for device in ("cuda", "cpu"):
+        done = command("sample", ckpt, "n=16", f"device={device}", f"out={tmp_path / device}", cwd=tmp_path)
+        assert done.status == 0, done.err
+        found.append(np.load(tmp_path / device / "samples.npz")["points"])
+    torch.testing.assert_close(*(torch.as_tensor(points) for points in found), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.timeout(300)
+def test_a_full_device_is_one_message(command, trained, tmp_path):
+    """Another process, here this one, holds nearly all of the device's memory."""
+    free, _ = torch.cuda.mem_get_info()
+    held = torch.empty(free - 3 * 2**30 // 2, dtype=torch.uint8, device="cuda")
+    ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
+    wide = (*GPU, "network.width=16384", "network.depth=3", f"hydra.run.dir={tmp_path / 'run'}")
+    large = (ckpt, "n=8000000", "batch_size=8000000", "device=cuda", f"out={tmp_path / 'out'}")
+    for name, words, advice in (("train", wide, "network.width"), ("sample", large, "batch_size")):
+        done = command(name, *words, cwd=tmp_path)
+        assert done.status == 1, done.err
+        assert "Traceback" not in done.err
+        assert "error: memory of the device ran out" in done.err, done.err
+        assert advice in done.err
+    del held
+    torch.cuda.empty_cache()

@@ -112,12 +112,13 @@ def _held(name: str) -> Iterator[None]:
 
 def _remove_if_unused(folder: Path) -> None:
     """Remove an output folder that holds an empty log alone, which Hydra made before the command was refused."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         there = list(folder.iterdir())
         if all(path.suffix == ".log" and not path.stat().st_size for path in there):
             for path in there:
                 path.unlink()
-            folder.rmdir()
+            for made in (folder, *list(Path(folder.relative_to(Path.cwd())).parents)[:-1]):  # outputs/train too
+                made.rmdir()
 
 
 class RunFailedError(Exception):

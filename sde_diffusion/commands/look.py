@@ -147,6 +147,8 @@ class Look:
             kind: The class that they must be of.
             **fallbacks: Arguments in place of null.
         """
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         values = self.value(key)
         check(key, values, Mapping[str, Any])
         for name, node in values.items():
@@ -166,7 +168,10 @@ class Look:
                     arguments[argument] = fallback if node is None else build(node, f"{where}.{argument}")
             check_arguments(cls, arguments, where)
             if cls.__module__.startswith(f"{PACKAGE}.") and fallbacks:
-                call(cls, arguments, where)
+                try:
+                    call(cls, arguments, where)
+                except MisconfigurationException as error:  # of a class of Lightning's that it is made from
+                    raise UserError(f"{where}: {error}") from error
 
 
 def _find_class(key: str, target: str) -> type:

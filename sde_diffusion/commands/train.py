@@ -64,6 +64,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     _refuse(cfg, folder)
 
     import lightning.pytorch as pl
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from sde_diffusion.training.checkpoint import check_fit
     from sde_diffusion.training.weights import no_larger_than
@@ -114,6 +115,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if trainer.is_global_zero:
             log.info("Stopped by %s. %s", end.signal_name, advice)
         raise
+    except MisconfigurationException as error:  # such as a callback's, which monitors what nobody logs
+        raise UserError(f"{error}{given('callbacks')}") from error
     metrics = model.last_metrics()
     if trainer.is_global_zero:
         finish(folder, metrics)
@@ -201,6 +204,10 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
     if not any(isinstance(callback, StopBetweenSteps) for callback in callbacks):  # without LastCheckpoint
         callbacks.append(StopBetweenSteps())
+    if 0 < options["max_steps"] < (options.get("min_steps") or 0):
+        raise UserError(
+            f"trainer.min_steps={options['min_steps']} is more than trainer.max_steps={options['max_steps']}"
+        )
     try:
         trainer = Trainer(
             default_root_dir=folder,

@@ -16,7 +16,7 @@ from torch import Tensor
 from sde_diffusion.checks import as_numbers, check_count, check_finite, check_floats
 from sde_diffusion.denoiser.base import Denoiser, Prediction, check_times
 from sde_diffusion.reprs import shown
-from sde_diffusion.sde import SDE, Time, check_sde, expand, float64
+from sde_diffusion.sde import SDE, Time, check_sde, expand, float64, on_device
 
 
 class ExactPrediction(Prediction):
@@ -146,7 +146,7 @@ class GaussianMixtureDenoiser(Denoiser):
 
     def _scales(self, t: Time) -> tuple[Tensor, Tensor]:
         """alpha and sigma, shaped [1 or B, 1, 1, ...] to broadcast against [B, K, *]."""
-        t = float64(t).to(self.means.device)
+        t = on_device(float64(t), self.means.device)
         shape = (-1, *(1,) * self.means.ndim)
         return self.sde.alpha(t).reshape(shape), self.sde.sigma(t).reshape(shape)
 
@@ -221,7 +221,7 @@ class EmpiricalDenoiser(Denoiser):
         """Predict at (x_t, t), the softmax running over chunks of the data; see `Denoiser.forward`."""
         _check_like(x_t, self.data)
         t = float64(t)
-        alpha, sigma = (c.to(x_t.device).reshape(-1, 1) for c in (self.sde.alpha(t), self.sde.sigma(t)))
+        alpha, sigma = (on_device(c, x_t.device).reshape(-1, 1) for c in (self.sde.alpha(t), self.sde.sigma(t)))
         x = x_t.flatten(1).double()
         top = torch.full((len(x), 1), -math.inf, dtype=torch.float64, device=x.device)
         mass = torch.zeros_like(top)

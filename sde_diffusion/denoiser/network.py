@@ -21,7 +21,7 @@ from sde_diffusion.checks import as_number
 from sde_diffusion.denoiser.base import Denoiser, Prediction
 from sde_diffusion.denoiser.raw_network import check_output, conditions_of, takes_time
 from sde_diffusion.reprs import ShowsArguments
-from sde_diffusion.sde import SDE, Time, check_sde, expand, float64
+from sde_diffusion.sde import SDE, Time, check_sde, expand, float64, on_device
 
 
 class Parameterization(ShowsArguments, ABC):
@@ -267,7 +267,7 @@ class NetworkDenoiser(Denoiser):
         x, c_noise = expand(c_in, x_t) * x_t, self.noise_conditioning(self.sde, t)
         own = None if self._casts_inputs else self._network_dtype()
         # c_noise stays in float32 unless all of the network is in half precision, which has no digits left for 999 t.
-        c_noise = c_noise.to(device=x_t.device, dtype=own or torch.promote_types(x_t.dtype, torch.float32))
+        c_noise = on_device(c_noise, x_t.device, own or torch.promote_types(x_t.dtype, torch.float32))
         if not self._casts_inputs:
             x, c_noise = x.to(own or x_t.dtype), c_noise.expand(len(x)).contiguous()
         output = self.network(x, c_noise, **conditions)

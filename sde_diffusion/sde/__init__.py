@@ -1,6 +1,6 @@
 """How data turns into noise: Gaussian paths, their exact kernels, and grids of times."""
 
-from sde_diffusion.sde.base import SDE, Time, check_sde, expand, float64
+from sde_diffusion.sde.base import SDE, Time, check_sde, expand, float64, on_device
 from sde_diffusion.sde.grids import (
     BandLogSNR,
     BetaTable,
@@ -36,4 +36,5 @@ __all__ = [
     "check_sde",
     "expand",
     "float64",
+    "on_device",
 ]

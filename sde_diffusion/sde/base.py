@@ -55,7 +55,12 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
         return coefficient.to(x.dtype) if coefficient.device.type == "cpu" else coefficient.to(x)
     if coefficient.ndim > 1 or coefficient.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"t must be [] or [{x.shape[0]}], one time for each sample; got {list(coefficient.shape)}")
-    return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return on_device(coefficient, x.device, x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def on_device(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on a device, in a precision of its own or another; the way there from the CPU is not waited for."""
+    return value.to(device=device, dtype=dtype or value.dtype, non_blocking=value.device.type == "cpu")
 
 
 def clamp_keeping_slope(t: Tensor, low: float, high: float) -> Tensor:

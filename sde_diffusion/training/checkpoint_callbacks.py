@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,13 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     _comparable = True
+
+    # Its hints say what a configuration may hold; mypy knows no decorated constructors.
+    @functools.wraps(ModelCheckpoint.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if f"{self.filename}.ckpt" == LAST:
+            raise ValueError(f"filename={self.filename} is the name of the state to resume from: take another")
 
     @property
     def state_key(self) -> str:

@@ -114,7 +114,7 @@ class LogNormalTimes(TimeSampling):
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
         """lambda^-1(-2 (mean + std Phi^-1(u))), Phi truncated to the path's range."""
-        log_s = torch.stack([-0.5 * sde.log_snr(t) for t in (sde.t_min, sde.t_max)]).to(u.device)
+        log_s = torch.stack([-0.5 * sde.log_snr(t) for t in (sde.t_min, sde.t_max)])
         ends = (log_s - self.mean) / self.std
         # Phi loses all digits in its upper tail: a range that lies mostly there is mirrored into the lower one, where
         # it is taken by way of erfc (torch's ndtr is 0 below -9).
@@ -146,10 +146,10 @@ class DiscreteTimes(TimeSampling):
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
         """The time of level floor(u N)."""
-        times = _level_times(self.levels, sde).to(u.device)
+        times = _level_times(self.levels, sde, u.device)
         return times[(u * len(times)).long().clamp(max=len(times) - 1)]
 
 
 @lru_cache(maxsize=8)
-def _level_times(levels: Levels, sde: SDE) -> Tensor:
-    return levels.level_times(sde)
+def _level_times(levels: Levels, sde: SDE, device: torch.device) -> Tensor:
+    return levels.level_times(sde).to(device)

@@ -54,6 +54,8 @@ TRAIN = {
     "batches of nothing": (["data.batch_size=0"], ["batch_size", "at least 1"]),
     "an open bracket": (["model.lr=[1"], ["[1"]),
     "no value": (["model.lr"], ["model.lr"]),
+    "a name without an end": (["model.lr='${'"], ["model.lr", "'${'", "${seed}"]),
+    "a choice without an end": (["data='${x'"], ["'${x'", "${seed}"]),
 }
 
 

@@ -23,7 +23,13 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from sde_diffusion import signals
 from sde_diffusion.commands.configurations import check_groups, choices, config_folder, keys, module, nulls, run_folder
@@ -207,6 +213,10 @@ def explain(error: BaseException) -> str:
         return f"{unknown[1]}={unknown[2]} is not a choice{hint}; choose {unknown[1]}= from {', '.join(known)}"
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, GrammarParseError):
+            key = getattr(cause, "full_key", None)
+            where = f"{key}: " if key else ""
+            return f"{where}{str(cause).splitlines()[0]}: ${{ begins the name of another key, as in ${{seed}}"
         if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(
             getattr(cause, "parent_node", None), DictConfig
         ):
@@ -214,7 +224,7 @@ def explain(error: BaseException) -> str:
             if getattr(cause, "key", None) is not None and cause.key not in parent:
                 return unknown_key(str(cause.full_key or cause.key), parent)
         cause = cause.__cause__
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def unknown_key(key: str, parent: DictConfig) -> str:

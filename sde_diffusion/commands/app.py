@@ -214,8 +214,8 @@ def explain(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, GrammarParseError):
-            key = getattr(cause, "full_key", None)
-            where = f"{key}: " if key else ""
+            full_key = getattr(cause, "full_key", None)
+            where = f"{full_key}: " if full_key else ""
             return f"{where}{str(cause).splitlines()[0]}: ${{ begins the name of another key, as in ${{seed}}"
         if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(
             getattr(cause, "parent_node", None), DictConfig

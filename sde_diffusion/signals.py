@@ -10,6 +10,7 @@ import math
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -65,6 +66,7 @@ class _Request:
     answered: float = -math.inf  # when the handler was called last
     holding: bool = False
     pass_on: Callable[[int], Any] | None = None
+    ignore: Callable[[Any], Any] = sys.__unraisablehook__  # what is done of exceptions that Python ignores
 
 
 _request = _Request()
@@ -84,6 +86,8 @@ def listen() -> dict[signal.Signals, Any]:
         _request.number, _request.heard, _request.holding = 0, 0, False
     for number in heard:
         signal.signal(number, _hear)
+    if sys.unraisablehook is not _ignored:
+        _request.ignore, sys.unraisablehook = sys.unraisablehook, _ignored
     _watch_over_main_thread()
     return heard
 
@@ -94,6 +98,7 @@ def restore(before: dict[signal.Signals, Any]) -> None:
     if before and _hear not in before.values():
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = _request.ignore
         _request.number, _request.heard, _request.holding = 0, 0, False
 
 
@@ -144,6 +149,16 @@ def _hear(number: int, frame: Any) -> None:
             os.write(2, f"\n{name}: stopping after this step (a second signal stops at once)\n".encode())
         return
     raise Stopped(number)
+
+
+def _ignored(unraisable: Any) -> None:
+    """Send a signal once more that was raised where Python ignores exceptions: in a finalizer, a generator's end."""
+    error = unraisable.exc_value
+    if not isinstance(error, Stopped):
+        _request.ignore(unraisable)
+        return
+    _request.number = 0
+    threading.Timer(0.01, os.kill, (os.getpid(), error.number)).start()
 
 
 def _forget() -> None:

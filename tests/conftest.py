@@ -1,6 +1,7 @@
 """Settings of the whole test run, and the commands as fixtures."""
 
 import importlib
+import inspect
 import json
 import os
 import signal
@@ -130,10 +131,11 @@ def serve() -> None:
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 os.chdir(request["cwd"])
-                sys.argv = [request["command"], *request["overrides"]]
+                main = mains[request["command"]]
+                sys.argv = [inspect.getfile(main), *request["overrides"]]  # which other processes are started with
                 counted = inject(**request["faults"])
                 try:
-                    mains[request["command"]]()
+                    main()
                     status = 0
                 except SystemExit as end:
                     status = end.code or 0

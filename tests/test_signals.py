@@ -56,6 +56,12 @@ def test_raised_at_once_with_the_usual_status(program, number):
     assert ended(process) == (128 + number, "tidied up\n", "")
 
 
+def test_raised_where_python_ignores_exceptions_it_is_raised_once_more(program):
+    finalizer = "class Dies:\n  def __del__(self):\n    signals.signal.raise_signal(15)\n    len(())\n"
+    process = program(f"{finalizer}print('ready', flush=True)\nDies()\n{WAIT}")
+    assert ended(process) == (143, "ready\n", "")
+
+
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_what_is_ignored_at_the_start_stays_ignored(program, number):
     """As SIGHUP is under nohup, and SIGINT in the background of a shell."""

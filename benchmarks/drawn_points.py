@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.data_sides import extractor_for
 from sde_diffusion.commands.drawing import class_labels, measured
 from sde_diffusion.commands.loading import load_data, load_model
+from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import FrechetDistance, Pixels, fingerprint
-from sde_diffusion.sampling import Sampler
+from sde_diffusion.sampling import Sampler, Samples
 from sde_diffusion.storage.memory import check_fits
-from sde_diffusion.storage.parts import Parts
 
 
 def named(cfg: DictConfig) -> dict[str, str]:
@@ -68,6 +67,10 @@ class Model:
     denoiser: Denoiser
     n_classes: int
     digest: str
+
+
+class UnableError(Exception):
+    """A sampler cannot walk so: the table says why."""
 
 
 class Bench:
@@ -145,26 +148,33 @@ class Bench:
             "label": self.cfg.label,
             "extractor": self.extractor_digest,
         }
-        kept = Parts(self.folder / f"{point.name.replace('/', '-')}-{point.nfe}-{point.seed}", plan, self.cfg.overwrite)
-        parts = list(kept.load())
-        seeds = range(point.seed, point.seed + self.cfg.n)
-        for start in range(kept.done, len(seeds), self.cfg.batch_size):
-            some = seeds[start : start + self.cfg.batch_size]
-            conditions = {} if labels is None else {"label": labels[start : start + len(some)].to(self.device)}
-            begin = time.perf_counter()
+        folder = self.folder / f"{point.name.replace('/', '-')}-{point.nfe}-{point.seed}"
+        conditions = {} if labels is None else {"label": labels.to(self.device)}
+
+        def walk(*arguments: Any, **options: Any) -> Samples:
             try:
-                drawn = sampler(
-                    model.denoiser, (len(some), *self.data.shape), seeds=some, device=self.device, **conditions
-                )
+                return sampler(*arguments, **options)
             except (UserError, ValueError) as error:
-                return Drawn(torch.empty(0), 0, 0.0, str(error))
-            x = drawn.x.cpu()  # waits for the device
-            seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-            part = {"features": self.features(x), "nfe": torch.tensor(drawn.nfe), "seconds": seconds}
-            kept.add(len(x), part)
-            parts.append(part)
-        features = torch.cat([part["features"] for part in parts])
-        return Drawn(features, max(int(part["nfe"]) for part in parts), sum(float(part["seconds"]) for part in parts))
+                raise UnableError(str(error)) from error
+
+        try:
+            drawn = sample_in_batches(
+                walk,
+                model.denoiser,
+                self.data.shape,
+                range(point.seed, point.seed + self.cfg.n),
+                self.cfg.batch_size,
+                conditions,
+                kept=lambda x: {"features": self.features(x)},
+                held=["features"],
+                folder=folder,
+                plan=plan,
+                overwrite=self.cfg.overwrite,
+                device=self.device,
+            )
+        except UnableError as error:
+            return Drawn(torch.empty(0), 0, 0.0, str(error))
+        return Drawn(torch.cat(drawn.finished.each("features")), drawn.nfe, drawn.seconds)
 
     def metric(self, measured: list[Drawn]) -> FrechetDistance:
         """The Fréchet distance of some points' samples together."""

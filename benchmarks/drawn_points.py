@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,15 @@ class Point:
 
 @dataclass
 class Drawn:
-    """A point's samples, as features [n, F], the passes they took and the seconds; or why there are none."""
+    """A point's samples, as features [n, F], the passes they took, the seconds and the sizes of the batches; or why
+    there are none.
+    """
 
     features: Tensor
     nfe: int
     seconds: float
     reason: str = ""
+    batch_sizes: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,8 @@ class Bench:
             )
         except UnableError as error:
             return Drawn(torch.empty(0), 0, 0.0, str(error))
-        return Drawn(torch.cat(drawn.finished.each("features")), drawn.nfe, drawn.seconds)
+        done = drawn.finished
+        return Drawn(torch.cat(done.each("features")), drawn.nfe, drawn.seconds, batch_sizes=done.sizes)
 
     def metric(self, measured: list[Drawn]) -> FrechetDistance:
         """The Fréchet distance of some points' samples together."""

@@ -74,6 +74,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     about = {
         "settings": plain(cfg),
         "checkpoint_sha256": {name: model.digest for name, model in bench.models.items()},
+        "batch_sizes": sorted({size for one in found.values() for size in one.batch_sizes}),  # that memory allowed
         **record.provenance(),
     }
     if cfg.wandb:

@@ -57,14 +57,15 @@ class ScoringRun:
         }
         self.folder = folder
         self.seconds, self.scored_now = 0.0, 0.0
-        self.sizes = [int(cfg.batch_size)]  # of batches; the last one counts for the next split, too
+        self.size = int(cfg.batch_size)  # items at once, fewer from where memory ran out
+        self.sizes: list[int] = []
 
     def score(self, data: ScoredData, split: str) -> dict[str, Tensor]:
         """Scores of each item of a split, in order, until the standard error is small enough."""
         cfg, name = self.cfg, f"{data.name} {split}"
         items = data.items(split)
         n = len(items)
-        log.info("%s: %d items, %d at once; %s", name, n, min(n, self.sizes[-1]), self._passes())
+        log.info("%s: %d items, %d at once; %s", name, n, min(n, self.size), self._passes())
 
         def work(some: range, shown: Bar) -> dict[str, Tensor]:
             begin = time.perf_counter()
@@ -92,7 +93,7 @@ class ScoringRun:
         done = in_batches(
             name,
             n,
-            self.sizes[-1],
+            self.size,
             work,
             self.folder / f"{data.role}-{split}",
             {**self.plan, "data": data.name, "split": split, "digest": data.parts[split].digest()},
@@ -100,6 +101,7 @@ class ScoringRun:
             enough=enough,
         )
         self.seconds += sum(map(float, done.each("seconds")))
+        self.size = min(self.size, done.sizes[-1])
         self.sizes += [size for size in done.sizes if size not in self.sizes]
         names = [name for name in ("index", *SCORES) if name in done.results[0]]
         scores = {name: torch.cat(done.each(name)) for name in names}

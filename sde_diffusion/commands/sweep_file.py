@@ -121,16 +121,11 @@ class Sweep:
         Raises:
             UserError: If a value makes it more than settings; see `sweep_safety`.
         """
-        from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-
-        filled = create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
-        filled.update(env=["/usr/bin/env"], interpreter=["python"], program=[self.program])
-        words: list[str] = []
-        for word in create_sweep_command(list(self.command)):
-            macro = word.startswith("${") and word.endswith("}")
-            words += filled.get(word[2:-1], []) if macro else [word]
-        check_settings(str(self.path), filled["args_no_hyphens"])
-        return words
+        values = [f"{key}={value}" for key, value in point.items()]
+        check_settings(str(self.path), values)
+        filled = {"${env}": ["/usr/bin/env"], "${interpreter}": ["python"], "${program}": [self.program]}
+        filled["${args_no_hyphens}"] = values
+        return [word for each in self.command for word in filled.get(each, [each])]
 
     def swept(self) -> list[str]:
         """The keys that differ between runs."""

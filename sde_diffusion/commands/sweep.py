@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -154,19 +154,14 @@ def _keep_plan(out: Path, described: Sweep, cfg: DictConfig, added: Sequence[str
 
 def _run_all(runs: Sequence[Run], described: Sweep) -> list[Run]:
     """Run what is not finished; returns the runs that failed."""
-    for run in runs:
-        if run.output.is_file() and not _finished(run):
-            with run.output.open("a") as output:
-                _hold(output, run)
-    waiting = [run for run in runs if not _finished(run)]
-    failed: list[Run] = []
+    waiting, failed = [run for run in runs if not _finished(run)], []
     with progress.bar("", len(runs), len(runs) - len(waiting)) as bar:
         for run in waiting:
             name = f"run {runs.index(run) + 1} of {len(runs)}"
             bar.update(name=name)
             if _execute(run):
-                result = _result(run, described)
-                log.info("%s  %s %.5g  %s", name, described.metric, result.best, _values(run.point, described.swept()))
+                best = _result(run, described).best
+                log.info("%s  %s %.5g  %s", name, described.metric, best, _values(run.point, described.swept()))
             else:
                 failed.append(run)
                 last = run.output.read_text(errors="replace").strip().splitlines()[-5:]
@@ -176,14 +171,20 @@ def _run_all(runs: Sequence[Run], described: Sweep) -> list[Run]:
 
 
 def _execute(run: Run) -> bool:
-    """Run one command line to its end, from the beginning."""
-    shutil.rmtree(run.folder, ignore_errors=True)  # what a killed sweep left of it
-    run.folder.mkdir(parents=True, exist_ok=True)  # where not all of it could be removed
+    """Run one command line to its end, from the beginning; True if it ended well."""
+    run.output.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "WANDB_MODE": "offline"}  # nothing goes over the network
     # Not the file's words for the program, but the program that they stand for: this package's, by this interpreter.
     words = [sys.executable, "-m", MODULE, *run.overrides, f"hydra.run.dir={hydra_value(run.folder)}"]
     with run.output.open("a") as output:
-        _hold(output, run)
+        # The run inherits the lock on its output: where a sweep was killed, its run may live on.
+        if lock(output.fileno()) is False:
+            log.info("waiting for run %s, which a killed sweep has left at work", run.folder.name)
+            lock(output.fileno(), wait=True)
+            if _finished(run):
+                return True
+        shutil.rmtree(run.folder, ignore_errors=True)  # what a killed sweep left of it
+        run.folder.mkdir(exist_ok=True)  # where not all of it could be removed
         output.truncate(0)
         signals.hold()  # so that there is no moment at which a run has begun that a signal would not end too
         process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -200,13 +201,6 @@ def _execute(run: Run) -> bool:
                 process.kill()
                 process.wait()
     return process.returncode == 0 and _finished(run)
-
-
-def _hold(output: IO[str], run: Run) -> None:
-    """Lock a run's output, which the run inherits; where a sweep was killed and its run lives on, wait for its end."""
-    if lock(output.fileno()) is False:
-        log.info("waiting for run %s, which a killed sweep has left at work", run.folder.name)
-        lock(output.fileno(), wait=True)
 
 
 def _finished(run: Run) -> bool:

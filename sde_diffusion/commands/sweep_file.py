@@ -71,7 +71,6 @@ class Sweep:
         metric: The metric's name, as runs log it.
         goal: minimize or maximize.
         command: The command with wandb's macros in it.
-        program: The program.
         parameters: wandb's description of each swept key's values.
         run_cap: How many runs at most; None: no limit.
         early_terminate: Whether the server would stop unpromising runs.
@@ -83,7 +82,6 @@ class Sweep:
     metric: str
     goal: str
     command: list[str]
-    program: str
     parameters: dict[str, dict[str, Any]]
     run_cap: int | None
     early_terminate: bool
@@ -123,7 +121,7 @@ class Sweep:
         """
         values = [f"{key}={value}" for key, value in point.items()]
         check_settings(str(self.path), values)
-        filled = {"${env}": ["/usr/bin/env"], "${interpreter}": ["python"], "${program}": [self.program]}
+        filled = {"${env}": ["/usr/bin/env"], "${interpreter}": ["python"], "${program}": [MODULE]}
         filled["${args_no_hyphens}"] = values
         return [word for each in self.command for word in filled.get(each, [each])]
 
@@ -176,7 +174,6 @@ def read_sweep(path: Path) -> Sweep:
         metric=str(metric["name"]),
         goal=metric["goal"],
         command=command,
-        program=MODULE,
         parameters=described,
         run_cap=cap,
         early_terminate=bool(raw.get("early_terminate")),

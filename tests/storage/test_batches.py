@@ -121,12 +121,14 @@ def test_a_signal_keeps_what_is_done(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
         return Squares()(items, shown)
 
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
     before = signals.listen()
     try:
         with pytest.raises(signals.Stopped):
             in_batches("squaring", 7, 2, interrupted, tmp_path / "kept")
     finally:
         signals.restore(before)
+        signal.signal(signal.SIGINT, own)
     work = Squares()
     done = in_batches("squaring", 7, 2, work, tmp_path / "kept")
     assert work.asked == [(4, 6), (6, 7)]

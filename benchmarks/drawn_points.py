@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.data_sides import extractor_for
+from sde_diffusion.commands.data_sides import extractor_for, resumed_features
 from sde_diffusion.commands.drawing import class_labels, measured
 from sde_diffusion.commands.loading import load_data, load_model
 from sde_diffusion.commands.sampling_run import sample_in_batches
@@ -104,16 +104,17 @@ class Bench:
         self.extractor_name, extractor = extractor_for(cfg.extractor, self.data, n)
         self.extractor = extractor.to(self.device)
         self.extractor_digest = fingerprint(extractor)
-        self.real = self.features(self.data.tensor(cfg.split))
-        wanted = f"n={cfg.n} samples as {self.real.shape[1]} features"
-        check_fits(wanted, 8 * cfg.n * self.real.shape[1], "take fewer")
-        least = 2 * self.real.shape[1] + 2
-        if min(len(self.real), cfg.n * len(cfg.seeds)) < least:
+        real, width = self.data.tensor(cfg.split), int(self.extractor.num_features)
+        check_fits(f"n={cfg.n} samples as {width} features", 8 * cfg.n * width, "take fewer")
+        least = 2 * width + 2
+        if min(len(real), cfg.n * len(cfg.seeds)) < least:
             raise UserError(
-                f"intervals of the Fréchet distance in {self.real.shape[1]} features ({self.extractor_name}) need at "
-                f"least {least} samples and data; got n={cfg.n * len(cfg.seeds)} and {len(self.real)} of the "
-                f"{cfg.split} split: draw more, or take an extractor with fewer features"
+                f"intervals of the Fréchet distance in {width} features ({self.extractor_name}) need at least {least} "
+                f"samples and data; got n={cfg.n * len(cfg.seeds)} and {len(real)} of the {cfg.split} split: draw "
+                "more, or take an extractor with fewer features"
             )
+        parts, plan = torch.split(real, cfg.batch_size), {"extractor": self.extractor_digest}
+        self.real = resumed_features(self.features, lambda: parts, folder / "reference", plan)
 
     @property
     def rows(self) -> dict[str, tuple[str, str]]:

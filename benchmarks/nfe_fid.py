@@ -54,7 +54,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     bench = Bench(cfg, out / ".points")
     points = [Point(name, nfe, seed) for nfe in sorted(cfg.nfe) for name in bench.rows for seed in cfg.seeds]
     found: dict[Point, Drawn] = {}
-    if kept := len(list((out / ".points").glob("*"))):
+    if kept := len(list((out / ".points").glob("*-*"))):
         log.info("resuming: %d of %d points are finished or begun", kept, len(points))
     with progress.bar("network passes", sum(point.nfe for point in points)) as bar:
         for point in points:

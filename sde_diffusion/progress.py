@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SECONDS = 30.0
 """Between two lines where there is no terminal; a fiftieth of the time so far where that is longer."""
@@ -106,6 +108,14 @@ def bar(name: str, total: float | None, completed: float = 0, quiet: bool = Fals
         finally:
             _display = outer
             display.remove_task(shown.id)
+
+
+def counted(items: Iterable[T], name: str, total: int) -> Iterator[T]:
+    """The items, with a bar over them while they are gone through."""
+    with bar(name, total) as shown:
+        for item in items:
+            yield item
+            shown.update(advance=1)
 
 
 @contextmanager

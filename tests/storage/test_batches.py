@@ -67,6 +67,8 @@ def test_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = in_batches("squaring", 5, 3, Squares())
     assert torch.cat(done.each("y")).equal(squares(5))
+    light = in_batches("squaring", 5, 3, Squares(), held=["first"])
+    assert [list(result) for result in light.results] == [["first"]] * 2
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
         in_batches("squaring", 5, 0, Squares())

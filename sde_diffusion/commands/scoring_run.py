@@ -81,10 +81,11 @@ class ScoringRun:
             shown.update(text=f"{plus_minus(mean, error)} {'bits' if self.scoring.levels else 'nats'}/dim")
             if cfg.target_se is None:
                 return False
-            if error is not None and error <= cfg.target_se and len(done.results) > 1:
+            small = error is not None and error <= cfg.target_se
+            if small and len(done.results) > 1:
                 log.info("%s: target_se=%g reached with %d of %d items", name, cfg.target_se, done.n, n)
                 return True
-            if done.n == n:
+            if done.n == n and not small:
                 known = "nothing known" if error is None else f"{error:.4g}"
                 words = "%s: all %d items give a standard error of %s, more than target_se=%g"
                 log.warning(words, name, n, known, cfg.target_se)

@@ -107,8 +107,7 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
     results = [_result(run, described) for run in runs if run not in failed]
     results.sort(key=lambda result: result.best if described.goal == "minimize" else -result.best)
     if results:
-        _write_table(out / "runs.csv", described, results)
-        _tell(described, results)
+        _tell(out / "runs.csv", described, results)
     if failed:
         names = ", ".join(str(run.output) for run in failed)
         raise UserError(
@@ -234,28 +233,28 @@ def _values(point: Point, keys: Sequence[str]) -> str:
     return "  ".join(f"{key}={point[key]}" for key in keys)
 
 
-def _write_table(path: Path, described: Sweep, results: Sequence[Result]) -> None:
+def _row(described: Sweep, result: Result) -> dict[str, Any]:
+    """What the table says of a run."""
+    last = dict(word.split("=", 1) for word in result.run.overrides if "=" in word)  # of two the last counts
+    figures = {"run": result.run.folder.name, described.metric: result.best, "step": result.step, "last": result.last}
+    return {**figures, **{key: last[key] for key in described.parameters}, "command": shlex.join(result.run.words)}
+
+
+def _tell(path: Path, described: Sweep, results: Sequence[Result]) -> None:
+    """Write and print the runs in order, and print the best one's command."""
+    rows = [_row(described, result) for result in results]
     with writing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", described.metric, "step", "last", *described.parameters, "command"])
-        for result in results:
-            run = result.run
-            figures = [run.folder.name, result.best, result.step, result.last]
-            last = dict(word.split("=", 1) for word in run.overrides if "=" in word)  # of two the last counts
-            writer.writerow([*figures, *(last[key] for key in run.point), shlex.join(run.words)])
-
-
-def _tell(described: Sweep, results: Sequence[Result]) -> None:
-    """Print the runs in order and the best one's command."""
-    keys = described.swept()
-    rows = [["run", described.metric, "at step", "last", *keys]]
-    for result in results:
-        figures = [result.run.folder.name, f"{result.best:.5f}", str(result.step), f"{result.last:.5f}"]
-        rows.append([*figures, *(str(result.run.point[key]) for key in keys)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    columns = ["run", described.metric, "step", "last", *described.swept()]
+    cells = [
+        [f"{row[name]:.5f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     log.info("")
-    for row in rows:
-        log.info("%s", "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    for line in (columns, *cells):
+        log.info("%s", "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
     best = results[0].run
     log.info("")
     log.info("Best: %s (%s)", best.folder, "its lowest" if described.goal == "minimize" else "its highest")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.data_sides import extractor_for
+from sde_diffusion.commands.data_sides import extractor_for, resumed_features
 from sde_diffusion.commands.drawing import class_labels, measured
 from sde_diffusion.commands.loading import load_data, load_model
+from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import FrechetDistance, Pixels, fingerprint
-from sde_diffusion.sampling import Sampler
+from sde_diffusion.sampling import Sampler, Samples
 from sde_diffusion.storage.memory import check_fits
-from sde_diffusion.storage.parts import Parts
 
 
 def named(cfg: DictConfig) -> dict[str, str]:
@@ -53,12 +53,15 @@ class Point:
 
 @dataclass
 class Drawn:
-    """A point's samples, as features [n, F], the passes they took and the seconds; or why there are none."""
+    """A point's samples, as features [n, F], the passes they took, the seconds and the sizes of the batches; or why
+    there are none.
+    """
 
     features: Tensor
     nfe: int
     seconds: float
     reason: str = ""
+    batch_sizes: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class Model:
     denoiser: Denoiser
     n_classes: int
     digest: str
+
+
+class UnableError(Exception):
+    """A sampler cannot walk so: the table says why."""
 
 
 class Bench:
@@ -97,16 +104,17 @@ class Bench:
         self.extractor_name, extractor = extractor_for(cfg.extractor, self.data, n)
         self.extractor = extractor.to(self.device)
         self.extractor_digest = fingerprint(extractor)
-        self.real = self.features(self.data.tensor(cfg.split))
-        wanted = f"n={cfg.n} samples as {self.real.shape[1]} features"
-        check_fits(wanted, 8 * cfg.n * self.real.shape[1], "take fewer")
-        least = 2 * self.real.shape[1] + 2
-        if min(len(self.real), cfg.n * len(cfg.seeds)) < least:
+        real, width = self.data.tensor(cfg.split), int(self.extractor.num_features)
+        check_fits(f"n={cfg.n} samples as {width} features", 8 * cfg.n * width, "take fewer")
+        least = 2 * width + 2
+        if min(len(real), cfg.n * len(cfg.seeds)) < least:
             raise UserError(
-                f"intervals of the Fréchet distance in {self.real.shape[1]} features ({self.extractor_name}) need at "
-                f"least {least} samples and data; got n={cfg.n * len(cfg.seeds)} and {len(self.real)} of the "
-                f"{cfg.split} split: draw more, or take an extractor with fewer features"
+                f"intervals of the Fréchet distance in {width} features ({self.extractor_name}) need at least {least} "
+                f"samples and data; got n={cfg.n * len(cfg.seeds)} and {len(real)} of the {cfg.split} split: draw "
+                "more, or take an extractor with fewer features"
             )
+        parts, plan = torch.split(real, cfg.batch_size), {"extractor": self.extractor_digest}
+        self.real = resumed_features(self.features, lambda: parts, folder / "reference", plan)
 
     @property
     def rows(self) -> dict[str, tuple[str, str]]:
@@ -145,26 +153,34 @@ class Bench:
             "label": self.cfg.label,
             "extractor": self.extractor_digest,
         }
-        kept = Parts(self.folder / f"{point.name.replace('/', '-')}-{point.nfe}-{point.seed}", plan, self.cfg.overwrite)
-        parts = list(kept.load())
-        seeds = range(point.seed, point.seed + self.cfg.n)
-        for start in range(kept.done, len(seeds), self.cfg.batch_size):
-            some = seeds[start : start + self.cfg.batch_size]
-            conditions = {} if labels is None else {"label": labels[start : start + len(some)].to(self.device)}
-            begin = time.perf_counter()
+        folder = self.folder / f"{point.name.replace('/', '-')}-{point.nfe}-{point.seed}"
+        conditions = {} if labels is None else {"label": labels.to(self.device)}
+
+        def walk(*arguments: Any, **options: Any) -> Samples:
             try:
-                drawn = sampler(
-                    model.denoiser, (len(some), *self.data.shape), seeds=some, device=self.device, **conditions
-                )
+                return sampler(*arguments, **options)
             except (UserError, ValueError) as error:
-                return Drawn(torch.empty(0), 0, 0.0, str(error))
-            x = drawn.x.cpu()  # waits for the device
-            seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-            part = {"features": self.features(x), "nfe": torch.tensor(drawn.nfe), "seconds": seconds}
-            kept.add(len(x), part)
-            parts.append(part)
-        features = torch.cat([part["features"] for part in parts])
-        return Drawn(features, max(int(part["nfe"]) for part in parts), sum(float(part["seconds"]) for part in parts))
+                raise UnableError(str(error)) from error
+
+        try:
+            drawn = sample_in_batches(
+                walk,
+                model.denoiser,
+                self.data.shape,
+                range(point.seed, point.seed + self.cfg.n),
+                self.cfg.batch_size,
+                conditions,
+                kept=lambda x: {"features": self.features(x)},
+                held=["features"],
+                folder=folder,
+                plan=plan,
+                overwrite=self.cfg.overwrite,
+                device=self.device,
+            )
+        except UnableError as error:
+            return Drawn(torch.empty(0), 0, 0.0, str(error))
+        done = drawn.finished
+        return Drawn(torch.cat(done.each("features")), drawn.nfe, drawn.seconds, batch_sizes=done.sizes)
 
     def metric(self, measured: list[Drawn]) -> FrechetDistance:
         """The Fréchet distance of some points' samples together."""

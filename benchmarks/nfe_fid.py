@@ -54,7 +54,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     bench = Bench(cfg, out / ".points")
     points = [Point(name, nfe, seed) for nfe in sorted(cfg.nfe) for name in bench.rows for seed in cfg.seeds]
     found: dict[Point, Drawn] = {}
-    if kept := len(list((out / ".points").glob("*"))):
+    if kept := len(list((out / ".points").glob("*-*"))):
         log.info("resuming: %d of %d points are finished or begun", kept, len(points))
     with progress.bar("network passes", sum(point.nfe for point in points)) as bar:
         for point in points:
@@ -74,6 +74,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     about = {
         "settings": plain(cfg),
         "checkpoint_sha256": {name: model.digest for name, model in bench.models.items()},
+        "batch_sizes": sorted({size for one in found.values() for size in one.batch_sizes}),  # that memory allowed
         **record.provenance(),
     }
     if cfg.wandb:

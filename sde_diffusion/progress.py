@@ -1,72 +1,149 @@
-"""Progress of long work: a bar on a terminal, elsewhere a line in the log now and then."""
+"""Progress of long work: bars on a terminal, elsewhere a line in the log now and then."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 SECONDS = 30.0
-"""Between two lines where there is no terminal."""
+"""Between two lines where there is no terminal; a fiftieth of the time so far where that is longer."""
+
+_display: Progress | None = None
+"""Where bars are drawn: work within other work has its bar below that one's."""
 
 
 class Bar:
     """How far a piece of work has come; see `bar`."""
 
-    def __init__(self, progress: Progress, description: str, total: float | None, completed: int) -> None:
-        self._progress = progress
-        self._id = progress.add_task(description, total=total, completed=completed, text="")
-        self._text = ""
-        self._told = time.monotonic()
+    def __init__(self, display: Progress, name: str, total: float | None, completed: float, quiet: bool) -> None:
+        self.name, self.total, self.completed, self.text = name, total, completed, ""
+        self._display, self._quiet, self._before, self._limit = display, quiet, completed, math.inf
+        self._begun = self._told = time.perf_counter()
+        self.id = display.add_task(name, total=total, completed=int(completed), visible=not quiet, text="", left="")
 
     def update(
-        self, completed: float | None = None, advance: float | None = None, text: str | None = None, name: str = ""
+        self,
+        completed: float | None = None,
+        advance: float = 0,
+        text: str | None = None,
+        name: str = "",
+        limit: float = math.inf,
+        stays: bool = False,
     ) -> None:
         """Say how far the work has come.
 
         Args:
             completed: How much is done, of `total`.
-            advance: How much more is done, in place of `completed`.
+            advance: How much more is done.
             text: What to show beside, such as the figure so far.
-            name: A new description.
+            name: A new name of what is done.
+            limit: Seconds after which it ends whatever is done.
+            stays: Leave a line that stays, on a terminal too.
         """
-        self._text = self._text if text is None else text
-        self._progress.update(self._id, completed=completed, advance=advance, description=name or None, text=self._text)
-        if self._progress.disable and time.monotonic() - self._told >= SECONDS:
-            self._told = time.monotonic()
+        self.completed = (self.completed if completed is None else completed) + advance
+        self.text, self.name, self._limit = self.text if text is None else text, name or self.name, limit
+        left = "" if self._left is None else f"{_clock(self._left)} left"
+        self._display.update(self.id, completed=self.completed, description=self.name, text=self.text, left=left)
+        if stays or self.due:
             self._tell()
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a line."""
+        now = time.perf_counter()
+        return self._display.disable and now - self._told >= max(SECONDS, 0.02 * (now - self._begun))
+
     def _tell(self) -> None:
-        task = self._progress.tasks[self._id]
-        done = f"{task.completed:,.0f}" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f}"
-        left = "" if task.time_remaining is None else f", about {_clock(task.time_remaining)} left"
-        text = f"  ({self._text})" if self._text else ""
-        log.info("%s  %s, %s so far%s%s", task.description, done, _clock(task.elapsed or 0.0), left, text)
+        self._told = time.perf_counter()
+        if self._quiet:
+            return
+        done = f"{self.completed:,.0f}" if self.total is None else f"{self.completed:,.0f} of {self.total:,.0f}"
+        left = "" if self._left is None else f", about {_clock(self._left)} left"
+        text = f"  ({self.text})" if self.text else ""
+        log.info("%s  %s, %s so far%s%s", self.name, done, _clock(self._told - self._begun), left, text)
+
+    @property
+    def _left(self) -> float | None:
+        """Seconds that the rest takes at the pace so far; None where that is not known."""
+        made = self.completed - self._before
+        rest = math.inf if self.total is None or made <= 0 else (self.total - self.completed) / made
+        seconds = min(rest * (time.perf_counter() - self._begun), self._limit)
+        return seconds if math.isfinite(seconds) else None
 
 
 @contextmanager
-def bar(description: str, total: float | None, completed: int = 0) -> Iterator[Bar]:
+def bar(name: str, total: float | None, completed: float = 0, quiet: bool = False) -> Iterator[Bar]:
     """Show the progress of a block of work: a bar with the time left, or without a terminal a line every 30 s.
 
     Args:
-        description: What is done, such as "sampling".
+        name: What is done, such as "sampling".
         total: How much there is to do; None if that is not known.
         completed: How much of it was done before.
+        quiet: Show nothing, as all processes but the first do.
 
     Yields:
         What to tell the progress to.
     """
+    global _display
+    outer = _display
+    display = outer or _new_display()
+    with nullcontext() if outer else display:
+        shown = Bar(display, name, total, completed, quiet)
+        _display = display
+        try:
+            yield shown
+        finally:
+            _display = outer
+            display.remove_task(shown.id)
+
+
+def counted(items: Iterable[T], name: str, total: int) -> Iterator[T]:
+    """The items, with a bar over them while they are gone through."""
+    with bar(name, total) as shown:
+        for item in items:
+            yield item
+            shown.update(advance=1)
+
+
+@contextmanager
+def passes(shown: Bar, module: nn.Module) -> Iterator[None]:
+    """Show how often a module is called in a block, beside the text that was there, so that long work shows that it
+    goes on.
+    """
+    made, text = 0, shown.text
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        shown.update(text=f"{text}{'; ' if text else ''}pass {made:,} of this batch")
+
+    handle = module.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+        shown.text = text
+
+
+def _new_display() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    progress = Progress(*columns, *times, transient=True, get_time=time.monotonic)
-    progress.disable = not progress.console.is_terminal
-    with progress:
-        yield Bar(progress, description, total, completed)
+    times = (TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+    display = Progress(*columns, *times, transient=True)
+    display.disable = not display.console.is_terminal
+    return display
 
 
 def _clock(seconds: float) -> str:

@@ -175,7 +175,10 @@ def _watch_over_main_thread() -> None:
     """End the process where a signal is to end it and Python's handler is not called, as in a collective that hangs.
 
     Python calls handlers when the main thread comes back from C; the number of a signal goes into a pipe at once.
+    Where the system is not POSIX, pipes cannot be watched so, and such a process goes on.
     """
+    if not hasattr(os, "register_at_fork"):
+        return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

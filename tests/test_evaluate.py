@@ -8,6 +8,7 @@ import torch
 from conftest import TINY
 from test_sample_resume import SLOW_STEPS, wait_for_parts
 
+from sde_diffusion.commands.data_sides import resumed_features
 from sde_diffusion.data import Digits
 from sde_diffusion.metrics import PRDC, KernelDistance, load_extractor
 from sde_diffusion.storage.record import git_state
@@ -231,3 +232,27 @@ def test_refused(case, command, tmp_path):
     for part in parts:
         assert part in done.err, (part, done.err)
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_features_resume_after_their_last_batch(tmp_path):
+    """As those of a slow extractor do when it was killed; those of other samples begin anew."""
+    x, seen = torch.arange(21.0).reshape(7, 3), []
+
+    def features(x, at_most=9, **plan):
+        seen.clear()
+
+        def of(some):
+            if len(seen) == at_most:
+                raise SystemExit
+            seen.append(len(some))
+            return 2 * some
+
+        return resumed_features(of, lambda: iter(x.split(2)), tmp_path / "kept", plan)
+
+    with pytest.raises(SystemExit):
+        features(x, at_most=3, extractor="a")
+    assert features(x, extractor="a").equal(2 * x)
+    assert seen == [1]
+    assert features(x, extractor="b").equal(2 * x)
+    assert features(x + 1, extractor="b").equal(2 * x + 2)
+    assert seen == [2, 2, 2, 1]

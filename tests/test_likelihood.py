@@ -231,33 +231,39 @@ def test_what_stands_there_is_kept(scored, command, trained, tmp_path):
     assert (out / "likelihood.json").read_bytes() == before
 
 
-def test_memory_that_does_not_hold_a_batch(trained, monkeypatch, caplog):
-    """Halved until it fits, said once; every item is scored, in order, with its own seed."""
+def test_memory_that_does_not_hold_a_batch(trained, tmp_path, caplog):
+    """Halved until it fits, said once, for the next split too; every item is scored, in order, with its own seed."""
     from omegaconf import OmegaConf
 
     from sde_diffusion.commands.scored_data import ScoredData
     from sde_diffusion.commands.scoring_run import ScoringRun
+    from sde_diffusion.density.scoring import Scoring
 
     model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
     splits = build(model.data["config"]).prepare().splits
     asked = []
 
-    def score(denoiser, x, seeds, prior):
-        asked.append(len(x))
-        if len(x) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(seeds)}
+    class Stub(Scoring):
+        def __call__(self, denoiser, x, seeds, prior):
+            asked.append(len(x))
+            if len(x) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(seeds)}
 
-    cfg = OmegaConf.create({"ckpt": str(trained / "checkpoints" / "last.ckpt"), "seed": 7, "batch_size": 20})
-    run = ScoringRun(cfg, model, torch.device("cpu"), score, GaussianPrior(0.0, 1.0), trained)
-    data = ScoredData("digits", "own", splits, None, None, 0)
-    items = data.items("test")[40:60]
-    x = splits["test"].tensor(items)
-    for turn in range(2):
-        scores = run._batch(data, "test", 40, items)["log_prob"]
-        assert torch.equal(scores, x.flatten(1).sum(1).double() + 7 + items)
-        assert asked == ([20, 10, 5, 5, 5, 5] if not turn else [5] * 4)
+    cfg = OmegaConf.create({"seed": 7, "batch_size": 20, "target_se": None, "overwrite": False})
+    prior = GaussianPrior(0.0, 1.0)
+    stub = Stub(None, flow={"method": "euler", "steps": 2}, bound=None)
+    run = ScoringRun(cfg, model, torch.device("cpu"), stub, prior, tmp_path)
+    data = ScoredData("digits", "own", splits, 40, None, 0)
+    for split in ("test", "val"):
+        items = data.items(split)
+        scores = run.score(data, split)
+        x = splits[split].tensor(items)
+        expected = x.flatten(1).sum(1).double() + 7 + items
+        assert torch.equal(scores["log_prob"], expected[items.argsort()])
+        assert asked == ([20, 10] if split == "test" else []) + [5] * 8
         asked.clear()
+    assert run.sizes == [5]
     assert [record.getMessage() for record in caplog.records] == [
         "ran out of memory with 20 items at once: trying half as many"
     ]
@@ -288,7 +294,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
     for role in ("rows", "against"):
         data = ScoredData("rows", role, {"rows": Split(x)}, None, None, 0)
         part = ScoringRun(cfg, model, torch.device("cpu"), Stub(None), GaussianPrior(0.0, 1.0), trained)._batch(
-            data, "rows", 0, data.items("rows")
+            data, "rows", data.items("rows")
         )
         scores = dict(zip(part["index"].long().tolist(), part["log_prob"].tolist(), strict=True))
         for i in range(20):
@@ -299,7 +305,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
     own = ScoredData("rows", "own", {"rows": Split(x)}, None, None, 0)
     with pytest.raises(UserError, match="tolerance"):
         ScoringRun(cfg, model, torch.device("cpu"), Stub(None), GaussianPrior(0.0, 1.0), trained)._batch(
-            own, "rows", 0, own.items("rows")
+            own, "rows", own.items("rows")
         )
 
 

@@ -1,6 +1,9 @@
 """Progress without a terminal."""
 
 import logging
+from contextlib import suppress
+
+import torch
 
 from sde_diffusion import progress
 
@@ -8,7 +11,7 @@ from sde_diffusion import progress
 def test_lines_now_and_then(monkeypatch, caplog):
     """One line for each 30 seconds that pass, with the time that is left at the pace so far."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     caplog.set_level(logging.INFO)
     with progress.bar("sampling", total=200) as bar:
         for step in range(1, 101):
@@ -25,6 +28,44 @@ def test_silence_for_short_work(caplog):
     with progress.bar("sampling", total=None, completed=3) as bar:
         bar.update(advance=1, name="drawing")
     assert not caplog.records
+
+
+def test_work_within_work_shares_the_display(monkeypatch, caplog):
+    """Its bar comes and goes below the other's, also where it ends with an error; a quiet one leaves no lines."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    caplog.set_level(logging.INFO)
+    module = torch.nn.Identity()
+    with progress.bar("points", total=2) as outer:
+        for quiet in (False, True):
+            with suppress(ZeroDivisionError), progress.bar("sampling", total=8, quiet=quiet) as inner:
+                assert inner._display is outer._display
+                assert len(outer._display.tasks) == 2
+                inner.text = "0.5 bits/dim"
+                with progress.passes(inner, module):
+                    module(torch.zeros(1))
+                    now[0] += 40
+                    module(torch.zeros(1))
+                raise ZeroDivisionError
+            assert [task.id for task in outer._display.tasks] == [outer.id]
+    assert progress._display is None
+    module(torch.zeros(1))  # no longer counted
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["sampling  0 of 8, 0:40 so far  (0.5 bits/dim; pass 2 of this batch)"]
+
+
+def test_no_more_lines_than_long_work_needs(monkeypatch, caplog):
+    """Of ten hours one each fiftieth of the time so far; the time left is never more than a limit allows."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    caplog.set_level(logging.INFO)
+    with progress.bar("step", total=None) as bar:
+        for step in range(3600):
+            now[0] += 10.0
+            bar.update(completed=step, limit=36_000 - now[0])
+    lines = [record.getMessage() for record in caplog.records]
+    assert 170 < len(lines) < 220  # 50 in the first 25 minutes, then 1 + 50 ln(24)
+    assert lines[0] == "step  2, 0:30 so far, about 9:59:30 left"
 
 
 def test_clock():

@@ -6,9 +6,10 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -34,6 +35,8 @@ from sde_diffusion.metrics import (
     reference_statistics,
     untrained_name,
 )
+from sde_diffusion.progress import Bar
+from sde_diffusion.storage.batches import in_batches
 from sde_diffusion.storage.files import read_json, writing
 
 _PCA_ITEMS = 2000  # of the training split, of which components are taken
@@ -76,10 +79,11 @@ class DataSides:
             for side, batches in self.batches.items()
         }
 
-    def fill(self, features: Features) -> None:
-        """Put the sides' features, from the cache where they were made before."""
+    def fill(self, features: Features, folder: Path) -> None:
+        """Put the sides' features, from the cache where they were made before; unfinished ones are kept in `folder`."""
         for side, key in self.keys.items():
-            make = functools.partial(features.make, self.extractor, side)
+            of = functools.partial(features.of, self.extractor)
+            make = functools.partial(resumed_features, of, self.batches[side], folder / side, asdict(key))
             made = reference_statistics(self.cache, key, make).features
             assert made is not None
             features.put(self.extractor, side, made)
@@ -165,3 +169,27 @@ def items_of(split: Split, label: int | None) -> Tensor:
 
 def _batches(data: DataModule, split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
     return (measured(split.tensor(some), data) for some in torch.split(items_of(split, label), size))
+
+
+def resumed_features(
+    of: Callable[[Tensor], Tensor], batches: Callable[[], Iterable[Tensor]], folder: Path, plan: Mapping[str, Any]
+) -> Tensor:
+    """Features of samples that come in batches, resumed after the last batch of an earlier run of the same.
+
+    Args:
+        of: Gives the features of a batch.
+        batches: Gives the samples, from the first on.
+        folder: Where finished features are kept.
+        plan: What they depend on beside the samples.
+
+    Returns:
+        float32 [N, num_features].
+    """
+    numbered = enumerate(batches())
+
+    def work(items: range, shown: Bar) -> dict[str, Tensor]:
+        return {"features": of(next(some for number, some in numbered if number in items))}
+
+    n, digest = sum(1 for _ in batches()), fingerprint(batches())
+    done = in_batches("features, batch", n, 1, work, folder, {**plan, "samples": digest}, overwrite=True)
+    return torch.cat(done.each("features"))

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from sde_diffusion.commands.app import given, plain
 from sde_diffusion.commands.loading import check_label, class_numbers
+from sde_diffusion.commands.sampling_run import Sampled, sample_in_batches
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.overrides import setting
-from sde_diffusion.sampling.batches import Kept, sample_resumably
 from sde_diffusion.units import Units, own_units, scaled_for_metrics
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> Kept:
+def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> Sampled:
     """The samples that a configuration asks for, in batches that outlive a killed process.
 
     Args:
         cfg: A configuration with ckpt, sampler, n, seed, label, batch_size and overwrite.
         model: The model of `cfg.ckpt`.
         device: Where to sample.
-        folder: Where the batches are kept until `parts.forget` is called.
+        folder: Where the batches are kept until `files.forget` removes them.
 
     Returns:
         The samples, in files.
@@ -53,11 +53,18 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
         "seed": cfg.seed,
         "labels": None if labels is None else labels.tolist(),
     }
-    labels = None if labels is None else labels.to(device)
-    sampler, dims = build(plan["sampler"]), model.data["shape"]
+    conditions = {} if labels is None else {"label": labels.to(device)}
+    sampler = build(plan["sampler"])
     try:
-        return sample_resumably(
-            *(folder, plan, sampler, model.denoiser, dims, seeds, cfg.batch_size, labels),
+        return sample_in_batches(
+            sampler,
+            model.denoiser,
+            model.data["shape"],
+            seeds,
+            cfg.batch_size,
+            conditions,
+            folder=folder,
+            plan=plan,
             overwrite=cfg.overwrite,
             device=device,
         )

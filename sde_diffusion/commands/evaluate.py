@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sde_diffusion import pictures
 from sde_diffusion.commands import comparison
 from sde_diffusion.commands.app import is_given, overrides, plain
-from sde_diffusion.commands.data_sides import DataSides, extractor_for, items_of
+from sde_diffusion.commands.data_sides import DataSides, extractor_for, items_of, resumed_features
 from sde_diffusion.commands.drawing import check_seeds, class_labels, first
 from sde_diffusion.commands.loading import device_of, load_data, load_model
 from sde_diffusion.commands.sample_sources import Made, check_shape, drawn_of, is_checkpoint, of_file, read_source
@@ -43,6 +43,9 @@ from sde_diffusion.units import own_units, unscaled_from_metrics
 
 log = logging.getLogger(__name__)
 
+_UNFINISHED = (".samples", ".against", ".features")
+"""Folders of what is finished before the result is."""
+
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Compare samples with a split of the data; writes `metrics.json` and `metrics.png`.
@@ -61,7 +64,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    result = fresh(out / "metrics.json", cfg.overwrite, out / ".samples", out / ".against")
+    result = fresh(out / "metrics.json", cfg.overwrite, *(out / name for name in _UNFINISHED))
     grid = out / "metrics.png"
     _check(cfg)
     model, device = (None, device_of(cfg)) if cfg.ckpt is None else load_model(cfg)
@@ -79,15 +82,17 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     make = functools.partial(_metrics, cfg, data, extractor, device, [*sides.batches, FAKE])
     metrics, unfit = make()
     features = Features(sides.batches, device, cfg.batch_size)
-    sides.fill(features)
+    sides.fill(features, out / ".features")
     if model is None:
         assert file is not None
         made = of_file(str(cfg.samples), file, data)
     else:
         made = drawn_of(cfg, model, data, device, out / ".samples")
     features.sides[FAKE] = made.batches
+    keep = functools.partial(_keep, functools.partial(features.of, extractor), sides, out / ".features")
+    features.put(extractor, FAKE, keep("samples", made))
     about = {side: key.data_digest + key.extractor_digest for side, key in sides.keys.items()}
-    rival = _rival(cfg, data, features, extractor, out, about)
+    rival = _rival(cfg, data, keep, out, about)
     begin, before = time.perf_counter(), features.seconds
     found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
     mark, n_mark = sides.mark(metrics, features, made.n)
@@ -124,7 +129,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         comparison.keep(out, about, features(extractor, FAKE), made.origin["seeds"])
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
-    for folder in (".samples", ".against"):
+    for folder in _UNFINISHED:
         forget(out / folder)
     _tell(report, metrics, found)
     if against:
@@ -178,7 +183,7 @@ def _many() -> bool:
 
 
 def _rival(
-    cfg: DictConfig, data: DataModule, features: Features, extractor: nn.Module, out: Path, about: dict[str, str]
+    cfg: DictConfig, data: DataModule, keep: Callable[[str, Made], Tensor], out: Path, about: dict[str, str]
 ) -> comparison.Rival | None:
     """What is compared with: the samples that `against` names, or in a multirun those of its first run."""
     if cfg.against is None:
@@ -193,8 +198,12 @@ def _rival(
         made = drawn_of(own, model, data, device, out / ".against")
     else:
         made = of_file(source, read_source(cfg, source, data), data)
-    theirs = Features({FAKE: made.batches}, features.device, cfg.batch_size)(extractor, FAKE)
-    return comparison.Rival(source, theirs, made.origin["seeds"])
+    return comparison.Rival(source, keep("against", made), made.origin["seeds"])
+
+
+def _keep(of: Callable[[Tensor], Tensor], sides: DataSides, folder: Path, name: str, made: Made) -> Tensor:
+    """The features of samples, made in batches that outlive a killed process."""
+    return resumed_features(of, made.batches, folder / name, {"extractor": sides.keys[REAL].extractor_digest})
 
 
 def _metrics(

@@ -132,6 +132,7 @@ def _report(
         "quote": quoted(reports[split], levels),
         **more,
         **{key: cfg[key] for key in (*settings, "batch_size", "seed", "label")},
+        "batch_sizes": run.sizes,  # those that memory allowed
         "elbo_settings": None if cfg.elbo is None else {**plain(cfg.elbo), "t_end": t_end},
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": run.plan["checkpoint"],

@@ -81,6 +81,9 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     forget(parts)
     rate = drawn.n / drawn.seconds
     log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", drawn.n, drawn.nfe, drawn.seconds, rate)
+    if drawn.finished.sizes != [cfg.batch_size]:
+        sizes = ", then ".join(map(str, drawn.finished.sizes))
+        log.info("batches of %s: an adaptive solver's samples depend on them, to within its tolerance", sizes)
     values = arrays[key]
     scale = "on 0 ... 255" if values.dtype == np.uint8 else "in the data's own units"
     log.info("%s: %s %s, %s", key, values.dtype, list(values.shape), scale)

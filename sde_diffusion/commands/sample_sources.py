@@ -77,6 +77,7 @@ def drawn_of(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch
         "nfe": drawn.nfe,
         "sampler": plain(cfg.sampler),
         "seeds": [seeds[0], seeds[-1]],
+        "batch_sizes": drawn.finished.sizes,  # those that memory allowed
         "label": cfg.label,
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": model.digest,

@@ -1,4 +1,4 @@
-"""The scoring of a data set, batch by batch: it shows how far it is, resumes, and makes do with the memory there is."""
+"""The scoring of a data set, batch by batch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -21,10 +19,9 @@ from sde_diffusion.density import GaussianPrior
 from sde_diffusion.density.scoring import SCORES, Scoring
 from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus
 from sde_diffusion.errors import UserError
-from sde_diffusion.progress import Bar, bar
+from sde_diffusion.progress import Bar, passes
 from sde_diffusion.sampling.ode_methods import METHODS
-from sde_diffusion.storage.memory import ran_out
-from sde_diffusion.storage.parts import Parts
+from sde_diffusion.storage.batches import Batches, in_batches
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
@@ -60,52 +57,55 @@ class ScoringRun:
         }
         self.folder = folder
         self.seconds, self.scored_now = 0.0, 0.0
-        self.most = int(cfg.batch_size)  # rows at once, halved when memory runs out
+        self.size = int(cfg.batch_size)  # items at once, fewer from where memory ran out
+        self.sizes: list[int] = []
 
     def score(self, data: ScoredData, split: str) -> dict[str, Tensor]:
         """Scores of each item of a split, in order, until the standard error is small enough."""
-        cfg = self.cfg
-        kept = Parts(
+        cfg, name = self.cfg, f"{data.name} {split}"
+        items = data.items(split)
+        n = len(items)
+        log.info("%s: %d items, %d at once; %s", name, n, min(n, self.size), self._passes())
+
+        def work(some: range, shown: Bar) -> dict[str, Tensor]:
+            begin = time.perf_counter()
+            with passes(shown, self.model.denoiser):
+                part = self._batch(data, split, items[some.start : some.stop])
+            seconds = time.perf_counter() - begin
+            self.scored_now += seconds
+            return {**part, "seconds": torch.tensor(seconds, dtype=torch.float64)}
+
+        def enough(done: Batches, shown: Bar) -> bool:
+            found = torch.cat(done.each("log_prob"))
+            mean, error = mean_and_error(per_dim(found[found.isfinite()], data.size, self.scoring.levels))
+            shown.update(text=f"{plus_minus(mean, error)} {'bits' if self.scoring.levels else 'nats'}/dim")
+            if cfg.target_se is None:
+                return False
+            small = error is not None and error <= cfg.target_se
+            if small and len(done.results) > 1:
+                log.info("%s: target_se=%g reached with %d of %d items", name, cfg.target_se, done.n, n)
+                return True
+            if done.n == n and not small:
+                known = "nothing known" if error is None else f"{error:.4g}"
+                words = "%s: all %d items give a standard error of %s, more than target_se=%g"
+                log.warning(words, name, n, known, cfg.target_se)
+            return False
+
+        done = in_batches(
+            name,
+            n,
+            self.size,
+            work,
             self.folder / f"{data.role}-{split}",
             {**self.plan, "data": data.name, "split": split, "digest": data.parts[split].digest()},
             cfg.overwrite,
+            enough=enough,
         )
-        there = {int(part["start"]): part for part in kept.load()}
-        items = data.items(split)
-        n = len(items)
-        known = sum(len(part["index"]) for part in there.values())
-        if known:
-            log.info("resuming after %d of %d items of %s %s, kept in %s", known, n, data.name, split, kept.folder)
-        words = (data.name, split)
-        log.info("%s %s: %d items, %d at once; %s", *words, n, min(n, cfg.batch_size), self._passes())
-        parts: list[dict[str, Tensor]] = []
-        with bar(f"{data.name} {split}", n, known) as shown, self._counting(shown):
-            stop = 0
-            while stop < n:
-                start, part = stop, there.get(stop)
-                if part is None:
-                    stop = min(n, start + cfg.batch_size)
-                    part = self._batch(data, split, start, items[start:stop])
-                    kept.add(stop - start, part)
-                stop = start + len(part["index"])
-                self.seconds += float(part["seconds"])
-                parts.append(part)
-                found = torch.cat([p["log_prob"] for p in parts])
-                mean, error = mean_and_error(per_dim(found[found.isfinite()], data.size, self.scoring.levels))
-                unit = "bits/dim" if self.scoring.levels else "nats/dim"
-                self._so_far = f"{plus_minus(mean, error)} {unit}"
-                shown.update(completed=max(stop, known), text=self._so_far)
-                reached = cfg.target_se is not None and error is not None and error <= cfg.target_se
-                if reached and len(parts) > 1:
-                    log.info("%s %s: target_se=%g reached with %d of %d items", *words, cfg.target_se, stop, n)
-                    break
-            else:
-                if cfg.target_se is not None:
-                    log.warning(
-                        "%s %s: all %d items give a standard error of %s, more than target_se=%g",
-                        *(*words, n, "nothing known" if error is None else f"{error:.4g}", cfg.target_se),
-                    )
-        scores = {name: torch.cat([part[name] for part in parts]) for name in ("index", *SCORES) if name in parts[0]}
+        self.seconds += sum(map(float, done.each("seconds")))
+        self.size = min(self.size, done.sizes[-1])
+        self.sizes += [size for size in done.sizes if size not in self.sizes]
+        names = [name for name in ("index", *SCORES) if name in done.results[0]]
+        scores = {name: torch.cat(done.each(name)) for name in names}
         order = scores["index"].argsort()
         return {name: values[order] for name, values in scores.items()}
 
@@ -121,58 +121,23 @@ class ScoringRun:
         also = "" if bound is None else f"; {bound['draws'] or bound['steps'] or 128} for each item's bound"
         return f"network passes of a batch: {words}{times}{also}"
 
-    @contextmanager
-    def _counting(self, shown: Bar) -> Iterator[None]:
-        """Count the passes of the current batch, so that a long one shows that it goes on."""
-        self._so_far, self._made = "", 0
-
-        def count(*_: Any) -> None:
-            self._made += 1
-            shown.update(text=f"{self._so_far}{'; ' if self._so_far else ''}pass {self._made:,} of this batch")
-
-        handle = self.model.denoiser.register_forward_pre_hook(count)
+    def _batch(self, data: ScoredData, split: str, items: Tensor) -> dict[str, Tensor]:
+        """Scores of some items; one that no solver can bring to the prior must not spoil the others."""
+        x, conditions = data.batch(split, items, self.device)
+        seeds = [self.cfg.seed + item for item in items.tolist()]
         try:
-            yield
-        finally:
-            handle.remove()
-
-    def _batch(self, data: ScoredData, split: str, start: int, items: Tensor) -> dict[str, Tensor]:
-        begin, self._made = time.perf_counter(), 0
-        pieces = list(self._pieces(data, split, items))
-        seconds = time.perf_counter() - begin
-        self.scored_now += seconds
-        part = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        part["index"] = items.double()
-        return {**part, "start": torch.tensor(start), "seconds": torch.tensor(seconds, dtype=torch.float64)}
-
-    def _pieces(self, data: ScoredData, split: str, items: Tensor) -> Iterator[dict[str, Tensor]]:
-        """The scores of items, as many at once as memory allows."""
-        while len(items):
-            some = items[: self.most]
-            x, conditions = data.batch(split, some, self.device)
-            seeds = [self.cfg.seed + item for item in some.tolist()]
-            try:
-                with warnings.catch_warnings():
-                    # Which scale the items are on is known here; some may well be far out.
-                    warnings.filterwarnings("ignore", "x has a root mean square")
-                    scores = self.scoring(self.model.denoiser, x, seeds, self.prior, **conditions)
-                yield scores
-            except UserError as error:
-                if data.role == "own":
-                    raise
-                if len(some) > 1:  # one item must not spoil the others
-                    for half in some.tensor_split(2):
-                        yield from self._pieces(data, split, half)
-                else:
-                    log.warning("item %d of %s counts as impossible: %s", int(some), data.name, error)
-                    yield self.scoring.impossible(self.model.denoiser, x, seeds, self.prior, **conditions)
-            except (RuntimeError, MemoryError) as error:
-                if len(some) < 2 or not ran_out(error):
-                    raise
-                if self.most == self.cfg.batch_size:
-                    log.warning("ran out of memory with %d items at once: trying half as many", self.most)
-                self.most = len(some) // 2
-                continue
-            except ValueError as error:
-                raise UserError(str(error)) from error
-            items = items[len(some) :]
+            with warnings.catch_warnings():
+                # Which scale the items are on is known here; some may well be far out.
+                warnings.filterwarnings("ignore", "x has a root mean square")
+                scores = self.scoring(self.model.denoiser, x, seeds, self.prior, **conditions)
+        except UserError as error:
+            if data.role == "own":
+                raise
+            if len(items) > 1:
+                halves = [self._batch(data, split, half) for half in items.tensor_split(2)]
+                return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+            log.warning("item %d of %s counts as impossible: %s", int(items), data.name, error)
+            scores = self.scoring.impossible(self.model.denoiser, x, seeds, self.prior, **conditions)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return {**scores, "index": items.double()}

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -107,8 +107,7 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
     results = [_result(run, described) for run in runs if run not in failed]
     results.sort(key=lambda result: result.best if described.goal == "minimize" else -result.best)
     if results:
-        _write_table(out / "runs.csv", described, results)
-        _tell(described, results)
+        _tell(out / "runs.csv", described, results)
     if failed:
         names = ", ".join(str(run.output) for run in failed)
         raise UserError(
@@ -154,19 +153,14 @@ def _keep_plan(out: Path, described: Sweep, cfg: DictConfig, added: Sequence[str
 
 def _run_all(runs: Sequence[Run], described: Sweep) -> list[Run]:
     """Run what is not finished; returns the runs that failed."""
-    for run in runs:
-        if run.output.is_file() and not _finished(run):
-            with run.output.open("a") as output:
-                _hold(output, run)
-    waiting = [run for run in runs if not _finished(run)]
-    failed: list[Run] = []
+    waiting, failed = [run for run in runs if not _finished(run)], []
     with progress.bar("", len(runs), len(runs) - len(waiting)) as bar:
         for run in waiting:
             name = f"run {runs.index(run) + 1} of {len(runs)}"
             bar.update(name=name)
             if _execute(run):
-                result = _result(run, described)
-                log.info("%s  %s %.5g  %s", name, described.metric, result.best, _values(run.point, described.swept()))
+                best = _result(run, described).best
+                log.info("%s  %s %.5g  %s", name, described.metric, best, _values(run.point, described.swept()))
             else:
                 failed.append(run)
                 last = run.output.read_text(errors="replace").strip().splitlines()[-5:]
@@ -176,14 +170,20 @@ def _run_all(runs: Sequence[Run], described: Sweep) -> list[Run]:
 
 
 def _execute(run: Run) -> bool:
-    """Run one command line to its end, from the beginning."""
-    shutil.rmtree(run.folder, ignore_errors=True)  # what a killed sweep left of it
-    run.folder.mkdir(parents=True, exist_ok=True)  # where not all of it could be removed
+    """Run one command line to its end, from the beginning; True if it ended well."""
+    run.output.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "WANDB_MODE": "offline"}  # nothing goes over the network
     # Not the file's words for the program, but the program that they stand for: this package's, by this interpreter.
     words = [sys.executable, "-m", MODULE, *run.overrides, f"hydra.run.dir={hydra_value(run.folder)}"]
     with run.output.open("a") as output:
-        _hold(output, run)
+        # The run inherits the lock on its output: where a sweep was killed, its run may live on.
+        if lock(output.fileno()) is False:
+            log.info("waiting for run %s, which a killed sweep has left at work", run.folder.name)
+            lock(output.fileno(), wait=True)
+            if _finished(run):
+                return True
+        shutil.rmtree(run.folder, ignore_errors=True)  # what a killed sweep left of it
+        run.folder.mkdir(exist_ok=True)  # where not all of it could be removed
         output.truncate(0)
         signals.hold()  # so that there is no moment at which a run has begun that a signal would not end too
         process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -200,13 +200,6 @@ def _execute(run: Run) -> bool:
                 process.kill()
                 process.wait()
     return process.returncode == 0 and _finished(run)
-
-
-def _hold(output: IO[str], run: Run) -> None:
-    """Lock a run's output, which the run inherits; where a sweep was killed and its run lives on, wait for its end."""
-    if lock(output.fileno()) is False:
-        log.info("waiting for run %s, which a killed sweep has left at work", run.folder.name)
-        lock(output.fileno(), wait=True)
 
 
 def _finished(run: Run) -> bool:
@@ -240,28 +233,28 @@ def _values(point: Point, keys: Sequence[str]) -> str:
     return "  ".join(f"{key}={point[key]}" for key in keys)
 
 
-def _write_table(path: Path, described: Sweep, results: Sequence[Result]) -> None:
+def _row(described: Sweep, result: Result) -> dict[str, Any]:
+    """What the table says of a run."""
+    last = dict(word.split("=", 1) for word in result.run.overrides if "=" in word)  # of two the last counts
+    figures = {"run": result.run.folder.name, described.metric: result.best, "step": result.step, "last": result.last}
+    return {**figures, **{key: last[key] for key in described.parameters}, "command": shlex.join(result.run.words)}
+
+
+def _tell(path: Path, described: Sweep, results: Sequence[Result]) -> None:
+    """Write and print the runs in order, and print the best one's command."""
+    rows = [_row(described, result) for result in results]
     with writing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", described.metric, "step", "last", *described.parameters, "command"])
-        for result in results:
-            run = result.run
-            figures = [run.folder.name, result.best, result.step, result.last]
-            last = dict(word.split("=", 1) for word in run.overrides if "=" in word)  # of two the last counts
-            writer.writerow([*figures, *(last[key] for key in run.point), shlex.join(run.words)])
-
-
-def _tell(described: Sweep, results: Sequence[Result]) -> None:
-    """Print the runs in order and the best one's command."""
-    keys = described.swept()
-    rows = [["run", described.metric, "at step", "last", *keys]]
-    for result in results:
-        figures = [result.run.folder.name, f"{result.best:.5f}", str(result.step), f"{result.last:.5f}"]
-        rows.append([*figures, *(str(result.run.point[key]) for key in keys)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    columns = ["run", described.metric, "step", "last", *described.swept()]
+    cells = [
+        [f"{row[name]:.5f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     log.info("")
-    for row in rows:
-        log.info("%s", "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    for line in (columns, *cells):
+        log.info("%s", "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
     best = results[0].run
     log.info("")
     log.info("Best: %s (%s)", best.folder, "its lowest" if described.goal == "minimize" else "its highest")

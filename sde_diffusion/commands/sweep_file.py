@@ -71,7 +71,6 @@ class Sweep:
         metric: The metric's name, as runs log it.
         goal: minimize or maximize.
         command: The command with wandb's macros in it.
-        program: The program.
         parameters: wandb's description of each swept key's values.
         run_cap: How many runs at most; None: no limit.
         early_terminate: Whether the server would stop unpromising runs.
@@ -83,7 +82,6 @@ class Sweep:
     metric: str
     goal: str
     command: list[str]
-    program: str
     parameters: dict[str, dict[str, Any]]
     run_cap: int | None
     early_terminate: bool
@@ -121,16 +119,11 @@ class Sweep:
         Raises:
             UserError: If a value makes it more than settings; see `sweep_safety`.
         """
-        from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-
-        filled = create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
-        filled.update(env=["/usr/bin/env"], interpreter=["python"], program=[self.program])
-        words: list[str] = []
-        for word in create_sweep_command(list(self.command)):
-            macro = word.startswith("${") and word.endswith("}")
-            words += filled.get(word[2:-1], []) if macro else [word]
-        check_settings(str(self.path), filled["args_no_hyphens"])
-        return words
+        values = [f"{key}={value}" for key, value in point.items()]
+        check_settings(str(self.path), values)
+        filled = {"${env}": ["/usr/bin/env"], "${interpreter}": ["python"], "${program}": [MODULE]}
+        filled["${args_no_hyphens}"] = values
+        return [word for each in self.command for word in filled.get(each, [each])]
 
     def swept(self) -> list[str]:
         """The keys that differ between runs."""
@@ -181,7 +174,6 @@ def read_sweep(path: Path) -> Sweep:
         metric=str(metric["name"]),
         goal=metric["goal"],
         command=command,
-        program=MODULE,
         parameters=described,
         run_cap=cap,
         early_terminate=bool(raw.get("early_terminate")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.progress import counted
 from sde_diffusion.storage.files import opened
 from sde_diffusion.storage.memory import ran_out
 
@@ -221,13 +222,11 @@ def _grey_palette(image: Image.Image) -> bool:
 
 def _map(function: Callable[[T], R], items: Sequence[T], threads: int, what: str) -> list[R]:
     """Apply a function in threads (Pillow decodes outside Python's lock), with a progress bar for many items."""
-    from rich.progress import track
-
     with ThreadPoolExecutor(threads) as pool:
-        results: Iterable[R] = pool.map(function, items)
+        made = pool.map(function, items)
         quiet = len(items) < _PROGRESS_FROM or (torch.distributed.is_initialized() and torch.distributed.get_rank() > 0)
         try:
-            return list(track(results, what, len(items), transient=True, disable=quiet))
+            return list(made if quiet else counted(made, what, len(items)))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -67,19 +67,24 @@ class Features:
         """Features that are known already, such as a reference's from a file."""
         self._made[extractor, side] = features
 
-    @torch.no_grad()
     def make(self, extractor: nn.Module, side: str) -> Tensor:
         """Pass a side through an extractor; see `__call__`."""
-        begin = time.perf_counter()
         given = self.sides[side]
-        parts = []
-        for some in torch.split(given, self.batch_size) if isinstance(given, Tensor) else given():
-            check_samples(some)
+        batches = torch.split(given, self.batch_size) if isinstance(given, Tensor) else given()
+        return torch.cat([self.of(extractor, some) for some in batches])
+
+    @torch.no_grad()
+    def of(self, extractor: nn.Module, samples: Tensor) -> Tensor:
+        """Features [B, num_features] float32 of samples [B, ...], on the CPU; raises as `__call__` does."""
+        begin = time.perf_counter()
+        check_samples(samples)
+        size = self.batch_size
+        if self.device.type == "cpu" and len(samples):
             # A CPU's caches hold few images; it is more than twice as fast with those at a time.
-            size = max(8, CACHED // some[0].numel()) if self.device.type == "cpu" and len(some) else self.batch_size
-            parts += [extractor(piece.to(self.device)).float().cpu() for piece in torch.split(some, size)]
+            size = max(8, CACHED // samples[0].numel())
+        made = torch.cat([extractor(piece.to(self.device)).float().cpu() for piece in torch.split(samples, size)])
         self.seconds += time.perf_counter() - begin
-        return torch.cat(parts)
+        return made
 
     @torch.no_grad()
     def _derive(self, extractor: nn.Module, side: str) -> Tensor:

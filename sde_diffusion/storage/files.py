@@ -22,7 +22,7 @@ from sde_diffusion.storage.lock import check_held, lock, same_file
 PART = ".part"
 """How the names of files that are being written end."""
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+NO_ROOM = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO") if hasattr(errno, name))
 """The errors of disks that take no more."""
 
 
@@ -81,7 +81,7 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
                 shutil.rmtree(path, ignore_errors=True)
                 continue
             with suppress(OSError):
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                descriptor = os.open(path, os.O_RDWR)
                 try:
                     if lock(descriptor):
                         path.unlink()
@@ -100,7 +100,7 @@ def forget(folder: Path) -> None:
 def _create(path: Path) -> int:
     """A new file, locked: the descriptor."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         lock(descriptor, wait=True)
         if same_file(path, descriptor):
             return descriptor
@@ -113,7 +113,7 @@ def flush(path: Path) -> None:
     Raises:
         OSError: If it cannot be opened, or the disk does not take it.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -157,7 +157,7 @@ def opened(path: Path) -> BufferedReader:
     """
     try:
         # Opened first and looked at then, so that it is the same file; without O_NONBLOCK a pipe would wait.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:  # the latter for a path with a null character
         kind = _kind(path)
         why = kind or f"cannot be opened: {getattr(error, 'strerror', None) or error}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import json
 import logging
@@ -29,8 +28,8 @@ def locked(folder: Path, command: str) -> Iterator[None]:
     """Hold a folder: no other process gets it until the block ends or this process dies, however it dies.
 
     The system's `flock` on `folder/.lock`, in which stands who holds it. Network file systems pass it on to their
-    server where they can; where a file system has no locks, that is said and nothing is held. A folder that is deleted
-    and made anew is another, and can be held by another process at the same time: see `check_held`.
+    server where they can; where the system or a file system has no locks, that is said and nothing is held. A folder
+    that is deleted and made anew is another, and can be held by another process at the same time: see `check_held`.
 
     Args:
         folder: The folder; made where it is not there.
@@ -46,7 +45,7 @@ def locked(folder: Path, command: str) -> Iterator[None]:
     try:
         note = {"command": command, "process": os.getpid(), "machine": platform.node(), "since": _now()}
         os.truncate(held, 0)
-        os.pwrite(held, json.dumps(note).encode(), 0)
+        os.write(held, json.dumps(note).encode())
         _HELD[folder] = held
         yield
     finally:
@@ -76,7 +75,7 @@ def check_held(path: Path) -> None:
 def _acquire(path: Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if lock(held) is False:
             owner = _owner(held)
             os.close(held)
@@ -94,8 +93,13 @@ def lock(descriptor: int, wait: bool = False) -> bool | None:
         wait: Wait where another process holds it.
 
     Returns:
-        Whether it is locked; None, with a warning, where the file system has no locks.
+        Whether it is locked; None, with a warning, where the system or the file system has no such locks.
     """
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        _warn_of_no_locks("system")
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -103,14 +107,14 @@ def lock(descriptor: int, wait: bool = False) -> bool | None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
-        _warn_of_no_locks()
+        _warn_of_no_locks("file system")
         return None
     return True
 
 
 @functools.cache
-def _warn_of_no_locks() -> None:
-    log.warning("this file system has no locks: start no second command in a folder where one is at work")
+def _warn_of_no_locks(where: str) -> None:
+    log.warning("this %s has no locks: start no second command in a folder where one is at work", where)
 
 
 def same_file(path: Path, descriptor: int) -> bool:
@@ -125,7 +129,8 @@ def _owner(descriptor: int) -> str:
     """Who holds a lock, in words."""
     for _ in range(10):  # it may be about to write so
         try:
-            note = json.loads(os.pread(descriptor, 4096, 0))
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            note = json.loads(os.read(descriptor, 4096))
             return f"{note['command']} (process {note['process']} on {note['machine']}, since {note['since']})"
         except (ValueError, TypeError, KeyError):
             time.sleep(0.02)

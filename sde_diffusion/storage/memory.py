@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +25,8 @@ def available() -> int | None:
     """
     found = list(_left_by_containers())
     try:
+        import resource
+
         meminfo = Path("/proc/meminfo").read_text()
         if free := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE):
             found.append(1024 * int(free[1]))
@@ -33,7 +34,7 @@ def available() -> int | None:
         if limit != resource.RLIM_INFINITY:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             found.append(max(0, limit - pages * resource.getpagesize()))
-    except (OSError, ValueError, IndexError):  # not Linux
+    except (ImportError, OSError, ValueError, IndexError):  # not Linux
         pass
     return min(found, default=None)
 

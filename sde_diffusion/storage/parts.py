@@ -39,7 +39,7 @@ class Parts:
     def __init__(self, folder: Path, plan: dict[str, Any], overwrite: bool = False) -> None:
         self.folder = folder
         self.note = note = folder / "plan.json"
-        self.plan = wanted = json.dumps({"parts": 2, **plan}, indent=2, sort_keys=True)  # 2: how they are kept
+        self.plan = wanted = json.dumps({"parts": 3, **plan}, indent=2, sort_keys=True)  # 3: how they are kept
         remove_leftovers(folder)
         if folder.exists() and self._planned(overwrite) != wanted:
             if any(folder.glob("*.safetensors")) and not overwrite:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from datetime import timedelta
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sde_diffusion import pictures
+from sde_diffusion import pictures, progress
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.errors import UserError
+from sde_diffusion.progress import Bar
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
 from sde_diffusion.training.module import ScoreModel
@@ -143,8 +143,7 @@ def _diverged(trainer: Trainer, what: str) -> UserError:
 class TrainingProgress(ProgressBar):
     """One bar over all steps of the run: step, loss, validation loss, images/s, time left; a log line a validation.
 
-    Where no terminal is there to draw on, a log line takes the bar's place now and then: where half a minute, and a
-    fiftieth of the time so far, has passed without one.
+    Where no terminal is there to draw on, a log line takes the bar's place now and then; see `progress`.
 
     Args:
         refresh_every: Steps between updates of the bar.
@@ -154,12 +153,11 @@ class TrainingProgress(ProgressBar):
         super().__init__()
         self.refresh_every = check_count("refresh_every", refresh_every)
         self._enabled = True
-        self._progress: Progress | None = None
+        self._open = ExitStack()
+        self._bar: Bar | None = None
         self._images = 0
         self._since = 0.0
         self._rate = 0.0
-        self._start = self._told = 0.0
-        self._first = 0
 
     def disable(self) -> None:
         """Turn the bar off (Lightning calls this on all processes but the first)."""
@@ -172,47 +170,24 @@ class TrainingProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the bar."""
         self._since, self._images = time.perf_counter(), 0
-        self._start = self._told = self._since
-        self._first = trainer.global_step
-        if not self._enabled:
-            return
-        self._progress = Progress(
-            TextColumn("step {task.completed:,.0f}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[metrics]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            refresh_per_second=4,
-            transient=True,
-        )
-        self._progress.disable = not self._progress.console.is_terminal
-        steps = float(trainer.estimated_stepping_batches)
-        self._task = self._progress.add_task(
-            "train", total=steps if math.isfinite(steps) else None, completed=trainer.global_step, metrics="", left=""
-        )
-        self._progress.start()
+        if self._enabled:
+            steps = float(trainer.estimated_stepping_batches)
+            total = steps if math.isfinite(steps) else None
+            self._bar = self._open.enter_context(progress.bar("step", total, trainer.global_step))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count images, and now and then update the bar or leave a line."""
         self._images += len(batch["x"]) * trainer.world_size
-        if self._progress is None:
-            return
-        if trainer.global_step % self.refresh_every == 0:
+        if self._bar is not None and (trainer.global_step % self.refresh_every == 0 or self._bar.due):
             self._measure()
-            text, left = self._text(trainer), self._left(trainer)
-            self._progress.update(self._task, completed=trainer.global_step, metrics=text, left=left)
-        now = time.perf_counter()
-        if self._progress.disable and now - self._told >= max(30, 0.02 * (now - self._start)):
-            self._measure()
-            self._tell(trainer)
+            self._update(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a line that stays, and do not count the validation's time as training."""
-        if self._enabled and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
-            self._tell(trainer)
+        if self._bar is not None and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
+            self._update(trainer, stays=True)
         self._since, self._images = time.perf_counter(), 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -228,22 +203,14 @@ class TrainingProgress(ProgressBar):
         self._measure()
 
     def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        self._open.close()
+        self._bar = None
 
-    def _tell(self, trainer: Trainer) -> None:
-        self._told = time.perf_counter()
-        parts = [f"step {trainer.global_step:7d}", self._text(trainer), self._left(trainer)]
-        log.info("%s", "  ".join(part for part in parts if part))
-
-    def _left(self, trainer: Trainer) -> str:
-        """The time left at the pace so far, validations included; empty where that is not known."""
-        taken, steps = trainer.global_step - self._first, float(trainer.estimated_stepping_batches)
-        seconds = (time.perf_counter() - self._start) / taken * (steps - trainer.global_step) if taken else math.inf
-        if (timer := timer_of(trainer)) is not None:
-            seconds = min(seconds, timer.time_remaining() or 0.0)
-        return f"{timedelta(seconds=round(max(seconds, 0)))} left" if math.isfinite(seconds) else ""
+    def _update(self, trainer: Trainer, stays: bool = False) -> None:
+        assert self._bar is not None
+        timer = timer_of(trainer)
+        limit = math.inf if timer is None else timer.time_remaining() or 0.0
+        self._bar.update(trainer.global_step, text=self._text(trainer), limit=limit, stays=stays)
 
     def _measure(self) -> None:
         seconds = time.perf_counter() - self._since

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sampling_cases import SIX, Recording, gaussian, mixture
 
+from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.sampling import AncestralSampler, Noise, ODESampler, SDESampler
-from sde_diffusion.sampling.batches import sample_in_batches
 
 SAMPLERS = {
     "ode": ODESampler(rtol=1e-7, atol=1e-7),
@@ -24,8 +24,8 @@ def test_a_sample_depends_on_its_seed_alone(name):
     seeds = [3, -8, 10**12, *range(100, 113)]
     together = sampler(denoiser, (16, 2), seeds=seeds, dtype=torch.float64).x
     for size in (1, 7):
-        batches = sample_in_batches(sampler, denoiser, (2,), seeds, size, dtype=torch.float64)
-        assert (torch.cat([batch.x for batch in batches]) - together).abs().max() < 1e-5
+        run = sample_in_batches(sampler, denoiser, (2,), seeds, size, held=["x"], dtype=torch.float64)
+        assert (torch.cat(run.finished.each("x")) - together).abs().max() < 1e-5
     backwards = sampler(denoiser, (16, 2), seeds=seeds[::-1], dtype=torch.float64).x
     assert (backwards.flip(0) - together).abs().max() < 1e-5
     assert together.unique(dim=0).shape == together.shape
@@ -70,7 +70,7 @@ def test_conditions_reach_the_denoiser_at_each_pass(name):
     assert all(given["label"] is label and given["strength"] == 0.5 for _, _, given in denoiser.calls)
     labels = torch.arange(5)
     denoiser.calls.clear()
-    list(sample_in_batches(SAMPLERS["ddim"], denoiser, (2,), range(5), 2, labels))
+    sample_in_batches(SAMPLERS["ddim"], denoiser, (2,), range(5), 2, {"label": labels})
     assert torch.cat([given["label"] for _, _, given in denoiser.calls[::12]]).equal(labels)
 
 
@@ -119,7 +119,7 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match="t_end"):
             AncestralSampler(5, t_end=t_end)(denoiser, (2, 2))
     with pytest.raises(ValueError, match="batch_size"):
-        next(sample_in_batches(sampler, denoiser, (2,), [1], 0))
+        sample_in_batches(sampler, denoiser, (2,), [1], 0)
     for options, message in (
         ({"latent": torch.zeros(2, 2, dtype=torch.int64)}, "latent holds int64.*from_levels"),
         ({"latent": [[0.0, 0.0], [0.0, 0.0]]}, "latent must be a torch tensor"),

@@ -162,11 +162,11 @@ def test_progress_counts_images_a_second_of_training(
     monkeypatch.setattr(
         progress, "_text", lambda trainer: shown.append((trainer.global_step, text(trainer))) or shown[-1][1]
     )
-    with caplog.at_level(logging.INFO, "sde_diffusion.training.callbacks"):
+    with caplog.at_level(logging.INFO, "sde_diffusion.progress"):
         make_trainer(tmp_path, Clock(monkeypatch), progress, enable_progress_bar=True, **EVERY_FIVE).fit(
             make_model(), ring()
         )
-    lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.training.callbacks"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.progress"]
     assert [line.split()[:2] for line in lines] == [["step", "5"], ["step", "10"], ["step", "15"], ["step", "20"]]
     assert [step for step, _ in shown] == steps
     assert all(line.endswith("  32 images/s") for _, line in shown)
@@ -177,21 +177,22 @@ def test_without_a_terminal_a_line_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Half a minute is 60 steps."""
-    with caplog.at_level(logging.INFO, "sde_diffusion.training.callbacks"):
+    with caplog.at_level(logging.INFO, "sde_diffusion.progress"):
         progress = TrainingProgress()
         make_trainer(tmp_path, Clock(monkeypatch), progress, enable_progress_bar=True, max_steps=200).fit(
             make_model(), ring()
         )
-    lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.training.callbacks"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.progress"]
     assert [line.split()[1] for line in lines] == ["60", "120", "180"]
-    assert lines[0].endswith("32 images/s  0:01:10 left")  # 140 steps of half a second
+    assert lines[0].startswith("step  60 of 200, 0:30 so far, about 1:10 left")  # 140 steps of half a second
+    assert lines[0].endswith("  32 images/s)")
 
 
 def test_progress_bar_follows_the_steps(tmp_path: Path) -> None:
     class Look(Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-            seen.append(progress._progress.tasks[0].completed)
-            totals.add(progress._progress.tasks[0].total)
+            seen.append(progress._bar.completed)
+            totals.add(progress._bar.total)
 
     seen: list[float] = []
     totals: set[float] = set()
@@ -200,7 +201,7 @@ def test_progress_bar_follows_the_steps(tmp_path: Path) -> None:
     trainer.fit(make_model(), ring())
     assert seen == [0, 0, 0, 4, 4, 4, 4, 8, 8, 8]
     assert totals == {10}
-    assert progress._progress is None
+    assert progress._bar is None
 
 
 @pytest.mark.parametrize("make", [lambda: StopOnNonFinite(0), lambda: SampleGrid(".", AncestralSampler(), n=0)])

@@ -1,6 +1,7 @@
 """The tutorials' code runs as it stands in docs/; shortened in the quick tests (see docs/run.py)."""
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_tutorials_do_what_they_say(name, command, tmp_path):
         assert ((found["x"].mean(0) - torch.as_tensor(mean)).abs() < 5 * std / 2000**0.5).all()
         assert ((found["x"].std(0) - std).abs() < 5 * std / 4000**0.5).all()
         errors = found["errors"]
-        assert all(1.7 < coarse / fine < 2.3 for coarse, fine in zip(errors, errors[1:], strict=False))  # order 1
+        assert all(1.7 < coarse / fine < 2.3 for coarse, fine in itertools.pairwise(errors))  # order 1
         radius = found["drawn"].x.norm(dim=1)  # the ring of radius 0.8
         assert abs(float(radius.mean()) - 0.8) < 0.05
         assert float(radius.std()) < 0.1

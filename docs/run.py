@@ -7,6 +7,7 @@ the quick tests change in the block after them:
 
     <!-- quick: range(3000) -> range(30) -->           a replacement; several are parted by ;
     <!-- quick: trainer.max_steps=30 network.width=32 -->     settings that are added to the block's commands
+    <!-- slow -->                                      a block that the quick tests leave out
     <!-- not run -->                                   a block that only shows how something is written
 """
 
@@ -39,7 +40,7 @@ class Block(NamedTuple):
 
     def shortened(self) -> str:
         """The code as the quick tests run it."""
-        code = self.code
+        code = self.code.replace("\\\n", "")
         for change in self.note.removeprefix("quick: ").split("; ") if self.note.startswith("quick: ") else ():
             old, arrow, new = change.partition(" -> ")
             if arrow and old not in code:
@@ -70,6 +71,8 @@ def run(page: Path, command: Callable[[list[str]], None], quick: bool = False) -
     """
     module = sys.modules["tutorial"] = types.ModuleType("tutorial")  # where a dataclass looks for its module
     for block in blocks(page):
+        if quick and block.note == "slow":
+            continue
         code = block.shortened() if quick else block.code
         if block.language == "python":
             exec(compile("\n" * block.line + code, str(page), "exec"), module.__dict__)

@@ -11,7 +11,7 @@ ifneq (,$(filter ANSI% US-ASCII,$(shell locale charmap 2>/dev/null)))
 export LC_ALL := C.UTF-8
 endif
 
-.PHONY: train test test-slow test-gpu lint format clean
+.PHONY: train test test-slow test-gpu lint format docs clean
 
 train: $(INSTALLED) ## train the default model on the embedded digits; with settings: make train ARGS="sde=ve"
 	$(BIN)/python -m sde_diffusion.train $(ARGS)
@@ -34,6 +34,16 @@ test-gpu: $(INSTALLED) ## the tests that need a CUDA device
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs ## a site of README.md, docs/, benchmarks/ and the docstrings: build/site/index.html
+	rm -rf build/pages
+	mkdir -p build/pages
+	cp -r README.md docs benchmarks build/pages
+	$(BIN)/zensical build --clean --strict
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $(VENV)/.docs
 
 # Installed anew when the project file or the pinned versions change.
 $(INSTALLED): pyproject.toml constraints.txt

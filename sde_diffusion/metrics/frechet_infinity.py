@@ -23,7 +23,7 @@ class FrechetInfinity(FeatureMetric):
     The estimate may fall below 0 where the distributions are the same.
 
     Groups of equal size matter: errors of the second order nearly cancel between sides of equal numbers, and do not
-    between 300 and 2,000 samples.
+    between sides of very different ones.
 
     The interval is that of the distance without its second-order correction: extrapolating adds no error to first
     order.
@@ -64,7 +64,7 @@ class FrechetInfinity(FeatureMetric):
 
     @property
     def least_for_intervals(self) -> int:
-        """See `WithIntervals`: by simulation, 95% intervals cover 93% or more from here on (89% in one feature)."""
+        """See `WithIntervals`; from here on the intervals' coverage is close to nominal (benchmarks/README.md)."""
         return max(150, 4 * (self.width + 1))
 
     def _sets(self) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,12 @@ infinitesimal jackknife (Efron 1982, "The Jackknife, the Bootstrap and Other Res
 Where samples are nearly as good as data, the first order vanishes and the second decides, which V_1 counts twice and
 the spread of random halves without replacement, V_h, three times (each Hoeffding component of order k is counted k and
 2^k - 1 times). The difference of the two is one second-order variance V_2, held within [0, V_1 / 2]. Half of it is
-taken off: V = V_1 - V_2 / 2. (All of it would be right on average, but is estimated with an error of its own: 95%
-intervals then covered 89-96% near a perfect score, with half of it 93-98%, with none 96-99%.)
+taken off: V = V_1 - V_2 / 2. All of it would be right on average, but is estimated with an error of its own, which
+makes intervals near a perfect score too short; with none of it they are too wide. (Coverages: benchmarks/README.md.)
 
 Squared distances S (all but the inception score) are estimated with an error that grows with them: V_1 = kappa S for
 S, like a sum of squares, with the diagonal terms that make it positive. The plain interval S +- z V^(1/2) is too short
-where S came out small by chance, and covers 81-92% in place of 95% near a perfect score. So the interval holds all
+where S came out small by chance, as it may near a perfect score. So the interval holds all
 targets T that would not be surprised by S,
 
     (S - T)^2 <= z^2 (kappa T - V_2 / 2),    kappa = V_1 / S
@@ -32,9 +32,8 @@ are independent, so that the statistic's variance among groups has no bias; wher
 the number of groups, averaged over many splits. It does not where groups are too small to see what the whole sees: in
 many dimensions the balls of few points are larger, and hold everything. So V is at least the spread of random halves
 without replacement, and for shares that of independent trials. In few dimensions that covers at its nominal rate, and
-in many where the model is good; of poor models in many features the 95% intervals can cover far less (in 64, of a model
-half as wide as the data, density's 80%): there these figures rank and do not test. Differences against a fixed
-reference are somewhat too short as well.
+in many where the model is good; for poor models in many features the intervals can cover far less: there these figures
+rank and do not test. Differences against a fixed reference are somewhat too short as well.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ from sde_diffusion.errors import UserError
 
 Reference = Literal["sampled", "fixed"]
 GROUPS = 5
-LEAST = 25  # samples a side for an interval: of ten, 95% ones cover as little as 83%
+LEAST = 25  # samples a side for an interval: with fewer, intervals are too short
 MANY_PAIRS = 5_000_000  # of real and generated samples: beyond, statistics of neighbours are taken of fewer subsets
 
 

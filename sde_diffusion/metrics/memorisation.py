@@ -28,9 +28,7 @@ class Memorisation(FeatureMetric):
     one source; where they were not, z is also moved by how the splits differ, which it cannot tell apart.
 
     There is no test here that compares distances of samples and of test data to the training split (C_T, Meehan et al.
-    2020): it calls models that are too narrow copies. Of 2,000 samples of 0.9 N(0, 1) in 16 dimensions, which have
-    never seen the 2,000 training points, it says -12 over one cell, -5.0 over 5, -3.5 over 10 and -2.0 over 30 cells
-    by k-means (with 1,000 test points; below -3 is to mean copies), and of 0.5 N(0, 1) -6.9 even over 30 cells.
+    2020): it also reports copying where a model is only too narrow, even over many cells (benchmarks/README.md).
 
     Args:
         extractor: See `FeatureMetric`.

@@ -11,8 +11,8 @@ each integral over the step, of the polynomial through these slopes at the place
 presumed). The error of the step is taken to be the distance to the correction without f_{k-1}, which is of order k.
 The first steps look back on fewer points.
 
-Evaluated once a step, the pair is stable for ever shorter steps as its order grows: dy/du = -300 y + cos 3u to a
-tolerance of 1e-6 takes 662 passes with order 2, 1862 with 4, 6483 with 6, 23644 with 8.
+Evaluated once a step, the pair is stable only for shorter steps as its order grows: on stiff equations a high order
+takes many times the passes of a low one (benchmarks/README.md).
 
 References: Hairer, Norsett & Wanner 1993, "Solving Ordinary Differential Equations I", sections III.1, III.5 and III.7
 (predict-evaluate-correct, without a second evaluation).
@@ -29,7 +29,7 @@ from sde_diffusion.sampling.exponential import lagrange_weights
 
 _SAFETY, _SHRINK, _GROW, _GROW_AT_FIRST = 0.85, 0.3, 1.5, 3.0
 """Of the next step's length: the aim below the tolerance, the least and the greatest change, and the greatest while the
-first steps gain in order. Measured on likelihoods of the digits' mixture: little depends on them."""
+first steps gain in order. Little depends on them."""
 
 _TURNS = 50
 """Errors in a row that turn, for steps to be held short by stability. The last steps of an ordinary walk turn too, up

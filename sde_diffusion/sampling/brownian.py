@@ -89,7 +89,7 @@ class StepBrownian(SeededBrownian):
     """Increments of a solver in steps of length one, each drawn once and not kept.
 
     torchsde's own Brownian motions can be asked for any interval at any time and pay for it with a tree of past draws
-    (2 to 16 ms a step for [64, 3072]), and have one seed for the whole batch. A fixed-step solver asks for each step
+    that costs more than the draws, and have one seed for the whole batch. A fixed-step solver asks for each step
     once, in order.
     """
 
@@ -132,8 +132,8 @@ class TreeBrownian(SeededBrownian):
 
     Each level keeps its last split: a walk in small steps redraws only the last levels.
 
-    Within a leaf the path is smooth: a solver whose steps get shorter finds too little variation there (0.55 of it at a
-    quarter of a leaf). Adaptive ones go down to 2^-20 of the walk and less, hence the depth.
+    Within a leaf the path is smooth: a solver whose steps get shorter finds too little variation there. Adaptive ones
+    go down to 2^-20 of the walk and less, hence the depth.
 
     Args:
         normal: See `SeededBrownian`.

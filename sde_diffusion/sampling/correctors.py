@@ -54,12 +54,11 @@ class LeimkuhlerMatthews(Corrector):
     Gaussian data, of any covariance, keep their marginal exactly, whatever snr: with v = d^2 + r^2, v_+ = v + nu^2 and
     k = nu^2 / v_+, y <- (1 - 2 k) y + 2 (1 - k) nu z has the variance (1 - 2 k)^2 (1 - k) v_+ + 4 (1 - k)^2 k v_+ = v.
     As k < 1 no step is too large. For other data the fixed point of many steps is off by order snr^4 (Langevin's own
-    step: snr^2): in total variation, on a bimodal mixture at r = 0.4, by 0.011, 0.001 and 0.0001 for snr 0.8, 0.4 and
-    0.2 (0.086, 0.024 and 0.006).
+    step: snr^2).
 
     nu^2 is at most what the last predictor step has taken, r_before^2 - r^2: no pass is made at a noise level above the
     one that the walk comes from (at t_max, therefore, none), and as the steps of a walk become short this one becomes
-    so too, and with it the error. The cap is idle below some 800 steps on VP, 650 on VE. Without a predictor, where
+    so too, and with it the error. In walks of a few hundred steps the cap is idle. Without a predictor, where
     correctors alone do the walking and must not slow down with it, only t_max is a cap.
 
     References:
@@ -123,8 +122,7 @@ class Langevin(LangevinRule):
     larger, so that this would be `annealed_langevin` under another name.)
 
     For many dimensions only: a step size that depends on the state biases the marginal, however many steps there are.
-    Data of standard deviation 0.3 come out of 300 steps on VP 2.5 times too wide in one dimension, 1.8 in two, 1.2 in
-    8, 1.07 in 32, 1.02 in 768; on VE 3.4 times in one. The other correctors: 0.98 to 1.01 in all of these.
+    In few dimensions samples come out much too wide; the other correctors have no such bias (benchmarks/README.md).
     """
 
     def step_size(self, score: Tensor, z: Tensor, scale: float, alpha: float, sigma: float) -> Tensor:

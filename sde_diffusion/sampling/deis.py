@@ -25,11 +25,8 @@ class DEISSampler(MultistepSampler):
     where the first step takes alpha from about 0 to about its own length in t, orders 3 and 4 show as order 2 once
     errors are below some 1e-4.
 
-    Order 4 is the better one in few passes, if not by much: digits model of the default run, Frechet distances of 1797
-    samples in 5, 8, 10, 15 and 20 passes 17.45, 8.26, 7.03, 6.07, 5.89, with order 3 17.59, 8.33, 7.09, 6.16, 5.95
-    (paired differences significant each time). The default grid is the best of those tried, too: on the mixture of the
-    tests, the worst of six paths, in 10 passes it is 0.13 from the exact flow, on log-SNR 0.25, rho = 7 0.26, quadratic
-    0.29.
+    Order 4 is a little better than 3 in few passes, and the path's default grid the best of those tried: hence the
+    defaults (benchmarks/README.md).
 
     Args:
         steps: Number of network passes, at least 1.
@@ -78,8 +75,8 @@ class _Upwards(DEISSampler):
     """x_s = (sigma_s / sigma_t) x_t + sigma_s int P(q) dq from q_t to q_s,  q = alpha / sigma, P through the x0.
 
     In z = x / sigma the probability flow is dz/dq = x0: what dy/dr = eps is downwards. Upwards r grows, by far the most
-    in the last steps, where a polynomial in r would be carried far beyond its nodes (20 steps of order 4 on the cosine
-    path's grid: latents 3e5 times too large); q shrinks to 0 as r does downwards.
+    in the last steps, where a polynomial in r would be carried far beyond its nodes; q shrinks to 0 as r does
+    downwards.
     """
 
     belief = "x0"

@@ -28,9 +28,7 @@ class DPMSolver(MultistepSampler):
     order 3 is seen down to errors of 1e-5 or less. In up to 20 passes the pass is better spent on a shorter step, hence
     the default. Weak order for eta > 0: multistep 2 from order 2 on; singlestep, whose inner points see no noise, 1.
 
-    Order 2 is the safe choice in few passes, order 3 the better one from about 15 to 20 on. Root mean square distance
-    to the exact flow on the mixture of `benchmarks.solver_order` (data: 0.6), the worst of the six paths: order 2
-    against 3, multistep, in 8 passes 0.20 against 0.71, in 10 0.16 against 0.25, in 15 0.070 against 0.043.
+    Order 2 is the safe choice in few passes, order 3 the better one from about 15 to 20 on (benchmarks/README.md).
 
     Args:
         steps: Number of network passes, at least 1.
@@ -137,8 +135,8 @@ class UniPC(MultistepSampler):
     step, of order 1 corrected to 2, leaves an error of third order behind: min(order + 1, 3). From the prior that error
     is small (see `DPMSolver`), and order + 1 is what is seen.
 
-    Order 2 or 3? As with `DPMSolver`, the worst of the six paths: in 8 passes 0.21 against 0.69, in 10 0.17 against
-    0.21, in 15 0.065 against 0.043, in 20 0.028 against 0.026.
+    As with `DPMSolver`, order 2 is the safe choice in few passes, order 3 the better one in many.
+    Figures: benchmarks/README.md.
 
     Args:
         steps: Number of network passes, at least 1.

@@ -100,8 +100,8 @@ def step_weights(steps: Steps, nodes: Tensor, eta: float = 0.0) -> Tensor:
     """Coefficients of the beliefs x0 at nodes of which the first is the step's beginning (0); [N, K].
 
     With two nodes the slope counts half of phi = alpha_s (1 - e^(-k h)), as DPM-Solver++(2M) and UniPC have it: of the
-    same order as the exact integral, and the better in few steps (ten of DPM-Solver++(2M) on the mixture of
-    `benchmarks.solver_order`: error 0.078 against 0.146). Else the exact integrals of Lagrange's polynomials.
+    same order as the exact integral, and the better in few steps (benchmarks/README.md). Else the exact integrals of
+    Lagrange's polynomials.
     """
     if nodes.shape[1] != 2:
         return steps.from_beliefs(nodes, eta)

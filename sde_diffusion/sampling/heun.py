@@ -21,8 +21,8 @@ class HeunSampler(Sampler):
     and 2 steps passes. Order 2; with churn, weak order 2 once churn / steps is below sqrt 2 - 1 (if churn_noise = 1).
 
     The last step is churned too, as in EDM's algorithm: with churn and `denoise`, x0 is what is believed at r' of t_end
-    (up to 1.41 times as noisy), not at t_end. In 2 to 4 steps the method is of no use, and with churn even less: on VP
-    Gaussian data of std 0.5 arrive at t_end with 26, 27 and 11 times their variance, with churn = 10 with 41, 40, 20.
+    (up to sqrt 2 times as noisy), not at t_end. In 2 to 4 steps the method is of no use, and with churn even less: the
+    variance at t_end is many times the data's (benchmarks/README.md).
 
     Args:
         steps: Number of noise levels, at least 1.

@@ -35,10 +35,8 @@ class AnnealedLangevin(Sampler):
     x0 = (x + sigma_L^2 score) / alpha_L. Network passes: levels steps_per_level, and one for `denoise`. A trajectory's
     frames are the states with which levels begin.
 
-    NCSNv2's rules for levels and step size are made for images, and leave too much variance in few dimensions: with
-    T = 5 it is 1.8 times the right one in up to 8 dimensions, 1.4 in 64 and 1.17 in 784, with T = 20 1.4 in up to 8
-    (exact for Gaussian data, on every path alike). There, give more levels and a small step size, or take another
-    sampler.
+    NCSNv2's rules for levels and step size are made for images, and leave too much variance in few dimensions
+    (benchmarks/README.md). There, give more levels and a small step size, or take another sampler.
 
     Args:
         levels: Number of noise levels L, at least 2; `ncsnv2_levels` if not given.

@@ -49,7 +49,7 @@ class ODESolver:
     Where the slope is rough in time, adams does not follow every turn: it solves with rtol = 0.01, then with a quarter
     of that, and so on, until two solutions in a row differ by less than 300 tolerances as asked for, or the next is
     likely to take more than 1,000 passes. That last difference is what it can say of its error, in a warning or by
-    `solution`: the true one was 0.1 to 1.0 times as large on models of the digits.
+    `solution`.
 
     Options of torchdiffeq's adaptive methods, passed on to it: min_step (taken whatever the error), max_step,
     first_step, step_t and jump_t (lists of places where a step must end, the latter of discontinuities), safety,

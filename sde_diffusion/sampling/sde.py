@@ -140,9 +140,8 @@ class SDESampler(Sampler):
         reversible_heun                      1 (2)     one pass a step, and one before the first
 
     The last oscillates where the drift contracts, as all reverse processes do near their end: on a whole walk it takes
-    hundreds of steps to be of any use, with eta = 1 on the cosine path thousands (Gaussian data of std 0.25 have 3.3
-    times their variance after 1000, 1.08 times after 2000). With eta = 0, 100 steps are within 1% of it on every path:
-    take eta = 0, or another method.
+    hundreds of steps to be of any use, and with eta = 1 on the cosine path thousands (benchmarks/README.md). Take
+    eta = 0, or another method.
 
     With euler, milstein and euler_heun `steps` counts network passes: with `denoise` steps - 1 steps and one prediction
     at t_end, else `steps` steps. With the others it counts steps, and `denoise` costs one pass more. `nfe` counts

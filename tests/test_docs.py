@@ -1,0 +1,72 @@
+"""The tutorials' code runs as it stands in docs/; shortened in the quick tests (see docs/run.py)."""
+
+import importlib.util
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+DOCS = Path(__file__).parents[1] / "docs"
+_spec = importlib.util.spec_from_file_location("docs_run", DOCS / "run.py")
+docs_run = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(docs_run)
+
+
+def follow(name, command, folder, quick):
+    """What a reader has after typing a page: its names, and its pictures, drawn anew."""
+
+    def typed(words):
+        done = command(words[0].removeprefix("sde_diffusion."), *words[1:], cwd=folder)
+        assert done.status == 0, f"{words}: {done.err}"
+
+    page = DOCS / f"{name}.md"
+    found = docs_run.run(page, typed, quick)
+    shown = set(re.findall(r"!\[[^]]*\]\((pictures/[^)]*)\)", page.read_text()))
+    assert shown == {path.as_posix() for path in Path("pictures").iterdir()}
+    for picture in shown:
+        assert np.asarray(Image.open(picture).convert("L")).std() > 1, f"{picture} is blank"
+        assert (DOCS / picture).stat().st_size < 100_000
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", docs_run.TUTORIALS)
+def test_tutorials_run_shortened(name, command, tmp_path):
+    follow(name, command, tmp_path, quick=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", docs_run.TUTORIALS)
+def test_tutorials_do_what_they_say(name, command, tmp_path):
+    found = follow(name, command, tmp_path, quick=False)
+    if name == "points":  # the learnt density is the true one to a few hundredths of a nat
+        assert abs(float(found["learnt"].mean() - found["true"].mean())) < 0.1
+    if name == "classes":  # each row of the picture is of one class, says the classifier that the library ships
+        from sde_diffusion.metrics import load_extractor
+
+        classifier = load_extractor("digits").eval()
+        right = classifier.head(classifier(found["x"])).argmax(1) == found["labels"]
+        assert float(right.float().mean()) > 0.8
+    if name == "own":
+        # Gaussian data: standard errors of 2,000 samples are 0.3 / 45 and 0.3 / 63; five of them, 1 in a million
+        mean, std = found["exact"].mean, 0.3
+        assert ((found["x"].mean(0) - torch.as_tensor(mean)).abs() < 5 * std / 2000**0.5).all()
+        assert ((found["x"].std(0) - std).abs() < 5 * std / 4000**0.5).all()
+        errors = found["errors"]
+        assert all(1.7 < coarse / fine < 2.3 for coarse, fine in itertools.pairwise(errors))  # order 1
+        radius = found["drawn"].x.norm(dim=1)  # the ring of radius 0.8
+        assert abs(float(radius.mean()) - 0.8) < 0.05
+        assert float(radius.std()) < 0.1
+        # the path of two functions: g^2 = d sigma^2/dt - 2 f sigma^2, by hand
+        t = torch.tensor(0.5, dtype=torch.float64)
+        by_hand = 2 * t + 2 * (2 * t / (1 - t**2)) * t**2
+        assert abs(found["sde"].diffusion(t) ** 2 - by_hand) < 1e-12

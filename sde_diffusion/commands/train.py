@@ -105,6 +105,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     try:
         with processes(trainer):
             trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
+        metrics = model.last_metrics()
+        if trainer.is_global_zero:
+            finish(folder, metrics)
+            conclude(folder, last)
     except (signals.Stopped, LostProcessError) as end:
         if is_follower():  # without a status, at which Lightning's observer would kill the first process
             raise SystemExit(0) from None
@@ -117,10 +121,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
         raise
     except MisconfigurationException as error:  # such as a callback's, which monitors what nobody logs
         raise UserError(f"{error}{given('callbacks')}") from error
-    metrics = model.last_metrics()
-    if trainer.is_global_zero:
-        finish(folder, metrics)
-        conclude(folder, last)
     return metrics
 
 

@@ -16,7 +16,7 @@ from sde_diffusion.modality.base import Modality
 _MOST = 12  # waveforms in a picture
 _CHANNELS = 4  # at most, that are drawn
 _LAGS = 200  # at most, of an autocorrelation
-_FILM = (260, 64, 8)  # width and height of a waveform in pixels, and how many
+_FILM = (260, 104, 6)  # width and height of a waveform in pixels, and how many
 _COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
 
 
@@ -57,7 +57,7 @@ class Signals(Modality):
         for part, (name, signals) in zip(top.subfigures(1, 2, wspace=0.03), sets.items(), strict=True):
             part.suptitle(f"{name} ({len(signals)})", fontsize=11)
             self._waveforms(part, signals, (3, 2), ends)
-        self._name_channels(drawing)
+        self._name_channels(top)
         shown = min(self.shape[0], _CHANNELS)
         for row, plot, words in (
             (middle, _quantiles, ("step", "median, 5% to 95%")),
@@ -65,7 +65,7 @@ class Signals(Modality):
         ):
             panels = row.subplots(1, shown, squeeze=False, sharey=True)[0]
             for channel, panel in enumerate(panels):
-                for (name, signals), colour in zip(sets.items(), ("tab:blue", "0.35"), strict=True):
+                for (name, signals), colour in zip(sets.items(), ("tab:purple", "0.35"), strict=True):
                     plot(panel, signals[:, channel], name, colour)
                 panel.set_xlabel(words[0], fontsize=8)
                 panel.tick_params(labelsize=7)
@@ -117,17 +117,18 @@ class Signals(Modality):
         """Waveforms below one another."""
         width, height, most = _FILM
         shown = self._film_values(x[:most]).float().cpu()
-        picture = Image.new("RGB", (width, height * len(shown)), (245, 245, 245))
+        picture = Image.new("RGB", (2 * width, 2 * height * len(shown)), (245, 245, 245))  # halved: smooth lines
         pen = ImageDraw.Draw(picture)
-        across = torch.linspace(3, width - 4, shown.shape[-1]).tolist()
+        across = torch.linspace(6, 2 * width - 7, shown.shape[-1]).tolist()
         for row, signal in enumerate(shown):
-            pen.line((0, (row + 0.5) * height, width, (row + 0.5) * height), fill=(220, 220, 220))
+            middle = (2 * row + 1) * height
+            pen.line((0, middle, 2 * width, middle), fill=(215, 215, 215), width=2)
             for colour, channel in reversed(list(zip(_COLOURS, signal, strict=False))):
-                down = (row + 0.5 - 0.5 * channel / extent) * height
-                pen.line(list(zip(across, down.tolist(), strict=True)), fill=colour, width=1)
+                down = (middle - height * channel / extent).tolist()
+                pen.line(list(zip(across, down, strict=True)), fill=colour, width=3)
             if row:
-                pen.line((0, row * height, width, row * height), fill="white", width=2)
-        return picture
+                pen.line((0, middle - height, 2 * width, middle - height), fill="white", width=6)
+        return picture.resize((width, height * len(shown)), Image.Resampling.LANCZOS)
 
 
 def _ends(x: Tensor) -> tuple[float, float]:

@@ -13,9 +13,9 @@ from PIL import Image
 from test_ema import flat
 from tiny import MLP, make_model, make_trainer, ring, tensors
 
-from sde_diffusion import pictures
 from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import Images
 from sde_diffusion.sampling import AncestralSampler, Sampler, Walk
 from sde_diffusion.training import EMA, ScoreModel, callbacks
 from sde_diffusion.training.callbacks import SampleGrid, StopOnNonFinite, TrainingProgress
@@ -102,10 +102,10 @@ def test_sample_grid_is_drawn_with_the_average_for_each_class(tmp_path: Path) ->
     drawn = np.asarray(Image.open(tmp_path / "samples" / "step-0000005.png"))
     loaded = ScoreModel.load_from_checkpoint(tmp_path / "step=5.ckpt")
     label = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
-    assert np.array_equal(drawn, pictures.draw(sampler(loaded.denoiser, (12, 1, 8, 8), label=label).x))
+    assert np.array_equal(drawn, Images([1, 8, 8]).draw(sampler(loaded.denoiser, (12, 1, 8, 8), label=label).x))
     checkpoint = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
     loaded.load_state_dict(checkpoint["current_model_state"])
-    assert not np.array_equal(drawn, pictures.draw(sampler(loaded.denoiser, (12, 1, 8, 8), label=label).x))
+    assert not np.array_equal(drawn, Images([1, 8, 8]).draw(sampler(loaded.denoiser, (12, 1, 8, 8), label=label).x))
 
 
 def test_sample_grid_leaves_the_randomness_alone(tmp_path: Path) -> None:

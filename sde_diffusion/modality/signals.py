@@ -83,7 +83,7 @@ class Signals(Modality):
         """Panels of waveforms [B, C, L], one for each of the first, in a figure or a part of one."""
         panels = figure.subplots(*grid, squeeze=False, sharex=True, sharey=True)
         for panel, signal in zip(panels.flat, x[: panels.size], strict=False):
-            panel.plot(signal.T, linewidth=1)
+            panel.plot(signal.T.numpy(), linewidth=1)
         for panel in panels.flat:
             panel.set_ylim(*ends)
             panel.tick_params(labelsize=7)
@@ -110,7 +110,7 @@ class Signals(Modality):
         return x[:, :_CHANNELS]
 
     def _plot_frame(self, panel: Any, x: Tensor, row: int, ends: tuple[list[float], list[float]]) -> None:
-        panel.plot(self._film_values(x)[row].float().T, linewidth=0.7)
+        panel.plot(self._film_values(x)[row].float().T.numpy(), linewidth=0.7)
         panel.set_ylim(ends[0][0], ends[1][0])
 
     def _draw_frame(self, x: Tensor, extent: float) -> Image.Image:

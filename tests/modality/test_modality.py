@@ -144,13 +144,13 @@ def test_what_metrics_saw_comes_back(units):
 
 
 def test_every_number_of_a_signal_is_in_its_pictures():
-    x, modality = noise(3, (2, 20)), Signals([2, 20])
+    x, modality = noise(2, (2, 20)), Signals([2, 20])
     other = x.clone()
     other[:, 1, 15] += 1.0
     pictures = {
         "alone": modality.draw,
         "beside data": lambda x: modality.beside(x, noise(4, (2, 20))),
-        "film strip": lambda x: modality.film_strip(torch.stack([x, x]), [1.0, 0.0]),
+        "film strip": lambda x: modality.film_strip(x[None], [1.0]),
         "film": lambda x: modality.film_frames(x[None], x[None], [1.0])[0],
     }
     for name, draw in pictures.items():
@@ -160,11 +160,11 @@ def test_every_number_of_a_signal_is_in_its_pictures():
 
 @pytest.mark.parametrize("modality", [Images([1, 5, 5]), Points([1]), Points([4]), Signals([1, 1]), Signals([6, 9])])
 def test_films_have_frames_of_one_size(modality):
-    x = noise(6, (7, *modality.shape))
-    frames = modality.film_frames(x, 3 * x, [1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
-    assert len(frames) == 6
+    x = noise(3, (2, *modality.shape))
+    frames = modality.film_frames(x, 3 * x, [1.0, 0.5, 0.0])
+    assert len(frames) == 3
     assert len({frame.size for frame in frames}) == 1
-    assert modality.film_strip(x, [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]).width > 0
+    assert modality.film_strip(x, [1.0, 0.5, 0.0]).width > 0
 
 
 def test_points_are_their_own_features_where_there_are_enough():

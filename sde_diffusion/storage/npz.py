@@ -55,7 +55,7 @@ def read_arrays_of(path: Path, choose: Choice, bare: str | None) -> dict[str, Ar
                 return {bare: _read(str(path), file, os.fstat(file.fileno()).st_size)}
             if start == _NPY:
                 raise UserError(
-                    f"{path} is one bare array: save it as numpy.savez(FILE, images=...), points= or signals="
+                    f"{path} is one bare array: name it, numpy.savez(FILE, images=...), points= or signals="
                 )
             if start[:2] == _ZIP:
                 with ZipFile(file) as archive:

@@ -149,7 +149,7 @@ class Clock(Callback):
 @pytest.mark.parametrize(
     ("refresh_every", "steps"), [(3, [3, 5, 6, 9, 10, 12, 15, 15, 18, 20]), (1000, [5, 10, 15, 20])]
 )
-def test_progress_counts_images_a_second_of_training(
+def test_progress_counts_points_a_second_of_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -169,7 +169,7 @@ def test_progress_counts_images_a_second_of_training(
     lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.training.callbacks"]
     assert [line.split()[:2] for line in lines] == [["step", "5"], ["step", "10"], ["step", "15"], ["step", "20"]]
     assert [step for step, _ in shown] == steps
-    assert all(line.endswith("  32 images/s") for _, line in shown)
+    assert all(line.endswith("  32 points/s") for _, line in shown)
     assert all("val " in line for line in lines)
 
 
@@ -184,7 +184,7 @@ def test_without_a_terminal_a_line_now_and_then(
         )
     lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.training.callbacks"]
     assert [line.split()[1] for line in lines] == ["60", "120", "180"]
-    assert lines[0].endswith("32 images/s  0:01:10 left")  # 140 steps of half a second
+    assert lines[0].endswith("32 points/s  0:01:10 left")  # 140 steps of half a second
 
 
 def test_progress_bar_follows_the_steps(tmp_path: Path) -> None:

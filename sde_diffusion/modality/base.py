@@ -51,11 +51,6 @@ class Modality(ABC):
     few_dimensions: ClassVar[bool] = False
     """Whether metrics that are meant for points are taken of the items without being asked for."""
 
-    @property
-    def in_pictures(self) -> bool:
-        """Whether files of pictures (.png, .jpg) hold such items."""
-        return False
-
     def __init__(self, shape: Sequence[int], levels: int | None = None, units: Units | None = None) -> None:
         self.shape = self.check_shape(shape)
         self.levels = None if levels is None else check_count("levels", levels, least=2, most=256)
@@ -83,6 +78,11 @@ class Modality(ABC):
     def kind(self) -> str:
         """The kind and the shape of the items, for messages."""
         return f"{self.unit} of shape {list(self.shape)}"
+
+    @property
+    def in_pictures(self) -> bool:
+        """Whether files of pictures (.png, .jpg) hold such items."""
+        return False
 
     # Values
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.data_sides import extractor_for, resumed_features
-from sde_diffusion.commands.drawing import class_labels, measured
+from sde_diffusion.commands.drawing import class_labels
 from sde_diffusion.commands.loading import load_data, load_model
 from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.config import build
@@ -125,7 +125,7 @@ class Bench:
 
     def features(self, x: Tensor) -> Tensor:
         """Features of samples [N, *shape], as they would be stored."""
-        parts = torch.split(measured(x, self.data), self.cfg.batch_size)
+        parts = torch.split(self.data.modality.for_metrics(x), self.cfg.batch_size)
         with torch.no_grad():
             return torch.cat([self.extractor(part.to(self.device)).cpu() for part in parts])
 

@@ -16,7 +16,7 @@ PACKAGE = "sde_diffusion"
 BUILDABLE = tuple(
     f"{PACKAGE}.{part}"
     for part in (
-        *("sde", "denoiser", "nn", "sampling", "data", "metrics"),
+        *("sde", "denoiser", "nn", "sampling", "data", "metrics", "modality"),
         *("training.objective", "training.weighting", "training.time_sampling"),
     )
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -35,3 +36,8 @@ def shown(value: Any, most: float = 60) -> str:
         return f"the class {value.__name__}"
     text = repr(list(value)) if isinstance(value, tuple) else repr(value)
     return text if len(text) <= most else f"{type(value).__name__} {text[:50]}..."
+
+
+def few(items: Sequence[object], most: int = 10) -> str:
+    """The first of some items, for messages."""
+    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")

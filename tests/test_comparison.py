@@ -9,9 +9,9 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from sde_diffusion import pictures
 from sde_diffusion.data import Digits
 from sde_diffusion.metrics import FrechetDistance, KernelDistance, difference, load_extractor
+from sde_diffusion.modality import Images, Points
 
 FEW = ("resamples=10", "metrics=[frechet,frechet_infinity,kernel,prdc,memorisation]")
 
@@ -180,9 +180,9 @@ def test_many_runs_leave_one_table(command, trained, second, tmp_path):
 
 def test_pictures_have_data_beside():
     x = torch.rand(30, 1, 8, 8) * 2 - 1
-    both, alone = pictures.beside(x, x[:20]), pictures.draw(x)
+    both, alone = Images([1, 8, 8]).beside(x, x[:20]), Images([1, 8, 8]).draw(x)
     assert both.width > 2 * alone.width
     assert both.height > alone.height
     points = torch.randn(50, 2)
-    assert pictures.beside(points, 3 * points).width > 1.5 * pictures.draw(points).width
-    assert pictures.beside(torch.randn(50, 1), torch.randn(40, 1)).width > 0
+    assert Points([2]).beside(points, 3 * points).width > 1.5 * Points([2]).draw(points).width
+    assert Points([1]).beside(torch.randn(50, 1), torch.randn(40, 1)).width > 0

@@ -197,7 +197,7 @@ REFUSED = {
     "no npz": (["samples=words.npz", "data=digits"], ["words.npz is neither an .npz nor an .npy file"]),
     "another shape": (["samples=large.npz", "data=digits"], ["[1, 9, 9]", "[1, 8, 8]"]),
     "floats": (["samples=floats.npz", "data=digits"], ["uint8", "float32"]),
-    "other arrays": (["samples=other.npz", "data=digits"], ["no array named images or points"]),
+    "other arrays": (["samples=other.npz", "data=digits"], ["no array named images;"]),
     "labels of another length": (["samples=labels.npz", "data=digits"], ["labels must be integers [40]"]),
     "no metrics": (["samples=own.npz", "data=digits", "metrics=[]"], ["metrics is needed: choose metrics= from"]),
     "a label for a file": (

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sde_diffusion.units import Units, scaled_for_metrics, unscaled_from_metrics
+from sde_diffusion.units import Units
 
 
 def test_the_ends_and_the_middle():
@@ -37,25 +37,3 @@ def test_a_description_comes_back():
 def test_no_units(ends):
     with pytest.raises(ValueError, match="finite high above each finite low"):
         Units(*ends)
-
-
-def test_metrics_see_scales_without_offsets():
-    """Seconds of one minute of an epoch: as floats of their own units they would all be one number."""
-    x = torch.linspace(-1, 1, 61)[:, None]
-    scaled = scaled_for_metrics(x, Units((1.7e9,), (1.7e9 + 60,)))
-    assert torch.allclose(scaled.diff(dim=0), torch.ones(60, 1), atol=1e-5)
-
-
-def test_columns_with_ranges_of_their_own_count_alike():
-    x = torch.randn(5, 2)
-    assert torch.equal(scaled_for_metrics(x, Units((0.0, 0.0), (1.0, 1e6))), x)
-    assert torch.equal(scaled_for_metrics(x, None), x)
-    images = torch.rand(2, 1, 3, 3)
-    assert torch.equal(scaled_for_metrics(images, Units((0.0,), (16.0,))), images)
-
-
-@pytest.mark.parametrize("units", [Units((10.0,), (30.0,)), Units((0.0, -5.0), (4.0, 5.0)), None])
-def test_pictures_of_what_metrics_saw_are_in_own_units(units):
-    x = torch.tensor([[-1.0, 0.5], [0.0, 1.0]])
-    shown = unscaled_from_metrics(scaled_for_metrics(x, units), units)
-    assert torch.allclose(shown, x if units is None else units.decode(x))

@@ -8,8 +8,8 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from sde_diffusion.commands.drawing import read_samples
 from sde_diffusion.data import Arrays
+from sde_diffusion.modality import Images, read_samples
 from sde_diffusion.training import ScoreModel
 from sde_diffusion.units import Units
 
@@ -68,7 +68,7 @@ def test_images_of_floats_come_back_in_their_units(command, tmp_path):
     assert kept["units"] == {"low": [0.0], "high": [5000.0]}
     assert found["class_names"].tolist() == kept["class_names"] == ["12", "cat", "0"]
     assert "labels: 0 12, 1 cat, 2 0" in done.out
-    stored = read_samples(tmp_path / "drawn" / "samples.npz", (1, 5, 6), Units((0.0,), (5000.0,)))
+    stored = read_samples(tmp_path / "drawn" / "samples.npz", Images([1, 5, 6], units=Units((0.0,), (5000.0,))))
     assert np.abs(next(stored.batches()).numpy() - made.clamp(-1, 1).numpy()).max() < 1e-3
     grid = np.asarray(Image.open(tmp_path / "drawn" / "grid.png").convert("L"))
     assert grid.max() - grid.min() > 50

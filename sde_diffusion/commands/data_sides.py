@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from sde_diffusion import __version__
 from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.drawing import measured
 from sde_diffusion.commands.loading import random_order
 from sde_diffusion.data import DataModule, Split
 from sde_diffusion.errors import UserError
@@ -129,8 +127,7 @@ class DataSides:
 def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.Module]:
     """A feature extractor by name; without one that of the data set's name if there is one.
 
-    Else images are taken by their principal components; so are points, unless n is ten times their dimension: then they
-    are taken as they are.
+    Else that of the modality.
 
     Args:
         name: Its name, or None.
@@ -143,12 +140,12 @@ def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.M
     Raises:
         UserError: If there is no such extractor, or it takes samples of another shape.
     """
-    fitting = "pixels" if len(data.shape) == 1 and n >= 10 * math.prod(data.shape) else "pca"
-    name = untrained_name(name or (data.name if data.name in extractor_names() else fitting), n)
+    fitting = data.name if data.name in extractor_names() else data.modality.extractor(n)
+    name = untrained_name(name or fitting, n)
     train = data.split("train")
 
     def some() -> Tensor:
-        return measured(train.tensor(random_order(len(train))[:_PCA_ITEMS]), data)
+        return data.modality.for_metrics(train.tensor(random_order(len(train))[:_PCA_ITEMS]))
 
     return name, load_extractor(name, data.shape, data=some)
 
@@ -168,7 +165,7 @@ def items_of(split: Split, label: int | None) -> Tensor:
 
 
 def _batches(data: DataModule, split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
-    return (measured(split.tensor(some), data) for some in torch.split(items_of(split, label), size))
+    return (data.modality.for_metrics(split.tensor(some)) for some in torch.split(items_of(split, label), size))
 
 
 def resumed_features(

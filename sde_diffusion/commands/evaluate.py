@@ -39,7 +39,6 @@ from sde_diffusion.metrics import (
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
 from sde_diffusion.storage.memory import check_fits
-from sde_diffusion.units import own_units, unscaled_from_metrics
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +121,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         n_training_split=n_mark,
         seconds={"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
     )
-    own = own_units(data.levels, data.units)
-    drawn, real = (unscaled_from_metrics(first(side(), 256), own) for side in (made.batches, sides.batches[REAL]))
-    pictures.save(pictures.beside(drawn, real), grid)
+    drawn, real = (data.modality.from_metrics(first(side(), 256)) for side in (made.batches, sides.batches[REAL]))
+    pictures.save(data.modality.beside(drawn, real), grid)
     if _many():
         comparison.keep(out, about, features(extractor, FAKE), made.origin["seeds"])
     with writing(result) as temporary:
@@ -222,8 +220,8 @@ def _metrics(
             continue
         if not set(metric.sides) <= set(sides):
             unfit[name] = f"it looks at {TRAIN} too, beside another split: take split=test or val"
-        elif metric.for_points and len(data.shape) > 1 and not asked:
-            unfit[name] = f"it is meant for points; metrics=[{name},...] takes it of images too"
+        elif metric.for_points and not data.modality.few_dimensions and not asked:
+            unfit[name] = f"it is meant for points; metrics=[{name},...] takes it of {data.modality.unit} too"
         else:
             metrics[name] = metric
     return metrics, unfit

@@ -25,10 +25,10 @@ from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, Level
 from sde_diffusion.density.scoring import COLUMNS, Scoring
 from sde_diffusion.density.summary import in_own_units, per_dim, plus_minus, quoted, summary
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import modality_of
 from sde_diffusion.sampling.ode_adams import ROUGH
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
-from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
@@ -82,7 +82,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     size = math.prod(model.data["shape"])
     if not any(bool(values["log_prob"].isfinite().any()) for values in scores.values()):
         raise UserError(f"no solver brings an item of {scored.name} to the prior: try method=dopri5, or larger rtol=")
-    units = None if scoring.levels is not None else Units.of(model.data.get("units"))
+    units = None if scoring.levels is not None else modality_of(model.data).units
     for values in (*scores.values(), *([] if strange is None or units is None else [strange])):
         if units is not None:
             values["log_density"] = values["log_prob"] - units.log_volume(size)

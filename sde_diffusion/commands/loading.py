@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import modality_of
 from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
             f"{cfg.ckpt} does not say of its data: {', '.join(lacking)}. The commands need to know: give "
             "data=DataModule.describe() to ScoreModel before training, or use the model in Python"
         )
+    modality_of(model.data)  # now and not after sampling
     _number_label(cfg, model.data.get("class_names"))
     return model, device
 
@@ -98,19 +99,6 @@ def check_label(label: Any, n_classes: int, also: str) -> None:
         raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
     if type(label) is not int or not 0 <= label < n_classes:
         raise UserError(f"label must be one of 0 ... {n_classes - 1}, or {also}; got {label}")
-
-
-def class_numbers(labels: np.ndarray[Any, Any] | None, n: int, path: Path) -> Tensor | None:
-    """Labels of n items of a file as int64 [n], if there are any.
-
-    Raises:
-        UserError: If they are no class numbers.
-    """
-    if labels is None:
-        return None
-    if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise UserError(f"{path}: labels must be integers [{n}]; got {labels.dtype} {list(labels.shape)}")
-    return torch.from_numpy(labels.astype(np.int64))
 
 
 def random_order(n: int) -> Tensor:

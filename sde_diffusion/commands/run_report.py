@@ -46,7 +46,7 @@ def _relative(node: Any, folder: Path) -> Any:
 def announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
     """Say what is trained, on what and where."""
     parameters = sum(p.numel() for p in model.denoiser.parameters())
-    log.info("data     %s: %d training items of shape %s", data.name, len(data.split("train")), list(data.shape))
+    log.info("data     %s: %d training %s", data.name, len(data.split("train")), data.modality.kind)
     if data.class_names:
         log.info("classes  %s", ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names)))
     if data.units:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,17 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from torch import Tensor
 
 from sde_diffusion import pictures
 from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.drawing import check_seeds, class_labels, draw, first, stored
+from sde_diffusion.commands.drawing import check_seeds, class_labels, draw, first
 from sde_diffusion.commands.loading import load_model
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import modality_of, write_samples
 from sde_diffusion.sampling import Sampler
-from sde_diffusion.storage.files import forget, fresh, writing
+from sde_diffusion.storage.files import forget, fresh
 from sde_diffusion.storage.memory import check_fits
-from sde_diffusion.units import Units, own_units, vectors_in_own_units
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
@@ -63,46 +61,26 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     wanted = f"n={cfg.n} samples of shape {model.data['shape']}"
     check_fits(wanted, 2 * values * (4 if model.data["levels"] is None else 1), "draw fewer; the next with seed=NUMBER")
     drawn = draw(cfg, model, device, parts)
-    arrays: dict[str, Any] = {"seeds": np.arange(seeds.start, seeds.stop, dtype=np.int64)}
     labels = class_labels(cfg, model.hparams["n_classes"])
-    if labels is not None:
-        arrays["labels"] = labels.numpy()
     names = model.data.get("class_names") or []
-    if labels is not None and names:
-        arrays["class_names"] = np.asarray(names, dtype=str)
-    own = own_units(model.data["levels"], Units.of(model.data.get("units")))
-    key = "images" if len(model.data["shape"]) == 3 else "points"
-    arrays[key] = np.concatenate([_in_own_units(x, model.data, own).numpy() for x in drawn.batches()])
-    pictures.save(pictures.draw(vectors_in_own_units(first(drawn.batches(), 256), own)), grid)
+    modality = modality_of(model.data)
+    pictures.save(modality.draw(first(drawn.batches(), 256)), grid)
     if cfg.film:
         _film(cfg, model, device, *film)
-    with writing(result) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    found = write_samples(result, modality, drawn.batches(), seeds, labels, names)
     forget(parts)
-    rate = drawn.n / drawn.seconds
-    log.info("%d samples, %d network passes each, %.1f s (%.0f samples/s)", drawn.n, drawn.nfe, drawn.seconds, rate)
+    told, rate = (drawn.n, modality.unit, drawn.nfe, drawn.seconds), drawn.n / drawn.seconds
+    log.info("%d %s, %d network passes each, %.1f s (%.0f %s/s)", *told, rate, modality.unit)
     if drawn.finished.sizes != [cfg.batch_size]:
         sizes = ", then ".join(map(str, drawn.finished.sizes))
         log.info("batches of %s: an adaptive solver's samples depend on them, to within its tolerance", sizes)
-    values = arrays[key]
-    scale = "on 0 ... 255" if values.dtype == np.uint8 else "in the data's own units"
-    log.info("%s: %s %s, %s", key, values.dtype, list(values.shape), scale)
-    if "class_names" in arrays:
+    scale = "on 0 ... 255" if found.dtype == np.uint8 else "in the data's own units"
+    log.info("%s: %s %s, %s", modality.unit, found.dtype, list(found.shape), scale)
+    if labels is not None and names:
         log.info("labels: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
     for path in (result, grid, *(film if cfg.film else ())):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
-
-
-def _in_own_units(x: Tensor, data: Mapping[str, Any], own: Units | None) -> Tensor:
-    """Samples as the file holds them: images uint8 [B, H, W, C] of levels on 0 ... 255; else floats in own units."""
-    levels, images = data["levels"], x.ndim == 4
-    # A mask has no greys. Other levels keep the file's finer ones: where rounding tips one, it is by 1 of 255.
-    x = stored(x.float(), levels if levels == 2 else None)
-    if images and (levels is not None or "units" not in data):  # an older checkpoint's, whose units are not known
-        return pictures.to_uint8(x)
-    x = x if own is None else own.decode(x)
-    return x.movedim(1, -1).contiguous() if images else x
 
 
 def _film(cfg: DictConfig, model: ScoreModel, device: torch.device, strip: Path, animation: Path) -> None:
@@ -125,5 +103,6 @@ def _film(cfg: DictConfig, model: ScoreModel, device: torch.device, strip: Path,
     beliefs, states = walk.trajectory.cpu(), walk.states.cpu()
     states = states / scale.to(states.dtype).reshape(-1, *(1,) * (states.ndim - 1))
     columns = torch.linspace(0, len(beliefs) - 1, min(COLUMNS, len(beliefs))).round().long()
-    pictures.save(pictures.film_strip(beliefs[columns], [walk.times[i] for i in columns.tolist()]), strip)
-    pictures.save_film(pictures.film_frames(states, beliefs, walk.times), animation)
+    modality = modality_of(model.data)
+    pictures.save(modality.film_strip(beliefs[columns], [walk.times[i] for i in columns.tolist()]), strip)
+    pictures.save_film(modality.film_frames(states, beliefs, walk.times), animation)

@@ -10,18 +10,19 @@ from torch import Tensor
 from sde_diffusion.data.images import SUFFIXES, ImageFiles, Reading, headers
 from sde_diffusion.data.tree import look
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import Modality
 
 log = logging.getLogger(__name__)
 
 _THREADS = 4
 
 
-def read_pictures(folder: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
+def read_pictures(folder: Path, modality: Modality, resize: bool) -> Tensor:
     """The pictures in a folder and below, in alphabetical order; hidden ones are passed over.
 
     Args:
         folder: Where they are.
-        shape: [C, H, W] of the data that they are compared with; C is 1 or 3.
+        modality: Of the data that they are compared with: images of one or three channels.
         resize: Whether to bring pictures of another size to H x W: the middle of that shape, by antialiased (Lanczos)
             resizing.
 
@@ -31,14 +32,14 @@ def read_pictures(folder: Path, shape: tuple[int, ...], resize: bool) -> Tensor:
     Raises:
         UserError: If there are no pictures, one cannot be read, or they are of another size or kind than the data.
     """
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise UserError(f"{folder}: pictures are compared with images, and the data's items are of shape {list(shape)}")
+    if not modality.in_pictures:
+        raise UserError(f"{folder}: pictures are compared with images, and the data are {modality.kind}")
     tree = look(folder)
     tree.report()
     paths = tree.images
     if not paths:
         raise UserError(f"{folder} has neither a samples.npz nor pictures ending in {' '.join(SUFFIXES)}")
-    channels, height, width = shape
+    channels, height, width = modality.shape
     sizes = [header.size for header in headers(paths, _THREADS)]
     other = [(path, size) for path, size in zip(paths, sizes, strict=True) if size != (width, height)]
     if other and not resize:

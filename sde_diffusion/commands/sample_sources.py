@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.drawing import Stored, check_seeds, class_labels, draw, measured, read_samples
+from sde_diffusion.commands.drawing import check_seeds, class_labels, draw
 from sde_diffusion.commands.sample_folder import read_pictures
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import Stored, modality_of, read_samples
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
@@ -33,13 +34,14 @@ class Made:
 
 
 def check_shape(data: DataModule, model: ScoreModel) -> None:
-    """See that the data's items are of the shape that the model makes.
+    """See that the data's items are of the kind and the shape that the model makes.
 
     Raises:
         UserError: If they are not.
     """
-    if list(data.shape) != list(model.data["shape"]):
-        raise UserError(f"{data.name} has items of shape {list(data.shape)}, and the model's are {model.data['shape']}")
+    has, made = data.modality.kind, modality_of(model.data).kind
+    if has != made:
+        raise UserError(f"{data.name} has {has}, and the model makes {made}")
 
 
 def is_checkpoint(source: str) -> bool:
@@ -55,14 +57,14 @@ def read_source(cfg: DictConfig, source: str, data: DataModule) -> Stored:
     """
     path = Path(source)
     if path.is_dir() and not (path / "samples.npz").is_file():
-        return Stored(read_pictures(path, data.shape, cfg.resize), None)
-    return read_samples(path / "samples.npz" if path.is_dir() else path, data.shape, data.units, data.levels)
+        return Stored(read_pictures(path, data.modality, cfg.resize), None, data.modality)
+    return read_samples(path / "samples.npz" if path.is_dir() else path, data.modality)
 
 
 def of_file(source: str, file: Stored, data: DataModule) -> Made:
     """The samples of a file or folder, as `read_source` read them."""
     origin = {"samples": source, "nfe": None, "sampler": None, "seeds": None}
-    return Made(len(file), lambda: (measured(x, data) for x in file.batches()), file.labels, origin, 0.0)
+    return Made(len(file), lambda: map(data.modality.for_metrics, file.batches()), file.labels, origin, 0.0)
 
 
 def drawn_of(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch.device, parts: Path) -> Made:
@@ -83,4 +85,4 @@ def drawn_of(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch
         "checkpoint_sha256": model.digest,
     }
     labels = class_labels(cfg, model.hparams["n_classes"])
-    return Made(drawn.n, lambda: (measured(x, data) for x in drawn.batches()), labels, origin, drawn.seconds)
+    return Made(drawn.n, lambda: map(data.modality.for_metrics, drawn.batches()), labels, origin, drawn.seconds)

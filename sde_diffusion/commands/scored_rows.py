@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sde_diffusion.commands.loading import class_numbers
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import to_levels
-from sde_diffusion.units import Units
+from sde_diffusion.modality import Modality, modality_of
+from sde_diffusion.modality.samples import class_numbers
 
 if TYPE_CHECKING:
     from sde_diffusion.data import Split
@@ -39,14 +39,12 @@ def read_rows(path: Path, data: Mapping[str, Any]) -> Split:
     from sde_diffusion.data.array_files import read_arrays
 
     arrays = read_arrays(path)
-    x = _shaped(np.asarray(arrays["train_images"]), tuple(data["shape"]), path)
+    modality = modality_of(data)
+    x = _shaped(np.asarray(arrays["train_images"]), modality, path)
     labels = class_numbers(arrays.get("train_labels"), len(x), path)
-    levels = data["levels"]
-    if levels is not None:
-        return Split(_on_levels(x, int(levels), path), labels, int(levels))
-    values = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))
-    units = Units.of(data.get("units"))
-    rows = values.float() if units is None else units.encode(values)
+    if modality.levels is not None:
+        return Split(_on_levels(x, modality.levels, path), labels, modality.levels)
+    rows = modality.encode(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64)))
     bad = (~rows.flatten(1).isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
         some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
@@ -54,21 +52,15 @@ def read_rows(path: Path, data: Mapping[str, Any]) -> Split:
     return Split(rows, labels)
 
 
-def _shaped(x: np.ndarray[Any, Any], shape: tuple[int, ...], path: Path) -> np.ndarray[Any, Any]:
+def _shaped(x: np.ndarray[Any, Any], modality: Modality, path: Path) -> np.ndarray[Any, Any]:
     """Items brought to [N, *shape]."""
     if x.dtype.kind not in "buif":
         raise UserError(f"{path}: items must be numbers; got {x.dtype}")
-    if x.ndim and len(x):
-        rest = x.shape[1:]
-        if rest == shape:
-            return x
-        if len(shape) == 3 and rest == (*shape[1:], shape[0]):
-            return np.moveaxis(x, -1, 1)
-        if rest in ((int(np.prod(shape)),), shape[1:] if shape[0] == 1 else None):
-            return x.reshape(-1, *shape)
-        if not rest and shape == (1,):
-            return x.reshape(-1, 1)
-    raise UserError(f"{path}: items must be [N, {', '.join(map(str, shape))}] with N >= 1; got {list(x.shape)}")
+    found = modality.arrange(x) if x.ndim and len(x) else None
+    if found is None:
+        wanted = ", ".join(map(str, modality.shape))
+        raise UserError(f"{path}: items must be [N, {wanted}] with N >= 1; got {list(x.shape)}")
+    return found
 
 
 def _on_levels(x: np.ndarray[Any, Any], levels: int, path: Path) -> torch.Tensor:

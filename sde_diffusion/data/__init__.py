@@ -1,6 +1,7 @@
 """What goes in: data sets with known shape, levels and range, and batches cut from them.
 
-To add a data set, write a subclass of `DataModule` with `name` and `load`; see `Digits`.
+To add a data set, write a subclass of `DataModule` with `name` and `load`; see `Digits`. What kind of thing its items
+are, the shape tells ([D] points, [C, L] signals, [C, H, W] images), or `modality_class`.
 """
 
 from sde_diffusion.data.arrays import Arrays
@@ -10,6 +11,7 @@ from sde_diffusion.data.folder import Folder
 from sde_diffusion.data.idx import IdxImages
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.module import DataModule
+from sde_diffusion.data.processes import OrnsteinUhlenbeck
 from sde_diffusion.data.split import Split
 from sde_diffusion.levels import from_levels, to_levels
 
@@ -25,6 +27,7 @@ __all__ = [
     "InOrder",
     "Loader",
     "Moons",
+    "OrnsteinUhlenbeck",
     "Pinwheel",
     "Ring",
     "Shuffled",

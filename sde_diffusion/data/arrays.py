@@ -14,18 +14,20 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_choice, check_count
 from sde_diffusion.data.array_files import read_arrays
-from sde_diffusion.data.checks import few, low_and_high
+from sde_diffusion.data.checks import low_and_high
 from sde_diffusion.data.module import SPLITS, Common, DataModule
-from sde_diffusion.data.npz import Array
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import kind_by_shape
+from sde_diffusion.reprs import few
+from sde_diffusion.storage.npz import Array
 from sde_diffusion.units import Units
 
 log = logging.getLogger(__name__)
 
 Range = Sequence[float] | Sequence[Sequence[float]] | str
 
-_LAYOUTS = ("NHW", "NHWC", "NCHW", "as_is")
+_LAYOUTS = ("NHW", "NHWC", "NCHW", "NCL", "NLC", "as_is")
 _CHUNK = 2**22  # values mapped at a time
 
 
@@ -40,7 +42,7 @@ class Arrays(DataModule):
       images, [N, H, W, C] and [N, C, H, W] as colour (C = 1, 3 or 4) where only one of the two fits, [N, D] as vectors.
     - floats, and any numbers where range is given: mapped linearly from range to [-1, 1]; samples come back in the
       data's own units (see `units`). [N, H, W, C] is read as colour where nothing else fits; any other shape [N, ...]
-      is kept as it is.
+      is kept as it is: floats [N, C, L] are signals of C channels.
 
     Labels are class numbers from 0 up, or words, which are then the class names. The log says how the file was read.
 
@@ -50,7 +52,7 @@ class Arrays(DataModule):
             columns; `auto`: from least to greatest value of the training split, of each column for vectors, and other
             splits may then go beyond; None: [-1, 1] for floats, and integers are levels.
         levels: Number of levels of integer data, 2 to 256; None: 256.
-        layout: NHW, NHWC, NCHW or as_is, in place of the guess; None: guess.
+        layout: NHW, NHWC or NCHW (images), NCL or NLC (signals), or as_is, in place of the guess; None: guess.
         val_fraction: Share of the training items split off for validation, where the file has none for it.
         test_fraction: Share of the training items split off for test, likewise.
         split_seed: Of both.
@@ -154,7 +156,7 @@ class Arrays(DataModule):
             )
         if array.ndim < 2 or array.size == 0:
             raise UserError(f"{self.path}: {key} has shape {list(array.shape)}; it must be [N, ...] and not empty")
-        layout, shape, floats = self.layout, list(array.shape), array.dtype.kind == "f"
+        layout, shape, floats, doubt = self.layout, list(array.shape), array.dtype.kind == "f", ""
         if layout is None:
             first, last = array.ndim == 4 and shape[1] in (1, 3, 4), array.ndim == 4 and shape[3] in (1, 3, 4)
             if array.ndim == 4 and first == last and not floats:
@@ -163,13 +165,18 @@ class Arrays(DataModule):
                     "set data.layout=NHWC, NCHW or as_is"
                 )
             layout = "NHWC" if last and not first else "NHW" if array.ndim == 3 and not floats else "as_is"
+            if array.ndim == 3:
+                other = "NHW if they are grey images" if floats else "NCL or NLC if they are signals"
+                doubt = f" (data.layout={other})"
         if layout != "as_is" and len(layout) != array.ndim:
             raise UserError(f"{self.path}: {key} has shape {shape}, which data.layout={layout} does not fit")
         if layout == "NHW":
             array = array[:, None]
-        elif layout == "NHWC":
+        elif layout in ("NHWC", "NLC"):
             array = np.moveaxis(array, -1, 1)
-        log.info("%s: %s %s %s read as %d items of shape %s", self.path, key, array.dtype, shape, *_items(array))
+        kind = kind_by_shape(array.shape[1:])
+        told = (array.dtype, shape, len(array), kind.unit, list(array.shape[1:]))
+        log.info("%s: %s %s %s read as %d %s of shape %s%s", self.path, key, *told, doubt)
         return array
 
     def _check(self, key: str, array: Array) -> None:
@@ -271,10 +278,6 @@ def _units_of(array: Array) -> Units:
     lows, highs = (np.atleast_1d(ends).astype(np.float64) for ends in (array.min(axis=axes), array.max(axis=axes)))
     margin = np.where(lows == highs, np.maximum(1.0, 1e-6 * np.abs(lows)), 0.0)  # a constant column stays so, at 0
     return Units(tuple((lows - margin).tolist()), tuple((highs + margin).tolist()))
-
-
-def _items(array: Array) -> tuple[int, list[int]]:
-    return len(array), list(array.shape[1:])
 
 
 def _kind(array: Array) -> str:

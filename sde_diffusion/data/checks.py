@@ -12,7 +12,7 @@ from torch import Tensor
 from sde_diffusion.checks import check_sizes, real
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
-from sde_diffusion.reprs import shown
+from sde_diffusion.reprs import few, shown
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +154,3 @@ def _check_labels(name: str, splits: Mapping[str, Split], class_names: Sequence[
             "those without items untrained; number the classes 0, 1, 2, ...",
             *(name, max(known), few([next(absent) for _ in range(min(11, max(known) + 1 - len(known)))]), n_classes),
         )
-
-
-def few(items: Sequence[object], most: int = 10) -> str:
-    """The first of some items, for messages."""
-    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")

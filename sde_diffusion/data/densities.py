@@ -40,15 +40,15 @@ class Sizes(Common, total=False):
 
 
 class Density(DataModule):
-    """Points [2] drawn once from a density that lies, but for its tails, in [-1, 1]^2.
+    """Items drawn once from a density that lies, but for its tails, in [-1, 1]: points [2] of those here.
 
     A new one is a subclass with `name`, `sample` and, where it is known, `log_prob`.
 
     Args:
-        n_train: Points of the training split.
-        n_val: Points of the validation split.
-        n_test: Points of the test split.
-        split_seed: Of the points; each split has its own stream.
+        n_train: Items of the training split.
+        n_val: Items of the validation split.
+        n_test: Items of the test split.
+        split_seed: Of the items; each split has its own stream.
         **common: See `DataModule`.
 
     Raises:
@@ -71,11 +71,11 @@ class Density(DataModule):
         self.n_test, self.split_seed = check_count("n_test", n_test), check_count("split_seed", split_seed, least=0)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n independent points, float64 [n, 2]."""
+        """Draw n independent items, float64 [n, *shape]."""
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The normalised log-density at points x [B, 2] in nats, float64 [B]."""
+        """The normalised log-density at x [B, *shape] in nats, float64 [B]."""
         raise NotImplementedError
 
     def load(self) -> dict[str, Split]:

@@ -18,7 +18,7 @@ from sde_diffusion.data.checks import check_splits
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
-from sde_diffusion.levels import from_levels, to_levels
+from sde_diffusion.modality import Modality, kind_by_shape
 from sde_diffusion.storage.memory import check_fits
 from sde_diffusion.units import Units
 
@@ -58,6 +58,7 @@ class DataModule(LightningDataModule):
     in_files: bool = False  # whether rows are read from files batch by batch
     bounded: bool = True  # whether all values must lie in data_range; False for densities, whose tails may reach beyond
     units: Units | None = None  # of float data; None: they are on [-1, 1] already, or have levels
+    modality_class: type[Modality] | None = None  # what kind of thing an item is; None: the shape tells
     class_names: tuple[str, ...] | None = None  # of the classes 0, 1, ..., where they have names; set by `load`
     why_no_labels: str = ""  # what `load` found in the place of labels, for messages: "; ..."
 
@@ -89,17 +90,24 @@ class DataModule(LightningDataModule):
     def splits(self) -> dict[str, Split]:
         """The loaded and checked splits by name; see `check_splits`."""
         splits = self.load()
-        if self.flip and len(splits["train"].x.shape) != 4:
-            raise UserError(
-                f"data.flip mirrors images [C, H, W], and {self.name!r} has items of shape "
-                f"{list(splits['train'].x.shape[1:])}; set data.flip=false"
-            )
+        modality = self._modality(splits["train"])
+        if self.flip and not modality.mirrored:
+            raise UserError(f"data.flip mirrors images, and {self.name!r} has {modality.kind}; set data.flip=false")
         check_splits(self.name, splits, self.bounded, self.class_names)
         return splits
 
     @property
+    def modality(self) -> Modality:
+        """What kind of thing an item is, and what is known of its values."""
+        return self._modality(self.splits["train"])
+
+    def _modality(self, split: Split) -> Modality:
+        shape = tuple(split.x.shape[1:])
+        return (self.modality_class or kind_by_shape(shape))(shape, split.levels, self.units)
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one item: [C, H, W] for images, [D] for vectors."""
+        """Shape of one item: [C, H, W] for images, [D] for points, [C, L] for signals."""
         return tuple(self.splits["train"].x.shape[1:])
 
     @property
@@ -168,21 +176,14 @@ class DataModule(LightningDataModule):
 
     def encode(self, y: npt.ArrayLike | Tensor) -> Tensor:
         """Data in their own units, [B, *shape], as models see them: float32 on [-1, 1]."""
-        self.prepare()
-        y = torch.as_tensor(y)
-        if self.levels is not None:
-            return from_levels(y, self.levels)
-        return y.float() if self.units is None else self.units.encode(y)
+        return self.modality.encode(torch.as_tensor(y))
 
     def decode(self, x: Tensor) -> Tensor:
         """What models see or make, [B, *shape], in the data's own units: float32, or uint8 levels where they have some.
 
         The inverse of `encode`.
         """
-        self.prepare()
-        if self.levels is not None:
-            return to_levels(x, self.levels)
-        return x.float() if self.units is None else self.units.decode(x)
+        return self.modality.decode(x)
 
     def change_units(self, units: Units | None) -> None:
         """Bring float data to another map between their own units and [-1, 1], such as that of a model.
@@ -193,7 +194,7 @@ class DataModule(LightningDataModule):
         if units == self.units or self.levels is not None:
             return
         for name, split in self.splits.items():
-            y = split.tensor() if self.units is None else self.units.decode(split.tensor())
+            y = self.decode(split.tensor())
             self.splits[name] = Split(y if units is None else units.encode(y), split.label)
         self.units = units
 
@@ -216,6 +217,7 @@ class DataModule(LightningDataModule):
         return {
             "name": self.name,
             "shape": list(self.shape),
+            "modality": self.modality.describe(),
             "levels": self.levels,
             "data_range": list(self.data_range),
             "n_classes": self.n_classes,

@@ -15,7 +15,7 @@ SPLIT_NAMES = {
 """Spellings of each split, in lower case."""
 
 ITEM_NAMES = {
-    "images": ("images", "image", "x", "data", "points", "inputs", "samples", "arr_0"),
+    "images": ("images", "image", "x", "data", "points", "signals", "signal", "inputs", "samples", "arr_0"),
     "labels": ("labels", "label", "y", "targets", "target", "classes"),
     "class_names": ("class_names", "label_names", "classnames", "target_names"),
 }

@@ -14,6 +14,7 @@ from sde_diffusion.checks import check_bool
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.intervals import WithIntervals
 from sde_diffusion.metrics.reference import ReferenceStatistics, fingerprint
+from sde_diffusion.modality import kind_by_shape
 
 T = TypeVar("T")
 REAL, FAKE, TRAIN = "real_features", "fake_features", "train_features"
@@ -24,7 +25,7 @@ def check_samples(x: Tensor) -> None:
     """See that a batch is what models make.
 
     Args:
-        x: [B, ...]; images [B, C, H, W] on [-1, 1], points [B, D] on any range.
+        x: [B, ...]; images [B, C, H, W] on [-1, 1], others on any range.
 
     Raises:
         UserError: If the samples are no floats, are not finite, or are images out of range.
@@ -40,7 +41,7 @@ def check_samples(x: Tensor) -> None:
             f"of {len(x)} samples {bad} hold NaN or infinite numbers: the sampler that made them diverged, or its "
             "input did"
         )
-    if x.ndim > 2 and len(x) and x.abs().max() > 1.001:
+    if kind_by_shape(x.shape[1:]).bounded and len(x) and x.abs().max() > 1.001:
         raise UserError(
             f"images must lie on [-1, 1]; these run from {float(x.min()):.3g} to {float(x.max()):.3g}: "
             "scale images on [0, 255] as x / 127.5 - 1, and clamp a model's samples to the range"

@@ -17,12 +17,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from sde_diffusion import pictures, progress
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import Modality, modality_of
 from sde_diffusion.progress import Bar
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
 from sde_diffusion.training.module import ScoreModel
 from sde_diffusion.training.schedule import timer_of
-from sde_diffusion.units import Units, own_units, vectors_in_own_units
 
 __all__ = [
     "BestCheckpoint",
@@ -79,8 +79,7 @@ class SampleGrid(Callback):
         state = torch.random.get_rng_state()
         dtype = torch.promote_types(next(pl_module.parameters()).dtype, torch.float32)
         x = self.sampler(pl_module.denoiser, (self.n, *shape), dtype=dtype, **conditions).x
-        own = own_units(pl_module.data.get("levels"), Units.of(pl_module.data.get("units")))
-        picture = pictures.draw(vectors_in_own_units(x, own))
+        picture = _modality(pl_module, batch).draw(x)
         torch.random.set_rng_state(state)
         pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
@@ -100,6 +99,11 @@ class SampleGrid(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Count on."""
         self._validations = state_dict["validations"]
+
+
+def _modality(module: LightningModule, batch: dict[str, Any]) -> Modality:
+    """What a module is trained on, also where it has no description of it."""
+    return modality_of({**getattr(module, "data", {}), "shape": batch["x"].shape[1:]})
 
 
 class StopOnNonFinite(Callback):
@@ -141,7 +145,7 @@ def _diverged(trainer: Trainer, what: str) -> UserError:
 
 
 class TrainingProgress(ProgressBar):
-    """One bar over all steps of the run: step, loss, validation loss, images/s, time left; a log line a validation.
+    """One bar over all steps of the run: step, loss, validation loss, items/s, time left; a log line a validation.
 
     Where no terminal is there to draw on, a log line takes the bar's place now and then; see `progress`.
 
@@ -155,7 +159,7 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
         self._open = ExitStack()
         self._bar: Bar | None = None
-        self._images = 0
+        self._items, self._unit = 0, ""
         self._since = 0.0
         self._rate = 0.0
 
@@ -169,7 +173,7 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the bar."""
-        self._since, self._images = time.perf_counter(), 0
+        self._since, self._items = time.perf_counter(), 0
         if self._enabled:
             steps = float(trainer.estimated_stepping_batches)
             total = steps if math.isfinite(steps) else None
@@ -178,8 +182,9 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images, and now and then update the bar or leave a line."""
-        self._images += len(batch["x"]) * trainer.world_size
+        """Count items, and now and then update the bar or leave a line."""
+        self._items += len(batch["x"]) * trainer.world_size
+        self._unit = self._unit or _modality(pl_module, batch).unit
         if self._bar is not None and (trainer.global_step % self.refresh_every == 0 or self._bar.due):
             self._measure()
             self._update(trainer)
@@ -188,7 +193,7 @@ class TrainingProgress(ProgressBar):
         """Leave a line that stays, and do not count the validation's time as training."""
         if self._bar is not None and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             self._update(trainer, stays=True)
-        self._since, self._images = time.perf_counter(), 0
+        self._since, self._items = time.perf_counter(), 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away."""
@@ -214,9 +219,9 @@ class TrainingProgress(ProgressBar):
 
     def _measure(self) -> None:
         seconds = time.perf_counter() - self._since
-        if self._images and seconds > 0:
-            self._rate = self._images / seconds
-        self._since, self._images = time.perf_counter(), 0
+        if self._items and seconds > 0:
+            self._rate = self._items / seconds
+        self._since, self._items = time.perf_counter(), 0
 
     def _text(self, trainer: Trainer) -> str:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -225,4 +230,4 @@ class TrainingProgress(ProgressBar):
             for name, key in (("loss", "train/loss"), ("val", "val/loss"))
             if key in metrics
         ]
-        return "  ".join([*shown, f"{self._rate:,.0f} images/s"])
+        return "  ".join([*shown, f"{self._rate:,.0f} {self._unit}/s"])

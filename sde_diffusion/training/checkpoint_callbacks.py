@@ -74,7 +74,11 @@ class BestCheckpoint(ModelCheckpoint):
 
 def _measured(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """What the value of a validation loss depends on, apart from the model."""
-    data = {name: value for name, value in (hparams.get("data") or {}).items() if name not in ("config", "units")}
+    data = {
+        name: value
+        for name, value in (hparams.get("data") or {}).items()
+        if name not in ("config", "units", "modality")
+    }
     return {"objective": hparams.get("objective"), "model.dequantise": hparams.get("dequantise"), "data": data}
 
 

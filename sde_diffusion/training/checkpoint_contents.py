@@ -123,6 +123,7 @@ _DATA = Entries(
     {
         "name": TEXT,
         "shape": Each(COUNT),
+        "modality": SETTINGS,
         "levels": Either(Value("a whole number from 2 to 256", lambda value: type(value) is int and 2 <= value <= 256)),
         "data_range": Each(NUMBER),
         "n_classes": COUNT,

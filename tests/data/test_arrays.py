@@ -58,7 +58,7 @@ def test_layouts(save, array, layout, channels_first, caplog):
             map(bytes, np.ascontiguousarray(_u8(channels_first(array))))
         )
     assert [len(data.split(name)) for name in ("train", "val", "test")] == [34, 2, 4]
-    assert f"read as 40 items of shape {list(data.shape)}" in caplog.text
+    assert f"read as 40 {data.modality.kind}" in caplog.text
 
 
 def _u8(x):
@@ -197,7 +197,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ({"range": [0, 1], "levels": 2}, "levels or range, not both"),
         ({"levels": 2.5}, "levels must be a whole number from 2 to 256, or None; got 2.5"),
         ({"levels": 1}, "from 2 to 256, or None; got 1"),
-        ({"layout": "HWC"}, "one of NHW, NHWC, NCHW, as_is, or None; got 'HWC'"),
+        ({"layout": "HWC"}, "one of NHW, NHWC, NCHW, NCL, NLC, as_is, or None; got 'HWC'"),
         ({"val_fraction": 0.0}, "must be positive with a sum below 1; got val_fraction=0.0"),
     ],
 )

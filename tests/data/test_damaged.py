@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from sweep_cases import PLAIN
 
-from sde_diffusion.commands.drawing import read_samples
 from sde_diffusion.commands.sample_folder import read_pictures
 from sde_diffusion.commands.sweep_file import read_sweep
 from sde_diffusion.data import Arrays, Folder
@@ -26,6 +25,7 @@ from sde_diffusion.data.idx import read_idx
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.features import WEIGHTS, read_classifier
 from sde_diffusion.metrics.reference import ReferenceKey, reference_statistics
+from sde_diffusion.modality import Images, Points, read_samples
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (12, 6, 5), dtype=np.uint8)
@@ -94,14 +94,19 @@ KINDS = {
     "samples": (
         "samples.npz",
         _npz(images=PIXELS[..., None], seeds=np.arange(12), labels=np.arange(12) % 3),
-        lambda path: read_samples(path, (1, 6, 5)),
+        lambda path: read_samples(path, Images([1, 6, 5])),
         True,
     ),
     "png": ("a.png", _image("PNG"), _folder, True),
     "jpg": ("a.jpg", _image("JPEG"), _folder, False),
     "tiff": ("a.tif", _image("TIFF", compression="tiff_lzw"), _folder, False),
     "webp": ("a.webp", _image("WEBP", lossless=True), _folder, False),
-    "pictures": ("a.png", _image("PNG"), lambda path: read_pictures(path.parent, (1, 6, 5), resize=False), True),
+    "pictures": (
+        "a.png",
+        _image("PNG"),
+        lambda path: read_pictures(path.parent, Images([1, 6, 5]), resize=False),
+        True,
+    ),
     "classifier": ("a.safetensors", CLASSIFIER.read_bytes(), read_classifier, False),
     "reference": (KEY.file(Path()).name, _reference_bytes(), _reference, False),
     "sweep": ("a.yaml", yaml.safe_dump(PLAIN).encode(), _words, False),
@@ -219,6 +224,6 @@ ARRAYS = {
 @pytest.mark.parametrize("case", ARRAYS)
 def test_arrays_of_other_kinds(case, tmp_path):
     np.savez(tmp_path / "a.npz", points=ARRAYS[case], **{"line\nfeed\x1b[2J": np.zeros(2)})
-    for read in (lambda path: Arrays(str(path)).prepare(), lambda path: read_samples(path, (2,))):
+    for read in (lambda path: Arrays(str(path)).prepare(), lambda path: read_samples(path, Points([2]))):
         with pytest.raises(UserError, match=r"a\.npz"):
             read(tmp_path / "a.npz")

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sde_diffusion.commands.drawing import read_samples
 from sde_diffusion.commands.sweep_file import read_sweep
 from sde_diffusion.data import Arrays, Folder, IdxImages
 from sde_diffusion.data.array_files import read_arrays
@@ -22,6 +21,7 @@ from sde_diffusion.data.idx import read_idx
 from sde_diffusion.data.tree import look
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.features import read_classifier
+from sde_diffusion.modality import Points, read_samples
 from sde_diffusion.storage import memory
 from sde_diffusion.storage.files import opened, readable
 from sde_diffusion.training.checkpoint import read_checkpoint
@@ -54,7 +54,7 @@ READERS = {
     "idx": (lambda path: read_idx(path, 3), "a"),
     "npz": (read_arrays, "a.npz"),
     "csv": (read_arrays, "a.csv"),
-    "samples": (lambda path: read_samples(path, (2,)), "a.npz"),
+    "samples": (lambda path: read_samples(path, Points([2])), "a.npz"),
     "classifier": (read_classifier, "a.safetensors"),
     "sweep": (read_sweep, "a.yaml"),
     "checkpoint": (read_checkpoint, "a.ckpt"),
@@ -134,7 +134,7 @@ MEMBERS = {
 }
 
 
-@pytest.mark.parametrize("read", [read_arrays, lambda path: read_samples(path, (4,))], ids=["arrays", "samples"])
+@pytest.mark.parametrize("read", [read_arrays, lambda path: read_samples(path, Points([4]))], ids=["arrays", "samples"])
 @pytest.mark.parametrize("case", MEMBERS)
 def test_members_are_looked_at_before_they_are_read(case, read, tmp_path):
     data, words = MEMBERS[case]
@@ -147,7 +147,7 @@ def test_members_are_looked_at_before_they_are_read(case, read, tmp_path):
 def test_a_member_that_is_no_array(tmp_path):
     """NumPy gives its bytes."""
     path = archive(tmp_path / "a.npz", points=b"1, 2, 3, and so on")
-    for read in (read_arrays, lambda path: read_samples(path, (4,))):
+    for read in (read_arrays, lambda path: read_samples(path, Points([4]))):
         with pytest.raises(UserError, match="points is no array, but a file within the archive"):
             read(path)
 

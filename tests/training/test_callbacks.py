@@ -13,9 +13,9 @@ from PIL import Image
 from test_ema import flat
 from tiny import MLP, make_model, make_trainer, ring, tensors
 
-from sde_diffusion import pictures
 from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import Images
 from sde_diffusion.sampling import AncestralSampler, Sampler, Walk
 from sde_diffusion.training import EMA, ScoreModel, callbacks
 from sde_diffusion.training.callbacks import SampleGrid, StopOnNonFinite, TrainingProgress
@@ -102,10 +102,10 @@ def test_sample_grid_is_drawn_with_the_average_for_each_class(tmp_path: Path) ->
     drawn = np.asarray(Image.open(tmp_path / "samples" / "step-0000005.png"))
     loaded = ScoreModel.load_from_checkpoint(tmp_path / "step=5.ckpt")
     label = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
-    assert np.array_equal(drawn, pictures.draw(sampler(loaded.denoiser, (12, 1, 8, 8), label=label).x))
+    assert np.array_equal(drawn, Images([1, 8, 8]).draw(sampler(loaded.denoiser, (12, 1, 8, 8), label=label).x))
     checkpoint = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
     loaded.load_state_dict(checkpoint["current_model_state"])
-    assert not np.array_equal(drawn, pictures.draw(sampler(loaded.denoiser, (12, 1, 8, 8), label=label).x))
+    assert not np.array_equal(drawn, Images([1, 8, 8]).draw(sampler(loaded.denoiser, (12, 1, 8, 8), label=label).x))
 
 
 def test_sample_grid_leaves_the_randomness_alone(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ class Clock(Callback):
 @pytest.mark.parametrize(
     ("refresh_every", "steps"), [(3, [3, 5, 6, 9, 10, 12, 15, 15, 18, 20]), (1000, [5, 10, 15, 20])]
 )
-def test_progress_counts_images_a_second_of_training(
+def test_progress_counts_points_a_second_of_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -169,7 +169,7 @@ def test_progress_counts_images_a_second_of_training(
     lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.progress"]
     assert [line.split()[:2] for line in lines] == [["step", "5"], ["step", "10"], ["step", "15"], ["step", "20"]]
     assert [step for step, _ in shown] == steps
-    assert all(line.endswith("  32 images/s") for _, line in shown)
+    assert all(line.endswith("  32 points/s") for _, line in shown)
     assert all("val " in line for line in lines)
 
 
@@ -185,7 +185,7 @@ def test_without_a_terminal_a_line_now_and_then(
     lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.progress"]
     assert [line.split()[1] for line in lines] == ["60", "120", "180"]
     assert lines[0].startswith("step  60 of 200, 0:30 so far, about 1:10 left")  # 140 steps of half a second
-    assert lines[0].endswith("  32 images/s)")
+    assert lines[0].endswith("  32 points/s)")
 
 
 def test_progress_bar_follows_the_steps(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tiny import make_model, make_trainer, ring, same
 
 import sde_diffusion
 from sde_diffusion import pictures, signals
+from sde_diffusion.modality import Points
 from sde_diffusion.sampling import AncestralSampler
 from sde_diffusion.training import EMA
 from sde_diffusion.training.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, SampleGrid
@@ -106,11 +107,15 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert mine[part] == theirs[part], part
 
 
+def no_pictures(patch: pytest.MonkeyPatch) -> None:
+    for home, name in ((Points, "draw"), (pictures, "loss_by_level"), (pictures, "save")):
+        patch.setattr(home, name, lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No pictures, which take longer than the rest; handlers as a program has them that was just begun."""
-    for name in ("draw", "loss_by_level", "save"):
-        monkeypatch.setattr(pictures, name, lambda *_: None)
+    no_pictures(monkeypatch)
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     for number in signals.SIGNALS:  # where the tests themselves run in the background, some are ignored
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -128,8 +133,7 @@ def unbroken(
     folder = tmp_path_factory.mktemp("unbroken")
     counting = SignalAtCall()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw", "loss_by_level", "save"):
-            patch.setattr(pictures, name, lambda *_: None)
+        no_pictures(patch)
         run(folder, counting, accumulate_grad_batches=request.param)
     return request.param, counting.calls, left(folder)
 

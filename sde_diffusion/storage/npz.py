@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from sde_diffusion.data.checks import few
 from sde_diffusion.errors import UserError
+from sde_diffusion.reprs import few
 from sde_diffusion.storage.files import opened
 from sde_diffusion.storage.memory import check_fits, ran_out
 
@@ -54,7 +54,9 @@ def read_arrays_of(path: Path, choose: Choice, bare: str | None) -> dict[str, Ar
             if start == _NPY and bare is not None:
                 return {bare: _read(str(path), file, os.fstat(file.fileno()).st_size)}
             if start == _NPY:
-                raise UserError(f"{path} is one bare array: save it as numpy.savez(FILE, images=...), or points=")
+                raise UserError(
+                    f"{path} is one bare array: name it, numpy.savez(FILE, images=...), points= or signals="
+                )
             if start[:2] == _ZIP:
                 with ZipFile(file) as archive:
                     return _members(path, archive, choose)

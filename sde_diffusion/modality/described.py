@@ -1,0 +1,46 @@
+"""The kind of data of a description, such as a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sde_diffusion.config import build
+from sde_diffusion.errors import UserError
+from sde_diffusion.modality.base import Modality
+from sde_diffusion.modality.images import Images
+from sde_diffusion.modality.points import Points
+from sde_diffusion.modality.signals import Signals
+from sde_diffusion.units import Units
+
+KINDS: tuple[type[Modality], ...] = (Images, Points, Signals)
+"""The kinds of data that this package knows."""
+
+
+def kind_by_shape(shape: Sequence[int]) -> type[Modality]:
+    """The kind of data sets that name none: [D] are points, [C, L] signals, [C, H, W] images, and others points."""
+    return {len(kind.axes): kind for kind in KINDS}.get(len(shape), Points)
+
+
+def modality_of(data: Mapping[str, Any]) -> Modality:
+    """The modality of a description of data.
+
+    Args:
+        data: `DataModule.describe()`: shape, and if known levels, units and modality. Checkpoints of version 0.1 have
+            no entry `modality`: the shape decides. Where they do not say of images what their units are, files hold
+            them as uint8.
+
+    Raises:
+        UserError: If it describes none.
+    """
+    shape, levels, units = list(data["shape"]), data.get("levels"), Units.of(data.get("units"))
+    node = data.get("modality")
+    if node is None:
+        kind = kind_by_shape(shape)
+        if kind is Images and "units" not in data:
+            return Images(shape, levels, eight_bits=True)
+        return kind(shape, levels, units)
+    found = build(node, "data.modality", shape=shape, levels=levels, units=units)
+    if not isinstance(found, Modality):
+        raise UserError(f"data.modality: {node.get('_target_')!r} is no kind of data; those live in {__package__}")
+    return found

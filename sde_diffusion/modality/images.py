@@ -1,0 +1,112 @@
+"""Images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+from torch import Tensor
+
+from sde_diffusion import pictures
+from sde_diffusion.levels import from_levels, to_levels
+from sde_diffusion.modality.base import Array, Modality
+from sde_diffusion.units import Units
+
+
+class Images(Modality):
+    """Images [C, H, W], clamped to [-1, 1].
+
+    Files hold them as uint8 [N, H, W, C] on 0 ... 255 where the data have levels, else as float32 in the data's own
+    units. Metrics see them on [-1, 1], where their feature extractors expect them.
+
+    Args:
+        shape: [C, H, W].
+        levels: See `Modality`.
+        units: See `Modality`.
+        eight_bits: Whether files hold them as uint8; None: where the data have levels.
+    """
+
+    unit, axes = "images", "CHW"
+    bounded = True
+    mirrored = True
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        levels: int | None = None,
+        units: Units | None = None,
+        eight_bits: bool | None = None,
+    ) -> None:
+        super().__init__(shape, levels, units)
+        self.eight_bits = self.levels is not None if eight_bits is None else eight_bits
+
+    @property
+    def in_pictures(self) -> bool:
+        """True for grey images and those of three colours."""
+        return self.shape[0] in (1, 3)
+
+    @property
+    def _metric_scale(self) -> float:
+        return 1.0
+
+    def to_file(self, x: Tensor) -> Array:
+        """Samples [B, C, H, W] as `samples.npz` holds them, [B, H, W, C]."""
+        # Of levels the file keeps finer ones: where rounding tips one, it is by 1 of 255. A mask has no greys.
+        if not self.eight_bits:
+            return self.in_own_units(self.as_data(x.float())).movedim(1, -1).contiguous().numpy()
+        return to_uint8(self.as_data(x.float()) if self.levels == 2 else x).numpy()
+
+    def from_file(self, y: Tensor) -> Tensor:
+        """Samples [B, H, W, C] as a file holds them, as models see them, [B, C, H, W]; uint8 is 0 ... 255."""
+        x = y.movedim(-1, 1)
+        return super().from_file(x) if x.is_floating_point() else from_levels(x, 256)
+
+    def check_file(self, array: Array) -> str:
+        """What is wrong with an array of a file; "" if it may hold samples."""
+        floats = self.levels is None and array.dtype.kind == "f"
+        if (array.dtype == np.uint8 or floats) and array.ndim == 4:
+            return ""
+        also = ", or floats in the data's own units" if self.levels is None else ""
+        return f"images must be uint8 [N, H, W, C] on 0 ... 255{also}; got {array.dtype} {list(array.shape)}"
+
+    def shape_in_file(self, array: Array) -> tuple[int, ...]:
+        """[C, H, W] of an array [N, H, W, C]."""
+        return (array.shape[-1], *array.shape[1:-1])
+
+    def arrange(self, array: Array) -> Array | None:
+        """Images of a user's file, [N, C, H, W], [N, H, W, C], [N, D] or of one channel [N, H, W]."""
+        found = super().arrange(array)
+        if found is None and array.shape[1:] == (*self.shape[1:], self.shape[0]):
+            return np.moveaxis(array, -1, 1)
+        return found
+
+    def draw(self, x: Tensor) -> Image:
+        """A grid of images."""
+        return pictures.image_grid(to_uint8(x))
+
+    def beside(self, x: Tensor, reference: Tensor) -> Image:
+        """Two grids of images."""
+        sets = {f"samples ({len(x)})": x, f"data ({len(reference)})": reference}
+        return pictures.side_by_side({name: self.draw(images) for name, images in sets.items()}, 24, 12, 16)
+
+    def _plot_frame(self, panel: Any, x: Tensor, row: int, ends: tuple[list[float], list[float]]) -> None:
+        picture = to_uint8(x[row : row + 1])[0]
+        colours = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., 0]
+        panel.imshow(colours, cmap="gray", vmin=0, vmax=255)
+
+    def _draw_frame(self, x: Tensor, extent: float) -> Image:
+        return pictures.image_grid(to_uint8(x), 260)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images on [-1, 1] as integers on 0 ... 255, clamped, then rounded: round(127.5 (x + 1)).
+
+    Args:
+        x: [B, C, H, W], float.
+
+    Returns:
+        [B, H, W, C], uint8.
+    """
+    return to_levels(x, 256).movedim(1, -1).cpu().contiguous()

@@ -1,0 +1,139 @@
+"""Files of samples, `samples.npz`: how they are written and read.
+
+Such a file has one array of samples, named by the modality's `unit` (`images`, `points`, `signals`) and laid out by its
+`to_file`; `seeds` int64 [N]; and for models of classes `labels` int64 [N] and perhaps `class_names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_diffusion.errors import UserError
+from sde_diffusion.modality.base import Array, Modality
+from sde_diffusion.modality.described import KINDS
+from sde_diffusion.overrides import setting
+from sde_diffusion.storage.files import writing
+from sde_diffusion.storage.npz import ForeignFileError, read_arrays_of
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The samples of a file, as models see them, a batch at a time.
+
+    Attributes:
+        kept: As in the file, [N, ...].
+        labels: Their classes, int64 [N], or None.
+        modality: What they are.
+    """
+
+    kept: Tensor
+    labels: Tensor | None
+    modality: Modality
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def batches(self, size: int = 500) -> Iterator[Tensor]:
+        """float32 [B, *shape] as models see them."""
+        return (self.modality.from_file(some) for some in torch.split(self.kept, size))
+
+
+def write_samples(
+    path: Path,
+    modality: Modality,
+    batches: Iterable[Tensor],
+    seeds: range,
+    labels: Tensor | None = None,
+    class_names: Sequence[str] = (),
+) -> Array:
+    """Write a `samples.npz`, whole or not at all.
+
+    Args:
+        path: The file.
+        modality: What the samples are.
+        batches: The samples, [B, *shape] as models make them.
+        seeds: Of the N samples.
+        labels: Their classes, int64 [N], or None.
+        class_names: Of the classes 0, 1, ..., where they have names.
+
+    Returns:
+        The samples as the file holds them, [N, ...].
+    """
+    samples = np.concatenate([modality.to_file(x) for x in batches])
+    arrays = {"seeds": np.arange(seeds.start, seeds.stop, dtype=np.int64), modality.unit: samples}
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    if labels is not None and len(class_names):
+        arrays["class_names"] = np.asarray(class_names, dtype=str)
+    with writing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return samples
+
+
+def read_samples(path: Path, modality: Modality) -> Stored:
+    """The samples of a `samples.npz`.
+
+    Args:
+        path: The file; of seeds and labels it needs none.
+        modality: What the samples must be.
+
+    Returns:
+        The samples.
+
+    Raises:
+        UserError: If the file is missing, of another kind, or holds samples of another modality or shape.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file, such as {setting('samples', path / 'samples.npz')}")
+    if not path.exists():
+        raise UserError(f"no samples at {path}")
+    unit, found = modality.unit, list[str]()
+
+    def choose(names: list[str]) -> list[str]:
+        found.extend(names)
+        return [name for name in (unit, "labels") if name in names]
+
+    try:
+        arrays = read_arrays_of(path, choose, None)
+    except ForeignFileError as error:
+        raise UserError(f"{error}; give a samples.npz written by python -m sde_diffusion.sample") from error
+    if unit not in arrays:
+        others = [kind.unit for kind in KINDS if kind.unit in found]
+        if others:
+            raise UserError(f"{path} holds {' and '.join(others)}, and the data are {modality.kind}")
+        raise UserError(
+            f"{path} has no array named {unit}; give a samples.npz, or save one with numpy.savez(FILE, {unit}=...)"
+        )
+    array = arrays[unit]
+    if wrong := modality.check_file(array):
+        raise UserError(f"{path}: {wrong}")
+    if (shape := modality.shape_in_file(array)) != modality.shape:
+        raise UserError(f"{path}: samples of shape {list(shape)}, and the data's is {list(modality.shape)}")
+    if not len(array):
+        raise UserError(f"{path} holds no samples")
+    labels = class_numbers(arrays.get("labels"), len(array), path)
+    if array.dtype != np.uint8:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused with the rest
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: samples hold NaN or infinite values")
+    return Stored(torch.from_numpy(array), labels, modality)
+
+
+def class_numbers(labels: Array | None, n: int, path: Path) -> Tensor | None:
+    """Labels of n items of a file as int64 [n], if there are any.
+
+    Raises:
+        UserError: If they are no class numbers.
+    """
+    if labels is None:
+        return None
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: labels must be integers [{n}]; got {labels.dtype} {list(labels.shape)}")
+    return torch.from_numpy(labels.astype(np.int64))

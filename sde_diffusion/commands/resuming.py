@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion.commands import schema
 from sde_diffusion.commands.app import is_given, overrides, plain, typed, unknown_key
+from sde_diffusion.config import with_public_paths
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import escaped, setting
 from sde_diffusion.reprs import shown
@@ -64,7 +65,7 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
     Raises:
         UserError: If a setting is one that cannot change, or there is no such key.
     """
-    kept = _literal(checkpoint["sde_diffusion"]["run"])
+    kept = _literal(with_public_paths(checkpoint["sde_diffusion"]["run"]))
     hydra = HydraConfig.get()
     found = cfg.copy()
     with open_dict(found):
@@ -224,7 +225,7 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
         cfg: The resumed run's configuration.
         record: The resumed run's record.
     """
-    before, now = OmegaConf.create(_literal(dict(run))), cfg
+    before, now = OmegaConf.create(_literal(with_public_paths(run))), cfg
     ends = [f"trainer.{key}" for key in ("max_steps", "max_epochs", "max_time")]  # to which the cosine goes down
     keys = [*_EXACT, *(ends if cfg.model.schedule == "cosine" else [])]
     found = []

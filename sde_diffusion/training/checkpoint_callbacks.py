@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from sde_diffusion.config import with_public_paths
 from sde_diffusion.training.stopping import StopBetweenSteps, unfinished
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,11 @@ class BestCheckpoint(ModelCheckpoint):
 def _measured(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """What the value of a validation loss depends on, apart from the model."""
     data = {name: value for name, value in (hparams.get("data") or {}).items() if name not in ("config", "units")}
-    return {"objective": hparams.get("objective"), "model.dequantise": hparams.get("dequantise"), "data": data}
+    return {
+        "objective": with_public_paths(hparams.get("objective")),
+        "model.dequantise": hparams.get("dequantise"),
+        "data": data,
+    }
 
 
 class LastCheckpoint(StopBetweenSteps, Checkpoint):

@@ -105,7 +105,8 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
 
 def _name_by_public_paths(node: Any) -> None:
     """Let each `_target_` of this package be a public path, which records and checkpoints then keep."""
-    for key in node if isinstance(node, DictConfig) else range(len(node)):
+    keys: Any = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
         if key == "_target_" and isinstance(node[key], str):

@@ -9,13 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_diffusion.sde import value_of
+from sde_diffusion.sde import Number, value_of
 
 
 class Timed(Protocol):
     """A map of a solver's own time u in [0, 1] to t, increasing."""
 
-    def time(self, u: Tensor | float) -> tuple[Tensor, float]:
+    def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
         """t, and dt/du, at u."""
 
 

@@ -82,9 +82,8 @@ class HeunSampler(Sampler):
         """The steps from times[0] to times[-1], to the state there, or with `denoise` to the belief."""
         sde = run.sde
         alpha, r = numbers(sde.alpha(times)), numbers((-0.5 * sde.log_snr(times)).exp())
-        if (
-            not (math.isfinite(value_of(r[0])) and math.isfinite(value_of(r[-1]))) or 0 in r[1:] or not r[0]
-        ):  # y is infinite, or the slope
+        finite = math.isfinite(value_of(r[0])) and math.isfinite(value_of(r[-1]))
+        if not finite or 0 in r[1:] or not r[0]:  # y is infinite, or the slope
             raise singular(sde)
         run.plan(times)
         starts, raised = self._raised(run, times)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_positive, check_count, check_kind
 from sde_diffusion.sampling.base import Sampler, Walk, singular
-from sde_diffusion.sde import Grid, UniformLogSNR, expand, number, numbers
+from sde_diffusion.sde import Grid, Number, UniformLogSNR, expand, number, numbers
 
 
 def langevin_step(x: Tensor, score: Tensor, z: Tensor, step_size: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class AnnealedLangevin(Sampler):
         sigma = sde.sigma(times)
         alpha = numbers(sde.alpha(times))
         if self.step_size is None:
-            relative = ncsnv2_step_size(math.exp(span / (levels - 1)), self.steps_per_level)
+            relative: Number = ncsnv2_step_size(math.exp(span / (levels - 1)), self.steps_per_level)
         else:
             relative = number(self.step_size / sigma[-1].square())
         run.plan(times)

@@ -77,7 +77,7 @@ def value_of(coefficient: Number) -> float:
 def numbers(values: Tensor) -> list[Any]:
     """Coefficients, [N, ...], as nested lists; see `number`."""
     if not values.requires_grad:
-        return values.tolist()  # type: ignore[no-any-return]
+        return values.tolist()
     return [numbers(row) if row.ndim else row for row in values]
 
 

@@ -89,7 +89,7 @@ class LearnedSDE(SDE, nn.Module):
             found = fn(value)
             return found if found.dtype == value.dtype else value.to(found.device)
 
-        return super()._apply(moved, recurse)
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
 
 
 def _where_times_lie(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Time], Tensor]:

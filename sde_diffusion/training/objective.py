@@ -35,7 +35,7 @@ class Objective(ShowsArguments, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """An instance: of the usual objective where none is named."""
-        made: Any = super().__new__(DenoisingScoreMatching if cls is Objective else cls)
+        made: Self = super().__new__(DenoisingScoreMatching if cls is Objective else cls)  # type: ignore[assignment]
         return made
 
     @abstractmethod

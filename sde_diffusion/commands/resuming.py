@@ -225,12 +225,12 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
         cfg: The resumed run's configuration.
         record: The resumed run's record.
     """
-    before, now = OmegaConf.create(_literal(with_public_paths(run))), cfg
+    before, now = OmegaConf.create(_literal(dict(run))), cfg
     ends = [f"trainer.{key}" for key in ("max_steps", "max_epochs", "max_time")]  # to which the cosine goes down
     keys = [*_EXACT, *(ends if cfg.model.schedule == "cosine" else [])]
     found = []
     for key in keys:
-        old, new = (_dotted(plain(OmegaConf.select(of, key)), key) for of in (before, now))
+        old, new = (_dotted(with_public_paths(plain(OmegaConf.select(of, key))), key) for of in (before, now))
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         found += [f"{name} {shown(old.get(name))} -> {shown(new.get(name))}" for name in changed]
     earlier = run.get("record") or {}

@@ -27,6 +27,7 @@ from sde_diffusion.checks import check_count
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
+from sde_diffusion.density.places import Continuous, Discrete
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
@@ -163,7 +164,7 @@ def _bound(
     noise, clock = Noise(seeds, x.shape[1:], x.device, dtype), Noise(seeds, (draws,), "cpu", torch.float64)
     # Each sample's own place within each stratum, [draws, B].
     places = (torch.arange(draws).unsqueeze(1) + torch.special.ndtr(clock.normal(ELBO_DRAWS)).T) / draws
-    times = _Continuous(sde, grid, t_end) if steps is None else _Discrete(sde, grid, t_end, steps)
+    times = Continuous(sde, grid, t_end) if steps is None else Discrete(sde, grid, t_end, steps)
     begin, end = times.ends
     for place in (begin,) if steps is None else (begin, end):
         if not math.isfinite(sde.log_snr(place).item()):
@@ -189,7 +190,7 @@ def _errors(
     denoiser: Denoiser,
     x: Tensor,
     places: Tensor,
-    times: _Discrete | _Continuous,
+    times: Discrete | Continuous,
     noise: Noise,
     rows: int,
     conditions: dict[str, Any],
@@ -271,42 +272,6 @@ def best_place(denoiser: Denoiser, decoder: Decoder, x: Tensor, places: Sequence
         One of places.
     """
     return max(places, key=lambda t: float(elbo(denoiser, x, decoder=decoder, t_end=t, **options).log_prob.mean()))
-
-
-class _Discrete:
-    """Times t and weights of the steps that places in [0, 1) fall in."""
-
-    def __init__(self, sde: SDE, grid: Grid, t_end: float, steps: int) -> None:
-        self.times = grid.times(sde, steps + 1, t_end).flip(0)
-        log_snr = sde.log_snr(self.times)
-        self.weights = 0.5 * steps * torch.expm1(log_snr[:-1] - log_snr[1:])
-        # A list of levels need not reach t_end and t_max.
-        self.ends = self.times[0].item(), self.times[-1].item()
-
-    def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        step = (places * len(self.weights)).long().clamp(max=len(self.weights) - 1)
-        return self.times[step + 1], self.weights[step]
-
-
-class _Continuous:
-    """Times t and weights 1/2 (-dlambda/du) at places u."""
-
-    def __init__(self, sde: SDE, grid: Grid, t_end: float) -> None:
-        self.sde, self.grid, self.t_end = sde, grid, t_end
-        self.ends = t_end, sde.t_max
-
-    def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        recording = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
-            u = places.clone().requires_grad_()
-            t = self.grid.time(self.sde, u, self.t_end)
-            rate = None
-            if t.requires_grad:
-                (rate,) = torch.autograd.grad(t.sum(), u, create_graph=recording, allow_unused=True)
-            if rate is None:
-                raise ValueError(f"{self.grid} is a list of times: continuous time needs a continuous grid")
-        t = (t if recording else t.detach()).clamp(self.t_end, self.sde.t_max)
-        return t, -0.5 * self.sde.log_snr_rate(t) * rate
 
 
 def _repeat(value: Any, times: int, batch: int) -> Any:

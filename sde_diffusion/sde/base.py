@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_fields, check_floats
-from sde_diffusion.sde.coefficients import Time, derivative, difference, expand, float64, number
+from sde_diffusion.sde.coefficients import Time, check_range, derivative, difference, expand, float64, number
 from sde_diffusion.sde.grids import Grid, UniformTime
 
 
@@ -83,10 +83,7 @@ class SDE(ABC):
         return derivative(self.log_sigma, t)
 
     def time(self, log_snr: Time) -> Tensor:
-        """The inverse of `log_snr`: the t in [0, t_max] with log_snr(t) = log_snr.
-
-        Args:
-            log_snr: [] or [B].
+        """The inverse of `log_snr`: the t in [0, t_max] with log_snr(t) = log_snr, [] or [B].
 
         Returns:
             t, float64, of the same shape. By bisection on t to the last bit, unless a path has a closed form; values
@@ -105,8 +102,7 @@ class SDE(ABC):
         moving = self._log_snr(t).requires_grad  # with the path's own parameters
         if not (target.requires_grad or moving):
             return t
-        # dt = (d target - d lambda at t) / lambda', by the implicit function theorem.
-        rate = self.log_snr_rate(t)
+        rate = self.log_snr_rate(t)  # dt = (d target - d lambda at t) / lambda', the implicit function theorem
         if not moving:
             return t + (target - target.detach()) / rate
         for _ in range(2):  # Newton's steps of length zero, of which the second is for second derivatives
@@ -256,10 +252,7 @@ class SDE(ABC):
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def at_hand(self) -> AbstractContextManager[None]:
-        """A context for a walk, which asks for numbers in each step: no parameter is fetched from a device twice.
-
-        Only a path with parameters has any.
-        """
+        """A context for a walk, which asks for numbers in each step: no parameter is fetched from a device twice."""
         return nullcontext()
 
     def check_time(self, t: Time) -> Tensor:
@@ -274,15 +267,9 @@ class SDE(ABC):
         t = float64(t)
         end = max(1.0, self.t_max)
         if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
-            low, high = (t, t) if t.ndim == 0 else t.aminmax()
             if t.ndim == 0 and 0 <= t.item() <= end:  # once or more in each step of a walk: the quick way out
                 return t
-            if not (low >= 0 and high <= end * (1 + 1e-6)):  # float32 times may round past the end
-                where = f"{low.item():.6g}" if t.ndim == 0 else f"{low.item():.6g} ... {high.item():.6g}"
-                raise ValueError(
-                    f"time {where} is outside the range of {self}: t must lie in [0, {end:g}], and is continuous "
-                    "(a step number is to be divided by the number of steps)"
-                )
+            check_range(t, end, self)
         return t.clamp(max=end)
 
     def _log_snr(self, t: Tensor) -> Tensor:

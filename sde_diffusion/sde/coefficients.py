@@ -64,6 +64,21 @@ def float64(value: Time) -> Tensor:
         raise TypeError(f"a time must be a number or a tensor; got {value!r}") from None
 
 
+def check_range(t: Tensor, end: float, path: object) -> None:
+    """See that times, which lie on the CPU, are in [0, end].
+
+    Raises:
+        ValueError: If they are not.
+    """
+    low, high = (t, t) if t.ndim == 0 else t.aminmax()
+    if not (low >= 0 and high <= end * (1 + 1e-6)):  # float32 times may round past the end
+        where = f"{low.item():.6g}" if t.ndim == 0 else f"{low.item():.6g} ... {high.item():.6g}"
+        raise ValueError(
+            f"time {where} is outside the range of {path}: t must lie in [0, {end:g}], and is continuous "
+            "(a step number is to be divided by the number of steps)"
+        )
+
+
 def number(value: Tensor) -> Number:
     """A coefficient, [], as a number; as it is where a gradient passes through it to the parameters of a path."""
     return value if value.requires_grad else float(value)

@@ -226,6 +226,27 @@ def test_a_denoiser_owns_its_path():
     assert "sde.bend" in gaussian(path).state_dict()
 
 
+def test_parameters_on_another_device_than_the_times(monkeypatch):
+    """Here all is on one: the path is made to take copies, through which values and gradients are the same."""
+    monkeypatch.setattr(Bent, "_copies", lambda path, device: {n: p.clone() for n, p in path.named_parameters()})
+    for name in ("diffusion", "log_snr_rate", "time", "transition", "drift", "prior_log_prob"):
+        path = Bent()
+        found = METHODS[name](path)
+        with monkeypatch.context() as patched:
+            patched.setattr(Bent, "_copies", lambda path, device: None)
+            other = Bent()
+            expected = METHODS[name](other)
+        assert torch.equal(found, expected)
+        assert by_gradient(found, path).tolist() == pytest.approx(by_gradient(expected, other).tolist(), rel=1e-12)
+    path = Quick()
+    with path.at_hand():
+        held = path._fetched
+        drawn = AncestralSampler(3)(gaussian(path), (2, 2), create_graph=True).x
+    assert held is not None
+    assert path._fetched is None
+    assert by_gradient(drawn, path).abs().min() > 0
+
+
 def test_an_optimizer_moves_the_path_that_samplers_then_walk():
     path, objective = Bent(), DenoisingScoreMatching(times=LogNormalTimes(stratified=True))
     denoiser = NetworkDenoiser(path, MLP([2], width=8, depth=1))

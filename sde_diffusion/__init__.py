@@ -36,7 +36,7 @@ _HOMES = {
         *("log_likelihood", "Likelihood", "elbo", "ELBO", "bits_per_dim", "UniformDequantisation"),
         *("GaussianPrior", "LevelDecoder", "GaussianDecoder", "Hutchinson", "HutchPlusPlus", "ExactTrace"),
     ),
-    "sde_diffusion.training": ("Objective", "ScoreModel", "EMA"),
+    "sde_diffusion.training": ("Objective", "DenoisingScoreMatching", "GenerativeModel", "ScoreModel", "EMA"),
     "sde_diffusion.errors": ("UserError",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
         UniformLogSNR,
         UniformTime,
     )
-    from sde_diffusion.training import EMA, Objective, ScoreModel
+    from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, Objective, ScoreModel
 
 
 def __getattr__(name: str) -> Any:

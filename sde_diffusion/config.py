@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sde_diffusion.errors import UserError
@@ -13,23 +12,19 @@ from sde_diffusion.hints import arguments_of, check_arguments
 from sde_diffusion.storage.memory import ran_out
 
 PACKAGE = "sde_diffusion"
-BUILDABLE = tuple(
-    f"{PACKAGE}.{part}"
-    for part in (
-        *("sde", "denoiser", "nn", "sampling", "data", "metrics", "modality"),
-        *("training.objective", "training.weighting", "training.time_sampling"),
-    )
-)
-"""Where the classes live that a configuration may name: none of these writes files or talks to a network."""
+_ROOMS = ("sde", "denoiser", "nn", "sampling", "data", "metrics", "modality", "training")
+BUILDABLE = tuple(f"{PACKAGE}.{room}" for room in _ROOMS)
+"""The packages of which a configuration may name the classes that they export, each by package and name alone:
+`sde_diffusion.data.Moons`. What writes files or talks to a network a package lists as `NOT_BUILDABLE`."""
 
-NOT_BUILDABLE = (f"{PACKAGE}.metrics.pretrained",)
-"""But for these, which may fetch weights."""
+_FORMER = {f"{PACKAGE}.training.Objective": f"{PACKAGE}.training.DenoisingScoreMatching"}
+"""Public paths that earlier versions wrote, and what they stand for."""
 
 
 def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
     """Build the object that a configuration describes.
 
-    A mapping with a `_target_` names a class of this package by its dotted path; its other entries, built first where
+    A mapping with a `_target_` names a class of this package by its public path; its other entries, built first where
     they are configurations themselves, are the constructor's arguments. A configuration may come out of a checkpoint:
     it is data, so nothing outside this package is ever imported or called for it.
 
@@ -67,25 +62,61 @@ def _inside(where: str, key: str) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
+def public_path(target: str | type) -> str:
+    """The path by which a class is named in configurations, checkpoints and records: the package that exports it.
+
+    It does not say in which file the class lies, so that files can be moved. A path that does, as earlier versions
+    wrote them (`sde_diffusion.data.densities.Moons`), is understood by its package and name.
+
+    Args:
+        target: A class, or a dotted path to one.
+
+    Returns:
+        The path; that of a class which no package of this library exports is the one it has.
+    """
+    path = f"{target.__module__}.{target.__qualname__}" if isinstance(target, type) else target
+    package, *inner = path.split(".")
+    if package != PACKAGE or not inner:
+        return path
+    if len(inner) == 1:  # sde_diffusion.VPSDE
+        home = str(getattr(getattr(importlib.import_module(PACKAGE), inner[0], None), "__module__", ""))
+        inner = [*home.split(".")[1:2], *inner]
+    found = f"{PACKAGE}.{inner[0]}.{inner[-1]}"
+    found = _FORMER.get(found, found)
+    return found if found.rpartition(".")[2] in _exported(found.rpartition(".")[0]) else path
+
+
+def with_public_paths(node: Any) -> Any:
+    """Plain containers in which each `_target_` of this package is a public path."""
+    if isinstance(node, Mapping):
+        return {
+            key: public_path(value) if key == "_target_" and isinstance(value, str) else with_public_paths(value)
+            for key, value in node.items()
+        }
+    return [with_public_paths(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def _exported(package: str) -> Collection[str]:
+    """Names that a package exports; none for what is not a package of this library that can be named."""
+    return importlib.import_module(package).__all__ if package in (*BUILDABLE, f"{PACKAGE}.commands") else ()
+
+
 def find_class(target: str, where: str = "") -> type:
     """The class of this package that a `_target_` names.
 
     Raises:
         UserError: If it is none, or not one that a configuration may name.
     """
-    module_name, _, name = target.rpartition(".")
-    if module_name == PACKAGE or module_name.startswith(PACKAGE + "."):
-        try:
-            found = getattr(importlib.import_module(module_name), name, None)
-        except ImportError:
-            found = None
-        home = f"{found.__module__}." if inspect.isclass(found) else ""
-        inside, outside = (any(home.startswith(f"{part}.") for part in parts) for parts in (BUILDABLE, NOT_BUILDABLE))
-        if inspect.isclass(found) and inside and not outside:
-            return found
+    package, _, name = public_path(target).rpartition(".")
+    if package in BUILDABLE:
+        home = importlib.import_module(package)
+        if name in home.__all__ and name not in getattr(home, "NOT_BUILDABLE", ()):
+            found = getattr(home, name)
+            if isinstance(found, type):
+                return found
     raise UserError(
         f"{_inside(where, '_target_')}: {target!r} is not a class of {PACKAGE} that a configuration may name; those "
-        f"live in {', '.join(BUILDABLE)}"
+        f"are exported by {', '.join(BUILDABLE)}"
     )
 
 

@@ -214,7 +214,7 @@ def test_a_resumed_run_keeps_its_callbacks_settings(command, tmp_path):
     assert callbacks["ema"]["decay"] == 0.5
     assert callbacks["samples"] is None
     assert callbacks["progress"]["refresh_every"] == 9
-    assert callbacks["last"]["_target_"] == "sde_diffusion.training.callbacks.LastCheckpoint"
+    assert callbacks["last"]["_target_"] == "sde_diffusion.training.LastCheckpoint"
 
 
 def test_a_finished_run_has_nothing_to_do(command, trained, tmp_path):

@@ -224,3 +224,32 @@ def test_a_full_device(command, trained, tmp_path):
     assert len(np.load(tmp_path / "out" / "samples.npz")["images"]) == 2_000_000
     del held
     torch.cuda.empty_cache()
+
+
+def test_a_learned_path_is_walked_and_trained_without_waiting():
+    """Its parameters are fetched once a walk, however many steps; a step of training waits for nothing."""
+    from sde.test_learned import Quick
+
+    def answers(device):
+        path = Quick()
+        denoiser = GaussianMixtureDenoiser(path, torch.tensor([[0.2, -0.1]]), 0.5).to(device)
+        latent = torch.tensor([[0.5, -1.0], [1.5, 0.2]], dtype=torch.float64, device=device)
+        drawn = DPMSolver(4)(denoiser, (2, 2), latent=latent, dtype=torch.float64, create_graph=True).x
+        bound = elbo(denoiser, latent, steps=None, draws=4, create_graph=True).log_prob
+        found = [drawn, bound, *torch.autograd.grad(drawn.sum() + bound.sum(), [path.ends, path.bend])]
+        return [value.detach().cpu() for value in found]
+
+    for here, there in zip(answers("cpu"), answers("cuda"), strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-9)
+    denoiser = NetworkDenoiser(Quick(), MLP((2,), width=16, depth=1)).cuda()
+    optimizer = torch.optim.AdamW(denoiser.parameters(), fused=True)
+    data = torch.randn(64, 2, device="cuda")
+    for times in (LogNormalTimes(stratified=True), ImportanceTimes()):
+        objective = Objective(EDMWeighting(), times)
+        for mode in ("default", "default", "error"):
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                objective(denoiser, data).mean().backward()
+                optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.configurations import config_folder, run_folder
-from sde_diffusion.config import build
+from sde_diffusion.config import build, find_class
+from sde_diffusion.data import Density
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -49,7 +50,7 @@ def test_commands_compose_and_build_what_they_name(command, composed):
         assert build(plain(cfg.sampler)) is not None
     if config == "train":
         cfg.network.shape, cfg.denoiser.sigma_data = (
-            [2 if cfg.data._target_.split(".")[-2] == "densities" else 1, 8, 8],
+            [2 if issubclass(find_class(cfg.data._target_), Density) else 1, 8, 8],
             0.5,
         )
         denoiser, objective = build(plain(cfg.denoiser)), build(plain(cfg.objective))

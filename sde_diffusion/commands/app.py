@@ -34,6 +34,7 @@ from omegaconf.errors import (
 from sde_diffusion import signals
 from sde_diffusion.commands.configurations import check_groups, choices, config_folder, keys, module, nulls, run_folder
 from sde_diffusion.commands.exhausted import within_limits
+from sde_diffusion.config import public_path
 from sde_diffusion.errors import FinishedError, UserError, did_you_mean
 from sde_diffusion.overrides import setting
 from sde_diffusion.ranks import is_first_process
@@ -74,6 +75,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
             with telling(), within_limits(name):
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     signals.release()  # what came when the run before this one could no longer be stopped
+                _name_by_public_paths(cfg)
                 importlib.import_module(f"{__package__}.schema").check(name, cfg)
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
                 with _held(name) if not processes or is_first_process() else nullcontext():
@@ -105,6 +107,18 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
         except RunFailedError as error:
             runs = failed or [str(error)]  # where they are processes of their own, the first is known
             raise UserError(f"these runs failed, for the reasons above: {', '.join(runs)}") from None
+
+
+def _name_by_public_paths(node: Any) -> None:
+    """Let each `_target_` of this package be a public path, which records and checkpoints then keep."""
+    keys: Any = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        if key == "_target_" and isinstance(node[key], str):
+            node[key] = public_path(node[key])
+        elif isinstance(node[key], DictConfig | ListConfig):
+            _name_by_public_paths(node[key])
 
 
 @contextmanager

@@ -47,11 +47,13 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
 
 def _load(ckpt: str, device: torch.device) -> ScoreModel:
     """A checkpoint's model and the digest of the file that it is of: a run that goes on may replace it at any time."""
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training import GenerativeModel, ScoreModel
 
     for _ in range(5):
         before = _identity(ckpt)
-        model = ScoreModel.load_from_checkpoint(ckpt, map_location=device)
+        model = GenerativeModel.load_from_checkpoint(ckpt, map_location=device)
+        if not isinstance(model, ScoreModel):
+            raise UserError(f"{ckpt} holds a {type(model).__name__}, and this command takes models of a score")
         with Path(ckpt).open("rb") as file:
             model.digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _identity(ckpt) == before:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion.commands import schema
 from sde_diffusion.commands.app import is_given, overrides, plain, typed, unknown_key
+from sde_diffusion.config import with_public_paths
 from sde_diffusion.errors import UserError
 from sde_diffusion.overrides import escaped, setting
 from sde_diffusion.reprs import shown
@@ -64,7 +65,7 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
     Raises:
         UserError: If a setting is one that cannot change, or there is no such key.
     """
-    kept = _literal(checkpoint["sde_diffusion"]["run"])
+    kept = _literal(with_public_paths(checkpoint["sde_diffusion"]["run"]))
     hydra = HydraConfig.get()
     found = cfg.copy()
     with open_dict(found):
@@ -229,7 +230,7 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
     keys = [*_EXACT, *(ends if cfg.model.schedule == "cosine" else [])]
     found = []
     for key in keys:
-        old, new = (_dotted(plain(OmegaConf.select(of, key)), key) for of in (before, now))
+        old, new = (_dotted(with_public_paths(plain(OmegaConf.select(of, key))), key) for of in (before, now))
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         found += [f"{name} {shown(old.get(name))} -> {shown(new.get(name))}" for name in changed]
     earlier = run.get("record") or {}

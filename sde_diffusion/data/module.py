@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from sde_diffusion.checks import check_bool, check_count
+from sde_diffusion.config import public_path
 from sde_diffusion.data.checks import check_splits
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split
@@ -208,9 +209,7 @@ class DataModule(LightningDataModule):
             for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
             if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
         ]
-        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"} | {
-            name: getattr(self, name) for name in names
-        }
+        return {"_target_": public_path(type(self))} | {name: getattr(self, name) for name in names}
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data, in plain containers."""

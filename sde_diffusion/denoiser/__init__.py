@@ -3,23 +3,41 @@
 from sde_diffusion.denoiser.base import Denoiser, Prediction, check_denoiser
 from sde_diffusion.denoiser.exact import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.denoiser.network import (
+    EDM,
     NOISE_CONDITIONINGS,
     PARAMETERIZATIONS,
+    X0,
+    Eps,
+    LogSigma,
     NetworkDenoiser,
     NoiseConditioning,
     Parameterization,
+    PathTime,
+    Score,
+    StepNumber,
+    V,
+    Velocity,
 )
 
 __all__ = [
+    "EDM",
     "NOISE_CONDITIONINGS",
     "PARAMETERIZATIONS",
+    "X0",
     "Denoiser",
     "EmpiricalDenoiser",
+    "Eps",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
+    "LogSigma",
     "NetworkDenoiser",
     "NoiseConditioning",
     "Parameterization",
+    "PathTime",
     "Prediction",
+    "Score",
+    "StepNumber",
+    "V",
+    "Velocity",
     "check_denoiser",
 ]

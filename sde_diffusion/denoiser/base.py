@@ -91,8 +91,9 @@ class Prediction:
         return (1 - alpha * self.skip) / sigma, -alpha * self.scale / sigma
 
     def _combine(self, skip: Tensor, scale: Tensor) -> Tensor:
-        # One time for all samples: numbers, and no needless pass.
-        if skip.ndim == 0 and skip.device.type == "cpu" and not torch.compiler.is_compiling():
+        # One time for all samples: numbers, and no needless pass, unless a learned path is to have gradients.
+        one = skip.ndim == 0 and skip.device.type == "cpu" and not torch.compiler.is_compiling()
+        if one and not (skip.requires_grad or scale.requires_grad):
             if not skip.item():
                 return self.output if scale.item() == 1 else self.output * scale.item()
             return torch.add(self.x_t * skip.item(), self.output, alpha=scale.item())

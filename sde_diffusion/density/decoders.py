@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_floats
 from sde_diffusion.levels import to_levels
-from sde_diffusion.sde import SDE, expand
+from sde_diffusion.sde import SDE, Number, expand, number, on_device, value_of
 
 
 class Decoder(ABC):
@@ -35,8 +35,8 @@ class GaussianDecoder(Decoder):
     def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
         """-D/2 (log(2 pi sigma^2 / alpha^2) + 1), for noise has unit variance."""
         size = math.prod(x.shape[1:])
-        value = -0.5 * size * (math.log(2 * math.pi) - float(sde.log_snr(t_end)) + 1)
-        return torch.full((len(x),), value, dtype=torch.float64, device=x.device)
+        value = -0.5 * size * (math.log(2 * math.pi) - sde.log_snr(t_end) + 1)
+        return on_device(value, x.device).expand(len(x))
 
 
 class LevelDecoder(Decoder):
@@ -79,24 +79,24 @@ class LevelDecoder(Decoder):
 
     def place(self, sde: SDE) -> float:
         """Where sigma / alpha = 1 / (4 (L - 1)), or t_min if that is later."""
-        return max(sde.t_min, float(sde.time(2 * math.log(4 * (self.levels - 1)))))
+        return max(sde.t_min, value_of(sde.time(2 * math.log(4 * (self.levels - 1)))))
 
     def places(self, sde: SDE) -> list[float]:
         """Where sigma / alpha is 1/8 to 4 times the levels' distance."""
         ratios = [2 / (self.levels - 1) * step for step in (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4)]
-        times = [float(sde.time(-2 * math.log(ratio))) for ratio in ratios]
+        times = [value_of(sde.time(-2 * math.log(ratio))) for ratio in ratios]
         return [t for t in times if sde.t_min <= t < sde.t_max] or [self.place(sde)]
 
     def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
         """Log-softmax over the levels at x's own."""
         z = x + expand(sde.sigma(t_end) / sde.alpha(t_end), x) * noise  # z_0 / alpha
-        precision = float(sde.log_snr(t_end).exp())
+        precision = number(sde.log_snr(t_end).exp())
         width = 2 / (self.levels - 1)
         # Levels beyond a few standard deviations add nothing: only those near z are looked at.
         nearest = ((z + 1) / width).round().clamp(0, self.levels - 1)
         # Nine, and so many more as make up for the weights.
         spread = 0.0 if self.log_weights is None else float(self.log_weights.max() - self.log_weights.min())
-        reach = min(self.levels - 1, math.ceil((81 + 2 * spread) ** 0.5 / (precision**0.5 * width)) + 1)
+        reach = min(self.levels - 1, math.ceil((81 + 2 * spread) ** 0.5 / (value_of(precision) ** 0.5 * width)) + 1)
         log_weights = None if self.log_weights is None else self.log_weights.to(x.device).expand(*x.shape, -1)
         own_level = ((x + 1) / width).round()
         off = (own_level.clamp(0, self.levels - 1) * width - 1 - x).abs()
@@ -114,7 +114,7 @@ class LevelDecoder(Decoder):
             total = torch.logaddexp(total, exponent.masked_fill(~inside, -math.inf))
         return (own - total).flatten(1).sum(1)
 
-    def _exponent(self, z: Tensor, level: Tensor, precision: float, log_weights: Tensor | None) -> Tensor:
+    def _exponent(self, z: Tensor, level: Tensor, precision: Number, log_weights: Tensor | None) -> Tensor:
         """log q(z | level) w(level) up to a constant."""
         exponent = -0.5 * precision * (z - (level * (2 / (self.levels - 1)) - 1)).square()
         if log_weights is None:

@@ -29,7 +29,7 @@ from sde_diffusion.sampling import Noise, ReverseProcess
 from sde_diffusion.sampling.arguments import check_dtype, check_t_end
 from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.sampling.reverse import Coordinate, UnitVariance
-from sde_diffusion.sde import BandLogSNR, Grid
+from sde_diffusion.sde import BandLogSNR, Grid, float64, value_of
 
 
 @dataclass
@@ -107,7 +107,8 @@ def log_likelihood(
         t_end: The time of x; the path's t_min if not given.
         max_nfe: Most network passes of an adaptive method.
         dtype: Type of the state: float64, or float32, which cannot meet tolerances below about 1e-5.
-        create_graph: Keep the graph, for derivatives of log_prob with respect to x and to the network; for small data.
+        create_graph: Keep the graph, for derivatives of log_prob with respect to x, the network, and the parameters of
+            a learned path; for small data.
         **conditions: Passed to the denoiser, such as label=[B].
 
     Returns:
@@ -128,7 +129,7 @@ def log_likelihood(
         trace = TRACES[trace](probes)
     solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
     # Outside inference mode, under which Lightning tests and which records nothing to differentiate.
-    with torch.inference_mode(False), torch.set_grad_enabled(create_graph):
+    with torch.inference_mode(False), torch.set_grad_enabled(create_graph), sde.at_hand():
         conditions = {name: _recordable(value) for name, value in conditions.items()}
         process = ReverseProcess(
             lambda x, t: denoiser(x, t, **conditions),
@@ -151,7 +152,7 @@ def log_likelihood(
             raise UserError(f"the flow leaves the finite numbers on {sde}: smaller tolerances or more steps may help")
         size = y.shape[1]
         scales = process.scale(0.0), process.scale(1.0)
-        stretch = size * (math.log(scales[0]) - math.log(scales[1]))
+        stretch = size * (float64(scales[0]).log() - float64(scales[1]).log())
         ending = GaussianPrior.standard(sde) if prior is None else prior
 
         def read(state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,7 +209,7 @@ class _DensityFlow:
             out = torch.cat([slope.flatten(1), divergence.to(slope) / self.size], 1)
         if self.check:
             remedy = ": smaller tolerances, a later t_end, or a look at the weights may help"
-            check_finite(f"the drift at t = {float(self.process.time(u)[0]):.6g}", out, remedy, UserError)
+            check_finite(f"the drift at t = {value_of(self.process.time(u)[0]):.6g}", out, remedy, UserError)
         return out if self.create_graph else out.detach()
 
     def worst(self, error: Tensor) -> Tensor:

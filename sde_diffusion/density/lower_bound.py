@@ -27,11 +27,12 @@ from sde_diffusion.checks import check_count
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
+from sde_diffusion.density.places import Continuous, Discrete
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
 from sde_diffusion.sampling.arguments import check_dtype, check_t_end
-from sde_diffusion.sde import SDE, Grid, UniformLogSNR
+from sde_diffusion.sde import SDE, Grid, UniformLogSNR, float64, number
 
 _SIGMA_DATA = 0.5  # a guess at the data's size, on which only the variance depends
 _PRIOR_WEIGHT = 4  # differences of strata that the slope of the control variate is worth from the start
@@ -63,7 +64,6 @@ class ELBO:
     nfe: int
 
 
-@torch.no_grad()
 def elbo(
     denoiser: Denoiser,
     x: Tensor,
@@ -78,6 +78,7 @@ def elbo(
     seeds: Sequence[int] | None = None,
     rows: int = 4096,
     dtype: torch.dtype = torch.float64,
+    create_graph: bool = False,
     **conditions: Any,
 ) -> ELBO:
     """Lower bound on log p(x), unbiased, one network pass a draw.
@@ -106,6 +107,8 @@ def elbo(
         seeds: One integer for each sample in place of seed + i.
         rows: Rows of a network pass, in which draws of several times are put together.
         dtype: In which errors are taken.
+        create_graph: Keep the graph, for derivatives of the bound and its parts with respect to the network, to x and
+            to the parameters of a learned path: pathwise, through the times too.
         **conditions: Passed to the denoiser, such as label=[B].
 
     Returns:
@@ -126,18 +129,43 @@ def elbo(
         raise ValueError(f"draws must be a whole number of at least 1{most}; got {draws}")
     rows = check_count("rows", rows)
     check_dtype(dtype)
-    prior = GaussianPrior.standard(sde) if prior is None else prior
-    decoder = GaussianDecoder() if decoder is None else decoder
+    with (
+        torch.inference_mode(torch.is_inference_mode_enabled() and not create_graph),
+        torch.set_grad_enabled(create_graph),
+        sde.at_hand(),
+    ):
+        return _bound(
+            *(denoiser, x.to(dtype), steps, draws, seeds, conditions, rows),
+            GaussianDecoder() if decoder is None else decoder,
+            GaussianPrior.standard(sde) if prior is None else prior,
+            UniformLogSNR() if grid is None else grid,
+            t_end,
+        )
+
+
+def _bound(
+    denoiser: Denoiser,
+    x: Tensor,
+    steps: int | None,
+    draws: int,
+    seeds: Sequence[int],
+    conditions: dict[str, Any],
+    rows: int,
+    decoder: Decoder,
+    prior: LogDensity,
+    grid: Grid,
+    t_end: float | None,
+) -> ELBO:
+    """`elbo` of arguments that have been checked."""
+    sde, dtype = denoiser.sde, x.dtype
     t_end = check_t_end(decoder.place(sde) if t_end is None else t_end, sde)
-    grid = UniformLogSNR() if grid is None else grid
-    x = x.to(dtype)
     noise, clock = Noise(seeds, x.shape[1:], x.device, dtype), Noise(seeds, (draws,), "cpu", torch.float64)
     # Each sample's own place within each stratum, [draws, B].
     places = (torch.arange(draws).unsqueeze(1) + torch.special.ndtr(clock.normal(ELBO_DRAWS)).T) / draws
-    times = _Continuous(sde, grid, t_end) if steps is None else _Discrete(sde, grid, t_end, steps)
+    times = Continuous(sde, grid, t_end) if steps is None else Discrete(sde, grid, t_end, steps)
     begin, end = times.ends
     for place in (begin,) if steps is None else (begin, end):
-        if not math.isfinite(float(sde.log_snr(place))):
+        if not math.isfinite(sde.log_snr(place).item()):
             raise ValueError(
                 f"log-SNR is infinite at t = {place:g} of {sde}: a decoder needs some noise (t_end > 0), and the last "
                 "of discrete steps some signal (an earlier t_max, or steps=None)"
@@ -152,7 +180,7 @@ def elbo(
     error = None
     if draws >= 4:
         ends = (decoded.var(0) + kls.var(0)) / _END_DRAWS
-        error = (_student_variance(terms) + ends).sqrt()
+        error = (_student_variance(terms.detach()) + ends).sqrt().detach()
     return ELBO(reconstruction - kl - diffusion, reconstruction, kl, diffusion, error, draws)
 
 
@@ -160,7 +188,7 @@ def _errors(
     denoiser: Denoiser,
     x: Tensor,
     places: Tensor,
-    times: _Discrete | _Continuous,
+    times: Discrete | Continuous,
     noise: Noise,
     rows: int,
     conditions: dict[str, Any],
@@ -171,7 +199,7 @@ def _errors(
         UserError: If an error is not finite: at which t, and of which samples.
     """
     sde = denoiser.sde
-    terms, controls = torch.empty(2, *places.shape, dtype=torch.float64, device=x.device)
+    terms, controls = (torch.empty(places.shape, dtype=torch.float64, device=x.device) for _ in range(2))
     at_once = max(1, rows // len(x))
     for start in range(0, len(places), at_once):
         part = places[start : start + at_once]
@@ -244,39 +272,6 @@ def best_place(denoiser: Denoiser, decoder: Decoder, x: Tensor, places: Sequence
     return max(places, key=lambda t: float(elbo(denoiser, x, decoder=decoder, t_end=t, **options).log_prob.mean()))
 
 
-class _Discrete:
-    """Times t and weights of the steps that places in [0, 1) fall in."""
-
-    def __init__(self, sde: SDE, grid: Grid, t_end: float, steps: int) -> None:
-        self.times = grid.times(sde, steps + 1, t_end).flip(0)
-        log_snr = sde.log_snr(self.times)
-        self.weights = 0.5 * steps * torch.expm1(log_snr[:-1] - log_snr[1:])
-        # A list of levels need not reach t_end and t_max.
-        self.ends = float(self.times[0]), float(self.times[-1])
-
-    def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        step = (places * len(self.weights)).long().clamp(max=len(self.weights) - 1)
-        return self.times[step + 1], self.weights[step]
-
-
-class _Continuous:
-    """Times t and weights 1/2 (-dlambda/du) at places u."""
-
-    def __init__(self, sde: SDE, grid: Grid, t_end: float) -> None:
-        self.sde, self.grid, self.t_end = sde, grid, t_end
-        self.ends = t_end, sde.t_max
-
-    def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(False), torch.enable_grad():
-            u = places.clone().requires_grad_()
-            t = self.grid.time(self.sde, u, self.t_end)
-            if not t.requires_grad:
-                raise ValueError(f"{self.grid} is a list of times: continuous time needs a continuous grid")
-            (rate,) = torch.autograd.grad(t.sum(), u)
-        t = t.detach().clamp(self.t_end, self.sde.t_max)
-        return t, -0.5 * self.sde.log_snr_rate(t) * rate
-
-
 def _repeat(value: Any, times: int, batch: int) -> Any:
     """A condition for `times` copies of the batch: tensors with a row for each sample are repeated."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
@@ -287,6 +282,6 @@ def _repeat(value: Any, times: int, batch: int) -> Any:
 def _prior_kl(sde: SDE, t: float, prior: LogDensity, x: Tensor, noise: Tensor) -> Tensor:
     """KL(q(z_1 | x) || prior), [B], z_1 at t."""
     prior = prior if isinstance(prior, Prior) else SampledPrior(prior)
-    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
-    entropy = 0.5 * math.prod(x.shape[1:]) * (math.log(2 * math.pi) + 2 * math.log(sigma) + 1)
+    alpha, sigma = number(sde.alpha(t)), number(sde.sigma(t))
+    entropy = 0.5 * math.prod(x.shape[1:]) * (math.log(2 * math.pi) + 2 * float64(sigma).log() + 1)
     return -entropy - prior.expected(alpha * x, sigma, noise).double()

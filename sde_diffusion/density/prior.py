@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_numbers
-from sde_diffusion.sde import SDE
+from sde_diffusion.sde import SDE, Number
 
 LogDensity = Callable[[Tensor], Tensor]
 """Log-density at t_max: [B, *] -> [B], in nats."""
@@ -24,7 +24,7 @@ class Prior(ABC):
         """Log-density at x [B, *], in nats; [B], float64."""
 
     @abstractmethod
-    def expected(self, mean: Tensor, std: float, noise: Tensor) -> Tensor:
+    def expected(self, mean: Tensor, std: Number, noise: Tensor) -> Tensor:
         """Expected log-density under N(mean, std^2), or an estimate of it from noise; mean and noise: [B, *]; [B]."""
 
 
@@ -44,7 +44,7 @@ class SampledPrior(Prior):
         """See `Prior`."""
         return self.log_prob(x)
 
-    def expected(self, mean: Tensor, std: float, noise: Tensor) -> Tensor:
+    def expected(self, mean: Tensor, std: Number, noise: Tensor) -> Tensor:
         """See `Prior.expected`.
 
         Raises:
@@ -95,7 +95,7 @@ class GaussianPrior(Prior):
         """See `Prior`."""
         return self._log_prob(x.double(), 0.0)
 
-    def expected(self, mean: Tensor, std: float, noise: Tensor) -> Tensor:
+    def expected(self, mean: Tensor, std: Number, noise: Tensor) -> Tensor:
         """See `Prior.expected`; exact."""
         return self._log_prob(mean.double(), std**2)
 
@@ -105,7 +105,7 @@ class GaussianPrior(Prior):
         terms = 0.5 * (ratio - 1 - ratio.log() + (self.mean - other.mean).square() / other.variance)
         return float(terms.mean()) * size
 
-    def _log_prob(self, x: Tensor, spread: float) -> Tensor:
+    def _log_prob(self, x: Tensor, spread: Number) -> Tensor:
         mean, variance = self.mean.to(x.device), self.variance.to(x.device)
         terms = ((x - mean).square() + spread) / variance + (2 * math.pi * variance).log()
         return -0.5 * terms.flatten(1).sum(1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from sde_diffusion.checks import as_number
 from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
-from sde_diffusion.sde import SDE, Grid
+from sde_diffusion.sde import SDE, Grid, numbers
 
 
 class AncestralSampler(MultistepSampler):
@@ -54,8 +54,8 @@ class AncestralSampler(MultistepSampler):
         if self.eta:  # else the steps may go up as well, where there is no fresh noise to speak of
             fresh = -torch.expm1(sde.log_snr(t) - sde.log_snr(s))
             kept = kept * (1 - self.eta**2 * fresh).sqrt()
-            noise = (self.eta * sde.sigma(s) * fresh.sqrt()).tolist()
-        return Coefficients(kept.tolist(), (sde.alpha(s) - sde.alpha(t) * kept).unsqueeze(1).tolist(), noise)
+            noise = numbers(self.eta * sde.sigma(s) * fresh.sqrt())
+        return Coefficients(numbers(kept), numbers((sde.alpha(s) - sde.alpha(t) * kept).unsqueeze(1)), noise)
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
         """DDIM's steps up, each with what is believed at its beginning; see `Sampler.climb`."""

@@ -17,7 +17,7 @@ from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
 from sde_diffusion.sampling.frames import Frames
 from sde_diffusion.sampling.noise import Noise, as_seeds
-from sde_diffusion.sde import SDE, Time
+from sde_diffusion.sde import SDE, Time, number, value_of
 
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
 """Called with (step, t, x_t, x0) after each prediction; returning True ends the walk, whose result is then x0."""
@@ -92,9 +92,9 @@ class Walk:
         if self.callback is not None or self.check:
             x0 = prediction.x0
             if self.check:
-                what = f"the denoiser's answer at network pass {self.nfe}, t = {float(t):.6g}"
+                what = f"the denoiser's answer at network pass {self.nfe}, t = {value_of(t):.6g}"
                 check_finite(what, x0, _REMEDY, UserError)
-            if self.callback is not None and self.callback(self.nfe - 1, float(t), x, x0):
+            if self.callback is not None and self.callback(self.nfe - 1, value_of(t), x, x0):
                 raise Stop(x, x0)
         return prediction
 
@@ -170,6 +170,7 @@ class Sampler(ShowsArguments, ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         trajectory: bool | int | Sequence[float] = False,
+        create_graph: bool = False,
         **conditions: Any,
     ) -> Samples:
         """Draw samples.
@@ -190,6 +191,8 @@ class Sampler(ShowsArguments, ABC):
                 given steps are at the nearest of their own times (`Samples.times` has them), the adaptive ones of
                 `ODESampler` interpolate there by their own order, those of `SDESampler` linearly. The samples do not
                 change. Each frame's belief costs a network pass more, which is not counted.
+            create_graph: Keep the graph, for derivatives of the samples with respect to latent, network and the
+                parameters of a learned path; for few steps and small data.
             **conditions: Passed to the denoiser, such as label=, one class for each sample or one for all.
 
         Returns:
@@ -204,7 +207,8 @@ class Sampler(ShowsArguments, ABC):
         shape = check_shape(shape)
         if latent is not None:
             check_latent(latent, shape)
-        return self._perform(self.walk, denoiser, shape, seeds, latent, callback, device, dtype, trajectory, conditions)
+        given = (shape, seeds, latent, callback, device, dtype, trajectory, conditions)
+        return self._perform(create_graph, self.walk, denoiser, *given)
 
     def invert(
         self,
@@ -214,6 +218,7 @@ class Sampler(ShowsArguments, ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         trajectory: bool | int | Sequence[float] = False,
+        create_graph: bool = False,
         **conditions: Any,
     ) -> Samples:
         """Walk data up to the noise that they come from: the sampler's steps over its times in the other order.
@@ -230,6 +235,7 @@ class Sampler(ShowsArguments, ABC):
             device: Where to walk; the denoiser's device if not given.
             dtype: Type of the state, float32 or float64.
             trajectory: See `__call__`.
+            create_graph: See `__call__`; with respect to x too.
             **conditions: Passed to the denoiser, such as label=[B].
 
         Returns:
@@ -254,10 +260,19 @@ class Sampler(ShowsArguments, ABC):
                 return stop.x
 
         check_batch("x", x)
-        return self._perform(climb, denoiser, tuple(x.shape), None, x, callback, device, dtype, trajectory, conditions)
+        given = (tuple(x.shape), None, x, callback, device, dtype, trajectory, conditions)
+        return self._perform(create_graph, climb, denoiser, *given)
 
-    @torch.no_grad()
     def _perform(
+        self, create_graph: bool, walk: Callable[[Tensor, Walk], Tensor], denoiser: Denoiser, *given: Any
+    ) -> Samples:
+        """`_walked`, without a graph unless one is asked for."""
+        check_denoiser(denoiser)
+        inference = torch.is_inference_mode_enabled() and not create_graph
+        with torch.inference_mode(inference), torch.set_grad_enabled(create_graph), denoiser.sde.at_hand():
+            return self._walked(walk, denoiser, *given)
+
+    def _walked(
         self,
         walk: Callable[[Tensor, Walk], Tensor],
         denoiser: Denoiser,
@@ -271,7 +286,6 @@ class Sampler(ShowsArguments, ABC):
         conditions: dict[str, Any],
     ) -> Samples:
         """Check the other arguments of a call and walk; see `__call__`."""
-        check_denoiser(denoiser)
         seeds = as_seeds(range(shape[0]) if seeds is None else seeds)
         if len(seeds) != shape[0]:
             raise ValueError(f"one seed for each sample is needed: shape {shape} asks for {shape[0]}, got {len(seeds)}")
@@ -284,7 +298,7 @@ class Sampler(ShowsArguments, ABC):
         conditions = denoiser.check_conditions(conditions, shape[0], device)
         noise = Noise(seeds, shape[1:], device, dtype)
         if latent is None:
-            x = noise.normal(PRIOR_DRAW).mul_(float(sde.sigma(sde.t_max)))
+            x = noise.normal(PRIOR_DRAW) * number(sde.sigma(sde.t_max))
         else:
             x = latent.to(device=device, dtype=dtype)
         beliefs: list[Tensor] = []

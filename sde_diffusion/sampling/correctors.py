@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.langevin import langevin_step
-from sde_diffusion.sde import SDE
+from sde_diffusion.sde import SDE, Number, add, add_, float64, numbers
 
 Move = Callable[[Tensor, Walk, Tensor], Tensor]
 """One step at one time: (x [B, *dims], run, z [B, *dims] standard normal) -> x; one network pass."""
@@ -78,16 +78,16 @@ class LeimkuhlerMatthews(Corrector):
         above = sde.time(-2 * r_above.log()).clamp(max=sde.t_max)
         alpha = sde.alpha(here)
         columns = (above, sde.alpha(above) / alpha, alpha * variance.sqrt(), 2 * alpha * variance / r_above)
-        return [None, *(_raised(*row) for row in torch.stack(columns, 1).tolist())]
+        return [None, *(_raised(*row) for row in numbers(torch.stack(columns, 1)))]
 
 
-def _raised(above: float, up: float, noise: float, pull: float) -> Move:
+def _raised(above: Number, up: Number, noise: Number, pull: Number) -> Move:
     """A step of `LeimkuhlerMatthews` in x: noise = alpha nu, up = alpha_+ / alpha, pull = 2 alpha nu^2 / r_+."""
 
     def move(x: Tensor, run: Walk, z: Tensor) -> Tensor:
-        raised = torch.add(x, z, alpha=noise)
+        raised = add(x, z, noise)
         eps = run.predict(raised * up, above).eps
-        return raised.add_(z, alpha=noise).sub_(eps, alpha=pull)
+        return add_(add_(raised, z, noise), eps, -pull)
 
     return move
 
@@ -96,16 +96,16 @@ class LangevinRule(Corrector):
     """A Langevin step x + eps score + sqrt(2 eps) z at the time itself, with a rule for the step size eps."""
 
     @abstractmethod
-    def step_size(self, score: Tensor, z: Tensor, scale: float, alpha: float, sigma: float) -> Tensor:
+    def step_size(self, score: Tensor, z: Tensor, scale: Number, alpha: Number, sigma: Number) -> Tensor:
         """Eps for each sample, [B] (or [] where it is the same for all); alpha, sigma of the time."""
 
     def moves(self, sde: SDE, times: Tensor, predicted: bool = True) -> list[Move | None]:
         """See `Corrector.moves`."""
         t, s = times[:-1], times[1:]
         scale, _ = sde.transition(s, t)
-        return [self._move(*row) for row in torch.stack((t, scale, sde.alpha(t), sde.sigma(t)), 1).tolist()]
+        return [self._move(*row) for row in numbers(torch.stack((t, scale, sde.alpha(t), sde.sigma(t)), 1))]
 
-    def _move(self, t: float, scale: float, alpha: float, sigma: float) -> Move:
+    def _move(self, t: Number, scale: Number, alpha: Number, sigma: Number) -> Move:
         def move(x: Tensor, run: Walk, z: Tensor) -> Tensor:
             score = run.predict(x, t).score
             return langevin_step(x, score, z, self.step_size(score, z, scale, alpha, sigma))
@@ -125,7 +125,7 @@ class Langevin(LangevinRule):
     In few dimensions samples come out much too wide; the other correctors have no such bias (benchmarks/README.md).
     """
 
-    def step_size(self, score: Tensor, z: Tensor, scale: float, alpha: float, sigma: float) -> Tensor:
+    def step_size(self, score: Tensor, z: Tensor, scale: Number, alpha: Number, sigma: Number) -> Tensor:
         """From the norms of this sample's score and noise."""
         z, score = z.flatten(1), score.flatten(1)
         least = (score.shape[1] / (alpha**2 + sigma**2)) ** 0.5
@@ -141,9 +141,9 @@ class AnnealedLangevinStep(LangevinRule):
     vanishes.
     """
 
-    def step_size(self, score: Tensor, z: Tensor, scale: float, alpha: float, sigma: float) -> Tensor:
+    def step_size(self, score: Tensor, z: Tensor, scale: Number, alpha: Number, sigma: Number) -> Tensor:
         """From the noise level alone."""
-        return torch.tensor(2 * scale**2 * (self.snr * sigma) ** 2, dtype=torch.float64)
+        return float64(2 * scale**2 * (self.snr * sigma) ** 2)
 
 
 CORRECTORS: dict[str, type[Corrector] | None] = {

@@ -8,7 +8,7 @@ from sde_diffusion.checks import check_count
 from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.exponential import lagrange_weights, looking_back
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
-from sde_diffusion.sde import SDE, Grid
+from sde_diffusion.sde import SDE, Grid, Number, numbers
 
 
 class DEISSampler(MultistepSampler):
@@ -60,11 +60,11 @@ class DEISSampler(MultistepSampler):
         """Adams-Bashforth weights on the grid's own spacing in r; see `MultistepSampler.coefficients`."""
         r = (-0.5 * sde.log_snr(times)).exp()
         alpha = sde.alpha(times)
-        beliefs: list[list[float]] = []
+        beliefs: list[list[Number]] = []
         for steps, nodes in looking_back(r, self.order):
             weights = lagrange_weights(nodes, (r[1:] - r[:-1])[steps], rate=0.0)
-            beliefs += (alpha[1:][steps].unsqueeze(1) * weights).tolist()
-        return Coefficients(from_x=(alpha[1:] / alpha[:-1]).tolist(), from_beliefs=beliefs)
+            beliefs += numbers(alpha[1:][steps].unsqueeze(1) * weights)
+        return Coefficients(from_x=numbers(alpha[1:] / alpha[:-1]), from_beliefs=beliefs)
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
         """The mirror image of the steps down; see `Sampler.climb` and `_Upwards`."""
@@ -84,8 +84,8 @@ class _Upwards(DEISSampler):
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """Adams-Bashforth weights on the grid's own spacing in q."""
         q, sigma = (0.5 * sde.log_snr(times)).exp(), sde.sigma(times)
-        beliefs: list[list[float]] = []
+        beliefs: list[list[Number]] = []
         for steps, nodes in looking_back(q, self.order):
             weights = lagrange_weights(nodes, (q[1:] - q[:-1])[steps], rate=0.0)
-            beliefs += (sigma[1:][steps].unsqueeze(1) * weights).tolist()
-        return Coefficients(from_x=(sigma[1:] / sigma[:-1]).tolist(), from_beliefs=beliefs)
+            beliefs += numbers(sigma[1:][steps].unsqueeze(1) * weights)
+        return Coefficients(from_x=numbers(sigma[1:] / sigma[:-1]), from_beliefs=beliefs)

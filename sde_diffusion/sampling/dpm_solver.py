@@ -9,7 +9,7 @@ from sde_diffusion.checks import as_number, check_bool, check_count
 from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.exponential import Steps, looking_back, step_weights
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler, Stage
-from sde_diffusion.sde import SDE, Grid, UniformLogSNR
+from sde_diffusion.sde import SDE, Grid, Number, UniformLogSNR, number, numbers
 
 _INNER = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 """Inner nodes of the singlestep methods by order, in half log-SNR."""
@@ -92,9 +92,9 @@ class DPMSolver(MultistepSampler):
         """Multistep or singlestep weights; see `MultistepSampler.coefficients`."""
         steps = Steps.between(sde, times[:-1], times[1:])
         table = Coefficients(
-            from_x=steps.from_x(self.eta).tolist(),
+            from_x=numbers(steps.from_x(self.eta)),
             from_beliefs=[],
-            from_noise=steps.from_noise(self.eta).tolist() if self.eta else None,
+            from_noise=numbers(steps.from_noise(self.eta)) if self.eta else None,
         )
         passes, n = self.steps - self.denoise, len(times) - 1
         if self.singlestep:
@@ -103,7 +103,7 @@ class DPMSolver(MultistepSampler):
             return table
         ell = 0.5 * sde.log_snr(times)
         for part, nodes in looking_back(ell, self.order):
-            table.from_beliefs += step_weights(steps.part(part), nodes, self.eta).tolist()
+            table.from_beliefs += numbers(step_weights(steps.part(part), nodes, self.eta))
         if self._extra_pass(passes):
             table.from_beliefs[0] = []
             self._inner(table, sde, times, 0, 2)
@@ -118,10 +118,10 @@ class DPMSolver(MultistepSampler):
             u = sde.time(2 * torch.lerp(ell_t, ell_s, place))
             inner = Steps.between(sde, t.reshape(1), u.reshape(1))
             seen = torch.tensor([nodes], dtype=torch.float64) / place
-            stages.append(Stage(float(u), float(inner.from_x()), inner.from_beliefs(seen)[0].tolist()))
+            stages.append(Stage(number(u), number(inner.from_x()[0]), numbers(inner.from_beliefs(seen)[0])))
             nodes.insert(0, place)
         whole = Steps.between(sde, t.reshape(1), s.reshape(1))
-        weights = whole.from_beliefs(torch.tensor([nodes], dtype=torch.float64), self.eta)[0].tolist()
+        weights = numbers(whole.from_beliefs(torch.tensor([nodes], dtype=torch.float64), self.eta)[0])
         table.from_beliefs[i : i + 1] = [weights]
         if stages:
             table.stages[i] = stages
@@ -166,13 +166,13 @@ class UniPC(MultistepSampler):
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """Predictor's and corrector's weights; see `MultistepSampler.coefficients`."""
         steps = Steps.between(sde, times[:-1], times[1:])
-        from_x = steps.from_x().tolist()
-        predictor: list[list[float]] = []
-        corrector: list[list[float]] = []
+        from_x = numbers(steps.from_x())
+        predictor: list[list[Number]] = []
+        corrector: list[list[Number]] = []
         for part, nodes in looking_back(0.5 * sde.log_snr(times), self.order):
             some = steps.part(part)
-            predictor += step_weights(some, nodes).tolist()
+            predictor += numbers(step_weights(some, nodes))
             # The new belief is node 1; the weights are wanted with the newest first.
             weights = step_weights(some, torch.cat([nodes[:, :1], torch.ones_like(nodes[:, :1]), nodes[:, 1:]], 1))
-            corrector += torch.cat([weights[:, 1:2], weights[:, :1], weights[:, 2:]], 1).tolist()
+            corrector += numbers(torch.cat([weights[:, 1:2], weights[:, :1], weights[:, 2:]], 1))
         return Coefficients(from_x, predictor, corrector=list(zip(from_x, corrector, strict=True)))

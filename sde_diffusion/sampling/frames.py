@@ -9,11 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sde_diffusion.sde import Number, value_of
+
 
 class Timed(Protocol):
     """A map of a solver's own time u in [0, 1] to t, increasing."""
 
-    def time(self, u: Tensor | float) -> tuple[Tensor, float]:
+    def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
         """t, and dt/du, at u."""
 
 
@@ -41,7 +43,7 @@ class Frames:
         try:
             self.count = operator.index(wanted)  # type: ignore[arg-type]
         except TypeError:
-            self.wanted = sorted({float(t) for t in wanted}, reverse=True)  # type: ignore[union-attr]
+            self.wanted = sorted({value_of(t) for t in wanted}, reverse=True)  # type: ignore[union-attr]
         if self.count is not None and self.count < 2:
             raise ValueError(f"trajectory must be True, a number of frames of at least 2, or times; got {wanted}")
         if self.count is None and not (self.wanted and all(t_end <= t <= t_max for t in self.wanted)):
@@ -60,9 +62,9 @@ class Frames:
 
     def visit(self, x: Tensor, t: Tensor | float) -> None:
         """Keep the state x at time t, if t was chosen."""
-        if float(t) in self._chosen:
-            self._chosen.discard(float(t))
-            self.keep(x, float(t))
+        if value_of(t) in self._chosen:
+            self._chosen.discard(value_of(t))
+            self.keep(x, value_of(t))
 
     def keep(self, x: Tensor, t: float) -> None:
         """Keep the state x at time t."""
@@ -78,7 +80,7 @@ class Frames:
             low, high = 0.0, 1.0
             for _ in range(60):
                 middle = 0.5 * (low + high)
-                low, high = (middle, high) if float(clock.time(middle)[0]) < t else (low, middle)
+                low, high = (middle, high) if value_of(clock.time(middle)[0]) < t else (low, middle)
             # The ends themselves, where t is theirs.
             found.append(next((u for u in (0.0, 1.0) if abs(0.5 * (low + high) - u) < 1e-12), 0.5 * (low + high)))
         return found

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_count, check_kind
 from sde_diffusion.sampling.base import Sampler, Walk, singular
-from sde_diffusion.sde import Grid, KarrasRho
+from sde_diffusion.sde import Grid, KarrasRho, add, float64, number, numbers, value_of
 
 
 class HeunSampler(Sampler):
@@ -81,25 +81,27 @@ class HeunSampler(Sampler):
     def _follow(self, x: Tensor, run: Walk, times: Tensor, denoise: bool) -> Tensor:
         """The steps from times[0] to times[-1], to the state there, or with `denoise` to the belief."""
         sde = run.sde
-        alpha, r = sde.alpha(times).tolist(), (-0.5 * sde.log_snr(times)).exp().tolist()
-        if not (math.isfinite(r[0]) and math.isfinite(r[-1])) or 0 in r[1:] or not r[0]:  # y is infinite, or the slope
+        alpha, r = numbers(sde.alpha(times)), numbers((-0.5 * sde.log_snr(times)).exp())
+        finite = math.isfinite(value_of(r[0])) and math.isfinite(value_of(r[-1]))
+        if not finite or 0 in r[1:] or not r[0]:  # y is infinite, or the slope
             raise singular(sde)
         run.plan(times)
         starts, raised = self._raised(run, times)
-        raised_alpha, raised_r = sde.alpha(starts).tolist(), raised.tolist()
+        raised_alpha, raised_r = numbers(sde.alpha(starts)), numbers(raised)
         y = x / alpha[0]
         for step in range(len(r)):
             run.visit(x, times[step])
             here, scale = raised_r[step], raised_alpha[step]
             if here > r[step]:
-                y = y.add(run.normal(step), alpha=self.churn_noise * math.sqrt(here**2 - r[step] ** 2))
+                y = add(y, run.normal(step), self.churn_noise * number(float64(here**2 - r[step] ** 2).sqrt()))
             if step + 1 == len(r):
                 return run.predict(y * scale, starts[step]).x0 if denoise else x
             slope = (y - run.predict(y * scale, starts[step]).x0).div_(here)
-            ahead = torch.add(y, slope, alpha=r[step + 1] - here)
+            ahead = add(y, slope, r[step + 1] - here)
             x = ahead * alpha[step + 1]
             slope_ahead = (ahead - run.predict(x, times[step + 1]).x0).div_(r[step + 1])
-            y = y.add(slope.add_(slope_ahead), alpha=0.5 * (r[step + 1] - here))
+            both = slope + slope_ahead if torch.is_grad_enabled() else slope.add_(slope_ahead)
+            y = add(y, both, 0.5 * (r[step + 1] - here))
             x = y * alpha[step + 1]
         return x
 
@@ -110,6 +112,6 @@ class HeunSampler(Sampler):
         churned = (r >= self.churn_min) & (r <= self.churn_max)
         if not gain or not bool(churned.any()):
             return times, r
-        raised = torch.where(churned, r * (1 + gain), r).clamp(max=float(r[0]))
+        raised = torch.where(churned, r * (1 + gain), r).clamp(max=r[0])
         starts = torch.where(raised > r, run.sde.time(-2 * raised.log()), times).clamp(max=run.sde.t_max)
         return starts, (-0.5 * run.sde.log_snr(starts)).exp()

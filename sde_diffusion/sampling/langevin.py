@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_positive, check_count, check_kind
 from sde_diffusion.sampling.base import Sampler, Walk, singular
-from sde_diffusion.sde import Grid, UniformLogSNR, expand
+from sde_diffusion.sde import Grid, Number, UniformLogSNR, expand, number, numbers
 
 
 def langevin_step(x: Tensor, score: Tensor, z: Tensor, step_size: Tensor) -> Tensor:
@@ -75,17 +75,17 @@ class AnnealedLangevin(Sampler):
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the levels; see `Sampler.walk`."""
         sde = run.sde
-        span = 0.5 * float(sde.log_snr(run.t_end) - sde.log_snr(sde.t_max))  # log of the noisiest over the cleanest
+        span = 0.5 * (sde.log_snr(run.t_end) - sde.log_snr(sde.t_max)).item()  # log of the noisiest over the cleanest
         if not math.isfinite(span):
             raise singular(sde)
         levels = self.levels or ncsnv2_levels(x[0].numel(), span)
         times = self.grid.times(sde, levels, run.t_end)
         sigma = sde.sigma(times)
-        alpha = sde.alpha(times).tolist()
+        alpha = numbers(sde.alpha(times))
         if self.step_size is None:
-            relative = ncsnv2_step_size(math.exp(span / (levels - 1)), self.steps_per_level)
+            relative: Number = ncsnv2_step_size(math.exp(span / (levels - 1)), self.steps_per_level)
         else:
-            relative = self.step_size / float(sigma[-1]) ** 2
+            relative = number(self.step_size / sigma[-1].square())
         run.plan(times)
         for level, t in enumerate(times):
             if level:

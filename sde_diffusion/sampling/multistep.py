@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.sampling.base import Sampler, Walk, singular
-from sde_diffusion.sde import SDE, Grid
+from sde_diffusion.sde import SDE, Grid, Number, Time, add_, value_of
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Stage:
         from_beliefs: b, of the beliefs known by then, the newest first.
     """
 
-    t: float
-    from_x: float
-    from_beliefs: list[float]
+    t: Time
+    from_x: Number
+    from_beliefs: list[Number]
 
 
 @dataclass
@@ -53,16 +53,16 @@ class Coefficients:
             the beliefs, its own first; None without a corrector.
     """
 
-    from_x: list[float]
-    from_beliefs: list[list[float]]
-    from_noise: list[float] | None = None
+    from_x: list[Number]
+    from_beliefs: list[list[Number]]
+    from_noise: list[Number] | None = None
     stages: dict[int, list[Stage]] = field(default_factory=dict)
-    corrector: list[tuple[float, list[float]]] | None = None
+    corrector: list[tuple[Number, list[Number]]] | None = None
 
     def finite(self) -> bool:
         """Whether all numbers that a step begins with are: no end of the path has made one infinite."""
         rows = (self.from_x, *self.from_beliefs, self.from_noise or ())
-        return all(math.isfinite(number) for row in rows for number in row)
+        return all(math.isfinite(value_of(number)) for row in rows for number in row)
 
 
 class MultistepSampler(Sampler):
@@ -164,13 +164,13 @@ class MultistepSampler(Sampler):
             before = x
             x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
             if table.from_noise is not None:
-                x.add_(run.normal(step), alpha=table.from_noise[step])
+                x = add_(x, run.normal(step), table.from_noise[step])
         run.visit(x, times[-1])
         return x
 
 
-def _combine(x: Tensor, a: float, beliefs: Sequence[Tensor], b: Sequence[float]) -> Tensor:
+def _combine(x: Tensor, a: Number, beliefs: Sequence[Tensor], b: Sequence[Number]) -> Tensor:
     out = x * a
     for belief, weight in zip(beliefs, b, strict=False):
-        out.add_(belief, alpha=weight)
+        out = add_(out, belief, weight)
     return out

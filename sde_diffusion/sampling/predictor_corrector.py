@@ -17,7 +17,7 @@ from sde_diffusion.checks import as_positive, check_choice, check_count, check_k
 from sde_diffusion.sampling.ancestral import AncestralSampler
 from sde_diffusion.sampling.base import Sampler, Walk, singular
 from sde_diffusion.sampling.correctors import CORRECTORS
-from sde_diffusion.sde import SDE, Grid
+from sde_diffusion.sde import SDE, Grid, Number, add_, numbers, value_of
 
 
 @dataclass
@@ -40,19 +40,19 @@ class Step:
         sigma_s: sigma(s).
     """
 
-    t: float
-    s: float
-    scale: float
-    std: float
-    from_x0: float
-    from_x: float
-    posterior_std: float
-    drift: float
-    diffusion: float
-    alpha: float
-    sigma: float
-    alpha_s: float
-    sigma_s: float
+    t: Number
+    s: Number
+    scale: Number
+    std: Number
+    from_x0: Number
+    from_x: Number
+    posterior_std: Number
+    drift: Number
+    diffusion: Number
+    alpha: Number
+    sigma: Number
+    alpha_s: Number
+    sigma_s: Number
 
     @classmethod
     def walk(cls, sde: SDE, times: Tensor) -> list[Step]:
@@ -63,7 +63,7 @@ class Step:
             *(t, s, *sde.transition(s, t), *sde.posterior_coefficients(s, t)),
             *(drift, sde.diffusion(t) * (t - s).sqrt(), sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)),
         )
-        return [cls(*row) for row in torch.stack(columns, 1).tolist()]
+        return [cls(*row) for row in numbers(torch.stack(columns, 1))]
 
 
 class Predictor(ABC):
@@ -73,14 +73,14 @@ class Predictor(ABC):
     """Which spelling of the prediction it combines; None if it needs no network pass."""
 
     @abstractmethod
-    def coefficients(self, step: Step) -> tuple[float, float, float]:
+    def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
         """a, b and c."""
 
 
 class ReverseDiffusion(Predictor):
     """x_s = x_t - [(scale - 1) x_t - std^2 score] + std z (Song et al. 2021, equation 46, appendix E)."""
 
-    def coefficients(self, step: Step) -> tuple[float, float, float]:
+    def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
         """2 - scale, std^2, std."""
         return 2 - step.scale, step.std**2, step.std
 
@@ -90,7 +90,7 @@ class Ancestral(Predictor):
 
     belief = "x0"
 
-    def coefficients(self, step: Step) -> tuple[float, float, float]:
+    def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
         """Those of the posterior's mean, and its standard deviation."""
         return step.from_x, step.from_x0, step.posterior_std
 
@@ -98,7 +98,7 @@ class Ancestral(Predictor):
 class EulerMaruyama(Predictor):
     """x_s = x_t - [f x_t - g^2 score] (t - s) + g sqrt(t - s) z (Song et al. 2021, appendix D)."""
 
-    def coefficients(self, step: Step) -> tuple[float, float, float]:
+    def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
         """Those of Euler's step in t."""
         return 1 - step.drift, step.diffusion**2, step.diffusion
 
@@ -113,7 +113,7 @@ class ProbabilityFlow(Predictor):
 
     belief = "x0"
 
-    def coefficients(self, step: Step) -> tuple[float, float, float]:
+    def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
         """sigma_s / sigma, and what that leaves of alpha_s x0; no noise."""
         shrink = step.sigma_s / step.sigma
         return shrink, step.alpha_s - step.alpha * shrink, 0.0
@@ -124,7 +124,7 @@ class Stay(Predictor):
 
     belief = None
 
-    def coefficients(self, step: Step) -> tuple[float, float, float]:
+    def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
         """1 / scale; no belief, no noise."""
         return 1 / step.scale if step.scale else math.inf, 0.0, 0.0
 
@@ -204,7 +204,7 @@ class PredictorCorrector(Sampler):
         predictor, rule = PREDICTORS[self.predictor](), CORRECTORS[self.corrector]
         steps = Step.walk(run.sde, times)
         table = [predictor.coefficients(step) for step in steps]
-        if not all(math.isfinite(number) for row in table for number in row):
+        if not all(math.isfinite(value_of(number)) for row in table for number in row):
             raise singular(run.sde)
         predicted = predictor.belief is not None
         corrections = [None] * self.steps if rule is None else rule(self.snr).moves(run.sde, times, predicted)
@@ -217,10 +217,10 @@ class PredictorCorrector(Sampler):
                     x = correct(x, run, run.normal(i * draws + j))
             moved = x * from_x
             if predictor.belief is not None:
-                moved.add_(getattr(run.predict(x, step.t), predictor.belief), alpha=from_belief)
+                moved = add_(moved, getattr(run.predict(x, step.t), predictor.belief), from_belief)
             x = moved
             if std and i + 1 < self.steps:
-                x.add_(run.normal(i * draws + self.corrector_steps), alpha=std)
+                x = add_(x, run.normal(i * draws + self.corrector_steps), std)
         run.visit(x, times[-1])
         return run.predict(x, times[-1]).x0 if self.denoise else x
 

@@ -24,7 +24,7 @@ from sde_diffusion.checks import as_positive
 from sde_diffusion.denoiser import Prediction
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.base import Walk, singular
-from sde_diffusion.sde import SDE, Grid, float64
+from sde_diffusion.sde import SDE, Grid, Number, add, float64, number, value_of
 
 
 class Coordinate(ABC):
@@ -52,7 +52,7 @@ class State(Coordinate):
         if not eta:
             return prediction.velocity
         g = prediction.sde.diffusion(prediction.t)
-        return torch.sub(prediction.velocity, prediction.score, alpha=float(0.5 * (eta * g) ** 2))
+        return add(prediction.velocity, prediction.score, -number(0.5 * (eta * g) ** 2))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class NoiseToSignal(Coordinate):
         """See the class."""
         sde, t = prediction.sde, prediction.t
         rate = -0.5 * sde.log_snr_rate(t) * sde.sigma(t) / sde.alpha(t)  # dr/dt
-        return prediction.eps * float((1 + eta**2) * rate)
+        return prediction.eps * number((1 + eta**2) * rate)
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class UnitVariance(Coordinate):
         sde, t = prediction.sde, float64(prediction.t)
         variance = self._variance(sde, t)
         rate = sde.alpha(t) * sde.alpha_rate(t) * self.sigma_data**2 + sde.sigma(t) * sde.sigma_rate(t)
-        drift = torch.sub(State().drift(prediction, eta), prediction.x_t, alpha=float(rate / variance))
-        return drift * float(variance.rsqrt())
+        drift = add(State().drift(prediction, eta), prediction.x_t, -number(rate / variance))
+        return drift * number(variance.rsqrt())
 
     def _variance(self, sde: SDE, t: Tensor) -> Tensor:
         return (sde.alpha(t) * self.sigma_data).square() + sde.sigma(t).square()
@@ -121,7 +121,7 @@ class Flow(Protocol):
     sde: SDE
     t_end: float
 
-    def time(self, u: Tensor | float) -> tuple[Tensor, float]:
+    def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
         """t and dt/du at u."""
 
     def drift(self, u: Tensor | float, y: Tensor) -> Tensor:
@@ -158,36 +158,41 @@ class ReverseProcess:
         self.t_end = t_end
         self.eta = eta
         self.coordinate = State() if coordinate is None else coordinate
-        self._clock: tuple[float, Tensor, float] | None = None
+        self._clock: tuple[float, Tensor, Number] | None = None
+        self._recording = torch.is_grad_enabled()  # whether gradients are to reach the path's parameters, if it has any
 
-    def time(self, u: Tensor | float) -> tuple[Tensor, float]:
+    def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
         """t and dt/du at u (brought back to [0, 1] where a solver oversteps it); float64 []."""
         u = min(max(float(u), 0.0), 1.0)
         if self._clock is None or self._clock[0] != u:  # drift and diffusion ask in turn
             self._clock = (u, *self._time(u))
         return self._clock[1:]
 
-    def _time(self, u: float) -> tuple[Tensor, float]:
+    def _time(self, u: float) -> tuple[Tensor, Number]:
         # Outside inference mode, under which Lightning validates and which records nothing to differentiate.
         with torch.inference_mode(False), torch.enable_grad():
             place = torch.tensor([u], dtype=torch.float64, requires_grad=True)
+            moving = self._recording and self.grid.time(self.sde, place.detach(), self.t_end).requires_grad
             t = self.grid.time(self.sde, place, self.t_end)
-            if not t.requires_grad:
+            slope = None
+            if t.requires_grad:
+                (slope,) = torch.autograd.grad(t, place, create_graph=moving, allow_unused=True)
+            if slope is None:
                 raise ValueError(
                     f"{self.grid} is a list of times without steps in between, which torchsde and torchdiffeq need: "
                     "use a continuous grid (UniformTime, QuadraticTime, UniformLogSNR, KarrasRho)"
                 )
-            (slope,) = torch.autograd.grad(t, place)
-        return t.detach().clamp(self.t_end, self.sde.t_max).squeeze(0), slope.item()
+        t = (t if moving else t.detach()).clamp(self.t_end, self.sde.t_max)
+        return t.squeeze(0), number(slope.squeeze(0))
 
-    def scale(self, u: Tensor | float) -> float:
+    def scale(self, u: Tensor | float) -> Number:
         """The factor y / x at u.
 
         Raises:
             ValueError: If the path makes it infinite there.
         """
-        scale = float(self.coordinate.scale(self.sde, self.time(u)[0]))
-        if not math.isfinite(scale):
+        scale = number(self.coordinate.scale(self.sde, self.time(u)[0]))
+        if not math.isfinite(value_of(scale)):
             raise singular(self.sde)
         return scale
 
@@ -207,12 +212,12 @@ class ReverseProcess:
             raise singular(self.sde)
         return drift
 
-    def diffusion(self, u: Tensor | float) -> float:
+    def diffusion(self, u: Tensor | float) -> Number:
         """Diffusion coefficient of y against u, eta g scale sqrt(dt/du), the same for every dimension and state."""
         if not self.eta:  # also where g is infinite
             return 0.0
         t, rate = self.time(u)
-        return float(self.eta * self.sde.diffusion(t) * self.coordinate.scale(self.sde, t)) * math.sqrt(rate)
+        return number(self.eta * self.sde.diffusion(t) * self.coordinate.scale(self.sde, t) * float64(rate).sqrt())
 
 
 def solver_frames(run: Walk, process: ReverseProcess, start: float, end: float) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def solver_frames(run: Walk, process: ReverseProcess, start: float, end: float) 
         return {}
 
     def keep(u: float, y: Tensor) -> None:
-        frames.keep(y / process.scale(u), float(process.time(u)[0]))
+        frames.keep(y / process.scale(u), value_of(process.time(u)[0]))
 
     return {"places": frames.places(process, start, end), "keep": keep}
 
@@ -266,7 +271,7 @@ class Watch:
         if self.nfe >= self.max_nfe:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
         self.nfe += 1
-        self._recent.append(float(self.process.time(u)[0]))
+        self._recent.append(value_of(self.process.time(u)[0]))
         try:
             self.last = self.process.drift(u, y)
         except AssertionError as error:  # the denoiser's own, which is not to be taken for the solver's

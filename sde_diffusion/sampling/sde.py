@@ -15,7 +15,7 @@ from sde_diffusion.checks import as_number, as_positive, check_bool, check_choic
 from sde_diffusion.sampling.base import Sampler, Walk
 from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, Watch, solver_frames
 from sde_diffusion.sampling.solver_options import BOOLEAN, NOT_NEGATIVE, Option, check_options
-from sde_diffusion.sde import Grid
+from sde_diffusion.sde import Grid, Number
 
 Drift = Callable[[float, Tensor], Tensor]
 
@@ -70,7 +70,7 @@ class Face:
             self._known.popitem(last=False)
         return drift
 
-    def diffusion(self, tau: Tensor) -> float:
+    def diffusion(self, tau: Tensor) -> Number:
         """Diffusion coefficient against tau."""
         return self.process.diffusion(float(tau) * self.rate) * math.sqrt(abs(self.rate))
 
@@ -92,7 +92,10 @@ class DiagonalFace(Face):
 
     def f_and_g(self, tau: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and the diffusion for each dimension (one number, not stored B d times)."""
-        return self.f(tau, y), torch.full((), self.diffusion(tau), dtype=y.dtype, device=y.device).expand_as(y)
+        diffusion = self.diffusion(tau)
+        if not isinstance(diffusion, Tensor):
+            diffusion = torch.full((), diffusion, dtype=y.dtype, device=y.device)
+        return self.f(tau, y), diffusion.to(y).expand_as(y)
 
 
 @dataclass(frozen=True)

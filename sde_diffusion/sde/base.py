@@ -22,50 +22,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_fields, check_floats
+from sde_diffusion.sde.coefficients import Time, check_range, derivative, difference, expand, float64, number
 from sde_diffusion.sde.grids import Grid, UniformTime
-
-Time = float | Tensor
-"""A time or a log signal-to-noise ratio: a number, or a tensor of shape [] or [B]."""
-
-
-def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Cast a coefficient to x's type and device and shape it to broadcast against x.
-
-    Args:
-        coefficient: [] or [B], float64.
-        x: [B, *].
-
-    Returns:
-        [] or [B, 1, ...]. A scalar on the CPU stays there: it then travels to the device as a kernel argument, without
-        a copy or a synchronisation.
-
-    Raises:
-        TypeError: If x is not a tensor of floats.
-        ValueError: If there are neither one nor B coefficients.
-    """
-    check_floats("x", x)
-    if coefficient.ndim == 0:
-        return coefficient.to(x.dtype) if coefficient.device.type == "cpu" else coefficient.to(x)
-    if coefficient.ndim > 1 or coefficient.shape[0] not in (1, x.shape[0]):
-        raise ValueError(f"t must be [] or [{x.shape[0]}], one time for each sample; got {list(coefficient.shape)}")
-    return on_device(coefficient, x.device, x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-
-
-def on_device(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor on a device, in a precision of its own or another; the way there from the CPU is not waited for."""
-    return value.to(device=device, dtype=dtype or value.dtype, non_blocking=value.device.type == "cpu")
-
-
-def clamp_keeping_slope(t: Tensor, low: float, high: float) -> Tensor:
-    """Clamp times that may have rounded past the ends, with the derivative of the identity there too."""
-    return t + (t.clamp(low, high) - t).detach()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +51,8 @@ class SDE(ABC):
 
     t_min: float
     t_max: float
+    learned: ClassVar[bool] = False
+    """Whether it has parameters, which change: nothing that was worked out of it may then be kept."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -108,17 +76,14 @@ class SDE(ABC):
 
     def log_alpha_rate(self, t: Tensor) -> Tensor:
         """d log alpha / dt, float64; by automatic differentiation unless a path knows better."""
-        return _derivative(self.log_alpha, t)
+        return derivative(self.log_alpha, t)
 
     def log_sigma_rate(self, t: Tensor) -> Tensor:
         """d log sigma / dt, float64; by automatic differentiation unless a path knows better."""
-        return _derivative(self.log_sigma, t)
+        return derivative(self.log_sigma, t)
 
     def time(self, log_snr: Time) -> Tensor:
-        """The inverse of `log_snr`: the t in [0, t_max] with log_snr(t) = log_snr.
-
-        Args:
-            log_snr: [] or [B].
+        """The inverse of `log_snr`: the t in [0, t_max] with log_snr(t) = log_snr, [] or [B].
 
         Returns:
             t, float64, of the same shape. By bisection on t to the last bit, unless a path has a closed form; values
@@ -134,10 +99,16 @@ class SDE(ABC):
                 too_clean = self._log_snr(middle) > target
                 low, high = torch.where(too_clean, middle, low), torch.where(too_clean, high, middle)
             t = 0.5 * (low + high)
-        if not target.requires_grad:
+        moving = self._log_snr(t).requires_grad  # with the path's own parameters
+        if not (target.requires_grad or moving):
             return t
-        # dt/dlambda = 1 / lambda', by the implicit function theorem.
-        return t + (target - target.detach()) / self.log_snr_rate(t)
+        rate = self.log_snr_rate(t)  # dt = (d target - d lambda at t) / lambda', the implicit function theorem
+        if not moving:
+            return t + (target - target.detach()) / rate
+        for _ in range(2):  # Newton's steps of length zero, of which the second is for second derivatives
+            missed = target - self._log_snr(t)
+            t = t + (missed - missed.detach()) / rate.detach()
+        return t
 
     def default_grid(self) -> Grid:
         """The grid that samplers use on this path unless told otherwise: uniform t."""
@@ -229,7 +200,7 @@ class SDE(ABC):
             ValueError: If s > t.
         """
         s, t = self._ordered(s, t)
-        scale = _difference(self.log_alpha, s, t).exp()
+        scale = difference(self.log_alpha, s, t).exp()
         return scale, self.log_sigma(t).exp() * self._fresh_share(s, t).sqrt()
 
     def posterior_coefficients(self, s: Time, t: Time) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,7 +214,7 @@ class SDE(ABC):
         """
         s, t = self._ordered(s, t)
         fresh = self._fresh_share(s, t)
-        b = (_difference(self.log_alpha, s, t) - 2 * _difference(self.log_sigma, s, t)).exp()
+        b = (difference(self.log_alpha, s, t) - 2 * difference(self.log_sigma, s, t)).exp()
         return self.log_alpha(s).exp() * fresh, b, self.log_sigma(s).exp() * fresh.sqrt()
 
     def posterior(self, x_t: Tensor, x0: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
@@ -275,10 +246,14 @@ class SDE(ABC):
         """
         log_sigma = self.log_sigma(float64(self.t_max))
         flat = x.flatten(1).double()
-        square = (flat / log_sigma.exp().to(flat.device)).square().sum(1)
-        return -0.5 * square - flat.shape[1] * (0.5 * math.log(2 * math.pi) + log_sigma.item())
+        square = (flat / expand(log_sigma.exp(), flat)).square().sum(1)
+        return -0.5 * square - flat.shape[1] * (0.5 * math.log(2 * math.pi) + number(log_sigma))
 
     # -- helpers --------------------------------------------------------------------------------------------------
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """A context for a walk, which asks for numbers in each step: no parameter is fetched from a device twice."""
+        return nullcontext()
 
     def check_time(self, t: Time) -> Tensor:
         """Bring t to float64 and see that the path is defined there: in [0, 1], or up to t_max where that is later.
@@ -292,15 +267,9 @@ class SDE(ABC):
         t = float64(t)
         end = max(1.0, self.t_max)
         if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
-            low, high = (t, t) if t.ndim == 0 else t.aminmax()
             if t.ndim == 0 and 0 <= t.item() <= end:  # once or more in each step of a walk: the quick way out
                 return t
-            if not (low >= 0 and high <= end * (1 + 1e-6)):  # float32 times may round past the end
-                where = f"{low.item():.6g}" if t.ndim == 0 else f"{low.item():.6g} ... {high.item():.6g}"
-                raise ValueError(
-                    f"time {where} is outside the range of {self}: t must lie in [0, {end:g}], and is continuous "
-                    "(a step number is to be divided by the number of steps)"
-                )
+            check_range(t, end, self)
         return t.clamp(max=end)
 
     def _log_snr(self, t: Tensor) -> Tensor:
@@ -308,7 +277,7 @@ class SDE(ABC):
 
     def _fresh_share(self, s: Tensor, t: Tensor) -> Tensor:
         """1 - r = -expm1(lambda_t - lambda_s): the share of sigma_t^2 that is drawn between s and t."""
-        return -torch.expm1(_difference(self._log_snr, s, t))
+        return -torch.expm1(difference(self._log_snr, s, t))
 
     def _ordered(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         s, t = self.check_time(s), self.check_time(t)
@@ -316,20 +285,6 @@ class SDE(ABC):
         if on_cpu and not torch.compiler.is_compiling() and bool((s > t).any()):
             raise ValueError("kernels run from an earlier time s to a later one t: s must not exceed t")
         return s, t
-
-
-def float64(value: Time) -> Tensor:
-    """Bring a number or tensor to a float64 tensor, on the device where it lies.
-
-    Raises:
-        TypeError: If it is neither.
-    """
-    if isinstance(value, Tensor):
-        return value.to(torch.float64)
-    try:
-        return torch.tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"a time must be a number or a tensor; got {value!r}") from None
 
 
 def check_sde(sde: object) -> None:
@@ -343,19 +298,3 @@ def check_sde(sde: object) -> None:
     if isinstance(sde, type) and issubclass(sde, SDE):
         raise TypeError(f"sde must be a path, not its class: give {sde.__name__}(), with parentheses")
     raise TypeError(f"sde must be a path, such as VPSDE(); got {sde!r}")
-
-
-def _difference(function: Callable[[Tensor], Tensor], s: Tensor, t: Tensor) -> Tensor:
-    """function(t) - function(s), 0 where t = s also if the function is infinite there."""
-    return torch.where(s == t, 0.0, function(t) - function(s))
-
-
-def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    # Outside inference mode, under which Lightning validates and which records nothing to differentiate.
-    with torch.inference_mode(False), torch.enable_grad():
-        t = t.detach().clone().requires_grad_()
-        value = function(t).sum()
-        if not value.requires_grad:  # a constant
-            return torch.zeros_like(t.detach())
-        (rate,) = torch.autograd.grad(value, t)
-    return rate

@@ -110,10 +110,7 @@ class KarrasRho(Grid):
 
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
         """Map u to t; see `Grid.time`."""
-        start, end = (
-            torch.tensor(-0.5 * _finite_log_snr(sde, t) / self.rho, dtype=torch.float64).exp()
-            for t in (sde.t_max, t_end)
-        )
+        start, end = ((-0.5 * _finite_log_snr(sde, t) / self.rho).exp() for t in (sde.t_max, t_end))
         return _pin(sde.time(-2 * self.rho * (end + u * (start - end)).log()), u, sde, t_end)
 
 
@@ -190,10 +187,10 @@ class Levels(Grid):
         """Map u to the time of the nearest level at or after t_end; see `Grid.time`."""
         times = self.level_times(sde)
         # The walk begins with noise of t_max: a first level far below would get the wrong amount.
-        if float(sde.log_snr(times[-1]) - sde.log_snr(sde.t_max)) > 0.1:
+        if (sde.log_snr(times[-1]) - sde.log_snr(sde.t_max)).item() > 0.1:
             raise ValueError(
-                f"{self} ends at t = {float(times[-1]):.5g} of {sde}, below the t_max where samplers begin: give the "
-                f"path t_max={float(times[-1]):.5g}"
+                f"{self} ends at t = {times[-1].item():.5g} of {sde}, below the t_max where samplers begin: give the "
+                f"path t_max={times[-1].item():.5g}"
             )
         times = times[times >= t_end * (1 - 1e-9)]  # the cleanest level may round below the path's own end
         if not len(times):
@@ -274,9 +271,9 @@ class GeometricLevels(Levels):
         return torch.linspace(low, high, self.n, dtype=torch.float64)
 
 
-def _finite_log_snr(sde: SDE, t: float) -> float:
-    log_snr = float(sde.log_snr(t))
-    if not math.isfinite(log_snr):
+def _finite_log_snr(sde: SDE, t: float) -> Tensor:
+    log_snr = sde.log_snr(t)
+    if not math.isfinite(log_snr.item()):
         raise ValueError(f"log-SNR is infinite at t={t:g} of {sde}: this grid needs an end away from there")
     return log_snr
 

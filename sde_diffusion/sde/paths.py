@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_fields
-from sde_diffusion.sde.base import SDE, Time, clamp_keeping_slope, float64
+from sde_diffusion.sde.base import SDE
+from sde_diffusion.sde.coefficients import Time, clamp_keeping_slope, float64
 from sde_diffusion.sde.grids import Grid, KarrasRho
 
 

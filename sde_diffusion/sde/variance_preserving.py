@@ -11,7 +11,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.sde.base import SDE, Time, clamp_keeping_slope, float64
+from sde_diffusion.sde.base import SDE
+from sde_diffusion.sde.coefficients import Time, clamp_keeping_slope, float64
 
 
 @dataclass(frozen=True)

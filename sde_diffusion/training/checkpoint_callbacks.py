@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from sde_diffusion.config import with_public_paths
 from sde_diffusion.training.stopping import StopBetweenSteps, unfinished
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,11 @@ def _measured(hparams: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in (hparams.get("data") or {}).items()
         if name not in ("config", "units", "modality")
     }
-    return {"objective": hparams.get("objective"), "model.dequantise": hparams.get("dequantise"), "data": data}
+    return {
+        "objective": with_public_paths(hparams.get("objective")),
+        "model.dequantise": hparams.get("dequantise"),
+        "data": data,
+    }
 
 
 class LastCheckpoint(StopBetweenSteps, Checkpoint):

@@ -156,7 +156,7 @@ _CONTENTS = Entries(
     {
         "sde_diffusion": Entries(
             {"version": TEXT},
-            {"format": COUNT, "run": Either(_RUN, empty=True), "metrics": _METRICS, "within_step": FLAG},
+            {"format": COUNT, "model": TEXT, "run": Either(_RUN, empty=True), "metrics": _METRICS, "within_step": FLAG},
             ANYTHING,
         ),
         "hyper_parameters": SETTINGS,

@@ -1,4 +1,6 @@
-r"""The objective: weighting x time sampling, on the error of the network's own output.
+r"""Objectives: what is drawn, and what the loss is.
+
+Denoising score matching is weighting x time sampling, on the error of the network's own output.
 
 With a prediction x0_hat = skip x_t + scale F, the output that would be right is
 
@@ -10,7 +12,8 @@ in the network's precision, so that no digit is lost at either end of the path, 
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -23,8 +26,45 @@ from sde_diffusion.training.time_sampling import LogNormalTimes, TimeSampling
 from sde_diffusion.training.weighting import EDMWeighting, Weighting
 
 
-class Objective(ShowsArguments):
-    """Denoising score matching: E_t E_eps [ w(t) |eps_hat(x_t, t) - eps|^2 / D ], a mean over dimensions.
+class Objective(ShowsArguments, ABC):
+    """What is minimised: what is drawn for each sample, and its loss at these draws.
+
+    `Objective(...)` itself makes the usual one, `DenoisingScoreMatching(...)`, as `pathlib.Path(...)` makes a path of
+    the system's kind. One that has parameters or buffers is an `nn.Module` too: a model then trains and keeps them.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """An instance: of the usual objective where none is named."""
+        made: Self = super().__new__(DenoisingScoreMatching if cls is Objective else cls)  # type: ignore[assignment]
+        return made
+
+    @abstractmethod
+    def draw(self, model: Any, x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw what the losses of a batch are taken at.
+
+        Args:
+            model: What is trained, such as a denoiser.
+            x0: Data, [B, *], of which the shape, type and device count.
+            generator: None in training: torch's global generator, on the data's device. In validation a generator on
+                the CPU, for draws that are the same each time, spread as evenly as may be.
+
+        Returns:
+            Keyword arguments of `__call__`, [B, ...] each, on the data's device.
+        """
+
+    @abstractmethod
+    def __call__(self, model: Any, x0: Tensor, /, **draws_and_conditions: Any) -> Tensor:
+        """Loss of each sample, [B].
+
+        Args:
+            model: What is trained.
+            x0: Data, [B, *].
+            **draws_and_conditions: What `draw` returned, or some of it (the rest is then drawn), and conditions.
+        """
+
+
+class DenoisingScoreMatching(Objective):
+    """E_t E_eps [ w(t) |eps_hat(x_t, t) - eps|^2 / D ], a mean over dimensions.
 
     Args:
         weighting: w(t); EDM's, which suits all predictions and paths, if not given.
@@ -43,7 +83,16 @@ class Objective(ShowsArguments):
         for name, value, kind in (("weighting", self.weighting, Weighting), ("times", self.times, TimeSampling)):
             check_kind(name, value, kind)
 
-    def __call__(
+    def draw(self, model: Denoiser, x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Times `t` [B], in validation one in each of B strata, and noise `noise` [B, *]; see `Objective.draw`."""
+        if generator is None:
+            t = self.times(model.sde, len(x0), device=x0.device)
+            return {"t": t, "noise": torch.randn_like(x0)}
+        t = self.times.strata(model.sde, len(x0))
+        t = t[torch.randperm(len(x0), generator=generator)].to(x0.device)
+        return {"t": t, "noise": torch.randn(x0.shape, generator=generator).to(x0)}
+
+    def __call__(  # type: ignore[override]
         self, denoiser: Denoiser, x0: Tensor, t: Time | None = None, noise: Tensor | None = None, **conditions: Any
     ) -> Tensor:
         """Loss of each sample.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_bool
 from sde_diffusion.reprs import ShowsArguments
-from sde_diffusion.sde import SDE, Levels
+from sde_diffusion.sde import SDE, Levels, Number, number, value_of
 
 
 class TimeSampling(ShowsArguments, ABC):
@@ -74,18 +74,19 @@ class ImportanceTimes(TimeSampling):
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
         """lambda^-1(lambda(t_min) - u (lambda(t_min) - lambda(t_max)))."""
-        high, span = self._range(sde)
+        high, span = self._range(sde, u.device)
         return sde.time(high - u * span).clamp(sde.t_min, sde.t_max)
 
     def importance(self, sde: SDE, t: Tensor) -> Tensor:
         """(lambda(t_min) - lambda(t_max)) / (-lambda'(t) (t_max - t_min))."""
-        _, span = self._range(sde)
+        _, span = self._range(sde, t.device)
         return -span / (sde.log_snr_rate(t) * (sde.t_max - sde.t_min))
 
     @staticmethod
-    def _range(sde: SDE) -> tuple[float, float]:
-        high, low = float(sde.log_snr(sde.t_min)), float(sde.log_snr(sde.t_max))
-        if not math.isfinite(high - low):
+    def _range(sde: SDE, device: torch.device) -> tuple[Number, Number]:
+        ends = _ends(sde, device)
+        high, low = (number(end) if end.device.type == "cpu" else end for end in ends)
+        if ends[0].device.type == "cpu" and not math.isfinite(value_of(high - low)):
             raise ValueError(
                 f"importance sampling needs a finite log-SNR at both ends of {sde}; got {high:g} and {low:g}: "
                 "give the path t_min > 0 and t_max < 1"
@@ -114,11 +115,11 @@ class LogNormalTimes(TimeSampling):
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
         """lambda^-1(-2 (mean + std Phi^-1(u))), Phi truncated to the path's range."""
-        log_s = torch.stack([-0.5 * sde.log_snr(t) for t in (sde.t_min, sde.t_max)])
+        log_s = -0.5 * torch.stack(_ends(sde, u.device))
         ends = (log_s - self.mean) / self.std
         # Phi loses all digits in its upper tail: a range that lies mostly there is mirrored into the lower one, where
         # it is taken by way of erfc (torch's ndtr is 0 below -9).
-        mirror = -1.0 if float(ends.sum()) > 0 else 1.0
+        mirror = torch.where(ends.sum() > 0, -1.0, 1.0)
         low, high = 0.5 * torch.special.erfc(-mirror * ends / math.sqrt(2))
         quantile = mirror * torch.special.ndtri((low + u * (high - low)).clamp(1e-300, 1 - 1e-16))
         return sde.time(-2 * (self.mean + self.std * quantile)).clamp(sde.t_min, sde.t_max)
@@ -146,8 +147,15 @@ class DiscreteTimes(TimeSampling):
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
         """The time of level floor(u N)."""
-        times = _level_times(self.levels, sde, u.device)
+        known = _level_times.__wrapped__ if sde.learned else _level_times  # whose times move as it is learned
+        times = known(self.levels, sde, u.device)
         return times[(u * len(times)).long().clamp(max=len(times) - 1)]
+
+
+def _ends(sde: SDE, device: torch.device) -> list[Tensor]:
+    """Log-SNR at t_min and t_max: on the device only of a path whose parameters are there."""
+    place = device if sde.learned else torch.device("cpu")
+    return [sde.log_snr(torch.full((), t, dtype=torch.float64, device=place)) for t in (sde.t_min, sde.t_max)]
 
 
 @lru_cache(maxsize=8)

@@ -229,5 +229,6 @@ def test_reprs_say_what_things_are_made_of():
     assert repr(GAUSS) == f"GaussianDenoiser(sde={VPSDE()}, components=1, shape=[2])"
     assert repr(EmpiricalDenoiser(VPSDE(), X)) == f"EmpiricalDenoiser(sde={VPSDE()}, data=tensor[3, 2], chunk=16384)"
     assert repr(Objective()) == (
-        "Objective(weighting=EDMWeighting(sigma_data=0.5), times=LogNormalTimes(mean=-1.2, std=1.2, stratified=True))"
+        "DenoisingScoreMatching(weighting=EDMWeighting(sigma_data=0.5), "
+        "times=LogNormalTimes(mean=-1.2, std=1.2, stratified=True))"
     )

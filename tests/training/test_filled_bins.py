@@ -27,7 +27,7 @@ class Seen(ScoreModel):
             self.seen[torch.is_grad_enabled()].append(x0.clone())
             return inner(denoiser, x0, t, noise, **conditions)
 
-        objective.times = inner.times
+        objective.draw = inner.draw
         self.objective = objective
 
 

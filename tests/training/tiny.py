@@ -21,7 +21,7 @@ UNET = {
     "embedding_dim": 8,
 }
 OBJECTIVE = {
-    "_target_": "sde_diffusion.training.Objective",
+    "_target_": "sde_diffusion.training.DenoisingScoreMatching",
     "weighting": {"_target_": "sde_diffusion.training.EDMWeighting"},
     "times": {"_target_": "sde_diffusion.training.LogNormalTimes", "stratified": True},
 }

@@ -1,0 +1,297 @@
+"""What every trained model has in common: optimizer, schedule, seeds of its steps, and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from sde_diffusion._version import __version__
+from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count
+from sde_diffusion.config import plain_containers, public_path
+from sde_diffusion.density import UniformDequantisation
+from sde_diffusion.errors import UserError
+from sde_diffusion.reprs import shown
+from sde_diffusion.storage.memory import ran_out
+from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoint
+from sde_diffusion.training.checkpoint_contents import FORMAT
+from sde_diffusion.training.precision import check_precision
+from sde_diffusion.training.schedule import SCHEDULES, time_used, timer_of
+from sde_diffusion.training.stopping import unfinished
+from sde_diffusion.training.weights import check_weights, no_larger_than
+
+Batch = dict[str, Tensor]
+
+MODELS = ("sde_diffusion.training.ScoreModel",)
+"""The models that a checkpoint may name, by their public paths; checkpoints of version 0.1 name none: the first."""
+
+
+class GenerativeModel(LightningModule, ABC):
+    """A model trained with AdamW, warm-up and a learning rate schedule, that its checkpoint rebuilds.
+
+    A new kind of model is a subclass that makes its modules in the constructor and says what is minimised:
+    `training_loss` and `validation_losses`. All of its parameters are trained. What else the constructor takes it keeps
+    by `save_hyperparameters({...})`, in plain containers: the checkpoint then holds all that `load_from_checkpoint`
+    needs.
+
+    Whatever a training step draws is a function of (seed, step, process): a resumed run draws what the unbroken run
+    would have drawn. To that end each step seeds torch's global generator.
+
+    Args:
+        lr: Peak learning rate, positive.
+        betas: AdamW's decay rates of the two moments.
+        weight_decay: AdamW's decoupled weight decay, at least 0.
+        warmup_steps: Steps of linear warm-up, at least 0.
+        schedule: constant or cosine (down to 0 at the trainer's max_steps, max_epochs or max_time, whichever ends the
+            run).
+        dequantise: Fill the bins of data with levels by uniform noise, anew in each step: for densities. Without it the
+            model learns that data lie on levels.
+        validation_draws: Draws for each item of the validation split.
+        seed: Of what the steps draw.
+        data: Description of the data set (`DataModule.describe()`), kept in the checkpoint.
+
+    Raises:
+        TypeError: If data is not a description.
+        ValueError: If a value is not allowed.
+    """
+
+    parts = ""
+    """What to give to `load_from_checkpoint` of a model that was made of objects, for the message."""
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        warmup_steps: int = 200,
+        schedule: str = "cosine",
+        dequantise: bool = False,
+        validation_draws: int = 8,
+        seed: int = 0,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        schedule = check_choice("schedule", schedule, SCHEDULES)
+        lr, weight_decay = as_positive("lr", lr), as_number("weight_decay", weight_decay)
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must be at least 0; got {weight_decay!r}")
+        if not isinstance(betas, Sequence) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1); got {shown(betas)}")
+        betas = (as_number("betas[0]", betas[0]), as_number("betas[1]", betas[1]))
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be two numbers in [0, 1); got {shown(betas)}")
+        if data is not None and not isinstance(data, Mapping):
+            raise TypeError(f"data must be a description, DataModule.describe(), or None; got {shown(data)}")
+        dequantise, data = check_bool("dequantise", dequantise), plain_containers(data)
+        self.data: dict[str, Any] = dict(data or {})
+        if dequantise and not self.data.get("levels"):
+            raise ValueError("dequantise=true fills the bins of data with levels, and these data have none")
+        self.save_hyperparameters(
+            {
+                "lr": lr,
+                "betas": betas,
+                "weight_decay": weight_decay,
+                "warmup_steps": check_count("warmup_steps", warmup_steps, least=0),
+                "schedule": schedule,
+                "dequantise": dequantise,
+                "validation_draws": check_count("validation_draws", validation_draws),
+                "seed": check_count("seed", seed, least=0),
+                "data": data,
+            }
+        )
+        self._logged: dict[str, Any] = {}
+        self._metrics: dict[str, float] = {}
+        self.digest = ""  # SHA-256 of the checkpoint that a command has loaded it from
+        self.run: dict[str, Any] = {}  # the configuration of the whole run, kept in checkpoints for resuming
+
+    # -- what a subclass writes -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def training_loss(self, batch: Batch) -> Tensor:
+        """Loss of a batch {"x": [B, *], "label": [B] if there are labels}, []; drawn by torch's global generator."""
+
+    @abstractmethod
+    def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses of a batch at fixed draws, the same at every validation.
+
+        Args:
+            batch: Each of its items `validation_draws` times.
+            generator: On the CPU, for all that is drawn.
+
+        Returns:
+            `losses`, [B], and what else callbacks are to see of the draws, [B] each.
+        """
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any
+    ) -> Self:
+        """Rebuild a model from its checkpoint alone, in evaluation mode, with the averaged weights if there are any.
+
+        `GenerativeModel.load_from_checkpoint(path)` makes a model of the class that the checkpoint names, one of
+        `MODELS`.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Where the weights go.
+            **overrides: Constructor arguments in place of those kept in the checkpoint.
+
+        Returns:
+            The model.
+
+        Raises:
+            UserError: If the file is missing, damaged, holds code, or is another program's.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        kind: type[Any] = cls
+        if cls is GenerativeModel:
+            name = checkpoint["sde_diffusion"].get("model", MODELS[0])
+            if name not in MODELS:
+                raise UserError(
+                    f"{checkpoint_path} is of a model {shown(name)}, which is none of {', '.join(MODELS)}: load it in "
+                    "Python, by load_from_checkpoint of its class"
+                )
+            package, _, own = name.rpartition(".")
+            kind = getattr(import_module(package), own)
+        try:
+            with no_larger_than(checkpoint["state_dict"]):
+                model: Self = kind(**{**checkpoint["hyper_parameters"], **overrides})
+            check_weights(model, checkpoint["state_dict"])
+            model.load_state_dict(checkpoint["state_dict"])
+        except Exception as error:  # constructors stumble over nonsense out of a file in many ways
+            if ran_out(error):
+                raise
+            raise UserError(
+                f"{checkpoint_path} does not describe its model fully ({in_short(error)}); if it was trained from "
+                f"objects in Python, give them again: {kind.__name__}.load_from_checkpoint(path, {kind.parts})"
+            ) from error
+        return model.to(map_location).eval()
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """See that the precision is one to train in, and take it on before a checkpoint's weights are copied in."""
+        if stage == "fit":
+            check_precision(str(self.trainer.precision))
+            self.trainer.precision_plugin.convert_module(self)
+
+    def on_train_start(self) -> None:
+        """Give a restored optimizer and schedule this run's settings; they come with those they were stored with."""
+        settings = self._optimizer_settings()
+        for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            scheduler: LambdaLR = config.scheduler  # type: ignore[assignment]
+            scheduler.base_lrs = [settings["lr"]] * len(optimizer.param_groups)
+            for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+                lr = settings["lr"] * factor(scheduler.last_epoch)
+                group.update({**optimizer.defaults, **settings, "lr": lr, "initial_lr": settings["lr"]})
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Number what is logged by the optimizer's steps: a count of Lightning's own drifts when a run is resumed."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The training loss of a batch, its draws seeded by the step."""
+        torch.manual_seed(self._step_seed(self.trainer.fit_loop.epoch_loop.batch_progress.total.completed + 1))
+        loss = self.training_loss(batch)
+        lr = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"], dtype=torch.float64)
+        self._logged = {"train/loss": loss.detach(), "lr": lr}
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log loss and learning rate in the steps that Lightning writes, the run's last among them."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step % every == 0 or self.trainer.should_stop):  # logging costs time
+            self.log_dict(self._logged, prog_bar=True, batch_size=len(batch["x"]))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss at fixed draws: the same at every validation, so that curves compare; for callbacks with its draws."""
+        repeated = {key: value.repeat_interleave(self.hparams["validation_draws"], 0) for key, value in batch.items()}
+        found = self.validation_losses(repeated, torch.Generator().manual_seed(self._step_seed(batch_idx)))
+        losses = found["losses"]
+        self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)
+        return found
+
+    def filled(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Data with their bins filled, if so asked; by the global generator, or by one on the CPU."""
+        if not self.hparams["dequantise"]:
+            return x0
+        device = x0.device if generator is None else generator.device
+        uniform = torch.rand(x0.shape, generator=generator, dtype=x0.dtype, device=device).to(x0)
+        return UniformDequantisation(self.data["levels"]).fill(x0, uniform)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, fused where the device allows, with the schedule stepped at each optimizer step."""
+        optimizer = torch.optim.AdamW(self.parameters(), **self._optimizer_settings())
+        total = float(self.trainer.estimated_stepping_batches)
+        if self.hparams["schedule"] == "cosine" and not math.isfinite(total) and timer_of(self.trainer) is None:
+            raise UserError(
+                "the cosine schedule must know where it ends: give trainer.max_steps, max_time or max_epochs, or take "
+                "model.schedule=constant"
+            )
+        factor, warmup_steps = SCHEDULES[self.hparams["schedule"]], self.hparams["warmup_steps"]
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": LambdaLR(
+                    optimizer, lambda step: factor(step, warmup_steps, total, time_used(self.trainer))
+                ),
+                "interval": "step",
+            },
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Mark the checkpoint as this package's."""
+        about = {
+            "version": __version__,
+            "format": FORMAT,
+            "model": public_path(type(self)),
+            "run": self.run,
+            "within_step": bool(unfinished(self.trainer)),
+        }
+        checkpoint["sde_diffusion"] = {**about, "metrics": self.last_metrics()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check what Lightning takes over; without averaging, go on from the raw weights, which the moments fit.
+
+        Raises:
+            UserError: If it is not what it must be, or does not fit this model.
+        """
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        check_fit(self, checkpoint, self.trainer.ckpt_path or "the checkpoint", fitting)
+        averaging = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if fitting and not averaging and "current_model_state" in checkpoint:
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
+        self._metrics = checkpoint["sde_diffusion"].get("metrics", {})
+
+    def last_metrics(self) -> dict[str, float]:
+        """The last value of each metric that the run has logged, also before it was resumed."""
+        logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        return dict(sorted({**self._metrics, **logged}.items()))
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _optimizer_settings(self) -> dict[str, Any]:
+        # Lightning clips no gradients of fused optimizers under mixed precision, as these would scale them once more.
+        clipped = isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val
+        return {
+            "lr": self.hparams["lr"],
+            "betas": tuple(self.hparams["betas"]),
+            "weight_decay": self.hparams["weight_decay"],
+            "fused": self.device.type in ("cpu", "cuda") and not clipped,
+        }
+
+    def _step_seed(self, step: int) -> int:
+        key = (self.hparams["seed"], step, self.global_rank)
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -16,7 +16,7 @@ PACKAGE = "sde_diffusion"
 BUILDABLE = tuple(
     f"{PACKAGE}.{part}"
     for part in (
-        *("sde", "denoiser", "nn", "sampling", "data", "metrics"),
+        *("sde", "denoiser", "guidance", "nn", "sampling", "data", "metrics"),
         *("training.objective", "training.weighting", "training.time_sampling"),
     )
 )
@@ -52,6 +52,21 @@ def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
     if isinstance(node, list | tuple):
         return [build(value, f"{where}[{number}]") for number, value in enumerate(node)]
     return node
+
+
+def build_around(node: Mapping[str, Any], where: str = "", /, **offered: Any) -> Any:
+    """`build`, with those objects for which the class has an argument of that name that the configuration leaves out.
+
+    Args:
+        node: Plain containers, with a `_target_`.
+        where: See `build`.
+        **offered: The objects.
+
+    Raises:
+        UserError: See `build`.
+    """
+    names = arguments_of(find_class(str(node.get("_target_")), where))[0]
+    return build(node, where, **{name: value for name, value in offered.items() if name in names and name not in node})
 
 
 def plain_containers(value: Any) -> Any:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import given, plain
-from sde_diffusion.commands.loading import check_label, class_numbers
+from sde_diffusion.commands.loading import check_label, class_numbers, denoiser_of
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.levels import from_levels, to_levels
@@ -33,7 +33,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     """The samples that a configuration asks for, in batches that outlive a killed process.
 
     Args:
-        cfg: A configuration with ckpt, sampler, n, seed, label, batch_size and overwrite.
+        cfg: A configuration with ckpt, sampler, guidance, n, seed, label, batch_size and overwrite.
         model: The model of `cfg.ckpt`.
         device: Where to sample.
         folder: Where the batches are kept until `parts.forget` is called.
@@ -49,15 +49,16 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     plan = {
         "checkpoint": model.digest,
         "sampler": plain(cfg.sampler),
+        "guidance": plain(cfg.guidance),
         "n": cfg.n,
         "seed": cfg.seed,
         "labels": None if labels is None else labels.tolist(),
     }
     labels = None if labels is None else labels.to(device)
-    sampler, dims = build(plan["sampler"]), model.data["shape"]
+    sampler, denoiser, dims = build(plan["sampler"]), denoiser_of(cfg, model), model.data["shape"]
     try:
         return sample_resumably(
-            *(folder, plan, sampler, model.denoiser, dims, seeds, cfg.batch_size, labels),
+            *(folder, plan, sampler, denoiser, dims, seeds, cfg.batch_size, labels),
             overwrite=cfg.overwrite,
             device=device,
         )

@@ -76,6 +76,7 @@ def drawn_of(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch
     origin = {
         "nfe": drawn.nfe,
         "sampler": plain(cfg.sampler),
+        "guidance": plain(cfg.guidance),
         "seeds": [seeds[0], seeds[-1]],
         "label": cfg.label,
         "ckpt": str(cfg.ckpt),

@@ -16,7 +16,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.scored_data import ScoredData
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import GaussianPrior
 from sde_diffusion.density.scoring import SCORES, Scoring
 from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus
@@ -45,6 +47,7 @@ class ScoringRun:
         folder: Path,
     ) -> None:
         self.cfg, self.model, self.device = cfg, model, device
+        self.denoiser = denoiser_of(cfg, model)
         self.scoring, self.prior = scoring, prior
         settings = {
             key: value
@@ -126,11 +129,11 @@ class ScoringRun:
         """Count the passes of the current batch, so that a long one shows that it goes on."""
         self._so_far, self._made = "", 0
 
-        def count(*_: Any) -> None:
-            self._made += 1
+        def count(denoiser: Denoiser, arguments: tuple[Any, ...]) -> None:
+            self._made += denoiser.passes_at(arguments[1])
             shown.update(text=f"{self._so_far}{'; ' if self._so_far else ''}pass {self._made:,} of this batch")
 
-        handle = self.model.denoiser.register_forward_pre_hook(count)
+        handle = self.denoiser.register_forward_pre_hook(count)
         try:
             yield
         finally:
@@ -155,7 +158,7 @@ class ScoringRun:
                 with warnings.catch_warnings():
                     # Which scale the items are on is known here; some may well be far out.
                     warnings.filterwarnings("ignore", "x has a root mean square")
-                    scores = self.scoring(self.model.denoiser, x, seeds, self.prior, **conditions)
+                    scores = self.scoring(self.denoiser, x, seeds, self.prior, **conditions)
                 yield scores
             except UserError as error:
                 if data.role == "own":
@@ -165,7 +168,7 @@ class ScoringRun:
                         yield from self._pieces(data, split, half)
                 else:
                     log.warning("item %d of %s counts as impossible: %s", int(some), data.name, error)
-                    yield self.scoring.impossible(self.model.denoiser, x, seeds, self.prior, **conditions)
+                    yield self.scoring.impossible(self.denoiser, x, seeds, self.prior, **conditions)
             except (RuntimeError, MemoryError) as error:
                 if len(some) < 2 or not ran_out(error):
                     raise

@@ -16,6 +16,10 @@ from sde_diffusion.reprs import shown
 from sde_diffusion.sde import Time, float64
 
 
+class UntrainedError(ValueError):
+    """The unconditional model is asked for, and nothing says how."""
+
+
 class ClassifierFreeGuidance(Denoiser):
     """score = score_u + w (score_c - score_u): what is believed under the conditions, taken further than without them.
 
@@ -79,7 +83,7 @@ class ClassifierFreeGuidance(Denoiser):
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise ValueError(f"null names {', '.join(strange)}, and {type(self.denoiser).__name__} {takes}")
         if not null and self.scale != 1:
-            raise ValueError(
+            raise UntrainedError(
                 "null must say which value of a condition stands for none, such as {'label': 10} for 10 classes; it "
                 "names no condition"
             )

@@ -24,8 +24,8 @@ class NoiseInterval:
 
     The lower edge is the polynomial h(v) = 35 v^4 - 84 v^5 + 70 v^6 - 20 v^7 of v = 1/2 + log(r / low) / width, held to
     [0, 1], and the upper one its mirror image. Three derivatives are continuous, so that solvers of high order need not
-    shorten their steps as they do at a jump. At the ends themselves the window is 1/2. The width is log 4, from half the
-    end to twice it, or log(high / low) where that is less. Beyond its edges the window is 0, exactly.
+    shorten their steps as at a jump. At the ends themselves the window is 1/2. The width is log 4, from half the end to
+    twice it, or log(high / low) where that is less. Beyond its edges the window is 0, exactly.
 
     Args:
         low: Where it begins, at least 0 (0: no edge there).
@@ -44,7 +44,7 @@ class NoiseInterval:
         """
         if ends is None:
             return None
-        lowest, highest = (math.exp(-0.5 * float(sde.log_snr(t))) for t in (sde.t_min, sde.t_max))
+        lowest, highest = (float((-0.5 * sde.log_snr(t)).exp()) for t in (sde.t_min, sde.t_max))
         walk = f"sigma/alpha goes from {lowest:.4g} to {highest:.4g} along this path"
         if isinstance(ends, str) or not isinstance(ends, Sequence) or len(ends) != 2:
             raise ValueError(f"interval must be two values of sigma/alpha, low and high; got {shown(ends)}: {walk}")

@@ -44,15 +44,17 @@ class NoiseInterval:
         """
         if ends is None:
             return None
-        lowest, highest = (float((-0.5 * sde.log_snr(t)).exp()) for t in (sde.t_min, sde.t_max))
-        walk = f"sigma/alpha goes from {lowest:.4g} to {highest:.4g} along this path"
         if isinstance(ends, str) or not isinstance(ends, Sequence) or len(ends) != 2:
-            raise ValueError(f"interval must be two values of sigma/alpha, low and high; got {shown(ends)}: {walk}")
+            raise ValueError(f"interval must be two values of sigma/alpha, (low, high); got {shown(ends)}")
         low, high = (as_number("interval", end) for end in ends)
         if not 0 <= low < high:
-            raise ValueError(f"interval must be (low, high) with 0 <= low < high; got ({low:g}, {high:g}): {walk}")
+            raise ValueError(f"interval must be (low, high) with 0 <= low < high, in sigma/alpha; got ({low:g}, {high:g})")
+        lowest, highest = (float((-0.5 * sde.log_snr(t)).exp()) for t in (sde.t_min, sde.t_max))
         if high <= lowest or low >= highest:
-            raise ValueError(f"interval=({low:g}, {high:g}) lies outside the walk: {walk}")
+            raise ValueError(
+                f"interval=({low:g}, {high:g}) lies outside the walk, on which sigma/alpha goes from {lowest:.4g} to "
+                f"{highest:.4g}"
+            )
         return cls(low, high)
 
     def window(self, log_snr: Tensor) -> Tensor:

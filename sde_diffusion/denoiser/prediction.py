@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import real
+from sde_diffusion.checks import as_number
 from sde_diffusion.sde import SDE, Time, expand, float64
 
 
@@ -112,15 +112,19 @@ class Prediction:
             The combined belief.
 
         Raises:
-            ValueError: If there are neither one nor B weights.
+            ValueError: If w is not a number, or there are neither one nor B weights.
         """
-        number = real(w) if not isinstance(w, Tensor) else None
+        many = isinstance(w, Tensor) and (w.ndim > 0 or w.device.type != "cpu" or w.requires_grad)
+        number = None if many else as_number("w", w)
         if number == 0 or number == 1:
             return b if number else a
+        weights = float64(w if number is None else number)
+        if weights.shape not in ((), (1,), (len(a.x_t),)):
+            raise ValueError(f"w must be a number or [{len(a.x_t)}], one for each sample; got {list(weights.shape)}")
 
         def spell(name: str) -> Tensor:
             start, end = getattr(a, name), getattr(b, name)
-            return torch.lerp(start, end, expand(float64(w), start) if number is None else number)
+            return torch.lerp(start, end, expand(weights, start) if number is None else number)
 
         return _Spelled(a.sde, a.x_t, a.t, spell)
 

@@ -48,7 +48,9 @@ class NoiseInterval:
             raise ValueError(f"interval must be two values of sigma/alpha, (low, high); got {shown(ends)}")
         low, high = (as_number("interval", end) for end in ends)
         if not 0 <= low < high:
-            raise ValueError(f"interval must be (low, high) with 0 <= low < high, in sigma/alpha; got ({low:g}, {high:g})")
+            raise ValueError(
+                f"interval must be (low, high) with 0 <= low < high, in sigma/alpha; got ({low:g}, {high:g})"
+            )
         lowest, highest = (float((-0.5 * sde.log_snr(t)).exp()) for t in (sde.t_min, sde.t_max))
         if high <= lowest or low >= highest:
             raise ValueError(

@@ -75,7 +75,7 @@ def sample_in_batches(
     with progress.bar("sampling", len(seeds), done) as bar:
 
         def watched(step: int, t: float, x: torch.Tensor, x0: torch.Tensor) -> bool | None:
-            bar.update(text=f"step {step + 1}")
+            bar.update(text=f"{step + 1} passes")
             return None if callback is None else callback(step, t, x, x0)
 
         for start in range(done, len(seeds), batch_size):

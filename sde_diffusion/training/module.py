@@ -232,13 +232,6 @@ class ScoreModel(LightningModule):
         """What of a batch the denoiser is conditioned on: its label, if the model is one of classes."""
         return {"label": batch["label"]} if self.hparams["n_classes"] else {}
 
-    @property
-    def null_conditions(self) -> dict[str, Any]:
-        """The values that stand for "not given" of the conditions that were left out at times in training."""
-        return (
-            {"label": self.hparams["n_classes"]} if self.hparams["n_classes"] and self.hparams["label_dropout"] else {}
-        )
-
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the device allows, with the schedule stepped at each optimizer step."""
         optimizer = torch.optim.AdamW(self.denoiser.parameters(), **self._optimizer_settings())

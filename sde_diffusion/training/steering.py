@@ -16,8 +16,9 @@ def steered(model: ScoreModel, guidance: Mapping[str, Any] | None) -> Denoiser:
     """A model's denoiser, wrapped as the settings of a guidance say.
 
     Args:
-        model: The model. Of what it offers, `denoiser` and `null` (`ScoreModel.null_conditions`), a wrapper is given
-            what its constructor names and the settings do not.
+        model: The model. Of what it offers, `denoiser` and `null` (the values that stand for "not given" of the
+            conditions that training left out at times), a wrapper is given what its constructor names and the settings
+            do not.
         guidance: {_target_: a class of guidance/, ...}; None: the denoiser as it is.
 
     Returns:
@@ -28,7 +29,7 @@ def steered(model: ScoreModel, guidance: Mapping[str, Any] | None) -> Denoiser:
     """
     if guidance is None:
         return model.denoiser
-    offered = {"denoiser": model.denoiser, "null": model.null_conditions}
+    offered = {"denoiser": model.denoiser, "null": _null(model)}
     try:
         found: Denoiser = build_around(guidance, "guidance", **offered)
     except UserError as error:
@@ -36,6 +37,11 @@ def steered(model: ScoreModel, guidance: Mapping[str, Any] | None) -> Denoiser:
             raise UserError(f"this guidance needs the model without its label too, and {_lacking(model)}") from error
         raise
     return found
+
+
+def _null(model: ScoreModel) -> dict[str, Any]:
+    n_classes: int = model.hparams["n_classes"]
+    return {"label": n_classes} if n_classes and model.hparams["label_dropout"] else {}
 
 
 def _lacking(model: ScoreModel) -> str:

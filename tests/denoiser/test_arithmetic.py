@@ -59,6 +59,13 @@ def test_the_ends_are_the_beliefs_themselves(w):
             assert torch.equal(getattr(found, name), torch.where(first, getattr(a, name), getattr(b, name)))
 
 
+def test_weights_that_are_none():
+    a, b, *_ = beliefs(VPSDE(), torch.full((4,), 0.3, dtype=torch.float64))
+    for w, message in (("1", "w must be a number; got"), (torch.ones(3), r"w must be a number or \[4\].*got \[3\]")):
+        with pytest.raises(ValueError, match=message):
+            Prediction.lerp(a, b, w)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_shift_is_one_of_every_spelling(path):
     """Against the definitions of the path: eps = (x - alpha x0) / sigma, score = -eps / sigma, velocity."""

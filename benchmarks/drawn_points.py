@@ -14,7 +14,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.data_sides import extractor_for, resumed_features
 from sde_diffusion.commands.drawing import class_labels
-from sde_diffusion.commands.loading import load_data, load_model
+from sde_diffusion.commands.loading import denoiser_of, load_data, load_model
 from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
@@ -93,7 +93,7 @@ class Bench:
                     f"{ckpt} is of {data.name} {list(data.shape)} and the first checkpoint of {self.data.name} "
                     f"{list(self.data.shape)}, with another {cfg.split} split: compare models of one data set"
                 )
-            denoiser: Denoiser = model.denoiser
+            denoiser = denoiser_of(cfg, model)
             if cfg.exact:
                 denoiser = EmpiricalDenoiser(denoiser.sde, self.data.tensor("train")).to(self.device)
             self.models[name] = Model(denoiser, model.hparams["n_classes"], model.digest)
@@ -132,7 +132,8 @@ class Bench:
     def sampler(self, point: Point) -> tuple[dict[str, Any], Sampler]:
         """A point's sampler and its configuration."""
         entry = plain(self.cfg.samplers[self.rows[point.name][1]])
-        steps = (point.nfe - entry["extra"]) // entry["each"]
+        calls = point.nfe // self.models[self.rows[point.name][0]].denoiser.passes
+        steps = (calls - entry["extra"]) // entry["each"]
         config = {**entry["sampler"], "steps": steps}
         return config, build(config)
 
@@ -148,6 +149,7 @@ class Bench:
             "checkpoint": model.digest,
             "exact": self.cfg.exact,
             "sampler": config,
+            "guidance": plain(self.cfg.guidance),
             "n": self.cfg.n,
             "seed": point.seed,
             "label": self.cfg.label,

@@ -89,6 +89,8 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check(cfg: DictConfig) -> None:
+    if cfg.exact and cfg.guidance is not None:
+        raise UserError("exact=true puts a closed form without classes in the network's place: leave guidance= out")
     gaps = [b - a for a, b in itertools.pairwise(sorted(cfg.seeds))]
     if gaps and min(gaps) < cfg.n:
         raise UserError(

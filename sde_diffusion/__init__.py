@@ -27,6 +27,7 @@ _HOMES = {
         *("Denoiser", "Prediction", "NetworkDenoiser"),
         *("GaussianDenoiser", "GaussianMixtureDenoiser", "EmpiricalDenoiser"),
     ),
+    "sde_diffusion.guidance": ("ClassifierFreeGuidance",),
     "sde_diffusion.nn": ("MLP", "UNet"),
     "sde_diffusion.sampling": (
         *("Sampler", "Samples", "ODESampler", "SDESampler", "AncestralSampler", "PredictorCorrector"),
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         log_likelihood,
     )
     from sde_diffusion.errors import UserError
+    from sde_diffusion.guidance import ClassifierFreeGuidance
     from sde_diffusion.nn import MLP, UNet
     from sde_diffusion.sampling import (
         AncestralSampler,

@@ -12,7 +12,7 @@ from sde_diffusion.hints import arguments_of, check_arguments
 from sde_diffusion.storage.memory import ran_out
 
 PACKAGE = "sde_diffusion"
-_ROOMS = ("sde", "denoiser", "nn", "sampling", "data", "metrics", "modality", "training")
+_ROOMS = ("sde", "denoiser", "guidance", "nn", "sampling", "data", "metrics", "modality", "training")
 BUILDABLE = tuple(f"{PACKAGE}.{room}" for room in _ROOMS)
 """The packages of which a configuration may name the classes that they export, each by package and name alone:
 `sde_diffusion.data.Moons`. What writes files or talks to a network a package lists as `NOT_BUILDABLE`."""
@@ -47,6 +47,21 @@ def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
     if isinstance(node, list | tuple):
         return [build(value, f"{where}[{number}]") for number, value in enumerate(node)]
     return node
+
+
+def build_around(node: Mapping[str, Any], where: str = "", /, **offered: Any) -> Any:
+    """`build`, with those objects for which the class has an argument of that name that the configuration leaves out.
+
+    Args:
+        node: Plain containers, with a `_target_`.
+        where: See `build`.
+        **offered: The objects.
+
+    Raises:
+        UserError: See `build`.
+    """
+    names = arguments_of(find_class(str(node.get("_target_")), where))[0]
+    return build(node, where, **{name: value for name, value in offered.items() if name in names and name not in node})
 
 
 def plain_containers(value: Any) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -119,15 +119,19 @@ def counted(items: Iterable[T], name: str, total: int) -> Iterator[T]:
 
 
 @contextmanager
-def passes(shown: Bar, module: nn.Module) -> Iterator[None]:
-    """Show how often a module is called in a block, beside the text that was there, so that long work shows that it
-    goes on.
+def passes(shown: Bar, module: nn.Module, cost: Callable[..., int] = lambda *_: 1) -> Iterator[None]:
+    """Show how many network passes a denoiser takes in a block, beside the text that was there: that work goes on.
+
+    Args:
+        shown: The bar.
+        module: The denoiser.
+        cost: The passes of a call, by its arguments (x_t, t).
     """
     made, text = 0, shown.text
 
-    def count(*_: object) -> None:
+    def count(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         nonlocal made
-        made += 1
+        made += cost(*arguments)
         shown.update(text=f"{text}{'; ' if text else ''}pass {made:,} of this batch")
 
     handle = module.register_forward_pre_hook(count)

@@ -9,6 +9,8 @@ TRAIN = {
     "model": "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.01 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2 seed=3",
     "conditional": "conditional=true model.label_dropout=0.3 network.n_classes=10",
+    "guidance": "conditional=true guidance=cfg guidance.scale=3 guidance.interval=[0.2,1.6] guidance.rescale=0.5",
+    "guidance none": "guidance=none",
     "compile": "model.compile=true",
     "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
     "callbacks.non_finite.every_n_steps=2 callbacks.samples.n=5 callbacks.samples.every_n_validations=2 callbacks.noise_levels.bins=4 "

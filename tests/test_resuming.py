@@ -203,8 +203,8 @@ COUNTS: dict[str, tuple[Any, Any]] = {
 }
 """Key: another value than the run's, and what reads it off the objects that train."""
 
-BY_ITSELF = ("callbacks.samples.sampler",)
-"""Has a test of its own: it takes the place of `sampler`."""
+BY_ITSELF = ("callbacks.samples.sampler", "guidance")
+"""Have tests of their own: the one takes the place of `sampler`, the other is null or a choice."""
 
 NOT_ON_ONE_CPU = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 """Have no other value here that trains."""
@@ -299,11 +299,19 @@ def test_another_model_is_refused(choice: str, ckpt: str, tmp_path: Path) -> Non
 
 def test_another_choice_takes_the_place_of_the_runs(ckpt: str, tmp_path: Path) -> None:
     """With its own keys alone, and the run's other settings as they were."""
-    words = ("sampler=ddim", "sampler.steps=3", "objective=min_snr", "trainer.max_steps=6")
+    words = (
+        "sampler=ddim",
+        "sampler.steps=3",
+        "objective=min_snr",
+        "guidance=cfg",
+        "guidance.scale=1",
+        "trainer.max_steps=6",
+    )
     seen = command(tmp_path / "run", f"ckpt={ckpt}", *words, look=True)
     assert seen is not None
     assert "rtol" not in seen.cfg.sampler
     assert seen.callback("samples").sampler.steps == 3
+    assert seen.callback("samples").denoiser_of(seen.model).scale == 1
     assert type(seen.model.objective.weighting).__name__ == "MinSNRWeighting"
     assert seen.cfg.callbacks.samples.n == 2
     assert seen.data.min_batches_per_epoch == 10

@@ -244,6 +244,9 @@ def explain(error: BaseException) -> str:
 def unknown_key(key: str, parent: DictConfig) -> str:
     """What is allowed in place of an unknown key, and which key of the whole configuration it may stand for."""
     where = parent._get_full_key(None)
+    choices = sorted(path.stem for path in (config_folder() / str(where)).glob("*.yaml")) if where else []
+    if not parent and choices:
+        return f"unknown key {key!r}: {where} is null or empty; choose {where}= from {', '.join(choices)} first"
     if not parent:
         return f"unknown key {key!r}: {where} is null or empty; add to it with +{key}=VALUE"
     known = [name for name in _dotted(parent._get_root()) if not name.startswith("hydra.")]

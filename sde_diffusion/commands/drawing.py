@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import given, plain
-from sde_diffusion.commands.loading import check_label
+from sde_diffusion.commands.loading import check_label, denoiser_of
 from sde_diffusion.commands.sampling_run import Sampled, sample_in_batches
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
@@ -27,7 +27,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     """The samples that a configuration asks for, in batches that outlive a killed process.
 
     Args:
-        cfg: A configuration with ckpt, sampler, n, seed, label, batch_size and overwrite.
+        cfg: A configuration with ckpt, sampler, guidance, n, seed, label, batch_size and overwrite.
         model: The model of `cfg.ckpt`.
         device: Where to sample.
         folder: Where the batches are kept until `files.forget` removes them.
@@ -43,16 +43,17 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
     plan = {
         "checkpoint": model.digest,
         "sampler": plain(cfg.sampler),
+        "guidance": plain(cfg.guidance),
         "n": cfg.n,
         "seed": cfg.seed,
         "labels": None if labels is None else labels.tolist(),
     }
     conditions = {} if labels is None else {"label": labels.to(device)}
-    sampler = build(plan["sampler"])
+    sampler, denoiser = build(plan["sampler"]), denoiser_of(cfg, model)
     try:
         return sample_in_batches(
             sampler,
-            model.denoiser,
+            denoiser,
             model.data["shape"],
             seeds,
             cfg.batch_size,

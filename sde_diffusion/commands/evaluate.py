@@ -164,7 +164,7 @@ def _check(cfg: DictConfig) -> None:
             "give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz or a folder of pictures"
         )
     if cfg.samples is not None:
-        drawing = [key for key in ("label", "n", "sampler", "seed") if is_given(key)]
+        drawing = [key for key in ("guidance", "label", "n", "sampler", "seed") if is_given(key)]
         if drawing:
             raise UserError(
                 f"{'= and '.join(drawing)}= cannot be given with samples=, but only for samples drawn from a checkpoint"

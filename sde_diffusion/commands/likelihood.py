@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde_diffusion import pictures
 from sde_diffusion.commands.app import is_given, plain
-from sde_diffusion.commands.loading import load_model
+from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.commands.outliers import compare
 from sde_diffusion.commands.scored_data import ScoredData, against_data, own_data, row_data
 from sde_diffusion.commands.scoring_run import ScoringRun
@@ -133,6 +133,7 @@ def _report(
         **more,
         **{key: cfg[key] for key in (*settings, "batch_size", "seed", "label")},
         "batch_sizes": run.sizes,  # those that memory allowed
+        "guidance": plain(cfg.guidance),
         "elbo_settings": None if cfg.elbo is None else {**plain(cfg.elbo), "t_end": t_end},
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": run.plan["checkpoint"],
@@ -163,11 +164,10 @@ def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: Score
         weighted = name == "frequencies"
         decoder = LevelDecoder.frequencies(data.levels, data.some("train")) if weighted else LevelDecoder(data.levels)
     if bound["t_end"] is None:
-        sde = model.denoiser.sde
-        x = data.some("val", _PLACING_ITEMS).to(device)
-        bound["t_end"] = best_place(
-            model.denoiser, decoder, x, decoder.places(sde), steps=None, draws=32, rows=cfg.batch_size
-        )
+        denoiser = denoiser_of(cfg, model)
+        x, conditions = data.batch("val", data.some_items("val", _PLACING_ITEMS), device)
+        places, settings = decoder.places(denoiser.sde), {"steps": None, "draws": 32, "rows": cfg.batch_size}
+        bound["t_end"] = best_place(denoiser, decoder, x, places, **settings, **conditions)
     return {"decoder": decoder, "bound": {**bound, "rows": cfg.batch_size}}
 
 

@@ -19,6 +19,7 @@ from sde_diffusion.units import Units
 
 if TYPE_CHECKING:
     from sde_diffusion.data import DataModule
+    from sde_diffusion.denoiser import Denoiser
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,17 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
     modality_of(model.data)  # now and not after sampling
     _number_label(cfg, model.data.get("class_names"))
     return model, device
+
+
+def denoiser_of(cfg: DictConfig, model: ScoreModel) -> Denoiser:
+    """The denoiser that a command works with: the model's, as `cfg.guidance` steers it.
+
+    Raises:
+        UserError: If the model does not allow that.
+    """
+    from sde_diffusion.training.steering import steered
+
+    return steered(model, plain(cfg.guidance))
 
 
 def _load(ckpt: str, device: torch.device) -> ScoreModel:

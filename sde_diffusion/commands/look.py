@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.config import PACKAGE, build, call
+from sde_diffusion.config import PACKAGE, build, build_around, call
 from sde_diffusion.errors import UserError
 from sde_diffusion.hints import arguments_of, check, check_arguments, whole_numbers
 
@@ -105,6 +105,21 @@ class Look:
         found = build({name: value for name, value in values.items() if name not in given}, key, **given)
         check(key, found, kind)
         return found
+
+    def wrapper(self, key: str, kind: type, **offered: Any) -> None:
+        """Look at a description of an object that is made around others, or null.
+
+        Args:
+            key: Where it stands.
+            kind: The class that it must be of.
+            **offered: Stand-ins for what is offered to it.
+        """
+        values = self.value(key)
+        if values is None:
+            return
+        if not isinstance(values, Mapping) or "_target_" not in values:
+            raise UserError(f"{key} must be null, or describe an object: {_choose(key)}, or {{_target_: CLASS, ...}}")
+        check(key, build_around(values, key, **offered), kind)
 
     def parts(self, key: str, hint: Any, **given: Any) -> None:
         """Look at several descriptions, each under a name of its own."""

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT_GROUPS = ("sde", "network", "denoiser", "objective", "data", "model", "sampler", "trainer", "seed", "conditional")
+KEPT_GROUPS = (
+    *("sde", "network", "denoiser", "objective", "data", "model", "sampler", "guidance", "trainer"),
+    *("seed", "conditional"),
+)
 """What of a run's configuration its checkpoint keeps, and a resumed run takes from there."""
 
 FIXED_GROUPS = ("sde", "network", "denoiser", "conditional", "experiment")
@@ -70,7 +73,7 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
     found = cfg.copy()
     with open_dict(found):
         for key in KEPT_GROUPS:
-            found[key] = kept[key]
+            found[key] = kept.get(key)  # null: of runs that knew no guidance
         if "seed" in kept["data"] and kept["data"]["seed"] == kept["seed"]:
             found.data.seed = "${seed}"  # as in a new run
         _follow_trainer(found)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from sde_diffusion import pictures
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.drawing import check_seeds, class_labels, draw, first
-from sde_diffusion.commands.loading import load_model
+from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of, write_samples
@@ -94,11 +94,12 @@ def _film(cfg: DictConfig, model: ScoreModel, device: torch.device, strip: Path,
     shape = (cfg.film, *model.data["shape"])
     seeds = range(cfg.seed, cfg.seed + cfg.film)
     sampler: Sampler = build(plain(cfg.sampler))
-    walk = sampler(model.denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **conditions)
+    denoiser = denoiser_of(cfg, model)
+    walk = sampler(denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **conditions)
     assert walk.trajectory is not None
     assert walk.states is not None
     assert walk.times is not None
-    sde, times = model.denoiser.sde, torch.tensor(walk.times, dtype=torch.float64)
+    sde, times = denoiser.sde, torch.tensor(walk.times, dtype=torch.float64)
     scale = (sde.alpha(times).square() + sde.sigma(times).square()).sqrt()
     beliefs, states = walk.trajectory.cpu(), walk.states.cpu()
     states = states / scale.to(states.dtype).reshape(-1, *(1,) * (states.ndim - 1))

@@ -78,6 +78,7 @@ def drawn_of(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch
     origin = {
         "nfe": drawn.nfe,
         "sampler": plain(cfg.sampler),
+        "guidance": plain(cfg.guidance),
         "seeds": [seeds[0], seeds[-1]],
         "batch_sizes": drawn.finished.sizes,  # those that memory allowed
         "label": cfg.label,

@@ -88,7 +88,7 @@ def sample_in_batches(
     def work(items: range, shown: Bar) -> dict[str, Tensor]:
         some, begin = slice(items.start, items.stop), time.perf_counter()
         cut = {name: value[some] for name, value in (conditions or {}).items()}
-        with passes(shown, denoiser):
+        with passes(shown, denoiser, lambda x_t, t: denoiser.passes_at(t)):
             drawn = sampler(denoiser, (len(items), *dims), seeds=seeds[some], **cut, **options)
         x = drawn.x.cpu()  # waits for the device
         seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from sde_diffusion.commands.look import Look
 from sde_diffusion.hints import (
@@ -153,6 +154,21 @@ def _train(look: Look) -> None:
     look.call("model", ScoreModel, denoiser=denoiser, objective=objective, data={"levels": 2}, **model)
     look.instances("callbacks", Callback, sampler=sampler)
     look.instances("logger", Logger)
+    _guidance(look)
+
+
+def _guidance(look: Look) -> None:
+    """Look at what steers the denoiser, around a stand-in: any condition is taken, any noise level is on the path."""
+    from sde_diffusion.denoiser import Denoiser, Prediction
+    from sde_diffusion.sde import SDE, RectifiedFlow, Time
+
+    class StandIn(Denoiser):
+        sde: SDE = RectifiedFlow(t_min=0.0, t_max=1.0)
+
+        def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
+            return Prediction(self.sde, x_t, t, x_t)
+
+    look.wrapper("guidance", Denoiser, denoiser=StandIn(), null={"label": 0})
 
 
 def _sample(look: Look) -> None:
@@ -160,6 +176,7 @@ def _sample(look: Look) -> None:
 
     look.keys(ckpt=str, n=Count, seed=Seed, label=Label, film=Natural, batch_size=Count, device=str, overwrite=bool)
     look.part("sampler", Sampler)
+    _guidance(look)
 
 
 def _evaluate(look: Look) -> None:
@@ -171,6 +188,7 @@ def _evaluate(look: Look) -> None:
     look.keys(split=Split, extractor=str | None, level=BetweenZeroAndOne, resamples=Natural)
     look.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     look.part("sampler", Sampler)
+    _guidance(look)
     look.places("data", DataModule, Places)
     look.parts("metrics", Described, extractor=Classifier((1, 8, 8), (4,), 4, 3))
 
@@ -188,6 +206,7 @@ def _likelihood(look: Look) -> None:
     look.keys(against=str | None, against_root=str | None, against_path=str | None)
     look.places("data", DataModule, Places)
     look.keys(seed=Seed, batch_size=Count, device=str, overwrite=bool)
+    _guidance(look)
 
 
 def _sweep(look: Look) -> None:
@@ -203,6 +222,7 @@ def _nfe_fid(look: Look) -> None:
     look.places("data", DataModule, Places)
     look.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)
     look.parts("samplers", Entry)
+    _guidance(look)
 
 
 COMMANDS: dict[str, Callable[[Look], None]] = {

@@ -80,8 +80,11 @@ class ScoredData:
 
     def some(self, split: str, most: int = _MOMENT_ITEMS) -> Tensor:
         """Items of a split, at most so many."""
-        part = self.parts[split]
-        return part.tensor(random_order(len(part))[:most])
+        return self.parts[split].tensor(self.some_items(split, most))
+
+    def some_items(self, split: str, most: int) -> Tensor:
+        """Indices of items of a split, at most so many, always the same."""
+        return random_order(len(self.parts[split]))[:most]
 
     def matched_prior(self, sde: SDE) -> GaussianPrior:
         """The Gaussian with the training split's moments at t_max, dequantised if the data have levels."""

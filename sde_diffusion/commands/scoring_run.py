@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.scored_data import ScoredData
 from sde_diffusion.density import GaussianPrior
 from sde_diffusion.density.scoring import SCORES, Scoring
@@ -42,6 +43,7 @@ class ScoringRun:
         folder: Path,
     ) -> None:
         self.cfg, self.model, self.device = cfg, model, device
+        self.denoiser = denoiser_of(cfg, model)
         self.scoring, self.prior = scoring, prior
         settings = {
             key: value
@@ -69,7 +71,7 @@ class ScoringRun:
 
         def work(some: range, shown: Bar) -> dict[str, Tensor]:
             begin = time.perf_counter()
-            with passes(shown, self.model.denoiser):
+            with passes(shown, self.denoiser, lambda x_t, t: self.denoiser.passes_at(t)):
                 part = self._batch(data, split, items[some.start : some.stop])
             seconds = time.perf_counter() - begin
             self.scored_now += seconds
@@ -129,7 +131,7 @@ class ScoringRun:
             with warnings.catch_warnings():
                 # Which scale the items are on is known here; some may well be far out.
                 warnings.filterwarnings("ignore", "x has a root mean square")
-                scores = self.scoring(self.model.denoiser, x, seeds, self.prior, **conditions)
+                scores = self.scoring(self.denoiser, x, seeds, self.prior, **conditions)
         except UserError as error:
             if data.role == "own":
                 raise
@@ -137,7 +139,7 @@ class ScoringRun:
                 halves = [self._batch(data, split, half) for half in items.tensor_split(2)]
                 return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
             log.warning("item %d of %s counts as impossible: %s", int(items), data.name, error)
-            scores = self.scoring.impossible(self.model.denoiser, x, seeds, self.prior, **conditions)
+            scores = self.scoring.impossible(self.denoiser, x, seeds, self.prior, **conditions)
         except ValueError as error:
             raise UserError(str(error)) from error
         return {**scores, "index": items.double()}

@@ -6,6 +6,8 @@ configuration, record, log, metrics, checkpoints, sample grids and a loss plot.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import re
 import warnings
@@ -143,6 +145,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     """
     from sde_diffusion.config import at_key
     from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.steering import steered
 
     data = load_named(plain(cfg.data))
     n_classes = data.n_classes if cfg.conditional else 0
@@ -174,19 +177,21 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
         raise UserError(re.sub(r"^denoiser\.(network|sde)\b", r"\1", str(error))) from error
     except ValueError as error:
         raise UserError(at_key("model", str(error), cfg.model)) from error
+    steered(model, plain(cfg.guidance))  # complains now
     model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
     return data, model
 
 
 def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
-    from hydra.utils import instantiate
+    from hydra.utils import get_class, instantiate
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
 
     from sde_diffusion.config import build
     from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
     from sde_diffusion.training.precision import check_precision
+    from sde_diffusion.training.steering import steered
     from sde_diffusion.training.stopping import StopBetweenSteps
 
     callbacks = []
@@ -199,6 +204,8 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
             extra["sampler"] = build(plain(node.sampler or cfg.sampler), "sampler")
             node = node.copy()
             node.sampler = None
+        if "denoiser_of" in inspect.signature(get_class(node._target_)).parameters:
+            extra["denoiser_of"] = functools.partial(steered, guidance=plain(cfg.guidance))
         callbacks.append(instantiate(node, **extra, _convert_="all"))
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
     options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs

@@ -1,7 +1,8 @@
 """Given x_t, what do we believe about x_0? Predictions, networks made denoisers, and closed forms."""
 
-from sde_diffusion.denoiser.base import Denoiser, Prediction, check_denoiser
+from sde_diffusion.denoiser.base import Denoiser, check_denoiser
 from sde_diffusion.denoiser.exact import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
+from sde_diffusion.denoiser.gradients import InputGradient
 from sde_diffusion.denoiser.network import (
     EDM,
     NOISE_CONDITIONINGS,
@@ -18,6 +19,7 @@ from sde_diffusion.denoiser.network import (
     V,
     Velocity,
 )
+from sde_diffusion.denoiser.prediction import Prediction
 
 __all__ = [
     "EDM",
@@ -29,6 +31,7 @@ __all__ = [
     "Eps",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
+    "InputGradient",
     "LogSigma",
     "NetworkDenoiser",
     "NoiseConditioning",

@@ -137,6 +137,7 @@ def log_likelihood(
             BandLogSNR() if grid is None else grid,
             t_end,
             coordinate=UnitVariance() if coordinate is None else coordinate,
+            passes_at=denoiser.passes_at,
         )
         x = x.to(dtype) if create_graph else x.detach().clone().to(dtype)
         noise = Noise(seeds, x.shape[1:], x.device, dtype)
@@ -187,7 +188,7 @@ class _DensityFlow:
     def __init__(
         self, process: ReverseProcess, trace: Trace, vectors: Tensor, shape: Sequence[int], create_graph: bool
     ) -> None:
-        self.sde, self.t_end, self.time = process.sde, process.t_end, process.time
+        self.sde, self.t_end, self.time, self.passes = process.sde, process.t_end, process.time, process.passes
         self.process = process
         self.trace = trace
         self.vectors = vectors
@@ -199,7 +200,7 @@ class _DensityFlow:
 
     def drift(self, u: Tensor | float, state: Tensor) -> Tensor:
         """d[y, int div / D]/du."""
-        self.nfe += not self.check
+        self.nfe += 0 if self.check else self.passes(u)
         y = state[:, : self.size].reshape(self.shape)
         with torch.enable_grad():
             if not y.requires_grad:

@@ -81,7 +81,7 @@ def elbo(
     create_graph: bool = False,
     **conditions: Any,
 ) -> ELBO:
-    """Lower bound on log p(x), unbiased, one network pass a draw.
+    """Lower bound on log p(x), unbiased, one prediction a draw.
 
     Times are drawn uniformly in the grid's u, one in each of `draws` strata (and so by importance in t, with density
     1 / (dt/du)), for each sample by itself; the noise's square serves as a control variate. The standard error comes
@@ -96,7 +96,7 @@ def elbo(
         denoiser: The denoiser.
         x: Data on [-1, 1], [B, *dims].
         steps: T, the number of discrete steps; None for continuous time.
-        draws: Network passes for each sample; all T steps if not given, 128 in continuous time.
+        draws: Predictions for each sample; all T steps if not given, 128 in continuous time.
         decoder: p(x | z_0): `GaussianDecoder()` if not given, for which the bound is one on a density;
             `LevelDecoder(L)` for data on levels.
         prior: Log-density at t_max, in place of N(0, sigma(t_max)^2 I).
@@ -181,7 +181,7 @@ def _bound(
     if draws >= 4:
         ends = (decoded.var(0) + kls.var(0)) / _END_DRAWS
         error = (_student_variance(terms.detach()) + ends).sqrt().detach()
-    return ELBO(reconstruction - kl - diffusion, reconstruction, kl, diffusion, error, draws)
+    return ELBO(reconstruction - kl - diffusion, reconstruction, kl, diffusion, error, draws * denoiser.passes)
 
 
 def _errors(

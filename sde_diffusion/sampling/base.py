@@ -68,6 +68,7 @@ class Walk:
         callback: See `Callback`.
         check: Look at each prediction for numbers that are none; only done once a walk has gone wrong.
         nfe: Network passes so far.
+        step: Number of the next prediction, as callbacks are told; a guided one costs several passes.
         frames: States to be kept along the walk; None for none.
     """
 
@@ -78,6 +79,7 @@ class Walk:
     callback: Callback | None = None
     check: bool = False
     nfe: int = 0
+    step: int = 0
     frames: Frames | None = None
 
     @property
@@ -86,15 +88,16 @@ class Walk:
         return self.denoiser.sde
 
     def predict(self, x: Tensor, t: Time) -> Prediction:
-        """Ask the denoiser at (x, t), counting the pass and showing it to the callback."""
+        """Ask the denoiser at (x, t), counting its passes and showing the belief to the callback."""
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
-        self.nfe += 1
+        self.nfe += self.denoiser.passes_at(t)
+        step, self.step = self.step, self.step + 1
         if self.callback is not None or self.check:
             x0 = prediction.x0
             if self.check:
                 what = f"the denoiser's answer at network pass {self.nfe}, t = {value_of(t):.6g}"
                 check_finite(what, x0, _REMEDY, UserError)
-            if self.callback is not None and self.callback(self.nfe - 1, value_of(t), x, x0):
+            if self.callback is not None and self.callback(step, value_of(t), x, x0):
                 raise Stop(x, x0)
         return prediction
 
@@ -182,7 +185,8 @@ class Sampler(ShowsArguments, ABC):
                 alone (with an adaptive solver, whose steps are those that the whole batch needs, to within its
                 tolerance). range(B) if not given.
             latent: x_T, [B, *dims], in place of a draw from the prior N(0, sigma(t_max)^2 I).
-            callback: Called with (step, t, x_t, x0) at each network pass; returning True ends the walk.
+            callback: Called with (step, t, x_t, x0) after each prediction, step counting them from 0; returning True
+                ends the walk.
             device: Where to sample; the denoiser's device if not given.
             dtype: Type of the state, float32 or float64.
             trajectory: What to keep of the walk. True: belief and state at each network pass, those at a step's inner
@@ -230,8 +234,8 @@ class Sampler(ShowsArguments, ABC):
         Args:
             denoiser: The denoiser, whose path is walked up.
             x: States at t_end (data, where t_end is close to 0), [B, *dims].
-            callback: Called with (step, t, x_t, x0) at each network pass; returning True ends the walk, whose result is
-                then x_t.
+            callback: Called with (step, t, x_t, x0) after each prediction; returning True ends the walk, whose result
+                is then x_t.
             device: Where to walk; the denoiser's device if not given.
             dtype: Type of the state, float32 or float64.
             trajectory: See `__call__`.

@@ -124,6 +124,9 @@ class Flow(Protocol):
     def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
         """t and dt/du at u."""
 
+    def passes(self, u: Tensor | float) -> int:
+        """Network passes that the drift at u costs."""
+
     def drift(self, u: Tensor | float, y: Tensor) -> Tensor:
         """dy/du, of y's shape."""
 
@@ -141,6 +144,7 @@ class ReverseProcess:
         t_end: The time at u = 0.
         eta: Share of noise, at least 0.
         coordinate: The variable y; x itself if not given.
+        passes_at: Network passes that `predict` costs at t (`Denoiser.passes_at`); 1 if not given.
     """
 
     def __init__(
@@ -151,6 +155,7 @@ class ReverseProcess:
         t_end: float,
         eta: float = 0.0,
         coordinate: Coordinate | None = None,
+        passes_at: Callable[[Tensor], int] = lambda t: 1,
     ) -> None:
         self.predict = predict
         self.sde = sde
@@ -158,6 +163,7 @@ class ReverseProcess:
         self.t_end = t_end
         self.eta = eta
         self.coordinate = State() if coordinate is None else coordinate
+        self.passes_at = passes_at
         self._clock: tuple[float, Tensor, Number] | None = None
         self._recording = torch.is_grad_enabled()  # whether gradients are to reach the path's parameters, if it has any
 
@@ -184,6 +190,10 @@ class ReverseProcess:
                 )
         t = (t if moving else t.detach()).clamp(self.t_end, self.sde.t_max)
         return t.squeeze(0), number(slope.squeeze(0))
+
+    def passes(self, u: Tensor | float) -> int:
+        """Network passes that the drift at u costs."""
+        return self.passes_at(self.time(u)[0])
 
     def scale(self, u: Tensor | float) -> Number:
         """The factor y / x at u.
@@ -256,7 +266,7 @@ class Watch:
         self.nfe = 0
         self.last: Tensor | None = None
         self.failure: AssertionError | None = None
-        # A step of the solvers here takes two to thirteen passes; six span the better part of one.
+        # A step of the solvers here takes two to thirteen slopes; six span the better part of one.
         self._recent: deque[float] = deque(maxlen=6)
 
     def __call__(self, u: Tensor | float, y: Tensor) -> Tensor:
@@ -270,7 +280,7 @@ class Watch:
             raise LostError
         if self.nfe >= self.max_nfe:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
-        self.nfe += 1
+        self.nfe += self.process.passes(u)
         self._recent.append(value_of(self.process.time(u)[0]))
         try:
             self.last = self.process.drift(u, y)

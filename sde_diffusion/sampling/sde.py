@@ -240,7 +240,9 @@ class SDESampler(Sampler):
 
         method, steps, up = METHODS[self.method], self.transitions, end > start
         grid = self.grid or run.sde.default_grid()
-        process = ReverseProcess(run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate)
+        process = ReverseProcess(
+            *(run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate), passes_at=run.denoiser.passes_at
+        )
         watch = Watch(process, self.max_nfe)
         drift: Drift = watch if self.adaptive else process.drift
         # After a rejected step torchsde begins anew where four others were asked for in between at most.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from sde_diffusion import pictures, progress
 from sde_diffusion.checks import check_count, check_kind
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Modality, modality_of
 from sde_diffusion.progress import Bar
@@ -48,19 +50,28 @@ class SampleGrid(Callback):
         sampler: The sampler.
         n: How many samples.
         every_n_validations: How often, at least 1.
+        denoiser_of: The denoiser to draw with, guided perhaps; the model's own if not given.
 
     Raises:
         ValueError: If n or every_n_validations is less than 1.
         TypeError: If sampler is none.
     """
 
-    def __init__(self, folder: str | Path, sampler: Sampler, n: int = 64, every_n_validations: int = 1) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        sampler: Sampler,
+        n: int = 64,
+        every_n_validations: int = 1,
+        denoiser_of: Callable[[ScoreModel], Denoiser] | None = None,
+    ) -> None:
         check_kind("sampler", sampler, Sampler)
         n, every_n_validations = check_count("n", n), check_count("every_n_validations", every_n_validations)
         self.folder = Path(folder)
         self.sampler = sampler
         self.n = n
         self.every_n_validations = every_n_validations
+        self.denoiser_of = denoiser_of or (lambda model: model.denoiser)
         self._validations = 0
 
     def on_validation_batch_start(
@@ -78,7 +89,7 @@ class SampleGrid(Callback):
             conditions["label"] = torch.arange(self.n, device=pl_module.device) % n_classes
         state = torch.random.get_rng_state()
         dtype = torch.promote_types(next(pl_module.parameters()).dtype, torch.float32)
-        x = self.sampler(pl_module.denoiser, (self.n, *shape), dtype=dtype, **conditions).x
+        x = self.sampler(self.denoiser_of(pl_module), (self.n, *shape), dtype=dtype, **conditions).x
         picture = _modality(pl_module, batch).draw(x)
         torch.random.set_rng_state(state)
         pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")

@@ -145,7 +145,7 @@ _RUN = Entries(
         "seed": Value("a whole number from 0 to 2^32 - 1", lambda value: type(value) is int and 0 <= value < 2**32),
         "conditional": FLAG,
     },
-    {"callbacks": Each(Either(SETTINGS), str), "record": SETTINGS},
+    {"callbacks": Each(Either(SETTINGS), str), "record": SETTINGS, "guidance": Either(SETTINGS)},
     ANYTHING,
 )
 

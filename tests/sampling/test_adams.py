@@ -220,6 +220,9 @@ class Rough:
     def time(self, u):
         return torch.tensor(float(u), dtype=torch.float64), 1.0
 
+    def passes(self, u):
+        return 1
+
     def drift(self, u, y: Tensor) -> Tensor:
         self.nfe += 1
         return -2 * y + 0.03 * torch.cos(self.fast * float(u) + self.phase)

@@ -1,0 +1,203 @@
+r"""A belief about the data: what every spelling of a prediction has in common.
+
+Given x_t = alpha x_0 + sigma eps, a belief x0 = E[x_0 | x_t] fixes all the others:
+
+    eps      = (x_t - alpha x0) / sigma        noise
+    score    = -eps / sigma                    grad log q_t(x_t)          (Tweedie's formula)
+    velocity = alpha' x0 + sigma' eps          dx/dt of the probability flow
+
+(Kingma & Gao 2023, "Understanding Diffusion Objectives as the ELBO", appendix; Lipman et al. 2023, equation 15.)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.checks import as_number
+from sde_diffusion.sde import SDE, Time, expand, float64
+
+
+class Prediction:
+    """What a denoiser believes at (x_t, t), in the form x0 = skip x_t + scale output.
+
+    Every spelling is one multiply-add of x_t and output, with coefficients worked out in float64: nothing is lost by
+    going through x0 where sigma is small, nor through eps where alpha is small.
+
+    Args:
+        sde: The path.
+        x_t: State, [B, *].
+        t: Time, [] or [B].
+        output: What was computed: a network's raw output or a closed form's ingredient, [B, *].
+        skip: Coefficient of x_t, [] or [B], float64; 0 if not given.
+        scale: Coefficient of output, likewise; 1 if not given.
+
+    Example:
+        >>> import torch
+        >>> from sde_diffusion import VPSDE
+        >>> x = torch.ones(2, 3)
+        >>> prediction = Prediction(VPSDE(), x, 0.5, output=torch.zeros(2, 3))  # the belief x0 = 0
+        >>> bool((prediction.score == -x / VPSDE().sigma(0.5) ** 2).all())
+        True
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        x_t: Tensor,
+        t: Time,
+        output: Tensor,
+        skip: Tensor | float = 0.0,
+        scale: Tensor | float = 1.0,
+    ) -> None:
+        self.sde = sde
+        self.x_t = x_t
+        self.t = t
+        self.output = output
+        self.skip = float64(skip)
+        self.scale = float64(scale)
+
+    @property
+    def x0(self) -> Tensor:
+        """Expected data E[x_0 | x_t], [B, *]."""
+        return self._combine(self.skip, self.scale)
+
+    @property
+    def eps(self) -> Tensor:
+        """Expected noise (x_t - alpha x0) / sigma, [B, *]."""
+        return self._combine(*self._eps_coefficients())
+
+    @property
+    def score(self) -> Tensor:
+        """Score grad log q_t(x_t) = -eps / sigma, [B, *]."""
+        skip, scale = self._eps_coefficients()
+        sigma = self.sde.sigma(self.t)
+        return self._combine(-skip / sigma, -scale / sigma)
+
+    @property
+    def velocity(self) -> Tensor:
+        """Velocity of the probability flow alpha' x0 + sigma' eps, [B, *]."""
+        skip, scale = self._eps_coefficients()
+        alpha_rate, sigma_rate = self.sde.alpha_rate(self.t), self.sde.sigma_rate(self.t)
+        return self._combine(alpha_rate * self.skip + sigma_rate * skip, alpha_rate * self.scale + sigma_rate * scale)
+
+    def _eps_coefficients(self) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
+        return (1 - alpha * self.skip) / sigma, -alpha * self.scale / sigma
+
+    def _combine(self, skip: Tensor, scale: Tensor) -> Tensor:
+        # One time for all samples: numbers, and no needless pass, unless a learned path is to have gradients.
+        one = skip.ndim == 0 and skip.device.type == "cpu" and not torch.compiler.is_compiling()
+        if one and not (skip.requires_grad or scale.requires_grad):
+            if not skip.item():
+                return self.output if scale.item() == 1 else self.output * scale.item()
+            return torch.add(self.x_t * skip.item(), self.output, alpha=scale.item())
+        return expand(skip, self.x_t) * self.x_t + expand(scale, self.x_t) * self.output
+
+    @staticmethod
+    def lerp(a: Prediction, b: Prediction, w: float | Tensor) -> Prediction:
+        """(1 - w) a + w b, of any two beliefs at the same (x_t, t), networks' or closed forms.
+
+        Every spelling is affine in x0 with the same coefficients, so each is combined as it is spelt by a and by b
+        themselves: no digits are lost on the way through another spelling. w may lie outside [0, 1], as in guidance.
+
+        Args:
+            a: The belief at w = 0, bit for bit.
+            b: The belief at w = 1, bit for bit.
+            w: A number or [B], one for each sample.
+
+        Returns:
+            The combined belief.
+
+        Raises:
+            ValueError: If w is not a number, or there are neither one nor B weights.
+        """
+        many = isinstance(w, Tensor) and (w.ndim > 0 or w.device.type != "cpu" or w.requires_grad)
+        number = None if many else as_number("w", w)
+        if number == 0 or number == 1:
+            return b if number else a
+        weights = float64(w if number is None else number)
+        if weights.shape not in ((), (1,), (len(a.x_t),)):
+            raise ValueError(f"w must be a number or [{len(a.x_t)}], one for each sample; got {list(weights.shape)}")
+
+        def spell(name: str) -> Tensor:
+            start, end = getattr(a, name), getattr(b, name)
+            return torch.lerp(start, end, expand(weights, start) if number is None else number)
+
+        return _Spelled(a.sde, a.x_t, a.t, spell)
+
+    def shifted(self, delta: Tensor) -> Prediction:
+        """The belief with x0 moved by delta.
+
+        score += alpha / sigma^2 delta, eps -= alpha / sigma delta, velocity += (alpha' - alpha sigma' / sigma) delta
+        (both terms of one sign: nothing cancels). To move the score by g, give delta = sigma^2 / alpha g, and 0 where
+        alpha is 0.
+
+        Args:
+            delta: [B, *].
+
+        Returns:
+            The moved belief.
+        """
+        sde, t, delta = self.sde, float64(self.t), delta.to(self.x_t.dtype)
+
+        def spell(name: str) -> Tensor:
+            value: Tensor = getattr(self, name)
+            if name == "x0":
+                return value + delta
+            alpha, sigma = sde.alpha(t), sde.sigma(t)
+            if name == "velocity":
+                coefficient = sde.alpha_rate(t) - alpha * sde.sigma_rate(t) / sigma
+            else:
+                coefficient = {"eps": -alpha / sigma, "score": alpha / sigma.square()}[name]
+            return value + expand(coefficient, value) * delta
+
+        return _Spelled(sde, self.x_t, t, spell)
+
+    def chunk(self, n: int) -> tuple[Prediction, ...]:
+        """The beliefs about each of n equal parts of the batch: of n batches that one network pass has answered."""
+        spell = functools.cache(lambda name: getattr(self, name).chunk(n))
+        t = float64(self.t)
+        times = t.chunk(n) if t.shape == self.x_t.shape[:1] else (t,) * n
+
+        def part(i: int, x_t: Tensor) -> Prediction:
+            return _Spelled(self.sde, x_t, times[i], lambda name: spell(name)[i])
+
+        return tuple(part(i, x_t) for i, x_t in enumerate(self.x_t.chunk(n)))
+
+    def detach(self) -> Prediction:
+        """The belief without the graph that it was computed in."""
+        return _Spelled(self.sde, self.x_t.detach(), self.t, lambda name: getattr(self, name).detach())
+
+
+class _Spelled(Prediction):
+    """A belief whose spellings a function computes, each for itself: what the arithmetic on predictions returns.
+
+    Args:
+        sde: The path.
+        x_t: State, [B, *].
+        t: Time, [] or [B].
+        spell: "x0", "eps", "score" or "velocity" -> [B, *].
+    """
+
+    def __init__(self, sde: SDE, x_t: Tensor, t: Time, spell: Callable[[str], Tensor]) -> None:
+        super().__init__(sde, x_t, t, spell("x0"))
+        self._spell = spell
+
+    @property
+    def eps(self) -> Tensor:
+        """Expected noise, [B, *]."""
+        return self._spell("eps")
+
+    @property
+    def score(self) -> Tensor:
+        """Score, [B, *]."""
+        return self._spell("score")
+
+    @property
+    def velocity(self) -> Tensor:
+        """Velocity of the probability flow, [B, *]."""
+        return self._spell("velocity")

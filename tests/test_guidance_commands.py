@@ -1,0 +1,166 @@
+"""Guidance from the command line: every command works with the steered denoiser, and says what it cannot steer."""
+
+import csv
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from omegaconf import OmegaConf
+from PIL import Image
+from schema_cases import refusal
+
+from sde_diffusion import MLP, VPSDE, AncestralSampler, NetworkDenoiser, Objective, ScoreModel, UserError, pictures
+from sde_diffusion.commands import drawing
+from sde_diffusion.training.steering import steered
+
+CFG = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance"}
+SAMPLER = ("sampler=ddpm", "sampler.steps=3")
+
+
+@pytest.fixture(scope="module")
+def classes(command, tmp_path_factory):
+    """The checkpoint of a tiny run of classes, whose pictures were guided."""
+    folder = tmp_path_factory.mktemp("guided") / "run"
+    settings = ("conditional=true", "guidance=cfg", "guidance.scale=5", f"hydra.run.dir={folder}")
+    done = command("train", *TINY, *settings, cwd=folder.parent)
+    assert done.status == 0, done.err
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def run(command, classes, tmp_path_factory):
+    def run_it(name, *settings):
+        out = tmp_path_factory.mktemp(name) / "out"
+        done = command(name, f"ckpt={classes}", *settings, f"out={out}", cwd=out.parent)
+        return done, out
+
+    return run_it
+
+
+def drawn(ckpt, steps, n, guidance, label):
+    model = ScoreModel.load_from_checkpoint(ckpt)
+    sampler = AncestralSampler(steps, eta=1.0)
+    return sampler(steered(model, guidance), (n, 1, 8, 8), label=label)
+
+
+def test_pictures_during_training(classes):
+    picture = np.asarray(Image.open(classes.parents[1] / "samples" / "step-0000030.png"))
+    label = torch.arange(4) % 10
+    guided, alone = (
+        np.asarray(pictures.draw(drawn(classes, 5, 4, guidance, label).x)) for guidance in ({**CFG, "scale": 5}, None)
+    )
+    assert np.array_equal(picture.squeeze(), guided.squeeze())
+    assert not np.array_equal(picture.squeeze(), alone.squeeze())
+
+
+def test_samples_and_their_film(run, classes):
+    files = {}
+    for name, settings in {
+        "guided": ("guidance=cfg", "guidance.scale=4", "film=1"),
+        "one": ("guidance=cfg", "guidance.scale=1"),
+        "none": (),
+    }.items():
+        done, out = run("sample", *SAMPLER, "n=3", "label=2", *settings)
+        assert done.status == 0, done.err
+        passes = int(re.search(r"(\d+) network passes each", done.out + done.err)[1])
+        files[name] = np.load(out / "samples.npz")["images"], passes
+    want = drawn(classes, 3, 3, {**CFG, "scale": 4}, torch.full((3,), 2))
+    assert np.array_equal(files["guided"][0], pictures.to_uint8(drawing.stored(want.x, None)).numpy())
+    assert [passes for _, passes in files.values()] == [6, 3, 3]
+    assert want.nfe == 6
+    assert np.array_equal(files["one"][0], files["none"][0])
+    assert not np.array_equal(files["guided"][0], files["none"][0])
+
+
+def test_likelihoods(run):
+    options = ("n=2", "method=rk4", "steps=2", "elbo.draws=4", "elbo.t_end=0.01", "split=test")
+    found = {}
+    for name, settings in {"guided": ("guidance=cfg", "guidance.scale=3"), "none": ()}.items():
+        done, out = run("likelihood", *options, "label=own", *settings)
+        assert done.status == 0, done.err
+        with (out / "likelihood.csv").open(newline="") as file:
+            found[name] = [
+                {key: float(row[key]) for key in ("log_prob", "elbo", "nfe")} for row in csv.DictReader(file)
+            ]
+        report = json.loads((out / "likelihood.json").read_text())
+        assert (report["guidance"] or {}).get("scale") == (3 if name == "guided" else None)
+    for guided, alone in zip(*found.values(), strict=True):
+        assert guided["nfe"] == 2 * alone["nfe"]
+        assert guided["log_prob"] != alone["log_prob"]
+        assert guided["elbo"] != alone["elbo"]
+    done, _ = run("likelihood", *options[:3], "guidance=cfg")  # already where the decoder is placed
+    assert done.status == 1
+    assert done.err.count("error: ") == 1
+    assert "guidance with scale=2 needs a condition to go by: give label=" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_evaluation_and_passes_against_distances(run):
+    done, out = run("evaluate", *SAMPLER, "n=40", "guidance=cfg", "metrics=[kernel]", "extractor=pca8")
+    assert done.status == 0, done.err
+    report = json.loads((out / "metrics.json").read_text())
+    assert (report["nfe"], report["guidance"]["scale"]) == (6, 2.0)
+    rest = [f"~samplers.{name}" for name in OmegaConf.load("conf/nfe_fid.yaml").samplers if name != "ddim"]
+    done, out = run("nfe_fid", *rest, "nfe=[7]", "long=null", "n=40", "extractor=pca8", "guidance=cfg")
+    assert done.status == 0, done.err
+    with (out / "curves.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["nfe"] == "6"  # three predictions of two passes each
+
+
+def test_a_stopped_run_resumes_with_its_own_guidance_alone(classes, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        drawing, "sample_resumably", lambda folder, plan, sampler, denoiser, *_, **__: seen.append((plan, denoiser))
+    )
+    model = ScoreModel.load_from_checkpoint(classes)
+    for guidance in (None, {**CFG, "scale": 3.0}, {**CFG, "scale": 4.0}):
+        node = {"n": 2, "seed": 0, "label": 1, "batch_size": 2, "overwrite": False, "guidance": guidance}
+        cfg = OmegaConf.create({**node, "sampler": {"_target_": "sde_diffusion.sampling.AncestralSampler"}})
+        drawing.draw(cfg, model, torch.device("cpu"), tmp_path)
+    plans = [plan for plan, _ in seen]
+    assert all(plans.count(plan) == 1 for plan in plans)
+    assert seen[0][1] is model.denoiser
+    assert [denoiser.scale for _, denoiser in seen[1:]] == [3.0, 4.0]
+
+
+def model_of(n_classes, label_dropout=0.1):
+    network = MLP([2], n_classes=n_classes, width=8, depth=1, embedding_dim=8)
+    return ScoreModel(NetworkDenoiser(VPSDE(), network), Objective(), n_classes=n_classes, label_dropout=label_dropout)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "words"),
+    [
+        (partial(model_of, 0), {}, "knows no classes: train one with conditional=true"),
+        (partial(model_of, 4, 0.0), {}, "model.label_dropout=0, never without: train one with model.label_dropout=0.1"),
+        (partial(model_of, 4), {"interval": [200, 300]}, "guidance.interval=(200, 300) lies outside the walk"),
+        (partial(model_of, 4), {"_target_": "os.system"}, "not a class of sde_diffusion"),
+    ],
+)
+def test_what_a_model_does_not_allow(model, settings, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        steered(model(), {**CFG, **settings})
+    assert steered(model(), {**CFG, "scale": 1}).passes == 1  # which needs nothing but the model
+
+
+REFUSED = {
+    "scale=-1": "scale must be a finite number of at least 0 (1: the conditional model",
+    "scale=.inf": "scale must be a finite number; got",
+    "scale=high": "scale must be a finite number; got",
+    "interval=[2,1]": "interval must be (low, high) with 0 <= low < high, in sigma/alpha; got (2, 1)",
+    "interval=[2]": "interval must be",
+    "rescale=2": "rescale must lie in [0, 1]; got 2",
+}
+
+
+def test_what_is_refused_at_once():
+    for setting, words in REFUSED.items():
+        assert f"guidance.{words}" in refusal("sample", "guidance=cfg", f"guidance.{setting}")
+    for command in ("train", "evaluate", "likelihood", "nfe_fid"):
+        assert "guidance.scale must be" in refusal(command, "guidance=cfg", "guidance.scale=-1")
+    assert refusal("sample", "guidance=cfg", "guidance.interval=[0.2,1.6]", "guidance.rescale=0.7") is None

@@ -47,6 +47,10 @@ TRAIN = {
     "a callback's number": (["+callbacks.best.every_n_epochs=-5"], ["callbacks.best", "every_n_epochs=-5", ">= 0"]),
     "the name of another file": (["callbacks.best.filename=last"], ["callbacks.best.filename=last", "take another"]),
     "more steps than there are": (["+trainer.min_steps=9", "trainer.max_steps=8"], ["min_steps=9", "max_steps=8"]),
+    "a walk to where the log-SNR is infinite": (
+        ["sampler=dpm", "sampler.t_end=0", *TINY[:4]],
+        ["the sampler of callbacks.samples", "log-SNR is infinite"],
+    ),
     "a cosine without end": (["trainer.max_steps=-1"], ["max_steps", "model.schedule=constant"]),
     "no samples to draw": (["callbacks.samples.n=0"], ["callbacks.samples", "at least 1"]),
     "a seed that is none": (["seed=1.5"], ["seed", "whole number", "1.5"]),

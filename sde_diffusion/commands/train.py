@@ -151,7 +151,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     n_classes = data.n_classes if cfg.conditional else 0
     if cfg.conditional and not n_classes:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
-    if "shape" in cfg.network and not OmegaConf.is_missing(cfg.network, "shape"):  # a resumed run's
+    if not OmegaConf.is_missing(cfg.network, "shape") and cfg.network.get("shape") is not None:  # a resumed run's
         built = f"items of shape {list(cfg.network.shape)} and {cfg.network.n_classes} classes"
         has = f"items of shape {list(data.shape)} and {n_classes} classes"
         if built != has:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from sde_diffusion import pictures, progress
 from sde_diffusion.checks import check_count, check_kind
@@ -74,6 +75,20 @@ class SampleGrid(Callback):
         self.denoiser_of = denoiser_of or (lambda model: model.denoiser)
         self._validations = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See by a walk's first step that the sampler can walk on the model's path, before any training.
+
+        Raises:
+            UserError: If it cannot.
+        """
+        assert isinstance(pl_module, ScoreModel)
+        if not trainer.is_global_zero or "shape" not in pl_module.data:
+            return
+        try:
+            self._draw(pl_module, pl_module.data["shape"], callback=lambda *_: True)
+        except ValueError as error:
+            raise UserError(f"the sampler of callbacks.samples: {error}") from error
+
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -83,19 +98,22 @@ class SampleGrid(Callback):
         if not trainer.should_stop and (self._validations + 1) % self.every_n_validations:
             return
         assert isinstance(pl_module, ScoreModel)
-        shape = batch["x"].shape[1:]
-        conditions = {}
-        if n_classes := pl_module.hparams.get("n_classes"):
-            conditions["label"] = torch.arange(self.n, device=pl_module.device) % n_classes
-        state = torch.random.get_rng_state()
-        dtype = torch.promote_types(next(pl_module.parameters()).dtype, torch.float32)
-        x = self.sampler(self.denoiser_of(pl_module), (self.n, *shape), dtype=dtype, **conditions).x
-        picture = _modality(pl_module, batch).draw(x)
-        torch.random.set_rng_state(state)
+        picture = _modality(pl_module, batch).draw(self._draw(pl_module, batch["x"].shape[1:]))
         pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if (log_image := getattr(logger, "log_image", None)) is not None:
                 log_image(key="samples", images=[picture], step=trainer.global_step)
+
+    def _draw(self, model: ScoreModel, shape: Sequence[int], **options: Any) -> Tensor:
+        conditions = {}
+        if n_classes := model.hparams.get("n_classes"):
+            conditions["label"] = torch.arange(self.n, device=model.device) % n_classes
+        dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        state = torch.random.get_rng_state()
+        try:
+            return self.sampler(self.denoiser_of(model), (self.n, *shape), dtype=dtype, **conditions, **options).x
+        finally:
+            torch.random.set_rng_state(state)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the validation, if it is not one more than the unbroken run's because this one stops here."""

@@ -84,10 +84,10 @@ def test_a_likelihood_is_the_density_of_the_guided_flow():
     """The flow maps N(0, sigma_T^2) to a Gaussian, whose density at t_end log_likelihood gives."""
     sde = SDES["vp"]
     x = torch.tensor([[1.3], [1.5], [1.7]], dtype=torch.float64)
-    found = log_likelihood(guided(sde), x, 1e-5, 1e-5, "exact", label=0, prior=GaussianPrior.standard(sde))
+    found = log_likelihood(guided(sde), x, 1e-7, 1e-7, "exact", label=0, prior=GaussianPrior.standard(sde))
     mean, std, _ = moments_of_the_flow(ODESampler(rtol=1e-8, atol=1e-8, denoise=False), guided(sde))
     want = torch.distributions.Normal(mean, std).log_prob(x).squeeze(1)
-    torch.testing.assert_close(found.log_prob, want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.log_prob, want, rtol=1e-5, atol=1e-5)
     tilted = torch.distributions.Normal(*tilt(W)).log_prob(x).squeeze(1)
     assert (found.log_prob - tilted).abs().min() > 0.2
     assert found.nfe % 2 == 0

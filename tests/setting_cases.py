@@ -68,6 +68,9 @@ TRAIN = {
             "pinwheel": "data.arms=4 data.radial=0.2 data.tangential=0.08 data.twist=0.3",
         }.items()
     },
+    "data ornstein_uhlenbeck": "data=ornstein_uhlenbeck data.channels=1 data.length=8 data.scale=0.3 data.correlation=2 "
+    "data.n_train=400 data.n_val=40 data.n_test=40 data.split_seed=1 data.batch_size=16 data.seed=2 "
+    "data.min_batches_per_epoch=5",
     "data digits": "data=digits data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
     "data arrays": "data=arrays data.path=DATA data.range=[0,2] data.layout=NHW data.val_fraction=0.1 "
     "data.test_fraction=0.2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",

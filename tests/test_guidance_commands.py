@@ -13,11 +13,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from schema_cases import refusal
 
-from sde_diffusion import MLP, VPSDE, AncestralSampler, NetworkDenoiser, Objective, ScoreModel, UserError, pictures
+from sde_diffusion import MLP, VPSDE, AncestralSampler, NetworkDenoiser, Objective, ScoreModel, UserError
 from sde_diffusion.commands import drawing
+from sde_diffusion.modality import Images
 from sde_diffusion.training.steering import steered
 
 CFG = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance"}
+DIGITS = Images((1, 8, 8), levels=17)
 SAMPLER = ("sampler=ddpm", "sampler.steps=3")
 
 
@@ -51,7 +53,7 @@ def test_pictures_during_training(classes):
     picture = np.asarray(Image.open(classes.parents[1] / "samples" / "step-0000030.png"))
     label = torch.arange(4) % 10
     guided, alone = (
-        np.asarray(pictures.draw(drawn(classes, 5, 4, guidance, label).x)) for guidance in ({**CFG, "scale": 5}, None)
+        np.asarray(DIGITS.draw(drawn(classes, 5, 4, guidance, label).x)) for guidance in ({**CFG, "scale": 5}, None)
     )
     assert np.array_equal(picture.squeeze(), guided.squeeze())
     assert not np.array_equal(picture.squeeze(), alone.squeeze())
@@ -69,7 +71,7 @@ def test_samples_and_their_film(run, classes):
         passes = int(re.search(r"(\d+) network passes each", done.out + done.err)[1])
         files[name] = np.load(out / "samples.npz")["images"], passes
     want = drawn(classes, 3, 3, {**CFG, "scale": 4}, torch.full((3,), 2))
-    assert np.array_equal(files["guided"][0], pictures.to_uint8(drawing.stored(want.x, None)).numpy())
+    assert np.array_equal(files["guided"][0], DIGITS.to_file(want.x))
     assert [passes for _, passes in files.values()] == [6, 3, 3]
     assert want.nfe == 6
     assert np.array_equal(files["one"][0], files["none"][0])
@@ -115,7 +117,7 @@ def test_evaluation_and_passes_against_distances(run):
 def test_a_stopped_run_resumes_with_its_own_guidance_alone(classes, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(
-        drawing, "sample_resumably", lambda folder, plan, sampler, denoiser, *_, **__: seen.append((plan, denoiser))
+        drawing, "sample_in_batches", lambda _, denoiser, *__, plan, **___: seen.append((plan, denoiser))
     )
     model = ScoreModel.load_from_checkpoint(classes)
     for guidance in (None, {**CFG, "scale": 3.0}, {**CFG, "scale": 4.0}):

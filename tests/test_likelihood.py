@@ -250,7 +250,7 @@ def test_memory_that_does_not_hold_a_batch(trained, tmp_path, caplog):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
             return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(seeds)}
 
-    cfg = OmegaConf.create({"seed": 7, "batch_size": 20, "target_se": None, "overwrite": False})
+    cfg = OmegaConf.create({"seed": 7, "batch_size": 20, "target_se": None, "overwrite": False, "guidance": None})
     prior = GaussianPrior(0.0, 1.0)
     stub = Stub(None, flow={"method": "euler", "steps": 2}, bound=None)
     run = ScoringRun(cfg, model, torch.device("cpu"), stub, prior, tmp_path)
@@ -288,7 +288,9 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
             return {"log_prob": torch.full((len(x),), -math.inf, dtype=torch.float64)}
 
     model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
-    cfg = OmegaConf.create({"ckpt": str(trained / "checkpoints" / "last.ckpt"), "seed": 7, "batch_size": 20})
+    cfg = OmegaConf.create(
+        {"ckpt": str(trained / "checkpoints" / "last.ckpt"), "seed": 7, "batch_size": 20, "guidance": None}
+    )
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     x[[3, 11]] = 1e3
     for role in ("rows", "against"):

@@ -56,6 +56,7 @@ WORKS = {
     "NetworkDenoiser": {"sde": VP, "network": sd.MLP([3], width=8, depth=1)},
     "GaussianDenoiser": {"sde": VP, "mean": MEANS[0], "std": 0.5},
     "GaussianMixtureDenoiser": {"sde": VP, "means": MEANS, "stds": 0.5},
+    "ClassifierFreeGuidance": {"denoiser": NET, "scale": 2.0, "null": {"label": 2}},
     "EmpiricalDenoiser": {"sde": VP, "data": MEANS},
     "MLP": {"shape": [3], "width": 8, "depth": 1},
     "UNet": {"shape": [1, 4, 4], "channels": 4, "channel_mult": [1], "blocks": 1, "attention": []},

@@ -102,7 +102,7 @@ class Scoring:
         Args, returns: see `__call__`.
         """
         missing = torch.full((len(x),), math.nan, dtype=torch.float64)
-        errors = {"trace_error": missing, "solver_error": missing, "nfe": missing}
+        errors = {name: missing.clone() for name in ("trace_error", "solver_error", "nfe")}  # files share no memory
         flow = {"log_prob": torch.full_like(missing, -math.inf), **errors}
         return flow | self._bounded(denoiser, x, seeds, prior, conditions)
 

@@ -157,4 +157,7 @@ def _results(work: Work, items: range, shown: Bar) -> dict[str, Tensor] | None:
     except Exception as error:
         if len(items) < 2 or not ran_out(error):
             raise
-    return None  # outside the handler: until it is left, the error holds the memory
+    # Outside the handler: until it is left, the error holds the memory. What torch keeps for later is given back, for
+    # the device needs room beside it, too.
+    torch.cuda.empty_cache()
+    return None

@@ -90,7 +90,7 @@ def test_the_commands_it_suggests_work_from_anywhere(trained, tmp_path):
     assert len(list(tmp_path.glob("outputs/likelihood/*/likelihood.json"))) == 1
 
 
-@pytest.mark.parametrize("name", ["a b=ü", "a,b[c]'$x\\"])
+@pytest.mark.parametrize("name", [pytest.param("a b=ü", marks=pytest.mark.slow), "a,b[c]'$x\\"])
 def test_whatever_the_folder_is_called(name, command, tmp_path):
     """Each command as it is printed, read as a shell reads it, in another folder."""
     folder, elsewhere = tmp_path / name, tmp_path / "elsewhere"
@@ -230,6 +230,7 @@ def test_a_finished_run_has_nothing_to_do(command, trained, tmp_path):
     assert json.loads((folder / "run.json").read_text())["metrics"]["val/loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_whose_time_is_over_has_nothing_to_do(command, tmp_path):
     folder = tmp_path / "run"
     limit = ("trainer.max_steps=-1", "trainer.max_time=00:00:00:02", "callbacks.samples=null", "model.warmup_steps=0")
@@ -363,6 +364,7 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_ctrl_c(start, tmp_path):
     """Status 130 and a checkpoint that can be gone on with."""
     folder = tmp_path / "run"

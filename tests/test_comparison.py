@@ -60,6 +60,7 @@ def test_every_figure_of_three_hundred_pictures_of_ones_own(command, tmp_path, d
     assert "300 pictures in" in done.out
 
 
+@pytest.mark.slow
 def test_pictures_are_their_files(command, tmp_path, digits):
     """PNG, grey and as RGB, give the very figures of the same samples in an npz; others are refused or resized."""
     x = digits.tensor("val")

@@ -311,6 +311,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
         )
 
 
+@pytest.mark.slow
 def test_other_data_beyond_the_solver_count_as_impossible(command, trained, tmp_path):
     """The command goes on: for telling data apart only the rank matters."""
     arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=20", "batch_size=10", "elbo.draws=4", "rtol=1e-3")

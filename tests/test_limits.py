@@ -139,6 +139,7 @@ def test_drawing_more_than_there_is(name, command, trained, tmp_path):
     assert not (tmp_path / "out").exists()  # not even an empty log
 
 
+@pytest.mark.slow
 def test_a_scoring_resumes_with_smaller_batches(command, trained, tmp_path):
     """What was kept counts, whatever batch_size is then; each item once."""
     usual = ("likelihood", f"ckpt={trained}/checkpoints/last.ckpt", "n=14", "method=euler", "steps=2")

@@ -167,6 +167,7 @@ def test_passes_are_what_the_settings_say():
             assert budget - entry["each"] < drawn.nfe <= budget, (name, budget)
 
 
+@pytest.mark.slow
 def test_several_checkpoints_in_one_table(command, measured, trained, tmp_path):
     """Rows are named by run; a row's figure is what the run has alone; models of other data are refused."""
     folder = tmp_path / "wider"

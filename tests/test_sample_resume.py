@@ -61,6 +61,7 @@ def test_begun_anew_with_overwrite(command, trained, tmp_path):
     assert np.load(tmp_path / "out" / "samples.npz", allow_pickle=False)["images"].shape == (4, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_damaged_parts_are_named(command, start, trained, tmp_path):
     ckpt = trained / "checkpoints" / "last.ckpt"
     process = start("sample", f"ckpt={ckpt}", f"out={tmp_path / 'out'}", *SLOW_STEPS, cwd=tmp_path)

@@ -119,6 +119,7 @@ def test_damaged_metrics_are_told(tmp_path, content):
         _result(Run({}, [], tmp_path), described)
 
 
+@pytest.mark.slow
 def test_a_failing_run_does_not_stop_the_others(start, tmp_path):
     path = written(
         tmp_path,
@@ -206,6 +207,7 @@ def test_a_metric_that_is_not_logged(command, tmp_path):
     assert "train/loss, val/loss" in done.err
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_sweep_and_its_run(start, tmp_path):
     """Status 143, one line that says how to go on, and no run left at work."""
     out = tmp_path / "out"

@@ -55,6 +55,7 @@ def _same_figures(command, folder, ckpt, data, n):
     return figures[1]
 
 
+@pytest.mark.slow
 def test_images_of_floats_come_back_in_their_units(command, tmp_path):
     x = RNG.uniform(0, 5000, (60, 5, 6, 1)).astype(np.float32)
     names = np.array(["12", "cat", "0"])

@@ -189,6 +189,7 @@ def test_the_gradient_with_respect_to_the_network(trace):
         assert float(gradient.view(-1)[1]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_a_network_rough_in_time():
     """Told of 999 t by features of 16 radians a unit: the tolerance is loosened, and the error told is about the true
     one. The same weights told of log(sigma / alpha) / 4 meet it in a fifteenth of the passes.

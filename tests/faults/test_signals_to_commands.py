@@ -61,6 +61,7 @@ def test_train_at_some_places(command, tmp_path):
     check_train(command, tmp_path, 4)
 
 
+@pytest.mark.slow
 def test_sample_at_some_places(command, trained, tmp_path):
     check_results(command, "sample", trained, tmp_path, 3)
 

@@ -28,6 +28,7 @@ def test_the_bias_of_finite_numbers_is_gone(model):
     assert plain.mean() - exact > 8 * error
 
 
+@pytest.mark.slow
 def test_the_slope_is_the_bias_times_n():
     # Two samples of N(0, 1) in one dimension: E (mean - mean)^2 = 2 / N, E (std - std)^2 = 1 / N to first order.
     found = [of(cases.draw(500, 1, 2 * i), cases.draw(500, 1, 2 * i + 1)).line() for i in range(300)]

@@ -142,6 +142,7 @@ def test_unet_sees_every_pixel_at_any_size(size, patch):
         assert (network(moved, c) != reference).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "unet"])
 def test_overfits_a_tiny_regression(name):
     # Eight random images at eight noise levels: 300 steps must explain 99% of the variance of noise-dependent targets.

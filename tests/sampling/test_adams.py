@@ -84,6 +84,7 @@ def test_the_error_follows_the_tolerance(problem, start, end, most):
         assert fine < 0.2 * coarse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_passes_are_those_of_the_order(order):
     """A step's error is of order k + 1, so tolerances r times smaller take r^(1 / (k + 1)) times the steps."""

@@ -248,6 +248,7 @@ def test_every_option_of_torchdiffeq_is_taken_or_refused_for_a_reason():
         assert name == "scipy_solver" or "min_step" not in left
 
 
+@pytest.mark.slow
 def test_options_reach_torchdiffeq():
     """Each does what its name says, in shares of the walk, downwards and upwards."""
     denoiser = Recording(gaussian(SIX["vp"]))

@@ -152,7 +152,7 @@ def test_numbers_that_are_none(method, adaptive):
             sampler(Odd(answer), (3, 2))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m if m == "srk" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_a_tolerance_that_cannot_be_met(method):
     sampler = SDESampler(method, adaptive=True, rtol=1e-6, atol=1e-6, max_nfe=200)
     denoiser = Recording(mixture(SIX["vp"]))
@@ -195,6 +195,7 @@ def test_every_method_of_torchsde_is_on_offer():
     assert set(METHODS) <= set(THEIRS.all())
 
 
+@pytest.mark.slow
 def test_the_options_of_torchsde():
     """All that it lists reach it: grad_free without effect (noise knows no state), dt_min holds the steps up."""
     from torchsde.settings import METHOD_OPTIONS

@@ -250,6 +250,7 @@ def test_marginals_of_a_mixture(name, method, eta):
         assert ((values.mean(0) - want).abs() < 5 * values.std(0) / n**0.5 + 0.003).all(), (values.mean(0), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "tolerances"),
     [

@@ -126,6 +126,7 @@ def test_wandb_without_a_key_logs_offline_and_says_so_once(tmp_path: Path) -> No
     assert list(tmp_path.glob("wandb/offline-run-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_wandb_with_an_unreachable_server_goes_on_offline(silent: bool, tmp_path: Path) -> None:
     """A port that refuses, and one that listens and says nothing: the wait is `timeout`, at the start alone."""

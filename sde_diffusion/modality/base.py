@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sde_diffusion import pictures
 from sde_diffusion.checks import check_count, check_sizes
+from sde_diffusion.config import public_path
 from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.units import Units
 
@@ -71,8 +72,7 @@ class Modality(ABC):
 
         Shape, levels and units stand beside it in the description of the data; see `modality_of`.
         """
-        home = type(self).__module__
-        return {"_target_": f"{__package__ if home.startswith(f'{__package__}.') else home}.{type(self).__qualname__}"}
+        return {"_target_": public_path(type(self))}
 
     @property
     def kind(self) -> str:

@@ -45,8 +45,8 @@ def program():
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=20)
-    return process.returncode, out, err
+    status = process.wait(timeout=20)
+    return status, process.stdout.read(), process.stderr.read()  # communicate() loses what readline() has buffered
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter
 from omegaconf import DictConfig
 
 from sde_diffusion.metrics import FrechetDistance, Pixels
-from sde_diffusion.pictures import plain_numbers
+from sde_diffusion.modality.pictures import plain_numbers
 from sde_diffusion.storage.files import writing
 
 if TYPE_CHECKING:

@@ -22,14 +22,13 @@ from omegaconf import DictConfig
 
 from benchmarks.curves import FRECHET, draw, markdown, to_wandb
 from benchmarks.drawn_points import Bench, Drawn, Point
-from sde_diffusion import progress
+from sde_diffusion.checks.hints import check
 from sde_diffusion.commands.app import command, plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
-from sde_diffusion.hints import check
 from sde_diffusion.metrics import difference
 from sde_diffusion.sampling import Sampler
-from sde_diffusion.storage import record
+from sde_diffusion.storage import progress, record
 from sde_diffusion.storage.files import forget, fresh, writing
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from sde_diffusion.checks.hints import arguments_of, check_arguments
 from sde_diffusion.errors import UserError
-from sde_diffusion.hints import arguments_of, check_arguments
 from sde_diffusion.storage.memory import ran_out
 
 PACKAGE = "sde_diffusion"

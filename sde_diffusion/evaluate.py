@@ -1,6 +1,6 @@
 """`python -m sde_diffusion.evaluate ckpt=PATH sampler=ode n=2000 out=DIR`: how good are a checkpoint's samples?"""
 
-from sde_diffusion import signals
+from sde_diffusion.storage import signals
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """`python -m sde_diffusion.likelihood ckpt=PATH split=test out=DIR`: how likely are data under a checkpoint's model?"""
 
-from sde_diffusion import signals
+from sde_diffusion.storage import signals
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """`python -m sde_diffusion.sample ckpt=PATH sampler=ode n=64 seed=0 out=DIR`: draw samples from a checkpoint."""
 
-from sde_diffusion import signals
+from sde_diffusion.storage import signals
 
 
 def main() -> None:

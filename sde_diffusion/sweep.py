@@ -2,7 +2,7 @@
 
 import sys
 
-from sde_diffusion import signals
+from sde_diffusion.storage import signals
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 import sys
 
-from sde_diffusion import signals
 from sde_diffusion.commands.processes import follow_launcher
+from sde_diffusion.storage import signals
 
 
 def main() -> None:

@@ -31,15 +31,15 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from sde_diffusion import signals
+from sde_diffusion.checks.overrides import setting
 from sde_diffusion.commands.configurations import check_groups, choices, config_folder, keys, module, nulls, run_folder
 from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.config import public_path
 from sde_diffusion.errors import FinishedError, UserError, did_you_mean
-from sde_diffusion.overrides import setting
-from sde_diffusion.ranks import is_first_process
+from sde_diffusion.storage import signals
 from sde_diffusion.storage.files import remove_leftovers
 from sde_diffusion.storage.lock import locked
+from sde_diffusion.storage.ranks import is_first_process
 
 log = logging.getLogger(__name__)
 

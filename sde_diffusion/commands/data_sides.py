@@ -33,9 +33,9 @@ from sde_diffusion.metrics import (
     reference_statistics,
     untrained_name,
 )
-from sde_diffusion.progress import Bar
 from sde_diffusion.storage.batches import in_batches
 from sde_diffusion.storage.files import read_json, writing
+from sde_diffusion.storage.progress import Bar
 
 _PCA_ITEMS = 2000  # of the training split, of which components are taken
 

@@ -16,7 +16,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from sde_diffusion import pictures
 from sde_diffusion.commands import comparison
 from sde_diffusion.commands.app import is_given, overrides, plain
 from sde_diffusion.commands.data_sides import DataSides, extractor_for, items_of, resumed_features
@@ -36,6 +35,7 @@ from sde_diffusion.metrics import (
     Probabilities,
     measure,
 )
+from sde_diffusion.modality import pictures
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
 from sde_diffusion.storage.memory import check_fits

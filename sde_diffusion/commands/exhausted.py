@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
+from sde_diffusion.checks.overrides import setting
 from sde_diffusion.errors import UserError
-from sde_diffusion.overrides import setting
 from sde_diffusion.storage.files import NO_ROOM
 from sde_diffusion.storage.memory import in_words, ran_out
 

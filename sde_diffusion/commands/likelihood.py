@@ -15,7 +15,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion import pictures
 from sde_diffusion.commands.app import is_given, plain
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.commands.outliers import compare
@@ -25,7 +24,7 @@ from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, Level
 from sde_diffusion.density.scoring import COLUMNS, Scoring
 from sde_diffusion.density.summary import in_own_units, per_dim, plus_minus, quoted, summary
 from sde_diffusion.errors import UserError
-from sde_diffusion.modality import modality_of
+from sde_diffusion.modality import modality_of, pictures
 from sde_diffusion.sampling.ode_adams import ROUGH
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing

@@ -15,7 +15,7 @@ from sde_diffusion.commands.app import plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of
-from sde_diffusion.units import Units
+from sde_diffusion.modality.units import Units
 
 if TYPE_CHECKING:
     from sde_diffusion.data import DataModule

@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sde_diffusion.checks.hints import arguments_of, check, check_arguments, whole_numbers
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.config import PACKAGE, build, build_around, call
 from sde_diffusion.errors import UserError
-from sde_diffusion.hints import arguments_of, check, check_arguments, whole_numbers
 
 
 class Look:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from sde_diffusion import signals
+from sde_diffusion.storage import signals
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

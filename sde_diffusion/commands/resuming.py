@@ -11,12 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sde_diffusion.checks.overrides import escaped, setting
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.commands import schema
 from sde_diffusion.commands.app import is_given, overrides, plain, typed, unknown_key
 from sde_diffusion.config import with_public_paths
 from sde_diffusion.errors import UserError
-from sde_diffusion.overrides import escaped, setting
-from sde_diffusion.reprs import shown
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sde_diffusion.checks.overrides import command_line
 from sde_diffusion.commands.app import overrides, typed
-from sde_diffusion.overrides import command_line
 from sde_diffusion.storage import record
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> Non
 
 def finish(folder: Path, metrics: dict[str, float]) -> None:
     """Leave the loss's picture, and in the record that the run is finished: where a killed one has not done so."""
-    from sde_diffusion import pictures
+    from sde_diffusion.modality import pictures
 
     if record.read(folder).get("finished", "no record"):
         return

@@ -12,13 +12,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sde_diffusion import pictures
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.drawing import check_seeds, class_labels, draw, first
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
-from sde_diffusion.modality import modality_of, write_samples
+from sde_diffusion.modality import modality_of, pictures, write_samples
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.storage.files import forget, fresh
 from sde_diffusion.storage.memory import check_fits

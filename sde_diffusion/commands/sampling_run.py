@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.progress import Bar, passes
 from sde_diffusion.sampling import Samples
 from sde_diffusion.storage.batches import Batches, in_batches
+from sde_diffusion.storage.progress import Bar, passes
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.look import Look
-from sde_diffusion.hints import (
+from sde_diffusion.checks.hints import (
     BetweenZeroAndOne,
     Count,
     Natural,
@@ -26,6 +25,7 @@ from sde_diffusion.hints import (
     at_least,
     words,
 )
+from sde_diffusion.commands.look import Look
 
 Seed = Annotated[int, Rule(lambda n: True, "a whole number of at most 64 bits")]
 Label = Annotated[int | str | None, Rule(lambda label: True, "the number or the name of a class, or null")]

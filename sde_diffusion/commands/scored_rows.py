@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.levels import to_levels
 from sde_diffusion.modality import Modality, modality_of
+from sde_diffusion.modality.levels import to_levels
 from sde_diffusion.modality.samples import class_numbers
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from sde_diffusion.density import GaussianPrior
 from sde_diffusion.density.scoring import SCORES, Scoring
 from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus
 from sde_diffusion.errors import UserError
-from sde_diffusion.progress import Bar, passes
 from sde_diffusion.sampling.ode_methods import METHODS
 from sde_diffusion.storage.batches import Batches, in_batches
+from sde_diffusion.storage.progress import Bar, passes
 
 if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel

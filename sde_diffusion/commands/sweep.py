@@ -28,15 +28,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sde_diffusion import progress, signals
+from sde_diffusion.checks.overrides import command_line, hydra_value, setting
 from sde_diffusion.commands import schema
 from sde_diffusion.commands.app import explain
 from sde_diffusion.commands.configurations import check_groups, config_folder, nulls
 from sde_diffusion.commands.sweep_file import Point, Sweep, read_sweep
 from sde_diffusion.commands.sweep_safety import MODULE
 from sde_diffusion.errors import UserError
-from sde_diffusion.overrides import command_line, hydra_value, setting
-from sde_diffusion.storage import record
+from sde_diffusion.storage import progress, record, signals
 from sde_diffusion.storage.files import read_json, writing
 from sde_diffusion.storage.lock import lock
 

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sde_diffusion import signals
+from sde_diffusion.checks.overrides import command_line, setting
 from sde_diffusion.commands.app import given, plain
 from sde_diffusion.commands.loading import load_named
 from sde_diffusion.commands.processes import LostProcessError, is_follower, processes
@@ -34,11 +34,10 @@ from sde_diffusion.commands.resuming import (
 )
 from sde_diffusion.commands.run_report import announce, conclude, finish, record_run
 from sde_diffusion.errors import UserError
-from sde_diffusion.overrides import command_line, setting
-from sde_diffusion.ranks import is_first_process
-from sde_diffusion.storage import record
+from sde_diffusion.storage import record, signals
 from sde_diffusion.storage.files import writing
 from sde_diffusion.storage.memory import check_fits
+from sde_diffusion.storage.ranks import is_first_process
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

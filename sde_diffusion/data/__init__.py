@@ -13,7 +13,7 @@ from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.module import DataModule
 from sde_diffusion.data.processes import OrnsteinUhlenbeck
 from sde_diffusion.data.split import Split
-from sde_diffusion.levels import from_levels, to_levels
+from sde_diffusion.modality.levels import from_levels, to_levels
 
 __all__ = [
     "Arrays",

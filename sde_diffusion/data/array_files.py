@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sde_diffusion.checks.reprs import few
 from sde_diffusion.data.names import array_names
 from sde_diffusion.errors import UserError
-from sde_diffusion.reprs import few
 from sde_diffusion.storage.files import opened
 from sde_diffusion.storage.memory import check_fits
 from sde_diffusion.storage.npz import Array, ForeignFileError, read_arrays_of

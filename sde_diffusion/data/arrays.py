@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_choice, check_count
+from sde_diffusion.checks.reprs import few
 from sde_diffusion.data.array_files import read_arrays
 from sde_diffusion.data.checks import low_and_high
 from sde_diffusion.data.module import SPLITS, Common, DataModule
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import kind_by_shape
-from sde_diffusion.reprs import few
+from sde_diffusion.modality.units import Units
 from sde_diffusion.storage.npz import Array
-from sde_diffusion.units import Units
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.data.seeding import generator
 from sde_diffusion.data.split import Split
-from sde_diffusion.levels import to_levels
+from sde_diffusion.modality.levels import to_levels
 
 
 def gaussian_noise(n: int, shape: Sequence[int], mean: float, std: float) -> Tensor:

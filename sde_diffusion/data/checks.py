@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_sizes, real
+from sde_diffusion.checks.reprs import few, shown
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
-from sde_diffusion.reprs import few, shown
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Unpack
 import torch
 
 from sde_diffusion.checks import check_count
+from sde_diffusion.checks.reprs import few
 from sde_diffusion.data.checks import height_and_width, low_and_high
 from sde_diffusion.data.images import SUFFIXES, Header, ImageFiles, Reading, headers
 from sde_diffusion.data.module import SPLITS, Common, DataModule
@@ -19,7 +20,6 @@ from sde_diffusion.data.names import split_folders
 from sde_diffusion.data.split import Rows, Split, divide
 from sde_diffusion.data.tree import Tree, look
 from sde_diffusion.errors import UserError
-from sde_diffusion.reprs import few
 from sde_diffusion.storage.memory import check_fits
 
 log = logging.getLogger(__name__)

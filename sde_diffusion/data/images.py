@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.progress import counted
 from sde_diffusion.storage.files import opened
 from sde_diffusion.storage.memory import ran_out
+from sde_diffusion.storage.progress import counted
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -20,8 +20,8 @@ from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Modality, kind_by_shape
+from sde_diffusion.modality.units import Units
 from sde_diffusion.storage.memory import check_fits
-from sde_diffusion.units import Units
 
 SPLITS = ("train", "val", "test")
 _MOST_CLASSES = 100_000

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.levels import from_levels
+from sde_diffusion.modality.levels import from_levels
 
 _STD_VALUES = 2**28  # values looked at, at most, for a split's statistics
 _CHUNK = 2**22  # values converted to float64 at a time

@@ -8,9 +8,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sde_diffusion.checks.reprs import few
 from sde_diffusion.data.images import SUFFIXES
 from sde_diffusion.errors import UserError
-from sde_diffusion.reprs import few
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_numbers, check_count, check_finite, check_floats
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser.base import Denoiser, check_times
 from sde_diffusion.denoiser.prediction import Prediction
-from sde_diffusion.reprs import shown
 from sde_diffusion.sde import SDE, Time, check_sde, expand, float64, on_device
 
 

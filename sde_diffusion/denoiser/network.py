@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import as_number
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.prediction import Prediction
 from sde_diffusion.denoiser.raw_network import check_output, conditions_of, takes_time
-from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sde import SDE, Time, check_sde, expand, float64, on_device
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_floats
-from sde_diffusion.levels import to_levels
+from sde_diffusion.modality.levels import to_levels
 from sde_diffusion.sde import SDE, Number, expand, number, on_device, value_of
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_count, check_floats
-from sde_diffusion.reprs import shown
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.sampling import Noise
 
 DEQUANTISATION_DRAWS = 1 << 41

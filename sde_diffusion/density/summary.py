@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.units import Units
+from sde_diffusion.modality.units import Units
 
 
 def summary(scores: dict[str, Tensor], size: int, levels: int | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
-from sde_diffusion.reprs import ShowsArguments
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sampling import Noise
 
 PROBE_DRAWS = 1 << 40

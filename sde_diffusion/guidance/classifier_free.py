@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
 from sde_diffusion.guidance.interval import NoiseInterval
-from sde_diffusion.reprs import shown
 from sde_diffusion.sde import Time, float64
 
 

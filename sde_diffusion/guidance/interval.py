@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number
-from sde_diffusion.reprs import shown
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.sde import SDE
 
 _WIDEST = math.log(4.0)

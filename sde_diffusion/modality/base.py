@@ -12,11 +12,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from sde_diffusion import pictures
 from sde_diffusion.checks import check_count, check_sizes
 from sde_diffusion.config import public_path
-from sde_diffusion.levels import from_levels, to_levels
-from sde_diffusion.units import Units
+from sde_diffusion.modality import pictures
+from sde_diffusion.modality.levels import from_levels, to_levels
+from sde_diffusion.modality.units import Units
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ from sde_diffusion.modality.base import Modality
 from sde_diffusion.modality.images import Images
 from sde_diffusion.modality.points import Points
 from sde_diffusion.modality.signals import Signals
-from sde_diffusion.units import Units
+from sde_diffusion.modality.units import Units
 
 KINDS: tuple[type[Modality], ...] = (Images, Points, Signals)
 """The kinds of data that this package knows."""

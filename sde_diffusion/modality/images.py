@@ -9,10 +9,10 @@ import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
-from sde_diffusion import pictures
-from sde_diffusion.levels import from_levels, to_levels
+from sde_diffusion.modality import pictures
 from sde_diffusion.modality.base import Array, Modality
-from sde_diffusion.units import Units
+from sde_diffusion.modality.levels import from_levels, to_levels
+from sde_diffusion.modality.units import Units
 
 
 class Images(Modality):

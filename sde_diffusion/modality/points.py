@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sde_diffusion import pictures
 from sde_diffusion.checks import check_sizes
+from sde_diffusion.modality import pictures
 from sde_diffusion.modality.base import Modality
 
 SIDE = 260

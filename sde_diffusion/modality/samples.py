@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks.overrides import setting
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality.base import Array, Modality
 from sde_diffusion.modality.described import KINDS
-from sde_diffusion.overrides import setting
 from sde_diffusion.storage.files import writing
 from sde_diffusion.storage.npz import ForeignFileError, read_arrays_of
 

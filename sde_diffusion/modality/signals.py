@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sde_diffusion import pictures
+from sde_diffusion.modality import pictures
 from sde_diffusion.modality.base import Modality
 
 _MOST = 12  # waveforms in a picture

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_batch, check_bool, check_finite
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
 from sde_diffusion.errors import UserError
-from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
 from sde_diffusion.sampling.frames import Frames
 from sde_diffusion.sampling.noise import Noise, as_seeds

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sde_diffusion.checks import native, real
-from sde_diffusion.reprs import shown
+from sde_diffusion.checks.reprs import shown
 
 
 @dataclass(frozen=True)

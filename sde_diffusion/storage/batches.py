@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.progress import Bar, bar
 from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.storage.parts import Parts
 from sde_diffusion.storage.process_group import ProcessGroup
+from sde_diffusion.storage.progress import Bar, bar
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.errors import FinishedError, UserError
-from sde_diffusion.reprs import shown
 from sde_diffusion.storage.lock import check_held, lock, same_file
 
 PART = ".part"

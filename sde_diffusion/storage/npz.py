@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from sde_diffusion.checks.reprs import few
 from sde_diffusion.errors import UserError
-from sde_diffusion.reprs import few
 from sde_diffusion.storage.files import opened
 from sde_diffusion.storage.memory import check_fits, ran_out
 

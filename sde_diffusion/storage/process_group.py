@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
-from sde_diffusion import signals
 from sde_diffusion.errors import UserError
+from sde_diffusion.storage import signals
 
 T = TypeVar("T")
 

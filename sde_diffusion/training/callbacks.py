@@ -16,13 +16,13 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from sde_diffusion import pictures, progress
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError
-from sde_diffusion.modality import Modality, modality_of
-from sde_diffusion.progress import Bar
+from sde_diffusion.modality import Modality, modality_of, pictures
 from sde_diffusion.sampling import Sampler
+from sde_diffusion.storage import progress
+from sde_diffusion.storage.progress import Bar
 from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
 from sde_diffusion.training.module import ScoreModel
 from sde_diffusion.training.schedule import timer_of

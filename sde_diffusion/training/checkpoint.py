@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from sde_diffusion._version import __version__
+from sde_diffusion.checks.overrides import setting
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.errors import UserError
-from sde_diffusion.overrides import setting
-from sde_diffusion.reprs import shown
 from sde_diffusion.storage.files import readable
 from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.storage.seal import intact

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from sde_diffusion.reprs import shown
+from sde_diffusion.checks.reprs import shown
+from sde_diffusion.modality.units import Units
 from sde_diffusion.training.entries import (
     ANYTHING,
     COUNT,
@@ -38,7 +39,6 @@ from sde_diffusion.training.entries import (
     check_size,
     leaves,
 )
-from sde_diffusion.units import Units
 
 FORMAT = 1
 """Number of the layout of checkpoints; a layout that earlier versions of this package would misread gets another."""

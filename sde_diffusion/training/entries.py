@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.reprs import shown
+from sde_diffusion.checks.reprs import shown
 
 DEEPEST, MOST = 100, 10_000_000  # levels of containers in containers; values in all, each counted where it appears
 WHOLE = "the checkpoint"

@@ -20,10 +20,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sde_diffusion._version import __version__
 from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.config import plain_containers, public_path
 from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
-from sde_diffusion.reprs import shown
 from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoint
 from sde_diffusion.training.checkpoint_contents import FORMAT

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from sde_diffusion import pictures
 from sde_diffusion.checks import check_count
+from sde_diffusion.modality import pictures
 from sde_diffusion.storage.files import writing
 from sde_diffusion.training.module import ScoreModel
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_floats, check_kind
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.denoiser import Denoiser, check_denoiser
-from sde_diffusion.reprs import ShowsArguments
 from sde_diffusion.sde import Time, expand, float64
 from sde_diffusion.training.time_sampling import LogNormalTimes, TimeSampling
 from sde_diffusion.training.weighting import EDMWeighting, Weighting

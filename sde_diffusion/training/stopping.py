@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from sde_diffusion import signals
+from sde_diffusion.storage import signals
 
 log = logging.getLogger(__name__)
 

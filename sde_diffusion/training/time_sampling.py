@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_bool
-from sde_diffusion.reprs import ShowsArguments
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sde import SDE, Levels, Number, number, value_of
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_positive
-from sde_diffusion.reprs import ShowsArguments
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sde import SDE
 
 

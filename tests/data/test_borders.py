@@ -10,7 +10,7 @@ import torch
 from sde_diffusion.data import Arrays, DataModule, Density, Digits, Moons, Split
 from sde_diffusion.data.names import array_names, split_folders
 from sde_diffusion.errors import UserError
-from sde_diffusion.units import Units
+from sde_diffusion.modality.units import Units
 
 RNG = np.random.default_rng(0)
 

@@ -12,7 +12,7 @@ from sde_diffusion.density import UniformDequantisation, bits_per_dim
 from sde_diffusion.density.dequantisation import DEQUANTISATION_DRAWS
 from sde_diffusion.density.lower_bound import ELBO_DRAWS
 from sde_diffusion.density.trace import PROBE_DRAWS
-from sde_diffusion.levels import from_levels
+from sde_diffusion.modality.levels import from_levels
 from sde_diffusion.sampling import Noise
 
 

@@ -9,7 +9,7 @@ from density_cases import PATHS, Perceptron, bits, digits, gaussian, network, te
 from sde_diffusion.denoiser import GaussianMixtureDenoiser, NetworkDenoiser
 from sde_diffusion.density import LevelDecoder, elbo, lower_bound
 from sde_diffusion.density.lower_bound import _controlled
-from sde_diffusion.levels import from_levels
+from sde_diffusion.modality.levels import from_levels
 from sde_diffusion.nn import MLP
 from sde_diffusion.sde import KarrasRho, UniformTime
 

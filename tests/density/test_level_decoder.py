@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from sde_diffusion.denoiser import EmpiricalDenoiser
 from sde_diffusion.density import GaussianDecoder, LevelDecoder, elbo
-from sde_diffusion.levels import from_levels
+from sde_diffusion.modality.levels import from_levels
 from sde_diffusion.sde import RectifiedFlow
 
 

@@ -10,7 +10,7 @@ from sde_diffusion import VPSDE, GaussianDecoder, GaussianDenoiser, GaussianPrio
 from sde_diffusion.commands.outliers import compare
 from sde_diffusion.density.scoring import SCORES, Scoring
 from sde_diffusion.density.summary import mean_and_error, plus_minus, summary
-from sde_diffusion.levels import from_levels
+from sde_diffusion.modality.levels import from_levels
 
 
 def scores(n):

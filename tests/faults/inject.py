@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sde_diffusion import signals
+from sde_diffusion.storage import signals
 
 ROOT = Path(__file__).parents[2]
 

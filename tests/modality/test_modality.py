@@ -8,7 +8,7 @@ import torch
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Images, Points, Signals, kind_by_shape, modality_of, read_samples, write_samples
-from sde_diffusion.units import Units
+from sde_diffusion.modality.units import Units
 
 CELSIUS, COLUMNS = Units((-40.0,), (60.0,)), Units((0.0, -10.0, 1.0), (5000.0, 30.0, 2.0))
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import distributed
 
-from sde_diffusion import signals
 from sde_diffusion.errors import UserError
+from sde_diffusion.storage import signals
 from sde_diffusion.storage.batches import in_batches
 from sde_diffusion.storage.parts import Parts
 

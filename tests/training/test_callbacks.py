@@ -162,11 +162,11 @@ def test_progress_counts_points_a_second_of_training(
     monkeypatch.setattr(
         progress, "_text", lambda trainer: shown.append((trainer.global_step, text(trainer))) or shown[-1][1]
     )
-    with caplog.at_level(logging.INFO, "sde_diffusion.progress"):
+    with caplog.at_level(logging.INFO, "sde_diffusion.storage.progress"):
         make_trainer(tmp_path, Clock(monkeypatch), progress, enable_progress_bar=True, **EVERY_FIVE).fit(
             make_model(), ring()
         )
-    lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.progress"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.storage.progress"]
     assert [line.split()[:2] for line in lines] == [["step", "5"], ["step", "10"], ["step", "15"], ["step", "20"]]
     assert [step for step, _ in shown] == steps
     assert all(line.endswith("  32 points/s") for _, line in shown)
@@ -177,12 +177,12 @@ def test_without_a_terminal_a_line_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Half a minute is 60 steps."""
-    with caplog.at_level(logging.INFO, "sde_diffusion.progress"):
+    with caplog.at_level(logging.INFO, "sde_diffusion.storage.progress"):
         progress = TrainingProgress()
         make_trainer(tmp_path, Clock(monkeypatch), progress, enable_progress_bar=True, max_steps=200).fit(
             make_model(), ring()
         )
-    lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.progress"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.storage.progress"]
     assert [line.split()[1] for line in lines] == ["60", "120", "180"]
     assert lines[0].startswith("step  60 of 200, 0:30 so far, about 1:10 left")  # 140 steps of half a second
     assert lines[0].endswith("  32 points/s)")

@@ -15,9 +15,9 @@ from lightning.pytorch import Callback, loops
 from tiny import make_model, make_trainer, ring, same
 
 import sde_diffusion
-from sde_diffusion import pictures, signals
-from sde_diffusion.modality import Points
+from sde_diffusion.modality import Points, pictures
 from sde_diffusion.sampling import AncestralSampler
+from sde_diffusion.storage import signals
 from sde_diffusion.training import EMA
 from sde_diffusion.training.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, SampleGrid
 from sde_diffusion.training.loggers import CSVLogger

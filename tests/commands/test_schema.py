@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from omegaconf import OmegaConf
 from schema_cases import GIVEN, accepted_lists, composed, keys_of, override_lists, refusal, trains_or_says_why
 
+from sde_diffusion.checks.hints import Count, at_least, fits, words
 from sde_diffusion.commands.look import Look
 from sde_diffusion.commands.schema import COMMANDS
 from sde_diffusion.errors import UserError
-from sde_diffusion.hints import Count, at_least, fits, words
 
 WRONG = {
     "ckpt=7": "ckpt must be text or null; got ckpt=7 (text made of digits needs quotes: \"ckpt='7'\")",

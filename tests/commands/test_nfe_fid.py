@@ -13,8 +13,8 @@ from benchmarks.drawn_points import named
 from sde_diffusion import VPSDE, AncestralSampler, GaussianDenoiser, ScoreModel
 from sde_diffusion.commands import configurations
 from sde_diffusion.config import build
-from sde_diffusion.levels import from_levels, to_levels
 from sde_diffusion.metrics import FrechetDistance, load_extractor
+from sde_diffusion.modality.levels import from_levels, to_levels
 
 ODD = "{each: 1, extra: 0, sampler: {_target_: sde_diffusion.sampling.AncestralSampler, t_end: 5.0}}"
 SETTINGS = (

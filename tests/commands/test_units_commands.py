@@ -10,8 +10,8 @@ from PIL import Image
 
 from sde_diffusion.data import Arrays
 from sde_diffusion.modality import Images, read_samples
+from sde_diffusion.modality.units import Units
 from sde_diffusion.training import ScoreModel
-from sde_diffusion.units import Units
 
 RNG = np.random.default_rng(0)
 QUICK = ("sampler=ddpm", "sampler.steps=3")

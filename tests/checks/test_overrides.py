@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from sde_diffusion.checks.overrides import command_line, setting
 from sde_diffusion.commands import app, configurations
-from sde_diffusion.overrides import command_line, setting
 
 NAMES = [
     "üñí",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.reprs import shown
+from sde_diffusion.checks.reprs import shown
 
 
 def as_number(name: str, value: Any) -> float:

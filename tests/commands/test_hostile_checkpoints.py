@@ -13,7 +13,7 @@ import pytest
 import torch
 from damage_cases import saved, write
 
-RELEASE = Path(__file__).parent / "releases" / "0.1.0.ckpt"
+RELEASE = Path(__file__).parents[1] / "releases" / "0.1.0.ckpt"
 STARTED = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect")
 REMOVED = ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "shutil.rmtree")
 MOVED = ("os.rename", "os.link", "os.symlink", "shutil.copyfile", "shutil.move")

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from sde_diffusion.checks import native, real
+from sde_diffusion.checks.overrides import setting
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.errors import UserError, did_you_mean
-from sde_diffusion.overrides import setting
-from sde_diffusion.reprs import shown
 
 _BEYOND = 2**63
 """The least whole number that no tensor holds."""

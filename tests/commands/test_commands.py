@@ -18,8 +18,8 @@ import yaml
 from conftest import TINY
 from PIL import Image
 
+from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.data import Digits
-from sde_diffusion.overrides import hydra_value
 
 DDPM = ("sampler=ddpm", "sampler.steps=5")
 

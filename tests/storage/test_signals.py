@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-HEAD = "import time, sys; from sde_diffusion import signals; signals.listen()\n"
+HEAD = "import time, sys; from sde_diffusion.storage import signals; signals.listen()\n"
 WAIT = "print('ready', flush=True)\nfor _ in range(1000): time.sleep(0.01)\n"
 TIDY = "try:\n  print('ready', flush=True)\n  for _ in range(1000): time.sleep(0.01)\nfinally: {}"
 
@@ -164,7 +164,7 @@ time.sleep(1)
 
 def test_handlers_of_a_program_that_only_trains_are_put_back():
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    from sde_diffusion import signals
+    from sde_diffusion.storage import signals
 
     found = signals.listen()
     signals.hold()

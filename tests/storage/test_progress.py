@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import torch
 
-from sde_diffusion import progress
+from sde_diffusion.storage import progress
 
 
 def test_lines_now_and_then(monkeypatch, caplog):

@@ -59,7 +59,7 @@ def changes(caplog: pytest.LogCaptureFixture, run: dict[str, Any], cfg: dict[str
 
 
 def test_settings_and_machines_that_change_the_weights_are_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    release = torch.load(Path(__file__).parent / "releases" / "0.1.0.ckpt", weights_only=True)
+    release = torch.load(Path(__file__).parents[1] / "releases" / "0.1.0.ckpt", weights_only=True)
     run = release["sde_diffusion"]["run"]
     same = {key: run[key] for key in ("seed", "model", "objective", "trainer", "callbacks")}
     assert changes(caplog, run, same, run["record"]) == ""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sde_diffusion.units import Units
+from sde_diffusion.modality.units import Units
 
 
 def test_the_ends_and_the_middle():

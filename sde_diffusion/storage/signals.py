@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sde_diffusion.ranks import is_first_process, is_one_of_several
+from sde_diffusion.storage.ranks import is_first_process, is_one_of_several
 
 SIGNALS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if name in signal.Signals.__members__

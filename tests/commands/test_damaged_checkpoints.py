@@ -18,7 +18,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.training import ScoreModel
 from sde_diffusion.training.checkpoint import check_fit, read_checkpoint
 
-RELEASE = Path(__file__).parent / "releases" / "0.1.0.ckpt"
+RELEASE = Path(__file__).parents[1] / "releases" / "0.1.0.ckpt"
 CONTENT = RELEASE.read_bytes()
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 MANY = settings(FEW, max_examples=300)

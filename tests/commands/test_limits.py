@@ -15,8 +15,8 @@ from conftest import ROOT, TINY
 from safetensors import SafetensorError
 
 from sde_diffusion.commands.exhausted import no_room, within_limits
+from sde_diffusion.commands.logs import LogFile, LogLines
 from sde_diffusion.errors import UserError
-from sde_diffusion.logs import LogFile, LogLines
 from sde_diffusion.storage.memory import in_words, ran_out
 
 
@@ -181,7 +181,7 @@ def test_a_log_on_a_full_disk_is_given_up_once(capfd):
 def test_lines_that_nobody_reads_end_nothing(tmp_path):
     """As `command | head -1` does: the pipe's other end is closed."""
     script = (
-        "import logging, sys; from sde_diffusion.logs import LogLines; log = logging.Logger('own')\n"
+        "import logging, sys; from sde_diffusion.commands.logs import LogLines; log = logging.Logger('own')\n"
         "log.addHandler(LogLines(sys.stdout)); sys.stdin.read()\n"
         "for n in range(3): log.warning('line')\n"
         "print('the end', file=sys.stderr)"

@@ -1,0 +1,37 @@
+"""What a value must be, and how a wrong one is answered: arguments of Python calls, settings, their spelling."""
+
+from sde_diffusion.checks.arguments import (
+    as_number,
+    as_numbers,
+    as_positive,
+    as_whole,
+    check_batch,
+    check_bool,
+    check_choice,
+    check_count,
+    check_fields,
+    check_finite,
+    check_floats,
+    check_kind,
+    check_sizes,
+    native,
+    real,
+)
+
+__all__ = [
+    "as_number",
+    "as_numbers",
+    "as_positive",
+    "as_whole",
+    "check_batch",
+    "check_bool",
+    "check_choice",
+    "check_count",
+    "check_fields",
+    "check_finite",
+    "check_floats",
+    "check_kind",
+    "check_sizes",
+    "native",
+    "real",
+]

@@ -30,6 +30,41 @@ TINY = (
     "sampler.steps=5",
 )
 
+BUDGET = {
+    "commands": 380,
+    "data": 60,
+    "density": 60,
+    "denoiser": 30,
+    "faults": 80,
+    "guidance": 20,
+    "metrics": 60,
+    "modality": 20,
+    "nn": 20,
+    "sampling": 130,
+    "sde": 30,
+    "storage": 30,
+    "training": 120,
+    "(root)": 60,
+}
+"""Seconds of one core that the quick tests of a folder may take, set-up and all: two cores are done in ten minutes."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the tests of each folder took, beside what they may."""
+    took: dict[str, float] = {}
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport):
+            parts = Path(report.nodeid.partition("::")[0]).relative_to("tests").parts
+            folder = parts[0] if len(parts) > 1 else "(root)"
+            took[folder] = took.get(folder, 0.0) + report.duration
+    if len(took) > 1:
+        terminalreporter.section("seconds by folder")
+        for folder, seconds in sorted(took.items()):
+            budget = BUDGET.get(folder, 0)
+            over = "   over its budget" if seconds > budget else ""
+            terminalreporter.write_line(f"{folder:12}{seconds:6.0f} of {budget:4}{over}")
+        terminalreporter.write_line(f"{'all':12}{sum(took.values()):6.0f} of {sum(BUDGET.values()):4}")
+
 
 @dataclass
 class Finished:

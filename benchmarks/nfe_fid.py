@@ -26,7 +26,7 @@ from sde_diffusion.checks.hints import check
 from sde_diffusion.commands.app import command, plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics import difference
+from sde_diffusion.metrics import difference, interval
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.storage import progress, record
 from sde_diffusion.storage.files import forget, fresh, writing
@@ -118,9 +118,9 @@ def _row(cfg: DictConfig, bench: Bench, name: str, nfe: int, found: dict[Point, 
             "seconds": 0.0,
             "reason": reasons[0],
         }
-    interval = bench.metric(measured).interval(level=cfg.level)[FRECHET]
+    measure = interval(bench.metric(measured), level=cfg.level)[FRECHET]
     seconds = sum(one.seconds for one in measured)
-    figures = {FRECHET: interval.value, "low": interval.low, "high": interval.high, "seconds": seconds}
+    figures = {FRECHET: measure.value, "low": measure.low, "high": measure.high, "seconds": seconds}
     return {**row, **figures, "reason": ""}
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import FeatureMetric
 from sde_diffusion.metrics.frechet import frechet_distance, frechet_influence, moments_of
-from sde_diffusion.metrics.intervals import Reference, Spread
 from sde_diffusion.metrics.reference import MOST_FEATURES
 
 
@@ -42,6 +41,7 @@ class FrechetInfinity(FeatureMetric):
 
     names = ("frechet_infinity",)
     higher_is_better = False
+    second_order = False  # not corrected for by halves: the extrapolation adds variance of that order itself
     splits = 4
 
     def line(self) -> tuple[float, float]:
@@ -53,8 +53,8 @@ class FrechetInfinity(FeatureMetric):
         Raises:
             UserError: If a side has fewer than three times as many samples as features.
         """
-        with self.joined():
-            real, fake = self._sets()
+        with self.synchronised():
+            real, fake = self.sets()
         intercept, slope = self._fit(real, fake)
         return intercept, slope * len(fake)
 
@@ -64,13 +64,14 @@ class FrechetInfinity(FeatureMetric):
 
     @property
     def least_for_intervals(self) -> int:
-        """See `WithIntervals`; from here on the intervals' coverage is close to nominal (benchmarks/README.md)."""
+        """See `FeatureMetric`; from here on the coverage is close to nominal (benchmarks/README.md)."""
         return max(150, 4 * (self.width + 1))
 
-    def _sets(self) -> tuple[Tensor, Tensor]:
+    def sets(self) -> tuple[Tensor, Tensor]:
+        """See `FeatureMetric.sets`."""
         if self.width > MOST_FEATURES:
             raise UserError(f"FrechetInfinity: {self.width} features are too many for a covariance ({MOST_FEATURES})")
-        real, fake = super()._sets()
+        real, fake = super().sets()
         least = 3 * (self.width + 1)
         if min(len(real), len(fake)) < least:
             raise UserError(
@@ -111,10 +112,6 @@ class FrechetInfinity(FeatureMetric):
         """See `FeatureMetric`."""
         # Extrapolation takes off a bias that hardly varies: the first order is the distance's own.
         return frechet_influence(real, fake)
-
-    def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
-        # Of the second order nothing is taken off by halves: the extrapolation adds some of that order itself.
-        return super()._spread(real, fake, 0, seed, reference)
 
     def lift(self, real: Tensor, fake: Tensor) -> Tensor:
         """See `FeatureMetric`."""

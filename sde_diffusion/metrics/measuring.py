@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics.base import KeptFeatures, check_samples
-from sde_diffusion.metrics.differences import difference
-from sde_diffusion.metrics.intervals import Interval, Reference, TooFewError
+from sde_diffusion.metrics.base import FeatureMetric
+from sde_diffusion.metrics.checks import check_samples
+from sde_diffusion.metrics.intervals import Interval, Reference, TooFewError, difference, report
 
 CACHED = 2**17  # numbers of samples that pass through an extractor at once on a CPU
 
@@ -35,7 +35,7 @@ class Features:
     Those of a `DerivedExtractor` are made of its base's: no sample passes twice.
 
     Args:
-        sides: For each side of `KeptFeatures.sides` its samples [N, ...], or a function that gives them in batches.
+        sides: For each side of `FeatureMetric.sides` its samples [N, ...], or a function that gives them in batches.
         device: Where the extractors are.
         batch_size: Samples of a tensor that pass through an extractor at once.
     """
@@ -112,7 +112,7 @@ class Measured:
 
 
 def measure(
-    metrics: Mapping[str, KeptFeatures],
+    metrics: Mapping[str, FeatureMetric],
     features: Callable[[nn.Module, str], Tensor],
     level: float = 0.95,
     resamples: int = 200,
@@ -125,7 +125,7 @@ def measure(
         metrics: The metrics; what they held is forgotten, and they are left empty.
         features: Gives an extractor's features of a side, such as `Features`.
         level: Coverage of the intervals.
-        resamples: See `WithIntervals.interval`.
+        resamples: As for `interval`.
         seed: Likewise.
         reference: Likewise.
 
@@ -134,9 +134,9 @@ def measure(
     """
     found = Measured()
 
-    def take(metric: KeptFeatures) -> None:
+    def take(metric: FeatureMetric) -> None:
         try:
-            figures, details = metric.report(level, resamples, seed, reference)
+            figures, details = report(metric, level, resamples, seed, reference)
         except TooFewError:
             values, details = metric.point_estimates(), {}
             figures = {name: Interval(value, math.nan, math.nan, math.nan, level) for name, value in values.items()}
@@ -148,12 +148,12 @@ def measure(
 
 
 def point_estimates(
-    metrics: Mapping[str, KeptFeatures], features: Callable[[nn.Module, str], Tensor]
+    metrics: Mapping[str, FeatureMetric], features: Callable[[nn.Module, str], Tensor]
 ) -> dict[str, float]:
     """As `measure`, the figures alone; metrics that cannot be taken are left out."""
     found: dict[str, float] = {}
 
-    def take(metric: KeptFeatures) -> None:
+    def take(metric: FeatureMetric) -> None:
         found.update(metric.point_estimates())
 
     _each(metrics, features, take)
@@ -161,7 +161,7 @@ def point_estimates(
 
 
 def measure_differences(
-    pairs: Mapping[str, tuple[KeptFeatures, KeptFeatures]],
+    pairs: Mapping[str, tuple[FeatureMetric, FeatureMetric]],
     features: Callable[[nn.Module, str], Tensor],
     others: Callable[[nn.Module, str], Tensor],
     level: float = 0.95,
@@ -198,9 +198,9 @@ def measure_differences(
 
 
 def _each(
-    metrics: Mapping[str, KeptFeatures],
+    metrics: Mapping[str, FeatureMetric],
     features: Callable[[nn.Module, str], Tensor],
-    take: Callable[[KeptFeatures], None],
+    take: Callable[[FeatureMetric], None],
 ) -> dict[str, str]:
     """Fill each metric, take it and empty it of all sides; returns those that cannot be taken, with the reason."""
     skipped = {}
@@ -215,7 +215,7 @@ def _each(
     return skipped
 
 
-def _fill(metric: KeptFeatures, features: Callable[[nn.Module, str], Tensor]) -> None:
+def _fill(metric: FeatureMetric, features: Callable[[nn.Module, str], Tensor]) -> None:
     metric.clear()
     for side in metric.sides:
         metric.add(features(metric.extractor, side), side)

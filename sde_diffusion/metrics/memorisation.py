@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric, check_features
-from sde_diffusion.metrics.intervals import Reference, Spread
+from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric
+from sde_diffusion.metrics.checks import check_features
 from sde_diffusion.metrics.pairwise import nearest
 
 
@@ -45,12 +45,12 @@ class Memorisation(FeatureMetric):
     higher_is_better = False
     note = "memorisation: a share of 0.5 is none; z above 3 is a sign of it if the splits were drawn at random"
     sides = (REAL, FAKE, TRAIN)
-    train_features: list[Tensor]
+    second_order = False
 
-    def _sets(self) -> tuple[Tensor, Tensor]:
+    def sets(self) -> tuple[Tensor, Tensor]:
         """Training and test features together, [N + M, D], and the generated ones."""
-        test, fake = super()._sets()
-        train = self._joined(TRAIN).double()
+        test, fake = super().sets()
+        train = self._concatenated(TRAIN).double()
         check_features(train, "training samples", type(self).__name__)
         self._n_train, self._n_test = len(train), len(test)
         middle = train.mean(0)
@@ -62,8 +62,8 @@ class Memorisation(FeatureMetric):
         Raises:
             UserError: If a split or the samples are too few, or features are not finite.
         """
-        real, fake = self._sets()
-        share = self.present(self._values(real, fake))[0]
+        real, fake = self.sets()
+        share = self.present(self.values(real, fake))[0]
         return {self.names[0]: share, "memorisation_z": self._z(real, fake)}
 
     def details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -100,20 +100,23 @@ class Memorisation(FeatureMetric):
         variance = self._n_train * self._n_test / (total * (total - 1)) * spread
         return torch.where(variance > 0, (p - self._n_train / total) / variance.sqrt(), 0.0)
 
-    def _trials(self, real: Tensor, fake: Tensor, reference: Reference) -> Tensor:
-        if reference == "fixed":
-            return super()._trials(real, fake, reference)
-        # Samples with one neighbour are of one piece.
+    def trials(self, real: Tensor, fake: Tensor, fixed: bool) -> Tensor:
+        """See `FeatureMetric`; samples with the same neighbour are not independent, unless the splits are fixed."""
+        if fixed:
+            return super().trials(real, fake, fixed)
         counts = self._neighbours(real, fake)[0].bincount().double()
         return (len(fake) ** 2 / counts.square().sum()).unsqueeze(0)
 
-    def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
+    def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """See `FeatureMetric`; the one or the other is used, see `influences`."""
         index, label = self._neighbours(real, fake)
-        none = real.new_empty(0, 1), real.new_empty(0, 0, 1)
-        if reference == "fixed":
-            return Spread((label.unsqueeze(0),), *none)
-        # Samples with one neighbour share its label, and the splits' sizes are given, as in var p.
+        # Samples with the same neighbour share its label, and the sizes of the splits are fixed, as in var p.
         counts = index.bincount(minlength=len(real)).double()
         own = (torch.arange(len(real), device=real.device) < self._n_train).double()
         psi = (counts - counts.mean()) * (own - label.mean()) * (len(real) / len(fake))
-        return Spread((psi.unsqueeze(0),), *none)
+        return psi.unsqueeze(0), label.unsqueeze(0)
+
+    def influences(self, real: Tensor, fake: Tensor, fixed: bool) -> tuple[Tensor, ...]:
+        """See `FeatureMetric`: the labels of the data vary, given the samples, or the samples, given fixed splits."""
+        of_real, of_fake = self.influence(real, fake)
+        return (of_fake,) if fixed else (of_real,)

@@ -79,13 +79,14 @@ class _Discrepancy(FeatureMetric):
         means = (within_x / (n - 1), between_x / m, within_y / (m - 1), between_y / n)
         return means, of_x, across, of_y
 
-    def _halves(self, real: Tensor, fake: Tensor, real_rows: Tensor, fake_rows: Tensor) -> Tensor:
+    def halves(self, real: Tensor, fake: Tensor, real_rows: Tensor, fake_rows: Tensor) -> Tensor:
+        """See `FeatureMetric`; all in one pass over the pairs."""
         v, w = real.new_zeros(len(real), len(real_rows)), fake.new_zeros(len(fake), len(fake_rows))
         v.scatter_(0, real_rows.T, 1.0)
         w.scatter_(0, fake_rows.T, 1.0)
         n, m = v.sum(0), w.sum(0)
         means, of_x, across, of_y = self._pass(real, fake, v, w)
-        self._keep(real, fake, means)
+        self._remember(real, fake, means)
         return (of_x / (n * (n - 1)) + of_y / (m * (m - 1)) - 2 * across / (n * m)).unsqueeze(1)
 
     def _means(self, real: Tensor, fake: Tensor) -> _Means:
@@ -155,8 +156,8 @@ class KernelDistance(_Discrepancy):
         Raises:
             UserError: If a side has fewer samples than a subset.
         """
-        with self.joined():
-            real, fake = self._sets()
+        with self.synchronised():
+            real, fake = self.sets()
         if min(len(real), len(fake)) < size:
             raise UserError(
                 f"KernelDistance: subsets of {size} need as many samples of each side; got {len(real)} real and "
@@ -166,7 +167,7 @@ class KernelDistance(_Discrepancy):
         found = []
         for _ in range(subsets):
             a, b = (torch.randperm(len(x), generator=generator)[:size].to(x.device) for x in (real, fake))
-            found.append(self._values(real[a], fake[b]))
+            found.append(self.values(real[a], fake[b]))
         values = torch.cat(found)
         return float(values.mean()), float(values.std()) if subsets > 1 else 0.0
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from sde_diffusion.checks import check_count
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import FeatureMetric
-from sde_diffusion.metrics.intervals import GROUPS, Reference, Spread
 from sde_diffusion.metrics.pairwise import (
     PRECISIONS,
     centred,
@@ -20,6 +19,7 @@ from sde_diffusion.metrics.pairwise import (
     squared_distances,
     tiles,
 )
+from sde_diffusion.metrics.spread import GROUPS
 
 
 class PRDC(FeatureMetric):
@@ -65,23 +65,20 @@ class PRDC(FeatureMetric):
         super().__init__(extractor, reset_real_features, **kwargs)
         self.k, self.k_density = check_count("k", k), check_count("k_density", k_density)
 
-    def _check_count(self, real: Tensor, fake: Tensor, parts: int, purpose: str) -> None:
-        least, k = min(len(real), len(fake)), max(self.k, self.k_density)
-        if least // parts <= k:
-            raise UserError(
-                f"PRDC with k = {self.k} and k_density = {self.k_density}: {purpose} needs more than "
-                f"{k * parts + parts - 1} samples of each side; got {len(real)} real and {len(fake)} generated"
-            )
-
-    def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
-        self._check_count(real, fake, GROUPS, f"an interval from {GROUPS} groups")
-        return super()._spread(real, fake, resamples, seed, reference)
+    @property
+    def least_for_intervals(self) -> int:
+        """See `FeatureMetric`; so that each group of samples has a k-th neighbour."""
+        return max(super().least_for_intervals, GROUPS * (max(self.k, self.k_density) + 1))
 
     def statistic(self, real: Tensor, fake: Tensor) -> Tensor:
         """See `FeatureMetric`."""
-        self._check_count(real, fake, 1, "a k-th neighbour")
-        real, fake = centred(real, fake)
         most = max(self.k, self.k_density)
+        if min(len(real), len(fake)) <= most:
+            raise UserError(
+                f"PRDC with k = {self.k} and k_density = {self.k_density}: a k-th neighbour needs more than {most} "
+                f"samples of each side; got {len(real)} real and {len(fake)} generated"
+            )
+        real, fake = centred(real, fake)
         for dtype in PRECISIONS:
             x, y = real.to(dtype), fake.to(dtype)
             of_x, of_y = neighbour_radii(x, most), neighbour_radii(y, self.k)
@@ -106,7 +103,8 @@ class PRDC(FeatureMetric):
         precision, recall, coverage = (inside.double().mean() for inside in within)
         return torch.stack([precision, recall, balls / (self.k_density * len(y)), coverage])
 
-    def _trials(self, real: Tensor, fake: Tensor, reference: Reference) -> Tensor:
+    def trials(self, real: Tensor, fake: Tensor, fixed: bool) -> Tensor:
+        """See `FeatureMetric`."""
         return real.new_tensor([len(fake), len(real), len(fake), len(real)])  # the side that each is a mean over
 
     def present(self, values: Tensor) -> Tensor:

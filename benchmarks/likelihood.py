@@ -44,7 +44,7 @@ from sde_diffusion import (
     UniformTime,
     log_likelihood,
 )
-from sde_diffusion.sampling.reverse import Coordinate, NoiseToSignal, State, UnitVariance
+from sde_diffusion.sampling import Coordinate, NoiseToSignal, State, UnitVariance
 from sde_diffusion.storage.files import writing
 
 PATHS: dict[str, SDE] = {

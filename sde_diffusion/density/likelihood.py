@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_finite
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.prior import GaussianPrior, LogDensity
@@ -27,8 +29,9 @@ from sde_diffusion.density.trace import TRACES, Trace
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, ReverseProcess
 from sde_diffusion.sampling.arguments import check_dtype, check_t_end
+from sde_diffusion.sampling.coordinates import Coordinate, UnitVariance
+from sde_diffusion.sampling.ode_kinds import Method
 from sde_diffusion.sampling.ode_methods import ODESolver
-from sde_diffusion.sampling.reverse import Coordinate, UnitVariance
 from sde_diffusion.sde import BandLogSNR, Grid, float64, value_of
 
 
@@ -69,7 +72,7 @@ def log_likelihood(
     *,
     seeds: Sequence[int] | None = None,
     prior: LogDensity | None = None,
-    method: str = "adams",
+    method: str | Method = "adams",
     steps: int | None = None,
     options: Mapping[str, Any] | None = None,
     coordinate: Coordinate | None = None,
@@ -99,9 +102,9 @@ def log_likelihood(
         seed: Sample i's probes are a function of seed + i.
         seeds: One integer for each sample in place of seed + i.
         prior: Log-density at t_max in place of N(0, sigma(t_max)^2 I): [B, *dims] -> [B] (see `GaussianPrior.matched`).
-        method: See `ODESolver`.
-        steps: Likewise.
-        options: Likewise.
+        method: As for `ODESolver`: a name or a `Method` of your own.
+        steps: As for `ODESolver`.
+        options: As for `ODESolver`.
         coordinate: The variable that is solved for; `UnitVariance()` if not given.
         grid: Time change in which the solver steps; `BandLogSNR()` if not given.
         t_end: The time of x; the path's t_min if not given.
@@ -123,10 +126,9 @@ def log_likelihood(
     sde = denoiser.sde
     t_end = check_t_end(t_end, sde)
     check_dtype(dtype)
-    if not isinstance(trace, Trace):
-        if not isinstance(trace, str) or trace not in TRACES:
-            raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r} (or give a Trace)")
-        trace = TRACES[trace](probes)
+    estimator: Trace = as_instance(
+        "trace", trace, {name: partial(kind, probes) for name, kind in TRACES.items()}, Trace
+    )
     solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
     # Outside inference mode, under which Lightning tests and which records nothing to differentiate.
     with torch.inference_mode(False), torch.set_grad_enabled(create_graph), sde.at_hand():
@@ -141,9 +143,9 @@ def log_likelihood(
         )
         x = x.to(dtype) if create_graph else x.detach().clone().to(dtype)
         noise = Noise(seeds, x.shape[1:], x.device, dtype)
-        flow = _DensityFlow(process, trace, trace.vectors(noise), x.shape, create_graph)
+        flow = _DensityFlow(process, estimator, estimator.vectors(noise), x.shape, create_graph)
         y = (x * process.scale(0.0)).flatten(1)
-        start = torch.cat([y, y.new_zeros(len(y), trace.columns)], 1)
+        start = torch.cat([y, y.new_zeros(len(y), estimator.columns)], 1)
         found = solver.solution(flow, start, 0.0, 1.0, flow.worst)
         state = found.state
         if not bool(torch.isfinite(state).all()):
@@ -166,7 +168,7 @@ def log_likelihood(
 
         latent, density, estimates = read(state)
         log_prob = density + estimates.mean(1) + stretch
-        error = estimates.std(1) / trace.columns**0.5 if trace.columns > 1 else None
+        error = estimates.std(1) / estimator.columns**0.5 if estimator.columns > 1 else None
         solver_error = None
         if found.coarser is not None:
             _, there, others = read(found.coarser)

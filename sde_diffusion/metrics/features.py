@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.metrics.checks import num_features
 from sde_diffusion.metrics.pretrained import NAMES as PRETRAINED
 from sde_diffusion.metrics.pretrained import load_pretrained
 from sde_diffusion.metrics.untrained import PrincipalComponents, RandomConvolutions, width_for
@@ -170,18 +171,20 @@ def untrained_name(name: str, n: int) -> str:
 
 
 def load_extractor(
-    name: str,
+    name: str | nn.Module,
     shape: Sequence[int] | None = None,
     download: bool = False,
     data: Tensor | Callable[[], Tensor] | None = None,
 ) -> nn.Module:
-    """A feature extractor by name.
+    """A feature extractor by name, or your own.
 
     Args:
-        name: `pixels`, `digits` (1x8x8, 64 features), `mnist` (1x28x28, 128 features), or with libraries and weights
-            of their own `inception` (2048 features) and `dinov2` (1024). Without weights, of `data`, and with as many
-            features as the name ends with or else suit the data's number: `pca`, `pca32`, ... (principal components of
-            the values) and `random_conv`, `random_conv32`, ... (those of a random network's features, for images).
+        name: A module of your own with an int `num_features`, which is returned as it is, or one of the names
+            `pixels`, `digits` (1x8x8, 64 features), `mnist` (1x28x28, 128 features), `inception` (2048 features) and
+            `dinov2` (1024), which need libraries and weights of their own, and `pca`, `pca32`, ... (principal
+            components of the values) and `random_conv`, `random_conv32`, ... (principal components of a random
+            network's features, for images), which are computed from `data`. The number is that of the features; by
+            default it suits the number of data.
         shape: Of one sample. Required for `pixels`; for the others it is checked now rather than at the first
             batch.
         download: Whether `inception` may fetch its weights; see `pretrained`.
@@ -193,7 +196,11 @@ def load_extractor(
 
     Raises:
         UserError: If the name is unknown, the shape does not fit, or the weights are missing or damaged.
+        ValueError: If a module has no int `num_features`.
     """
+    if isinstance(name, nn.Module):
+        num_features(name)
+        return name
     if name in PRETRAINED:
         return load_pretrained(name, shape, download)
     untrained = re.fullmatch(rf"({'|'.join(UNTRAINED)})(\d*)", name)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number
-from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import SDE, Grid, numbers
 
 

@@ -11,15 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Walk
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sampling.langevin import langevin_step
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import SDE, Number, add, add_, float64, numbers
 
 Move = Callable[[Tensor, Walk, Tensor], Tensor]
 """One step at one time: (x [B, *dims], run, z [B, *dims] standard normal) -> x; one network pass."""
 
 
-class Corrector(ABC):
+class Corrector(ShowsArguments, ABC):
     """A rule for Langevin steps.
 
     Args:
@@ -41,6 +42,14 @@ class Corrector(ABC):
         Returns:
             N moves.
         """
+
+
+class NoCorrector(Corrector):
+    """No correction: the predictor alone walks."""
+
+    def moves(self, sde: SDE, times: Tensor, predicted: bool = True) -> list[Move | None]:
+        """N times None; see `Corrector.moves`."""
+        return [None] * (len(times) - 1)
 
 
 class LeimkuhlerMatthews(Corrector):
@@ -146,10 +155,10 @@ class AnnealedLangevinStep(LangevinRule):
         return float64(2 * scale**2 * (self.snr * sigma) ** 2)
 
 
-CORRECTORS: dict[str, type[Corrector] | None] = {
+CORRECTORS: dict[str, type[Corrector]] = {
     "leimkuhler_matthews": LeimkuhlerMatthews,
     "annealed_langevin": AnnealedLangevinStep,
     "langevin": Langevin,
-    "none": None,
+    "none": NoCorrector,
 }
 """The correctors by name."""

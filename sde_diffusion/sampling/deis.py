@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
-from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.exponential import lagrange_weights, looking_back
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import SDE, Grid, Number, numbers
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_bool, check_count
-from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.exponential import Steps, looking_back, step_weights
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler, Stage
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import SDE, Grid, Number, UniformLogSNR, number, numbers
 
 _INNER = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}

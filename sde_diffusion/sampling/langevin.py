@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_positive, check_count, check_kind
-from sde_diffusion.sampling.base import Sampler, Walk, singular
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import Grid, Number, UniformLogSNR, expand, number, numbers
 
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_kind
-from sde_diffusion.sampling.base import Sampler, Walk, singular
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import SDE, Grid, Number, Time, add_, value_of
 
 

@@ -8,9 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from sde_diffusion.checks import check_kind
-from sde_diffusion.sampling.base import Sampler, Walk
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.coordinates import Coordinate
+from sde_diffusion.sampling.ode_kinds import Method
 from sde_diffusion.sampling.ode_methods import ODESolver
-from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, solver_frames
+from sde_diffusion.sampling.reverse import ReverseProcess, solver_frames
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import Grid
 
 
@@ -27,7 +30,7 @@ class ODESampler(Sampler):
     samples depend on the batch that they are drawn in (about 2e-4 at the default tolerances).
 
     Args:
-        method: See above and `ODESolver`.
+        method: One of these names (see `ODESolver`), or a `Method` of your own.
         rtol: Relative tolerance, positive (adaptive methods; the iterations of implicit_adams).
         atol: Absolute tolerance, positive (likewise).
         steps: Number of steps of the methods that do not choose them, at least 1 (2 for euler with `denoise`); 50 if
@@ -50,7 +53,7 @@ class ODESampler(Sampler):
 
     def __init__(
         self,
-        method: str = "dopri5",
+        method: str | Method = "dopri5",
         rtol: float = 1e-5,
         atol: float = 1e-5,
         steps: int | None = None,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.adams import RoughError, adams
+from sde_diffusion.sampling.flow import Flow, MonitoredDrift
 from sde_diffusion.sampling.ode_kinds import Adaptive, Ends, Norm, Solution
-from sde_diffusion.sampling.reverse import Flow, Watch
 from sde_diffusion.sampling.solver_options import Option, whole
 
 if TYPE_CHECKING:
@@ -51,21 +51,27 @@ class Adams(Adaptive):
     def solution(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Solution:
         """See `Method.solution`: where the slope is rough in time, with the smallest tolerance that passes allow."""
         met: list[tuple[float, Tensor]] = []
-        found = self._settled(solver, solver.watch(flow), y, ends, norm, met)
+        found = self._settled(solver, solver.monitor(flow), y, ends, norm, met)
         for u, there in met:
             if ends.keep is not None:
                 ends.keep(u, there)
         return found
 
     def _settled(
-        self, solver: ODESolver, watch: Watch, y: Tensor, ends: Ends, norm: Norm, met: list[tuple[float, Tensor]]
+        self,
+        solver: ODESolver,
+        monitor: MonitoredDrift,
+        y: Tensor,
+        ends: Ends,
+        norm: Norm,
+        met: list[tuple[float, Tensor]],
     ) -> Solution:
         """`solution`, and in `met` what its own walk, and no walk before it, has met of what is wanted on the way."""
 
         def walk(solver: ODESolver) -> Tensor:
             on_the_way: list[tuple[float, Tensor]] = []
             own = ends if ends.keep is None else replace(ends, keep=lambda u, y: on_the_way.append((u, y)))
-            state = self.watched(solver, watch, y, own, norm)
+            state = self.monitored(solver, monitor, y, own, norm)
             met[:] = on_the_way
             return state
 
@@ -77,7 +83,7 @@ class Adams(Adaptive):
         while True:
             looser = copy(solver)
             looser.rtol, looser.atol, looser.settles = factor * solver.rtol, factor * solver.atol, True
-            before = watch.nfe
+            before = monitor.nfe
             try:
                 state = walk(looser)
             except UserError:
@@ -85,16 +91,16 @@ class Adams(Adaptive):
                     raise
                 return found
             found = Solution(state, None if found is None else found.state, looser.rtol)
-            passes = watch.nfe - before
+            passes = monitor.nfe - before
             factor /= _FACTOR
-            most = min(_MOST, solver.max_nfe - watch.nfe)
+            most = min(_MOST, solver.max_nfe - monitor.nfe)
             if found.coarser is not None:
                 scale = solver.atol + solver.rtol * state.abs()
                 off = float(norm((state - found.coarser).detach() / scale.detach()))
                 if not off > _ENOUGH or factor < 1 or _FACTOR * passes > most:
                     return found
 
-    def attempt(self, solver: ODESolver, drift: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
+    def attempt(self, solver: ODESolver, drift: MonitoredDrift, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """See `Adaptive.attempt`."""
         order, tolerances = int(solver.options["order"]), (solver.rtol, solver.atol)
         if ends.keep is not None and ends.places and ends.places[0] == ends.start:

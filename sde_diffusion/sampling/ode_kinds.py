@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.reverse import Flow, Watch
+from sde_diffusion.sampling.flow import Flow, MonitoredDrift
 from sde_diffusion.sampling.solver_options import (
     AT_LEAST_ONE,
     BOOLEAN,
@@ -117,13 +117,19 @@ class Method(ABC):
 
 
 class FixedSteps(Method):
-    """A method of torchdiffeq that takes the steps it is given."""
+    """A method of torchdiffeq with a given number of steps.
+
+    Args:
+        name: torchdiffeq's name of it.
+        single_pass: See `Method`.
+    """
 
     adaptive = False
 
     takes: Mapping[str, Option] = {"step_size": SHARE, "interp": one_of("linear", "cubic"), "perturb": BOOLEAN}
 
-    def __init__(self, single_pass: bool = False) -> None:
+    def __init__(self, name: str, single_pass: bool = False) -> None:
+        self.name = name
         self.single_pass = single_pass
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
@@ -140,20 +146,20 @@ class FixedSteps(Method):
         # By a constructor: given as times, torchdiffeq would keep the state at each.
         options = {"grid_constructor": lambda drift, y, stops: places, **own}
         stops = ends.stops(y)
-        return ends.hand_over(stops, solver.odeint(flow.drift, y, stops, options))
+        return ends.hand_over(stops, solver.odeint(self.name, flow.drift, y, stops, options))
 
 
 class FixedAdams(FixedSteps):
     """A multistep method of torchdiffeq, begun with steps of rk4.
 
     Args:
+        name: explicit_adams or implicit_adams.
         implicit: Whether each step is corrected; torchdiffeq counts the corrector's order, also where there is none.
     """
 
-    def __init__(self, implicit: bool) -> None:
-        super().__init__()
+    def __init__(self, name: str, implicit: bool) -> None:
+        super().__init__(name)
         self.implicit = implicit
-
         orders = (4, 12) if implicit else (3, 11)
         self.takes = {"order": whole(*orders), "max_order": whole(4, 12), "max_iters": COUNT, **FixedSteps.takes}
 
@@ -178,7 +184,7 @@ class FixedAdams(FixedSteps):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         if unsettled and bool(torch.isfinite(solution).all()):
             warnings.warn(
-                f"{solver.method}: in {unsettled} of {solver.steps} steps the corrections did not settle to within "
+                f"{self.name}: in {unsettled} of {solver.steps} steps the corrections did not settle to within "
                 f"rtol={solver.rtol:g}, atol={solver.atol:g}; if errors of that size matter, take more steps",
                 stacklevel=2,
             )
@@ -186,7 +192,11 @@ class FixedAdams(FixedSteps):
 
 
 class Adaptive(Method):
-    """A Runge-Kutta method of torchdiffeq with an error estimate."""
+    """A Runge-Kutta method of torchdiffeq with an error estimate.
+
+    Args:
+        name: torchdiffeq's name of it.
+    """
 
     adaptive = True
     takes: Mapping[str, Option] = {
@@ -194,38 +204,41 @@ class Adaptive(Method):
         **{"safety": SHARE, "ifactor": AT_LEAST_ONE, "dfactor": SHARE, "max_num_steps": COUNT},
     }
 
+    def __init__(self, name: str) -> None:
+        self.name = name
+
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
         """See `Method.solve`.
 
         Raises:
             UserError: If the tolerance is not met.
         """
-        return self.watched(solver, solver.watch(flow), y, ends, norm)
+        return self.monitored(solver, solver.monitor(flow), y, ends, norm)
 
-    def watched(self, solver: ODESolver, watch: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """`solve` for a flow that is watched."""
+    def monitored(self, solver: ODESolver, monitor: MonitoredDrift, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
+        """`solve` for a flow that is monitored."""
         try:
-            solution = self.attempt(solver, watch, y, ends, norm)
+            solution = self.attempt(solver, monitor, y, ends, norm)
         except AssertionError as error:  # torchdiffeq's answer to steps that vanish, to NaN and to too many steps
-            if watch.failure is not None:
+            if monitor.failure is not None:
                 raise
             if "max_num_steps" in str(error):
-                raise watch.unmet(f"after max_num_steps = {solver.options['max_num_steps']} steps it") from None
+                raise monitor.unmet(f"after max_num_steps = {solver.options['max_num_steps']} steps it") from None
             solution = None
         if solution is not None:
             return solution
-        if watch.broken():  # the caller finds out where it began
+        if monitor.broken():  # the caller finds out where it began
             return torch.full_like(y, torch.nan)
-        raise watch.unmet("it")
+        raise monitor.unmet("it")
 
-    def attempt(self, solver: ODESolver, drift: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
+    def attempt(self, solver: ODESolver, drift: MonitoredDrift, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """The state at the end; None, or an AssertionError, if the solver gives up."""
         stops, options = ends.stops(y), dict(solver.options)
         # Without a step that ends there it would step past the end, and interpolate back.
         options["step_t"] = torch.cat([stops.new_tensor(options.get("step_t", ())), stops[-1:]])
         if "jump_t" in options:
             options["jump_t"] = stops.new_tensor(options["jump_t"])
-        return ends.hand_over(stops, solver.odeint(drift, y, stops, {"norm": norm, **options}))
+        return ends.hand_over(stops, solver.odeint(self.name, drift, y, stops, {"norm": norm, **options}))
 
 
 class SciPy(Adaptive):
@@ -240,12 +253,12 @@ class SciPy(Adaptive):
         """`solver`, RK45 if not given, and the others."""
         return {"solver": "RK45", **super().options(name, given)}
 
-    def attempt(self, solver: ODESolver, drift: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
+    def attempt(self, solver: ODESolver, drift: MonitoredDrift, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """See `Adaptive.attempt`."""
         stops = ends.stops(y)
         # SciPy's error is the root mean square over the batch, which is at least each sample's over sqrt B.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*arguments have no .* solver.*")  # torchdiffeq's min_step, to SciPy
-            solution = solver.odeint(drift, y, stops, solver.options, tighter=len(y) ** -0.5)
+            solution = solver.odeint(self.name, drift, y, stops, solver.options, tighter=len(y) ** -0.5)
         # What was not reached is left out.
         return ends.hand_over(stops, solution) if len(solution) == len(stops) else None

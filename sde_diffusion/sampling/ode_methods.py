@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_diffusion.checks import as_positive, check_choice, check_count
+from sde_diffusion.checks import as_positive, check_count
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.sampling.flow import Flow, MonitoredDrift
 from sde_diffusion.sampling.ode_adams import Adams
 from sde_diffusion.sampling.ode_kinds import (
     Adaptive,
@@ -21,19 +23,18 @@ from sde_diffusion.sampling.ode_kinds import (
     Solution,
     worst_rms,
 )
-from sde_diffusion.sampling.reverse import Flow, Watch
 
 METHODS: dict[str, Method] = {
-    "adams": Adams(),
-    **dict.fromkeys(("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), Adaptive()),
-    "scipy_solver": SciPy(),
-    "euler": FixedSteps(single_pass=True),
-    **dict.fromkeys(("midpoint", "heun2", "heun3", "rk4"), FixedSteps()),
-    "explicit_adams": FixedAdams(implicit=False),
-    "implicit_adams": FixedAdams(implicit=True),
-    "fixed_adams": FixedAdams(implicit=True),  # torchdiffeq's former name of it
+    "adams": Adams("adams"),
+    **{name: Adaptive(name) for name in ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")},
+    "scipy_solver": SciPy("scipy_solver"),
+    "euler": FixedSteps("euler", single_pass=True),
+    **{name: FixedSteps(name) for name in ("midpoint", "heun2", "heun3", "rk4")},
+    "explicit_adams": FixedAdams("explicit_adams", implicit=False),
+    "implicit_adams": FixedAdams("implicit_adams", implicit=True),
+    "fixed_adams": FixedAdams("fixed_adams", implicit=True),  # torchdiffeq's former name of implicit_adams
 }
-"""The methods on offer: all of torchdiffeq's, and `adams`."""
+"""The methods by name: all of torchdiffeq's, and `adams`."""
 
 
 class ODESolver:
@@ -67,7 +68,7 @@ class ODESolver:
     says in how many steps.
 
     Args:
-        method: See above.
+        method: One of these names, or a `Method` of your own.
         rtol: Relative tolerance, positive (adaptive methods; the iterations of implicit_adams).
         atol: Absolute tolerance, positive (likewise).
         steps: Number of steps of the methods that do not choose them, at least 1; 50 if not given.
@@ -81,22 +82,22 @@ class ODESolver:
 
     def __init__(
         self,
-        method: str,
+        method: str | Method,
         rtol: float = 1e-5,
         atol: float = 1e-5,
         steps: int | None = None,
         max_nfe: int = 10_000,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        check_choice("method", method, METHODS)
-        if steps is not None and METHODS[method].adaptive:
+        self.method: Method = as_instance("method", method, METHODS, Method)
+        self.name = method if isinstance(method, str) else type(method).__name__
+        if steps is not None and self.method.adaptive:
             fixed = ", ".join(name for name, other in METHODS.items() if not other.adaptive)
-            raise ValueError(f"{method} chooses its own steps by rtol and atol; methods that take steps: {fixed}")
-        self.method = method
+            raise ValueError(f"{self.name} chooses its own steps by rtol and atol; methods that take steps: {fixed}")
         self.rtol, self.atol = as_positive("rtol", rtol), as_positive("atol", atol)
         self.steps = check_count("steps", 50 if steps is None else steps)
         self.max_nfe = check_count("max_nfe", max_nfe)
-        self.options = METHODS[method].options(method, {} if options is None else options)
+        self.options = self.method.options(self.name, {} if options is None else options)
         if steps is not None and "step_size" in self.options:
             raise ValueError("give steps or the option step_size, not both")
         self.settles = False  # for what the tolerance gives, however rough the slope
@@ -104,7 +105,7 @@ class ODESolver:
     @property
     def single_pass(self) -> bool:
         """Whether `steps` counts network passes."""
-        return METHODS[self.method].single_pass
+        return self.method.single_pass
 
     def __call__(
         self,
@@ -134,24 +135,30 @@ class ODESolver:
         Raises:
             UserError: If an adaptive method cannot meet its tolerance.
         """
-        return METHODS[self.method].solve(self, flow, y, Ends(start, end, places, keep), norm)
+        return self.method.solve(self, flow, y, Ends(start, end, places, keep), norm)
 
     def solution(self, flow: Flow, y: Tensor, start: float, end: float, norm: Norm = worst_rms) -> Solution:
         """`__call__`, with what is known of the error where the tolerance was out of reach."""
-        return METHODS[self.method].solution(self, flow, y, Ends(start, end), norm)
+        return self.method.solution(self, flow, y, Ends(start, end), norm)
 
-    def watch(self, flow: Flow) -> Watch:
-        """The flow, watched for as many passes as an adaptive method may make."""
-        other = "dopri5" if self.method != "dopri5" else "adams"
+    def monitor(self, flow: Flow) -> MonitoredDrift:
+        """The flow, monitored for as many passes as an adaptive method may make."""
+        other = "dopri5" if self.name != "dopri5" else "adams"
         advice = f"rtol={100 * self.rtol:g} atol={100 * self.atol:g}, method={other}, or max_nfe={4 * self.max_nfe}"
-        return Watch(flow, self.max_nfe, advice)
+        return MonitoredDrift(flow, self.max_nfe, advice)
 
     def odeint(
-        self, drift: Callable[[Tensor, Tensor], Tensor], y: Tensor, ends: Tensor, options: Any, tighter: float = 1.0
+        self,
+        method: str,
+        drift: Callable[[Tensor, Tensor], Tensor],
+        y: Tensor,
+        ends: Tensor,
+        options: Any,
+        tighter: float = 1.0,
     ) -> Tensor:
-        """torchdiffeq's `odeint` with this solver's method and tolerances (times `tighter`)."""
+        """torchdiffeq's `odeint` with one of its methods by name and this solver's tolerances (times `tighter`)."""
         from torchdiffeq import odeint  # SciPy comes with it: half a second that `import sde_diffusion` need not cost
 
         rtol, atol = self.rtol * tighter, self.atol * tighter
-        solution: Tensor = odeint(drift, y, ends, rtol=rtol, atol=atol, method=self.method, options=options)
+        solution: Tensor = odeint(drift, y, ends, rtol=rtol, atol=atol, method=method, options=options)
         return solution

@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_positive, check_choice, check_count, check_kind
+from sde_diffusion.checks import as_positive, check_count, check_kind
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sampling.ancestral import AncestralSampler
-from sde_diffusion.sampling.base import Sampler, Walk, singular
-from sde_diffusion.sampling.correctors import CORRECTORS
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.correctors import CORRECTORS, Corrector, NoCorrector
+from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import SDE, Grid, Number, add_, numbers, value_of
 
 
@@ -66,11 +70,14 @@ class Step:
         return [cls(*row) for row in numbers(torch.stack(columns, 1))]
 
 
-class Predictor(ABC):
+class Predictor(ShowsArguments, ABC):
     """A step of the reverse process: x_s = a x_t + b belief + c z."""
 
     belief: str | None = "score"
-    """Which spelling of the prediction it combines; None if it needs no network pass."""
+    """Which attribute of the `Prediction` it combines; None if it needs no network pass."""
+
+    invertible = False
+    """Whether its steps are those of DDIM, which `invert` can take in the other direction."""
 
     @abstractmethod
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
@@ -112,6 +119,7 @@ class ProbabilityFlow(Predictor):
     """
 
     belief = "x0"
+    invertible = True
 
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
         """sigma_s / sigma, and what that leaves of alpha_s x0; no noise."""
@@ -161,8 +169,8 @@ class PredictorCorrector(Sampler):
     less corrector_steps with leimkuhler_matthews, which makes none at t_max; and one for `denoise`.
 
     Args:
-        predictor: reverse_diffusion, ancestral, euler_maruyama, probability_flow or none.
-        corrector: leimkuhler_matthews, annealed_langevin, langevin or none.
+        predictor: reverse_diffusion, ancestral, euler_maruyama, probability_flow or none, or a `Predictor`.
+        corrector: leimkuhler_matthews, annealed_langevin, langevin or none, or a `Corrector`, which has its own snr.
         steps: Number of predictor steps, at least 1.
         snr: Signal-to-noise ratio of the Langevin steps, positive: 0.16 CIFAR-10, 0.17 CelebA, 0.075 LSUN.
         corrector_steps: Langevin steps at each time, at least 1.
@@ -180,8 +188,8 @@ class PredictorCorrector(Sampler):
 
     def __init__(
         self,
-        predictor: str = "reverse_diffusion",
-        corrector: str = "leimkuhler_matthews",
+        predictor: str | Predictor = "reverse_diffusion",
+        corrector: str | Corrector = "leimkuhler_matthews",
         steps: int = 1000,
         snr: float = 0.16,
         corrector_steps: int = 1,
@@ -191,23 +199,30 @@ class PredictorCorrector(Sampler):
     ) -> None:
         super().__init__(denoise, t_end)
         check_kind("grid", grid, Grid, or_none=True)
-        self.predictor = check_choice("predictor", predictor, PREDICTORS)
-        self.corrector = check_choice("corrector", corrector, CORRECTORS)
         self.snr = as_positive("snr", snr, " (0.16 for CIFAR-10)")
+        self.predictor, self.corrector = predictor, corrector
+        self._parts()  # checks the names
         self.steps = check_count("steps", steps)
         self.corrector_steps = check_count("corrector_steps", corrector_steps)
         self.grid = grid
 
+    def _parts(self) -> tuple[Predictor, Corrector]:
+        """The predictor and the corrector, from their names if they have one."""
+        correctors = {name: partial(kind, self.snr) for name, kind in CORRECTORS.items()}
+        predictor: Predictor = as_instance("predictor", self.predictor, PREDICTORS, Predictor)
+        corrector: Corrector = as_instance("corrector", self.corrector, correctors, Corrector)
+        return predictor, corrector
+
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
         times = (self.grid or run.sde.default_grid()).times(run.sde, self.steps + 1, run.t_end)
-        predictor, rule = PREDICTORS[self.predictor](), CORRECTORS[self.corrector]
+        predictor, corrector = self._parts()
         steps = Step.walk(run.sde, times)
         table = [predictor.coefficients(step) for step in steps]
         if not all(math.isfinite(value_of(number)) for row in table for number in row):
             raise singular(run.sde)
         predicted = predictor.belief is not None
-        corrections = [None] * self.steps if rule is None else rule(self.snr).moves(run.sde, times, predicted)
+        corrections = corrector.moves(run.sde, times, predicted)
         draws = self.corrector_steps + 1
         run.plan(times)
         for i, (step, correct, (from_x, from_belief, std)) in enumerate(zip(steps, corrections, table, strict=True)):
@@ -226,7 +241,8 @@ class PredictorCorrector(Sampler):
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
         """The probability flow's steps up; see `Sampler.climb`."""
-        if (self.predictor, self.corrector) != ("probability_flow", "none"):
+        predictor, corrector = self._parts()
+        if not (predictor.invertible and isinstance(corrector, NoCorrector)):
             raise ValueError(
                 "only the deterministic walk (predictor=probability_flow, corrector=none) can be inverted; got "
                 f"predictor={self.predictor}, corrector={self.corrector}"

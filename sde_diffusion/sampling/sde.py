@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count, check_kind
-from sde_diffusion.sampling.base import Sampler, Walk
-from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, Watch, solver_frames
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.coordinates import Coordinate
+from sde_diffusion.sampling.flow import MonitoredDrift
+from sde_diffusion.sampling.reverse import ReverseProcess, solver_frames
 from sde_diffusion.sampling.solver_options import BOOLEAN, NOT_NEGATIVE, Option, check_options
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import Grid, Number
 
 Drift = Callable[[float, Tensor], Tensor]
 
 
-class Face:
+class TorchSDE:
     """A reverse process as torchsde asks for it: flattened, in increasing time tau = -steps u.
 
     Every step has length one exactly: no rounding can add a last tiny step.
@@ -75,7 +78,7 @@ class Face:
         return self.process.diffusion(float(tau) * self.rate) * math.sqrt(abs(self.rate))
 
 
-class AdditiveFace(Face):
+class AdditiveNoise(TorchSDE):
     """For methods that are cheaper, or of higher order, where the diffusion does not depend on the state."""
 
     noise_type = "additive"
@@ -85,7 +88,7 @@ class AdditiveFace(Face):
         return v * self.diffusion(tau)
 
 
-class DiagonalFace(Face):
+class DiagonalNoise(TorchSDE):
     """For methods that hold on to the diffusion itself, which as additive noise would be a matrix [B, d, d]."""
 
     noise_type = "diagonal"
@@ -104,14 +107,14 @@ class Method:
 
     Attributes:
         sde_type: ito or stratonovich.
-        face: How the diffusion is given.
+        adapter: How the diffusion is given.
         levy_area: What it asks of the Brownian motion, in torchsde's words.
         single_pass: Whether each step costs one network pass, and there are no others.
         takes: The options that it takes.
     """
 
     sde_type: str
-    face: type[Face] = AdditiveFace
+    adapter: type[TorchSDE] = AdditiveNoise
     levy_area: str = "none"
     single_pass: bool = False
 
@@ -126,7 +129,7 @@ METHODS: dict[str, Method] = {
     "heun": Method("stratonovich"),
     "midpoint": Method("stratonovich"),
     "log_ode": Method("stratonovich", levy_area="foster"),
-    "reversible_heun": Method("stratonovich", DiagonalFace),
+    "reversible_heun": Method("stratonovich", DiagonalNoise),
 }
 """torchsde's methods on offer: all but adjoint_reversible_heun, which only goes backwards for gradients."""
 
@@ -243,11 +246,11 @@ class SDESampler(Sampler):
         process = ReverseProcess(
             *(run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate), passes_at=run.denoiser.passes_at
         )
-        watch = Watch(process, self.max_nfe)
-        drift: Drift = watch if self.adaptive else process.drift
+        monitor = MonitoredDrift(process, self.max_nfe)
+        drift: Drift = monitor if self.adaptive else process.drift
         # After a rejected step torchsde begins anew where four others were asked for in between at most.
         memory = 4 if self.adaptive else 1
-        face = method.face(process, drift, x.shape, steps, method.sde_type, memory, up)
+        adapter = method.adapter(process, drift, x.shape, steps, method.sde_type, memory, up)
         y = (x * process.scale(start)).flatten(1)
         frames = solver_frames(run, process, start, end)
         span, wanted = self._span(frames.get("places", ()), up)
@@ -260,14 +263,14 @@ class SDESampler(Sampler):
         try:
             # torchsde tries g_prod out on torch's own random numbers: they are put back.
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-                found = torchsde.sdeint(face, y, span, bm=brownian, method=self.method, dt=1.0, **options)
+                found = torchsde.sdeint(adapter, y, span, bm=brownian, method=self.method, dt=1.0, **options)
         except AssertionError:  # torchsde's only answer to an error estimate that is not a number
-            if not watch.broken():
+            if not monitor.broken():
                 raise
             return torch.full_like(x, torch.nan)
         for tau, state in zip(span.tolist(), found, strict=True):
             if tau in wanted:
-                frames["keep"](tau * face.rate, state.view(x.shape))
+                frames["keep"](tau * adapter.rate, state.view(x.shape))
         end_state: Tensor = found[-1].view(x.shape) / process.scale(end)
         return end_state
 

@@ -1,4 +1,4 @@
-"""Paths given by their noise level: VE, EDM and rectified flow, each through log alpha and log sigma."""
+"""Paths that leave the data as they are and add ever more noise, alpha = 1: VE and EDM."""
 
 from __future__ import annotations
 
@@ -127,60 +127,6 @@ class EDMSDE(SDE):
     def default_grid(self) -> Grid:
         """EDM's own, rho = 7: uniform steps in t = sigma would spend nearly all of them on pure noise."""
         return KarrasRho()
-
-
-@dataclass(frozen=True)
-class RectifiedFlow(SDE):
-    """Straight path: alpha = 1 - t, sigma = t, lambda = 2 log((1 - t) / t), g^2 = 2 t / (1 - t).
-
-    Args:
-        t_min: Where samplers and likelihoods end.
-        t_max: Where samplers begin, at most 1. At t = 1 itself no signal is left: drift and diffusion are infinite
-            and eps-prediction undefined there, hence the default of 0.999, whose prior is off by alpha = 0.001.
-
-    Raises:
-        ValueError: If not 0 <= t_min < t_max <= 1.
-
-    References:
-        Liu et al. 2023, "Flow Straight and Fast", equation 1; Lipman et al. 2023, "Flow Matching", example II.
-    """
-
-    _: KW_ONLY
-    t_min: float = 1e-5
-    t_max: float = 0.999
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.t_max > 1:
-            raise ValueError(f"RectifiedFlow ends at t = 1; got t_max={self.t_max}")
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        """log1p(-t)."""
-        return torch.log1p(-t)
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        """log t."""
-        return t.log()
-
-    def log_alpha_rate(self, t: Tensor) -> Tensor:
-        """-1 / (1 - t)."""
-        return -1 / (1 - t)
-
-    def log_sigma_rate(self, t: Tensor) -> Tensor:
-        """1 / t."""
-        return 1 / t
-
-    def alpha_rate(self, t: Time) -> Tensor:
-        """-1, at both ends too, where the rate of log alpha or the scale alone is singular."""
-        return torch.full_like(self.check_time(t), -1.0)
-
-    def sigma_rate(self, t: Time) -> Tensor:
-        """1."""
-        return torch.ones_like(self.check_time(t))
-
-    def time(self, log_snr: Time) -> Tensor:
-        """sigmoid(-lambda / 2)."""
-        return torch.sigmoid(-0.5 * float64(log_snr))
 
 
 def _check_sigmas(sde: SDE, sigma_min: float, sigma_max: float) -> None:

@@ -1,4 +1,4 @@
-r"""Paths whose signal fades as noise comes: VP, sub-VP and cosine, each through log alpha and log sigma.
+r"""Paths on which the signal fades as noise grows: VP, sub-VP and cosine.
 
 No `1 - exp(...)` anywhere: near t = 0 that loses every digit (in float32, 1 - e^-B is off by 1.2% at t = 1e-5).
 """

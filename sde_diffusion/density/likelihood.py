@@ -131,7 +131,7 @@ def log_likelihood(
     )
     solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
     # Outside inference mode, under which Lightning tests and which records nothing to differentiate.
-    with torch.inference_mode(False), torch.set_grad_enabled(create_graph), sde.at_hand():
+    with torch.inference_mode(False), torch.set_grad_enabled(create_graph), sde.on_cpu():
         conditions = {name: _recordable(value) for name, value in conditions.items()}
         process = ReverseProcess(
             lambda x, t: denoiser(x, t, **conditions),

@@ -132,7 +132,7 @@ def elbo(
     with (
         torch.inference_mode(torch.is_inference_mode_enabled() and not create_graph),
         torch.set_grad_enabled(create_graph),
-        sde.at_hand(),
+        sde.on_cpu(),
     ):
         return _bound(
             *(denoiser, x.to(dtype), steps, draws, seeds, conditions, rows),

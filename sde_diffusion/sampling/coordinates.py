@@ -22,7 +22,7 @@ class Coordinate(ABC):
 
     @abstractmethod
     def drift(self, prediction: Prediction, eta: float) -> Tensor:
-        """Drift dy/dt of the reverse process, from what is believed at (x, t); [B, *]."""
+        """Drift dy/dt of the reverse process, from the prediction at (x, t); [B, *]."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class State(Coordinate):
 
 @dataclass(frozen=True)
 class NoiseToSignal(Coordinate):
-    """y = x / alpha, in which the linear drift is gone: dy/dr = (1 + eta^2) eps against r = sigma / alpha.
+    """y = x / alpha, which has no linear drift: dy/dr = (1 + eta^2) eps with r = sigma / alpha.
 
-    From (v - f x) / alpha = (sigma' - f sigma) eps / alpha = r' eps and g^2 = 2 sigma alpha r'. Needs alpha > 0 at the
-    ends of the walk.
+    This follows from (v - f x) / alpha = (sigma' - f sigma) eps / alpha = r' eps and g^2 = 2 sigma alpha r'. It needs
+    alpha > 0 at the ends of the walk.
 
     References:
         Song et al. 2021, "Denoising Diffusion Implicit Models", equation 14; Karras et al. 2022, section 4.
@@ -65,13 +65,13 @@ class NoiseToSignal(Coordinate):
 
 @dataclass(frozen=True)
 class UnitVariance(Coordinate):
-    """y = x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance all along the walk.
+    """y = x / sqrt(alpha^2 sigma_data^2 + sigma^2), which has unit variance all along the walk.
 
-    Where the data are one Gaussian of standard deviation sigma_data, y does not move at all: what is left for the
-    solver is the data's structure. Likelihoods are solved in it.
+    If the data are one Gaussian of standard deviation sigma_data, y is constant: the solver only has to follow the
+    structure of the data. Likelihoods use it.
 
     Args:
-        sigma_data: Standard deviation of the data, positive; its right order of size is enough.
+        sigma_data: Standard deviation of the data, positive; a rough estimate is enough.
 
     Raises:
         ValueError: If sigma_data is not positive.
@@ -90,7 +90,7 @@ class UnitVariance(Coordinate):
         return self._variance(sde, t).rsqrt()
 
     def drift(self, prediction: Prediction, eta: float) -> Tensor:
-        """The drift in x, and x times the rate of the scale."""
+        """The drift in x plus x times the rate of the scale, times the scale."""
         sde, t = prediction.sde, float64(prediction.t)
         variance = self._variance(sde, t)
         rate = sde.alpha(t) * sde.alpha_rate(t) * self.sigma_data**2 + sde.sigma(t) * sde.sigma_rate(t)

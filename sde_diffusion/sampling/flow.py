@@ -14,7 +14,7 @@ from sde_diffusion.sde import SDE, Number, value_of
 
 
 class Flow(Protocol):
-    """What a solver of ordinary differential equations asks for: dy/du = drift(u, y), u in [0, 1] -> t."""
+    """An ordinary differential equation for a solver: dy/du = drift(u, y), with a map u in [0, 1] -> t."""
 
     sde: SDE
     t_end: float
@@ -35,16 +35,16 @@ def is_finite(x: Tensor) -> bool:
 
 
 class LostError(AssertionError):
-    """An adaptive solver has come upon numbers that are none (torchsde and torchdiffeq assert that it does not)."""
+    """An adaptive solver has met NaN (torchsde and torchdiffeq answer that with an AssertionError too)."""
 
 
 class MonitoredDrift:
-    """A flow's drift for an adaptive solver: notes where the solver is, and ends a walk that gets nowhere.
+    """A flow's drift for an adaptive solver: counts network passes, and stops a solver that makes no progress.
 
     Args:
         process: The flow.
-        max_nfe: Most network passes.
-        advice: Settings to try where it gets nowhere.
+        max_nfe: Largest number of network passes.
+        advice: Settings to try, for the message if the solver makes no progress.
     """
 
     def __init__(self, process: Flow, max_nfe: int, advice: str = "larger rtol and atol, or a larger max_nfe") -> None:
@@ -54,7 +54,7 @@ class MonitoredDrift:
         self.nfe = 0
         self.last: Tensor | None = None
         self.failure: AssertionError | None = None
-        # A step of the solvers here takes two to thirteen slopes; six span the better part of one.
+        # The solvers evaluate the drift two to thirteen times a step; the last six span most of a step.
         self._recent: deque[float] = deque(maxlen=6)
 
     def __call__(self, u: Tensor | float, y: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class MonitoredDrift:
 
         Raises:
             UserError: If max_nfe passes have been made.
-            LostError: If u is not a number.
+            LostError: If u is NaN.
         """
         if math.isnan(u):
             raise LostError
@@ -72,13 +72,13 @@ class MonitoredDrift:
         self._recent.append(value_of(self.process.time(u)[0]))
         try:
             self.last = self.process.drift(u, y)
-        except AssertionError as error:  # the denoiser's own, which is not to be taken for the solver's
+        except AssertionError as error:  # the denoiser's own, not to be confused with the solver's
             self.failure = error
             raise
         return self.last
 
     def unmet(self, subject: str) -> UserError:
-        """An error that says where the solver got stuck."""
+        """An error that says where the solver is stuck."""
         t, stride = max(self._recent), max(self._recent) - min(self._recent)
         return UserError(
             f"the adaptive solver cannot meet its tolerance: {subject} is at t = {t:.6g}, between "
@@ -87,5 +87,5 @@ class MonitoredDrift:
         )
 
     def broken(self) -> bool:
-        """Whether the last drift has numbers that are none (then the sampler's caller finds out which)."""
+        """Whether the last drift has NaN or infinite numbers; the sampler then repeats the walk to find out which."""
         return self.last is not None and not is_finite(self.last)

@@ -1,4 +1,4 @@
-r"""Reverse processes, for samplers and likelihoods alike.
+r"""The reverse process of a path, for samplers and likelihoods.
 
 For any eta, the process run backwards in time
 
@@ -35,9 +35,9 @@ class ReverseProcess:
         sde: The path.
         grid: The map u -> t, a continuous one.
         t_end: The time at u = 0.
-        eta: Share of noise, at least 0.
-        coordinate: The variable y; x itself if not given.
-        passes_at: Network passes that `predict` costs at t (`Denoiser.passes_at`); 1 if not given.
+        eta: Scale of the noise, at least 0: 1 is the reverse SDE, 0 the probability flow.
+        coordinate: The variable y; x itself by default.
+        passes_at: Network passes that `predict` costs at t (`Denoiser.passes_at`); 1 by default.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class ReverseProcess:
         self.coordinate = State() if coordinate is None else coordinate
         self.passes_at = passes_at
         self._clock: tuple[float, Tensor, Number] | None = None
-        self._recording = torch.is_grad_enabled()  # whether gradients are to reach the path's parameters, if it has any
+        self._recording = torch.is_grad_enabled()  # whether gradients should reach the path's parameters, if it has any
 
     def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
-        """t and dt/du at u (brought back to [0, 1] where a solver oversteps it); float64 []."""
+        """t and dt/du at u, which is clamped to [0, 1] (solvers may step a little beyond); float64 []."""
         u = min(max(float(u), 0.0), 1.0)
         if self._clock is None or self._clock[0] != u:  # drift and diffusion ask in turn
             self._clock = (u, *self._time(u))
         return self._clock[1:]
 
     def _time(self, u: float) -> tuple[Tensor, Number]:
-        # Outside inference mode, under which Lightning validates and which records nothing to differentiate.
+        # Outside inference mode, which Lightning uses for validation and in which nothing can be differentiated.
         with torch.inference_mode(False), torch.enable_grad():
             place = torch.tensor([u], dtype=torch.float64, requires_grad=True)
             moving = self._recording and self.grid.time(self.sde, place.detach(), self.t_end).requires_grad
@@ -103,8 +103,8 @@ class ReverseProcess:
         """Drift dy/du of the reverse process; y: [B, *dims].
 
         Raises:
-            ValueError: If the path makes it infinite at an end. (Not before the walk: which ends are looked at is the
-                solver's affair, and whether sigma = 0 can be passed the denoiser's.)
+            ValueError: If the path makes it infinite at an end. (This cannot be checked before the walk: whether an end
+                is evaluated depends on the solver, and whether sigma = 0 is allowed on the denoiser.)
         """
         t, rate = self.time(u)
         scale = self.scale(u)
@@ -116,7 +116,7 @@ class ReverseProcess:
         return drift
 
     def diffusion(self, u: Tensor | float) -> Number:
-        """Diffusion coefficient of y against u, eta g scale sqrt(dt/du), the same for every dimension and state."""
+        """Diffusion coefficient of y in u, eta g scale sqrt(dt/du), the same for every dimension and state."""
         if not self.eta:  # also where g is infinite
             return 0.0
         t, rate = self.time(u)
@@ -124,7 +124,7 @@ class ReverseProcess:
 
 
 def solver_frames(run: Walk, process: ReverseProcess, start: float, end: float) -> dict[str, Any]:
-    """`places` and `keep` of a solver that is to keep a walk's frames; nothing if there are none."""
+    """The arguments `places` and `keep` of a solver for a walk that records frames; none for other walks."""
     frames = run.frames
     if frames is None:
         return {}

@@ -1,4 +1,4 @@
-"""One walk along the path: the denoiser with its noise, its count of network passes, and whoever looks on."""
+"""One walk along the path: the denoiser, the noise, the count of network passes, the callback and the frames."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sde import SDE, Time, value_of
 
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
-"""Called with (step, t, x_t, x0) after each prediction; returning True ends the walk, whose result is then x0."""
+"""Called with (step, t, x_t, x0) after each prediction; if it returns True, the walk ends and returns x0."""
 
 REMEDY = ": more steps, a later t_end, or a look at the weights may help"
 
 PRIOR_DRAW = 0
-"""Number of the draw that gives x_T; steps use the numbers from 1 on."""
+"""Number of the draw of x_T; steps use the numbers from 1 on."""
 
 
 class Stop(Exception):  # noqa: N818  a signal, not an error
-    """A callback ends the walk, at the state x with the belief x0."""
+    """A callback has ended the walk, at the state x with the belief x0."""
 
     def __init__(self, x: Tensor, x0: Tensor) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Stop(Exception):  # noqa: N818  a signal, not an error
 
 @dataclass
 class Walk:
-    """One walk from noise to data: what a sampler's `walk` works with.
+    """One walk from noise to data, as passed to a sampler's `walk`.
 
     Attributes:
         denoiser: The denoiser.
@@ -43,10 +43,10 @@ class Walk:
         t_end: Where the walk ends.
         conditions: Passed to the denoiser.
         callback: See `Callback`.
-        check: Look at each prediction for numbers that are none; only done once a walk has gone wrong.
+        check: Check each prediction for NaN and infinite numbers; used to repeat a walk whose result has some.
         nfe: Network passes so far.
-        step: Number of the next prediction, as callbacks are told; a guided one costs several passes.
-        frames: States to be kept along the walk; None for none.
+        step: Number of the next prediction, for callbacks; with guidance a prediction costs several passes.
+        frames: States to record along the walk; None for none.
     """
 
     denoiser: Denoiser
@@ -65,7 +65,7 @@ class Walk:
         return self.denoiser.sde
 
     def predict(self, x: Tensor, t: Time) -> Prediction:
-        """Ask the denoiser at (x, t), counting its passes and showing the belief to the callback."""
+        """The prediction at (x, t). Counts its passes and calls the callback."""
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
         self.nfe += self.denoiser.passes_at(t)
         step, self.step = self.step, self.step + 1
@@ -79,22 +79,22 @@ class Walk:
         return prediction
 
     def plan(self, times: Tensor) -> None:
-        """Say at which times the walk will be, [N + 1], so that frames can be chosen among them."""
+        """Announce the times of the walk, [N + 1], so that frames can be chosen among them."""
         if self.frames is not None:
             self.frames.choose(times)
 
     def visit(self, x: Tensor, t: Time) -> None:
-        """Show the state x at one of these times; it is kept if it was chosen."""
+        """Report the state x at one of these times; it is recorded if that time was chosen."""
         if self.frames is not None:
             self.frames.visit(x, t)
 
     def normal(self, step: int) -> Tensor:
-        """Standard normals of a step (0, 1, ...), each step a draw of its own, [B, *dims]."""
+        """Standard normals of step 0, 1, ..., independent of those of other steps, [B, *dims]."""
         return self.noise.normal(PRIOR_DRAW + 1 + step)
 
 
 def singular(sde: SDE) -> ValueError:
-    """What to raise where a method's coefficients are infinite at an end of its walk."""
+    """The error to raise if a method's coefficients are infinite at an end of its walk."""
     return ValueError(
         f"this method's coefficients are not finite all along the walk, as {sde} is singular at an end: give it "
         "t_min > 0 (or the sampler t_end > 0) and t_max < 1"

@@ -16,9 +16,9 @@ class RectifiedFlow(SDE):
     """Straight path: alpha = 1 - t, sigma = t, lambda = 2 log((1 - t) / t), g^2 = 2 t / (1 - t).
 
     Args:
-        t_min: Where samplers and likelihoods end.
-        t_max: Where samplers begin, at most 1. At t = 1 itself no signal is left: drift and diffusion are infinite
-            and eps-prediction undefined there, hence the default of 0.999, whose prior is off by alpha = 0.001.
+        t_min: Smallest time, where samplers end.
+        t_max: Largest time, where samplers begin, at most 1. At t = 1 no signal is left: drift and diffusion are
+            infinite and eps-prediction is undefined. Hence the default, where the prior neglects alpha = 0.001.
 
     Raises:
         ValueError: If not 0 <= t_min < t_max <= 1.
@@ -53,7 +53,7 @@ class RectifiedFlow(SDE):
         return 1 / t
 
     def alpha_rate(self, t: Time) -> Tensor:
-        """-1, at both ends too, where the rate of log alpha or the scale alone is singular."""
+        """-1, also at the ends, where the rate of log alpha is singular."""
         return torch.full_like(self.check_time(t), -1.0)
 
     def sigma_rate(self, t: Time) -> Tensor:

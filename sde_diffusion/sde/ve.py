@@ -1,4 +1,4 @@
-"""Paths that leave the data as they are and add ever more noise, alpha = 1: VE and EDM."""
+"""Variance-exploding paths, on which alpha = 1 and the noise level grows: VE and EDM."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class VESDE(SDE):
     Args:
         sigma_min: sigma at t = 0, positive.
         sigma_max: sigma at t = 1, above sigma_min; about the largest distance between two data points.
-        t_min: Where samplers and likelihoods end.
-        t_max: Where samplers begin.
+        t_min: Smallest time, where samplers end.
+        t_max: Largest time, where samplers begin.
 
     Raises:
         ValueError: If not 0 < sigma_min < sigma_max, or not 0 <= t_min < t_max.
@@ -71,13 +71,13 @@ class VESDE(SDE):
 
 @dataclass(frozen=True)
 class EDMSDE(SDE):
-    """EDM's path: alpha = 1, sigma = t, lambda = -2 log t, g^2 = 2 t. Time is the noise level.
+    """EDM's path: alpha = 1, sigma = t, lambda = -2 log t, g^2 = 2 t. The time is the noise level.
 
     Args:
         sigma_min: Smallest noise level, the default of t_min; positive.
         sigma_max: Largest noise level, the default of t_max.
-        t_min: Where samplers and likelihoods end; sigma_min if not given.
-        t_max: Where samplers begin; sigma_max if not given.
+        t_min: Smallest time, where samplers end; sigma_min by default.
+        t_max: Largest time, where samplers begin; sigma_max by default.
 
     Raises:
         ValueError: If not 0 < sigma_min < sigma_max, or not 0 <= t_min < t_max.
@@ -117,7 +117,7 @@ class EDMSDE(SDE):
         return 1 / t
 
     def sigma_rate(self, t: Time) -> Tensor:
-        """1, at t = 0 too, where the rate of log sigma is infinite."""
+        """1, also at t = 0, where the rate of log sigma is infinite."""
         return torch.ones_like(self.check_time(t))
 
     def time(self, log_snr: Time) -> Tensor:
@@ -125,7 +125,7 @@ class EDMSDE(SDE):
         return (-0.5 * float64(log_snr)).exp()
 
     def default_grid(self) -> Grid:
-        """EDM's own, rho = 7: uniform steps in t = sigma would spend nearly all of them on pure noise."""
+        """EDM's grid, rho = 7: of uniform steps in t = sigma nearly all would be spent on pure noise."""
         return KarrasRho()
 
 

@@ -239,7 +239,7 @@ def test_parameters_on_another_device_than_the_times(monkeypatch):
         assert torch.equal(found, expected)
         assert by_gradient(found, path).tolist() == pytest.approx(by_gradient(expected, other).tolist(), rel=1e-12)
     path = Quick()
-    with path.at_hand():
+    with path.on_cpu():
         held = path._fetched
         drawn = AncestralSampler(3)(gaussian(path), (2, 2), create_graph=True).x
     assert held is not None

@@ -98,7 +98,7 @@ class MLP(Network):
 
         Args:
             x: [B, *shape], floating point.
-            c_noise: [] or [B], any real number that tells the noise level, such as log(sigma/alpha)/4.
+            c_noise: [] or [B], a function of the noise level, such as log(sigma/alpha)/4.
             label: [B], int64 in 0 ... n_classes; None: the null class throughout.
 
         Returns:

@@ -17,23 +17,23 @@ from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, c
 class UNet(Network):
     """U-Net of residual blocks, after DDPM++ as simplified in EDM.
 
-    The image is cut into patch x patch squares, whose pixels become channels (patch = 1: the image itself), H x W of
-    them. Level l works at ceil(H / 2^l) x ceil(W / 2^l) with channels * channel_mult[l] channels. A level has `blocks`
-    residual blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of that level;
-    residual blocks halve and double the image between levels; two blocks stand in the middle. Residual sums are divided
-    by sqrt(2). The last convolution starts at 0, and so does the output. Group norms alone: a sample's output depends
-    on no other.
+    The image is cut into H x W squares of patch x patch pixels, which become channels (patch = 1: the image itself).
+    Resolution l is ceil(H / 2^l) x ceil(W / 2^l), with channels * channel_mult[l] channels. Each resolution has
+    `blocks` residual blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of
+    that resolution; residual blocks halve and double the image in between, and two blocks are in the middle. Residual
+    sums are divided by sqrt(2). The last convolution, and with it the output, is initialised to 0. Normalisation is by
+    group norms only, so that the output of a sample depends on no other sample.
 
     Args:
-        shape: Of one image, [C, height, width]; any sizes, odd ones too.
+        shape: Shape of one image, [C, height, width]; any size, also odd.
         n_classes: Labels are 0 ... n_classes - 1 and n_classes is the null class; 0: no labels.
         patch: Side of the squares, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
             with zeros on the right and below, and the output cropped.
         channels: Base number of channels; positive.
-        channel_mult: Multiplier of each level, finest first; positive integers, one level or more.
-        blocks: Residual blocks in a level of the encoder; at least 1.
-        attention: Levels with self-attention, 0 the finest, after each block of the encoder and the last of the
-            decoder; the middle has it too unless the list is empty. Memory and time grow as (H W)^2 of the level.
+        channel_mult: Multiplier of each resolution, finest first; one or more positive integers.
+        blocks: Residual blocks at each resolution of the encoder; at least 1.
+        attention: Resolutions with self-attention, 0 the finest, after each block of the encoder and the last of the
+            decoder; the middle has it too unless the list is empty. Memory and time grow as (H W)^2 of the resolution.
         head_channels: Largest number of channels of an attention head; positive.
         dropout: Probability in the residual blocks, in [0, 1).
         embedding_dim: Size of the conditioning vector; even, at least 4.
@@ -109,7 +109,7 @@ class UNet(Network):
 
         Args:
             x: [B, C, height, width], floating point.
-            c_noise: [] or [B], any real number that tells the noise level, such as log(sigma/alpha)/4.
+            c_noise: [] or [B], a function of the noise level, such as log(sigma/alpha)/4.
             label: [B], int64 in 0 ... n_classes; None: the null class throughout.
 
         Returns:

@@ -135,7 +135,13 @@ def elbo(
         sde.on_cpu(),
     ):
         return _bound(
-            *(denoiser, x.to(dtype), steps, draws, seeds, conditions, rows),
+            denoiser,
+            x.to(dtype),
+            steps,
+            draws,
+            seeds,
+            conditions,
+            rows,
             GaussianDecoder() if decoder is None else decoder,
             GaussianPrior.standard(sde) if prior is None else prior,
             UniformLogSNR() if grid is None else grid,

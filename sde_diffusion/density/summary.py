@@ -73,7 +73,9 @@ def quoted(report: dict[str, Any], levels: int | None) -> dict[str, Any]:
         why = "the flow with uniform dequantisation, an upper bound on -log2 P of the levels"
         return {**flow, "because": why if bound is None else f"{why}, here a smaller one than the ELBO's"}
     return {
-        **{"by": "elbo", unit: bound[unit], "std_error": bound["std_error"]},
+        "by": "elbo",
+        unit: bound[unit],
+        "std_error": bound["std_error"],
         "because": "the ELBO on the levels themselves, here the smaller of two upper bounds on -log2 P; the flow's is "
         "for comparisons with others that dequantise uniformly",
     }

@@ -18,8 +18,8 @@ from sde_diffusion.metrics.reference import MOST_FEATURES, ReferenceStatistics, 
 def _factor(cov: Tensor) -> Tensor:
     """F [D, r] with F F^T = cov, r its numerical rank.
 
-    An eigenvalue below D eps max(eigenvalues) is rounding. Left in, it would come out of the square root as an error of
-    sqrt(eps) ~ 1e-8 in each null direction; so it is dropped.
+    An eigenvalue below D eps max(eigenvalues) is rounding, and is dropped: its square root would be an error of
+    sqrt(eps) ~ 1e-8 in each null direction.
     """
     values, vectors = torch.linalg.eigh(cov)
     keep = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
@@ -32,18 +32,18 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
         d^2 = |mean1 - mean2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)
 
-    With C_i = F_i F_i^T the last trace is the sum of the singular values of F_1^T F_2: the square roots of the
-    eigenvalues of C1^(1/2) C2 C1^(1/2), taken without squaring first, so that singular covariances lose no digits.
-    Computed in float64.
+    With C_i = F_i F_i^T the last trace is the sum of the singular values of F_1^T F_2. These are the square roots of
+    the eigenvalues of C1^(1/2) C2 C1^(1/2), computed without squaring, so that no digits are lost if a covariance is
+    singular. Computed in float64.
 
     Args:
-        mean1: [D], mean of the first.
-        cov1: [D, D], covariance C1 of the first, symmetric, positive semi-definite up to rounding.
-        mean2: [D], mean of the second.
-        cov2: [D, D], covariance C2 of the second.
+        mean1: Mean of the first, [D].
+        cov1: Covariance C1 of the first, [D, D], symmetric, positive semi-definite up to rounding.
+        mean2: Mean of the second, [D].
+        cov2: Covariance C2 of the second, [D, D].
 
     Returns:
-        The distance, squared as is the custom, at least 0 (rounding below 0 is cut), in squared units of the features.
+        The squared distance, as is customary, in squared units of the features; at least 0.
 
     Raises:
         ValueError: If the shapes do not agree, or a number is NaN or infinite.
@@ -77,14 +77,14 @@ def frechet_influence(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
 
         psi(x) = 2 (mean_1 - mean_2).(x - mean_1) + (x - mean_1)^T (1 - T) (x - mean_1)
 
-    and likewise from the other side. Directions in which a side has no variance have no part in T.
+    and in the same way for the other side. Directions in which a side has no variance are left out of T.
 
     Args:
         real: [N, D] float64, N > D.
         fake: [M, D] float64, M > D.
 
     Returns:
-        psi of each, [1, N] and [1, M], up to a constant.
+        psi of each sample, [1, N] and [1, M], up to a constant.
 
     References:
         Rippl, Munk & Sturm 2016, "Limit laws of the empirical Wasserstein distance: Gaussian distributions", theorem
@@ -174,10 +174,10 @@ class FrechetDistance(FeatureMetric):
         """Take the real side from statistics on disk; see `FeatureMetric.use_reference`.
 
         Args:
-            reference: Of this metric's extractor; moments suffice unless features are to be kept.
+            reference: Of this metric's extractor; moments suffice unless keep_features.
 
         Raises:
-            UserError: If they are another extractor's, or lack features that are to be kept.
+            UserError: If they are another extractor's, or have no features with keep_features.
         """
         reference.check(fingerprint(self.extractor), self.width)
         if self.keep_features and reference.features is None:

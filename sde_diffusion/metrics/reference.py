@@ -1,7 +1,7 @@
-"""Statistics of reference data on disk, so that a data set passes through the extractor once.
+"""Statistics of reference data on disk, so that a data set passes through the extractor only once.
 
-A file is safetensors: numbers, and a text header that says what they are of. It is written whole or not at all, and
-read only if it is of the data and the extractor that are asked for.
+A file is safetensors: numbers, and a text header that identifies the data and the extractor. It is written atomically,
+and read only if both are as requested.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ FORMAT = "sde_diffusion reference statistics 2"
 log = logging.getLogger(__name__)
 
 MOST_FEATURES = 8192
-"""Beyond these a covariance takes more than half a gigabyte, and its eigenvalues minutes."""
+"""With more features a covariance takes more than half a gigabyte, and its eigenvalues minutes."""
 
 
 class DamagedReferenceError(UserError):
-    """A file holds no reference statistics, or no longer those that were written."""
+    """A file does not contain reference statistics, or was changed after it was written."""
 
 
 def fingerprint(item: nn.Module | Tensor | Iterable[Tensor]) -> str:
     """SHA-256 of tensors in their order, or of an extractor's class, width and weights.
 
-    It does not see an extractor's code: whoever changes that raises the number in `FORMAT`, or deletes the files.
+    It does not depend on an extractor's code: after a change of that, increase the number in `FORMAT`, or delete the
+    files.
     """
     digest = hashlib.sha256()
     tensors: Iterable[tuple[object, Tensor]]
@@ -47,21 +48,21 @@ def fingerprint(item: nn.Module | Tensor | Iterable[Tensor]) -> str:
     else:
         tensors = enumerate([item] if isinstance(item, Tensor) else item)
     for name, tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class ReferenceKey:
-    """What reference statistics are of.
+    """The data and the extractor of reference statistics.
 
     Args:
         data: Name of the data set.
-        split: Of the data set.
+        split: Name of its split.
         extractor: Name of the extractor.
-        preprocessing: What was done to the samples before the extractor: size, resize, levels.
+        preprocessing: Description of the preprocessing before the extractor: size, resizing, levels.
         data_digest: `fingerprint` of the data, or any text that changes with them.
         extractor_digest: `fingerprint` of the extractor.
     """
@@ -74,7 +75,7 @@ class ReferenceKey:
     extractor_digest: str
 
     def file(self, folder: Path) -> Path:
-        """Where the statistics go: a file of its own for each key, so that two data sets of one name do not meet."""
+        """The file of the statistics: a different one for each key, even of two data sets of the same name."""
         short = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
         stem = "-".join(re.sub(r"\W+", "_", part) for part in (self.data, self.split, self.extractor))
         return folder / f"{stem}-{short}.safetensors"
@@ -85,7 +86,7 @@ class ReferenceStatistics:
     """Moments of reference features, and the features where they were kept.
 
     Args:
-        key: What they are of.
+        key: Their data and extractor.
         n: Number of samples.
         mean: [D] float64.
         cov: [D, D] float64, unbiased (n - 1); [0, 0] if D > `MOST_FEATURES`.
@@ -99,10 +100,10 @@ class ReferenceStatistics:
     features: Tensor | None
 
     def check(self, extractor_digest: str, width: int) -> None:
-        """See that these are an extractor's.
+        """Check that these are the statistics of an extractor.
 
         Raises:
-            UserError: If not.
+            UserError: If they are not.
         """
         if self.key.extractor_digest != extractor_digest or len(self.mean) != width:
             raise UserError(

@@ -231,7 +231,9 @@ class Modality(ABC):
                     f"x_t, t = {t:.3g}": self._draw_frame(state, extent),
                     "E[x_0 | x_t]": self._draw_frame(belief, extent),
                 },
-                *(26, 8, 14),
+                26,
+                8,
+                14,
             )
             for state, belief, t in zip(states, beliefs, times, strict=True)
         ]

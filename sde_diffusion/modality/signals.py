@@ -118,9 +118,7 @@ class Signals(Modality):
         """Waveforms, one below the other."""
         width, height, most = _FILM
         shown = self._film_values(x[:most]).float().cpu()
-        picture = Image.new(
-            "RGB", (2 * width, 2 * height * len(shown)), (245, 245, 245)
-        )  # halved below
+        picture = Image.new("RGB", (2 * width, 2 * height * len(shown)), (245, 245, 245))  # halved below
         pen = ImageDraw.Draw(picture)
         across = torch.linspace(6, 2 * width - 7, shown.shape[-1]).tolist()
         for row, signal in enumerate(shown):

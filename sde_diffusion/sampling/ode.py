@@ -96,7 +96,7 @@ class ODESampler(Sampler):
     def _solve(self, x: Tensor, run: Walk, start: float, end: float) -> Tensor:
         grid = self.grid or run.sde.default_grid()
         process = ReverseProcess(
-            *(run.predict, run.sde, grid, run.t_end), coordinate=self.coordinate, passes_at=run.denoiser.passes_at
+            run.predict, run.sde, grid, run.t_end, coordinate=self.coordinate, passes_at=run.denoiser.passes_at
         )
         y = self.solver()(process, x * process.scale(start), start, end, **solver_frames(run, process, start, end))
         return y / process.scale(end)

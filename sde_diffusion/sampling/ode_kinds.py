@@ -211,8 +211,15 @@ class Adaptive(Method):
 
     adaptive = True
     takes: Mapping[str, Option] = {
-        **{"min_step": NOT_NEGATIVE, "max_step": POSITIVE, "first_step": POSITIVE, "step_t": PLACES, "jump_t": PLACES},
-        **{"safety": SHARE, "ifactor": AT_LEAST_ONE, "dfactor": SHARE, "max_num_steps": COUNT},
+        "min_step": NOT_NEGATIVE,
+        "max_step": POSITIVE,
+        "first_step": POSITIVE,
+        "step_t": PLACES,
+        "jump_t": PLACES,
+        "safety": SHARE,
+        "ifactor": AT_LEAST_ONE,
+        "dfactor": SHARE,
+        "max_num_steps": COUNT,
     }
 
     def __init__(self, name: str) -> None:

@@ -243,7 +243,7 @@ class SDESampler(Sampler):
         method, steps, up = METHODS[self.method], self.transitions, end > start
         grid = self.grid or run.sde.default_grid()
         process = ReverseProcess(
-            *(run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate), passes_at=run.denoiser.passes_at
+            run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate, passes_at=run.denoiser.passes_at
         )
         monitor = MonitoredDrift(process, self.max_nfe)
         drift: Drift = monitor if self.adaptive else process.drift

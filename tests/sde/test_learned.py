@@ -89,8 +89,17 @@ METHODS = {
     **{
         name: lambda path, name=name: getattr(path, name)(T)
         for name in (
-            *("alpha", "sigma", "log_alpha", "log_sigma", "log_snr", "alpha_rate", "sigma_rate", "log_snr_rate"),
-            *("log_alpha_rate", "log_sigma_rate", "diffusion"),
+            "alpha",
+            "sigma",
+            "log_alpha",
+            "log_sigma",
+            "log_snr",
+            "alpha_rate",
+            "sigma_rate",
+            "log_snr_rate",
+            "log_alpha_rate",
+            "log_sigma_rate",
+            "diffusion",
         )
     },
     "one time": lambda path: path.diffusion(0.4) + path.log_snr_rate(0.4),

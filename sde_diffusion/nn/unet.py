@@ -66,8 +66,8 @@ class UNet(Network):
         patch, channels = check_count("patch", patch), check_count("channels", channels)
         blocks, head_channels = check_count("blocks", blocks), check_count("head_channels", head_channels)
         widths = [channels * m for m in check_sizes("channel_mult", channel_mult, "a list of positive integers")]
-        if not isinstance(attention, list | tuple) or not all(level in range(len(widths)) for level in attention):
-            raise ValueError(f"attention must list levels in 0 ... {len(widths) - 1}; got {attention!r}")
+        if not isinstance(attention, list | tuple) or not all(i in range(len(widths)) for i in attention):
+            raise ValueError(f"attention must list resolutions in 0 ... {len(widths) - 1}; got {attention!r}")
         dropout = as_number("dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got {dropout}")
@@ -81,25 +81,25 @@ class UNet(Network):
         self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
         width = widths[0]
         skips = [width]  # channels of what the encoder leaves for the decoder
-        for level, out in enumerate(widths):
-            if level:
+        for resolution, out in enumerate(widths):
+            if resolution:
                 self.down.append(block(width, width))
                 skips.append(width)
             stage = nn.ModuleList()
             for _ in range(blocks):
-                stage.append(block(width, out, attention=level in attention))
+                stage.append(block(width, out, attention=resolution in attention))
                 width = out
                 skips.append(width)
             self.encoder.append(stage)
         self.middle = nn.ModuleList([block(width, width, attention=bool(attention)), block(width, width)])
-        for level, out in reversed(list(enumerate(widths))):
+        for resolution, out in reversed(list(enumerate(widths))):
             stage = nn.ModuleList()
             for index in range(blocks + 1):
-                attend = level in attention and index == blocks
+                attend = resolution in attention and index == blocks
                 stage.append(block(width + skips.pop(), out, attention=attend))
                 width = out
             self.decoder.append(stage)
-            if level:
+            if resolution:
                 self.up.append(block(width, width))
         self.norm = group_norm(width)
         self.output = convolution(width, pixels, 3, zero=True)
@@ -124,18 +124,18 @@ class UNet(Network):
         padded = F.pad(x.to(self.input.weight.dtype), (0, -width % self.patch, 0, -height % self.patch))
         h = self.input(F.pixel_unshuffle(padded, self.patch))
         skips = [h]
-        for level, blocks in enumerate(self.encoder):
-            if level:
-                h = self.down[level - 1](h, embedding, halve)
+        for resolution, blocks in enumerate(self.encoder):
+            if resolution:
+                h = self.down[resolution - 1](h, embedding, halve)
                 skips.append(h)
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
                 skips.append(h)
         for block in self.middle:
             h = block(h, embedding)
-        for level, blocks in enumerate(self.decoder):
-            if level:
-                h = self.up[level - 1](h, embedding, partial(double, size=skips[-1].shape[-2:]))
+        for resolution, blocks in enumerate(self.decoder):
+            if resolution:
+                h = self.up[resolution - 1](h, embedding, partial(double, size=skips[-1].shape[-2:]))
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         out: Tensor = self.output(F.silu(self.norm(h)))

@@ -172,32 +172,32 @@ class TreeBrownian(SeededBrownian):
         length = -self.start
         return self._between((ta + length) / length, (tb + length) / length, 0, 0, self._root)[0]
 
-    def _between(self, a: float, b: float, level: int, cell: int, piece: Piece) -> tuple[Piece, float]:
+    def _between(self, a: float, b: float, generation: int, cell: int, piece: Piece) -> tuple[Piece, float]:
         """W and H of the part of [a, b] in a cell, and its length; places are shares of [start, 0].
 
-        Cell number `cell` of a level spans [cell, cell + 1] 2^-level.
+        Cell number `cell` of a generation (0: all, 1: halves, ...) spans [cell, cell + 1] 2^-generation.
         """
-        width = 0.5**level
+        width = 0.5**generation
         a, b = max(a, cell * width), min(b, (cell + 1) * width)
         if b - a >= width:
             return piece, width
-        if level == self.depth:
+        if generation == self.depth:
             return self._within_leaf(a / width - cell, b / width - cell, cell, piece), b - a
-        left, right = self._halves(level, cell, piece)
+        left, right = self._halves(generation, cell, piece)
         middle = (cell + 0.5) * width
         if b <= middle:
-            return self._between(a, b, level + 1, 2 * cell, left)
+            return self._between(a, b, generation + 1, 2 * cell, left)
         if a >= middle:
-            return self._between(a, b, level + 1, 2 * cell + 1, right)
-        first, before = self._between(a, middle, level + 1, 2 * cell, left)
-        second, after = self._between(middle, b, level + 1, 2 * cell + 1, right)
+            return self._between(a, b, generation + 1, 2 * cell + 1, right)
+        first, before = self._between(a, middle, generation + 1, 2 * cell, left)
+        second, after = self._between(middle, b, generation + 1, 2 * cell + 1, right)
         return join(first, before, second, after), before + after
 
-    def _halves(self, level: int, cell: int, piece: Piece) -> tuple[Piece, Piece]:
+    def _halves(self, generation: int, cell: int, piece: Piece) -> tuple[Piece, Piece]:
         """The two halves of a cell."""
-        if level not in self._splits or self._splits[level][0] != cell:
-            self._splits[level] = (cell, *self._split(level, cell, piece, 0.5))
-        return self._splits[level][1:]
+        if generation not in self._splits or self._splits[generation][0] != cell:
+            self._splits[generation] = (cell, *self._split(generation, cell, piece, 0.5))
+        return self._splits[generation][1:]
 
     def _within_leaf(self, a: float, b: float, cell: int, piece: Piece) -> Piece:
         """The part [a, b] of a leaf, in shares of it."""
@@ -209,10 +209,10 @@ class TreeBrownian(SeededBrownian):
         until_a, _ = self._split(self.depth, cell, piece, a)
         return rest(until_a, until_b, a / b)
 
-    def _split(self, level: int, cell: int, piece: Piece, share: float) -> tuple[Piece, Piece]:
-        number = 2 * (2**level + cell)  # draws 0 and 1 are the root's
+    def _split(self, generation: int, cell: int, piece: Piece, share: float) -> tuple[Piece, Piece]:
+        number = 2 * (2**generation + cell)  # draws 0 and 1 are the root's
         noise = self.draw(number), self.draw(number + 1)
-        return split(piece, -self.start * 0.5**level, share, noise)
+        return split(piece, -self.start * 0.5**generation, share, noise)
 
 
 def split(piece: Piece, length: float, share: float, noise: Piece) -> tuple[Piece, Piece]:

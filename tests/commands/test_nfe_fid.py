@@ -60,7 +60,7 @@ def test_what_cannot_run_is_in_the_table_with_its_reason(measured):
     row = rows(out)["odd", 3]
     assert "t_end" in row["reason"]
     text = (out / "table.md").read_text()
-    assert "odd is not there throughout" in text
+    assert "odd has no value for some numbers of passes" in text
     assert "| odd | – | – |" in text
     assert "significant" in text
     assert text in done.out

@@ -192,7 +192,7 @@ class FeatureMetric(Metric):
         if reference.features is None:
             raise UserError(
                 f"{type(self).__name__} needs the features of the reference, which holds moments alone (enough for the "
-                "Fréchet distance); make it anew with keep_features=True"
+                "Fréchet distance); compute it again with keep_features=True"
             )
         if is_first():
             getattr(self, REAL).append(reference.features.to(self.device))

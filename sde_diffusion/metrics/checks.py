@@ -21,12 +21,12 @@ def check_samples(x: Tensor) -> None:
     if not x.is_floating_point():
         raise UserError(
             f"samples are {str(x.dtype).removeprefix('torch.')}; metrics take floats on [-1, 1]: "
-            "sde_diffusion.data.from_levels turns levels into them"
+            "convert integer levels by sde_diffusion.data.from_levels"
         )
     if not x.isfinite().all():
         bad = int((~x.flatten(1).isfinite().all(1)).sum())
         raise UserError(
-            f"of {len(x)} samples {bad} hold NaN or infinite numbers: the sampler that made them diverged, or its "
+            f"{bad} of {len(x)} samples have NaN or infinite numbers: the sampler that made them diverged, or its "
             "input did"
         )
     if kind_by_shape(x.shape[1:]).bounded and len(x) and x.abs().max() > 1.001:
@@ -64,4 +64,4 @@ def check_features(features: Tensor, side: str, metric: str, least: int = 2) -> 
     if len(features) < least:
         raise UserError(f"{metric}: {len(features)} {side} seen; at least {least} are needed, and thousands are better")
     if not features.isfinite().all():
-        raise UserError(f"{metric}: of {len(features)} {side} some have NaN or infinite features; look at them")
+        raise UserError(f"{metric}: some of {len(features)} {side} have NaN or infinite features")

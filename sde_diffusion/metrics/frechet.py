@@ -183,7 +183,7 @@ class FrechetDistance(FeatureMetric):
         if self.keep_features and reference.features is None:
             raise UserError(
                 "an interval of the Fréchet distance needs the features of the reference, which holds moments alone; "
-                "make it anew with keep_features=True"
+                "compute it again with keep_features=True"
             )
         if not is_first():
             return
@@ -211,7 +211,7 @@ class FrechetDistance(FeatureMetric):
         if n < 2:
             raise UserError(f"Fréchet distance: {n} {name} seen; at least 2 are needed, and thousands are better")
         if not outer.isfinite().all():
-            raise UserError(f"Fréchet distance: of {n} {name} some have NaN or infinite features; look at them")
+            raise UserError(f"Fréchet distance: some of {n} {name} have NaN or infinite features")
         mean = total / n
         return n, mean, (outer - n * mean.outer(mean)) / (n - 1)
 

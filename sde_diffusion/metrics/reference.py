@@ -110,7 +110,7 @@ class ReferenceStatistics:
                 f"reference statistics of {self.key.data}/{self.key.split} are of extractor {self.key.extractor!r} "
                 f"with {len(self.mean)} features and weights {self.key.extractor_digest[:12]}; this metric's extractor "
                 f"has {width} features and weights {extractor_digest[:12]}: use the same extractor for both, or make "
-                "the statistics anew"
+                "the statistics again"
             )
 
 
@@ -124,7 +124,7 @@ def reference_statistics(
         key: What is wanted.
         make: Gives the reference features [n, D]; called only if the file is not there.
         keep_features: Whether to keep the features (4 n D bytes) beside the moments; without them only the Fréchet
-            distance can use the file. A file without them is made anew where they are wanted.
+            distance can use the file. A file without features is computed again if they are needed.
 
     Returns:
         The statistics.
@@ -132,7 +132,7 @@ def reference_statistics(
     Raises:
         UserError: If the file there is of other data or another extractor, or cannot be written.
 
-    A file that is damaged or of another kind is made anew, with a warning.
+    A file that is damaged or of another kind is computed again, with a warning.
     """
     path = key.file(folder)
     if path.exists():
@@ -183,7 +183,7 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
     if not path.exists():
         raise UserError(f"no reference statistics at {path}")
     if path.is_file() and not path.stat().st_size:
-        raise DamagedReferenceError(f"{path} is empty: it has to be made anew")
+        raise DamagedReferenceError(f"{path} is empty: it must be computed again")
     try:
         with safe_open(readable(path), "pt") as file:
             about = file.metadata() or {}
@@ -201,12 +201,16 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
                 raise ValueError(
                     f"its shapes do not fit each other: { ({k: tuple(v.shape) for k, v in tensors.items()}) }"
                 )
-    except UserError:  # it cannot be opened: to make it anew would not help
+    except UserError:  # it cannot be opened: computing it again would not help
         raise
     except Exception as error:  # damage shows in many ways: safetensors', torch's, json's
-        raise DamagedReferenceError(f"{path} holds no reference statistics: {error}; it has to be made anew") from error
+        raise DamagedReferenceError(
+            f"{path} holds no reference statistics: {error}; it must be computed again"
+        ) from error
     other = [name for name, value in asdict(key).items() if getattr(found, name) != value]
     if other:
-        told = ", ".join(f"{name} {getattr(found, name)[:24]!r} (wanted {getattr(key, name)[:24]!r})" for name in other)
-        raise UserError(f"{path} is of other data or another extractor: {told}; delete it, and it is made anew")
+        pairs = [f"{name} {getattr(found, name)[:24]!r} (wanted {getattr(key, name)[:24]!r})" for name in other]
+        raise UserError(
+            f"{path} is of other data or another extractor: {', '.join(pairs)}; delete it, and it is computed again"
+        )
     return ReferenceStatistics(found, n, mean, cov, features)

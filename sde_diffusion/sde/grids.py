@@ -42,7 +42,7 @@ class Grid(ABC):
         Args:
             sde: The path.
             points: Number of times, at least 1; the first is t_max and the last t_end (a single one is t_max).
-            t_end: Where the walk ends; sde.t_min if not given.
+            t_end: Where the walk ends; sde.t_min by default.
 
         Returns:
             [points], float64, strictly decreasing.

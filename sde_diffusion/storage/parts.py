@@ -104,7 +104,7 @@ class Parts:
             if name is None or int(name[1]) != end:
                 raise UserError(
                     f"{self.folder}: {path.name} does not follow the batches before it, of {end} items in all: files "
-                    "were removed or renamed. Remove this folder to begin anew"
+                    "were removed or renamed. Remove this folder to start again"
                 )
             found.append((path, int(name[2]), name[3]))
             end += int(name[2])
@@ -116,7 +116,7 @@ def _read(path: Path, digest: str, names: tuple[str, ...]) -> dict[str, Tensor]:
     with path.open("rb") as content:
         if hashlib.file_digest(content, "sha256").hexdigest() != digest:
             raise UserError(
-                f"{path} is damaged: it is not what was written. Remove its folder, and the same command begins anew"
+                f"{path} is damaged: it is not what was written. Remove its folder and start the command again"
             )
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in names or file.keys()}

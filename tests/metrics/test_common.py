@@ -119,7 +119,7 @@ def test_bad_samples(name):
         metric.update(x.byte(), real=False)
     x[3, 1] = torch.nan
     x[7, 0] = torch.inf
-    with pytest.raises(UserError, match="of 10 samples 2 hold NaN or infinite numbers"):
+    with pytest.raises(UserError, match="2 of 10 samples have NaN or infinite numbers"):
         metric.update(x, real=False)
     with pytest.raises(UserError, match=r": 0 (real data|generated samples|training samples) seen"):
         metric.compute()

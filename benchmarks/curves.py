@@ -1,4 +1,4 @@
-"""How `benchmarks.nfe_fid` shows its curves: a table in Markdown, a picture, and both to wandb."""
+"""The results of `benchmarks.nfe_fid`: a table in Markdown, a picture, and both for wandb."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ FRECHET = "frechet_distance"
 
 
 def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: list[dict[str, Any]]) -> str:
-    """The table of all samplers, the best at each number of passes, and why some are not there."""
+    """The table of all samplers, the best at each number of passes, and why values are missing."""
     passes = sorted(cfg.nfe)
-    floor = FrechetDistance(Pixels(bench.real.shape[1:]))
-    floor.update(bench.real, real=True)
+    baseline = FrechetDistance(Pixels(bench.real.shape[1:]))
+    baseline.update(bench.real, real=True)
     train = bench.data.tensor("train")
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: cfg.n * len(cfg.seeds)]
-    train = bench.features(train[some])  # no more than there are samples: the distance of fewer is larger
-    floor.update(train, real=False)
+    train = bench.features(train[some])  # at most as many as samples: the distance depends on the number
+    baseline.update(train, real=False)
     denoiser = "the closed-form denoiser of the training split" if cfg.exact else "the model"
     paths = {name: str(model.denoiser.sde) for name, model in bench.models.items()}
     several = len(paths) > 1
     of = "; ".join(f"{name}: {path}" for name, path in paths.items()) if several else next(iter(paths.values()))
     lines = [
-        f"Fréchet distance of {cfg.n * len(cfg.seeds)} samples of {denoiser} ({of}) to the {cfg.split} "
-        f"split of {bench.data.name} ({len(bench.real)} items), {bench.extractor_name} features, first seeds "
-        f"{', '.join(str(seed) for seed in cfg.seeds)}; {cfg.level:.0%} intervals in curves.csv. The training split's "
-        f"own, of {len(train)} items: {float(floor.compute()):.3f}.",
+        f"Fréchet distance, in {bench.extractor_name} features, of {cfg.n * len(cfg.seeds)} samples of {denoiser} "
+        f"({of}) to the {cfg.split} split of {bench.data.name} ({len(bench.real)} items). First seeds: "
+        f"{', '.join(str(seed) for seed in cfg.seeds)}; {cfg.level:.0%} confidence intervals: curves.csv. For "
+        f"comparison, the distance of {len(train)} items of the training split: {float(baseline.compute()):.3f}.",
         "",
-        "| at most … passes | " + " | ".join(str(nfe) for nfe in passes) + " |",
+        "| network passes, at most | " + " | ".join(str(nfe) for nfe in passes) + " |",
         "|---" * (len(passes) + 1) + "|",
     ]
     for name in bench.rows:
@@ -53,10 +53,11 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Differences are paired, by seeds. *Significant*: the best is before every other sampler, each interval "
-        "leaving 0 out; of each number of passes by itself, with no correction for looking at several.",
+        f"Differences are between samples of the same seeds; one is significant if its {cfg.level:.0%} interval "
+        "excludes 0. Each number of passes is tested by itself, without a correction for several tests.",
         "",
-        f"| passes | best |{f' its own at {cfg.long} | over that |' if cfg.long else ''} before the next |",
+        f"| passes | best |{f' the same sampler, {cfg.long} passes | ratio (difference) |' if cfg.long else ''} "
+        "lead over the second |",
         f"|---|---|{'---|---|' if cfg.long else ''}---|",
     ]
     lines += [
@@ -65,7 +66,7 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
         for one in best
     ]
     reasons = {row["sampler"]: row["reason"] for row in rows if row["reason"]}
-    lines += ["", *(f"{name} is not there throughout: {reason}" for name, reason in reasons.items())]
+    lines += ["", *(f"{name} has no value for some numbers of passes: {reason}" for name, reason in reasons.items())]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -77,7 +78,7 @@ def draw(rows: list[dict[str, Any]], bench: Bench, path: Path) -> None:
     colours = colormaps["tab20"].colors  # pairs of dark and light: dark ones first
     for index, name in enumerate(dict.fromkeys(row["sampler"] for row in able)):
         mine = [row for row in able if row["sampler"] == name]
-        aside = 1.006 ** (index - 6)  # so that intervals do not cover each other
+        aside = 1.006 ** (index - 6)  # so that intervals do not overlap
         nfe, value = [row["nfe"] * aside for row in mine], [row[FRECHET] for row in mine]
         bars = [
             [max(row[FRECHET] - row["low"], 0) for row in mine],

@@ -1,4 +1,4 @@
-"""What `benchmarks.nfe_fid` measures: samples of models and samplers at numbers of passes, kept as features."""
+"""The measurements of `benchmarks.nfe_fid`: features of samples, for each model, sampler and number of passes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from sde_diffusion.storage.memory import check_fits
 
 
 def named(cfg: DictConfig) -> dict[str, str]:
-    """The checkpoints by the names of their runs: the parts of their paths in which they differ.
+    """The checkpoints by name: the parts of their paths in which they differ.
 
     Raises:
-        UserError: If ckpt is no path and no list of different ones.
+        UserError: If ckpt is neither a path nor a list of different paths.
     """
     paths = [str(path) for path in cfg.ckpt] if isinstance(cfg.ckpt, ListConfig) else [str(cfg.ckpt)]
     if not paths or len(set(paths)) < len(paths):
@@ -44,7 +44,7 @@ def named(cfg: DictConfig) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement to make: a model's sampler, as rows name it, at a number of passes from a set of seeds."""
+    """One measurement: a row (a model and a sampler), a number of passes, and the first of a set of seeds."""
 
     name: str
     nfe: int
@@ -53,9 +53,7 @@ class Point:
 
 @dataclass
 class Drawn:
-    """A point's samples, as features [n, F], the passes they took, the seconds and the sizes of the batches; or why
-    there are none.
-    """
+    """The result of a measurement: features [n, F], passes of the walk, seconds, batch sizes; or why there is none."""
 
     features: Tensor
     nfe: int
@@ -66,7 +64,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint's denoiser, or the closed form in its place, and what identifies it."""
+    """The denoiser of a checkpoint, or the closed form in its place, and the digest of the checkpoint."""
 
     denoiser: Denoiser
     n_classes: int
@@ -74,11 +72,11 @@ class Model:
 
 
 class UnableError(Exception):
-    """A sampler cannot walk so: the table says why."""
+    """A sampler cannot make this walk; the reason is in the table."""
 
 
 class Bench:
-    """Draws and keeps the points of a configuration."""
+    """Makes and stores the measurements of a configuration."""
 
     def __init__(self, cfg: DictConfig, folder: Path) -> None:
         self.cfg, self.folder = cfg, folder
@@ -124,7 +122,7 @@ class Bench:
         return {f"{model}/{sampler}" if several else sampler: (model, sampler) for model, sampler in pairs}
 
     def features(self, x: Tensor) -> Tensor:
-        """Features of samples [N, *shape], as they would be stored."""
+        """Features of samples [N, *shape], rounded and clamped as when stored."""
         parts = torch.split(self.data.modality.for_metrics(x), self.cfg.batch_size)
         with torch.no_grad():
             return torch.cat([self.extractor(part.to(self.device)).cpu() for part in parts])

@@ -1,8 +1,8 @@
 """What does Lightning cost? `python -m benchmarks.lightning_overhead`
 
-Times one training step of the default run (`sde_diffusion.train` as configured: loss, clipping, AdamW, warm-up, weight
-average, progress, CSV log) against a hand-written loop over the same network, data and arithmetic. The two take turns
-in blocks within one process, and medians of the blocks are compared, so that other load on the machine hits both.
+It compares the time of a training step of the default run (`sde_diffusion.train`: loss, clipping, AdamW, warm-up,
+moving average, progress, CSV log) with that of a hand-written loop with the same network, data and arithmetic. Blocks
+of steps alternate within one process, and their medians are compared, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sde_diffusion.training.loggers import CSVLogger
 
 
 class HandLoop:
-    """The same training written by hand: nothing but the arithmetic."""
+    """The same training, written by hand: only the arithmetic."""
 
     def __init__(self, cfg: Any) -> None:
         self.data, self.model = build_model(cfg)
@@ -63,7 +63,7 @@ class HandLoop:
 
 
 class TakeTurns(Callback):
-    """Times blocks of Lightning's steps, and after each a block of the hand loop's."""
+    """Times blocks of Lightning's steps, and after each a block of the hand-written loop."""
 
     def __init__(self, hand: HandLoop, block: int, warmup: int = 100) -> None:
         self.hand, self.block, self.warmup = hand, block, warmup
@@ -71,7 +71,7 @@ class TakeTurns(Callback):
         self.begin = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Change turns at the end of a block."""
+        """At the end of a block, run and time a block of the other loop."""
         step = trainer.global_step
         if step < self.warmup or (step - self.warmup) % self.block:
             return

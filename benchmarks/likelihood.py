@@ -1,12 +1,12 @@
 """How exact is a likelihood, for how many passes? `python -m benchmarks.likelihood --out DIR`
 
-Two questions, on one machine in one run (how fast, is `benchmarks.likelihood_speed`'s):
+It measures (the speed is measured by `benchmarks.likelihood_speed`):
 
-- Error of the exact-trace log-likelihood (worst sample, bits per dimension) against network passes and seconds, for
-  each method, coordinate and grid, on densities known in closed form: a mixture of ten diagonal Gaussians fitted to
-  scikit-learn's digits (64 dimensions) and mixtures in the plane. Each figure is the worst of the six paths. The exact
-  marginal at t_max serves as prior, so that the error is the solver's own. Table and DIR/likelihood.png.
-- The prior's share: what N(0, sigma_T^2 I) adds to that, and what the Gaussian of the data's moments does.
+- The error of the exact-trace log-likelihood (worst sample, bits per dimension), network passes and seconds, for each
+  method, coordinate and grid, on densities known in closed form: a mixture of ten diagonal Gaussians fitted to
+  scikit-learn's digits (64 dimensions) and mixtures in the plane. Each value is the worst of six paths. The prior is
+  the exact marginal at t_max, so that the error is that of the solver. Results: a table and DIR/likelihood.png.
+- The error due to the prior: that of N(0, sigma_T^2 I), and that of the Gaussian with the moments of the data.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from sde_diffusion import (
     UniformTime,
     log_likelihood,
 )
-from sde_diffusion.sampling.reverse import Coordinate, NoiseToSignal, State, UnitVariance
+from sde_diffusion.sampling import Coordinate, NoiseToSignal, State, UnitVariance
 from sde_diffusion.storage.files import writing
 
 PATHS: dict[str, SDE] = {
@@ -77,7 +77,7 @@ class Setting:
 
     @property
     def fixed(self) -> bool:
-        """Whether it takes a number of steps."""
+        """Whether its number of steps is given."""
         return self.method in ("heun3", "rk4", "explicit_adams")
 
     def options(self, effort: float) -> dict[str, object]:
@@ -88,7 +88,7 @@ class Setting:
 
     @property
     def efforts(self) -> tuple[float, ...]:
-        """What it is tried with."""
+        """The tolerances, or numbers of steps, to measure."""
         return STEPS if self.fixed else TOLERANCES
 
     def __str__(self) -> str:
@@ -163,7 +163,7 @@ def errors(mixture: Callable[[], tuple[Tensor, Tensor, Tensor]], n: int) -> dict
                         max_nfe=3000,
                         **setting.options(effort),
                     )
-                except Exception as error:  # a setting that cannot be solved is in the table too
+                except Exception as error:  # a setting that fails is in the table too
                     print(f"  {setting} on {sde}: {error}")
                     passes, worst = 3000, math.inf
                     break

@@ -1,8 +1,9 @@
 """How fast is a likelihood? `python -m benchmarks.likelihood_speed [--ckpt PATH]`
 
-Against the procedure of the field's first implementation (SciPy's RK45 at 1e-5, two forward passes and a backward for
-each evaluation, NumPy in between), on one network in one run, the two taking turns: a small one, trained briefly on the
-spot, or a checkpoint's. Equal error is what counts: the table gives each setting's, against tolerances of 1e-7.
+It compares with the procedure of the first published implementation (SciPy's RK45 at 1e-5, two forward passes and one
+backward pass for each evaluation, with conversions to NumPy), on the same network, in alternation: a small network that
+is trained first, or that of a checkpoint. Compare times at equal error: the table has the error of each setting,
+relative to tolerances of 1e-7.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ TOLERANCES = (1e-3, 1e-4, 1e-5, 3e-6)
 
 
 def reference(denoiser: Denoiser, x: Tensor, probe: Tensor, tolerance: float) -> tuple[Tensor, int]:
-    """The procedure of the field's first implementation: SciPy's RK45, a forward pass for the drift and a forward and a
-    backward for its divergence, float32 networks fed from float64 arrays.
+    """The procedure of the first published implementation: SciPy's RK45, a forward pass for the drift and a forward and
+    a backward pass for its divergence, a float32 network and float64 arrays.
     """
     sde, passes = denoiser.sde, 0
     size = x[0].numel()
@@ -64,8 +65,8 @@ def reference(denoiser: Denoiser, x: Tensor, probe: Tensor, tolerance: float) ->
 
 
 def briefly_trained(steps: int = 300) -> tuple[Denoiser, Tensor]:
-    """A small convolutional network after some steps on the digits, enlarged to 28x28 with their bins filled; 32 of
-    them that it has not seen.
+    """A small convolutional network after some steps on dequantised digits, enlarged to 28x28; and 32 of them that it
+    has not seen.
     """
     torch.manual_seed(0)
     digits = torch.from_numpy(load_digits().images).float().unsqueeze(1) / 8 - 1
@@ -84,7 +85,7 @@ def briefly_trained(steps: int = 300) -> tuple[Denoiser, Tensor]:
 
 
 def from_checkpoint(ckpt: str) -> tuple[Denoiser, Tensor]:
-    """A checkpoint's model, and 32 items of its test split with their bins filled."""
+    """The model of a checkpoint, and 32 dequantised items of its test split."""
     model = ScoreModel.load_from_checkpoint(ckpt)
     x = build(model.data["config"]).prepare().tensor("test")[:32]
     filled = UniformDequantisation(model.data["levels"])(x, Noise(range(32), x.shape[1:]), 0)
@@ -92,7 +93,7 @@ def from_checkpoint(ckpt: str) -> tuple[Denoiser, Tensor]:
 
 
 def against_reference(rounds: int, denoiser: Denoiser, x: Tensor) -> None:
-    """Both procedures on one network with the same probes."""
+    """Run both procedures on the same network with the same probes."""
     noise = Noise(range(32), x.shape[1:], dtype=torch.float64)
     probe = Hutchinson().vectors(noise)[0].float()
     size = x[0].numel()
@@ -107,15 +108,15 @@ def against_reference(rounds: int, denoiser: Denoiser, x: Tensor) -> None:
         **{f"ours {tolerance:g}": (lambda tolerance=tolerance: ours(tolerance)) for tolerance in TOLERANCES},
     }
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    told: dict[str, tuple[float, int]] = {}
+    found: dict[str, tuple[float, int]] = {}
     for _ in range(rounds):
         for name, run in candidates.items():
             begin = time.perf_counter()
             values, passes = run()
             seconds[name].append(time.perf_counter() - begin)
-            told[name] = (float((values - exact).abs().max()), passes)
+            found[name] = (float((values - exact).abs().max()), passes)
     base = statistics.median(seconds["reference 1e-5"])
-    for name, (worst, passes) in told.items():
+    for name, (worst, passes) in found.items():
         median = statistics.median(seconds[name])
         print(f"{name:16s}{passes:5d} evaluations{median:8.2f} s{base / median:7.2f} x{worst:10.1e} bits/dim (worst)")
 

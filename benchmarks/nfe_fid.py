@@ -1,9 +1,9 @@
 """Which sampler, in how many network passes? `python -m benchmarks.nfe_fid ckpt=PATH out=DIR`, or `ckpt=[A,B,C]`
 
-The Fréchet distance of each sampler's samples at each number of passes, with confidence intervals, all from the same
-seeds: `curves.csv`, `curves.png` (log-log, with the Pareto front) and `table.md`, which says for each number of passes
-which sampler is best and whether the difference to the next is significant. Few passes come first. Of several
-checkpoints the rows are named RUN/SAMPLER, and each number of passes has one best of all. A run that was
+It measures the Fréchet distance of each sampler at each number of passes, with confidence intervals, from the same
+seeds. The results are `curves.csv`, `curves.png` (log-log, with the Pareto front) and `table.md`, which says for each
+number of passes which sampler is best and whether its lead over the second is significant. Small numbers of passes are
+measured first. With several checkpoints the rows are named RUN/SAMPLER and compared with each other. A run that was
 interrupted or killed resumes when it is started again. Settings: conf/nfe_fid.yaml.
 """
 
@@ -26,7 +26,7 @@ from sde_diffusion.checks.hints import check
 from sde_diffusion.commands.app import command, plain
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics import difference
+from sde_diffusion.metrics import difference, interval
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.storage import progress, record
 from sde_diffusion.storage.files import forget, fresh, writing
@@ -44,7 +44,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
         The best sampler at each number of passes.
 
     Raises:
-        UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
+        UserError: If the configuration or the checkpoint does not allow it, or the results exist already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
     settings = fresh(out / "settings.json", cfg.overwrite, out / ".points")
@@ -73,7 +73,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     about = {
         "settings": plain(cfg),
         "checkpoint_sha256": {name: model.digest for name, model in bench.models.items()},
-        "batch_sizes": sorted({size for one in found.values() for size in one.batch_sizes}),  # that memory allowed
+        "batch_sizes": sorted({size for one in found.values() for size in one.batch_sizes}),  # as memory allowed
         **record.provenance(),
     }
     if cfg.wandb:
@@ -99,13 +99,13 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"nfe names a number of passes twice: {list(cfg.nfe)}")
     if cfg.long is not None and cfg.long <= max(cfg.nfe):
         raise UserError(f"long must be more than the most of nfe, {max(cfg.nfe)}; got long={cfg.long} (null: none)")
-    for name, entry in plain(cfg.samplers).items():  # now and not after hours
+    for name, entry in plain(cfg.samplers).items():  # before the measurements, which may take hours
         key, steps = f"samplers.{name}.sampler", max((max(cfg.nfe) - entry["extra"]) // entry["each"], 1)
         check(key, build({**entry["sampler"], "steps": steps}, key), Sampler)
 
 
 def _row(cfg: DictConfig, bench: Bench, name: str, nfe: int, found: dict[Point, Drawn]) -> dict[str, Any]:
-    """What curves.csv says of a sampler at a number of passes; with several sets of seeds, of all samples together."""
+    """The row of curves.csv for a sampler at a number of passes; several sets of seeds are combined."""
     measured = [found[Point(name, nfe, seed)] for seed in cfg.seeds]
     row: dict[str, Any] = {"sampler": name, "passes": nfe, "nfe": measured[0].nfe}
     reasons = [one.reason for one in measured if one.reason]
@@ -118,16 +118,16 @@ def _row(cfg: DictConfig, bench: Bench, name: str, nfe: int, found: dict[Point, 
             "seconds": 0.0,
             "reason": reasons[0],
         }
-    interval = bench.metric(measured).interval(level=cfg.level)[FRECHET]
+    measure = interval(bench.metric(measured), level=cfg.level)[FRECHET]
     seconds = sum(one.seconds for one in measured)
-    figures = {FRECHET: interval.value, "low": interval.low, "high": interval.high, "seconds": seconds}
+    figures = {FRECHET: measure.value, "low": measure.low, "high": measure.high, "seconds": seconds}
     return {**row, **figures, "reason": ""}
 
 
 def _best(
     cfg: DictConfig, bench: Bench, nfe: int, rows: list[dict[str, Any]], found: dict[Point, Drawn]
 ) -> dict[str, Any]:
-    """The best sampler at a number of passes, how it does against the next, and against its own long walk."""
+    """The best sampler at a number of passes, compared with the others and with its own long walk."""
     able = sorted((row for row in rows if row["passes"] == nfe and not row["reason"]), key=lambda row: row[FRECHET])
     if not able:
         raise UserError(f"no sampler can do with {nfe} passes: {rows[0]['reason']}")
@@ -146,9 +146,9 @@ def _best(
         other = bench.metric([found[Point(row["sampler"], nfe, seed)] for seed in cfg.seeds])
         gaps.append(difference(mine, other, level=cfg.level)[FRECHET])
     if gaps:
-        # Better than the next is not enough: a third may be nearly as good and less alike, and so less surely worse.
+        # All others are compared: the third may be less correlated with the best than the second is.
         ahead = sum(gap.high < 0 for gap in gaps)
-        verdict = "significant" if ahead == len(gaps) else f"not significant: surely before {ahead} of {len(gaps)}"
+        verdict = f"significant against {'all' if ahead == len(gaps) else f'{ahead} of {len(gaps)}'}"
         gap = gaps[0]
         result["next"] = f"{able[1]['sampler']}, by {-gap.value:.3f} [{-gap.high:.3f}, {-gap.low:.3f}]; {verdict}"
     if cfg.long:

@@ -1,11 +1,12 @@
 """What does a sampler cost beyond the network? `python -m benchmarks.sampler_overhead`
 
-Milliseconds a step with a denoiser that costs nothing, state [64, 3, 32, 32] in float32, 50 steps on the VP path, for
-this library's samplers and, where they are installed, for diffusers' schedulers and azula's samplers of the same
-algorithm. All take turns in one process, and medians are compared, so that other load on the machine hits all alike.
-Beside them the bare arithmetic of one step (two multiplications and an addition) and one `torch.randn` of the state.
+It measures milliseconds per step with a denoiser that costs nothing, for a state [64, 3, 32, 32] in float32 and 50
+steps on the VP path: for this library's samplers and, if they are installed, for diffusers' schedulers and azula's
+samplers of the same algorithms. All alternate in one process, and medians are compared, so that other load on the
+machine affects all. For comparison, it also times the bare arithmetic of a step (two multiplications and an addition)
+and a `torch.randn` of the state.
 
-azula wants torchvision, which breaks a CPU-only torch: install it with `pip install --no-deps azula einops`.
+azula requires torchvision, which breaks a CPU-only torch: install it with `pip install --no-deps azula einops`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ STEPS = 50
 
 
 class Free(Denoiser):
-    """A denoiser that costs nothing: the belief is always the same."""
+    """A denoiser that costs nothing: x0 = 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class Free(Denoiser):
         self.answer = torch.zeros(SHAPE)
 
     def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
-        """The constant belief x0 = 0."""
+        """See `Denoiser.forward`."""
         return Prediction(self.sde, x_t, t, self.answer)
 
 
@@ -170,7 +171,7 @@ def main() -> None:
             for name, library, walk in walks:
                 begin = time.perf_counter()
                 walk()
-                if turn:  # the first is a warm-up
+                if turn:  # the first round is for warm-up
                     times[name, library].append(time.perf_counter() - begin)
     ms = {key: 1e3 * statistics.median(values) / STEPS for key, values in times.items()}
     print(f"state {list(SHAPE)}, {STEPS} steps (Heun and predictor-corrector: {STEPS // 2}, two passes each)")

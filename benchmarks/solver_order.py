@@ -1,12 +1,14 @@
 """Which order does each sampler show? `python -m benchmarks.solver_order --out DIR`
 
-A mixture of three Gaussians in the plane, whose denoiser is known in closed form; the end of each walk against the
-exact probability flow (SciPy's DOP853 to 1e-12). Three tables and a picture, DIR/solver_order.png:
+The data are a mixture of three Gaussians in the plane, whose denoiser is known in closed form; the end of each walk is
+compared with the exact probability flow (SciPy's DOP853 at 1e-12). The results are three tables and
+DIR/solver_order.png:
 
-- the slope of the error over the last doubling of steps, on a walk from log-SNR 1 to 4, where the belief changes all
-  along and so the first steps, which have nothing to look back on, count as much as the others;
-- the same from the prior, where the belief hardly changes at first and the start hardly counts;
-- the error in few passes from the prior to the path's end, each sampler with its defaults.
+- the slope of the error over the last doubling of the steps, on a walk from log-SNR 1 to 4, where the first steps,
+which
+  have no earlier predictions to use, contribute as much to the error as the others;
+- the same from the prior, where the belief hardly changes at first and the first steps contribute little;
+- the error in few passes from the prior to the path's end, for each sampler with its defaults.
 """
 
 from __future__ import annotations
@@ -40,13 +42,13 @@ PATHS: dict[str, SDE] = {
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A sampler, its orders, and how many passes a step costs.
+    """A sampler, its orders, and the passes of a step.
 
     Attributes:
-        build: The sampler of a number of steps.
-        order: Global order with the start it has.
-        from_prior: The order seen from the prior: that of an accurate start.
-        passes: Network passes of a step, where `steps` does not count them.
+        build: Makes the sampler with a number of steps.
+        order: Global order, with the sampler's own first steps.
+        from_prior: Order in walks from the prior, as with exact first steps.
+        passes: Network passes of a step, if `steps` does not count them.
     """
 
     build: Callable[..., Sampler]
@@ -90,7 +92,7 @@ DRAWN = {
 
 
 class Walk:
-    """States on a path at t_max, and where the probability flow takes them by t_end."""
+    """States on a path at t_max, and where the probability flow takes them at t_end."""
 
     def __init__(self, sde: SDE, t_end: float, n: int = 64) -> None:
         means = torch.tensor([[0.8, 0.2], [-0.6, 0.5], [0.1, -0.9]], dtype=torch.float64)

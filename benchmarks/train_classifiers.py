@@ -3,9 +3,9 @@
     python -m benchmarks.train_classifiers --data digits
     python -m benchmarks.train_classifiers --data mnist --root DIR
 
-The network learns on the library's training split, moved by up to a pixel or two and with noise added, so that its
-features are smooth. The accuracy printed, and kept in the file's header, is that of the stored weights on the test
-split.
+The network is trained on the library's training split with shifts of up to a pixel or two and added noise, so that its
+features are smooth. The accuracy that is printed, and stored in the header of the file, is that of the stored weights
+on the test split.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from sde_diffusion.storage.files import writing
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one classifier is and how it is trained."""
+    """The architecture and the training of a classifier."""
 
     widths: tuple[int, ...]
     num_features: int
     epochs: int
-    shift: int  # pixels, in either direction
-    noise: float  # largest standard deviation of the added noise; more would blind the features to noisy samples
+    shift: int  # largest shift in pixels, in either direction
+    noise: float  # largest standard deviation of the added noise; with more the features would not respond to noise
     batch: int = 128
     lr: float = 2e-3
     weight_decay: float = 0.05
@@ -58,7 +58,7 @@ def labelled(data: DataModule, split: str) -> tuple[Tensor, Tensor]:
 
 
 def augment(x: Tensor, shift: int, noise: float) -> Tensor:
-    """Move the batch by up to `shift` pixels, all of it alike, -1 outside; add noise of a random level per image."""
+    """Shift the batch by up to `shift` pixels, filling with -1; add noise of a random standard deviation per image."""
     dy, dx = torch.randint(0, 2 * shift + 1, (2,)).tolist()
     height, width = x.shape[-2:]
     x = F.pad(x, (shift,) * 4, value=-1.0)[..., dy : dy + height, dx : dx + width]
@@ -96,7 +96,7 @@ def accuracy(model: Classifier, x: Tensor, label: Tensor) -> float:
 
 
 def save(model: Classifier, path: Path, recipe: Recipe, facts: dict[str, str]) -> None:
-    """Write the weights in half precision, whole or not at all."""
+    """Write the weights in half precision, atomically."""
     architecture = {
         "shape": model.shape,
         "widths": recipe.widths,
@@ -125,7 +125,7 @@ def main() -> None:
     model = train(x, label, data.n_classes, recipe, args.seed)
     seconds = time.perf_counter() - begin
 
-    model.half().float()  # rounded to what the file holds
+    model.half().float()  # rounded to the precision of the file
     x_test, label_test = labelled(data, "test")
     measured = accuracy(model, x_test, label_test)
     root = " --root DIR" if args.data == "mnist" else ""

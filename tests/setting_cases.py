@@ -141,7 +141,8 @@ EXEMPT = {
     "trainer.check_val_every_n_epoch",  # validations are counted in steps
     "trainer.use_distributed_sampler",  # must stay false: the data modules share out their batches themselves
     "network.shape",  # filled in from the data
-    *("denoiser.sde", "denoiser.network"),  # groups of their own
+    "denoiser.sde",
+    "denoiser.network",  # groups of their own
     "denoiser.prediction",  # what the choice of the file is
     "callbacks.best.filename",  # of Lightning's checkpoint callback, as other commands expect them
     "callbacks.best.auto_insert_metric_name",

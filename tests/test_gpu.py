@@ -78,8 +78,14 @@ def waits():
 
 
 SAMPLERS = (
-    *(AncestralSampler(8), AncestralSampler(8, eta=0.0), DPMSolver(8), DPMSolver(8, order=3), UniPC(8)),
-    *(HeunSampler(8), DEISSampler(8), PredictorCorrector(steps=8)),
+    AncestralSampler(8),
+    AncestralSampler(8, eta=0.0),
+    DPMSolver(8),
+    DPMSolver(8, order=3),
+    UniPC(8),
+    HeunSampler(8),
+    DEISSampler(8),
+    PredictorCorrector(steps=8),
 )
 """torchdiffeq's solvers hold the time on the device and ask for it; torchsde's walk is looked at once at either end."""
 
@@ -151,8 +157,15 @@ def test_likelihoods_agree_with_the_cpu():
 GPU = ("trainer.accelerator=gpu", "trainer.devices=1")
 RUN = (
     *GPU,
-    *("network.width=64", "network.depth=2", "data=moons", "data.n_train=2000", "data.batch_size=128"),
-    *("trainer.max_steps=60", "trainer.val_check_interval=20", "callbacks.samples.n=4", "sampler=ddpm"),
+    "network.width=64",
+    "network.depth=2",
+    "data=moons",
+    "data.n_train=2000",
+    "data.batch_size=128",
+    "trainer.max_steps=60",
+    "trainer.val_check_interval=20",
+    "callbacks.samples.n=4",
+    "sampler=ddpm",
     "sampler.steps=4",
 )
 

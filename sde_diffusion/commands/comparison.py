@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sde_diffusion.metrics import FAKE, Features, KeptFeatures, measure_differences, point_estimates
+from sde_diffusion.metrics import FAKE, FeatureMetric, Features, measure_differences, point_estimates
 from sde_diffusion.storage.files import read_json, readable, writing
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Rival:
 
 
 def compare(
-    metrics: Callable[[], Mapping[str, KeptFeatures]],
+    metrics: Callable[[], Mapping[str, FeatureMetric]],
     features: Features,
     extractor: nn.Module,
     rival: Rival,

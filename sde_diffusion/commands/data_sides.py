@@ -23,8 +23,8 @@ from sde_diffusion.metrics import (
     FAKE,
     REAL,
     TRAIN,
+    FeatureMetric,
     Features,
-    KeptFeatures,
     ReferenceKey,
     extractor_names,
     fingerprint,
@@ -86,7 +86,7 @@ class DataSides:
             assert made is not None
             features.put(self.extractor, side, made)
 
-    def mark(self, metrics: Mapping[str, KeptFeatures], features: Features, n: int) -> tuple[dict[str, float], int]:
+    def mark(self, metrics: Mapping[str, FeatureMetric], features: Features, n: int) -> tuple[dict[str, float], int]:
         """The figures of n items of the training split, or of all if there are fewer, in the samples' place.
 
         Those do not change with the samples, and are kept in the cache too.

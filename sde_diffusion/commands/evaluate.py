@@ -29,8 +29,8 @@ from sde_diffusion.metrics import (
     FAKE,
     REAL,
     TRAIN,
+    FeatureMetric,
     Features,
-    KeptFeatures,
     Measured,
     Probabilities,
     measure,
@@ -206,15 +206,15 @@ def _keep(of: Callable[[Tensor], Tensor], sides: DataSides, folder: Path, name: 
 
 def _metrics(
     cfg: DictConfig, data: DataModule, extractor: nn.Module, device: torch.device, sides: Sequence[str]
-) -> tuple[dict[str, KeptFeatures], dict[str, str]]:
+) -> tuple[dict[str, FeatureMetric], dict[str, str]]:
     """The metrics, and those that the data, the extractor or the sides do not serve."""
     nodes: dict[str, Any] = plain(cfg.metrics)
     asked = any(override.key_or_group == "metrics" for override in overrides())
-    metrics: dict[str, KeptFeatures] = {}
+    metrics: dict[str, FeatureMetric] = {}
     unfit: dict[str, str] = {}
     for name, node in nodes.items():
         try:
-            metric: KeptFeatures = build(node, extractor=extractor).to(device)
+            metric: FeatureMetric = build(node, extractor=extractor).to(device)
         except UserError as error:
             unfit[name] = str(error)
             continue
@@ -229,7 +229,7 @@ def _metrics(
 
 def _classes(
     cfg: DictConfig,
-    metrics: Mapping[str, KeptFeatures],
+    metrics: Mapping[str, FeatureMetric],
     features: Features,
     labels: Tensor | None,
     real_labels: Tensor | None,
@@ -255,7 +255,7 @@ def _classes(
     return found
 
 
-def _tell(report: dict[str, Any], metrics: Mapping[str, KeptFeatures], found: Measured) -> None:
+def _tell(report: dict[str, Any], metrics: Mapping[str, FeatureMetric], found: Measured) -> None:
     told = "" if report["nfe"] is None else f", {report['nfe']} network passes each"
     log.info(
         "%d samples%s, against %d of %s %s, in %d features of %s",

@@ -1,4 +1,4 @@
-"""What is asked for beliefs: denoisers."""
+"""The base class of all denoisers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sde_diffusion.sde import SDE, Time, float64
 class Denoiser(nn.Module, ABC):
     """A belief about x_0 given x_t: `denoiser(x_t, t, **conditions)` -> `Prediction`.
 
-    A denoiser that wraps denoisers (guidance, ensembles) is a denoiser again: it answers for its own `conditions`, and
-    in `check_conditions` asks those that it wraps.
+    A denoiser may wrap other denoisers (guidance, ensembles). It then defines `conditions` itself, and its
+    `check_conditions` calls theirs.
 
     Attributes:
-        sde: The path on which it denoises.
-        sigma_data: Root mean square of the data as it sees them, or None if it does not know.
-        passes: Network passes that one call costs at most; a closed form counts as one. A denoiser that wraps denoisers
-            says what they cost together.
+        sde: The path.
+        sigma_data: Root mean square of the data, on the scale of x_0; None if unknown.
+        passes: Largest number of network passes that a call costs, including those of wrapped denoisers; a closed form
+            counts as one.
     """
 
     sde: SDE
@@ -34,22 +34,22 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def conditions(self) -> Collection[str] | None:
-        """Names of the conditions it takes, None for any: unless a class says otherwise, the keywords of `forward`."""
+        """Names of the conditions it takes, None for any: by default the keywords of `forward`."""
         return keyword_names(type(self).forward, 3)
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
     ) -> dict[str, Any]:
-        """See that conditions are what the denoiser takes, once for all the passes of a call.
+        """Check conditions, once for all passes of a sampler's call.
 
         Args:
             conditions: By name.
             batch: Number of samples B.
-            device: Where they are wanted.
-            wait: Whether values that lie on a GPU are looked at, for which the device must be waited for.
+            device: The device on which they are needed.
+            wait: Whether to check values on a GPU too, which waits for the device.
 
         Returns:
-            The conditions as `forward` takes them, such as `label` given as one integer made int64 [B].
+            The conditions as `forward` takes them, such as `label`, int64 [B], from a single integer.
 
         Raises:
             TypeError: If the denoiser does not take one of them, or one is of another type.
@@ -58,11 +58,11 @@ class Denoiser(nn.Module, ABC):
         return check_names(conditions, self.conditions, type(self).__name__)
 
     def passes_at(self, t: Time) -> int:
-        """Network passes that a call at t, [] or [B], costs: `passes`, unless a class knows where fewer will do."""
+        """Network passes that a call at t, [] or [B], costs: `passes` unless overridden."""
         return self.passes
 
     def __call__(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
-        """`forward`, after a look at its arguments that does not wait for the device.
+        """`forward`, after a check of the arguments that does not wait for the device.
 
         Raises:
             TypeError: If x_t is not a tensor of floats, or a condition is not known.
@@ -82,7 +82,7 @@ class Denoiser(nn.Module, ABC):
         Args:
             x_t: State, [B, *].
             t: Time, [] or [B].
-            **conditions: What the belief is conditioned on, such as `label`, int64 [B].
+            **conditions: Conditions, such as `label`, int64 [B].
 
         Returns:
             The prediction.
@@ -90,7 +90,7 @@ class Denoiser(nn.Module, ABC):
 
 
 def check_times(t: Time, batch: int) -> Time:
-    """See that t is one time, or one for each of `batch` samples.
+    """Check that t is one time, or one for each of `batch` samples.
 
     Raises:
         TypeError: If it is neither a number nor a tensor.
@@ -103,10 +103,10 @@ def check_times(t: Time, batch: int) -> Time:
 
 
 def check_denoiser(denoiser: object) -> None:
-    """See that an argument is a denoiser (or one that torch.compile wraps).
+    """Check that an argument is a denoiser, or one compiled by torch.compile.
 
     Raises:
-        TypeError: If it is not: what it is, and how to make one of it.
+        TypeError: If it is not; the message says how to make a denoiser of it.
     """
     if isinstance(getattr(denoiser, "_orig_mod", denoiser), Denoiser):
         return

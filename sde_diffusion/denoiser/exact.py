@@ -1,8 +1,8 @@
-r"""Closed-form denoisers: the oracle of every test.
+r"""Denoisers in closed form, against which samplers and likelihoods are tested.
 
 For data from a Gaussian mixture (or a finite set, a mixture of points) the marginal at time t is again a mixture,
-q_t(x) = sum_k w_k N(x; alpha m_k, alpha^2 s_k^2 + sigma^2), and E[x_0 | x_t] is the responsibility-weighted mean of the
-components' posterior means.
+q_t(x) = sum_k w_k N(x; alpha m_k, alpha^2 s_k^2 + sigma^2), and E[x_0 | x_t] is the mean of the components' posterior
+means, weighted by their responsibilities.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sde_diffusion.sde import SDE, Time, check_sde, expand, float64, on_device
 
 
 class ExactPrediction(Prediction):
-    """A belief of which x0 and the score are both known to float64, each cast to the state's type on its own.
+    """A prediction with both x0 and the score in float64, each cast to the state's type by itself.
 
-    (x_t - alpha x0) / sigma^2 would lose the digits of x_t and x0 divided by sigma^2: in float32, on the rectified path
-    at t = 1e-5, all of them.
+    Computing the score as (alpha x0 - x_t) / sigma^2 in the state's type would magnify its rounding by 1 / sigma^2: in
+    float32, on the rectified path at t = 1e-5, no digits would be left.
 
     Args:
         sde: The path.
@@ -69,7 +69,7 @@ class GaussianMixtureDenoiser(Denoiser):
         sde: The path.
         means: Component means, [K, *].
         stds: Component standard deviations, broadcastable to [K, *] (a number, [K], or [K, *]); non-negative.
-        weights: Component weights, [K], positive, scaled to sum to one; equal if not given.
+        weights: Component weights, [K], positive, normalised to sum to one; equal by default.
 
     Raises:
         TypeError: If sde is not a path, or an argument is neither numbers nor a tensor.
@@ -102,7 +102,7 @@ class GaussianMixtureDenoiser(Denoiser):
         self.sigma_data = math.sqrt(float((weights / weights.sum()) @ second))
 
     def extra_repr(self) -> str:
-        """What it was made of, in short."""
+        """The arguments, abbreviated."""
         return f"sde={self.sde}, components={len(self.means)}, shape={list(self.means.shape[1:])}"
 
     def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
@@ -110,7 +110,7 @@ class GaussianMixtureDenoiser(Denoiser):
         alpha, sigma = self._scales(t)
         offset, variance = self._marginals(x_t, alpha, sigma)
         responsibility = self._joint_log_prob(offset, variance).softmax(1)
-        pull = offset / variance  # minus each component's own score
+        pull = offset / variance  # minus the score of each component
         means = self.means + alpha * self.stds.square() * pull
         x0, score = (torch.einsum("bk,bkd->bd", responsibility, v.flatten(2)) for v in (means, -pull))
         return ExactPrediction(self.sde, x_t, t, x0.reshape(x_t.shape), score.reshape(x_t.shape))
@@ -132,8 +132,8 @@ class GaussianMixtureDenoiser(Denoiser):
         """Draw n points of the data distribution (t = 0).
 
         Args:
-            n: How many.
-            generator: Source of randomness; torch's default if not given.
+            n: Number of points.
+            generator: Source of randomness; torch's default generator if None.
 
         Returns:
             [n, *], float64.
@@ -184,12 +184,12 @@ class GaussianDenoiser(GaussianMixtureDenoiser):
 class EmpiricalDenoiser(Denoiser):
     """Exact denoiser of a finite data set: x0 = sum_i softmax_i(-|x_t - alpha x_i|^2 / (2 sigma^2)) x_i.
 
-    What a network with unlimited capacity would learn; walking back with it returns training points.
+    A network of unlimited capacity would learn it; sampling with it returns the data points.
 
     Args:
         sde: The path.
         data: The data points, [N, *].
-        chunk: How many data points are compared at once, at least 1; bounds the memory at about B x chunk numbers.
+        chunk: Number of data points compared at once, at least 1; memory is limited to about B x chunk numbers.
 
     Raises:
         TypeError: If sde is not a path, or data are not a tensor of floats.
@@ -215,11 +215,11 @@ class EmpiricalDenoiser(Denoiser):
         self.sigma_data = float(data.double().square().mean().sqrt())
 
     def extra_repr(self) -> str:
-        """What it was made of, in short."""
+        """The arguments, abbreviated."""
         return f"sde={self.sde}, data={shown(self.data)}, chunk={self.chunk}"
 
     def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
-        """Predict at (x_t, t), the softmax running over chunks of the data; see `Denoiser.forward`."""
+        """Predict at (x_t, t), with a streaming softmax over chunks of the data; see `Denoiser.forward`."""
         _check_like(x_t, self.data)
         t = float64(t)
         alpha, sigma = (on_device(c, x_t.device).reshape(-1, 1) for c in (self.sde.alpha(t), self.sde.sigma(t)))
@@ -229,7 +229,7 @@ class EmpiricalDenoiser(Denoiser):
         total = torch.zeros_like(x)
         for start in range(0, len(self.data), self.chunk):
             points = self.data[start : start + self.chunk].flatten(1).double()
-            # |x - alpha y|^2 without |x|^2, which cancels in the softmax.
+            # |x - alpha y|^2 without |x|^2, on which the softmax does not depend.
             distance = alpha.square() * points.square().sum(1) - 2 * alpha * (x @ points.T)
             logits = -distance / (2 * sigma.square())
             new_top = torch.maximum(top, logits.amax(1, keepdim=True))
@@ -254,7 +254,7 @@ def _fit(std: Tensor, mean: Tensor, name: str) -> Tensor:
 
 
 def _check_like(x: Tensor, data: Tensor, one_for_more: bool = False) -> None:
-    """See that x is a batch [B, *] of such data [K, *], or [B, ..., *] where one component may serve for more."""
+    """Check that x is a batch [B, *] of data [K, *], or [B, ..., *] if a single component may be broadcast."""
     check_floats("x", x)
     same = x.shape[1:] if not one_for_more else x.shape[1:][-(data.ndim - 1) :]
     if same != data.shape[1:]:

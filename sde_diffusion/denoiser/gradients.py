@@ -14,7 +14,7 @@ from sde_diffusion.denoiser.prediction import Prediction
 
 
 class InputGradient:
-    """What a denoiser that takes a gradient inside its `forward` does it with.
+    """Context for gradients with respect to x_t inside a denoiser's `forward`.
 
         def forward(self, x_t, t, **conditions):
             with InputGradient(x_t, conditions) as inside:
@@ -23,27 +23,27 @@ class InputGradient:
             return inside.answer(prediction.shifted(self.step(t) * g))
 
     Samplers call denoisers under `torch.no_grad`, and Lightning under `torch.inference_mode`, in which `enable_grad`
-    has no effect and whose tensors cannot be saved for a gradient: inside, neither holds. Where the caller itself
-    differentiates with respect to x_t or a condition, as likelihoods do, the graph is kept, that of the gradient
-    included; elsewhere it is freed.
+    has no effect and whose tensors cannot be saved for backward. The context lifts both. If the caller itself
+    differentiates with respect to x_t or a condition, as likelihoods do, the graph is kept, including that of the
+    gradient; otherwise it is freed.
 
     Args:
         x_t: State, [B, *].
-        conditions: As `forward` got them.
+        conditions: The conditions that were passed to `forward`.
 
     Attributes:
-        x_t: The state to compute with, inside.
-        conditions: The conditions to compute with, inside.
+        x_t: The state to use inside the context.
+        conditions: The conditions to use inside the context.
     """
 
     def __init__(self, x_t: Tensor, conditions: Mapping[str, Any] | None = None) -> None:
-        given = dict(conditions or {})
-        inputs = [value for value in (x_t, *given.values()) if isinstance(value, Tensor)]
+        conditions = dict(conditions or {})
+        inputs = [value for value in (x_t, *conditions.values()) if isinstance(value, Tensor)]
         self._keeps = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
         self._modes = ExitStack()
         with torch.inference_mode(False):
-            self.conditions = {name: _usable(value) for name, value in given.items()}
-            # Differentiated by the caller, it is the tensor that the caller knows; else a leaf of its own.
+            self.conditions = {name: _usable(value) for name, value in conditions.items()}
+            # The caller's own tensor if the caller differentiates; else a new leaf.
             self.x_t = x_t if x_t.requires_grad and self._keeps else _usable(x_t).detach().requires_grad_()
 
     def __enter__(self) -> InputGradient:
@@ -57,12 +57,12 @@ class InputGradient:
         self._modes.close()
 
     def gradient(self, of: Tensor, vector: Tensor | None = None) -> Tensor:
-        """A product of a vector with the Jacobian of `of` with respect to x_t; may be asked for several times.
+        """Vector-Jacobian product of `of` with respect to x_t; may be called several times.
 
         Args:
-            of: What was computed from x_t inside.
-            vector: Of the shape of `of`; ones if not given, so that of one number for each sample, [B], each sample's
-                own gradient is taken.
+            of: A tensor computed from x_t inside the context.
+            vector: A tensor of the shape of `of`; ones by default, which for one number per sample, [B], gives the
+                gradient of each.
 
         Returns:
             [B, *].
@@ -72,10 +72,10 @@ class InputGradient:
         return found
 
     def answer(self, prediction: Prediction) -> Prediction:
-        """The prediction for the caller: without the graph, unless the caller differentiates."""
+        """The prediction for the caller: detached, unless the caller differentiates."""
         return prediction if self._keeps else prediction.detach()
 
 
 def _usable(value: Any) -> Any:
-    """A value that may be saved for a gradient, which a tensor made in inference mode may not."""
+    """A value that can be saved for backward; a tensor made in inference mode is cloned."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value

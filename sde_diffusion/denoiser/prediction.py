@@ -1,6 +1,6 @@
-r"""A belief about the data: what every spelling of a prediction has in common.
+r"""A denoiser's belief about the data, in each of its equivalent forms.
 
-Given x_t = alpha x_0 + sigma eps, a belief x0 = E[x_0 | x_t] fixes all the others:
+Given x_t = alpha x_0 + sigma eps, the belief x0 = E[x_0 | x_t] determines all other forms:
 
     eps      = (x_t - alpha x0) / sigma        noise
     score    = -eps / sigma                    grad log q_t(x_t)          (Tweedie's formula)
@@ -22,18 +22,18 @@ from sde_diffusion.sde import SDE, Time, expand, float64
 
 
 class Prediction:
-    """What a denoiser believes at (x_t, t), in the form x0 = skip x_t + scale output.
+    """A denoiser's belief at (x_t, t): x0 = skip x_t + scale output, and from it eps, score and velocity.
 
-    Every spelling is one multiply-add of x_t and output, with coefficients worked out in float64: nothing is lost by
-    going through x0 where sigma is small, nor through eps where alpha is small.
+    Each form is computed directly, as one multiply-add of x_t and output with coefficients in float64, so that no
+    digits are lost by going through x0 where sigma is small, or through eps where alpha is small.
 
     Args:
         sde: The path.
         x_t: State, [B, *].
         t: Time, [] or [B].
-        output: What was computed: a network's raw output or a closed form's ingredient, [B, *].
-        skip: Coefficient of x_t, [] or [B], float64; 0 if not given.
-        scale: Coefficient of output, likewise; 1 if not given.
+        output: A network's raw output, or x0 itself, [B, *].
+        skip: Coefficient of x_t, [] or [B], float64; 0 by default.
+        scale: Coefficient of output, [] or [B], float64; 1 by default.
 
     Example:
         >>> import torch
@@ -89,7 +89,7 @@ class Prediction:
         return (1 - alpha * self.skip) / sigma, -alpha * self.scale / sigma
 
     def _combine(self, skip: Tensor, scale: Tensor) -> Tensor:
-        # One time for all samples: numbers, and no needless pass, unless a learned path is to have gradients.
+        # One time for all samples: plain numbers save kernels, unless gradients must reach a learned path.
         one = skip.ndim == 0 and skip.device.type == "cpu" and not torch.compiler.is_compiling()
         if one and not (skip.requires_grad or scale.requires_grad):
             if not skip.item():
@@ -101,8 +101,8 @@ class Prediction:
     def lerp(a: Prediction, b: Prediction, w: float | Tensor) -> Prediction:
         """(1 - w) a + w b, of any two beliefs at the same (x_t, t), networks' or closed forms.
 
-        Every spelling is affine in x0 with the same coefficients, so each is combined as it is spelt by a and by b
-        themselves: no digits are lost on the way through another spelling. w may lie outside [0, 1], as in guidance.
+        Each form (x0, eps, score, velocity) is affine in x0 with the same coefficients, so each is combined from the
+        same form of a and b, and no digits are lost in conversions. w may lie outside [0, 1], as in guidance.
 
         Args:
             a: The belief at w = 0, bit for bit.
@@ -113,7 +113,7 @@ class Prediction:
             The combined belief.
 
         Raises:
-            ValueError: If w is not a number, or there are neither one nor B weights.
+            ValueError: If w is not a number, or the number of weights is neither one nor B.
         """
         many = isinstance(w, Tensor) and (w.ndim > 0 or w.device.type != "cpu" or w.requires_grad)
         number = None if many else as_number("w", w)
@@ -123,28 +123,28 @@ class Prediction:
         if weights.shape not in ((), (1,), (len(a.x_t),)):
             raise ValueError(f"w must be a number or [{len(a.x_t)}], one for each sample; got {list(weights.shape)}")
 
-        def spell(name: str) -> Tensor:
+        def form(name: str) -> Tensor:
             start, end = getattr(a, name), getattr(b, name)
             return torch.lerp(start, end, expand(weights, start) if number is None else number)
 
-        return _Spelled(a.sde, a.x_t, a.t, spell)
+        return _FormByForm(a.sde, a.x_t, a.t, form)
 
     def shifted(self, delta: Tensor) -> Prediction:
-        """The belief with x0 moved by delta.
+        """The belief with x0 + delta in place of x0.
 
         score += alpha / sigma^2 delta, eps -= alpha / sigma delta, velocity += (alpha' - alpha sigma' / sigma) delta
-        (both terms of one sign: nothing cancels). To move the score by g, give delta = sigma^2 / alpha g, and 0 where
-        alpha is 0.
+        (both terms have the same sign, so nothing cancels). To add g to the score, use delta = sigma^2 / alpha g, or 0
+        where alpha is 0.
 
         Args:
             delta: [B, *].
 
         Returns:
-            The moved belief.
+            The shifted belief.
         """
         sde, t, delta = self.sde, float64(self.t), delta.to(self.x_t.dtype)
 
-        def spell(name: str) -> Tensor:
+        def form(name: str) -> Tensor:
             value: Tensor = getattr(self, name)
             if name == "x0":
                 return value + delta
@@ -155,49 +155,49 @@ class Prediction:
                 coefficient = {"eps": -alpha / sigma, "score": alpha / sigma.square()}[name]
             return value + expand(coefficient, value) * delta
 
-        return _Spelled(sde, self.x_t, t, spell)
+        return _FormByForm(sde, self.x_t, t, form)
 
     def chunk(self, n: int) -> tuple[Prediction, ...]:
-        """The beliefs about each of n equal parts of the batch: of n batches that one network pass has answered."""
-        spell = functools.cache(lambda name: getattr(self, name).chunk(n))
+        """Split the batch into n equal parts, such as n batches that were evaluated in one network pass."""
+        form = functools.cache(lambda name: getattr(self, name).chunk(n))
         t = float64(self.t)
         times = t.chunk(n) if t.shape == self.x_t.shape[:1] else (t,) * n
 
         def part(i: int, x_t: Tensor) -> Prediction:
-            return _Spelled(self.sde, x_t, times[i], lambda name: spell(name)[i])
+            return _FormByForm(self.sde, x_t, times[i], lambda name: form(name)[i])
 
         return tuple(part(i, x_t) for i, x_t in enumerate(self.x_t.chunk(n)))
 
     def detach(self) -> Prediction:
-        """The belief without the graph that it was computed in."""
-        return _Spelled(self.sde, self.x_t.detach(), self.t, lambda name: getattr(self, name).detach())
+        """The belief without its autograd graph."""
+        return _FormByForm(self.sde, self.x_t.detach(), self.t, lambda name: getattr(self, name).detach())
 
 
-class _Spelled(Prediction):
-    """A belief whose spellings a function computes, each for itself: what the arithmetic on predictions returns.
+class _FormByForm(Prediction):
+    """A belief of which a function computes each form by itself: the result of arithmetic on predictions.
 
     Args:
         sde: The path.
         x_t: State, [B, *].
         t: Time, [] or [B].
-        spell: "x0", "eps", "score" or "velocity" -> [B, *].
+        form: Function from "x0", "eps", "score" or "velocity" to [B, *].
     """
 
-    def __init__(self, sde: SDE, x_t: Tensor, t: Time, spell: Callable[[str], Tensor]) -> None:
-        super().__init__(sde, x_t, t, spell("x0"))
-        self._spell = spell
+    def __init__(self, sde: SDE, x_t: Tensor, t: Time, form: Callable[[str], Tensor]) -> None:
+        super().__init__(sde, x_t, t, form("x0"))
+        self._form = form
 
     @property
     def eps(self) -> Tensor:
         """Expected noise, [B, *]."""
-        return self._spell("eps")
+        return self._form("eps")
 
     @property
     def score(self) -> Tensor:
         """Score, [B, *]."""
-        return self._spell("score")
+        return self._form("score")
 
     @property
     def velocity(self) -> Tensor:
         """Velocity of the probability flow, [B, *]."""
-        return self._spell("velocity")
+        return self._form("velocity")

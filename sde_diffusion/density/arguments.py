@@ -1,4 +1,4 @@
-"""What the exact likelihood and the bound have in common: a look at their arguments, once for a call."""
+"""Checks of the arguments that the exact likelihood and the lower bound share, made once for a call."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sde_diffusion.checks import check_batch, check_count
 from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.sampling.noise import as_seeds
 
-_FAR = 4.0  # times the largest root mean square of data on [-1, 1]: levels 0 ... 16 and 0 ... 255 lie beyond
+_FAR = 4.0  # times the largest root mean square of data on [-1, 1]: grey levels 0 ... 16 and 0 ... 255 exceed it
 
 
 def check_call(
     denoiser: Denoiser, x: Tensor, seed: int, seeds: Sequence[int] | None, conditions: Mapping[str, Any]
 ) -> tuple[list[int], dict[str, Any]]:
-    """See that a call scores a batch of data by a denoiser; warn of data that are not on its scale.
+    """Check the arguments of a call; warn if the data are not on the denoiser's scale.
 
     Args:
         denoiser: The denoiser.
         x: [B, *dims].
-        seed: Sample i has the seed seed + i ...
-        seeds: ... or the i-th of these.
-        conditions: What the denoiser is to be conditioned on.
+        seed: Sample i has the seed seed + i, unless seeds are given.
+        seeds: One integer for each sample, or None.
+        conditions: Conditions of the denoiser, by name.
 
     Returns:
         The seeds, B of them, and the conditions as the denoiser takes them.

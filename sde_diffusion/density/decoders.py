@@ -1,4 +1,4 @@
-"""p(x | z_0): how data come out of the state at which an evidence lower bound ends."""
+"""Decoders p(x | z_0) of the evidence lower bound, where z_0 is the state at t_end."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from sde_diffusion.sde import SDE, Number, expand, number, on_device, value_of
 
 
 class Decoder(ABC):
-    """p(x | z_0)."""
+    """A decoder p(x | z_0)."""
 
     def place(self, sde: SDE) -> float:
-        """The t_end at which it stands unless told otherwise: the path's t_min."""
+        """The decoder's own choice of t_end: the path's t_min unless overridden."""
         return sde.t_min
 
     def places(self, sde: SDE) -> list[float]:
-        """Other places worth a try (see `best_place`)."""
+        """Times to try as t_end (see `best_place`)."""
         return [self.place(sde)]
 
     @abstractmethod
     def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
-        """E log p(x | z_0) over z_0 = alpha x + sigma noise, exact or by this noise; x and noise: [B, *]; [B]."""
+        """E log p(x | z_0), z_0 = alpha x + sigma noise, exact or estimated from this noise; [B, *], [B, *] -> [B]."""
 
 
 class GaussianDecoder(Decoder):
-    """For continuous data: p(x | z) = N(z / alpha, (sigma / alpha)^2 I), whose expectation is exact."""
+    """For continuous data: p(x | z) = N(z / alpha, (sigma / alpha)^2 I), with an exact expectation."""
 
     def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
-        """-D/2 (log(2 pi sigma^2 / alpha^2) + 1), for noise has unit variance."""
+        """-D/2 (log(2 pi sigma^2 / alpha^2) + 1), as the noise has unit variance."""
         size = math.prod(x.shape[1:])
         value = -0.5 * size * (math.log(2 * math.pi) - sde.log_snr(t_end) + 1)
         return on_device(value, x.device).expand(len(x))
 
 
 class LevelDecoder(Decoder):
-    """For data on L levels of [-1, 1]: p(x | z) proportional to q(z | x) w(x) over levels, in each dimension by itself.
+    """For data on L levels in [-1, 1]: p(x | z) proportional to q(z | x) w(x) over the levels, for each dimension.
 
-    The bound is then one on the logarithm of a probability, and needs no dequantisation. It stands where noise no
-    longer hides the level, sigma / alpha an eighth of the levels' distance: it then costs less than 1e-3 bits per
-    dimension. Nearer to the data there is nothing to gain, and a model that was not trained there loses much.
+    The bound is then on the logarithm of a probability, and needs no dequantisation. By default t_end is where noise no
+    longer hides the level, sigma / alpha being an eighth of the distance of two levels: the decoder then costs less
+    than 1e-3 bits per dimension. A smaller t_end gains nothing, and loses much if the model was not trained there.
 
     Args:
-        levels: L, at least 2.
-        weights: w, how frequent each level is in each dimension, [*dims, L], positive; equal if not given. See
-            `frequencies`. With them the decoder is the best that looks at each dimension by itself, and may stand
-            where noise hides the level, which asks less of the network.
+        levels: Number of levels L, at least 2.
+        weights: w, the frequency of each level in each dimension, [*dims, L], positive; equal by default. See
+            `frequencies`. With these weights the decoder is the best that treats each dimension by itself, and t_end
+            may be where noise hides the level, which makes the network's task easier.
 
     Raises:
         ValueError: If levels < 2, or the weights are not positive or do not fit.
@@ -70,7 +70,7 @@ class LevelDecoder(Decoder):
 
     @classmethod
     def frequencies(cls, levels: int, x: Tensor) -> LevelDecoder:
-        """The decoder whose weights are the levels' frequencies in data [N, *dims] on [-1, 1], one added to each."""
+        """The decoder whose weights are the counts of the levels in data [N, *dims] on [-1, 1], each plus one."""
         check_floats("x", x)
         levels = check_count("levels", levels, least=2)
         index = to_levels(x, levels).long()
@@ -78,23 +78,23 @@ class LevelDecoder(Decoder):
         return cls(levels, counts.double() + 1)
 
     def place(self, sde: SDE) -> float:
-        """Where sigma / alpha = 1 / (4 (L - 1)), or t_min if that is later."""
+        """The time where sigma / alpha = 1 / (4 (L - 1)), or t_min if that is later."""
         return max(sde.t_min, value_of(sde.time(2 * math.log(4 * (self.levels - 1)))))
 
     def places(self, sde: SDE) -> list[float]:
-        """Where sigma / alpha is 1/8 to 4 times the levels' distance."""
+        """The times where sigma / alpha is 1/8 to 4 times the distance of two levels."""
         ratios = [2 / (self.levels - 1) * step for step in (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4)]
         times = [value_of(sde.time(-2 * math.log(ratio))) for ratio in ratios]
         return [t for t in times if sde.t_min <= t < sde.t_max] or [self.place(sde)]
 
     def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
-        """Log-softmax over the levels at x's own."""
+        """The log-softmax over the levels, at the level of x."""
         z = x + expand(sde.sigma(t_end) / sde.alpha(t_end), x) * noise  # z_0 / alpha
         precision = number(sde.log_snr(t_end).exp())
         width = 2 / (self.levels - 1)
-        # Levels beyond a few standard deviations add nothing: only those near z are looked at.
+        # Levels beyond a few standard deviations contribute nothing: only those near z are evaluated.
         nearest = ((z + 1) / width).round().clamp(0, self.levels - 1)
-        # Nine, and so many more as make up for the weights.
+        # Nine standard deviations, and more to compensate for the weights.
         spread = 0.0 if self.log_weights is None else float(self.log_weights.max() - self.log_weights.min())
         reach = min(self.levels - 1, math.ceil((81 + 2 * spread) ** 0.5 / (value_of(precision) ** 0.5 * width)) + 1)
         log_weights = None if self.log_weights is None else self.log_weights.to(x.device).expand(*x.shape, -1)

@@ -1,11 +1,11 @@
 r"""From densities to bits per dimension of data on integer levels.
 
-Level k of L lies at x_k = 2 k / (L - 1) - 1 (`from_levels`), in a bin of width 2 / (L - 1) of which it is the middle.
-With u uniform on the bin,
+Level k of L is at x_k = 2 k / (L - 1) - 1 (`from_levels`), in the middle of a bin of width 2 / (L - 1). With u uniform
+on the bin,
 
     log P(x) >= E_u log p(x + u) + D log width,
 
-and tighter with K draws, log P(x) >= E log 1/K sum_k p(x + u_k) + D log width (Theis et al. 2016, "A Note on the
+and, tighter, with K draws, log P(x) >= E log 1/K sum_k p(x + u_k) + D log width (Theis et al. 2016, "A Note on the
 Evaluation of Generative Models", section 3.1; Burda et al. 2016, equation 8).
 """
 
@@ -23,7 +23,7 @@ from sde_diffusion.checks.reprs import shown
 from sde_diffusion.sampling import Noise
 
 DEQUANTISATION_DRAWS = 1 << 41
-"""Number of the first draw of a sample's stream that dequantisation takes; see `trace.PROBE_DRAWS`."""
+"""Number of the first draw that dequantisation uses of a sample's noise stream; see `trace.PROBE_DRAWS`."""
 
 
 def bits_per_dim(
@@ -34,17 +34,18 @@ def bits_per_dim(
 ) -> Tensor:
     """Bits per dimension: -log_prob / (D ln 2) + log2(levels / range), the bins' width being range / levels.
 
-    8 bits come on top for data on [0, 1] with 256 levels, 7 on [-1, 1] with bins of 2 / 256. The data sets here have
-    their levels at the middles of bins of 2 / (L - 1): give `UniformDequantisation(L).data_range`, and it is 6.994.
+    The last term is 8 for data on [0, 1] with 256 levels, and 7 for data on [-1, 1] with bins of width 2 / 256. The
+    data sets of this library have levels at the middle of bins of width 2 / (L - 1): with data_range =
+    `UniformDequantisation(256).data_range` it is 6.994.
 
     Args:
         log_prob: Log-density of (dequantised) data, in nats, a tensor of any shape or a number.
         dims: D, or the shape of one sample.
-        levels: How many levels fill the range; None is refused, for a density without bins has no bits.
-        data_range: Where the bins begin and end.
+        levels: Number of levels in the range; None raises an error, as continuous data have no bins.
+        data_range: The lower end of the first bin and the upper end of the last.
 
     Returns:
-        Of log_prob's shape.
+        Bits per dimension, of log_prob's shape.
 
     Raises:
         TypeError: If log_prob is a tensor of integers (data, perhaps).
@@ -70,10 +71,10 @@ def bits_per_dim(
 
 @dataclass(frozen=True)
 class UniformDequantisation:
-    """Uniform noise that fills the bins of L levels on [-1, 1].
+    """Uniform noise over the bins of L levels on [-1, 1].
 
     Args:
-        levels: L, at least 2.
+        levels: Number of levels L, at least 2.
 
     Raises:
         ValueError: If levels < 2.
@@ -91,15 +92,15 @@ class UniformDequantisation:
 
     @property
     def data_range(self) -> tuple[float, float]:
-        """Where the bins begin and end, half a bin beyond the levels."""
+        """The ends of the range that the bins fill, half a bin beyond the levels."""
         return -1 - self.width / 2, 1 + self.width / 2
 
     def __call__(self, x: Tensor, noise: Noise, draw: int) -> Tensor:
-        """Draw number `draw` of x + u, with each sample's own stream; x: [B, *]."""
+        """Draw number `draw` of x + u, from each sample's own noise stream; x: [B, *]."""
         return self.fill(x, torch.special.ndtr(noise.normal(DEQUANTISATION_DRAWS + draw)))
 
     def fill(self, x: Tensor, uniform: Tensor) -> Tensor:
-        """x moved within its bin by uniform numbers from [0, 1], of x's shape; in their type.
+        """x + width (uniform - 1/2), for uniform numbers in [0, 1] of x's shape; in their type.
 
         Raises:
             TypeError: If x is not a tensor of floats.

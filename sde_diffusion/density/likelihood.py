@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_finite
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.prior import GaussianPrior, LogDensity
@@ -27,26 +29,27 @@ from sde_diffusion.density.trace import TRACES, Trace
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, ReverseProcess
 from sde_diffusion.sampling.arguments import check_dtype, check_t_end
+from sde_diffusion.sampling.coordinates import Coordinate, UnitVariance
+from sde_diffusion.sampling.ode_kinds import Method
 from sde_diffusion.sampling.ode_methods import ODESolver
-from sde_diffusion.sampling.reverse import Coordinate, UnitVariance
 from sde_diffusion.sde import BandLogSNR, Grid, float64, value_of
 
 
 @dataclass
 class Likelihood:
-    """What `log_likelihood` returns.
+    """The result of `log_likelihood`.
 
     Attributes:
         log_prob: Log-density of each x at t_end, in nats, [B], float64.
-        prior: The prior's log-density at the latents, its share of it, [B].
-        latent: Where the flow takes x at t_max, [B, *].
+        prior: Log-density of the latents under the prior, a term of log_prob, [B].
+        latent: The states at t_max that the flow takes x to, [B, *].
         std_error: Standard error of log_prob due to the trace's probes, [B]; None if there is only one estimate.
-        nfe: Network passes (each one forward and, for each probe, one input-gradient).
-        solver_error: What is known of the solver's error, [B], in nats: |log_prob - the same with four times the
-            tolerance|, where the flow was rough in time and the tolerance had to be loosened (see `ODESolver`), and
-            NaN for an item that is not finite with it; None where the tolerance was met. An estimate, no bound:
-            where both solutions step over one oscillation it can be several times too small.
-        rtol: The relative tolerance of the solution, of which `atol` was loosened by the same factor.
+        nfe: Network passes (each a forward pass and, for each probe, one gradient with respect to the input).
+        solver_error: Estimate of the solver's error, [B], in nats; None if the tolerance was met. If the flow was rough
+            in time and the tolerance had to be loosened (see `ODESolver`), it is the difference to log_prob with four
+            times that tolerance, NaN for an item that is not finite there. It is no bound: if both solutions step over
+            the same oscillation, it can be several times too small.
+        rtol: The relative tolerance of the solution; `atol` was loosened by the same factor.
     """
 
     log_prob: Tensor
@@ -69,7 +72,7 @@ def log_likelihood(
     *,
     seeds: Sequence[int] | None = None,
     prior: LogDensity | None = None,
-    method: str = "adams",
+    method: str | Method = "adams",
     steps: int | None = None,
     options: Mapping[str, Any] | None = None,
     coordinate: Coordinate | None = None,
@@ -82,30 +85,28 @@ def log_likelihood(
 ) -> Likelihood:
     """Log-density of x under the denoiser's probability flow, at t_end.
 
-    Steps are chosen for the worst of the batch: a figure depends on its companions to within the tolerance, and one
-    item far from all that the model knows can make thousands of passes for all.
-
-    The defaults were chosen by `python -m benchmarks.likelihood`: on all six paths they take the fewest passes to 1e-3
-    bits per dimension on every sample of a mixture fitted to the digits.
+    The steps are those that the most difficult item of the batch needs: a value depends on its batch to within the
+    tolerance, and a single item far from all training data can cost thousands of passes. The defaults are those with
+    the fewest passes to an error of 1e-3 bits per dimension (`python -m benchmarks.likelihood`).
 
     Args:
         denoiser: The denoiser; its network computes in its own precision (or autocast's), the state in `dtype`.
         x: Data on [-1, 1], [B, *dims], dequantised if they have levels.
-        rtol: Relative tolerance of a step, of the state and of the log-density per dimension, worst over the samples.
-        atol: Absolute tolerance, likewise.
+        rtol: Relative tolerance of a step, for the state and the log-density per dimension, largest over the samples.
+        atol: Absolute tolerance, of the same.
         trace: hutchinson (signs), gaussian, hutch++ or exact (D gradients an evaluation), or a `Trace`.
-        probes: Vectors of the estimators by name; with two or more hutchinson or gaussian ones a standard error is
-            given.
-        seed: Sample i's probes are a function of seed + i.
-        seeds: One integer for each sample in place of seed + i.
+        probes: Number of vectors, of an estimator given by name; two or more of hutchinson or gaussian give a standard
+            error.
+        seed: The probes of sample i are a function of seed + i, unless seeds are given.
+        seeds: One integer for each sample.
         prior: Log-density at t_max in place of N(0, sigma(t_max)^2 I): [B, *dims] -> [B] (see `GaussianPrior.matched`).
-        method: See `ODESolver`.
-        steps: Likewise.
-        options: Likewise.
-        coordinate: The variable that is solved for; `UnitVariance()` if not given.
-        grid: Time change in which the solver steps; `BandLogSNR()` if not given.
-        t_end: The time of x; the path's t_min if not given.
-        max_nfe: Most network passes of an adaptive method.
+        method: As for `ODESolver`: a name or a `Method` of your own.
+        steps: As for `ODESolver`.
+        options: As for `ODESolver`.
+        coordinate: The variable that is solved for; `UnitVariance()` by default.
+        grid: Time change in which the solver steps; `BandLogSNR()` by default.
+        t_end: The time of x; the path's t_min by default.
+        max_nfe: Largest number of network passes of an adaptive method.
         dtype: Type of the state: float64, or float32, which cannot meet tolerances below about 1e-5.
         create_graph: Keep the graph, for derivatives of log_prob with respect to x, the network, and the parameters of
             a learned path; for small data.
@@ -117,19 +118,19 @@ def log_likelihood(
     Raises:
         TypeError: If the denoiser is not one, x not a tensor of floats, or a condition is not known.
         ValueError: If an argument is out of its range or the shapes do not fit.
-        UserError: If the tolerance cannot be met, or the drift is not finite: at which t, and of which samples.
+        UserError: If the tolerance cannot be met, or the drift is NaN or infinite; the message says at which t, and for
+            which samples.
     """
     seeds, conditions = check_call(denoiser, x, seed, seeds, conditions)
     sde = denoiser.sde
     t_end = check_t_end(t_end, sde)
     check_dtype(dtype)
-    if not isinstance(trace, Trace):
-        if not isinstance(trace, str) or trace not in TRACES:
-            raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r} (or give a Trace)")
-        trace = TRACES[trace](probes)
+    estimator: Trace = as_instance(
+        "trace", trace, {name: partial(kind, probes) for name, kind in TRACES.items()}, Trace
+    )
     solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
-    # Outside inference mode, under which Lightning tests and which records nothing to differentiate.
-    with torch.inference_mode(False), torch.set_grad_enabled(create_graph), sde.at_hand():
+    # Outside inference mode, which Lightning uses for tests and in which nothing can be differentiated.
+    with torch.inference_mode(False), torch.set_grad_enabled(create_graph), sde.on_cpu():
         conditions = {name: _recordable(value) for name, value in conditions.items()}
         process = ReverseProcess(
             lambda x, t: denoiser(x, t, **conditions),
@@ -141,9 +142,9 @@ def log_likelihood(
         )
         x = x.to(dtype) if create_graph else x.detach().clone().to(dtype)
         noise = Noise(seeds, x.shape[1:], x.device, dtype)
-        flow = _DensityFlow(process, trace, trace.vectors(noise), x.shape, create_graph)
+        flow = _DensityFlow(process, estimator, estimator.vectors(noise), x.shape, create_graph)
         y = (x * process.scale(0.0)).flatten(1)
-        start = torch.cat([y, y.new_zeros(len(y), trace.columns)], 1)
+        start = torch.cat([y, y.new_zeros(len(y), estimator.columns)], 1)
         found = solver.solution(flow, start, 0.0, 1.0, flow.worst)
         state = found.state
         if not bool(torch.isfinite(state).all()):
@@ -157,7 +158,7 @@ def log_likelihood(
         ending = GaussianPrior.standard(sde) if prior is None else prior
 
         def read(state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Latents, the prior's log-density there, and the estimates of the divergence's integral."""
+            """Latents, their log-density under the prior, and the estimates of the integral of the divergence."""
             latent = (state[:, :size] / scales[1]).reshape(x.shape)
             density = ending(latent).double()
             if density.shape != (len(x),):
@@ -166,7 +167,7 @@ def log_likelihood(
 
         latent, density, estimates = read(state)
         log_prob = density + estimates.mean(1) + stretch
-        error = estimates.std(1) / trace.columns**0.5 if trace.columns > 1 else None
+        error = estimates.std(1) / estimator.columns**0.5 if estimator.columns > 1 else None
         solver_error = None
         if found.coarser is not None:
             _, there, others = read(found.coarser)
@@ -175,14 +176,14 @@ def log_likelihood(
 
 
 def _recordable(value: Any) -> Any:
-    """A condition that may be saved for a gradient, which one made in inference mode may not."""
+    """A condition that can be saved for backward; a tensor made in inference mode is cloned."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 class _DensityFlow:
-    """The flow of [y, int div / D]: as the last columns the divergence's integral, an estimate each.
+    """The flow of [y, int div / D]: the last columns are estimates of the integral of the divergence.
 
-    Divided by D, the log-density counts in a step's error like one more dimension of the state.
+    Divided by D, the log-density has the weight of one dimension of the state in the error of a step.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class _DensityFlow:
 
     def worst(self, error: Tensor) -> Tensor:
         """Largest over the batch of each sample's error: the state's root mean square or, if smooth, the density's."""
-        error = error.detach()  # what depends on the length of the steps is no part of the gradient
+        error = error.detach()  # the choice of steps is not differentiated
         state = error[:, : self.size]
         if not self.trace.smooth:
             return state.square().mean(1).max().sqrt()

@@ -1,13 +1,13 @@
-r"""The evidence lower bound: a likelihood without an equation to solve, for every path.
+r"""The evidence lower bound on log p(x), for every path; it needs no differential equation.
 
     log p(x) >= E log p(x | z_0)  -  KL(q(z_1 | x) || prior)  -  diffusion,
 
-z_0 at t_end and z_1 at t_max. With T steps the diffusion term is a sum of KLs of Gaussians, exact since both sides have
+with z_0 at t_end and z_1 at t_max. With T steps the diffusion term is a sum of KL divergences of Gaussians, both with
 the posterior's variance,
 
     sum_i KL(q(z_s | z_t, x) || q(z_s | z_t, x0_hat)) = sum_i 1/2 (e^(lambda_s - lambda_t) - 1) E|eps_hat - eps|^2,
 
-and in continuous time its limit 1/2 int E|eps_hat - eps|^2 dlambda.
+and in continuous time its limit, 1/2 int E|eps_hat - eps|^2 dlambda.
 
 References: Kingma et al. 2021, "Variational Diffusion Models", equations 11-18; Sohl-Dickstein et al. 2015.
 """
@@ -34,25 +34,25 @@ from sde_diffusion.sampling import Noise
 from sde_diffusion.sampling.arguments import check_dtype, check_t_end
 from sde_diffusion.sde import SDE, Grid, UniformLogSNR, float64, number
 
-_SIGMA_DATA = 0.5  # a guess at the data's size, on which only the variance depends
-_PRIOR_WEIGHT = 4  # differences of strata that the slope of the control variate is worth from the start
-_END_DRAWS = 16  # of the noise at the decoder and at the prior, which cost no network pass
+_SIGMA_DATA = 0.5  # an assumed scale of the data, which affects only the variance
+_PRIOR_WEIGHT = 4  # weight, in differences of strata, of the prior for the control variate's slope
+_END_DRAWS = 16  # draws of the noise at the decoder and at the prior, which cost no network pass
 
 ELBO_DRAWS = 1 << 42
-"""Number of the first draw of a sample's stream that the bound takes; see `trace.PROBE_DRAWS`."""
+"""Number of the first draw that the bound uses of a sample's noise stream; see `trace.PROBE_DRAWS`."""
 
 
 @dataclass
 class ELBO:
-    """What `elbo` returns; all in nats, [B], float64.
+    """The result of `elbo`; all in nats, [B], float64.
 
     Attributes:
         log_prob: The bound: reconstruction - prior - diffusion.
         reconstruction: E log p(x | z_0).
         prior: KL(q(z_1 | x) || prior).
-        diffusion: The steps' KLs.
-        std_error: Error of log_prob due to the draws of t and noise, such that log_prob ± 1.96 std_error holds the
-            bound's value in 95 cases of 100; None for less than 4 draws. See `elbo`.
+        diffusion: Sum of the KL divergences of the steps.
+        std_error: Error of log_prob due to the draws of t and noise, scaled so that log_prob ± 1.96 std_error is a 95%
+            confidence interval of the bound; None for fewer than 4 draws. See `elbo`.
         nfe: Network passes for each sample.
     """
 
@@ -81,32 +81,32 @@ def elbo(
     create_graph: bool = False,
     **conditions: Any,
 ) -> ELBO:
-    """Lower bound on log p(x), unbiased, one prediction a draw.
+    """Unbiased estimate of a lower bound on log p(x); each draw is one prediction.
 
-    Times are drawn uniformly in the grid's u, one in each of `draws` strata (and so by importance in t, with density
-    1 / (dt/du)), for each sample by itself; the noise's square serves as a control variate. The standard error comes
-    from the differences d of neighbouring strata. It is scaled by t / z, the 97.5% quantiles of Student's distribution
-    and the normal one, with (sum d^2)^2 / (2 sum d^4) degrees of freedom, at least 2 (a Satterthwaite-type estimate),
-    because rare large draws carry the bound in few dimensions. With few draws, where the terms' course along the path
-    counts as noise, log_prob ± 1.96 std_error is much too wide. An error that a rare draw carries alone cannot be seen
-    before it is met: for data on a few separate points the interval is then too short. Fewer than 4 draws give no
+    Times are drawn uniformly in the grid's u, one in each of `draws` strata, independently for each sample (in t this
+    is importance sampling with density 1 / (dt/du)); |noise|^2 is a control variate. The standard error is computed
+    from the differences d of neighbouring strata. It is multiplied by the ratio of the 97.5% quantiles of Student's t
+    and the normal distribution, with (sum d^2)^2 / (2 sum d^4) degrees of freedom, at least 2 (a Satterthwaite-type
+    estimate), because in few dimensions rare large draws dominate the bound. With few draws the variation of the terms
+    along the path counts as noise, and log_prob ± 1.96 std_error is much too wide. If an error is due to rare draws
+    that were not drawn, as for data on a few separate points, the interval is too short. Fewer than 4 draws give no
     standard error. Measured coverage: benchmarks/README.md.
 
     Args:
         denoiser: The denoiser.
         x: Data on [-1, 1], [B, *dims].
         steps: T, the number of discrete steps; None for continuous time.
-        draws: Predictions for each sample; all T steps if not given, 128 in continuous time.
-        decoder: p(x | z_0): `GaussianDecoder()` if not given, for which the bound is one on a density;
-            `LevelDecoder(L)` for data on levels.
-        prior: Log-density at t_max, in place of N(0, sigma(t_max)^2 I).
-        grid: Spacing of the steps, and density of the draws; uniform in log-SNR if not given, for which every draw in
+        draws: Predictions for each sample; by default all T steps, or 128 in continuous time.
+        decoder: p(x | z_0): `GaussianDecoder()` by default, for a bound on a density; `LevelDecoder(L)` for data on
+            levels.
+        prior: Log-density at t_max; N(0, sigma(t_max)^2 I) by default.
+        grid: Spacing of the steps, and density of the draws; uniform in log-SNR by default, for which every draw in
             continuous time has the same weight.
-        t_end: Where the decoder stands; its `place` if not given.
-        seed: Sample i's draws are a function of seed + i.
-        seeds: One integer for each sample in place of seed + i.
-        rows: Rows of a network pass, in which draws of several times are put together.
-        dtype: In which errors are taken.
+        t_end: The time of z_0; the decoder's `place` by default.
+        seed: The draws of sample i are a function of seed + i, unless seeds are given.
+        seeds: One integer for each sample.
+        rows: Largest batch of a network pass, which may contain draws of several times.
+        dtype: Type in which errors are computed, float32 or float64.
         create_graph: Keep the graph, for derivatives of the bound and its parts with respect to the network, to x and
             to the parameters of a learned path: pathwise, through the times too.
         **conditions: Passed to the denoiser, such as label=[B].
@@ -117,7 +117,7 @@ def elbo(
     Raises:
         TypeError: If the denoiser is not one, x not a tensor of floats, or a condition is not known.
         ValueError: If an argument is out of its range or the shapes do not fit.
-        UserError: If the denoiser's answer is not finite: at which t, and of which samples.
+        UserError: If a prediction is NaN or infinite; the message says at which t, and for which samples.
     """
     seeds, conditions = check_call(denoiser, x, seed, seeds, conditions)
     sde = denoiser.sde
@@ -132,10 +132,16 @@ def elbo(
     with (
         torch.inference_mode(torch.is_inference_mode_enabled() and not create_graph),
         torch.set_grad_enabled(create_graph),
-        sde.at_hand(),
+        sde.on_cpu(),
     ):
         return _bound(
-            *(denoiser, x.to(dtype), steps, draws, seeds, conditions, rows),
+            denoiser,
+            x.to(dtype),
+            steps,
+            draws,
+            seeds,
+            conditions,
+            rows,
             GaussianDecoder() if decoder is None else decoder,
             GaussianPrior.standard(sde) if prior is None else prior,
             UniformLogSNR() if grid is None else grid,
@@ -156,11 +162,11 @@ def _bound(
     grid: Grid,
     t_end: float | None,
 ) -> ELBO:
-    """`elbo` of arguments that have been checked."""
+    """`elbo` with checked arguments."""
     sde, dtype = denoiser.sde, x.dtype
     t_end = check_t_end(decoder.place(sde) if t_end is None else t_end, sde)
     noise, clock = Noise(seeds, x.shape[1:], x.device, dtype), Noise(seeds, (draws,), "cpu", torch.float64)
-    # Each sample's own place within each stratum, [draws, B].
+    # The place of each sample within each stratum, [draws, B].
     places = (torch.arange(draws).unsqueeze(1) + torch.special.ndtr(clock.normal(ELBO_DRAWS)).T) / draws
     times = Continuous(sde, grid, t_end) if steps is None else Discrete(sde, grid, t_end, steps)
     begin, end = times.ends
@@ -193,10 +199,10 @@ def _errors(
     rows: int,
     conditions: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """Weighted squared errors of the noise at places [draws, B], and their controls; [draws, B] each.
+    """Weighted squared errors of the noise at places [draws, B], and control variates for them; [draws, B] each.
 
     Raises:
-        UserError: If an error is not finite: at which t, and of which samples.
+        UserError: If an error is NaN or infinite.
     """
     sde = denoiser.sde
     terms, controls = (torch.empty(places.shape, dtype=torch.float64, device=x.device) for _ in range(2))
@@ -225,13 +231,13 @@ def _errors(
 
 
 def _controlled(terms: Tensor, controls: Tensor) -> Tensor:
-    """Terms less a multiple of controls, whose expectation is zero; both [draws, B].
+    """Terms minus a multiple of the controls, whose expectation is zero; both [draws, B].
 
-    Where noise is small beside the data it cannot be guessed, and the error is |eps|^2 for the most part, whose
-    expectation is known: D. How much of it to take off is found by regression for each sample, in each half of the
-    draws for the other half, which leaves the estimate unbiased. The regression is on differences of neighbouring
-    strata, for the terms' own course along the path is not to be explained. Its slope is 1 where the guess at the
-    data's size is right: as much weight as four differences speaks for 1, and decides where draws are few.
+    If the noise is small compared to the data it cannot be predicted, and the error is mostly |eps|^2, whose
+    expectation D is known. The multiple is estimated by regression for each sample, from each half of the draws for the
+    other half, so that the bound stays unbiased. The regression uses differences of neighbouring strata, to exclude the
+    variation along the path. If the assumed scale of the data is right the slope is 1: a prior of the weight of four
+    differences favours 1, and dominates if there are few draws.
     """
     if len(terms) < 2:
         return terms - controls
@@ -245,11 +251,11 @@ def _controlled(terms: Tensor, controls: Tensor) -> Tensor:
 
 
 def _student_variance(terms: Tensor) -> Tensor:
-    """Squared standard error of the strata's mean, [draws, B] -> [B], widened to be used with normal quantiles."""
+    """Squared standard error of the mean of the strata, [draws, B] -> [B], scaled for use with normal quantiles."""
     differences = terms.diff(dim=0)
     squares = differences.square()
     freedom = squares.sum(0).square() / (2 * squares.square().sum(0)).clamp(min=1e-300)
-    # Between few strata the terms' own course is wider than their noise: two degrees are enough then.
+    # Between few strata the variation along the path exceeds the noise: two degrees of freedom are enough then.
     quantile = stdtrit(freedom.clamp(2, max(2.0, 2 * (len(terms) - 1) / 3)).cpu().numpy(), 0.975)
     # The mean square difference of two neighbours is the sum of their variances.
     wide = torch.from_numpy(quantile / ndtri(0.975)).to(terms)
@@ -257,14 +263,14 @@ def _student_variance(terms: Tensor) -> Tensor:
 
 
 def best_place(denoiser: Denoiser, decoder: Decoder, x: Tensor, places: Sequence[float], **options: Any) -> float:
-    """The t_end of several at which a decoder gives the greatest bound for data, not those that are scored.
+    """The t_end among several at which a decoder gives the largest bound; choose it on other data than those scored.
 
     Args:
         denoiser: The denoiser.
         decoder: The decoder.
         x: Data to choose by, such as the validation split, [N, *dims].
         places: Times to try.
-        **options: Of `elbo`.
+        **options: Arguments of `elbo`.
 
     Returns:
         One of places.
@@ -273,7 +279,7 @@ def best_place(denoiser: Denoiser, decoder: Decoder, x: Tensor, places: Sequence
 
 
 def _repeat(value: Any, times: int, batch: int) -> Any:
-    """A condition for `times` copies of the batch: tensors with a row for each sample are repeated."""
+    """A condition for `times` copies of the batch: a tensor with a row for each sample is repeated."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
         return value.repeat(times, *(1,) * (value.ndim - 1))
     return value

@@ -1,4 +1,4 @@
-"""Where a lower bound is taken: times along the path, and the weights of the errors there."""
+"""The times at which a lower bound is evaluated, and the weights of the errors there."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sde_diffusion.sde import SDE, Grid
 
 
 class Discrete:
-    """Times t and weights of the steps that places in [0, 1) fall in."""
+    """Discrete time: the times t and weights of the steps that contain given places in [0, 1)."""
 
     def __init__(self, sde: SDE, grid: Grid, t_end: float, steps: int) -> None:
         self.times = grid.times(sde, steps + 1, t_end).flip(0)
         log_snr = sde.log_snr(self.times)
         self.weights = 0.5 * steps * torch.expm1(log_snr[:-1] - log_snr[1:])
-        # A list of levels need not reach t_end and t_max.
+        # A list of noise levels need not reach t_end and t_max.
         self.ends = self.times[0].item(), self.times[-1].item()
 
     def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ class Discrete:
 
 
 class Continuous:
-    """Times t and weights 1/2 (-dlambda/du) at places u."""
+    """Continuous time: the times t and weights 1/2 (-dlambda/du) at places u."""
 
     def __init__(self, sde: SDE, grid: Grid, t_end: float) -> None:
         self.sde, self.grid, self.t_end = sde, grid, t_end

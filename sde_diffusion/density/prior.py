@@ -1,4 +1,4 @@
-"""The density at the noisy end, the prior's share of a likelihood."""
+"""Densities at t_max: the prior of a likelihood."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LogDensity = Callable[[Tensor], Tensor]
 
 
 class Prior(ABC):
-    """A density at t_max of which an expectation under q(x_T | x_0) can be taken."""
+    """A density at t_max whose expected logarithm under q(x_T | x_0) is known or can be estimated."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -25,13 +25,13 @@ class Prior(ABC):
 
     @abstractmethod
     def expected(self, mean: Tensor, std: Number, noise: Tensor) -> Tensor:
-        """Expected log-density under N(mean, std^2), or an estimate of it from noise; mean and noise: [B, *]; [B]."""
+        """Expected log-density under N(mean, std^2), exact or estimated from noise; [B, *], number, [B, *] -> [B]."""
 
 
 class SampledPrior(Prior):
-    """Any log-density as a prior: expectations are estimated by one draw, with |noise|^2 as a control variate.
+    """Any log-density as a prior; its expectation is estimated from one draw, with |noise|^2 as a control variate.
 
-    At t_max there is little but noise, log p falls by about |noise|^2 / 2, and the expectation of that is known.
+    At t_max the state is mostly noise, so that log p is about -|noise|^2 / 2, whose expectation is known.
 
     Args:
         log_prob: The log-density.
@@ -75,7 +75,7 @@ class GaussianPrior(Prior):
 
     @classmethod
     def standard(cls, sde: SDE) -> GaussianPrior:
-        """N(0, sigma(t_max)^2 I), from which samplers begin."""
+        """N(0, sigma(t_max)^2 I), the distribution from which samplers start."""
         return cls(0.0, sde.sigma(sde.t_max).square())
 
     @classmethod
@@ -84,8 +84,8 @@ class GaussianPrior(Prior):
 
         Args:
             sde: The path.
-            mean: Of the data, [*] or a number.
-            variance: Of the data in each dimension, [*] or a number.
+            mean: Mean of the data, [*] or a number.
+            variance: Variance of the data in each dimension, [*] or a number.
         """
         alpha, sigma = sde.alpha(sde.t_max), sde.sigma(sde.t_max)
         mean, variance = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, variance))

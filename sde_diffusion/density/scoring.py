@@ -1,4 +1,4 @@
-"""Both likelihoods of a batch, by one protocol: the flow's exact one and the evidence lower bound."""
+"""Scores of a batch: the exact likelihood of the flow, and the evidence lower bound."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ from sde_diffusion.density.trace import TRACES
 from sde_diffusion.sampling import Noise
 
 SCORES = (
-    *("log_prob", "trace_error", "solver_error", "nfe"),
-    *("elbo", "elbo_error", "elbo_reconstruction", "elbo_prior", "elbo_diffusion"),
+    "log_prob",
+    "trace_error",
+    "solver_error",
+    "nfe",
+    "elbo",
+    "elbo_error",
+    "elbo_reconstruction",
+    "elbo_prior",
+    "elbo_diffusion",
 )
-"""What is known of a scored item; see `COLUMNS`."""
+"""The scores of an item; see `COLUMNS`."""
 
 COLUMNS = (
     "log_prob and elbo are log-probabilities (of continuous data log-densities on [-1, 1]; log_density is that in the "
@@ -32,25 +39,25 @@ COLUMNS = (
     "difference to a solution with four times the tolerance; nan where there is none. nfe counts the network passes of "
     "the item's batch."
 )
-"""What the columns of a table of scores mean."""
+"""The meaning of the columns of a table of scores."""
 
 
 @dataclass(frozen=True)
 class Scoring:
     """How items are scored, in nats.
 
-    Data on levels have probabilities: the flow's density of the item with uniform noise that fills its bin, times the
-    bin's size, is a lower bound on the probability (the tighter the more `draws`), and so is the ELBO with the decoder
-    on levels, which needs no noise. Continuous data have densities at t_min.
+    Data on levels have probabilities: the flow's density at the item plus uniform noise over its bin, times the size of
+    the bin, is a lower bound on the probability (tighter with more `draws`), and so is the ELBO with a decoder on the
+    levels, which needs no noise. Continuous data have densities, at t_min.
 
     Args:
-        levels: Levels of the data; None for continuous data.
+        levels: Number of levels of the data; None for continuous data.
         draws: Dequantisation draws K for each item, at least 1; 1 for continuous data.
-        trace: See `log_likelihood`. With several draws it must be exact: an estimate's noise would count as likelihood
-            in the logarithm of their mean.
-        probes: Likewise.
+        trace: See `log_likelihood`. With several draws it must be exact: the noise of an estimate would increase the
+            logarithm of their mean.
+        probes: See `log_likelihood`.
         flow: Other arguments of `log_likelihood`.
-        decoder: The bound's.
+        decoder: Decoder of the bound.
         bound: Arguments of `elbo`; None leaves the bound out.
 
     Raises:
@@ -97,9 +104,9 @@ class Scoring:
     def impossible(
         self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, **conditions: Any
     ) -> dict[str, Tensor]:
-        """Scores of a batch that no solver can bring to the prior: log-probability -infinity, but the bound as ever.
+        """Scores of a batch that no solver can take to the prior: log-probability -infinity, and the bound.
 
-        Args, returns: see `__call__`.
+        The arguments and the result are those of `__call__`.
         """
         missing = torch.full((len(x),), math.nan, dtype=torch.float64)
         errors = {name: missing.clone() for name in ("trace_error", "solver_error", "nfe")}  # files share no memory
@@ -114,13 +121,13 @@ class Scoring:
         Args:
             denoiser: The denoiser.
             x: Data on [-1, 1], [B, *dims].
-            seeds: One for each item, on which alone its noise depends.
+            seeds: One integer for each item, on which alone its noise depends.
             prior: Log-density at t_max.
             **conditions: Passed to the denoiser.
 
         Returns:
-            `SCORES`, [B] each, float64: trace_error is NaN for a single estimate, solver_error where the tolerance was
-            met (see `Likelihood`); the last five are only there with a bound.
+            `SCORES`, [B] each, float64. trace_error is NaN for a single estimate, solver_error if the tolerance was met
+            (see `Likelihood`); the last five are present only with a bound.
         """
         logs: list[Tensor] = []
         solver: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Items' scores made figures with error bars."""
+"""Summaries of the scores of many items, with error bars."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from sde_diffusion.modality.units import Units
 
 
 def summary(scores: dict[str, Tensor], size: int, levels: int | None) -> dict[str, Any]:
-    """Means with standard errors of items' scores, the flow's of those that are finite.
+    """Means and standard errors of the scores; for the flow, of the finite ones.
 
     Args:
-        scores: What `Scoring` gives, [N] each.
-        size: Dimensions D.
-        levels: Levels of the data; None for continuous data, whose figures are in nats per dimension.
+        scores: What `Scoring` returns, [N] each.
+        size: Number of dimensions D.
+        levels: Number of levels of the data; None for continuous data, for which nats per dimension are reported.
 
     Returns:
-        bits_per_dim (or nats_per_dim: the negative log-density), std_error of that mean over items, log_prob (nats), n,
-        nfe and elbo, with the parts that its figure is the sum of; `impossible`, the number of items left out because
-        no solver brought them to the prior, if there are any; and `solver_error`, where the solver's tolerance was out
-        of reach: `items`, of how many, and what it can say of an item's error, in the figure's unit, on average. Means
-        of nothing are None.
+        A dict with bits_per_dim (or nats_per_dim), the mean of -log p per dimension; its std_error over items; log_prob
+        (nats); n; nfe; and elbo with its parts. If there are such items, `impossible` is the number of those left out
+        because no solver took them to the prior, and `solver_error` has the number of `items` for which the tolerance
+        could not be met, and the mean estimate of their error in the same unit. The mean of no items is None.
     """
     unit = "nats_per_dim" if levels is None else "bits_per_dim"
     fine = torch.isfinite(scores["log_prob"])
@@ -56,14 +55,14 @@ def summary(scores: dict[str, Tensor], size: int, levels: int | None) -> dict[st
 
 
 def quoted(report: dict[str, Any], levels: int | None) -> dict[str, Any]:
-    """Which of two figures to quote: both bound -log2 P(x) of data on levels from above, so the smaller says more.
+    """Which of the two results to quote. For data on levels both are upper bounds on -log2 P(x): the smaller one.
 
     Args:
         report: What `summary` returns.
-        levels: Levels of the data; None for continuous data, where the flow's density is exact and the bound is not.
+        levels: Number of levels of the data; None for continuous data, for which the flow's density is exact.
 
     Returns:
-        by: flow or elbo; the figure with its std_error; and in words why.
+        A dict with by (flow or elbo), the value with its std_error, and because, the reason as text.
     """
     unit = "nats_per_dim" if levels is None else "bits_per_dim"
     bound = report.get("elbo")
@@ -74,19 +73,21 @@ def quoted(report: dict[str, Any], levels: int | None) -> dict[str, Any]:
         why = "the flow with uniform dequantisation, an upper bound on -log2 P of the levels"
         return {**flow, "because": why if bound is None else f"{why}, here a smaller one than the ELBO's"}
     return {
-        **{"by": "elbo", unit: bound[unit], "std_error": bound["std_error"]},
+        "by": "elbo",
+        unit: bound[unit],
+        "std_error": bound["std_error"],
         "because": "the ELBO on the levels themselves, here the smaller of two upper bounds on -log2 P; the flow's is "
         "for comparisons with others that dequantise uniformly",
     }
 
 
 def in_own_units(log_density: Tensor, units: Units, size: int) -> dict[str, Any]:
-    """Mean log-density in the data's own units, in nats, of those that are finite, with its standard error.
+    """Mean of the finite log-densities in the data's own units, in nats, with its standard error.
 
     Args:
-        log_density: Of each item, log p(y) = log p(x) - log |dy/dx|, [N].
+        log_density: log p(y) = log p(x) - log |dy/dx| of each item, [N].
         units: The units.
-        size: Dimensions D.
+        size: Number of dimensions D.
     """
     mean, error = mean_and_error(log_density[log_density.isfinite()])
     ends = {"low": list(units.low), "high": list(units.high)}
@@ -94,18 +95,18 @@ def in_own_units(log_density: Tensor, units: Units, size: int) -> dict[str, Any]
 
 
 def per_dim(log_prob: Tensor, size: int, levels: int | None) -> Tensor:
-    """Negative log-probabilities per dimension: in bits for data on levels, in nats for continuous ones."""
+    """Negative log-probabilities per dimension: in bits for data on levels, in nats for continuous data."""
     return -log_prob / (size * (1 if levels is None else math.log(2)))
 
 
 def mean_and_error(values: Tensor) -> tuple[float | None, float | None]:
-    """Mean and its standard error over items (which holds the noise of traces and draws too); None of too few."""
+    """Mean and its standard error over items, which includes the noise of traces and draws; None if too few."""
     n = len(values)
     return float(values.mean()) if n else None, float(values.std() / n**0.5) if n > 1 else None
 
 
 def plus_minus(mean: float | None, error: float | None) -> str:
-    """A figure ± its standard error, in words."""
+    """A value ± its standard error, as text."""
     if mean is None:
         return "nothing"
     return f"{mean:.4f}" if error is None else f"{mean:.4f} ± {error:.4f}"

@@ -1,7 +1,7 @@
-r"""The divergence of a vector field, a trace, from products of its Jacobian with vectors.
+r"""The divergence of a vector field (the trace of its Jacobian J) from products J^T v.
 
-A forward pass and one input-gradient give J^T v for one v. Hutchinson's estimate v . J^T v has the trace for its mean
-if E[v v^T] = I.
+A forward pass and one gradient with respect to the input give J^T v for one v. Hutchinson's estimate v . J^T v is
+unbiased if E[v v^T] = I.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sampling import Noise
 
 PROBE_DRAWS = 1 << 40
-"""Number of the first draw of a sample's stream that probes take: far from those of a walk with the same seed, for a
-probe must not know the noise that the sample was made of."""
+"""Number of the first draw that probes use of a sample's noise stream: far beyond those of a walk with the same seed,
+as a probe must be independent of the noise that made the sample."""
 
 Products = Callable[[Tensor], Tensor]
 """Jacobian's transpose times vectors: [K, B, *dims] -> [K, B, *dims]."""
 
 
 class Trace(ShowsArguments, ABC):
-    """A way to the divergence. The vectors are drawn once and kept along the whole flow."""
+    """A method to compute the divergence. Its vectors are drawn once and used along the whole flow."""
 
     columns: int = 1
-    """How many estimates are made side by side."""
+    """Number of estimates computed at the same time."""
 
     smooth: bool = True
-    """Whether the divergence is smooth along a flow, so that a solver may choose its steps by it."""
+    """Whether the divergence is smooth along a flow, so that a solver may include it in its error estimate."""
 
     exact: bool = False
-    """Whether there is no noise in it."""
+    """Whether it is free of noise."""
 
     @abstractmethod
     def vectors(self, noise: Noise) -> Tensor:
-        """The vectors [K, B, *dims] that `divergence` will want, of the noise's type and device.
+        """The vectors [K, B, *dims] for `divergence`, of the noise's type and on its device.
 
         Raises:
             ValueError: If the data have too few dimensions.
@@ -54,7 +54,7 @@ class ExactTrace(Trace):
     """sum_i e_i . J^T e_i over all D dimensions: D gradients, for data of few dimensions.
 
     Args:
-        chunk: How many gradients are taken at once, at least 1.
+        chunk: Number of gradients computed at once, at least 1.
 
     Raises:
         ValueError: If chunk < 1.
@@ -81,12 +81,12 @@ class ExactTrace(Trace):
 
 
 class Hutchinson(Trace):
-    """v . J^T v for some v with independent entries, a column each.
+    """v . J^T v for several v with independent entries, one column for each.
 
     Args:
-        probes: How many v, at least 1.
-        gaussian: Draw normal entries in place of signs (Rademacher). Signs have the smaller variance, for a Jacobian's
-            diagonal does not add to it.
+        probes: Number of vectors v, at least 1.
+        gaussian: Whether to draw normal entries instead of random signs (Rademacher). Signs have the smaller variance,
+            as the diagonal of the Jacobian does not contribute to it.
 
     Raises:
         ValueError: If probes < 1.
@@ -106,17 +106,17 @@ class Hutchinson(Trace):
         return draws if self.gaussian else _signs(draws)
 
     def divergence(self, products: Products, vectors: Tensor) -> Tensor:
-        """A column for each probe."""
+        """One column for each probe."""
         return (products(vectors) * vectors).flatten(2).sum(2).T
 
 
 class HutchPlusPlus(Trace):
-    """tr(Q^T J Q) exactly on the range Q of J^T S for a few S, and Hutchinson's estimate on what is left.
+    """tr(Q^T J Q) exactly on the range Q of J^T S for random S, plus Hutchinson's estimate on the complement.
 
-    A third of the products each for S, Q and the rest: exact where J has a rank of at most a third of `probes`, and
-    for Jacobians with few large eigenvalues of less variance than as many Hutchinson probes (for Jacobians that are
-    mostly diagonal of more). Q turns along the flow, and quickly where J^T S is near to losing rank: the solver does
-    not look at the divergence when it chooses its steps.
+    A third of the products each are for S, Q and the complement. It is exact if the rank of J is at most a third of
+    `probes`, and has less variance than as many Hutchinson probes if J has few large eigenvalues, but more if J is
+    mostly diagonal. Q rotates along the flow, quickly if J^T S is nearly rank-deficient, so the solver leaves the
+    divergence out of its error estimate.
 
     Args:
         probes: Products J^T v for each evaluation, a multiple of 3.
@@ -137,14 +137,14 @@ class HutchPlusPlus(Trace):
         self.share = self.probes // 3
 
     def vectors(self, noise: Noise) -> Tensor:
-        """S and the probes of the rest."""
+        """S and the probes of the complement."""
         size = math.prod(noise.dims)
         if self.share > size:
             raise ValueError(f"hutch++ with {3 * self.share} probes needs at least {self.share} dimensions; got {size}")
         return _signs(torch.stack([noise.normal(PROBE_DRAWS + k) for k in range(2 * self.share)]))
 
     def divergence(self, products: Products, vectors: Tensor) -> Tensor:
-        """The two parts together."""
+        """The sum of the two parts."""
         sketch, probes = vectors[: self.share], vectors[self.share :]
         shape = probes.shape
         # [B, D, K] for the algebra, [K, B, *dims] for the products.
@@ -166,4 +166,4 @@ TRACES: dict[str, Callable[[int], Trace]] = {
     "hutch++": HutchPlusPlus,
     "exact": lambda probes: ExactTrace(),
 }
-"""The estimators by name, each from the number of probes."""
+"""The estimators by name, each made from the number of probes."""

@@ -1,4 +1,4 @@
-"""How do we steer a belief? Denoisers that wrap denoisers."""
+"""How do we steer a denoiser? Denoisers that wrap other denoisers."""
 
 from sde_diffusion.guidance.classifier_free import ClassifierFreeGuidance, UntrainedError
 

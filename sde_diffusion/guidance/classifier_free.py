@@ -17,27 +17,27 @@ from sde_diffusion.sde import Time, float64
 
 
 class UntrainedError(ValueError):
-    """The unconditional model is asked for, and nothing says how."""
+    """The unconditional model is needed, but no null value of a condition is given."""
 
 
 class ClassifierFreeGuidance(Denoiser):
-    """score = score_u + w (score_c - score_u): what is believed under the conditions, taken further than without them.
+    """score = score_u + w (score_c - score_u), from the unconditional and the conditional score of one denoiser.
 
-    w = 1 is the conditional model and w = 0 the unconditional one, in one network pass each; else both are asked in one
-    pass of twice the batch, which counts as two. (Papers' w is often this one less 1.) Neither the walks of samplers
-    nor the probability flow then draw from p_c^w p_u^(1-w), which has this score at t = 0 alone, and the reverse SDE
-    draws from another distribution than the flow. `log_likelihood` of a guided denoiser is the density of its own flow.
+    w = 1 is the conditional model and w = 0 the unconditional one, in one network pass each. Otherwise both are
+    evaluated in one pass of twice the batch, which counts as two. (In papers w is often one less.) Samples do not
+    follow p_c^w p_u^(1-w), which has this score only at t = 0, and those of the reverse SDE have another distribution
+    than those of the probability flow. `log_likelihood` of a guided denoiser is the density of its own flow.
 
     Args:
         denoiser: A denoiser that was trained with and without the conditions.
         scale: w, at least 0.
-        null: The value that stands for "not given" of each condition that is left out in the unconditional model, such
-            as {"label": n_classes}: a number, or a tensor of one sample's shape. Other conditions stay in both.
-        interval: (low, high): guide where sigma / alpha is between these, and take the conditional model elsewhere, in
-            one pass. The edges are smooth: see `NoiseInterval`. Everywhere if not given.
-        rescale: phi in [0, 1]: x0 of guidance is multiplied by 1 - phi + phi std(x0_c) / std(x0), the standard
-            deviations being those of each sample over all its dimensions. It takes back some of what a large scale adds
-            to the contrast of images.
+        null: For each condition that the unconditional model does not get, the value that means "none", such as
+            {"label": n_classes}: a number, or a tensor of the shape of one sample's condition. Other conditions are
+            passed in both cases.
+        interval: (low, high): guide where sigma / alpha is in this interval, and use the conditional model alone, in
+            one pass, elsewhere. The edges are smooth: see `NoiseInterval`. None: guide everywhere.
+        rescale: phi in [0, 1]: the guided x0 is multiplied by 1 - phi + phi std(x0_c) / std(x0), with the standard
+            deviation of each sample over its dimensions. It reduces the contrast that a large scale adds to images.
 
     Raises:
         TypeError: If denoiser is not a denoiser, or null not a mapping.
@@ -91,23 +91,23 @@ class ClassifierFreeGuidance(Denoiser):
 
     @property
     def conditions(self) -> Collection[str] | None:
-        """Those of the denoiser."""
+        """The conditions of the wrapped denoiser."""
         return self.denoiser.conditions
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
     ) -> dict[str, Any]:
-        """See `Denoiser.check_conditions`; asks the denoiser.
+        """See `Denoiser.check_conditions`; calls that of the wrapped denoiser.
 
         Raises:
-            ValueError: Also if guidance has nothing to go by.
+            ValueError: Also if none of the conditions of `null` is given, and the scale needs one.
         """
         known = self.denoiser.check_conditions(conditions, batch, device, wait)
         self._left_out(known)
         return known
 
     def _left_out(self, conditions: Mapping[str, Any]) -> list[str]:
-        """The names of the given conditions that the unconditional model is not told."""
+        """The names of the given conditions that the unconditional model does not get."""
         found = [name for name in self.null if conditions.get(name) is not None]
         if not found and self.scale not in (0, 1):
             needed = " or ".join(f"{name}=" for name in self.null)
@@ -115,7 +115,7 @@ class ClassifierFreeGuidance(Denoiser):
         return found
 
     def weight(self, t: Time) -> float | Tensor:
-        """w at t: a number where t is one on the CPU, else of t's shape, float64."""
+        """w at t: a number if t is a single time on the CPU, else of t's shape, float64."""
         if self.interval is None:
             return self.scale
         t = float64(t)
@@ -124,7 +124,7 @@ class ClassifierFreeGuidance(Denoiser):
 
     @staticmethod
     def _beliefs(w: float | Tensor) -> int:
-        """How many beliefs a weight needs."""
+        """Number of predictions that a weight needs."""
         return 2 if isinstance(w, Tensor) or w not in (0, 1) else 1
 
     def passes_at(self, t: Time) -> int:
@@ -163,11 +163,11 @@ class ClassifierFreeGuidance(Denoiser):
             return guided
         x0 = guided.x0
         now, wanted = (x.flatten(1).std(1, correction=0) for x in (x0, conditional.x0))
-        factor = torch.where(now > 0, wanted / now - 1, 0.0)  # of one dimension there is no contrast
+        factor = torch.where(now > 0, wanted / now - 1, 0.0)  # one dimension has no contrast
         return guided.shifted(self.rescale * factor.reshape(-1, *(1,) * (x0.ndim - 1)) * x0)
 
     def extra_repr(self) -> str:
-        """What it was made of, beside the denoiser."""
+        """The arguments other than the denoiser."""
         ends = None if self.interval is None else (self.interval.low, self.interval.high)
         return f"scale={self.scale:g}, null={shown(self.null)}, interval={ends}, rescale={self.rescale:g}"
 

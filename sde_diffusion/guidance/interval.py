@@ -1,4 +1,4 @@
-"""Guidance at some noise levels only."""
+"""An interval of noise levels in which to guide."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _WIDEST = math.log(4.0)
 class NoiseInterval:
     """An interval of r = sigma / alpha with smooth edges: a window on log r, 1 inside, 0 outside.
 
-    The lower edge is the polynomial h(v) = 35 v^4 - 84 v^5 + 70 v^6 - 20 v^7 of v = 1/2 + log(r / low) / width, held to
-    [0, 1], and the upper one its mirror image. Three derivatives are continuous, so that solvers of high order need not
-    shorten their steps as at a jump. At the ends themselves the window is 1/2. The width is log 4, from half the end to
-    twice it, or log(high / low) where that is less. Beyond its edges the window is 0, exactly.
+    The lower edge is the polynomial h(v) = 35 v^4 - 84 v^5 + 70 v^6 - 20 v^7 of v = 1/2 + log(r / low) / width, clamped
+    to [0, 1], and the upper edge is its mirror image. Three derivatives are continuous, so that solvers of high order
+    need not shorten their steps as they would at a jump. The window is 1/2 at low and high. The width is log 4, from
+    half of an end to twice it, or log(high / low) if that is less. Beyond the edges the window is exactly 0.
 
     Args:
-        low: Where it begins, at least 0 (0: no edge there).
-        high: Where it ends, more than low (inf: no edge there).
+        low: Lower end, at least 0 (0: no lower edge).
+        high: Upper end, more than low (inf: no upper edge).
     """
 
     low: float
@@ -37,7 +37,7 @@ class NoiseInterval:
 
     @classmethod
     def of(cls, ends: Any, sde: SDE) -> NoiseInterval | None:
-        """The interval with these ends, (low, high), if any are given.
+        """The interval with the given ends, (low, high); None for None.
 
         Raises:
             ValueError: If they are not two numbers with 0 <= low < high, or the path has no such noise levels.

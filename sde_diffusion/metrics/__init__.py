@@ -1,17 +1,18 @@
 """How good are the samples? Distances between samples and data, in the features of pixels or of a network.
 
-Every metric takes an extractor, is fed by `update(imgs, real=...)`, and gives a figure by `compute()` and the figure
-with a confidence interval by `interval()` (`FrechetDistance` where it is to keep the features); `difference(a, b)`
-compares two models, `measure` takes several metrics at once.
+Every metric takes an extractor and is a `torchmetrics.Metric`: `update(imgs, real=...)` adds samples and `compute()`
+returns the value. `interval(metric)` returns the value with a confidence interval (`FrechetDistance` needs
+keep_features=True for it), `difference(a, b)` compares two models, and `measure` takes several metrics at once.
+
+A metric of your own is a subclass of `FeatureMetric`. To be used by `evaluate`, it needs a file in `conf/metrics/`.
 """
 
-from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric, KeptFeatures
-from sde_diffusion.metrics.differences import difference
+from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric
 from sde_diffusion.metrics.features import Classifier, Pixels, extractor_names, load_extractor, untrained_name
 from sde_diffusion.metrics.frechet import FrechetDistance, frechet_distance
 from sde_diffusion.metrics.frechet_infinity import FrechetInfinity
 from sde_diffusion.metrics.inception_score import InceptionScore, Probabilities
-from sde_diffusion.metrics.intervals import Interval
+from sde_diffusion.metrics.intervals import Interval, difference, interval, report
 from sde_diffusion.metrics.measuring import (
     DerivedExtractor,
     Features,
@@ -41,7 +42,6 @@ __all__ = [
     "FrechetInfinity",
     "InceptionScore",
     "Interval",
-    "KeptFeatures",
     "KernelDistance",
     "Measured",
     "Memorisation",
@@ -56,10 +56,12 @@ __all__ = [
     "extractor_names",
     "fingerprint",
     "frechet_distance",
+    "interval",
     "load_extractor",
     "measure",
     "measure_differences",
     "point_estimates",
     "reference_statistics",
+    "report",
     "untrained_name",
 ]

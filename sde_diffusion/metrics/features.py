@@ -1,9 +1,9 @@
-"""Feature extractors by name: what a distance between sets of images looks at.
+"""Feature extractors by name, for distances between sets of samples.
 
-An extractor is a module with an int `num_features`; it maps samples on [-1, 1] as the models make them, [B, C, H, W]
-(`Pixels` also [B, D]), to float32 features [B, num_features]. Classifiers also have `num_classes` and `head`, from
-features to logits; an extractor that resizes says how in `resize`. Those of this module are trained by
-`python -m benchmarks.train_classifiers` and ship with the package as safetensors: tensors and a text header, no code.
+An extractor is a module with an int `num_features`; it maps samples on [-1, 1], [B, C, H, W] (`Pixels` also [B, D]), to
+float32 features [B, num_features]. Classifiers also have `num_classes` and `head`, from features to logits; an
+extractor that resizes images describes it in `resize`. The classifiers of this package are trained by `python -m
+benchmarks.train_classifiers`, and their weights are safetensors: tensors and a text header, no code.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.metrics.checks import num_features
 from sde_diffusion.metrics.pretrained import NAMES as PRETRAINED
 from sde_diffusion.metrics.pretrained import load_pretrained
 from sde_diffusion.metrics.untrained import PrincipalComponents, RandomConvolutions, width_for
@@ -38,10 +39,10 @@ def _check_shape(x: Tensor, shape: Sequence[int], name: str) -> None:
 
 
 class Pixels(nn.Module):
-    """The samples themselves, flattened: D features for D numbers.
+    """The samples themselves, flattened to D features.
 
     Args:
-        shape: Of one sample, [D] or [C, H, W].
+        shape: Shape of one sample, [D] or [C, H, W].
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
@@ -62,23 +63,23 @@ class Pixels(nn.Module):
             ValueError: If the samples have another shape.
         """
         _check_shape(x, self.shape, "pixels")
-        return x.flatten(1).to(torch.float32, copy=True)  # metrics keep it, and the caller may write into x
+        return x.flatten(1).to(torch.float32, copy=True)  # metrics store it, and the caller may change x
 
 
 class Classifier(nn.Module):
-    """Small convolutional classifier whose last hidden layer serves as features.
+    """Small convolutional classifier whose last hidden layer gives the features.
 
-    3x3 convolutions with SiLU, the first at full size and each further one at half the size before, then a linear
-    layer with SiLU (the features) and a linear head. No normalisation, so that contrast and brightness stay visible in
-    the features; no dropout and no batch statistics, so that training and evaluation mode are the same function and a
-    sample's features do not depend on its batch.
+    3x3 convolutions with SiLU, the first at full size and each further one at half the previous size, then a linear
+    layer with SiLU (the features) and a linear head. There is no normalisation, so that the features depend on contrast
+    and brightness; without dropout and batch statistics, training and evaluation mode are the same, and the features of
+    a sample do not depend on its batch.
 
     Args:
-        shape: [C, H, W], of the images.
-        widths: Channels of each convolution.
+        shape: Shape of the images, [C, H, W].
+        widths: Number of channels of each convolution.
         num_features: Width of the feature layer.
         classes: Number of classes.
-        name: What error messages call it.
+        name: Name for error messages.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Classifier(nn.Module):
             return F.silu(self.hidden(self.trunk(x.to(self.hidden.weight.dtype)))).float()
 
     def logits(self, x: Tensor) -> Tensor:
-        """Class scores.
+        """Class logits.
 
         Args:
             x: [B, C, H, W] on [-1, 1].
@@ -136,7 +137,7 @@ def read_classifier(path: Path, name: str = "classifier") -> Classifier:
     Args:
         path: File whose header has `architecture`, the JSON of `Classifier`'s arguments. Half-precision weights are
             widened to float32.
-        name: What error messages call it.
+        name: Name for error messages.
 
     Returns:
         The classifier, in evaluation mode and frozen.
@@ -154,46 +155,52 @@ def read_classifier(path: Path, name: str = "classifier") -> Classifier:
             model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} is not a classifier's file, or damaged: {error}") from error
-    except Exception as error:  # what its header asks for may be anything
+    except Exception as error:  # its header may contain anything
         raise UserError(f"{path} is not a classifier written by benchmarks.train_classifiers: {error}") from error
     return model.eval().requires_grad_(False)
 
 
 def extractor_names() -> list[str]:
-    """Extractors that work with nothing to install: `pixels`, and each file of weights that ships with the package."""
+    """Extractors that need no further installation: `pixels`, and those with weights in this package."""
     return ["pixels", *sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))]
 
 
 def untrained_name(name: str, n: int) -> str:
-    """`pca` or `random_conv` with the number of features that suits n samples, such as `pca16`; others as they are."""
+    """`pca` or `random_conv` with the number of features for n samples, such as `pca16`; other names unchanged."""
     return f"{name}{width_for(n)}" if name in UNTRAINED else name
 
 
 def load_extractor(
-    name: str,
+    name: str | nn.Module,
     shape: Sequence[int] | None = None,
     download: bool = False,
     data: Tensor | Callable[[], Tensor] | None = None,
 ) -> nn.Module:
-    """A feature extractor by name.
+    """A feature extractor by name, or your own.
 
     Args:
-        name: `pixels`, `digits` (1x8x8, 64 features), `mnist` (1x28x28, 128 features), or with libraries and weights
-            of their own `inception` (2048 features) and `dinov2` (1024). Without weights, of `data`, and with as many
-            features as the name ends with or else suit the data's number: `pca`, `pca32`, ... (principal components of
-            the values) and `random_conv`, `random_conv32`, ... (those of a random network's features, for images).
-        shape: Of one sample. Required for `pixels`; for the others it is checked now rather than at the first
+        name: A module of your own with an int `num_features`, which is returned as it is, or one of the names
+            `pixels`, `digits` (1x8x8, 64 features), `mnist` (1x28x28, 128 features), `inception` (2048 features) and
+            `dinov2` (1024), which need libraries and weights of their own, and `pca`, `pca32`, ... (principal
+            components of the values) and `random_conv`, `random_conv32`, ... (principal components of a random
+            network's features, for images), which are computed from `data`. The number is that of the features; by
+            default it suits the number of data.
+        shape: Shape of one sample. Required for `pixels`; for the others it is checked now rather than at the first
             batch.
         download: Whether `inception` may fetch its weights; see `pretrained`.
-        data: [N, *shape], the training split or a few thousand of it, or what makes that; only for `pca` and
-            `random_conv`.
+        data: [N, *shape], the training split or a few thousand items of it, or a function that returns them; only for
+            `pca` and `random_conv`.
 
     Returns:
         Module from samples to float32 features [B, num_features], frozen.
 
     Raises:
         UserError: If the name is unknown, the shape does not fit, or the weights are missing or damaged.
+        ValueError: If a module has no int `num_features`.
     """
+    if isinstance(name, nn.Module):
+        num_features(name)
+        return name
     if name in PRETRAINED:
         return load_pretrained(name, shape, download)
     untrained = re.fullmatch(rf"({'|'.join(UNTRAINED)})(\d*)", name)

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from sde_diffusion.checks import check_bool
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics.base import KeptFeatures, is_first, num_features
+from sde_diffusion.metrics.base import FAKE, REAL, FeatureMetric
+from sde_diffusion.metrics.checks import is_first, num_features
 from sde_diffusion.metrics.reference import MOST_FEATURES, ReferenceStatistics, fingerprint
 
 
 def _factor(cov: Tensor) -> Tensor:
     """F [D, r] with F F^T = cov, r its numerical rank.
 
-    An eigenvalue below D eps max(eigenvalues) is rounding. Left in, it would come out of the square root as an error of
-    sqrt(eps) ~ 1e-8 in each null direction; so it is dropped.
+    An eigenvalue below D eps max(eigenvalues) is rounding, and is dropped: its square root would be an error of
+    sqrt(eps) ~ 1e-8 in each null direction.
     """
     values, vectors = torch.linalg.eigh(cov)
     keep = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
@@ -32,18 +32,18 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
         d^2 = |mean1 - mean2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)
 
-    With C_i = F_i F_i^T the last trace is the sum of the singular values of F_1^T F_2: the square roots of the
-    eigenvalues of C1^(1/2) C2 C1^(1/2), taken without squaring first, so that singular covariances lose no digits.
-    Computed in float64.
+    With C_i = F_i F_i^T the last trace is the sum of the singular values of F_1^T F_2. These are the square roots of
+    the eigenvalues of C1^(1/2) C2 C1^(1/2), computed without squaring, so that no digits are lost if a covariance is
+    singular. Computed in float64.
 
     Args:
-        mean1: [D], mean of the first.
-        cov1: [D, D], covariance C1 of the first, symmetric, positive semi-definite up to rounding.
-        mean2: [D], mean of the second.
-        cov2: [D, D], covariance C2 of the second.
+        mean1: Mean of the first, [D].
+        cov1: Covariance C1 of the first, [D, D], symmetric, positive semi-definite up to rounding.
+        mean2: Mean of the second, [D].
+        cov2: Covariance C2 of the second, [D, D].
 
     Returns:
-        The distance, squared as is the custom, at least 0 (rounding below 0 is cut), in squared units of the features.
+        The squared distance, as is customary, in squared units of the features; at least 0.
 
     Raises:
         ValueError: If the shapes do not agree, or a number is NaN or infinite.
@@ -77,14 +77,14 @@ def frechet_influence(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
 
         psi(x) = 2 (mean_1 - mean_2).(x - mean_1) + (x - mean_1)^T (1 - T) (x - mean_1)
 
-    and likewise from the other side. Directions in which a side has no variance have no part in T.
+    and in the same way for the other side. Directions in which a side has no variance are left out of T.
 
     Args:
         real: [N, D] float64, N > D.
         fake: [M, D] float64, M > D.
 
     Returns:
-        psi of each, [1, N] and [1, M], up to a constant.
+        psi of each sample, [1, N] and [1, M], up to a constant.
 
     References:
         Rippl, Munk & Sturm 2016, "Limit laws of the empirical Wasserstein distance: Gaussian distributions", theorem
@@ -103,28 +103,27 @@ def frechet_influence(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
-class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
+class FrechetDistance(FeatureMetric):
     """Fréchet distance between real and generated samples in the features of any extractor, as a streaming metric.
 
-    The streaming part is torchmetrics' own: per side the count n, sum f and sum f f^T in float64, which add across
-    batches and across processes (`dist_reduce_fx="sum"`), so that any split of the same samples gives the same number.
-    The covariance is unbiased (n - 1), as in torchmetrics and pytorch-fid. Sums about the origin lose
-    log10(|mean|^2 / var) of float64's 16 digits; a mean that is 1,000 standard deviations from 0 leaves ten, far more
-    than the sampling error.
+    It sums, for each side, the count n, f and f f^T in float64. The sums add across batches and across processes, so
+    any division of the same samples gives the same value. The covariance is unbiased (n - 1), as in torchmetrics and
+    pytorch-fid. Sums about the origin lose log10(|mean|^2 / var) of float64's 16 digits; a mean that is 1,000 standard
+    deviations from 0 leaves ten, far more than the sampling error.
 
-    `compute` is this class's: torchmetrics' takes the eigenvalues of the non-symmetric C1 C2, which singular
-    covariances upset, rounds the result to the features' float32, and fails in a process that saw no batch.
+    torchmetrics' FrechetInceptionDistance computes the eigenvalues of the non-symmetric C1 C2, which singular
+    covariances make inaccurate, rounds the result to the features' float32, and fails in a process that saw no batch.
 
-    Use `update(samples, real=...)` and `compute()`. `forward` would need both sides in every batch. Under a
-    distributed sampler leave out the samples that it repeats as padding: they count as any other. Keep the metric in a
-    callback: in a model, the extractor's weights would end up in its checkpoints and moving averages.
+    Call `update(samples, real=...)` and `compute()`; `forward` would need both sides in every batch. With a
+    distributed sampler leave out the samples that it repeats as padding: they would count as any other. Keep the
+    metric in a callback: in a model, the extractor's weights would enter its checkpoints and moving averages.
 
     Args:
         extractor: Module with an int `num_features` from samples [B, ...] to features [B, num_features]; see
-            `load_extractor`. Takes samples as the models make them, on [-1, 1].
-        reset_real_features: Whether `reset` forgets the real side too; False keeps a fixed reference.
-        keep_features: Whether to keep all features too, 4 D bytes a sample: what `interval` needs.
-        **kwargs: Of `torchmetrics.Metric`, such as `sync_on_compute`.
+            `load_extractor`. It takes samples as the models make them, on [-1, 1].
+        reset_real_features: Whether `reset` also clears the real side; False keeps a fixed reference.
+        keep_features: Whether to store all features too, 4 D bytes a sample; `interval` needs them.
+        **kwargs: Passed to `torchmetrics.Metric`, such as `sync_on_compute`.
 
     Raises:
         ValueError: If the extractor has no int `num_features`.
@@ -143,15 +142,18 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
                 f"Fréchet distance: {width} features, and a covariance of more than {MOST_FEATURES} does not fit: use "
                 "an extractor with fewer features (inception, dinov2), or the kernel distance, which needs none"
             )
-        super().__init__(feature=extractor, reset_real_features=reset_real_features, **kwargs)
+        super().__init__(extractor, reset_real_features, **kwargs)
         self.keep_features = check_bool("keep_features", keep_features)
-        self._add_states(width)
+        for side in self.sides:
+            self.add_state(f"{side}_sum", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(f"{side}_cov_sum", torch.zeros(width, width, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(f"{side}_num_samples", torch.tensor(0), dist_reduce_fx="sum")
 
     def features(self, real: bool) -> Tensor:
-        """See `KeptFeatures.features`.
+        """See `FeatureMetric.features`.
 
         Raises:
-            UserError: If they are not kept.
+            UserError: If they are not stored.
         """
         if not self.keep_features:
             raise UserError("features and intervals need them kept: FrechetDistance(extractor, keep_features=True)")
@@ -161,7 +163,10 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
         if self.keep_features:
             super()._add(features, side)
         exact = features.double()
-        for name, term in (("sum", exact.sum(0)), ("cov_sum", exact.T @ exact), ("num_samples", len(exact))):
+        self._add_sums(side, len(exact), exact.sum(0), exact.T @ exact)
+
+    def _add_sums(self, side: str, n: int, total: Tensor, outer: Tensor) -> None:
+        for name, term in (("sum", total), ("cov_sum", outer), ("num_samples", n)):
             state = f"{side}_{name}"
             setattr(self, state, getattr(self, state) + term)
 
@@ -169,31 +174,24 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
         """Take the real side from statistics on disk; see `FeatureMetric.use_reference`.
 
         Args:
-            reference: Of this metric's extractor; moments suffice unless features are to be kept.
+            reference: Of this metric's extractor; moments suffice unless keep_features.
 
         Raises:
-            UserError: If they are another extractor's, or lack features that are to be kept.
+            UserError: If they are another extractor's, or have no features with keep_features.
         """
         reference.check(fingerprint(self.extractor), self.width)
         if self.keep_features and reference.features is None:
             raise UserError(
                 "an interval of the Fréchet distance needs the features of the reference, which holds moments alone; "
-                "make it anew with keep_features=True"
+                "compute it again with keep_features=True"
             )
         if not is_first():
             return
         mean, cov = reference.mean.to(self.device), reference.cov.to(self.device)
-        self.real_features_sum = self.real_features_sum + reference.n * mean
         outer = (reference.n - 1) * cov + reference.n * mean.outer(mean)
-        self.real_features_cov_sum = self.real_features_cov_sum + outer
-        self.real_features_num_samples = self.real_features_num_samples + reference.n
+        self._add_sums(REAL, reference.n, reference.n * mean, outer)
         if self.keep_features and reference.features is not None:
-            self.real_features.append(reference.features.to(self.device))
-
-    @property
-    def extractor(self) -> nn.Module:  # type: ignore[override]
-        """The extractor, which torchmetrics calls `inception`."""
-        return self.inception
+            getattr(self, REAL).append(reference.features.to(self.device))
 
     def moments(self, real: bool) -> tuple[int, Tensor, Tensor]:
         """Count, mean [D] and unbiased covariance [D, D] of one side's features, in float64.
@@ -202,25 +200,25 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
             real: Which side.
 
         Returns:
-            n, mean, covariance.
+            The tuple (n, mean, covariance).
 
         Raises:
             UserError: If fewer than two samples were seen, or a feature was NaN or infinite.
         """
-        side, name = ("real", "real data") if real else ("fake", "generated samples")
-        n = int(getattr(self, f"{side}_features_num_samples"))
-        total, outer = getattr(self, f"{side}_features_sum"), getattr(self, f"{side}_features_cov_sum")
+        side, name = (REAL, "real data") if real else (FAKE, "generated samples")
+        n = int(getattr(self, f"{side}_num_samples"))
+        total, outer = getattr(self, f"{side}_sum"), getattr(self, f"{side}_cov_sum")
         if n < 2:
             raise UserError(f"Fréchet distance: {n} {name} seen; at least 2 are needed, and thousands are better")
         if not outer.isfinite().all():
-            raise UserError(f"Fréchet distance: of {n} {name} some have NaN or infinite features; look at them")
+            raise UserError(f"Fréchet distance: some of {n} {name} have NaN or infinite features")
         mean = total / n
         return n, mean, (outer - n * mean.outer(mean)) / (n - 1)
 
     def compute(self) -> Tensor:
         """The distance, over all processes, as a float64 scalar.
 
-        Warns where a side has too few samples for a covariance of full rank: the distance is defined, but biased high.
+        Warns if a side has too few samples for a covariance of full rank: the distance is defined, but biased upward.
 
         Returns:
             Scalar tensor, squared units of the features.
@@ -241,8 +239,9 @@ class FrechetDistance(KeptFeatures, FrechetInceptionDistance):
             )
         return mean_real.new_tensor(frechet_distance(mean_fake, cov_fake, mean_real, cov_real))
 
-    def _sets(self) -> tuple[Tensor, Tensor]:
-        real, fake = super()._sets()
+    def sets(self) -> tuple[Tensor, Tensor]:
+        """See `FeatureMetric.sets`; enough of them for an interval."""
+        real, fake = super().sets()
         if min(len(real), len(fake)) // 2 <= self.width:
             raise UserError(
                 f"Fréchet distance: {len(real)} real and {len(fake)} generated samples in {self.width} feature "

@@ -8,28 +8,26 @@ from torch import Tensor
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import FeatureMetric
 from sde_diffusion.metrics.frechet import frechet_distance, frechet_influence, moments_of
-from sde_diffusion.metrics.intervals import Reference, Spread
 from sde_diffusion.metrics.reference import MOST_FEATURES
 
 
 class FrechetInfinity(FeatureMetric):
-    r"""Fréchet distance extrapolated to infinitely many samples, in which the bias of finite numbers is gone.
+    r"""Fréchet distance extrapolated to infinitely many samples, without the bias of a finite number.
 
     With N samples a side the expected distance is d_inf + slope / N to first order. The smaller side, of N samples, is
-    split at random into g = 1, 2, ..., G disjoint groups and the larger into k g of about the same size, k whole; the
-    mean distance over pairs of groups is at N / g samples, and a least-squares line in g gives the distance at g = 0.
-    Chong and Forsyth draw 15 subsets of different sizes; disjoint groups use every sample at every size and equally
-    often, so that the line's points share their first-order error and the fit adds none. Several splits are averaged.
-    The estimate may fall below 0 where the distributions are the same.
+    split at random into g = 1, 2, ..., G disjoint groups and the larger into k g groups of about the same size, with an
+    integer k. The mean distance over pairs of groups is that of N / g samples, and a least-squares line in g gives the
+    distance at g = 0. Chong and Forsyth draw 15 subsets of different sizes; disjoint groups use every sample equally
+    often at every size, so that the points of the line have the same first-order error and the fit adds none. Several
+    splits are averaged. The estimate may be below 0 if the distributions are the same.
 
-    Groups of equal size matter: errors of the second order nearly cancel between sides of equal numbers, and do not
-    between sides of very different ones.
+    The groups of both sides have about equal sizes because second-order errors then nearly cancel.
 
-    The interval is that of the distance without its second-order correction: extrapolating adds no error to first
-    order.
+    The interval is that of the distance without the second-order correction: to first order the extrapolation adds no
+    error.
 
-    The slope is of the line in 1/N with N the generated samples (and the real ones in proportion): a distance at N
-    samples has about slope / N of bias.
+    The slope is that of the line in 1/N, where N is the number of generated samples (and the real ones are in
+    proportion): the distance at N samples has a bias of about slope / N.
 
     Args:
         extractor: See `FeatureMetric`.
@@ -42,19 +40,20 @@ class FrechetInfinity(FeatureMetric):
 
     names = ("frechet_infinity",)
     higher_is_better = False
+    second_order = False  # not corrected for by halves: the extrapolation adds variance of that order itself
     splits = 4
 
     def line(self) -> tuple[float, float]:
         """The distance at infinity, and the slope in 1/N.
 
         Returns:
-            Intercept and slope.
+            The tuple (intercept, slope).
 
         Raises:
             UserError: If a side has fewer than three times as many samples as features.
         """
-        with self.joined():
-            real, fake = self._sets()
+        with self.synchronised():
+            real, fake = self.sets()
         intercept, slope = self._fit(real, fake)
         return intercept, slope * len(fake)
 
@@ -64,13 +63,14 @@ class FrechetInfinity(FeatureMetric):
 
     @property
     def least_for_intervals(self) -> int:
-        """See `WithIntervals`; from here on the intervals' coverage is close to nominal (benchmarks/README.md)."""
+        """See `FeatureMetric`; from here on the coverage is close to nominal (benchmarks/README.md)."""
         return max(150, 4 * (self.width + 1))
 
-    def _sets(self) -> tuple[Tensor, Tensor]:
+    def sets(self) -> tuple[Tensor, Tensor]:
+        """See `FeatureMetric.sets`."""
         if self.width > MOST_FEATURES:
             raise UserError(f"FrechetInfinity: {self.width} features are too many for a covariance ({MOST_FEATURES})")
-        real, fake = super()._sets()
+        real, fake = super().sets()
         least = 3 * (self.width + 1)
         if min(len(real), len(fake)) < least:
             raise UserError(
@@ -86,7 +86,7 @@ class FrechetInfinity(FeatureMetric):
     def _line(self, real: Tensor, fake: Tensor) -> tuple[float, float]:
         few, many = (real, fake) if len(real) <= len(fake) else (fake, real)  # the distance is symmetric
         times = round(len(many) / len(few))
-        # Close to a singular covariance the bias is no line any more: groups keep four samples a dimension if they can.
+        # Near a singular covariance the bias is not linear: groups have four samples a dimension if possible.
         most = min(max(3, len(few) // (4 * self.width)), 5)
         splits = max(1, round(self.splits / times))
         generator = torch.Generator().manual_seed(0)
@@ -109,12 +109,8 @@ class FrechetInfinity(FeatureMetric):
 
     def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """See `FeatureMetric`."""
-        # Extrapolation takes off a bias that hardly varies: the first order is the distance's own.
+        # Extrapolation subtracts a bias that hardly varies: to first order the influence is the distance's.
         return frechet_influence(real, fake)
-
-    def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
-        # Of the second order nothing is taken off by halves: the extrapolation adds some of that order itself.
-        return super()._spread(real, fake, 0, seed, reference)
 
     def lift(self, real: Tensor, fake: Tensor) -> Tensor:
         """See `FeatureMetric`."""

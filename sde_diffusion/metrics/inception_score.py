@@ -1,4 +1,4 @@
-"""The inception score, of any classifier."""
+"""The inception score, with any classifier."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class _HasHead(Protocol):
 
 
 class Probabilities(nn.Module):
-    """Class probabilities of a classifier as features, from the features of that classifier.
+    """The class probabilities of a classifier as features.
 
     Args:
         classifier: Extractor with an int `num_classes` and `head(features)`, logits [B, num_classes].
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it has no `num_classes` or `head`.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -47,17 +47,17 @@ class Probabilities(nn.Module):
 
 
 class InceptionScore(FeatureMetric):
-    r"""exp(E KL(p(c|x) || p(c))): high where the classifier is sure of each sample and all classes come out alike.
+    r"""exp(E KL(p(c|x) || p(c))): high if the classifier is certain of each sample and the classes are balanced.
 
-    At least 1, at most the number of classes. It looks at generated samples alone, and knows neither the data nor the
-    variety within a class; the data's own score is the mark to compare with.
+    At least 1, at most the number of classes. It uses the generated samples alone, and depends neither on the data nor
+    on the variety within a class; compare it with the score of the data.
 
-    Not torchmetrics': that one takes the mean over ten splits, each with a bias of its own, shuffled by torch's global
-    generator. Here all samples make one score.
+    All samples give one score. (torchmetrics' metric averages over ten splits, each with a bias, and shuffles by
+    torch's global generator.)
 
     Args:
         extractor: A classifier with `num_classes` and `head`, such as `load_extractor("digits")`.
-        reset_real_features: For the common interface.
+        reset_real_features: Without effect, for the common interface.
         **kwargs: Of `torchmetrics.Metric`.
 
     Raises:
@@ -76,7 +76,7 @@ class InceptionScore(FeatureMetric):
         super().__init__(Probabilities(extractor), reset_real_features, **kwargs)
 
     def _divergences(self, fake: Tensor) -> Tensor:
-        """KL(p_i || mean p) of each sample, [M]: also the influence of the sample on their mean, up to a constant."""
+        """KL(p_i || mean p) of each sample, [M]; also its influence on the mean of these, up to a constant."""
         mean = fake.mean(0)
         return (torch.xlogy(fake, fake) - torch.xlogy(fake, mean)).sum(1)
 

@@ -1,4 +1,4 @@
-"""Several metrics of one set of samples: each sample passes through each extractor once."""
+"""Several metrics of the same samples, each of which passes through each extractor once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics.base import KeptFeatures, check_samples
-from sde_diffusion.metrics.differences import difference
-from sde_diffusion.metrics.intervals import Interval, Reference, TooFewError
+from sde_diffusion.metrics.base import FeatureMetric
+from sde_diffusion.metrics.checks import check_samples
+from sde_diffusion.metrics.intervals import Interval, Reference, TooFewError, difference, report
 
-CACHED = 2**17  # numbers of samples that pass through an extractor at once on a CPU
+CACHED = 2**17  # largest number of values that pass through an extractor at once on a CPU
 
 
 class DerivedExtractor(Protocol):
-    """An extractor whose features are made of those of another, its `base`."""
+    """An extractor whose features are computed from those of another, its `base`."""
 
     base: nn.Module
 
@@ -30,14 +30,14 @@ class DerivedExtractor(Protocol):
 
 
 class Features:
-    """Features of a metric's sides, by extractor, made when they are first asked for.
+    """Features of the sets of samples, by extractor, computed when first needed.
 
-    Those of a `DerivedExtractor` are made of its base's: no sample passes twice.
+    Those of a `DerivedExtractor` are computed from its base's, so that no sample passes through a network twice.
 
     Args:
-        sides: For each side of `KeptFeatures.sides` its samples [N, ...], or a function that gives them in batches.
-        device: Where the extractors are.
-        batch_size: Samples of a tensor that pass through an extractor at once.
+        sides: For each of `FeatureMetric.sides` its samples [N, ...], or a function that returns them in batches.
+        device: The device of the extractors.
+        batch_size: Number of samples that pass through an extractor at once.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Features:
     ) -> None:
         self.sides, self.device, self.batch_size = dict(sides), device, batch_size
         self.seconds = 0.0
-        self._made: dict[tuple[nn.Module, str], Tensor] = {}  # modules are told apart by identity
+        self._made: dict[tuple[nn.Module, str], Tensor] = {}  # modules are compared by identity
 
     def __call__(self, extractor: nn.Module, side: str) -> Tensor:
         """Features [N, num_features] float32 of a side, on the CPU.
@@ -64,13 +64,13 @@ class Features:
         return self._made[key]
 
     def put(self, extractor: nn.Module, side: str, features: Tensor) -> None:
-        """Features that are known already, such as a reference's from a file."""
+        """Set features that are known already, such as those of a reference from a file."""
         self._made[extractor, side] = features
 
     def make(self, extractor: nn.Module, side: str) -> Tensor:
-        """Pass a side through an extractor; see `__call__`."""
-        given = self.sides[side]
-        batches = torch.split(given, self.batch_size) if isinstance(given, Tensor) else given()
+        """Compute the features of a set; see `__call__`."""
+        samples = self.sides[side]
+        batches = torch.split(samples, self.batch_size) if isinstance(samples, Tensor) else samples()
         return torch.cat([self.of(extractor, some) for some in batches])
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class Features:
         check_samples(samples)
         size = self.batch_size
         if self.device.type == "cpu" and len(samples):
-            # A CPU's caches hold few images; it is more than twice as fast with those at a time.
+            # More than twice as fast if the images fit into the CPU's caches.
             size = max(8, CACHED // samples[0].numel())
         made = torch.cat([extractor(piece.to(self.device)).float().cpu() for piece in torch.split(samples, size)])
         self.seconds += time.perf_counter() - begin
@@ -98,12 +98,12 @@ class Features:
 
 @dataclass
 class Measured:
-    """What `measure` returns.
+    """The result of `measure`.
 
     Attributes:
-        figures: Each figure with its interval.
-        details: What metrics tell beside, such as the tests' z of `Memorisation`.
-        skipped: Metrics that could not be taken, with the reason.
+        figures: Each value with its interval.
+        details: Further values, such as the z of `Memorisation`.
+        skipped: Metrics that could not be computed, with the reason.
     """
 
     figures: dict[str, Interval] = field(default_factory=dict)
@@ -112,31 +112,31 @@ class Measured:
 
 
 def measure(
-    metrics: Mapping[str, KeptFeatures],
+    metrics: Mapping[str, FeatureMetric],
     features: Callable[[nn.Module, str], Tensor],
     level: float = 0.95,
     resamples: int = 200,
     seed: int = 0,
     reference: Reference = "sampled",
 ) -> Measured:
-    """Take metrics of the same samples, with confidence intervals; one that cannot be taken does not stop the others.
+    """Compute metrics of the same samples, with confidence intervals; one that fails does not stop the others.
 
     Args:
-        metrics: The metrics; what they held is forgotten, and they are left empty.
-        features: Gives an extractor's features of a side, such as `Features`.
-        level: Coverage of the intervals.
-        resamples: See `WithIntervals.interval`.
-        seed: Likewise.
-        reference: Likewise.
+        metrics: The metrics; they are cleared before and afterwards.
+        features: Function from an extractor and a set to features, such as `Features`.
+        level: Confidence of the intervals, in (0, 1).
+        resamples: As for `interval`.
+        seed: As for `interval`.
+        reference: As for `interval`.
 
     Returns:
-        Figures, those of too few samples without their intervals, details, and what was skipped.
+        The values with their intervals (NaN if there are too few samples for them), details, and what was skipped.
     """
     found = Measured()
 
-    def take(metric: KeptFeatures) -> None:
+    def take(metric: FeatureMetric) -> None:
         try:
-            figures, details = metric.report(level, resamples, seed, reference)
+            figures, details = report(metric, level, resamples, seed, reference)
         except TooFewError:
             values, details = metric.point_estimates(), {}
             figures = {name: Interval(value, math.nan, math.nan, math.nan, level) for name, value in values.items()}
@@ -148,12 +148,12 @@ def measure(
 
 
 def point_estimates(
-    metrics: Mapping[str, KeptFeatures], features: Callable[[nn.Module, str], Tensor]
+    metrics: Mapping[str, FeatureMetric], features: Callable[[nn.Module, str], Tensor]
 ) -> dict[str, float]:
-    """As `measure`, the figures alone; metrics that cannot be taken are left out."""
+    """As `measure`, the values alone; metrics that cannot be computed are left out."""
     found: dict[str, float] = {}
 
-    def take(metric: KeptFeatures) -> None:
+    def take(metric: FeatureMetric) -> None:
         found.update(metric.point_estimates())
 
     _each(metrics, features, take)
@@ -161,7 +161,7 @@ def point_estimates(
 
 
 def measure_differences(
-    pairs: Mapping[str, tuple[KeptFeatures, KeptFeatures]],
+    pairs: Mapping[str, tuple[FeatureMetric, FeatureMetric]],
     features: Callable[[nn.Module, str], Tensor],
     others: Callable[[nn.Module, str], Tensor],
     level: float = 0.95,
@@ -169,19 +169,19 @@ def measure_differences(
     seed: int = 0,
     reference: Reference = "sampled",
 ) -> Measured:
-    """Metrics of one set of samples minus those of another, as many against the same data; see `difference`.
+    """Metrics of one set of samples minus those of another of the same size, against the same data; see `difference`.
 
     Args:
-        pairs: For each metric two of it, for the one set and the other; left empty.
-        features: As in `measure`, of the one set.
-        others: Likewise, of the other.
-        level: As in `measure`; so the others.
-        resamples: Likewise.
-        seed: Likewise.
-        reference: Likewise.
+        pairs: Two instances of each metric, for the two sets; cleared afterwards.
+        features: As for `measure`, for the first set.
+        others: As for `measure`, for the second set.
+        level: As for `interval`.
+        resamples: As for `interval`.
+        seed: As for `interval`.
+        reference: As for `interval`.
 
     Returns:
-        The differences as figures, and what was skipped.
+        The differences as `figures`, and what was skipped.
     """
     found = Measured()
     for name, (one, other) in pairs.items():
@@ -198,11 +198,11 @@ def measure_differences(
 
 
 def _each(
-    metrics: Mapping[str, KeptFeatures],
+    metrics: Mapping[str, FeatureMetric],
     features: Callable[[nn.Module, str], Tensor],
-    take: Callable[[KeptFeatures], None],
+    take: Callable[[FeatureMetric], None],
 ) -> dict[str, str]:
-    """Fill each metric, take it and empty it of all sides; returns those that cannot be taken, with the reason."""
+    """Fill, compute and clear each metric; returns those that cannot be computed, with the reason."""
     skipped = {}
     for name, metric in metrics.items():
         try:
@@ -215,7 +215,7 @@ def _each(
     return skipped
 
 
-def _fill(metric: KeptFeatures, features: Callable[[nn.Module, str], Tensor]) -> None:
+def _fill(metric: FeatureMetric, features: Callable[[nn.Module, str], Tensor]) -> None:
     metric.clear()
     for side in metric.sides:
         metric.add(features(metric.extractor, side), side)

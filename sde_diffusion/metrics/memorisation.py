@@ -1,43 +1,43 @@
-r"""Are the samples copies of the training data? Distances to the training split against distances to the test split."""
+r"""Are the samples copies of the training data? A nearest-neighbour test with the training and the test split."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric, check_features
-from sde_diffusion.metrics.intervals import Reference, Spread
+from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric
+from sde_diffusion.metrics.checks import check_features
 from sde_diffusion.metrics.pairwise import nearest
 
 
 class Memorisation(FeatureMetric):
     r"""Nearest-neighbour tests of memorisation, in the features of any extractor.
 
-    `memorisation_share`: how often a generated sample's nearest neighbour is of the training split, with the splits'
-    sizes equalised by weight: with p = the share of samples whose nearest neighbour among the N training and M test
-    samples together is one of training, share = (p / N) / (p / N + (1 - p) / M). 1/2 for fresh samples, 1 for copies.
-    All of the training split is looked at: a random part of the test split's size would miss most copies.
+    `memorisation_share`: the proportion of generated samples whose nearest neighbour is in the training split, weighted
+    as if both splits had the same size. With p the proportion whose nearest neighbour among all N training and M test
+    samples is a training sample, it is (p / N) / (p / N + (1 - p) / M): 1/2 for fresh samples, 1 for copies. All of the
+    training split is used, as a random part of the test split's size would miss most copies.
 
-    `memorisation_z`: p against its distribution over random relabellings of training and test, exact to two moments. If
-    test and training samples are exchangeable given the model, as for a model that has not seen the training split,
+    `memorisation_z`: p standardised by its mean and variance over random relabellings of training and test. If test and
+    training samples are exchangeable given the model, as for a model that has not seen the training split,
 
         E p = N / (N + M),   var p = [N M / (T (T - 1))] sum_j (c_j - n / T)^2 / n^2,   T = N + M
 
-    with c_j how many of the n generated samples have neighbour j. It holds whatever the model's quality; z > 3 has a
-    false-alarm rate of 0.1% (normal approximation). It means memorisation where the splits were drawn at random from
-    one source; where they were not, z is also moved by how the splits differ, which it cannot tell apart.
+    with c_j the number of the n generated samples whose neighbour is j. This holds whatever the quality of the model;
+    z > 3 has a false-alarm rate of 0.1% (normal approximation). It indicates memorisation if the splits were drawn at
+    random from one source; otherwise z also depends on how the splits differ.
 
-    There is no test here that compares distances of samples and of test data to the training split (C_T, Meehan et al.
-    2020): it also reports copying where a model is only too narrow, even over many cells (benchmarks/README.md).
+    The test that compares distances of samples and of test data to the training split (C_T, Meehan et al. 2020) is not
+    included: it also reports copying if a model is only too narrow, even over many cells (benchmarks/README.md).
 
     Args:
         extractor: See `FeatureMetric`.
-        reset_real_features: Whether `reset` forgets both splits too.
+        reset_real_features: Whether `reset` also clears both splits.
         **kwargs: Of `torchmetrics.Metric`.
 
     References:
-        The nearest-neighbour test of Henze 1988 and Schilling 1986, with the generated samples asking. C_T: Meehan et
-        al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models", section 3.
+        The nearest-neighbour tests of Schilling 1986 and Henze 1988, here with the neighbours of generated samples.
+        C_T: Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models", section 3.
     """
 
     names = ("memorisation_share",)
@@ -45,12 +45,12 @@ class Memorisation(FeatureMetric):
     higher_is_better = False
     note = "memorisation: a share of 0.5 is none; z above 3 is a sign of it if the splits were drawn at random"
     sides = (REAL, FAKE, TRAIN)
-    train_features: list[Tensor]
+    second_order = False
 
-    def _sets(self) -> tuple[Tensor, Tensor]:
+    def sets(self) -> tuple[Tensor, Tensor]:
         """Training and test features together, [N + M, D], and the generated ones."""
-        test, fake = super()._sets()
-        train = self._joined(TRAIN).double()
+        test, fake = super().sets()
+        train = self._concatenated(TRAIN).double()
         check_features(train, "training samples", type(self).__name__)
         self._n_train, self._n_test = len(train), len(test)
         middle = train.mean(0)
@@ -62,8 +62,8 @@ class Memorisation(FeatureMetric):
         Raises:
             UserError: If a split or the samples are too few, or features are not finite.
         """
-        real, fake = self._sets()
-        share = self.present(self._values(real, fake))[0]
+        real, fake = self.sets()
+        share = self.present(self.values(real, fake))[0]
         return {self.names[0]: share, "memorisation_z": self._z(real, fake)}
 
     def details(self, real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -71,13 +71,11 @@ class Memorisation(FeatureMetric):
         return {"memorisation_z": float(self._z(real, fake))}
 
     def _neighbours(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """The index of each generated sample's nearest neighbour, [n], and whether that is of the training split, [n]
-        float64.
-        """
+        """The index of each generated sample's nearest neighbour, [n], and 1.0 if it is of the training split, [n]."""
 
         def search() -> tuple[Tensor, Tensor]:
-            # In a random order, always the same: of points at equal distances the first is taken, and copies would
-            # else all be found in the training split, which comes first.
+            # In a fixed random order: of points at equal distances the first is taken, which would otherwise always be
+            # in the training split.
             order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).to(real.device)
             index = order[nearest(fake, real[order])[1]]
             return index, (index < self._n_train).double()
@@ -100,20 +98,23 @@ class Memorisation(FeatureMetric):
         variance = self._n_train * self._n_test / (total * (total - 1)) * spread
         return torch.where(variance > 0, (p - self._n_train / total) / variance.sqrt(), 0.0)
 
-    def _trials(self, real: Tensor, fake: Tensor, reference: Reference) -> Tensor:
-        if reference == "fixed":
-            return super()._trials(real, fake, reference)
-        # Samples with one neighbour are of one piece.
+    def trials(self, real: Tensor, fake: Tensor, fixed: bool) -> Tensor:
+        """See `FeatureMetric`; samples with the same neighbour are not independent, unless the splits are fixed."""
+        if fixed:
+            return super().trials(real, fake, fixed)
         counts = self._neighbours(real, fake)[0].bincount().double()
         return (len(fake) ** 2 / counts.square().sum()).unsqueeze(0)
 
-    def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
+    def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """See `FeatureMetric`; the one or the other is used, see `influences`."""
         index, label = self._neighbours(real, fake)
-        none = real.new_empty(0, 1), real.new_empty(0, 0, 1)
-        if reference == "fixed":
-            return Spread((label.unsqueeze(0),), *none)
-        # Samples with one neighbour share its label, and the splits' sizes are given, as in var p.
+        # Samples with the same neighbour share its label, and the sizes of the splits are fixed, as in var p.
         counts = index.bincount(minlength=len(real)).double()
         own = (torch.arange(len(real), device=real.device) < self._n_train).double()
         psi = (counts - counts.mean()) * (own - label.mean()) * (len(real) / len(fake))
-        return Spread((psi.unsqueeze(0),), *none)
+        return psi.unsqueeze(0), label.unsqueeze(0)
+
+    def influences(self, real: Tensor, fake: Tensor, fixed: bool) -> tuple[Tensor, ...]:
+        """See `FeatureMetric`: the labels of the data vary, given the samples, or the samples, given fixed splits."""
+        of_real, of_fake = self.influence(real, fake)
+        return (of_fake,) if fixed else (of_real,)

@@ -2,9 +2,8 @@ r"""Kernel and energy distances: squared maximum mean discrepancies, estimated w
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)
 
-with means over all pairs of two different samples (Gretton et al. 2012, "A Kernel Two-Sample Test", lemma 6). The
-estimate is unbiased at every number of samples, and so falls below 0 about half of the time where the two
-distributions are the same.
+with means over all pairs of different samples (Gretton et al. 2012, "A Kernel Two-Sample Test", lemma 6). The estimate
+is unbiased for every number of samples, and so is negative about half of the time if the two distributions are equal.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class _Discrepancy(FeatureMetric):
         raise NotImplementedError
 
     def _place(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """The features as the kernel takes them."""
+        """The features, in the form that the kernel takes."""
         return real, fake
 
     def _within(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,13 +60,13 @@ class _Discrepancy(FeatureMetric):
         return sums, others, forms
 
     def _pass(self, real: Tensor, fake: Tensor, v: Tensor, w: Tensor) -> tuple[_Means, Tensor, Tensor, Tensor]:
-        """Go over all pairs once, for the means of all and the sums of subsets.
+        """One pass over all pairs, for the means of all and the sums of subsets.
 
         Args:
             real: [N, D].
             fake: [M, D].
             v: [N, R], 1 where a real sample is in a subset, else 0.
-            w: [M, R], likewise.
+            w: [M, R], 1 where a generated sample is in a subset, else 0.
 
         Returns:
             What `_means` returns, and v^T K v, v^T K w, w^T K w, [R] each.
@@ -79,18 +78,19 @@ class _Discrepancy(FeatureMetric):
         means = (within_x / (n - 1), between_x / m, within_y / (m - 1), between_y / n)
         return means, of_x, across, of_y
 
-    def _halves(self, real: Tensor, fake: Tensor, real_rows: Tensor, fake_rows: Tensor) -> Tensor:
+    def halves(self, real: Tensor, fake: Tensor, real_rows: Tensor, fake_rows: Tensor) -> Tensor:
+        """See `FeatureMetric`; all in one pass over the pairs."""
         v, w = real.new_zeros(len(real), len(real_rows)), fake.new_zeros(len(fake), len(fake_rows))
         v.scatter_(0, real_rows.T, 1.0)
         w.scatter_(0, fake_rows.T, 1.0)
         n, m = v.sum(0), w.sum(0)
         means, of_x, across, of_y = self._pass(real, fake, v, w)
-        self._keep(real, fake, means)
+        self._remember(real, fake, means)
         return (of_x / (n * (n - 1)) + of_y / (m * (m - 1)) - 2 * across / (n * m)).unsqueeze(1)
 
     def _means(self, real: Tensor, fake: Tensor) -> _Means:
-        """Mean kernel of each real sample with the other real ones [N] and with the generated [N]; of each generated
-        one with the other generated ones [M] and with the real [M].
+        """Mean kernel of each real sample with the other real ones [N] and with the generated ones [N], and of each
+        generated sample with the other generated ones [M] and with the real ones [M].
         """
         none = real.new_zeros(len(real), 0), fake.new_zeros(len(fake), 0)
         return self._once(real, fake, lambda: self._pass(real, fake, *none)[0])
@@ -102,7 +102,7 @@ class _Discrepancy(FeatureMetric):
 
     def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """See `FeatureMetric`."""
-        # Twice the mean witness: 2 (E k(x, x') - E k(x, y)) for a real x, and the other way round.
+        # Twice the witness function: 2 (E k(x, x') - E k(x, y)) for a real x, and the reverse for a generated one.
         within_x, between_x, within_y, between_y = self._means(real, fake)
         return 2 * (within_x - between_x).unsqueeze(0), 2 * (within_y - between_y).unsqueeze(0)
 
@@ -118,9 +118,8 @@ class _Discrepancy(FeatureMetric):
 class KernelDistance(_Discrepancy):
     """Kernel (inception) distance: MMD^2 with k(x, y) = (x.y / D + 1)^3, in the features of any extractor.
 
-    torchmetrics' own metric does not serve: it knows only the mean over random subsets, drawn from torch's global
-    generator, computed in float32, and fails in a process that saw no batch. Over all pairs the same estimate has no
-    chance of its own, and the least variance.
+    Over all pairs the estimate has no randomness of its own, and the least variance. (torchmetrics' metric averages
+    over random subsets from torch's global generator, computes in float32, and fails in a process that saw no batch.)
 
     Args:
         extractor: See `FeatureMetric`.
@@ -140,23 +139,23 @@ class KernelDistance(_Discrepancy):
         return x.square().mean(1).add(1).pow(3).mean()
 
     def subset_protocol(self, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """The customary figure: mean and standard deviation over random subsets, each without replacement.
+        """The customary values: mean and standard deviation over random subsets, each without replacement.
 
-        The standard deviation is that of one subset's estimate; it is no error of the mean.
+        The standard deviation is that of the estimate from one subset; it is not the error of the mean.
 
         Args:
-            subsets: How many.
-            size: Samples of each side in a subset.
-            seed: Of the subsets.
+            subsets: Number of subsets.
+            size: Number of samples of each side in a subset.
+            seed: Seed of the subsets.
 
         Returns:
-            Mean and standard deviation.
+            The tuple (mean, standard deviation).
 
         Raises:
             UserError: If a side has fewer samples than a subset.
         """
-        with self.joined():
-            real, fake = self._sets()
+        with self.synchronised():
+            real, fake = self.sets()
         if min(len(real), len(fake)) < size:
             raise UserError(
                 f"KernelDistance: subsets of {size} need as many samples of each side; got {len(real)} real and "
@@ -166,7 +165,7 @@ class KernelDistance(_Discrepancy):
         found = []
         for _ in range(subsets):
             a, b = (torch.randperm(len(x), generator=generator)[:size].to(x.device) for x in (real, fake))
-            found.append(self._values(real[a], fake[b]))
+            found.append(self.values(real[a], fake[b]))
         values = torch.cat(found)
         return float(values.mean()), float(values.std()) if subsets > 1 else 0.0
 
@@ -174,8 +173,8 @@ class KernelDistance(_Discrepancy):
 class EnergyDistance(_Discrepancy):
     """Energy distance 2 E|x - y| - E|x - x'| - E|y - y'|, for points in few dimensions.
 
-    It is 0 only where the two distributions are the same, needs no bandwidth, and is the MMD^2 of the kernel -|x - y|.
-    Székely and Rizzo's statistic itself; some take its square root.
+    It is 0 only if the two distributions are equal, has no bandwidth, and is the MMD^2 of the kernel -|x - y|. This is
+    Székely and Rizzo's statistic; some authors use its square root.
 
     Args:
         extractor: See `FeatureMetric`; `Pixels` for points.

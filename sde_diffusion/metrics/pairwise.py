@@ -1,4 +1,4 @@
-"""Distances between two sets of points, a tile at a time, so that no N x M matrix is ever held."""
+"""Distances between two sets of points, in tiles, so that no N x M matrix is stored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TILE = 1024
-PRECISIONS = (torch.float32, torch.float64)  # of a search for neighbours, in the order in which they are tried
+PRECISIONS = (torch.float32, torch.float64)  # for a search of neighbours, in the order in which they are tried
 
 
 def slices(n: int) -> list[slice]:
@@ -22,13 +22,13 @@ def tiles(n: int, m: int) -> Iterator[tuple[slice, slice]]:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Squared Euclidean distances |x_i - y_j|^2 as |x_i|^2 + |y_j|^2 - 2 x_i.y_j, cut at 0.
+    """Squared Euclidean distances |x_i - y_j|^2 as |x_i|^2 + |y_j|^2 - 2 x_i.y_j, clamped at 0.
 
-    The products lose about eps |x|^2, see `rounding`. Centred points lose least.
+    Their error is about eps |x|^2 (see `rounding`), which is smallest for centred points.
 
     Args:
         x: [N, D].
-        y: [M, D], of the same dtype.
+        y: [M, D], same dtype.
 
     Returns:
         [N, M].
@@ -38,23 +38,23 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def rounding(x: Tensor, squared: Tensor) -> Tensor:
-    """By how much `squared_distances` of points to others near them are uncertain: 8 eps (|x|^2 + distance^2).
+    """Rounding error of `squared_distances` from points to others near them: 8 eps (|x|^2 + distance^2).
 
-    Each point has its own: one far away loses digits, and takes none from the others.
+    It is computed for each point: one far away loses digits, but the others do not.
 
     Args:
         x: [N, D].
-        squared: Squared distances [N] of each, or [N, k].
+        squared: Squared distances of each, [N] or [N, k].
 
     Returns:
-        As `squared`.
+        The shape of `squared`.
     """
     norms = x.square().sum(1)
     return 8 * torch.finfo(x.dtype).eps * (squared + (norms if squared.ndim == 1 else norms.unsqueeze(1)))
 
 
 def resolved(x: Tensor, squared: Tensor) -> bool:
-    """Whether squared distances [N] of points x [N, D] are so far above their rounding that they may be compared.
+    """Whether squared distances [N] of points x [N, D] are far enough above their rounding to be compared.
 
     Returns:
         True where all but a hundredth are above 1,000 times the rounding.
@@ -64,15 +64,15 @@ def resolved(x: Tensor, squared: Tensor) -> bool:
 
 
 def centred(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets in float64 with the mean of the first at the origin, which leaves distances as they are."""
+    """Both sets in float64, shifted so that the mean of the first is 0; distances do not change."""
     middle = real.double().mean(0)
     return real.double() - middle, fake.double() - middle
 
 
 def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance [N] of each x to the nearest y, and that y's index [N]; the first of several as near.
+    """Squared distance [N] of each x to the nearest y, and that y's index [N]; of equally near ones the first.
 
-    The search is in float32. Where rounding might have changed the order of the two nearest, it is repeated in float64.
+    The search is in float32, and repeated in float64 where rounding might change the order of the two nearest.
 
     Args:
         x: [N, D] float64, close to the origin.
@@ -87,7 +87,7 @@ def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _two_nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances [N, 2] of each x to the two nearest y (infinite where there is but one), the first's index."""
+    """Squared distances [N, 2] of each x to the two nearest y (infinity if there is one), and the nearest's index."""
     least = x.new_full((len(x), 2), torch.inf)
     index = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for rows, columns in tiles(len(x), len(y)):

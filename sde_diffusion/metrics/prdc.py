@@ -1,4 +1,4 @@
-r"""Fidelity and variety apart: precision and recall, density and coverage, by nearest neighbours."""
+r"""Fidelity and variety as separate metrics: precision and recall, density and coverage, by nearest neighbours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from sde_diffusion.checks import check_count
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import FeatureMetric
-from sde_diffusion.metrics.intervals import GROUPS, Reference, Spread
 from sde_diffusion.metrics.pairwise import (
     PRECISIONS,
     centred,
@@ -20,28 +19,30 @@ from sde_diffusion.metrics.pairwise import (
     squared_distances,
     tiles,
 )
+from sde_diffusion.metrics.spread import GROUPS
 
 
 class PRDC(FeatureMetric):
     """Improved precision and recall, density and coverage, in one pass over all pairs.
 
-    A set's manifold is the union of balls about its points, each reaching to the point's k-th nearest neighbour in the
-    set.
+    The manifold of a set is the union of balls about its points, each with the distance to the point's k-th nearest
+    neighbour in the set as radius.
 
-    `precision`: share of the generated samples within the manifold of the real ones (fidelity). `recall`: share of the
-    real ones within the manifold of the generated ones (variety).
+    `precision`: proportion of the generated samples within the manifold of the real ones (fidelity). `recall`:
+    proportion of the real samples within the manifold of the generated ones (variety).
 
-    `density`: mean number of real balls about a generated sample, over k_density; 1 where the samples are as the data,
-    and above it where they crowd the data's middle. One outlier cannot move it far. `coverage`: share of the real balls
-    with a generated sample within; close to 1 - 2^-k_density where the samples are as the data and as many.
+    `density`: mean number of balls of real samples that contain a generated sample, divided by k_density; 1 if the
+    samples are distributed as the data, and more if they are concentrated in the middle of the data. A single outlier
+    has little effect. `coverage`: proportion of the balls of real samples that contain a generated sample; about
+    1 - 2^-k_density if the samples are distributed as the data and equally many.
 
-    All depend on k and on the numbers of samples: compare at equal ones. Their intervals are rough in many features
-    where the model is poor, and those of density then too short; see `intervals`.
+    All depend on k and on the numbers of samples, and can be compared only at equal ones. For poor models in many
+    features the intervals are rough, and those of density too short; see `intervals`.
 
     Args:
         extractor: See `FeatureMetric`.
-        k: Neighbours that make a ball, for precision and recall.
-        k_density: Likewise, for density and coverage.
+        k: Number of neighbours that define a ball, for precision and recall.
+        k_density: Number of neighbours that define a ball, for density and coverage.
         reset_real_features: See `FeatureMetric`.
         **kwargs: Of `torchmetrics.Metric`.
 
@@ -65,32 +66,29 @@ class PRDC(FeatureMetric):
         super().__init__(extractor, reset_real_features, **kwargs)
         self.k, self.k_density = check_count("k", k), check_count("k_density", k_density)
 
-    def _check_count(self, real: Tensor, fake: Tensor, parts: int, purpose: str) -> None:
-        least, k = min(len(real), len(fake)), max(self.k, self.k_density)
-        if least // parts <= k:
-            raise UserError(
-                f"PRDC with k = {self.k} and k_density = {self.k_density}: {purpose} needs more than "
-                f"{k * parts + parts - 1} samples of each side; got {len(real)} real and {len(fake)} generated"
-            )
-
-    def _spread(self, real: Tensor, fake: Tensor, resamples: int, seed: int, reference: Reference) -> Spread:
-        self._check_count(real, fake, GROUPS, f"an interval from {GROUPS} groups")
-        return super()._spread(real, fake, resamples, seed, reference)
+    @property
+    def least_for_intervals(self) -> int:
+        """See `FeatureMetric`; so that each group of samples has a k-th neighbour."""
+        return max(super().least_for_intervals, GROUPS * (max(self.k, self.k_density) + 1))
 
     def statistic(self, real: Tensor, fake: Tensor) -> Tensor:
         """See `FeatureMetric`."""
-        self._check_count(real, fake, 1, "a k-th neighbour")
-        real, fake = centred(real, fake)
         most = max(self.k, self.k_density)
+        if min(len(real), len(fake)) <= most:
+            raise UserError(
+                f"PRDC with k = {self.k} and k_density = {self.k_density}: a k-th neighbour needs more than {most} "
+                f"samples of each side; got {len(real)} real and {len(fake)} generated"
+            )
+        real, fake = centred(real, fake)
         for dtype in PRECISIONS:
             x, y = real.to(dtype), fake.to(dtype)
             of_x, of_y = neighbour_radii(x, most), neighbour_radii(y, self.k)
             if resolved(x, of_x[:, 0]) and resolved(y, of_y[:, 0]):
                 break
-        # With the rounding, so that a point on a ball's surface counts, as it does in exact numbers.
+        # Plus the rounding, so that a point on the surface of a ball counts, as in exact arithmetic.
         of_x, of_y = of_x + rounding(x, of_x), of_y + rounding(y, of_y)
         radii, dense, of_fake = of_x[:, self.k - 1], of_x[:, self.k_density - 1], of_y[:, -1]
-        # Of a sample to the nearest real ball, of a real point to the nearest generated ball and to the nearest sample.
+        # Distances of a sample to the nearest real ball, of a real point to the nearest generated ball and sample.
         to_real, to_fake, to_sample = (x.new_full((n,), torch.inf) for n in (len(y), len(x), len(x)))
         balls = x.new_zeros((), dtype=torch.float64)
         for rows, columns in tiles(len(y), len(x)):
@@ -106,8 +104,9 @@ class PRDC(FeatureMetric):
         precision, recall, coverage = (inside.double().mean() for inside in within)
         return torch.stack([precision, recall, balls / (self.k_density * len(y)), coverage])
 
-    def _trials(self, real: Tensor, fake: Tensor, reference: Reference) -> Tensor:
-        return real.new_tensor([len(fake), len(real), len(fake), len(real)])  # the side that each is a mean over
+    def trials(self, real: Tensor, fake: Tensor, fixed: bool) -> Tensor:
+        """See `FeatureMetric`."""
+        return real.new_tensor([len(fake), len(real), len(fake), len(real)])  # the number of samples in each mean
 
     def present(self, values: Tensor) -> Tensor:
         """See `FeatureMetric`."""

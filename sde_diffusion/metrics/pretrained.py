@@ -1,7 +1,6 @@
-"""Large pretrained extractors: Inception-v3 as in the published FIDs, and DINOv2. Weights are read from local files.
+"""Large pretrained extractors: Inception-v3 as in published FIDs, and DINOv2. Weights are read from local files.
 
-Both need a library that is no dependency of this package, and weights that do not ship with it; what is missing is said
-when one is asked for by name.
+Both need an optional library, and weights that are not part of this package; an error says what is missing.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _OTHERS = "The extractors 'pixels', 'digits' and 'mnist' work now, with nothing 
 
 
 def weights_folder() -> Path:
-    """Where weights of pretrained extractors are looked for: $SDE_WEIGHTS, else ~/.cache/sde_diffusion/weights."""
+    """The folder of the weights of pretrained extractors: $SDE_WEIGHTS, or else ~/.cache/sde_diffusion/weights."""
     return Path(os.environ.get("SDE_WEIGHTS", "~/.cache/sde_diffusion/weights")).expanduser()
 
 
@@ -49,7 +48,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _to_rgb(x: Tensor, name: str) -> Tensor:
-    """Images [B, 1 or 3, H, W] as [B, 3, H, W]; grey ones with three equal channels."""
+    """Images [B, 1 or 3, H, W] as [B, 3, H, W]; grey images with three equal channels."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"extractor {name!r} takes images [B, 1 or 3, H, W] on [-1, 1]; got {tuple(x.shape)}")
     return x.expand(-1, 3, -1, -1)
@@ -58,11 +57,11 @@ def _to_rgb(x: Tensor, name: str) -> Tensor:
 class Inception(nn.Module):
     """Inception-v3 of the published FIDs: 2048 features of its last pooling layer, by torch-fidelity.
 
-    Images are rounded to 8 bits, as files of images are, and resized to 299 x 299 within the network, bilinearly
-    without antialiasing in the manner of TensorFlow 1; grey images are repeated to three channels.
+    Images are rounded to 8 bits, as in image files, and resized to 299 x 299 within the network, bilinearly and without
+    antialiasing, as in TensorFlow 1; grey images are repeated to three channels.
 
     Args:
-        download: Whether torch-fidelity may fetch the weights if there is no local file.
+        download: Whether torch-fidelity may download the weights if there is no local file.
 
     Raises:
         UserError: If torch-fidelity or the weights are missing, or the file is of another kind.
@@ -84,7 +83,7 @@ class Inception(nn.Module):
                 f"SDE_WEIGHTS to the folder that has it, or call load_extractor('inception', download=True). {_OTHERS}"
             )
         try:
-            # torch.load of this torch reads tensors alone from the file.
+            # torch.load reads only tensors from the file.
             self.network = module.FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path) if path.is_file() else None
             )
@@ -95,14 +94,14 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, 2048] float32 of images [B, 1 or 3, H, W] on [-1, 1]."""
-        # To the nearest of 256 levels: truncation, as in (255 * x).byte(), would shift FIDs.
+        # To the nearest of 256 grey levels: truncation, as in (255 * x).byte(), would change FIDs.
         levels = (_to_rgb(x, "inception").float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         with torch.autocast(x.device.type, enabled=False):
             (features,) = self.network(levels)
         return cast(Tensor, features).float()
 
     def head(self, features: Tensor) -> Tensor:
-        """Class scores [B, 1008] without bias, as the published inception scores take them, of features [B, 2048]."""
+        """Class logits [B, 1008] without bias, as for published inception scores, from features [B, 2048]."""
         return F.linear(features, self.network.fc.weight)
 
 
@@ -135,7 +134,7 @@ class DinoV2(nn.Module):
                 f"{DINOV2_URL}, or point SDE_WEIGHTS to the folder that has {DINOV2_FOLDER}/. {_OTHERS}"
             )
         try:
-            # Tensors only: pickled weights in the folder are not looked at.
+            # Tensors only: pickled weights in the folder are ignored.
             self.network = module.Dinov2Model.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UserError(
@@ -161,15 +160,15 @@ def load_pretrained(name: str, shape: Sequence[int] | None, download: bool) -> n
     """`inception` or `dinov2`, in evaluation mode and frozen.
 
     Args:
-        name: Which.
-        shape: Of one sample, or None; checked.
+        name: Name of the extractor.
+        shape: Shape of one sample, to be checked, or None.
         download: See `Inception`.
 
     Returns:
         The extractor.
 
     Raises:
-        UserError: If the shape is none of an image's, or something is missing; see the classes.
+        UserError: If the shape is not that of images, or something is missing; see the classes.
     """
     if shape is not None and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise UserError(

@@ -1,7 +1,7 @@
-"""Statistics of reference data on disk, so that a data set passes through the extractor once.
+"""Statistics of reference data on disk, so that a data set passes through the extractor only once.
 
-A file is safetensors: numbers, and a text header that says what they are of. It is written whole or not at all, and
-read only if it is of the data and the extractor that are asked for.
+A file is safetensors: numbers, and a text header that identifies the data and the extractor. It is written atomically,
+and read only if both are as requested.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ FORMAT = "sde_diffusion reference statistics 2"
 log = logging.getLogger(__name__)
 
 MOST_FEATURES = 8192
-"""Beyond these a covariance takes more than half a gigabyte, and its eigenvalues minutes."""
+"""With more features a covariance takes more than half a gigabyte, and its eigenvalues minutes."""
 
 
 class DamagedReferenceError(UserError):
-    """A file holds no reference statistics, or no longer those that were written."""
+    """A file does not contain reference statistics, or was changed after it was written."""
 
 
 def fingerprint(item: nn.Module | Tensor | Iterable[Tensor]) -> str:
     """SHA-256 of tensors in their order, or of an extractor's class, width and weights.
 
-    It does not see an extractor's code: whoever changes that raises the number in `FORMAT`, or deletes the files.
+    It does not depend on an extractor's code: after a change of that, increase the number in `FORMAT`, or delete the
+    files.
     """
     digest = hashlib.sha256()
     tensors: Iterable[tuple[object, Tensor]]
@@ -47,21 +48,21 @@ def fingerprint(item: nn.Module | Tensor | Iterable[Tensor]) -> str:
     else:
         tensors = enumerate([item] if isinstance(item, Tensor) else item)
     for name, tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class ReferenceKey:
-    """What reference statistics are of.
+    """The data and the extractor of reference statistics.
 
     Args:
         data: Name of the data set.
-        split: Of the data set.
+        split: Name of its split.
         extractor: Name of the extractor.
-        preprocessing: What was done to the samples before the extractor: size, resize, levels.
+        preprocessing: Description of the preprocessing before the extractor: size, resizing, levels.
         data_digest: `fingerprint` of the data, or any text that changes with them.
         extractor_digest: `fingerprint` of the extractor.
     """
@@ -74,7 +75,7 @@ class ReferenceKey:
     extractor_digest: str
 
     def file(self, folder: Path) -> Path:
-        """Where the statistics go: a file of its own for each key, so that two data sets of one name do not meet."""
+        """The file of the statistics: a different one for each key, even of two data sets of the same name."""
         short = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
         stem = "-".join(re.sub(r"\W+", "_", part) for part in (self.data, self.split, self.extractor))
         return folder / f"{stem}-{short}.safetensors"
@@ -85,7 +86,7 @@ class ReferenceStatistics:
     """Moments of reference features, and the features where they were kept.
 
     Args:
-        key: What they are of.
+        key: Their data and extractor.
         n: Number of samples.
         mean: [D] float64.
         cov: [D, D] float64, unbiased (n - 1); [0, 0] if D > `MOST_FEATURES`.
@@ -99,17 +100,17 @@ class ReferenceStatistics:
     features: Tensor | None
 
     def check(self, extractor_digest: str, width: int) -> None:
-        """See that these are an extractor's.
+        """Check that these are the statistics of an extractor.
 
         Raises:
-            UserError: If not.
+            UserError: If they are not.
         """
         if self.key.extractor_digest != extractor_digest or len(self.mean) != width:
             raise UserError(
                 f"reference statistics of {self.key.data}/{self.key.split} are of extractor {self.key.extractor!r} "
                 f"with {len(self.mean)} features and weights {self.key.extractor_digest[:12]}; this metric's extractor "
                 f"has {width} features and weights {extractor_digest[:12]}: use the same extractor for both, or make "
-                "the statistics anew"
+                "the statistics again"
             )
 
 
@@ -123,7 +124,7 @@ def reference_statistics(
         key: What is wanted.
         make: Gives the reference features [n, D]; called only if the file is not there.
         keep_features: Whether to keep the features (4 n D bytes) beside the moments; without them only the Fréchet
-            distance can use the file. A file without them is made anew where they are wanted.
+            distance can use the file. A file without features is computed again if they are needed.
 
     Returns:
         The statistics.
@@ -131,7 +132,7 @@ def reference_statistics(
     Raises:
         UserError: If the file there is of other data or another extractor, or cannot be written.
 
-    A file that is damaged or of another kind is made anew, with a warning.
+    A file that is damaged or of another kind is computed again, with a warning.
     """
     path = key.file(folder)
     if path.exists():
@@ -182,7 +183,7 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
     if not path.exists():
         raise UserError(f"no reference statistics at {path}")
     if path.is_file() and not path.stat().st_size:
-        raise DamagedReferenceError(f"{path} is empty: it has to be made anew")
+        raise DamagedReferenceError(f"{path} is empty: it must be computed again")
     try:
         with safe_open(readable(path), "pt") as file:
             about = file.metadata() or {}
@@ -200,12 +201,16 @@ def read_reference(path: Path, key: ReferenceKey) -> ReferenceStatistics:
                 raise ValueError(
                     f"its shapes do not fit each other: { ({k: tuple(v.shape) for k, v in tensors.items()}) }"
                 )
-    except UserError:  # it cannot be opened: to make it anew would not help
+    except UserError:  # it cannot be opened: computing it again would not help
         raise
     except Exception as error:  # damage shows in many ways: safetensors', torch's, json's
-        raise DamagedReferenceError(f"{path} holds no reference statistics: {error}; it has to be made anew") from error
+        raise DamagedReferenceError(
+            f"{path} holds no reference statistics: {error}; it must be computed again"
+        ) from error
     other = [name for name, value in asdict(key).items() if getattr(found, name) != value]
     if other:
-        told = ", ".join(f"{name} {getattr(found, name)[:24]!r} (wanted {getattr(key, name)[:24]!r})" for name in other)
-        raise UserError(f"{path} is of other data or another extractor: {told}; delete it, and it is made anew")
+        pairs = [f"{name} {getattr(found, name)[:24]!r} (wanted {getattr(key, name)[:24]!r})" for name in other]
+        raise UserError(
+            f"{path} is of other data or another extractor: {', '.join(pairs)}; delete it, and it is computed again"
+        )
     return ReferenceStatistics(found, n, mean, cov, features)

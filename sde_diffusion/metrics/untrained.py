@@ -1,12 +1,12 @@
-"""Feature extractors that need no trained weights, as narrow as the number of samples asks for.
+"""Feature extractors without trained weights, with few enough features for the number of samples.
 
-In all pixels of an image no covariance can be estimated from a few hundred of them. These extractors have 8 to 64
-features, so that every metric can be taken of any set of images or vectors. What they see is not what a network that
-was trained to tell objects apart sees: their figures rank models of one data set, and compare with no published ones.
+The covariance of all pixels cannot be estimated from a few hundred images. These extractors have 8 to 64 features, so
+that every metric can be computed for any set of images or vectors. They differ from the features of a network that was
+trained to recognise objects: their metrics rank models of one data set, but cannot be compared with published values.
 
-Principal components alone do not see blur and noise, which leave the span of the components: blurred images then come
-out nearer to the data than fresh ones. So the distance from the span is a feature too. On distorted images the Fréchet
-distance with it grows with the strength of every distortion (benchmarks/README.md).
+Principal components alone do not respond to blur and noise, which are outside their span: blurred images would then be
+nearer to the data than fresh ones. So the distance from the span is a feature too. With it the Fréchet distance of
+distorted images grows with the strength of every distortion (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ WIDTHS = (8, 16, 32, 64)
 
 
 def width_for(n: int) -> int:
-    """Features for n samples: the most of 8, 16, 32 and 64 that leave at least 15 samples for each, or else 8."""
+    """Number of features for n samples: the largest of 8, 16, 32, 64 with 15 samples or more for each, or else 8."""
     return max((width for width in WIDTHS if 15 * width <= n), default=WIDTHS[0])
 
 
 def _components(x: Tensor, count: int) -> Tensor:
     """Unit vectors [count, D] along which centred x [N, D] varies most, and zeros beyond its rank.
 
-    To 16 binary places and with the largest entry positive, so that machines of which the last digits differ agree.
+    Rounded to 16 binary places and with the largest entry positive, so that machines with different rounding agree.
     """
     wide = x.shape[1] > len(x)
     values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
@@ -46,16 +46,15 @@ def _components(x: Tensor, count: int) -> Tensor:
 
 
 class PrincipalComponents(nn.Module):
-    """The first K - 1 principal components of given data, and the distance of a sample from their span.
+    """The first K - 1 principal components of data, and the distance of a sample from their span.
 
-    The last feature, |x - mean - V V^T (x - mean)| with V the components, is what K components alone are blind to:
-    noise raises it and blur lowers it.
+    The last feature is |x - mean - V V^T (x - mean)| with V the components: noise increases it, and blur decreases it.
 
     Args:
-        data: [N, ...], of which the components are; the training split, so that they are fixed for a data set. A few
-            thousand are enough.
-        num_features: K, at least 1; where the data have no more dimensions, all components and no distance.
-        base: Extractor whose features are taken in place of the samples themselves.
+        data: [N, ...], the data whose components are used: the training split, so that they are fixed for a data set. A
+            few thousand items are enough.
+        num_features: K, at least 1; if the data have no more dimensions, all components and no distance.
+        base: Extractor whose features are used in place of the samples themselves.
 
     Raises:
         ValueError: If there are fewer than two samples.
@@ -101,15 +100,15 @@ class PrincipalComponents(nn.Module):
 
 
 class RandomConvolutions(nn.Module):
-    """A convolutional network with random weights from a fixed seed, and the means of its last layer over 4 x 4 fields.
+    """A convolutional network with random weights; features are means of its last layer over 4 x 4 fields.
 
-    Three 3x3 convolutions of 32 channels with SiLU, the first at full size and the others at half the size before.
-    Statistics of random networks' features serve where no trained one fits (Naeem et al. 2020, "Reliable Fidelity and
+    Three 3x3 convolutions of 32 channels with SiLU, the first at full size and the others at half the previous size.
+    Random networks are an alternative if no trained one fits the data (Naeem et al. 2020, "Reliable Fidelity and
     Diversity Metrics for Generative Models", section 4).
 
     Args:
-        shape: [C, H, W], of the images.
-        seed: Of the weights.
+        shape: Shape of the images, [C, H, W].
+        seed: Seed of the weights.
     """
 
     CHANNELS, FIELDS = 32, 4

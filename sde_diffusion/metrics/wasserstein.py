@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance, for points in few dimensions."""
+"""The sliced Wasserstein distance, for points in few dimensions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sde_diffusion.metrics.base import FeatureMetric
 
 
 def directions(d: int, count: int, seed: int = 0) -> Tensor:
-    """Unit vectors over which to project, [count, d] float64: even angles in the plane, else random ones."""
+    """Unit vectors for projections, [count, d] float64: equally spaced angles in the plane, else random vectors."""
     if d == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     if d == 2:
@@ -27,7 +27,7 @@ def directions(d: int, count: int, seed: int = 0) -> Tensor:
 def _coupling(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The monotone coupling of n and m sorted points of equal weight: indices into both, and masses.
 
-    The quantile functions are constant between the multiples of 1/n and 1/m, held here as integers over n m.
+    The quantile functions are constant between the multiples of 1/n and 1/m, here integers divided by n m.
     """
     own, other = torch.arange(1, n + 1, device=device) * m, torch.arange(1, m + 1, device=device) * n
     ends = torch.cat([own, other]).sort().values
@@ -40,8 +40,8 @@ def _coupling(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor, Ten
 def _potential(x: Tensor, y: Tensor) -> Tensor:
     """Kantorovich potential of sorted x [n, L] against sorted y [m, L], at the points of x.
 
-    Neighbours x_k and x_{k+1} share the y at the quantile k/n, so that their potentials differ by the difference of
-    their costs to it; where two y meet at that quantile, by the mean of both.
+    Neighbours x_k and x_{k+1} share the y at the quantile k/n, so their potentials differ by the difference of their
+    costs to it; if the quantile is between two y, by the mean of both.
     """
     n, m = len(x), len(y)
     k = torch.arange(1, n, device=x.device) * m
@@ -53,9 +53,9 @@ def _potential(x: Tensor, y: Tensor) -> Tensor:
 class SlicedWasserstein(FeatureMetric):
     r"""SW_2 = (mean over directions of W_2^2(real.direction, fake.direction))^(1/2).
 
-    In one dimension the distance is exact, also for unequal numbers of samples. In the plane the directions are evenly
-    spaced angles; above, random ones from a fixed seed, part of the definition. Biased upward for few samples: two
-    samples of one distribution are about N^(-1/2) apart.
+    In one dimension the distance is exact, also for unequal numbers of samples. In the plane the directions are equally
+    spaced angles; in more dimensions they are random, from a fixed seed that is part of the definition. The distance is
+    biased upward for few samples: two sets of N samples of the same distribution have a distance of about N^(-1/2).
 
     Args:
         extractor: See `FeatureMetric`; `Pixels` for points.
@@ -103,7 +103,7 @@ class SlicedWasserstein(FeatureMetric):
 
     def present(self, values: Tensor) -> Tensor:
         """See `FeatureMetric`."""
-        return values.clamp(min=1e-24).sqrt()  # 1e-12 for 0, where the slope would be infinite
+        return values.clamp(min=1e-24).sqrt()  # 1e-12 instead of 0, where the derivative would be infinite
 
     def lift(self, real: Tensor, fake: Tensor) -> Tensor:
         """See `FeatureMetric`."""

@@ -1,7 +1,7 @@
-"""What kind of thing x is: images, points, signals.
+"""What kind of data is x? Images, points, signals.
 
-A modality knows its values and their units, how samples are stored and read, how they are drawn and what they are
-called. To add one, write a subclass of `Modality`; see there.
+A `Modality` defines the range and units of the values, how samples are stored, read and drawn, and what they are called
+in messages. To add a kind of data, write a subclass of `Modality`.
 """
 
 from sde_diffusion.modality.base import Modality

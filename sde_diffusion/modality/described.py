@@ -1,4 +1,4 @@
-"""The kind of data of a description, such as a checkpoint holds."""
+"""From the description of data in a checkpoint to their modality."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sde_diffusion.modality.signals import Signals
 from sde_diffusion.modality.units import Units
 
 KINDS: tuple[type[Modality], ...] = (Images, Points, Signals)
-"""The kinds of data that this package knows."""
+"""The kinds of data of this package."""
 
 
 def kind_by_shape(shape: Sequence[int]) -> type[Modality]:
-    """The kind of data sets that name none: [D] are points, [C, L] signals, [C, H, W] images, and others points."""
+    """The kind of data of a shape: [D] are points, [C, L] signals, [C, H, W] images, and others points."""
     return {len(kind.axes): kind for kind in KINDS}.get(len(shape), Points)
 
 
@@ -26,12 +26,12 @@ def modality_of(data: Mapping[str, Any]) -> Modality:
     """The modality of a description of data.
 
     Args:
-        data: `DataModule.describe()`: shape, and if known levels, units and modality. Checkpoints of version 0.1 have
-            no entry `modality`: the shape decides. Where they do not say of images what their units are, files hold
-            them as uint8.
+        data: As returned by `DataModule.describe()`: shape, and if known levels, units and modality. In checkpoints of
+            version 0.1, which have no entry `modality`, the shape decides; images without an entry `units` are then
+            stored as uint8.
 
     Raises:
-        UserError: If it describes none.
+        UserError: If the entry `modality` is not a kind of data.
     """
     shape, levels, units = list(data["shape"]), data.get("levels"), Units.of(data.get("units"))
     node = data.get("modality")

@@ -18,14 +18,14 @@ from sde_diffusion.modality.units import Units
 class Images(Modality):
     """Images [C, H, W], clamped to [-1, 1].
 
-    Files hold them as uint8 [N, H, W, C] on 0 ... 255 where the data have levels, else as float32 in the data's own
-    units. Metrics see them on [-1, 1], where their feature extractors expect them.
+    They are stored as uint8 [N, H, W, C] on 0 ... 255 if the data have levels, else as float32 in the data's own units.
+    Metrics get them on [-1, 1], as feature extractors expect.
 
     Args:
         shape: [C, H, W].
         levels: See `Modality`.
         units: See `Modality`.
-        eight_bits: Whether files hold them as uint8; None: where the data have levels.
+        eight_bits: Whether they are stored as uint8; by default if the data have levels.
     """
 
     unit, axes = "images", "CHW"
@@ -44,7 +44,7 @@ class Images(Modality):
 
     @property
     def in_pictures(self) -> bool:
-        """True for grey images and those of three colours."""
+        """Whether there are 1 or 3 channels."""
         return self.shape[0] in (1, 3)
 
     @property
@@ -52,19 +52,19 @@ class Images(Modality):
         return 1.0
 
     def to_file(self, x: Tensor) -> Array:
-        """Samples [B, C, H, W] as `samples.npz` holds them, [B, H, W, C]."""
-        # Of levels the file keeps finer ones: where rounding tips one, it is by 1 of 255. A mask has no greys.
+        """Samples [B, C, H, W] as stored in `samples.npz`, [B, H, W, C]."""
+        # Fewer levels are stored on 256: if rounding differs, then by 1 of 255. Masks have no grey levels.
         if not self.eight_bits:
             return self.in_own_units(self.as_data(x.float())).movedim(1, -1).contiguous().numpy()
         return to_uint8(self.as_data(x.float()) if self.levels == 2 else x).numpy()
 
     def from_file(self, y: Tensor) -> Tensor:
-        """Samples [B, H, W, C] as a file holds them, as models see them, [B, C, H, W]; uint8 is 0 ... 255."""
+        """Map stored samples [B, H, W, C], uint8 or float, to the values that models take, [B, C, H, W]."""
         x = y.movedim(-1, 1)
         return super().from_file(x) if x.is_floating_point() else from_levels(x, 256)
 
     def check_file(self, array: Array) -> str:
-        """What is wrong with an array of a file; "" if it may hold samples."""
+        """What is wrong with an array of a file; "" if it can hold samples."""
         floats = self.levels is None and array.dtype.kind == "f"
         if (array.dtype == np.uint8 or floats) and array.ndim == 4:
             return ""

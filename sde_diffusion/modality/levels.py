@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def from_levels(x: Tensor, levels: int) -> Tensor:
-    """Map integer levels to the range models see: k -> (2k - (L - 1)) / (L - 1) = 2k / (L - 1) - 1.
+    """Map integer levels to the range that models take: k -> (2k - (L - 1)) / (L - 1) = 2k / (L - 1) - 1.
 
-    The numerator is an integer, hence exact in float32, and one division is rounded: every value is the float32
-    nearest to the true one, and the ends are exactly -1 and 1.
+    The numerator is an integer, exact in float32, and only the division is rounded: every value is the float32 nearest
+    to the exact one, and the ends are exactly -1 and 1.
 
     Args:
         x: Integers of any shape, 0 to levels - 1.
-        levels: L, at least 2.
+        levels: Number of levels L, at least 2.
 
     Returns:
         float32 of the same shape, on [-1, 1].
@@ -27,7 +27,7 @@ def to_levels(x: Tensor, levels: int) -> Tensor:
 
     Args:
         x: Floats of any shape.
-        levels: L, 2 to 256.
+        levels: Number of levels L, 2 to 256.
 
     Returns:
         uint8 of the same shape, 0 to levels - 1.

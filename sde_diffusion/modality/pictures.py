@@ -1,4 +1,4 @@
-"""What pictures are made of: figures, grids, panels side by side, films; and the curves and histograms of a run."""
+"""Functions for pictures: figures, grids, panels side by side, films, and the curves and histograms of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from sde_diffusion.storage.files import writing
 
 
 def image_grid(images: Tensor, min_side: int = 640) -> Image.Image:
-    """A square-ish grid of images with a thin border, small images enlarged to whole multiples.
+    """A nearly square grid of images with a thin border; small images are enlarged by an integer factor.
 
     Args:
-        images: [B, H, W, C], uint8. Three or more channels show as the first three colours, fewer as the first in grey.
-        min_side: Least width of the grid in pixels.
+        images: [B, H, W, C], uint8. Of three or more channels the first three are shown as colours; of fewer, the first
+            as grey.
+        min_side: Smallest width of the grid in pixels.
 
     Returns:
         The picture.
@@ -37,7 +38,7 @@ def image_grid(images: Tensor, min_side: int = 640) -> Image.Image:
 
 
 def limits(x: Tensor) -> tuple[list[float], list[float]]:
-    """Ends of axes [D] that hold points [N, D], with a margin: of equal length unless columns differ fivefold."""
+    """Ends of axes [D] for points [N, D], with a margin; of equal length unless the columns differ fivefold."""
     low, high = x.double().amin(0), x.double().amax(0)
     length = (high - low).clamp(min=1e-300)
     if float(length.max()) < 5 * float(length.min()):
@@ -53,7 +54,7 @@ def side_by_side(panels: dict[str, Image.Image], title: int, gap: int, size: int
         panels: The pictures by title.
         title: Height of the titles in pixels.
         gap: Pixels between the pictures.
-        size: Of the letters.
+        size: Font size in pixels.
     """
     font = ImageFont.load_default(size=size)
     width = sum(panel.width for panel in panels.values()) + gap * (len(panels) - 1)
@@ -67,7 +68,7 @@ def side_by_side(panels: dict[str, Image.Image], title: int, gap: int, size: int
 
 
 def save_film(frames: list[Image.Image], path: Path, milliseconds: int = 80, rest: int = 1500) -> None:
-    """Write an animated GIF that plays for ever and rests on its last picture, whole or not at all."""
+    """Write an animated GIF atomically; it loops, and shows its last picture longer."""
     durations = [milliseconds] * (len(frames) - 1) + [rest]
     with writing(path) as temporary:
         frames[0].save(
@@ -96,11 +97,11 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
 
 
 def loss_by_level(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
-    """Loss against log-SNR, a curve for each of some steps (first to last, dark to bright).
+    """Loss as a function of log-SNR, with a curve for each of several steps (first to last, dark to bright).
 
     Args:
         rows: Dicts of `step`, `log_snr` and `loss`.
-        most: Curves, at most.
+        most: Largest number of curves.
 
     Returns:
         The picture.
@@ -121,7 +122,7 @@ def loss_by_level(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
 
 
 def histogram(values: dict[str, Tensor], label: str) -> Image.Image:
-    """Histograms over one another of several sets of numbers [N], by name, on common bins."""
+    """Overlaid histograms of several sets of numbers [N], by name, with common bins."""
     drawing, ((axes,),) = figure((6.0, 4.0))
     low, high = (float(end(end(numbers) for numbers in values.values())) for end in (min, max))
     bins = min(50, max(10, round(2 * max(map(len, values.values())) ** 0.5)))  # few items in many bins are spikes
@@ -137,7 +138,7 @@ def histogram(values: dict[str, Tensor], label: str) -> Image.Image:
 
 
 def plain_numbers(axis: Any) -> None:
-    """Plain numbers on a logarithmic axis: 0.3 and not 3 x 10^-1."""
+    """Write the numbers on a logarithmic axis as 0.3, not as 3 x 10^-1."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     low, high = sorted(axis.get_view_interval())
@@ -150,7 +151,7 @@ def plain_numbers(axis: Any) -> None:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, whole or not at all."""
+    """Write a picture as PNG, atomically."""
     with writing(path) as temporary:
         picture.save(temporary, format="PNG")
 

@@ -20,12 +20,12 @@ SIDE = 260
 
 
 class Points(Modality):
-    """Points [D], rows of a table and all that has no kind of its own, drawn by the first two of their numbers.
+    """Points [D], rows of a table, and all data without a kind of their own; drawn by their first two coordinates.
 
-    Files hold them as float32 [N, D] in the data's own units.
+    They are stored as float32 [N, D] in the data's own units.
 
     Args:
-        shape: [D]; items of more axes are taken for vectors of all their numbers.
+        shape: [D]; items with more axes are treated as vectors of all their numbers.
         levels: See `Modality`.
         units: See `Modality`; each of the D columns may have a range of its own.
     """
@@ -40,7 +40,7 @@ class Points(Modality):
         return check_sizes("shape", shape, "a list of positive sizes", least=1, most=math.inf)
 
     def extractor(self, n: int) -> str:
-        """The points themselves, if there are ten for each dimension, or else their principal components."""
+        """`pixels`, the points themselves, if there are ten or more for each dimension; otherwise `pca`."""
         return "pixels" if n >= 10 * math.prod(self.shape) else "pca"
 
     def draw(self, x: Tensor) -> Image.Image:

@@ -1,7 +1,8 @@
-"""Files of samples, `samples.npz`: how they are written and read.
+"""Files of samples, `samples.npz`: writing and reading.
 
-Such a file has one array of samples, named by the modality's `unit` (`images`, `points`, `signals`) and laid out by its
-`to_file`; `seeds` int64 [N]; and for models of classes `labels` int64 [N] and perhaps `class_names`.
+Such a file has an array of samples, named by the modality's `unit` (`images`, `points`, `signals`) and laid out by its
+`to_file`; `seeds`, int64 [N]; and for class-conditional models `labels`, int64 [N], and `class_names` if they are
+known.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from sde_diffusion.storage.npz import ForeignFileError, read_arrays_of
 
 @dataclass(frozen=True)
 class Stored:
-    """The samples of a file, as models see them, a batch at a time.
+    """The samples of a file.
 
     Attributes:
-        kept: As in the file, [N, ...].
+        kept: The samples as stored, [N, ...].
         labels: Their classes, int64 [N], or None.
-        modality: What they are.
+        modality: Their kind of data.
     """
 
     kept: Tensor
@@ -40,7 +41,7 @@ class Stored:
         return len(self.kept)
 
     def batches(self, size: int = 500) -> Iterator[Tensor]:
-        """float32 [B, *shape] as models see them."""
+        """Batches of the values that models take, float32 [B, *shape]."""
         return (self.modality.from_file(some) for some in torch.split(self.kept, size))
 
 
@@ -52,18 +53,18 @@ def write_samples(
     labels: Tensor | None = None,
     class_names: Sequence[str] = (),
 ) -> Array:
-    """Write a `samples.npz`, whole or not at all.
+    """Write a `samples.npz` atomically.
 
     Args:
         path: The file.
-        modality: What the samples are.
-        batches: The samples, [B, *shape] as models make them.
-        seeds: Of the N samples.
+        modality: Their kind of data.
+        batches: The samples, [B, *shape] as models return them.
+        seeds: The seeds of the N samples.
         labels: Their classes, int64 [N], or None.
-        class_names: Of the classes 0, 1, ..., where they have names.
+        class_names: Names of the classes 0, 1, ..., if known.
 
     Returns:
-        The samples as the file holds them, [N, ...].
+        The samples as stored, [N, ...].
     """
     samples = np.concatenate([modality.to_file(x) for x in batches])
     arrays = {"seeds": np.arange(seeds.start, seeds.stop, dtype=np.int64), modality.unit: samples}
@@ -77,11 +78,11 @@ def write_samples(
 
 
 def read_samples(path: Path, modality: Modality) -> Stored:
-    """The samples of a `samples.npz`.
+    """Read a `samples.npz`.
 
     Args:
-        path: The file; of seeds and labels it needs none.
-        modality: What the samples must be.
+        path: The file; seeds and labels are optional.
+        modality: The kind of data that the samples must be of.
 
     Returns:
         The samples.
@@ -119,7 +120,7 @@ def read_samples(path: Path, modality: Modality) -> Stored:
         raise UserError(f"{path} holds no samples")
     labels = class_numbers(arrays.get("labels"), len(array), path)
     if array.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused with the rest
+        with np.errstate(over="ignore"):  # values that overflow raise an error below
             array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError(f"{path}: samples hold NaN or infinite values")
@@ -127,10 +128,10 @@ def read_samples(path: Path, modality: Modality) -> Stored:
 
 
 def class_numbers(labels: Array | None, n: int, path: Path) -> Tensor | None:
-    """Labels of n items of a file as int64 [n], if there are any.
+    """Check the labels of n items of a file; returns int64 [n], or None if there are none.
 
     Raises:
-        UserError: If they are no class numbers.
+        UserError: If they are not integers [n].
     """
     if labels is None:
         return None

@@ -23,7 +23,8 @@ _COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
 class Signals(Modality):
     """Signals [C, L]: L numbers in each of C channels, in time or along a line.
 
-    Files hold them as float32 [N, C, L] in the data's own units. They are drawn as waveforms, the channels by colours.
+    They are stored as float32 [N, C, L] in the data's own units, and drawn as waveforms, with a colour for each
+    channel.
 
     Args:
         shape: [C, L].
@@ -34,7 +35,7 @@ class Signals(Modality):
     unit, axes = "signals", "CL"
 
     def draw(self, x: Tensor) -> Image.Image:
-        """The first dozen waveforms, a panel for each, on one scale."""
+        """The first twelve waveforms, each in a panel, on the same scale."""
         x = self._shown(x)
         columns = min(4, math.ceil(math.sqrt(len(x))))
         rows = math.ceil(min(len(x), _MOST) / columns)
@@ -46,9 +47,9 @@ class Signals(Modality):
         return pictures.render(drawing)
 
     def beside(self, x: Tensor, reference: Tensor) -> Image.Image:
-        """Waveforms of both on one scale; below, at each step, the range that holds 90% of the values, and the median.
+        """Waveforms of both on the same scale; below, the median and the 5% to 95% range at each step.
 
-        Below that, for each lag, the correlation of values that far apart.
+        Below that, the autocorrelation for each lag.
         """
         sets = {"samples": self._shown(x), "data": self._shown(reference)}
         drawing = pictures.blank_figure((11, 8.2))
@@ -76,11 +77,11 @@ class Signals(Modality):
         return pictures.render(drawing)
 
     def _shown(self, x: Tensor) -> Tensor:
-        """Those channels of signals [B, C, L] that are drawn, in the data's own units."""
+        """The channels of signals [B, C, L] that are drawn, in the data's own units."""
         return self.in_own_units(x)[:, :_CHANNELS].detach().cpu()
 
     def _waveforms(self, figure: Any, x: Tensor, grid: tuple[int, int], ends: tuple[float, float]) -> None:
-        """Panels of waveforms [B, C, L], one for each of the first, in a figure or a part of one."""
+        """Panels with the first waveforms of [B, C, L], in a figure or a part of one."""
         panels = figure.subplots(*grid, squeeze=False, sharex=True, sharey=True)
         for panel, signal in zip(panels.flat, x[: panels.size], strict=False):
             panel.plot(signal.T.numpy(), linewidth=1)
@@ -114,10 +115,10 @@ class Signals(Modality):
         panel.set_ylim(ends[0][0], ends[1][0])
 
     def _draw_frame(self, x: Tensor, extent: float) -> Image.Image:
-        """Waveforms below one another."""
+        """Waveforms, one below the other."""
         width, height, most = _FILM
         shown = self._film_values(x[:most]).float().cpu()
-        picture = Image.new("RGB", (2 * width, 2 * height * len(shown)), (245, 245, 245))  # halved: smooth lines
+        picture = Image.new("RGB", (2 * width, 2 * height * len(shown)), (245, 245, 245))  # halved below
         pen = ImageDraw.Draw(picture)
         across = torch.linspace(6, 2 * width - 7, shown.shape[-1]).tolist()
         for row, signal in enumerate(shown):
@@ -132,13 +133,13 @@ class Signals(Modality):
 
 
 def _ends(x: Tensor) -> tuple[float, float]:
-    """Ends of an axis that holds all values."""
+    """Ends of an axis for all values."""
     low, high = pictures.limits(x.reshape(-1, 1))
     return low[0], high[0]
 
 
 def _quantiles(panel: Any, x: Tensor, name: str, colour: str) -> None:
-    """Of signals [N, L] the median at each step, and the band that holds 90% of them."""
+    """Plot the median of signals [N, L] at each step, and the 5% to 95% band."""
     low, middle, high = np.quantile(x.numpy(), (0.05, 0.5, 0.95), axis=0)
     steps = range(x.shape[1])
     panel.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -146,7 +147,7 @@ def _quantiles(panel: Any, x: Tensor, name: str, colour: str) -> None:
 
 
 def _correlations(panel: Any, x: Tensor, name: str, colour: str) -> None:
-    """Of signals [N, L] the correlation of two steps, by how far they are apart: the mean over such pairs."""
+    """Plot the autocorrelation of signals [N, L]: for each lag, the mean over the pairs of steps that far apart."""
     x = x.double()
     scaled = (x - x.mean(0)) / x.std(0, correction=0).clamp(min=1e-300)
     length = x.shape[1]

@@ -1,4 +1,4 @@
-"""The data's own units, and the linear map from them to the [-1, 1] that models see."""
+"""The data's own units, and the linear map from them to [-1, 1], the range that models take."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Units:
-    """y = low + (high - low) (x + 1) / 2, for values y in the data's own units and x as models see them.
+    """y = low + (high - low) (x + 1) / 2, for values y in the data's own units and x on [-1, 1].
 
     Args:
-        low: The value of y at x = -1: one number for all dimensions, or D of them for vectors [D].
-        high: The value of y at x = 1, likewise; above low.
+        low: The value of y at x = -1: one number for all dimensions, or one for each dimension of vectors [D].
+        high: The value of y at x = 1, one for each of low, and above it.
 
     Raises:
-        ValueError: If there is not one finite high above each finite low.
+        ValueError: If low and high differ in number, are NaN or infinite, or a high is not above its low.
     """
 
     low: tuple[float, ...]
@@ -35,20 +35,20 @@ class Units:
 
     @classmethod
     def of(cls, description: Mapping[str, Sequence[float]] | None) -> Units | None:
-        """The units that `describe` described, or None for None."""
+        """The units with a given description, as `describe` returns it; None for None."""
         return None if description is None else cls(tuple(description["low"]), tuple(description["high"]))
 
     def describe(self) -> dict[str, Any]:
-        """Plain containers, for checkpoints."""
+        """A description for checkpoints."""
         return {"low": list(self.low), "high": list(self.high)}
 
     def encode(self, y: Tensor) -> Tensor:
-        """Values in the data's own units, [B, *dims], as models see them, float32; values beyond the ends stay so."""
+        """Map values in the data's own units, [B, *dims], to x, float32; nothing is clamped."""
         low, width = self._ends(y)
         return (2 * (y.double() - low) / width - 1).float()
 
     def decode(self, x: Tensor) -> Tensor:
-        """What models see, [B, *dims], in the data's own units, float32."""
+        """Map x, [B, *dims], to the data's own units, float32."""
         low, width = self._ends(x)
         return (low + width * (x.double() + 1) / 2).float()
 

@@ -11,17 +11,17 @@ from torch.nn import functional as F
 
 
 def halve(x: Tensor) -> Tensor:
-    """Average 2x2 windows: [B, C, H, W] to [B, C, ceil(H/2), ceil(W/2)]; one cut by the border averages what it has."""
+    """Average 2x2 windows, smaller ones at the border: [B, C, H, W] to [B, C, ceil(H/2), ceil(W/2)]."""
     return F.avg_pool2d(x, 2, ceil_mode=True)
 
 
 def double(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Repeat each pixel 2x2 and crop to size (H, W), of which x has (ceil(H/2), ceil(W/2)); inverts `halve`'s sizes."""
+    """Repeat each pixel 2x2 and crop to size (H, W): from the size (ceil(H/2), ceil(W/2)) that `halve` returns."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")[..., : size[0], : size[1]]
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, *, zero: bool = False) -> nn.Conv2d:
-    """Return a convolution that keeps the size: odd kernel, bias 0, Xavier-uniform weights (EDM, DDPM++) or zeros."""
+    """A convolution that keeps the size: odd kernel, bias 0, Xavier-uniform weights (EDM, DDPM++) or zeros."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
     if zero:
         nn.init.zeros_(conv.weight)
@@ -32,7 +32,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int, *, zero: bool 
 
 
 def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
-    """Return a group norm that fits any number of channels: at most 32 groups, of at least 4 channels if there are 4.
+    """A group norm for any number of channels: at most 32 groups, of at least 4 channels if there are 4.
 
     The number of groups is the largest common divisor of channels and min(32, channels // 4), at least 1.
     """
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
     q, k and v are linear in GroupNorm(x), d is the number of channels of a head, and W_o starts at 0.
 
     Args:
-        channels: Of x.
+        channels: Number of channels of x.
         head_channels: Upper bound on d; the channels of a head are the largest divisor of channels within it.
 
     References:
@@ -73,18 +73,18 @@ class SelfAttention(nn.Module):
 class ResidualBlock(nn.Module):
     """Residual block of DDPM++ and EDM, modulated by a conditioning vector.
 
-    With R a resampling of the image (or nothing), S a 1x1 convolution where the channels change (else nothing) and
-    (a, b) linear in the conditioning vector,
+    With R a resampling of the image (or the identity), S a 1x1 convolution if the number of channels changes (else the
+    identity) and (a, b) linear in the conditioning vector,
 
         h = Conv_1(R SiLU(GroupNorm(x))),  h = Conv_2(dropout(SiLU((1 + a) GroupNorm(h) + b))),  (S R x + h) / sqrt(2),
 
-    then self-attention, if asked for. Conv_2 starts at 0.
+    followed by self-attention if `attention`. Conv_2 is initialised to 0.
 
     Args:
-        in_channels: Of x.
-        out_channels: Of the result.
+        in_channels: Number of channels of x.
+        out_channels: Number of channels of the result.
         embedding_dim: Size of the conditioning vector.
-        attention: End with a `SelfAttention`.
+        attention: Whether to end with a `SelfAttention`.
         dropout: Probability in [0, 1).
         head_channels: Of the attention.
 

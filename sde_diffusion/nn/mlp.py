@@ -41,20 +41,21 @@ class MLP(Network):
 
         h_0 = W_in x,   h_{k+1} = h_k + W_2k SiLU(W_1k ((1 + a_k) LayerNorm(h_k) + b_k)),   out = W_out LayerNorm(h_K)
 
-    with (a_k, b_k) linear in one vector embedded from c_noise and label (adaptive layer norm; one matrix product
-    gives those of all blocks). W_out starts at 0, and so does the output. A sample's output depends on no other sample.
+    with (a_k, b_k) linear in an embedding of c_noise and label (adaptive layer norm; one matrix product computes those
+    of all blocks). W_out, and with it the output, is initialised to 0. The output of a sample depends on no other
+    sample.
 
     Args:
-        shape: Of one sample, any number of dimensions.
+        shape: Shape of one sample, of any number of dimensions.
         n_classes: Labels are 0 ... n_classes - 1 and n_classes is the null class; 0: no labels.
-        width: Of the hidden layers; positive.
+        width: Width of the hidden layers; positive.
         depth: Number of residual blocks, two linear layers each; at least 1.
         embedding_dim: Size of the conditioning vector; even, at least 4.
         embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
             [N, embedding_dim].
-        dropout: Share of each block's hidden values that training leaves out, in [0, 1).
-        octaves: How many octaves of sin(2^k pi x), cos(2^k pi x), k = 0, 1, ..., the network sees beside x, at least 0:
-            for data on levels, whose likelihood lies in what is finer than a network finds by itself.
+        dropout: Probability of dropout of each block's hidden values, in [0, 1).
+        octaves: Number of octaves of sin(2^k pi x), cos(2^k pi x), k = 0, 1, ..., that are further inputs, at least 0:
+            for likelihoods of data on levels, which depend on details that are too fine for the network otherwise.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -98,7 +99,7 @@ class MLP(Network):
 
         Args:
             x: [B, *shape], floating point.
-            c_noise: [] or [B], any real number that tells the noise level, such as log(sigma/alpha)/4.
+            c_noise: [] or [B], a function of the noise level, such as log(sigma/alpha)/4.
             label: [B], int64 in 0 ... n_classes; None: the null class throughout.
 
         Returns:

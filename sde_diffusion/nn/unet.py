@@ -17,23 +17,23 @@ from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, c
 class UNet(Network):
     """U-Net of residual blocks, after DDPM++ as simplified in EDM.
 
-    The image is cut into patch x patch squares, whose pixels become channels (patch = 1: the image itself), H x W of
-    them. Level l works at ceil(H / 2^l) x ceil(W / 2^l) with channels * channel_mult[l] channels. A level has `blocks`
-    residual blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of that level;
-    residual blocks halve and double the image between levels; two blocks stand in the middle. Residual sums are divided
-    by sqrt(2). The last convolution starts at 0, and so does the output. Group norms alone: a sample's output depends
-    on no other.
+    The image is cut into H x W squares of patch x patch pixels, which become channels (patch = 1: the image itself).
+    Resolution l is ceil(H / 2^l) x ceil(W / 2^l), with channels * channel_mult[l] channels. Each resolution has
+    `blocks` residual blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of
+    that resolution; residual blocks halve and double the image in between, and two blocks are in the middle. Residual
+    sums are divided by sqrt(2). The last convolution, and with it the output, is initialised to 0. Normalisation is by
+    group norms only, so that the output of a sample depends on no other sample.
 
     Args:
-        shape: Of one image, [C, height, width]; any sizes, odd ones too.
+        shape: Shape of one image, [C, height, width]; any size, also odd.
         n_classes: Labels are 0 ... n_classes - 1 and n_classes is the null class; 0: no labels.
         patch: Side of the squares, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
             with zeros on the right and below, and the output cropped.
         channels: Base number of channels; positive.
-        channel_mult: Multiplier of each level, finest first; positive integers, one level or more.
-        blocks: Residual blocks in a level of the encoder; at least 1.
-        attention: Levels with self-attention, 0 the finest, after each block of the encoder and the last of the
-            decoder; the middle has it too unless the list is empty. Memory and time grow as (H W)^2 of the level.
+        channel_mult: Multiplier of each resolution, finest first; one or more positive integers.
+        blocks: Residual blocks at each resolution of the encoder; at least 1.
+        attention: Resolutions with self-attention, 0 the finest, after each block of the encoder and the last of the
+            decoder; the middle has it too unless the list is empty. Memory and time grow as (H W)^2 of the resolution.
         head_channels: Largest number of channels of an attention head; positive.
         dropout: Probability in the residual blocks, in [0, 1).
         embedding_dim: Size of the conditioning vector; even, at least 4.
@@ -66,8 +66,8 @@ class UNet(Network):
         patch, channels = check_count("patch", patch), check_count("channels", channels)
         blocks, head_channels = check_count("blocks", blocks), check_count("head_channels", head_channels)
         widths = [channels * m for m in check_sizes("channel_mult", channel_mult, "a list of positive integers")]
-        if not isinstance(attention, list | tuple) or not all(level in range(len(widths)) for level in attention):
-            raise ValueError(f"attention must list levels in 0 ... {len(widths) - 1}; got {attention!r}")
+        if not isinstance(attention, list | tuple) or not all(i in range(len(widths)) for i in attention):
+            raise ValueError(f"attention must list resolutions in 0 ... {len(widths) - 1}; got {attention!r}")
         dropout = as_number("dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got {dropout}")
@@ -81,25 +81,25 @@ class UNet(Network):
         self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
         width = widths[0]
         skips = [width]  # channels of what the encoder leaves for the decoder
-        for level, out in enumerate(widths):
-            if level:
+        for resolution, out in enumerate(widths):
+            if resolution:
                 self.down.append(block(width, width))
                 skips.append(width)
             stage = nn.ModuleList()
             for _ in range(blocks):
-                stage.append(block(width, out, attention=level in attention))
+                stage.append(block(width, out, attention=resolution in attention))
                 width = out
                 skips.append(width)
             self.encoder.append(stage)
         self.middle = nn.ModuleList([block(width, width, attention=bool(attention)), block(width, width)])
-        for level, out in reversed(list(enumerate(widths))):
+        for resolution, out in reversed(list(enumerate(widths))):
             stage = nn.ModuleList()
             for index in range(blocks + 1):
-                attend = level in attention and index == blocks
+                attend = resolution in attention and index == blocks
                 stage.append(block(width + skips.pop(), out, attention=attend))
                 width = out
             self.decoder.append(stage)
-            if level:
+            if resolution:
                 self.up.append(block(width, width))
         self.norm = group_norm(width)
         self.output = convolution(width, pixels, 3, zero=True)
@@ -109,7 +109,7 @@ class UNet(Network):
 
         Args:
             x: [B, C, height, width], floating point.
-            c_noise: [] or [B], any real number that tells the noise level, such as log(sigma/alpha)/4.
+            c_noise: [] or [B], a function of the noise level, such as log(sigma/alpha)/4.
             label: [B], int64 in 0 ... n_classes; None: the null class throughout.
 
         Returns:
@@ -124,18 +124,18 @@ class UNet(Network):
         padded = F.pad(x.to(self.input.weight.dtype), (0, -width % self.patch, 0, -height % self.patch))
         h = self.input(F.pixel_unshuffle(padded, self.patch))
         skips = [h]
-        for level, blocks in enumerate(self.encoder):
-            if level:
-                h = self.down[level - 1](h, embedding, halve)
+        for resolution, blocks in enumerate(self.encoder):
+            if resolution:
+                h = self.down[resolution - 1](h, embedding, halve)
                 skips.append(h)
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
                 skips.append(h)
         for block in self.middle:
             h = block(h, embedding)
-        for level, blocks in enumerate(self.decoder):
-            if level:
-                h = self.up[level - 1](h, embedding, partial(double, size=skips[-1].shape[-2:]))
+        for resolution, blocks in enumerate(self.decoder):
+            if resolution:
+                h = self.up[resolution - 1](h, embedding, partial(double, size=skips[-1].shape[-2:]))
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         out: Tensor = self.output(F.silu(self.norm(h)))

@@ -1,7 +1,25 @@
-"""How do we walk back to data? Samplers, reverse processes and per-sample noise."""
+"""How do we walk back to data? Samplers, reverse processes and per-sample noise.
+
+Each choice of `sampler=` is a file in `conf/sampler/` that names a class, and each class has a module here:
+
+    ddpm, ddim      AncestralSampler     ancestral
+    pc              PredictorCorrector   predictor_corrector (predictors), correctors
+    langevin        AnnealedLangevin     langevin
+    heun            HeunSampler          heun
+    dpm, unipc      DPMSolver, UniPC     dpm_solver
+    deis            DEISSampler          deis
+    ode             ODESampler           ode; its solver ode_methods, ode_kinds, ode_adams
+    sde             SDESampler           sde; its Brownian motion brownian
+
+Calling a sampler (`base.Sampler.__call__`) draws x_T and hands a `walk.Walk` to the sampler's own `walk` method, which
+takes the steps. The solvers of `ode` and `sde` solve a `reverse.ReverseProcess`, as likelihoods do. Samplers of your
+own are subclasses of `Sampler` with a method `walk`, or of `MultistepSampler` with a method `coefficients`.
+"""
 
 from sde_diffusion.sampling.ancestral import AncestralSampler
-from sde_diffusion.sampling.base import Callback, Sampler, Samples, Walk
+from sde_diffusion.sampling.base import Sampler, Samples
+from sde_diffusion.sampling.coordinates import Coordinate, NoiseToSignal, State, UnitVariance
+from sde_diffusion.sampling.correctors import Corrector
 from sde_diffusion.sampling.deis import DEISSampler
 from sde_diffusion.sampling.dpm_solver import DPMSolver, UniPC
 from sde_diffusion.sampling.heun import HeunSampler
@@ -9,15 +27,18 @@ from sde_diffusion.sampling.langevin import AnnealedLangevin
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sampling.ode import ODESampler
-from sde_diffusion.sampling.predictor_corrector import PredictorCorrector
-from sde_diffusion.sampling.reverse import NoiseToSignal, ReverseProcess, State, UnitVariance
+from sde_diffusion.sampling.predictor_corrector import Predictor, PredictorCorrector
+from sde_diffusion.sampling.reverse import ReverseProcess
 from sde_diffusion.sampling.sde import SDESampler
+from sde_diffusion.sampling.walk import Callback, Walk
 
 __all__ = [
     "AncestralSampler",
     "AnnealedLangevin",
     "Callback",
     "Coefficients",
+    "Coordinate",
+    "Corrector",
     "DEISSampler",
     "DPMSolver",
     "HeunSampler",
@@ -25,6 +46,7 @@ __all__ = [
     "Noise",
     "NoiseToSignal",
     "ODESampler",
+    "Predictor",
     "PredictorCorrector",
     "ReverseProcess",
     "SDESampler",

@@ -1,17 +1,17 @@
-r"""Adams' method with steps of its own choosing: one network pass a step.
+r"""Adams' method with adaptive steps: one network pass a step.
 
-Beliefs change smoothly along a walk, and a pass costs far more than a linear combination of the passes before it. A
-step from u to u + h, with the slopes f_0 = f(u), f_1, ... of the last k points (nearest first),
+Predictions change smoothly along a walk, and a network pass costs far more than a linear combination of earlier ones.
+A step from u to u + h, with the slopes f_0 = f(u), f_1, ... of the last k points (nearest first),
 
     predicts    p = y + int P(f_0, ..., f_{k-1}),                        Adams-Bashforth, order k,
     evaluates   f* = f(u + h, p),
     corrects    y + int P(f*, f_0, ..., f_{k-1}),                        Adams-Moulton, order k + 1,
 
-each integral over the step, of the polynomial through these slopes at the places where they lie (no spacing is
-presumed). The error of the step is taken to be the distance to the correction without f_{k-1}, which is of order k.
-The first steps look back on fewer points.
+where each integral is over the step, of the polynomial through these slopes at their own places (the spacing may be
+any). The error estimate is the difference to the correction without f_{k-1}, which is of order k. The first steps use
+fewer points.
 
-Evaluated once a step, the pair is stable only for shorter steps as its order grows: on stiff equations a high order
+With a single evaluation a step, the range of stable steps shrinks with the order: on stiff equations a high order
 takes many times the passes of a low one (benchmarks/README.md).
 
 References: Hairer, Norsett & Wanner 1993, "Solving Ordinary Differential Equations I", sections III.1, III.5 and III.7
@@ -28,27 +28,27 @@ from torch import Tensor
 from sde_diffusion.sampling.exponential import lagrange_weights
 
 _SAFETY, _SHRINK, _GROW, _GROW_AT_FIRST = 0.85, 0.3, 1.5, 3.0
-"""Of the next step's length: the aim below the tolerance, the least and the greatest change, and the greatest while the
-first steps gain in order. Little depends on them."""
+"""Step size control: safety factor, smallest and largest change, and the largest while the order still grows."""
 
 _TURNS = 50
-"""Errors in a row that turn, for steps to be held short by stability. The last steps of an ordinary walk turn too, up
-to 40 of them where one of many samples is far out; tightening there would cost passes and gain nothing."""
+"""Consecutive changes of the error's sign from which stability, not accuracy, is taken to limit the steps. The last
+steps of an ordinary walk have up to 40 if one of many samples is far out; a tighter tolerance would gain nothing
+there."""
 
 _TESTED_EVERY = 150
-"""Steps after which the slope is tested for roughness, again and again; most smooth walks take fewer."""
+"""The slope is tested for roughness every so many steps; most smooth walks take fewer."""
 
 _STIFF, _ROUGH = 0.01, 1.0
-"""Fourth differences in time of the slope at one state, over a step, in tolerances. Below the first, time alone does
-not keep the steps short, but stability does. A step that its own fourth derivative keeps short shows 0.15, and one
-within which the slope has noise about 40."""
+"""Fourth differences in time of the slope at a fixed state, over a step, in tolerances. Below the first, the dependence
+on time does not limit the steps. A step limited by its own fourth derivative shows 0.15, and one within which the slope
+is noisy about 40."""
 
 _LONG = 900
-"""Steps from which it is enough to call a slope rough that time alone keeps the steps short."""
+"""After so many steps a slope counts as rough if its dependence on time alone limits the steps."""
 
 
 class RoughError(Exception):
-    """The slope is rough in time: it has noise, or turns so often that steps must be too many to follow it."""
+    """The slope is rough in time: noisy, or so oscillatory that following it would take too many steps."""
 
 
 def adams(
@@ -68,31 +68,31 @@ def adams(
     """Solve dy/du = drift(u, y) from start to end.
 
     Args:
-        drift: The slope, asked for within [start, end] only.
+        drift: The slope f(u, y), evaluated within [start, end] only.
         y: State at start.
-        start: Where to begin.
-        end: Where to end, beyond or before start.
+        start: Where the solution begins.
+        end: Where it ends, above or below start.
         rtol: Relative tolerance of a step.
         atol: Absolute tolerance of a step.
-        norm: Size of an error measured in tolerances; a step is taken if it is at most 1.
+        norm: Size of an error in tolerances; a step is accepted if it is at most 1.
         order: Order k of the predictor, at least 1.
-        smallest_step: Give up when a step gets so small, as a share of the interval.
-        places: Where the solution is wanted on the way, in the order of the walk.
-        keep: Called with each of these and the state there, the integral of the same polynomial up to it.
-        test_roughness: Test the slope for roughness (five passes) each 150 steps, and where errors turn.
+        smallest_step: Stop if a step gets shorter than this share of the interval.
+        places: Where the solution is wanted between start and end, in the order of the walk.
+        keep: Called with each of these and the state there, interpolated by the polynomial of the step.
+        test_roughness: Test the slope for roughness (five passes) every 150 steps, and when errors alternate in sign.
 
-    Where a flow contracts steeply, stability and not accuracy keeps the steps short: however wide the tolerance, the
-    solution trembles within it, and a quantity with a sharp extremum there (a divergence far from all data) is
-    systematically off. Such errors change their sign from step to step, where those of a smooth solution keep it. So
-    once 50 in a row have turned, the tolerance is tightened a hundredfold for the rest. That costs few steps there, and
-    more where errors turn because the flow goes round and round.
+    If a flow contracts steeply, stability rather than accuracy limits the steps: the solution oscillates within the
+    tolerance, whatever that is, and a quantity with a sharp extremum there (a divergence far from all data) gets a
+    systematic error. Such errors alternate in sign from step to step, unlike those of a smooth solution. So after 50
+    alternations in a row the tolerance is divided by 100 for the rest of the walk. That costs few steps here, but more
+    if errors alternate because the flow itself rotates.
 
-    Errors also turn where the slope is rough in time, like that of a network told of the time by features that turn
-    thousands of times on the way. There each step's error is in proportion to the step, a tolerance ten times smaller
-    costs ten times the passes, and tightening would be in vain. So first the slope is looked at with the state held.
+    Errors also alternate if the slope is rough in time, as for a network whose time features oscillate thousands of
+    times along the walk. Then the error of a step is proportional to its length, a tolerance ten times smaller costs
+    ten times the passes, and a tighter tolerance does not help. So the slope is first tested at a fixed state.
 
     Returns:
-        The state at end; None if the tolerance is not met, or a slope is not finite.
+        The state at end; None if the tolerance cannot be met, or a slope is NaN or infinite.
 
     Raises:
         RoughError: If test_roughness finds that the slope is rough in time.
@@ -104,7 +104,7 @@ def adams(
     slopes, places = [drift(u, y)], [u]
     before: Tensor | None = None
     turns = taken = 0
-    # What a first step of order 1 may take if the slope changes by its own size over the interval.
+    # A first step of order 1, if the slope changes by its own size over the interval.
     steepness = float(norm(slopes[0].detach() / (atol + rtol * y.detach().abs()))) * length
     if not steepness < torch.inf:
         return None
@@ -164,9 +164,9 @@ def _roughness(
     scale: Tensor,
     norm: Callable[[Tensor], Tensor],
 ) -> float:
-    """Size of a step's fourth difference of the slope at one state, at times a quarter of the step apart.
+    """Size of a step's fourth difference of the slope at a fixed state, at times a quarter of the step apart.
 
-    With the state held, stiffness plays no part in it.
+    As the state is fixed, stiffness has no influence on it.
     """
     difference = torch.zeros_like(y)
     for k, weight in enumerate((1, -4, 6, -4, 1)):

@@ -1,4 +1,4 @@
-"""DDPM, DDIM and all in between, on any path."""
+"""DDPM, DDIM, and everything in between, on any path."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number
-from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import SDE, Grid, numbers
 
 
 class AncestralSampler(MultistepSampler):
     r"""x_s = alpha_s x0 + sigma_s sqrt(1 - eta^2 q) eps + eta sigma_s sqrt(q) z,  q = 1 - e^(lambda_t - lambda_s).
 
-    eta = 1 draws from the exact posterior q(x_s | x_t, x0): DDPM. eta = 0 is DDIM. The last step returns x0 itself,
-    without noise (with `denoise`), so that `steps` network passes are spent: steps - 1 transitions and one prediction.
-    Without `denoise` there are `steps` transitions, down to t_end. Weak order 1; deterministic order 1 at eta = 0.
-    `invert` walks the deterministic steps up, from data to the noise that they come from.
+    eta = 1 draws from the exact posterior q(x_s | x_t, x0): DDPM. eta = 0 is DDIM. With `denoise` the walk takes
+    steps - 1 transitions and returns x0 at their end; without, it takes `steps` transitions down to t_end. Both cost
+    `steps` network passes. Weak order 1; at eta = 0 order 1. At eta = 0 `invert` takes the steps from data to noise.
 
     Args:
         steps: Number of network passes, at least 1.
-        eta: Share of the posterior's noise, in [0, 1].
-        grid: Spacing of the times; the path's default if not given.
+        eta: Scale of the posterior's noise, in [0, 1].
+        grid: Spacing of the times; the path's default grid if None.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -51,14 +50,14 @@ class AncestralSampler(MultistepSampler):
         """Collected on x0 and x_t, with eps = (x_t - alpha_t x0) / sigma_t; see `MultistepSampler.coefficients`."""
         t, s = times[:-1], times[1:]
         kept, noise = sde.sigma(s) / sde.sigma(t), None
-        if self.eta:  # else the steps may go up as well, where there is no fresh noise to speak of
+        if self.eta:  # without noise the steps may also go up, where the share of fresh noise is not defined
             fresh = -torch.expm1(sde.log_snr(t) - sde.log_snr(s))
             kept = kept * (1 - self.eta**2 * fresh).sqrt()
             noise = numbers(self.eta * sde.sigma(s) * fresh.sqrt())
         return Coefficients(numbers(kept), numbers((sde.alpha(s) - sde.alpha(t) * kept).unsqueeze(1)), noise)
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """DDIM's steps up, each with what is believed at its beginning; see `Sampler.climb`."""
+        """DDIM's steps up, each with the prediction at its beginning; see `Sampler.climb`."""
         if self.eta:
             raise ValueError(f"only the deterministic walk (eta = 0, DDIM) can be inverted; got eta={self.eta}")
         return self.follow_up(x, run)

@@ -1,4 +1,4 @@
-"""The arguments of a sampler's call, checked once before the walk."""
+"""Checks of the arguments of a sampler's call, made once before the walk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_latent(latent: Any, shape: tuple[int, ...]) -> None:
-    """See that a walk's start is one.
+    """Check the state at which a walk begins.
 
     Raises:
         TypeError: If it is not a tensor of floats.
@@ -35,7 +35,7 @@ def check_latent(latent: Any, shape: tuple[int, ...]) -> None:
 
 
 def check_t_end(t_end: Any, sde: SDE) -> float:
-    """The time where a walk or a flow ends at the data; the path's t_min for None.
+    """The time of a walk's or a flow's end at the data; the path's t_min for None.
 
     Raises:
         ValueError: If it lies outside the path.
@@ -47,7 +47,7 @@ def check_t_end(t_end: Any, sde: SDE) -> float:
 
 
 def check_dtype(dtype: Any) -> None:
-    """See that a state's type is one of the two that are precise enough.
+    """Check that the state's type is float32 or float64, which are precise enough.
 
     Raises:
         ValueError: If it is not.
@@ -59,10 +59,10 @@ def check_dtype(dtype: Any) -> None:
 
 
 def check_device(device: torch.device | str | None, denoiser: nn.Module) -> torch.device:
-    """Where to sample: the denoiser's device, if it has one and no other is named.
+    """The device to sample on: the denoiser's, if no other is given.
 
     Raises:
-        ValueError: If there is no such device here, or the denoiser lies on another.
+        ValueError: If there is no such device, or the denoiser is on another.
     """
     own = next((weight.device for weight in (*denoiser.parameters(), *denoiser.buffers())), None)
     if device is None:

@@ -1,10 +1,10 @@
-"""What every sampler has in common: the call, the prior, the per-sample noise, the count of network passes."""
+"""The base class of all samplers: the call, which checks its arguments, draws x_T and starts the walk."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,20 +12,13 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_batch, check_bool, check_finite
 from sde_diffusion.checks.reprs import ShowsArguments
-from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
+from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
 from sde_diffusion.sampling.frames import Frames
 from sde_diffusion.sampling.noise import Noise, as_seeds
-from sde_diffusion.sde import SDE, Time, number, value_of
-
-Callback = Callable[[int, float, Tensor, Tensor], bool | None]
-"""Called with (step, t, x_t, x0) after each prediction; returning True ends the walk, whose result is then x0."""
-
-_REMEDY = ": more steps, a later t_end, or a look at the weights may help"
-
-PRIOR_DRAW = 0
-"""Number of the draw that gives x_T; steps use the numbers from 1 on."""
+from sde_diffusion.sampling.walk import PRIOR_DRAW, REMEDY, Callback, Stop, Walk
+from sde_diffusion.sde import number
 
 
 @dataclass
@@ -35,9 +28,9 @@ class Samples:
     Attributes:
         x: The samples, [B, *dims].
         nfe: Network passes (number of function evaluations) for each sample.
-        trajectory: If asked for, the beliefs x0 along the walk, [frames, B, *dims]; else None.
-        times: If asked for, the times of these frames; else None.
-        states: If asked for, the states x_t in which these are the beliefs, [frames, B, *dims]; else None.
+        trajectory: The beliefs x0 along the walk, [frames, B, *dims]; None unless asked for.
+        times: The times of these frames; None unless asked for.
+        states: The states x_t at these times, [frames, B, *dims]; None unless asked for.
     """
 
     x: Tensor
@@ -47,84 +40,15 @@ class Samples:
     states: Tensor | None = None
 
 
-class Stop(Exception):  # noqa: N818  a signal, not an error
-    """A callback ends the walk, at the state x with the belief x0."""
-
-    def __init__(self, x: Tensor, x0: Tensor) -> None:
-        super().__init__()
-        self.x = x
-        self.x0 = x0
-
-
-@dataclass
-class Walk:
-    """One walk from noise to data: what a sampler's `walk` works with.
-
-    Attributes:
-        denoiser: The denoiser.
-        noise: The samples' noise streams.
-        t_end: Where the walk ends.
-        conditions: Passed to the denoiser.
-        callback: See `Callback`.
-        check: Look at each prediction for numbers that are none; only done once a walk has gone wrong.
-        nfe: Network passes so far.
-        step: Number of the next prediction, as callbacks are told; a guided one costs several passes.
-        frames: States to be kept along the walk; None for none.
-    """
-
-    denoiser: Denoiser
-    noise: Noise
-    t_end: float
-    conditions: dict[str, Any] = field(default_factory=dict)
-    callback: Callback | None = None
-    check: bool = False
-    nfe: int = 0
-    step: int = 0
-    frames: Frames | None = None
-
-    @property
-    def sde(self) -> SDE:
-        """The denoiser's path."""
-        return self.denoiser.sde
-
-    def predict(self, x: Tensor, t: Time) -> Prediction:
-        """Ask the denoiser at (x, t), counting its passes and showing the belief to the callback."""
-        prediction: Prediction = self.denoiser(x, t, **self.conditions)
-        self.nfe += self.denoiser.passes_at(t)
-        step, self.step = self.step, self.step + 1
-        if self.callback is not None or self.check:
-            x0 = prediction.x0
-            if self.check:
-                what = f"the denoiser's answer at network pass {self.nfe}, t = {value_of(t):.6g}"
-                check_finite(what, x0, _REMEDY, UserError)
-            if self.callback is not None and self.callback(step, value_of(t), x, x0):
-                raise Stop(x, x0)
-        return prediction
-
-    def plan(self, times: Tensor) -> None:
-        """Say at which times the walk will be, [N + 1], so that frames can be chosen among them."""
-        if self.frames is not None:
-            self.frames.choose(times)
-
-    def visit(self, x: Tensor, t: Time) -> None:
-        """Show the state x at one of these times; it is kept if it was chosen."""
-        if self.frames is not None:
-            self.frames.visit(x, t)
-
-    def normal(self, step: int) -> Tensor:
-        """Standard normals of a step (0, 1, ...), each step a draw of its own, [B, *dims]."""
-        return self.noise.normal(PRIOR_DRAW + 1 + step)
-
-
 class Sampler(ShowsArguments, ABC):
     """A way to walk from noise at t_max back to data.
 
-    A sampler's repr names its class and the arguments that differ from the defaults, as they are now, and can be
-    evaluated. For that each argument is an attribute of the same name.
+    A subclass defines `walk`. Each constructor argument is an attribute of the same name: the repr, which can be
+    evaluated, names the class and the arguments that differ from their defaults.
 
     Args:
         denoise: Return the belief x0 at the end of the walk (True), or the state at t_end (False).
-        t_end: Where the walk ends; the path's t_min if not given.
+        t_end: The time where the walk ends; the path's t_min by default.
 
     Raises:
         ValueError: If denoise is not a bool, or t_end not a number.
@@ -142,24 +66,24 @@ class Sampler(ShowsArguments, ABC):
 
         Args:
             x: State at t_max, [B, *dims].
-            run: Denoiser, noise and bookkeeping.
+            run: The denoiser, the noise, and the record of the walk.
 
         Returns:
             The state at t_end, or with `denoise` the belief x0 there, [B, *dims].
         """
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk from x at t_end up to t_max, for `invert`; a sampler without a deterministic walk does not define it.
+        """Walk from x at t_end up to t_max, for `invert`; only samplers with a deterministic walk define it.
 
         Args:
             x: State at t_end, [B, *dims].
-            run: Denoiser and bookkeeping.
+            run: The denoiser and the record of the walk.
 
         Returns:
             The state at t_max, [B, *dims].
 
         Raises:
-            ValueError: If the walk is not deterministic as the sampler is set.
+            ValueError: If the walk is not deterministic with the sampler's settings.
         """
         raise ValueError(f"only a deterministic walk can be inverted, and that of {type(self).__name__} draws noise")
 
@@ -179,22 +103,22 @@ class Sampler(ShowsArguments, ABC):
         """Draw samples.
 
         Args:
-            denoiser: The denoiser; its path is walked back.
+            denoiser: The denoiser, with its path.
             shape: (B, *dims), the shape of the batch.
-            seeds: One integer for each sample, in a list, an array, a tensor or a range; sample i depends on seeds[i]
-                alone (with an adaptive solver, whose steps are those that the whole batch needs, to within its
-                tolerance). range(B) if not given.
+            seeds: One integer for each sample, in a list, an array, a tensor or a range; range(B) by default. Sample i
+                depends on seeds[i] alone; with an adaptive solver, whose steps depend on the batch, to within its
+                tolerance.
             latent: x_T, [B, *dims], in place of a draw from the prior N(0, sigma(t_max)^2 I).
-            callback: Called with (step, t, x_t, x0) after each prediction, step counting them from 0; returning True
-                ends the walk.
-            device: Where to sample; the denoiser's device if not given.
+            callback: Called with (step, t, x_t, x0) after each prediction, step = 0, 1, ...; if it returns True, the
+                walk ends and returns x0.
+            device: Where to sample; the denoiser's device by default.
             dtype: Type of the state, float32 or float64.
-            trajectory: What to keep of the walk. True: belief and state at each network pass, those at a step's inner
-                stages included. A number, at least 2: so many frames (fewer if there are not so many steps), spread
-                evenly over the sampler's steps, from t_max to t_end. Times: at each of these. The methods that take
-                given steps are at the nearest of their own times (`Samples.times` has them), the adaptive ones of
-                `ODESampler` interpolate there by their own order, those of `SDESampler` linearly. The samples do not
-                change. Each frame's belief costs a network pass more, which is not counted.
+            trajectory: What to record of the walk. True: belief and state at each network pass, including the inner
+                stages of a step. A number, at least 2: that many frames (at most one for each step), spread evenly over
+                the sampler's steps, from t_max to t_end. A list of times: a frame at each. Samplers with fixed steps
+                record the nearest of their own times (see `Samples.times`); adaptive methods of `ODESampler`
+                interpolate with their own order, those of `SDESampler` linearly. The samples do not change. The belief
+                of each frame costs a further network pass, which is not counted in `nfe`.
             create_graph: Keep the graph, for derivatives of the samples with respect to latent, network and the
                 parameters of a learned path; for few steps and small data.
             **conditions: Passed to the denoiser, such as label=, one class for each sample or one for all.
@@ -206,13 +130,14 @@ class Sampler(ShowsArguments, ABC):
             TypeError: If the denoiser is not one, or does not take one of the conditions.
             ValueError: If shape, seeds and latent do not fit together, t_end lies outside the path, or the path is
                 singular there (or at t_max) in a way that the method cannot pass.
-            UserError: If a sample is not finite: at which network pass, at what t and which samples.
+            UserError: If a sample has NaN or infinite numbers; the message says at which network pass and t, and in
+                which samples.
         """
         shape = check_shape(shape)
         if latent is not None:
             check_latent(latent, shape)
-        given = (shape, seeds, latent, callback, device, dtype, trajectory, conditions)
-        return self._perform(create_graph, self.walk, denoiser, *given)
+        arguments = (shape, seeds, latent, callback, device, dtype, trajectory, conditions)
+        return self._perform(create_graph, self.walk, denoiser, *arguments)
 
     def invert(
         self,
@@ -225,33 +150,34 @@ class Sampler(ShowsArguments, ABC):
         create_graph: bool = False,
         **conditions: Any,
     ) -> Samples:
-        """Walk data up to the noise that they come from: the sampler's steps over its times in the other order.
+        """The noise that data come from: the sampler's steps in the other direction, from t_end to t_max.
 
-        For the samplers that are deterministic as they are set. Given as `latent` to the same sampler, the result comes
-        back to x, to within the error of the method, of its order in the length of the steps or of its tolerance; with
-        `denoise`, to the belief there, which at a small t_end is hardly another.
+        For samplers that are deterministic with their settings. Passed as `latent` to the same sampler, the result
+        returns to x, to within the error of the method (its order in the step length, or its tolerance); with
+        `denoise` to the belief at t_end, which for a small t_end is almost the same.
 
         Args:
-            denoiser: The denoiser, whose path is walked up.
-            x: States at t_end (data, where t_end is close to 0), [B, *dims].
-            callback: Called with (step, t, x_t, x0) after each prediction; returning True ends the walk, whose result
-                is then x_t.
-            device: Where to walk; the denoiser's device if not given.
+            denoiser: The denoiser, with its path.
+            x: States at t_end (data, if t_end is close to 0), [B, *dims].
+            callback: Called with (step, t, x_t, x0) after each prediction; if it returns True, the walk ends and
+                returns x_t.
+            device: Where to walk; the denoiser's device by default.
             dtype: Type of the state, float32 or float64.
             trajectory: See `__call__`.
             create_graph: See `__call__`; with respect to x too.
             **conditions: Passed to the denoiser, such as label=[B].
 
         Returns:
-            The latents at t_max, and the number of network passes: with `denoise` one less than sampling takes (none is
-            spent on x0).
+            The latents at t_max, and the number of network passes: with `denoise` one less than for sampling, since
+            none is spent on x0.
 
         Raises:
             TypeError: If the denoiser is not one, or x is not a tensor of floats.
             ValueError: If x is not [B, *dims] or not finite, if the sampler is not deterministic, if there is no step
-                to take (steps = 1 with `denoise`), if t_end lies outside the path, or, of methods that divide by
+                to take (steps = 1 with `denoise`), if t_end lies outside the path, or, for methods that divide by
                 sigma, if sigma(t_end) = 0.
-            UserError: If a latent is not finite: at which network pass, at what t and which samples.
+            UserError: If a latent has NaN or infinite numbers; the message says at which network pass and t, and in
+                which samples.
 
         References:
             Song et al. 2021, "Denoising Diffusion Implicit Models", section 4.3.
@@ -264,17 +190,17 @@ class Sampler(ShowsArguments, ABC):
                 return stop.x
 
         check_batch("x", x)
-        given = (tuple(x.shape), None, x, callback, device, dtype, trajectory, conditions)
-        return self._perform(create_graph, climb, denoiser, *given)
+        arguments = (tuple(x.shape), None, x, callback, device, dtype, trajectory, conditions)
+        return self._perform(create_graph, climb, denoiser, *arguments)
 
     def _perform(
-        self, create_graph: bool, walk: Callable[[Tensor, Walk], Tensor], denoiser: Denoiser, *given: Any
+        self, create_graph: bool, walk: Callable[[Tensor, Walk], Tensor], denoiser: Denoiser, *arguments: Any
     ) -> Samples:
-        """`_walked`, without a graph unless one is asked for."""
+        """`_walked`, without a graph unless create_graph."""
         check_denoiser(denoiser)
         inference = torch.is_inference_mode_enabled() and not create_graph
-        with torch.inference_mode(inference), torch.set_grad_enabled(create_graph), denoiser.sde.at_hand():
-            return self._walked(walk, denoiser, *given)
+        with torch.inference_mode(inference), torch.set_grad_enabled(create_graph), denoiser.sde.on_cpu():
+            return self._walked(walk, denoiser, *arguments)
 
     def _walked(
         self,
@@ -289,7 +215,7 @@ class Sampler(ShowsArguments, ABC):
         trajectory: bool | int | Sequence[float],
         conditions: dict[str, Any],
     ) -> Samples:
-        """Check the other arguments of a call and walk; see `__call__`."""
+        """Check the other arguments of a call, and walk; see `__call__`."""
         seeds = as_seeds(range(shape[0]) if seeds is None else seeds)
         if len(seeds) != shape[0]:
             raise ValueError(f"one seed for each sample is needed: shape {shape} asks for {shape[0]}, got {len(seeds)}")
@@ -320,9 +246,10 @@ class Sampler(ShowsArguments, ABC):
         run = Walk(denoiser, noise, t_end, conditions, record if each else callback, frames=frames)
         result = _finish(walk, x, run)
         if not bool(torch.isfinite(result).all()):
-            # Looking at each step would have waited for the device each time. The noise repeats: walk again and look.
+            # Checking each step would have waited for the device each time. The noise can be repeated: walk again, and
+            # check.
             _finish(walk, x, Walk(denoiser, noise, t_end, conditions, check=True))
-            check_finite("the sampler's result", result, _REMEDY, UserError)
+            check_finite("the sampler's result", result, REMEDY, UserError)
         if frames is not None:
             states, times = frames.states, frames.times
             beliefs = [denoiser(x, t, **conditions).x0 for x, t in zip(states, times, strict=True)]
@@ -333,16 +260,8 @@ class Sampler(ShowsArguments, ABC):
 
 
 def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:
-    """The walk's result, or where a callback ended it the belief there."""
+    """The walk's result, or the belief where a callback ended it."""
     try:
         return walk(x, run)
     except Stop as stop:
         return stop.x0
-
-
-def singular(sde: SDE) -> ValueError:
-    """What to raise where a method's coefficients are infinite at an end of its walk."""
-    return ValueError(
-        f"this method's coefficients are not finite all along the walk, as {sde} is singular at an end: give it "
-        "t_min > 0 (or the sampler t_end > 0) and t_max < 1"
-    )

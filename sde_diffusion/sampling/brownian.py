@@ -1,4 +1,4 @@
-r"""Brownian motions for torchsde, drawn from the samples' own streams.
+r"""Brownian motions for torchsde, drawn from the noise streams of the samples.
 
 Over an interval [a, b] of length h a Brownian motion is described by its increment W ~ N(0, h) and, independent of it,
 its space-time Levy area H ~ N(0, h / 12), with int_a^b (W(s) - W(a)) ds = h (W / 2 + H) (Foster, Oberhauser & Strasser
@@ -21,16 +21,16 @@ Piece = tuple[Tensor, Tensor]
 
 
 class SeededBrownian(BaseBrownian):  # type: ignore[misc]
-    """What torchsde wants to know of a Brownian motion, and how it asks.
+    """The interface of a Brownian motion for torchsde.
 
-    The area between components (`return_A`) is what torchsde multiplies by the derivative of the diffusion: with a
-    diffusion that does not depend on the state it drops out, so a zero stands for it.
+    torchsde multiplies the area between components (`return_A`) by the derivative of the diffusion, which is zero for a
+    diffusion that does not depend on the state; so a zero is returned in its place.
 
     Args:
         normal: Standard normals of draw number k, [B, *].
         like: A tensor of the state's shape [B, d], type and device.
-        start: Where time begins.
-        levy_area: What the solver asks for, in torchsde's words: none, space-time (H), foster (the area, zero here).
+        start: The first time.
+        levy_area: What the solver requires, by torchsde's names: none, space-time (H), foster (the area, zero here).
     """
 
     def __init__(self, normal: Callable[[int], Tensor], like: Tensor, start: float, levy_area: str = "none") -> None:
@@ -52,7 +52,7 @@ class SeededBrownian(BaseBrownian):  # type: ignore[misc]
         return self._normal(number).flatten(1)
 
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
-        """W(tb) - W(ta), [B, d]; with return_U also the integral of W - W(ta); with return_A also a zero."""
+        """W(tb) - W(ta), [B, d]; with return_U also the integral of W - W(ta), with return_A also a zero."""
         ta, tb = float(ta), float(tb)
         if not return_U:
             w = self.increment(ta, tb)
@@ -81,16 +81,15 @@ class SeededBrownian(BaseBrownian):  # type: ignore[misc]
 
     @property
     def levy_area_approximation(self) -> str:
-        """What is given beside the increments, in torchsde's words."""
+        """What is available beside the increments, by torchsde's name."""
         return self._levy_area
 
 
 class StepBrownian(SeededBrownian):
-    """Increments of a solver in steps of length one, each drawn once and not kept.
+    """Increments for a solver in steps of length one, each drawn once and not stored.
 
-    torchsde's own Brownian motions can be asked for any interval at any time and pay for it with a tree of past draws
-    that costs more than the draws, and have one seed for the whole batch. A fixed-step solver asks for each step
-    once, in order.
+    torchsde's own Brownian motions answer for any interval, for which they keep a tree of past draws that costs more
+    than the draws, and have one seed for the batch. A fixed-step solver needs each step once, in order.
     """
 
     def increment(self, ta: float, tb: float) -> Tensor:
@@ -122,25 +121,25 @@ class StepBrownian(SeededBrownian):
 
 
 class TreeBrownian(SeededBrownian):
-    """One path, whatever intervals it is asked for and in whatever order: a virtual Brownian tree.
+    """One path, whatever intervals are asked for and in whatever order: a virtual Brownian tree.
 
-    The interval [start, 0] is halved again and again; a half's (W, H) is its parent's, split by draws whose numbers
-    belong to the place in the tree. So the path is a function of the seed alone: other methods, other steps, or steps
-    chosen on the way, follow the same path. Times that are multiples of (-start) 2^-depth are exact; between
-    two such times the path is a function of the time through one split of their interval, so that each time has the
-    right law given all others at least one leaf away.
+    The interval [start, 0] is halved repeatedly; the (W, H) of a half are computed from its parent's by draws whose
+    numbers are determined by the place in the tree. So the path is a function of the seed alone, and solvers with
+    other methods or other steps, adaptive ones too, follow the same path. Times that are multiples of (-start) 2^-depth
+    are exact; between two of them the path is given by one split of their interval, so that each time has the right
+    distribution given all others at least one leaf away.
 
-    Each level keeps its last split: a walk in small steps redraws only the last levels.
+    The last split of each depth is cached, so that a walk in small steps redraws only the deepest splits.
 
-    Within a leaf the path is smooth: a solver whose steps get shorter finds too little variation there. Adaptive ones
-    go down to 2^-20 of the walk and less, hence the depth.
+    Within a leaf the path is smooth, and has too little variation for a solver with shorter steps. Adaptive solvers
+    take steps down to 2^-20 of the walk and below, hence the depth.
 
     Args:
         normal: See `SeededBrownian`.
         like: See `SeededBrownian`.
-        start: Where time begins, negative; it ends at 0.
+        start: The first time, negative; the last is 0.
         levy_area: See `SeededBrownian`.
-        depth: How often the interval is halved, at least 0. The draws' numbers stay below 2^(depth + 2).
+        depth: How often the interval is halved, at least 0. The numbers of the draws are below 2^(depth + 2).
 
     References:
         Li et al. 2020, "Scalable Gradients for Stochastic Differential Equations", algorithm 3; Jelincic, Foster &
@@ -173,32 +172,32 @@ class TreeBrownian(SeededBrownian):
         length = -self.start
         return self._between((ta + length) / length, (tb + length) / length, 0, 0, self._root)[0]
 
-    def _between(self, a: float, b: float, level: int, cell: int, piece: Piece) -> tuple[Piece, float]:
-        """W and H of the part of [a, b] that lies in a cell, and its length; places are shares of the whole interval.
+    def _between(self, a: float, b: float, generation: int, cell: int, piece: Piece) -> tuple[Piece, float]:
+        """W and H of the part of [a, b] in a cell, and its length; places are shares of [start, 0].
 
-        Cell number `cell` of a level spans [cell, cell + 1] 2^-level.
+        Cell number `cell` of a generation (0: all, 1: halves, ...) spans [cell, cell + 1] 2^-generation.
         """
-        width = 0.5**level
+        width = 0.5**generation
         a, b = max(a, cell * width), min(b, (cell + 1) * width)
         if b - a >= width:
             return piece, width
-        if level == self.depth:
+        if generation == self.depth:
             return self._within_leaf(a / width - cell, b / width - cell, cell, piece), b - a
-        left, right = self._halves(level, cell, piece)
+        left, right = self._halves(generation, cell, piece)
         middle = (cell + 0.5) * width
         if b <= middle:
-            return self._between(a, b, level + 1, 2 * cell, left)
+            return self._between(a, b, generation + 1, 2 * cell, left)
         if a >= middle:
-            return self._between(a, b, level + 1, 2 * cell + 1, right)
-        first, before = self._between(a, middle, level + 1, 2 * cell, left)
-        second, after = self._between(middle, b, level + 1, 2 * cell + 1, right)
+            return self._between(a, b, generation + 1, 2 * cell + 1, right)
+        first, before = self._between(a, middle, generation + 1, 2 * cell, left)
+        second, after = self._between(middle, b, generation + 1, 2 * cell + 1, right)
         return join(first, before, second, after), before + after
 
-    def _halves(self, level: int, cell: int, piece: Piece) -> tuple[Piece, Piece]:
+    def _halves(self, generation: int, cell: int, piece: Piece) -> tuple[Piece, Piece]:
         """The two halves of a cell."""
-        if level not in self._splits or self._splits[level][0] != cell:
-            self._splits[level] = (cell, *self._split(level, cell, piece, 0.5))
-        return self._splits[level][1:]
+        if generation not in self._splits or self._splits[generation][0] != cell:
+            self._splits[generation] = (cell, *self._split(generation, cell, piece, 0.5))
+        return self._splits[generation][1:]
 
     def _within_leaf(self, a: float, b: float, cell: int, piece: Piece) -> Piece:
         """The part [a, b] of a leaf, in shares of it."""
@@ -210,14 +209,14 @@ class TreeBrownian(SeededBrownian):
         until_a, _ = self._split(self.depth, cell, piece, a)
         return rest(until_a, until_b, a / b)
 
-    def _split(self, level: int, cell: int, piece: Piece, share: float) -> tuple[Piece, Piece]:
-        number = 2 * (2**level + cell)  # draws 0 and 1 are the root's
+    def _split(self, generation: int, cell: int, piece: Piece, share: float) -> tuple[Piece, Piece]:
+        number = 2 * (2**generation + cell)  # draws 0 and 1 are the root's
         noise = self.draw(number), self.draw(number + 1)
-        return split(piece, -self.start * 0.5**level, share, noise)
+        return split(piece, -self.start * 0.5**generation, share, noise)
 
 
 def split(piece: Piece, length: float, share: float, noise: Piece) -> tuple[Piece, Piece]:
-    """Cut an interval's Brownian motion in two, given its (W, H).
+    """Split an interval's Brownian motion in two, given its (W, H).
 
     Args:
         piece: W and H of the interval.
@@ -231,7 +230,7 @@ def split(piece: Piece, length: float, share: float, noise: Piece) -> tuple[Piec
     w, h = piece
     z, z_levy = noise
     p, q = share, 1 - share
-    # Regression of the left half's (W, H) and the right half's H on the whole's (W, H); the rest has two dimensions.
+    # Regression of the left part's (W, H) and the right part's H on (W, H); the residual has two dimensions.
     cubes = p**3 + q**3
     spread = (length * p * q / cubes) ** 0.5
     left = (p * w).add_(h, alpha=6 * p * q).add_(z, alpha=spread * cubes)
@@ -248,9 +247,9 @@ def join(first: Piece, before: float, second: Piece, after: float) -> Piece:
     return w + v, (p * h).add_(k, alpha=q).add_(w, alpha=0.5 * q).add_(v, alpha=-0.5 * p)
 
 
-def rest(first: Piece, whole: Piece, share: float) -> Piece:
-    """(W, H) of what `join` put after a first part, which is a share in (0, 1) of the whole."""
-    (w, h), (total, levy) = first, whole
+def rest(first: Piece, joined: Piece, share: float) -> Piece:
+    """(W, H) of the second part of what `join` returned, the first being a share in (0, 1) of it."""
+    (w, h), (total, levy) = first, joined
     v = total - w
     p, q = share, 1 - share
     return v, (levy / q).sub_(h, alpha=p / q).sub_(w, alpha=0.5).add_(v, alpha=0.5 * p / q)

@@ -1,6 +1,6 @@
-r"""Correctors: Langevin steps at a fixed time, which mend what predictors leave of the marginal there.
+r"""Correctors: Langevin steps at a fixed time, which correct the marginal there.
 
-Written in y = x / alpha, whose noise level is r = sigma / alpha, so that they are the same on every path.
+They are defined in y = x / alpha, whose noise level is r = sigma / alpha, and so are the same on every path.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_diffusion.sampling.base import Walk
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sampling.langevin import langevin_step
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import SDE, Number, add, add_, float64, numbers
 
 Move = Callable[[Tensor, Walk, Tensor], Tensor]
 """One step at one time: (x [B, *dims], run, z [B, *dims] standard normal) -> x; one network pass."""
 
 
-class Corrector(ABC):
+class Corrector(ShowsArguments, ABC):
     """A rule for Langevin steps.
 
     Args:
@@ -31,35 +32,43 @@ class Corrector(ABC):
 
     @abstractmethod
     def moves(self, sde: SDE, times: Tensor, predicted: bool = True) -> list[Move | None]:
-        """What the corrector does at each time of a walk but the last; None where it does nothing, at no pass.
+        """The corrector's step at each time of a walk but the last; None where there is none, which costs no pass.
 
         Args:
             sde: The path.
             times: Times of the walk, [N + 1], float64, decreasing.
-            predicted: Whether a predictor does the walking.
+            predicted: Whether a predictor takes the walk from time to time.
 
         Returns:
             N moves.
         """
 
 
+class NoCorrector(Corrector):
+    """No correction: the predictor alone walks."""
+
+    def moves(self, sde: SDE, times: Tensor, predicted: bool = True) -> list[Move | None]:
+        """N times None; see `Corrector.moves`."""
+        return [None] * (len(times) - 1)
+
+
 class LeimkuhlerMatthews(Corrector):
     r"""y <- y + 2 nu z - (2 nu^2 / r_+) eps_+,  eps_+ predicted at y_+ = y + nu z and its noise level r_+.
 
-    nu = scale snr r, r_+^2 = r^2 + nu^2, scale as in `Langevin`: a Langevin step of size eps = 2 nu^2 = 2 (scale snr
-    r)^2, of the published rule's mean in many dimensions, that asks for the score half a step's noise further up. This
-    is the method of Leimkuhler and Matthews, whose error in the invariant measure is of second order in the step (of
-    Langevin's own step: of the first), and which on a path of noise levels needs no memory of earlier noise.
+    nu = scale snr r, r_+^2 = r^2 + nu^2, with scale as in `Langevin`. This is a Langevin step of size eps = 2 nu^2 = 2
+    (scale snr r)^2, the mean of the published rule in many dimensions, which evaluates the score after half of the
+    step's noise. It is the method of Leimkuhler and Matthews, whose error in the invariant measure is of second order
+    in the step (Euler's Langevin step: of first order); on a path of noise levels it need not store earlier noise.
 
-    Gaussian data, of any covariance, keep their marginal exactly, whatever snr: with v = d^2 + r^2, v_+ = v + nu^2 and
-    k = nu^2 / v_+, y <- (1 - 2 k) y + 2 (1 - k) nu z has the variance (1 - 2 k)^2 (1 - k) v_+ + 4 (1 - k)^2 k v_+ = v.
-    As k < 1 no step is too large. For other data the fixed point of many steps is off by order snr^4 (Langevin's own
-    step: snr^2).
+    The marginal of Gaussian data of any covariance is preserved exactly, whatever snr: with v = d^2 + r^2, v_+ = v +
+    nu^2 and k = nu^2 / v_+, y <- (1 - 2 k) y + 2 (1 - k) nu z has the variance (1 - 2 k)^2 (1 - k) v_+ + 4 (1 - k)^2 k
+    v_+ = v. As k < 1, no step is too large. For other data the stationary distribution is off by order snr^4 (Euler's
+    Langevin step: snr^2).
 
-    nu^2 is at most what the last predictor step has taken, r_before^2 - r^2: no pass is made at a noise level above the
-    one that the walk comes from (at t_max, therefore, none), and as the steps of a walk become short this one becomes
-    so too, and with it the error. In walks of a few hundred steps the cap is idle. Without a predictor, where
-    correctors alone do the walking and must not slow down with it, only t_max is a cap.
+    nu^2 is at most r_before^2 - r^2, by which the last predictor step has reduced the noise. So no pass is made above
+    the noise level that the walk comes from (hence none at t_max), and the step, and with it the error, shrinks with
+    the steps of the walk. In walks of a few hundred steps this limit has no effect. Without a predictor, only t_max is
+    a limit, so that the steps do not shrink.
 
     References:
         Leimkuhler & Matthews 2013, "Rational Construction of Stochastic Numerical Methods for Molecular Sampling",
@@ -97,7 +106,7 @@ class LangevinRule(Corrector):
 
     @abstractmethod
     def step_size(self, score: Tensor, z: Tensor, scale: Number, alpha: Number, sigma: Number) -> Tensor:
-        """Eps for each sample, [B] (or [] where it is the same for all); alpha, sigma of the time."""
+        """Eps for each sample, [B], or [] if it is the same for all; alpha and sigma are those of the time."""
 
     def moves(self, sde: SDE, times: Tensor, predicted: bool = True) -> list[Move | None]:
         """See `Corrector.moves`."""
@@ -116,13 +125,13 @@ class LangevinRule(Corrector):
 class Langevin(LangevinRule):
     """eps = 2 scale^2 (snr |z| / |score|)^2, norms over each sample (Song et al. 2021, algorithms 4 and 5).
 
-    The published rule. Its code takes the norms' means over the batch, which couples the samples. A sample's own score
-    can be near zero, in few dimensions especially: its norm counts as at least sqrt(D / (alpha^2 + sigma^2)), that of
-    data of unit variance, so that no step is out of all proportion. (Not as sqrt(D) / sigma: no score's mean square is
-    larger, so that this would be `annealed_langevin` under another name.)
+    The published rule. The published code uses the means of the norms over the batch, which couples the samples. A
+    single sample's score may be near zero, especially in few dimensions: its norm counts as at least sqrt(D / (alpha^2
+    + sigma^2)), that of data of unit variance, so that no step is excessive. (With sqrt(D) / sigma, which bounds every
+    score's root mean square, the rule would be that of `annealed_langevin`.)
 
     For many dimensions only: a step size that depends on the state biases the marginal, however many steps there are.
-    In few dimensions samples come out much too wide; the other correctors have no such bias (benchmarks/README.md).
+    In few dimensions the samples are much too wide; the other correctors have no such bias (benchmarks/README.md).
     """
 
     def step_size(self, score: Tensor, z: Tensor, scale: Number, alpha: Number, sigma: Number) -> Tensor:
@@ -136,9 +145,9 @@ class Langevin(LangevinRule):
 class AnnealedLangevinStep(LangevinRule):
     """eps = 2 scale^2 (snr sigma_t)^2, the same for all samples (Song et al. 2021, in their code, after NCSNv2).
 
-    Euler's step, whose fixed point has a variance of v / (1 - eps / 2 v) in place of v, up to 1 / (1 - snr^2) times v
-    where noise is all there is, however many steps are taken. Towards the end of a walk, where v is the data's, this
-    vanishes.
+    Euler's step, whose stationary variance is v / (1 - eps / 2 v) instead of v: up to v / (1 - snr^2) where there is
+    only noise, however many steps are taken. The bias vanishes towards the end of a walk, where v is the variance of
+    the data.
     """
 
     def step_size(self, score: Tensor, z: Tensor, scale: Number, alpha: Number, sigma: Number) -> Tensor:
@@ -146,10 +155,10 @@ class AnnealedLangevinStep(LangevinRule):
         return float64(2 * scale**2 * (self.snr * sigma) ** 2)
 
 
-CORRECTORS: dict[str, type[Corrector] | None] = {
+CORRECTORS: dict[str, type[Corrector]] = {
     "leimkuhler_matthews": LeimkuhlerMatthews,
     "annealed_langevin": AnnealedLangevinStep,
     "langevin": Langevin,
-    "none": None,
+    "none": NoCorrector,
 }
 """The correctors by name."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
-from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.exponential import lagrange_weights, looking_back
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import SDE, Grid, Number, numbers
 
 
@@ -15,23 +15,21 @@ class DEISSampler(MultistepSampler):
     r"""x_s = (alpha_s / alpha_t) x_t + alpha_s int_{r_t}^{r_s} P(r) dr,   r = sigma / alpha.
 
     In y = x / alpha the probability flow is dy/dr = eps; P is the polynomial of degree order - 1 through the last
-    `order` noise predictions, on whatever spacing the grid has (on equal spacing in r these are iPNDM's coefficients
+    `order` noise predictions, for any spacing of the grid (with equal spacing in r the coefficients are those of iPNDM,
     55, -59, 37, -9 over 24). Order 1 is DDIM. One network pass a step.
 
-    The first steps, with fewer predictions to look back on, are of lower order, and the first one's error, of second
-    order, remains: globally of order min(order, 2). From the prior this error counts with the alpha that the first step
-    comes to. On the default grids of VP, sub-VP, VE and EDM, and on all paths on a grid uniform in log-SNR, that is
-    tiny, and `order` is what is seen, down to errors of 1e-8. On the default grid of the cosine and the rectified path,
-    where the first step takes alpha from about 0 to about its own length in t, orders 3 and 4 show as order 2 once
-    errors are below some 1e-4.
+    The first steps have fewer predictions to use and are of lower order. The error of the first, of second order,
+    remains, so that the global order is min(order, 2). In walks from the prior this error is scaled by alpha at the end
+    of the first step. On the default grids of VP, sub-VP, VE and EDM, and on grids uniform in log-SNR on all paths,
+    that is tiny, and `order` is observed down to errors of 1e-8. On the default grids of the cosine and the rectified
+    path orders 3 and 4 become order 2 at errors below about 1e-4.
 
-    Order 4 is a little better than 3 in few passes, and the path's default grid the best of those tried: hence the
-    defaults (benchmarks/README.md).
+    The defaults were the best in few passes (benchmarks/README.md).
 
     Args:
         steps: Number of network passes, at least 1.
-        order: How many predictions to look at, 1 to 4.
-        grid: Spacing of the times; the path's default if not given.
+        order: Number of predictions to use, 1 to 4.
+        grid: Spacing of the times; the path's default grid if None.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -67,16 +65,15 @@ class DEISSampler(MultistepSampler):
         return Coefficients(from_x=numbers(alpha[1:] / alpha[:-1]), from_beliefs=beliefs)
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """The mirror image of the steps down; see `Sampler.climb` and `_Upwards`."""
+        """The mirrored steps; see `Sampler.climb` and `_Upwards`."""
         return _Upwards(self.steps, self.order, self.grid, self.denoise).follow_up(x, run)
 
 
 class _Upwards(DEISSampler):
     """x_s = (sigma_s / sigma_t) x_t + sigma_s int P(q) dq from q_t to q_s,  q = alpha / sigma, P through the x0.
 
-    In z = x / sigma the probability flow is dz/dq = x0: what dy/dr = eps is downwards. Upwards r grows, by far the most
-    in the last steps, where a polynomial in r would be carried far beyond its nodes; q shrinks to 0 as r does
-    downwards.
+    In z = x / sigma the probability flow is dz/dq = x0, the counterpart of dy/dr = eps. Walking up, r grows most in the
+    last steps, and a polynomial in r would extrapolate far beyond its nodes; q shrinks to 0, as r does walking down.
     """
 
     belief = "x0"

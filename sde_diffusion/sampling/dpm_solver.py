@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_bool, check_count
-from sde_diffusion.sampling.base import Walk
 from sde_diffusion.sampling.exponential import Steps, looking_back, step_weights
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler, Stage
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import SDE, Grid, Number, UniformLogSNR, number, numbers
 
 _INNER = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
@@ -21,24 +21,25 @@ class DPMSolver(MultistepSampler):
     P interpolates the data predictions: multistep through those of the last `order` steps, one pass a step; singlestep
     through one at the beginning and order - 1 within the step, `order` passes a step. Order 1 is DDIM (eta = 0).
 
-    Global order for eta = 0: singlestep, `order`. Multistep, 1 and 2 for orders 1 and 2; with order 3, the usual start
-    (first and second steps of orders 1 and 2) leaves its error of second order behind, and the method is of second
-    order too; `singlestep_start` spends one more pass on a first step of order 2, which restores order 3. Walks from
-    the prior hardly show it: the belief barely changes in their first step, whose error counts with alpha(t_max), and
-    order 3 is seen down to errors of 1e-5 or less. In up to 20 passes the pass is better spent on a shorter step, hence
-    the default. Weak order for eta > 0: multistep 2 from order 2 on; singlestep, whose inner points see no noise, 1.
+    Global order for eta = 0: singlestep, `order`. Multistep, 1 and 2 for orders 1 and 2. With order 3 the usual start
+    (first and second steps of orders 1 and 2) leaves an error of second order, so that the global order is 2;
+    `singlestep_start` spends one more pass on a first step of order 2, which restores order 3. In walks from the prior
+    that error is scaled by alpha(t_max), and order 3 is observed down to errors of 1e-5 or less: in up to 20 passes a
+    shorter step is worth more than the extra pass, hence the default. Weak order for eta > 0: multistep 2 from order 2
+    on; singlestep, whose inner points have no noise, 1.
 
-    Order 2 is the safe choice in few passes, order 3 the better one from about 15 to 20 on (benchmarks/README.md).
+    Order 2 is the safe choice in few passes, order 3 the better one from about 15 to 20 passes on
+    (benchmarks/README.md).
 
     Args:
         steps: Number of network passes, at least 1.
         order: 1, 2 or 3 (see above).
-        singlestep: Look within the step in place of back.
+        singlestep: Use predictions within the step instead of those of earlier steps.
         singlestep_start: Multistep: take the first step by the singlestep method of order 2.
-        eta: Share of noise, at least 0; 1 is the reverse SDE.
-        grid: Spacing of the times; uniform in log-SNR if not given. Where the last step is much longer in log-SNR than
-            those before it, as with uniform t down to 1e-5, the polynomial is carried far beyond its nodes, and a walk
-            of few steps goes astray.
+        eta: Scale of the noise, at least 0: 1 is the reverse SDE, 0 the probability flow.
+        grid: Spacing of the times; uniform in log-SNR by default. If the last step is much longer in log-SNR than those
+            before it, as with uniform t down to 1e-5, the polynomial extrapolates far beyond its nodes, and a walk of
+            few steps fails.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -47,7 +48,7 @@ class DPMSolver(MultistepSampler):
 
     References:
         Lu et al. 2022, "DPM-Solver++", algorithms 1 and 2 and section 5. The third order of the published code (and of
-        its ports) takes half the second divided difference and is of order 2 whatever the start; here it is the whole.
+        its ports) uses half of the second divided difference and is of order 2 whatever the start; this one uses all.
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class DPMSolver(MultistepSampler):
             raise ValueError(f"eta must not be negative (0: deterministic, 1: reverse SDE); got {eta!r}")
 
     def transitions(self, passes: int) -> int:
-        """Steps for a number of passes: as few as do with `order` passes each in a singlestep method.
+        """Number of steps for a number of passes; in a singlestep method the fewest with at most `order` passes each.
 
-        The passes are then shared out evenly: 7 of order 3 make steps of orders 3, 2, 2, not 3, 3, 1, whose last step's
-        error of second order would be the whole walk's.
+        The passes are then distributed evenly: 7 passes of order 3 make steps of orders 3, 2, 2 rather than 3, 3, 1,
+        whose last step would dominate the error of the walk.
         """
         if self.singlestep:
             return -(-passes // self.order)
@@ -83,7 +84,7 @@ class DPMSolver(MultistepSampler):
         return self.singlestep_start and self.order > 2 and passes > 2
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """The same method's steps up; see `Sampler.climb`."""
+        """The steps of the same method, up; see `Sampler.climb`."""
         if self.eta:
             raise ValueError(f"only the deterministic walk (eta = 0) can be inverted; got eta={self.eta}")
         return self.follow_up(x, run)
@@ -110,7 +111,7 @@ class DPMSolver(MultistepSampler):
         return table
 
     def _inner(self, table: Coefficients, sde: SDE, times: Tensor, i: int, order: int) -> None:
-        """Fill in step i by the singlestep method of an order."""
+        """Set the coefficients of step i to those of the singlestep method of an order."""
         t, s = times[i], times[i + 1]
         ell_t, ell_s = 0.5 * sde.log_snr(t), 0.5 * sde.log_snr(s)
         nodes, stages = [0.0], []
@@ -120,28 +121,28 @@ class DPMSolver(MultistepSampler):
             seen = torch.tensor([nodes], dtype=torch.float64) / place
             stages.append(Stage(number(u), number(inner.from_x()[0]), numbers(inner.from_beliefs(seen)[0])))
             nodes.insert(0, place)
-        whole = Steps.between(sde, t.reshape(1), s.reshape(1))
-        weights = numbers(whole.from_beliefs(torch.tensor([nodes], dtype=torch.float64), self.eta)[0])
+        step = Steps.between(sde, t.reshape(1), s.reshape(1))
+        weights = numbers(step.from_beliefs(torch.tensor([nodes], dtype=torch.float64), self.eta)[0])
         table.from_beliefs[i : i + 1] = [weights]
         if stages:
             table.stages[i] = stages
 
 
 class UniPC(MultistepSampler):
-    """Predictor: DPM-Solver++ multistep. Corrector: the same step again with the prediction at its end among the nodes.
+    """Predictor: DPM-Solver++ multistep. Corrector: the same step again, with the prediction at its end as a node.
 
-    The prediction made at the predicted state serves both the corrector of the step before and the next predictor: one
-    pass a step, one order more. The last step is not corrected. Global order: order + 1 but for the start; its first
-    step, of order 1 corrected to 2, leaves an error of third order behind: min(order + 1, 3). From the prior that error
-    is small (see `DPMSolver`), and order + 1 is what is seen.
+    The prediction at the predicted state is used by the corrector and by the next predictor: one pass a step, and one
+    order more. The last step is not corrected. The first step, of order 1 corrected to 2, leaves an error of third
+    order, so that the global order is min(order + 1, 3). In walks from the prior that error is small (see `DPMSolver`),
+    and order + 1 is observed.
 
-    As with `DPMSolver`, order 2 is the safe choice in few passes, order 3 the better one in many.
-    Figures: benchmarks/README.md.
+    As with `DPMSolver`, order 2 is the safe choice in few passes, order 3 the better one in many
+    (benchmarks/README.md).
 
     Args:
         steps: Number of network passes, at least 1.
-        order: Of the predictor, 1, 2 or 3 (see above).
-        grid: Spacing of the times; uniform in log-SNR if not given (see `DPMSolver`).
+        order: Order of the predictor, 1, 2 or 3 (see above).
+        grid: Spacing of the times; uniform in log-SNR by default (see `DPMSolver`).
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -164,7 +165,7 @@ class UniPC(MultistepSampler):
         self.order = check_count("order of UniPC", order, most=3)
 
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
-        """Predictor's and corrector's weights; see `MultistepSampler.coefficients`."""
+        """The weights of predictor and corrector; see `MultistepSampler.coefficients`."""
         steps = Steps.between(sde, times[:-1], times[1:])
         from_x = numbers(steps.from_x())
         predictor: list[list[Number]] = []
@@ -172,7 +173,7 @@ class UniPC(MultistepSampler):
         for part, nodes in looking_back(0.5 * sde.log_snr(times), self.order):
             some = steps.part(part)
             predictor += numbers(step_weights(some, nodes))
-            # The new belief is node 1; the weights are wanted with the newest first.
+            # The new belief is node 1; the weights are to be in the order newest first.
             weights = step_weights(some, torch.cat([nodes[:, :1], torch.ones_like(nodes[:, :1]), nodes[:, 1:]], 1))
             corrector += numbers(torch.cat([weights[:, 1:2], weights[:, :1], weights[:, 2:]], 1))
         return Coefficients(from_x, predictor, corrector=list(zip(from_x, corrector, strict=True)))

@@ -1,13 +1,13 @@
-r"""Exponential integrators, written once over the half log-SNR ell = log(alpha / sigma).
+r"""Exponential integrators, in terms of the half log-SNR ell = log(alpha / sigma).
 
-With a belief x0(ell) along the walk, the reverse process with noise share eta solves exactly to
+With the belief x0(ell) along the walk, the exact solution of the reverse process with noise scale eta is
 
     x_s = (sigma_s / sigma_t) e^(-eta^2 h) x_t
           + alpha_s k h  int_0^1 e^(-k h (1 - tau)) x0(ell_t + h tau) dtau  +  sigma_s sqrt(1 - e^(-2 eta^2 h)) z,
 
 h = ell_s - ell_t > 0, k = 1 + eta^2: the variation of constants on dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dw
 (eta = 0: Lu et al. 2022, "DPM-Solver++", proposition 4.1; eta = 1: its section 5 on SDEs). A method replaces x0(ell) by
-the polynomial through the beliefs at some nodes; its weights are integrals of that polynomial's Lagrange basis.
+the polynomial through the beliefs at some nodes; its weights are integrals of the Lagrange basis polynomials.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ class Steps:
 def lagrange_weights(nodes: Tensor, h: Tensor, rate: float) -> Tensor:
     """Weights w_j = rate h int_0^1 e^(-rate h (1 - tau)) L_j(tau) dtau of beliefs at nodes of a step, for many steps.
 
-    By 64-point Gauss-Legendre quadrature: the integrand is a polynomial times a smooth exponential, and unlike the
-    closed forms in e^(-h) nothing cancels for small h. Exact to rounding for rate h up to a few hundred.
+    By 64-point Gauss-Legendre quadrature, which is exact to rounding for rate h up to a few hundred; unlike the closed
+    forms in e^(-h) it has no cancellation for small h.
 
     Args:
         nodes: Places of the beliefs in units of the step, [N, K], different within each row.
         h: Lengths of the steps, [N], positive.
-        rate: 1 + eta^2; with 0 the weights are h int L_j, those of Adams' methods.
+        rate: 1 + eta^2; 0 gives h int L_j, the weights of Adams' methods.
 
     Returns:
         [N, K], float64.
@@ -97,11 +97,11 @@ def _basis(nodes: Tensor, j: int) -> Tensor:
 
 
 def step_weights(steps: Steps, nodes: Tensor, eta: float = 0.0) -> Tensor:
-    """Coefficients of the beliefs x0 at nodes of which the first is the step's beginning (0); [N, K].
+    """Coefficients of the beliefs x0 at nodes, the first of which is the beginning of the step (0); [N, K].
 
-    With two nodes the slope counts half of phi = alpha_s (1 - e^(-k h)), as DPM-Solver++(2M) and UniPC have it: of the
-    same order as the exact integral, and the better in few steps (benchmarks/README.md). Else the exact integrals of
-    Lagrange's polynomials.
+    With two nodes the weight of the slope is half of phi = alpha_s (1 - e^(-k h)), as in DPM-Solver++(2M) and UniPC: of
+    the same order as the exact integral, and better in few steps (benchmarks/README.md). Otherwise the weights are the
+    exact integrals of the Lagrange polynomials.
     """
     if nodes.shape[1] != 2:
         return steps.from_beliefs(nodes, eta)
@@ -111,11 +111,11 @@ def step_weights(steps: Steps, nodes: Tensor, eta: float = 0.0) -> Tensor:
 
 
 def looking_back(places: Tensor, order: int) -> Iterator[tuple[slice, Tensor]]:
-    """Nodes of the last `order` beliefs for each step of a walk, as many as there are yet.
+    """Nodes of the last `order` beliefs for each step of a walk; of fewer in the first steps.
 
     Args:
         places: Where the beliefs are (ell, or another coordinate), [N + 1], monotone.
-        order: How many to look at.
+        order: Number of beliefs, at least 1.
 
     Yields:
         (steps, nodes): a run of steps and their nodes in units of each step, [len, K], the newest first.

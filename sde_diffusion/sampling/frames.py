@@ -1,4 +1,4 @@
-"""Which states along a walk are kept to be looked at."""
+"""The states along a walk that a trajectory records."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class Timed(Protocol):
 
 
 class Frames:
-    """States kept along a walk, at a number of places or at chosen times.
+    """States recorded along a walk, a number of them or at chosen times.
 
-    A sampler says once at which times it will be (`choose`), and shows its state at each (`visit`); a solver that can
-    be asked for any time asks for `places`.
+    A sampler with fixed steps announces its times once (`choose`) and reports its state at each (`visit`); a solver
+    that can interpolate gets the `places` instead.
 
     Args:
-        wanted: A number of at least 2, spread evenly over the sampler's own steps, both ends included; or times.
+        wanted: A number of at least 2, spread evenly over the sampler's own steps, both ends included; or a list of
+            times.
         t_end: Clean end of the walk.
         t_max: Noisy end of the walk.
 
@@ -51,7 +52,7 @@ class Frames:
             raise ValueError(f"the times of a trajectory must lie in {ends}; got {wanted}")
 
     def choose(self, times: Tensor) -> None:
-        """Choose among the times at which a sampler will be, [N + 1]: of each that is wanted the nearest."""
+        """Choose among the times of a walk, [N + 1], the nearest to each that is wanted."""
         last = len(times) - 1
         if self.count is not None:
             index = torch.linspace(0, last, min(self.count, last + 1), dtype=torch.float64).round().long()
@@ -61,18 +62,18 @@ class Frames:
         self._chosen = set(times[index].tolist())
 
     def visit(self, x: Tensor, t: Tensor | float) -> None:
-        """Keep the state x at time t, if t was chosen."""
+        """Record the state x at time t, if t was chosen."""
         if value_of(t) in self._chosen:
             self._chosen.discard(value_of(t))
             self.keep(x, value_of(t))
 
     def keep(self, x: Tensor, t: float) -> None:
-        """Keep the state x at time t."""
+        """Record the state x at time t."""
         self.times.append(t)
         self.states.append(x.clone())
 
     def places(self, clock: Timed, start: float, end: float) -> list[float]:
-        """The places u at which a solver that goes from start to end (0 and 1, or 1 and 0) is to be asked."""
+        """The values of u at which a solver from start to end (0 and 1, or 1 and 0) records the state."""
         if self.count is not None:
             return torch.linspace(start, end, self.count, dtype=torch.float64).tolist()
         found = []
@@ -81,6 +82,6 @@ class Frames:
             for _ in range(60):
                 middle = 0.5 * (low + high)
                 low, high = (middle, high) if value_of(clock.time(middle)[0]) < t else (low, middle)
-            # The ends themselves, where t is theirs.
+            # The ends exactly, if t is there.
             found.append(next((u for u in (0.0, 1.0) if abs(0.5 * (low + high) - u) < 1e-12), 0.5 * (low + high)))
         return found

@@ -1,4 +1,4 @@
-"""EDM's sampler: Heun's method in y = x / alpha against r = sigma / alpha, with optional churn."""
+"""EDM's sampler: Heun's method for y = x / alpha as a function of r = sigma / alpha, with optional churn."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_count, check_kind
-from sde_diffusion.sampling.base import Sampler, Walk, singular
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import Grid, KarrasRho, add, float64, number, numbers, value_of
 
 
 class HeunSampler(Sampler):
-    r"""Heun's second-order method on dy/dr = (y - x0) / r, each step preceded by a little more noise if churn > 0.
+    r"""Heun's second-order method for dy/dr = (y - x0) / r; with churn > 0 some noise is added before each step.
 
-    With churn, before each step r is raised to r' = r (1 + min(churn / steps, sqrt 2 - 1)) (never past the path's
-    end) by fresh noise of standard deviation churn_noise sqrt(r'^2 - r^2). With `denoise` the last step goes to r = 0
-    by Euler's method, which returns x0: 2 steps - 1 network passes. Without it there are `steps` steps down to t_end
-    and 2 steps passes. Order 2; with churn, weak order 2 once churn / steps is below sqrt 2 - 1 (if churn_noise = 1).
+    With churn, each step first raises r to r' = r (1 + min(churn / steps, sqrt 2 - 1)), at most to the path's end, by
+    adding noise of standard deviation churn_noise sqrt(r'^2 - r^2). With `denoise` the last step goes to r = 0 by
+    Euler's method, which returns x0: 2 steps - 1 network passes. Without it there are `steps` steps down to t_end and
+    2 steps passes. Order 2; with churn, weak order 2 if churn / steps < sqrt 2 - 1 and churn_noise = 1.
 
-    The last step is churned too, as in EDM's algorithm: with churn and `denoise`, x0 is what is believed at r' of t_end
-    (up to sqrt 2 times as noisy), not at t_end. In 2 to 4 steps the method is of no use, and with churn even less: the
-    variance at t_end is many times the data's (benchmarks/README.md).
+    The last step has churn too, as in EDM's algorithm: with churn and `denoise`, x0 is the belief at r' of t_end (up to
+    sqrt 2 times as noisy), not at t_end. In 2 to 4 steps the method fails, with churn even more: the variance at t_end
+    is many times the data's (benchmarks/README.md).
 
     Args:
         steps: Number of noise levels, at least 1.
@@ -30,7 +31,7 @@ class HeunSampler(Sampler):
         churn_min: Smallest r at which noise is added (S_tmin).
         churn_max: Largest r at which noise is added (S_tmax).
         churn_noise: S_noise, the factor of the added noise, positive.
-        grid: Spacing of the times; rho = 7 if not given.
+        grid: Spacing of the times; rho = 7 by default.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -70,7 +71,7 @@ class HeunSampler(Sampler):
         return self._follow(x, run, times, self.denoise)
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """Heun's steps up, as many as the walk has; see `Sampler.climb`."""
+        """The same number of Heun's steps, up; see `Sampler.climb`."""
         if self.churn:
             raise ValueError(f"only the deterministic walk (churn = 0) can be inverted; got churn={self.churn}")
         if self.steps == 1 and self.denoise:
@@ -79,11 +80,11 @@ class HeunSampler(Sampler):
         return self._follow(x, run, times.flip(0), False)
 
     def _follow(self, x: Tensor, run: Walk, times: Tensor, denoise: bool) -> Tensor:
-        """The steps from times[0] to times[-1], to the state there, or with `denoise` to the belief."""
+        """The steps from times[0] to times[-1]; returns the state there, or with `denoise` the belief."""
         sde = run.sde
         alpha, r = numbers(sde.alpha(times)), numbers((-0.5 * sde.log_snr(times)).exp())
         finite = math.isfinite(value_of(r[0])) and math.isfinite(value_of(r[-1]))
-        if not finite or 0 in r[1:] or not r[0]:  # y is infinite, or the slope
+        if not finite or 0 in r[1:] or not r[0]:  # y or the slope is infinite
             raise singular(sde)
         run.plan(times)
         starts, raised = self._raised(run, times)

@@ -1,4 +1,4 @@
-"""Langevin dynamics at fixed noise levels: NCSN's sampler and the step that correctors share."""
+"""Langevin dynamics at fixed noise levels: NCSN's sampler, and the step that correctors use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_positive, check_count, check_kind
-from sde_diffusion.sampling.base import Sampler, Walk, singular
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import Grid, Number, UniformLogSNR, expand, number, numbers
 
 
@@ -30,19 +31,19 @@ def langevin_step(x: Tensor, score: Tensor, z: Tensor, step_size: Tensor) -> Ten
 class AnnealedLangevin(Sampler):
     r"""NCSN's sampler: steps_per_level Langevin steps at each noise level, from the noisiest to the cleanest.
 
-    x <- x + a_i score + sqrt(2 a_i) z with a_i = step_size (sigma_i / sigma_L)^2. From level to level y = x / alpha, in
-    which NCSN is written, stays as it is: x <- (alpha_i+1 / alpha_i) x. At the end, with `denoise`, the belief
-    x0 = (x + sigma_L^2 score) / alpha_L. Network passes: levels steps_per_level, and one for `denoise`. A trajectory's
-    frames are the states with which levels begin.
+    x <- x + a_i score + sqrt(2 a_i) z with a_i = step_size (sigma_i / sigma_L)^2. Between noise levels y = x / alpha,
+    in which NCSN is defined, is unchanged: x <- (alpha_i+1 / alpha_i) x. With `denoise` the result is the belief x0 =
+    (x + sigma_L^2 score) / alpha_L. Network passes: levels * steps_per_level, plus one with `denoise`. The frames of a
+    trajectory are the states at the beginning of each noise level.
 
-    NCSNv2's rules for levels and step size are made for images, and leave too much variance in few dimensions
-    (benchmarks/README.md). There, give more levels and a small step size, or take another sampler.
+    NCSNv2's rules for the number of noise levels and the step size are meant for images, and leave too much variance
+    in few dimensions (benchmarks/README.md): use more noise levels and a small step size there, or another sampler.
 
     Args:
-        levels: Number of noise levels L, at least 2; `ncsnv2_levels` if not given.
-        steps_per_level: T, at least 1.
-        step_size: epsilon, positive; `ncsnv2_step_size` if not given.
-        grid: Spacing of the levels; uniform in log-SNR (geometric in sigma / alpha) if not given.
+        levels: Number of noise levels L, at least 2; `ncsnv2_levels` by default.
+        steps_per_level: Number of steps T at each noise level, at least 1.
+        step_size: epsilon, positive; `ncsnv2_step_size` by default.
+        grid: Spacing of the noise levels; uniform in log-SNR (geometric in sigma / alpha) by default.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -73,9 +74,11 @@ class AnnealedLangevin(Sampler):
         self.grid = UniformLogSNR() if grid is None else grid
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk down the levels; see `Sampler.walk`."""
+        """Walk down the noise levels; see `Sampler.walk`."""
         sde = run.sde
-        span = 0.5 * (sde.log_snr(run.t_end) - sde.log_snr(sde.t_max)).item()  # log of the noisiest over the cleanest
+        span = (
+            0.5 * (sde.log_snr(run.t_end) - sde.log_snr(sde.t_max)).item()
+        )  # log of the largest over the smallest sigma / alpha
         if not math.isfinite(span):
             raise singular(sde)
         levels = self.levels or ncsnv2_levels(x[0].numel(), span)
@@ -98,14 +101,15 @@ class AnnealedLangevin(Sampler):
 
 
 def ncsnv2_levels(dimensions: int, span: float) -> int:
-    """Number of geometric levels between which the shells of noise overlap by half.
+    """Number of geometric noise levels whose neighbouring shells of noise overlap by half.
 
-    The ratio gamma of two levels solves Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma) =
-    1/2, which for all but the smallest D is gamma = sqrt(2 D) / (sqrt(2 D) - 3); where that exceeds 2, 2 is taken.
+    The ratio gamma of two noise levels solves Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3
+    gamma) = 1/2, which for all but the smallest D is gamma = sqrt(2 D) / (sqrt(2 D) - 3); where that exceeds 2, 2 is
+    taken.
 
     Args:
         dimensions: D.
-        span: log of the largest over the smallest level.
+        span: log of the largest over the smallest noise level.
 
     Returns:
         L, at least 2.
@@ -119,13 +123,13 @@ def ncsnv2_levels(dimensions: int, span: float) -> int:
 
 
 def ncsnv2_step_size(gamma: float, steps_per_level: int) -> float:
-    """Step size over sigma^2 with which T Langevin steps bring the variance of one level to that of the next.
+    """Step size over sigma^2 with which T Langevin steps take the variance of one noise level to that of the next.
 
     e with (1 - e)^(2T) (gamma^2 - v) + v closest to 1, v = 2 e / (1 - (1 - e)^2): the variance ratio after T steps.
 
     Args:
-        gamma: Ratio of two consecutive levels, above 1.
-        steps_per_level: T.
+        gamma: Ratio of two consecutive noise levels, above 1.
+        steps_per_level: Number of steps T.
 
     Returns:
         e = step_size / sigma_L^2, in (0, 1).

@@ -4,9 +4,9 @@ Each step is a linear combination, with coefficients worked out in float64 for a
 
     x_s = a x_t + b_0 m(t) + b_1 m(t_-1) + ... + c z,
 
-where m is a belief (x0, or eps) kept from this step and the ones before, and z fresh noise. A step may look at beliefs
-at inner points first (singlestep methods), and a corrector may replace x_t, once m(t) is known, by another such
-combination. A method is its table of coefficients.
+where m is the prediction (x0 or eps) of this step and of earlier ones, and z is fresh noise. A step may make
+predictions at inner points first (singlestep methods), and a corrector may replace x_t, once m(t) is known, by another
+such combination. A method is defined by its table of coefficients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_kind
-from sde_diffusion.sampling.base import Sampler, Walk, singular
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import SDE, Grid, Number, Time, add_, value_of
 
 
@@ -31,7 +32,7 @@ class Stage:
     Attributes:
         t: The inner time.
         from_x: a.
-        from_beliefs: b, of the beliefs known by then, the newest first.
+        from_beliefs: b, for the beliefs known by then, the newest first.
     """
 
     t: Time
@@ -41,16 +42,16 @@ class Stage:
 
 @dataclass
 class Coefficients:
-    """What a method does in each of N steps.
+    """The coefficients of a method's N steps.
 
     Attributes:
         from_x: a, [N].
-        from_beliefs: b, one list for each step: of its stages' beliefs from the last to the first, of the belief at its
-            beginning, and of those at earlier steps' beginnings, the newest first.
+        from_beliefs: b, one list for each step: for the beliefs at its stages from the last to the first, then at its
+            beginning, then at the beginnings of earlier steps, the newest first.
         from_noise: c, [N]; None for a deterministic method.
-        stages: Of the steps that have any, by number.
-        corrector: For each step but the first, the (a, b) that gives its state anew from the state one step before and
-            the beliefs, its own first; None without a corrector.
+        stages: The stages of each step that has some, by its number.
+        corrector: For each step but the first, (a, b) that recompute its state from the previous step's state and the
+            beliefs, its own first; None without a corrector.
     """
 
     from_x: list[Number]
@@ -60,20 +61,20 @@ class Coefficients:
     corrector: list[tuple[Number, list[Number]]] | None = None
 
     def finite(self) -> bool:
-        """Whether all numbers that a step begins with are: no end of the path has made one infinite."""
+        """Whether all coefficients are finite; at a singular end of a path some are not."""
         rows = (self.from_x, *self.from_beliefs, self.from_noise or ())
         return all(math.isfinite(value_of(number)) for row in rows for number in row)
 
 
 class MultistepSampler(Sampler):
-    """A method given by the `coefficients` of its steps.
+    """Base of samplers that are defined by the `coefficients` of their steps.
 
     `steps` counts network passes. With `denoise` the last pass gives the belief x0 at t_end; without it the walk ends
     with the state there, and all passes go into the steps.
 
     Args:
         steps: Number of network passes, at least 1.
-        grid: Spacing of the times; the path's default if not given.
+        grid: Spacing of the times; the path's default grid if None.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -82,7 +83,7 @@ class MultistepSampler(Sampler):
     """
 
     belief = "x0"
-    """Which spelling of the prediction the method combines: x0 or eps."""
+    """Which attribute of the `Prediction` the method combines: x0 or eps."""
 
     def __init__(self, steps: int, grid: Grid | None = None, denoise: bool = True, t_end: float | None = None) -> None:
         super().__init__(denoise, t_end)
@@ -103,7 +104,7 @@ class MultistepSampler(Sampler):
         """
 
     def transitions(self, passes: int) -> int:
-        """How many steps a number of network passes is enough for; one each unless a method says otherwise."""
+        """Number of steps that a number of network passes allows: as many, unless overridden."""
         return passes
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
@@ -113,7 +114,7 @@ class MultistepSampler(Sampler):
         return run.predict(x, times[-1]).x0 if self.denoise else x
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk up the grid; see `Sampler.climb`. For a method with noise, to be refused in a subclass."""
+        """Walk up the grid; see `Sampler.climb`. A subclass with noise must refuse."""
         return self.follow_up(x, run)
 
     def follow_up(self, x: Tensor, run: Walk) -> Tensor:
@@ -135,7 +136,7 @@ class MultistepSampler(Sampler):
 
         Args:
             x: State at times[0], [B, *dims].
-            run: Denoiser, noise and bookkeeping.
+            run: The denoiser, the noise, and the record of the walk.
             times: [N + 1], float64.
 
         Returns:

@@ -1,10 +1,10 @@
-r"""Per-sample noise: sample i's randomness is a function of its own seed and of nothing else.
+r"""Per-sample noise: the noise of sample i is a function of its own seed alone.
 
-A counter-based generator in the manner of Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3": the j-th
-number of draw k for seed s is a hash of (s, k, j), so that no state is kept, the whole batch is drawn at once, and the
-same integers come out on every device, in every batch and in every process. The hash is splitmix64 (Steele et al. 2014,
-"Fast Splittable Pseudorandom Number Generators", with Stafford's constants): a Weyl sequence from a hashed key, and a
-finaliser; the normals are Box and Muller's, of 32 bits each, so that none exceeds 6.8 in size. Seeds count modulo 2^64.
+This is a counter-based generator (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): the j-th number
+of draw k for seed s is a hash of (s, k, j). It has no state, draws the batch at once, and gives the same integers on
+every device, in every batch and in every process. The hash is splitmix64 (Steele et al. 2014, "Fast Splittable
+Pseudorandom Number Generators", with Stafford's constants): a Weyl sequence from a hashed key, and a finaliser. The
+normals are by Box and Muller, from 32 bits each, so that none exceeds 6.8 in size. Seeds are taken modulo 2^64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOW_32 = 0xFFFFFFFF
 
 
 def _signed(value: int) -> int:
-    """The int64 with the same bits as a uint64: torch has no unsigned arithmetic, but wraps around alike."""
+    """The int64 with the bits of a uint64: torch has no unsigned arithmetic, but wraps around in the same way."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
@@ -43,7 +43,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def as_seeds(seeds: Sequence[int]) -> list[int]:
-    """Seeds as Python's integers: from a sequence, an array or a tensor.
+    """Seeds as Python integers, from a sequence, an array or a tensor.
 
     Raises:
         ValueError: If there are none, or one is not an integer.
@@ -84,12 +84,12 @@ class Noise:
         self.device = torch.device(device)
         self._pairs = -(-math.prod(self.dims) // 2)
         keys = torch.tensor(signed, dtype=torch.int64, device=device)
-        # Hashed twice with different offsets, so that seeds 0, 1, 2, ... start at unrelated places.
+        # Hashed twice with different offsets, so that the streams of seeds 0, 1, 2, ... are unrelated.
         self._keys = _mix(_mix(keys + _signed(_WEYL)) + _signed(_MIX_2))
         self._weyl = torch.arange(1, self._pairs + 1, dtype=torch.int64, device=device).mul_(_signed(_WEYL))
 
     def normal(self, draw: int) -> Tensor:
-        """Standard normals of draw number `draw` (each number a draw of its own), [B, *dims]."""
+        """Standard normals of draw number `draw`, independent of those of other numbers, [B, *dims]."""
         keys = _mix(self._keys + _signed((draw + 1) * _MIX_1))
         bits = _mix(keys.unsqueeze(1) + self._weyl)
         # 32 bits each: u in (0, 1], so that its logarithm is finite, and an angle.

@@ -1,4 +1,4 @@
-"""The probability flow, walked back to data."""
+"""The probability flow ODE as a sampler."""
 
 from __future__ import annotations
 
@@ -8,40 +8,42 @@ from typing import Any
 from torch import Tensor
 
 from sde_diffusion.checks import check_kind
-from sde_diffusion.sampling.base import Sampler, Walk
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.coordinates import Coordinate
+from sde_diffusion.sampling.ode_kinds import Method
 from sde_diffusion.sampling.ode_methods import ODESolver
-from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, solver_frames
+from sde_diffusion.sampling.reverse import ReverseProcess, solver_frames
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import Grid
 
 
 class ODESampler(Sampler):
     """Solve dx/dt = v(x, t), the probability flow, from t_max to t_end with one of `ODESolver`'s methods.
 
-    Methods that choose their steps by rtol and atol: adams, dopri5, dopri8, bosh3, fehlberg2, adaptive_heun,
-    scipy_solver. Methods that take `steps` steps of the grid: euler, midpoint, heun2, heun3, rk4, explicit_adams,
-    implicit_adams (= fixed_adams). These are all of torchdiffeq's, and `adams`, which is this library's own. `denoise`
-    costs one pass more, but with euler `steps` counts network passes: steps - 1 steps and one prediction, without
-    `denoise` `steps` steps. No method looks beyond t_end or t_max.
+    Adaptive methods, which choose their steps by rtol and atol: adams, dopri5, dopri8, bosh3, fehlberg2, adaptive_heun,
+    scipy_solver. Methods with `steps` steps of the grid: euler, midpoint, heun2, heun3, rk4, explicit_adams,
+    implicit_adams (= fixed_adams). These are all of torchdiffeq's, and `adams`, which is this library's. `denoise`
+    costs one further pass, except with euler, where `steps` counts network passes: steps - 1 steps and one prediction,
+    or `steps` steps without `denoise`. No method evaluates the denoiser beyond t_end or t_max.
 
-    An adaptive method takes the steps that the most difficult sample of its batch needs: to within the tolerance,
-    samples depend on the batch that they are drawn in (about 2e-4 at the default tolerances).
+    An adaptive method takes the steps that the most difficult sample of the batch needs: to within the tolerance, a
+    sample depends on its batch (by about 2e-4 at the default tolerances).
 
     Args:
-        method: See above and `ODESolver`.
-        rtol: Relative tolerance, positive (adaptive methods; the iterations of implicit_adams).
-        atol: Absolute tolerance, positive (likewise).
-        steps: Number of steps of the methods that do not choose them, at least 1 (2 for euler with `denoise`); 50 if
-            not given.
-        max_nfe: Most network passes of an adaptive method.
+        method: One of these names (see `ODESolver`), or a `Method` of your own.
+        rtol: Relative tolerance, positive, of adaptive methods and of the iterations of implicit_adams.
+        atol: Absolute tolerance, positive, of the same.
+        steps: Number of steps of a method that is not adaptive, at least 1 (2 for euler with `denoise`); 50 by default.
+        max_nfe: Largest number of network passes of an adaptive method.
         options: See `ODESolver`.
-        coordinate: The variable that is solved for (`State`, `NoiseToSignal`, `UnitVariance`); x itself if not given.
-        grid: Time change in which the solver steps; the path's default if not given.
+        coordinate: The variable that is solved for: `State` (x itself, the default), `NoiseToSignal` or `UnitVariance`.
+        grid: Time change in which the solver steps; the path's default grid if None.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
     Raises:
         ValueError: If the method or an option is unknown, a tolerance is not positive, steps or max_nfe too small, or
-            steps are given to a method that chooses its own.
+            steps are given to an adaptive method.
         UserError: From a call, if an adaptive method cannot meet its tolerance.
 
     References:
@@ -50,7 +52,7 @@ class ODESampler(Sampler):
 
     def __init__(
         self,
-        method: str = "dopri5",
+        method: str | Method = "dopri5",
         rtol: float = 1e-5,
         atol: float = 1e-5,
         steps: int | None = None,
@@ -70,7 +72,7 @@ class ODESampler(Sampler):
         self.options = None if options is None else dict(options)
         self.coordinate = coordinate
         self.grid = grid
-        self.solver()  # complains now of what it cannot do
+        self.solver()  # raises errors now rather than at the first call
 
     def solver(self) -> ODESolver:
         """The method with its settings."""
@@ -94,7 +96,7 @@ class ODESampler(Sampler):
     def _solve(self, x: Tensor, run: Walk, start: float, end: float) -> Tensor:
         grid = self.grid or run.sde.default_grid()
         process = ReverseProcess(
-            *(run.predict, run.sde, grid, run.t_end), coordinate=self.coordinate, passes_at=run.denoiser.passes_at
+            run.predict, run.sde, grid, run.t_end, coordinate=self.coordinate, passes_at=run.denoiser.passes_at
         )
         y = self.solver()(process, x * process.scale(start), start, end, **solver_frames(run, process, start, end))
         return y / process.scale(end)

@@ -1,4 +1,4 @@
-"""Adams' method with steps of its own choosing, as one of `ode_methods`."""
+"""Adams' method with adaptive steps, as a `Method` of `ode_methods`."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import Tensor
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.adams import RoughError, adams
+from sde_diffusion.sampling.flow import Flow, MonitoredDrift
 from sde_diffusion.sampling.ode_kinds import Adaptive, Ends, Norm, Solution
-from sde_diffusion.sampling.reverse import Flow, Watch
-from sde_diffusion.sampling.solver_options import Option, whole
+from sde_diffusion.sampling.solver_options import Option, integer
 
 if TYPE_CHECKING:
     from sde_diffusion.sampling.ode_methods import ODESolver
 
 ROUGH = "the denoiser is rough in time (it has noise, or turns thousands of times on the way)"
-"""What is said of it."""
+"""The reason given in messages."""
 
 _LOOSEST, _FACTOR, _ENOUGH, _MOST = 0.01, 4.0, 300.0, 1000
-"""Where a slope is rough in time: the first tolerance; what the next is smaller by; the least difference of two
-solutions that is worth more passes, in tolerances as asked for; and the most passes that may then be expected."""
+"""If the slope is rough in time: the first relative tolerance; the factor between tolerances; the least difference of
+two solutions, in requested tolerances, for which a further one is computed; and the most passes expected for it."""
 
 
 class Adams(Adaptive):
-    """Our own Adams method; see `adams` and `ODESolver`."""
+    """This library's Adams method; see `adams` and `ODESolver`."""
 
-    takes: Mapping[str, Option] = {"order": whole(1, 6)}  # beyond, its steps are tiny
+    takes: Mapping[str, Option] = {"order": integer(1, 6)}  # beyond, its steps are tiny
 
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """`order`, 4 if not given."""
+        """`order`, 4 by default."""
         return {"order": 4, **super().options(name, given)}
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """See `Method.solve`; warns where the tolerance had to be loosened."""
+        """See `Method.solve`; warns if the tolerance had to be loosened."""
         found = self.solution(solver, flow, y, ends, norm)
         if found.coarser is not None:
             off = float((found.state - found.coarser).detach().square().mean().sqrt())
@@ -49,24 +49,30 @@ class Adams(Adaptive):
         return found.state
 
     def solution(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Solution:
-        """See `Method.solution`: where the slope is rough in time, with the smallest tolerance that passes allow."""
-        met: list[tuple[float, Tensor]] = []
-        found = self._settled(solver, solver.watch(flow), y, ends, norm, met)
-        for u, there in met:
+        """See `Method.solution`; if the slope is rough in time, with the smallest tolerance that the passes allow."""
+        visited: list[tuple[float, Tensor]] = []
+        found = self._settled(solver, solver.monitor(flow), y, ends, norm, visited)
+        for u, state in visited:
             if ends.keep is not None:
-                ends.keep(u, there)
+                ends.keep(u, state)
         return found
 
     def _settled(
-        self, solver: ODESolver, watch: Watch, y: Tensor, ends: Ends, norm: Norm, met: list[tuple[float, Tensor]]
+        self,
+        solver: ODESolver,
+        monitor: MonitoredDrift,
+        y: Tensor,
+        ends: Ends,
+        norm: Norm,
+        visited: list[tuple[float, Tensor]],
     ) -> Solution:
-        """`solution`, and in `met` what its own walk, and no walk before it, has met of what is wanted on the way."""
+        """`solution`; puts the states at `ends.places` into `visited`, those of the returned solution alone."""
 
         def walk(solver: ODESolver) -> Tensor:
             on_the_way: list[tuple[float, Tensor]] = []
             own = ends if ends.keep is None else replace(ends, keep=lambda u, y: on_the_way.append((u, y)))
-            state = self.watched(solver, watch, y, own, norm)
-            met[:] = on_the_way
+            state = self.monitored(solver, monitor, y, own, norm)
+            visited[:] = on_the_way
             return state
 
         try:
@@ -77,7 +83,7 @@ class Adams(Adaptive):
         while True:
             looser = copy(solver)
             looser.rtol, looser.atol, looser.settles = factor * solver.rtol, factor * solver.atol, True
-            before = watch.nfe
+            before = monitor.nfe
             try:
                 state = walk(looser)
             except UserError:
@@ -85,16 +91,16 @@ class Adams(Adaptive):
                     raise
                 return found
             found = Solution(state, None if found is None else found.state, looser.rtol)
-            passes = watch.nfe - before
+            passes = monitor.nfe - before
             factor /= _FACTOR
-            most = min(_MOST, solver.max_nfe - watch.nfe)
+            most = min(_MOST, solver.max_nfe - monitor.nfe)
             if found.coarser is not None:
                 scale = solver.atol + solver.rtol * state.abs()
                 off = float(norm((state - found.coarser).detach() / scale.detach()))
                 if not off > _ENOUGH or factor < 1 or _FACTOR * passes > most:
                     return found
 
-    def attempt(self, solver: ODESolver, drift: Watch, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
+    def attempt(self, solver: ODESolver, drift: MonitoredDrift, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """See `Adaptive.attempt`."""
         order, tolerances = int(solver.options["order"]), (solver.rtol, solver.atol)
         if ends.keep is not None and ends.places and ends.places[0] == ends.start:

@@ -1,4 +1,4 @@
-"""Methods for ordinary differential equations: torchdiffeq's, and Adams' with steps of its own choosing."""
+"""Methods for ordinary differential equations by name: torchdiffeq's, and an adaptive Adams method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_diffusion.checks import as_positive, check_choice, check_count
+from sde_diffusion.checks import as_positive, check_count
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.sampling.flow import Flow, MonitoredDrift
 from sde_diffusion.sampling.ode_adams import Adams
 from sde_diffusion.sampling.ode_kinds import (
     Adaptive,
@@ -21,90 +23,98 @@ from sde_diffusion.sampling.ode_kinds import (
     Solution,
     worst_rms,
 )
-from sde_diffusion.sampling.reverse import Flow, Watch
 
 METHODS: dict[str, Method] = {
-    "adams": Adams(),
-    **dict.fromkeys(("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), Adaptive()),
-    "scipy_solver": SciPy(),
-    "euler": FixedSteps(single_pass=True),
-    **dict.fromkeys(("midpoint", "heun2", "heun3", "rk4"), FixedSteps()),
-    "explicit_adams": FixedAdams(implicit=False),
-    "implicit_adams": FixedAdams(implicit=True),
-    "fixed_adams": FixedAdams(implicit=True),  # torchdiffeq's former name of it
+    "adams": Adams("adams"),
+    **{name: Adaptive(name) for name in ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")},
+    "scipy_solver": SciPy("scipy_solver"),
+    "euler": FixedSteps("euler", single_pass=True),
+    **{name: FixedSteps(name) for name in ("midpoint", "heun2", "heun3", "rk4")},
+    "explicit_adams": FixedAdams("explicit_adams", implicit=False),
+    "implicit_adams": FixedAdams("implicit_adams", implicit=True),
+    "fixed_adams": FixedAdams("fixed_adams", implicit=True),  # torchdiffeq's former name of implicit_adams
 }
-"""The methods on offer: all of torchdiffeq's, and `adams`."""
+"""The methods by name: all of torchdiffeq's, and `adams`."""
 
 
 class ODESolver:
-    """One of `METHODS` with its tolerances, or its number of steps.
+    """A method with its tolerances, or its number of steps.
 
-    Adaptive: adams (options={"order": 4}: 1 to 6; one pass a step, see `adams`), torchdiffeq's dopri5, dopri8, bosh3,
-    fehlberg2, adaptive_heun (orders 5, 8, 3, 2, 2) and scipy_solver (options={"solver": "RK45"}, or "RK23", "DOP853").
-    The error of a step is the worst over the samples of each sample's root mean square, so that no sample is let off
-    because others are easy (SciPy only knows the mean over the batch: its tolerances are divided by sqrt B, which
-    bounds each sample's). The tolerance is each step's: errors of ten to twenty tolerances at the end are usual with
-    adams, and of a hundred with fehlberg2, whose estimate is of its first-order part and small.
+    Adaptive methods:
 
-    Where the slope is rough in time, adams does not follow every turn: it solves with rtol = 0.01, then with a quarter
-    of that, and so on, until two solutions in a row differ by less than 300 tolerances as asked for, or the next is
-    likely to take more than 1,000 passes. That last difference is what it can say of its error, in a warning or by
-    `solution`.
+        adams             options={"order": 4}, 1 to 6; one pass a step, see `adams`
+        dopri5, dopri8, bosh3, fehlberg2, adaptive_heun      torchdiffeq's, of orders 5, 8, 3, 2 and 2
+        scipy_solver      options={"solver": "RK45"}, or "RK23", "DOP853"
 
-    Options of torchdiffeq's adaptive methods, passed on to it: min_step (taken whatever the error), max_step,
-    first_step, step_t and jump_t (lists of places where a step must end, the latter of discontinuities), safety,
-    ifactor, dfactor, max_num_steps; of scipy_solver also max_step. Steps and places are in the solver's own time u, in
-    which a walk is from 1 (t_max) to 0 (t_end): shares of the walk. Of the methods below, which take given steps:
-    step_size in place of `steps`, perturb and interp (without effect, since nothing is interpolated; cubic costs
-    passes); of the Adams methods also max_iters, and max_order, torchdiffeq's count, in place of order. Not on offer:
-    norm (see above), dtype (times are float64), grid_constructor (`grid` is it), implicit (by name), and SciPy's
-    implicit methods and min_step, which its explicit ones do not know.
+    The error of a step is the largest over the samples of each sample's root mean square, so that a difficult sample is
+    not averaged away (SciPy uses the mean over the batch: its tolerances are divided by sqrt B, which bounds each
+    sample's error). The tolerance is that of a step: at the end errors of ten to twenty tolerances are usual with
+    adams, and of a hundred with fehlberg2, whose error estimate is of first order and small.
 
-    In `steps` uniform steps: euler (order 1), midpoint, heun2 (2), heun3 (3), rk4 (4), explicit_adams and
-    implicit_adams, also called fixed_adams (options={"order": 4}: 3 to 11 and 4 to 12; begun with low orders, so that
-    globally 4 and 5 are the most), of 1, 2, 2, 3, 4, 1 and 2 to 5 network passes. implicit_adams repeats a step's
-    correction up to four times, until it changes by less than the tolerance; where it does not come to that, a warning
-    says in how many steps.
+    If the slope is rough in time, adams does not resolve it: it solves with rtol = 0.01, then with a quarter of that,
+    and so on, until two consecutive solutions differ by less than 300 requested tolerances, or the next would probably
+    take more than 1,000 passes. That difference is its error estimate, in a warning or from `solution`.
+
+    Methods with `steps` uniform steps:
+
+        euler                            order 1        1 pass a step
+        midpoint, heun2                  order 2        2 passes
+        heun3                            order 3        3 passes
+        rk4                              order 4        4 passes
+        explicit_adams                   options={"order": 4}, 3 to 11; 1 pass
+        implicit_adams or fixed_adams    options={"order": 4}, 4 to 12; 2 to 5 passes
+
+    The Adams methods start with low orders, so that their global orders are at most 4 and 5. implicit_adams repeats the
+    correction of a step up to four times, until it changes by less than the tolerance; if it does not converge, a
+    warning says in how many steps.
+
+    Options of torchdiffeq's adaptive methods: min_step (taken whatever the error), max_step, first_step, step_t and
+    jump_t (lists of places where a step must end, the latter of discontinuities), safety, ifactor, dfactor,
+    max_num_steps; of scipy_solver also max_step. Steps and places are in the solver's own time u, in which a walk is
+    from 1 (t_max) to 0 (t_end). Options of the methods with given steps: step_size in place of `steps`, perturb and
+    interp (without effect, since nothing is interpolated; cubic costs passes); of the Adams methods also max_iters, and
+    torchdiffeq's max_order in place of order. Not available: norm (see above), dtype (times are float64),
+    grid_constructor (use `grid`), implicit (use the name), and SciPy's implicit methods and min_step.
 
     Args:
-        method: See above.
-        rtol: Relative tolerance, positive (adaptive methods; the iterations of implicit_adams).
-        atol: Absolute tolerance, positive (likewise).
-        steps: Number of steps of the methods that do not choose them, at least 1; 50 if not given.
-        max_nfe: Most network passes of an adaptive method.
+        method: One of these names, or a `Method` of your own.
+        rtol: Relative tolerance, positive, of adaptive methods and of the iterations of implicit_adams.
+        atol: Absolute tolerance, positive, of the same.
+        steps: Number of steps of a method that is not adaptive, at least 1; 50 by default.
+        max_nfe: Largest number of network passes of an adaptive method.
         options: See above.
 
     Raises:
         ValueError: If the method or an option is unknown, a tolerance is not positive, steps or max_nfe too small, or
-            steps are given to a method that chooses its own.
+            steps are given to an adaptive method.
     """
 
     def __init__(
         self,
-        method: str,
+        method: str | Method,
         rtol: float = 1e-5,
         atol: float = 1e-5,
         steps: int | None = None,
         max_nfe: int = 10_000,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        check_choice("method", method, METHODS)
-        if steps is not None and METHODS[method].adaptive:
+        self.method: Method = as_instance("method", method, METHODS, Method)
+        self.name = method if isinstance(method, str) else type(method).__name__
+        if steps is not None and self.method.adaptive:
             fixed = ", ".join(name for name, other in METHODS.items() if not other.adaptive)
-            raise ValueError(f"{method} chooses its own steps by rtol and atol; methods that take steps: {fixed}")
-        self.method = method
+            raise ValueError(f"{self.name} chooses its own steps by rtol and atol; methods that take steps: {fixed}")
         self.rtol, self.atol = as_positive("rtol", rtol), as_positive("atol", atol)
         self.steps = check_count("steps", 50 if steps is None else steps)
         self.max_nfe = check_count("max_nfe", max_nfe)
-        self.options = METHODS[method].options(method, {} if options is None else options)
+        self.options = self.method.options(self.name, {} if options is None else options)
         if steps is not None and "step_size" in self.options:
             raise ValueError("give steps or the option step_size, not both")
-        self.settles = False  # for what the tolerance gives, however rough the slope
+        self.settles = False  # whether to solve to this tolerance however rough the slope is; see `Adams`
 
     @property
     def single_pass(self) -> bool:
         """Whether `steps` counts network passes."""
-        return METHODS[self.method].single_pass
+        return self.method.single_pass
 
     def __call__(
         self,
@@ -124,34 +134,40 @@ class ODESolver:
             start: 0 or 1.
             end: 1 or 0.
             norm: Size of an error.
-            places: Where the solution is wanted on the way, in the order of the walk.
-            keep: Called with each of these and the state there: exactly there with an adaptive method, which
-                interpolates by its own order; with the others at the nearest of its steps' ends.
+            places: Values of u where the solution is wanted in between, in the order of the walk.
+            keep: Called with each of these and the state there. An adaptive method interpolates with its own order; the
+                others record the nearest end of a step.
 
         Returns:
-            The state at u = end; not a number where a slope was none.
+            The state at u = end; NaN if a slope was NaN.
 
         Raises:
             UserError: If an adaptive method cannot meet its tolerance.
         """
-        return METHODS[self.method].solve(self, flow, y, Ends(start, end, places, keep), norm)
+        return self.method.solve(self, flow, y, Ends(start, end, places, keep), norm)
 
     def solution(self, flow: Flow, y: Tensor, start: float, end: float, norm: Norm = worst_rms) -> Solution:
-        """`__call__`, with what is known of the error where the tolerance was out of reach."""
-        return METHODS[self.method].solution(self, flow, y, Ends(start, end), norm)
+        """`__call__`, with a second solution as an error estimate if the tolerance could not be met."""
+        return self.method.solution(self, flow, y, Ends(start, end), norm)
 
-    def watch(self, flow: Flow) -> Watch:
-        """The flow, watched for as many passes as an adaptive method may make."""
-        other = "dopri5" if self.method != "dopri5" else "adams"
+    def monitor(self, flow: Flow) -> MonitoredDrift:
+        """The flow, monitored for as many passes as an adaptive method may make."""
+        other = "dopri5" if self.name != "dopri5" else "adams"
         advice = f"rtol={100 * self.rtol:g} atol={100 * self.atol:g}, method={other}, or max_nfe={4 * self.max_nfe}"
-        return Watch(flow, self.max_nfe, advice)
+        return MonitoredDrift(flow, self.max_nfe, advice)
 
     def odeint(
-        self, drift: Callable[[Tensor, Tensor], Tensor], y: Tensor, ends: Tensor, options: Any, tighter: float = 1.0
+        self,
+        method: str,
+        drift: Callable[[Tensor, Tensor], Tensor],
+        y: Tensor,
+        ends: Tensor,
+        options: Any,
+        tighter: float = 1.0,
     ) -> Tensor:
-        """torchdiffeq's `odeint` with this solver's method and tolerances (times `tighter`)."""
+        """torchdiffeq's `odeint` with one of its methods by name and this solver's tolerances (times `tighter`)."""
         from torchdiffeq import odeint  # SciPy comes with it: half a second that `import sde_diffusion` need not cost
 
         rtol, atol = self.rtol * tighter, self.atol * tighter
-        solution: Tensor = odeint(drift, y, ends, rtol=rtol, atol=atol, method=self.method, options=options)
+        solution: Tensor = odeint(drift, y, ends, rtol=rtol, atol=atol, method=method, options=options)
         return solution

@@ -1,7 +1,7 @@
-r"""Predictor-corrector sampling: a step of the reverse process, and Langevin steps that mend its marginal.
+r"""Predictor-corrector sampling: a step of the reverse process, and Langevin steps that correct its marginal.
 
 Over a step from t to s < t the forward kernel is q(x_t | x_s) = N(scale x_s, std^2) (on VP, scale^2 = 1 - beta_i and
-std^2 = beta_i): predictors are discretised with it, so that they need no step size of their own on any path.
+std^2 = beta_i). Predictors are discretised with it, so that on no path do they need a step size.
 """
 
 from __future__ import annotations
@@ -9,28 +9,32 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_positive, check_choice, check_count, check_kind
+from sde_diffusion.checks import as_positive, check_count, check_kind
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sampling.ancestral import AncestralSampler
-from sde_diffusion.sampling.base import Sampler, Walk, singular
-from sde_diffusion.sampling.correctors import CORRECTORS
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.correctors import CORRECTORS, Corrector, NoCorrector
+from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import SDE, Grid, Number, add_, numbers, value_of
 
 
 @dataclass
 class Step:
-    """Scales of the steps of a walk from times t to times s, Python floats worked out in float64.
+    """The coefficients of a step from t to s, computed in float64.
 
     Attributes:
-        t: Where the step begins.
-        s: Where it ends, s < t.
-        scale: Of q(x_t | x_s).
-        std: Of q(x_t | x_s).
+        t: Time at which the step begins.
+        s: Time at which it ends, s < t.
+        scale: Scale of q(x_t | x_s).
+        std: Standard deviation of q(x_t | x_s).
         from_x0: Coefficient of x_0 in the mean of q(x_s | x_t, x_0).
-        from_x: Coefficient of x_t there.
+        from_x: Coefficient of x_t in it.
         posterior_std: Standard deviation of q(x_s | x_t, x_0).
         drift: f(t) (t - s).
         diffusion: g(t) sqrt(t - s).
@@ -59,18 +63,20 @@ class Step:
         """The steps between consecutive times."""
         t, s = times[:-1], times[1:]
         drift = sde.log_alpha_rate(t) * (t - s)
-        columns = (
-            *(t, s, *sde.transition(s, t), *sde.posterior_coefficients(s, t)),
-            *(drift, sde.diffusion(t) * (t - s).sqrt(), sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)),
-        )
+        kernels = [*sde.transition(s, t), *sde.posterior_coefficients(s, t)]
+        diffusion = sde.diffusion(t) * (t - s).sqrt()
+        columns = [t, s, *kernels, drift, diffusion, sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)]
         return [cls(*row) for row in numbers(torch.stack(columns, 1))]
 
 
-class Predictor(ABC):
+class Predictor(ShowsArguments, ABC):
     """A step of the reverse process: x_s = a x_t + b belief + c z."""
 
     belief: str | None = "score"
-    """Which spelling of the prediction it combines; None if it needs no network pass."""
+    """Which attribute of the `Prediction` it combines; None if it needs no network pass."""
+
+    invertible = False
+    """Whether its steps are those of DDIM, which `invert` can take in the other direction."""
 
     @abstractmethod
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
@@ -91,7 +97,7 @@ class Ancestral(Predictor):
     belief = "x0"
 
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
-        """Those of the posterior's mean, and its standard deviation."""
+        """The coefficients of the posterior's mean, and its standard deviation."""
         return step.from_x, step.from_x0, step.posterior_std
 
 
@@ -99,33 +105,34 @@ class EulerMaruyama(Predictor):
     """x_s = x_t - [f x_t - g^2 score] (t - s) + g sqrt(t - s) z (Song et al. 2021, appendix D)."""
 
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
-        """Those of Euler's step in t."""
+        """The coefficients of Euler's step in t."""
         return 1 - step.drift, step.diffusion**2, step.diffusion
 
 
 class ProbabilityFlow(Predictor):
     """x_s = alpha_s x0 + sigma_s eps, without noise: DDIM (Song et al. 2021, equation 12, with eta = 0).
 
-    In place of x_t - [(scale - 1) x_t - std^2 score / 2] (Song et al. 2021, "Score-Based Generative Modeling through
-    SDEs", appendix D.3), to which it is equal in short steps. Where alpha goes to zero, as on the cosine and the
-    rectified path, the first steps have scale << 1, and each would inflate x by about 3 / 2.
+    It replaces x_t - [(scale - 1) x_t - std^2 score / 2] (Song et al. 2021, "Score-Based Generative Modeling through
+    SDEs", appendix D.3), which it equals in the limit of short steps: if alpha goes to zero, as on the cosine and the
+    rectified path, the first steps have scale << 1, and each would scale x by about 3 / 2.
     """
 
     belief = "x0"
+    invertible = True
 
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
-        """sigma_s / sigma, and what that leaves of alpha_s x0; no noise."""
+        """sigma_s / sigma, alpha_s - alpha sigma_s / sigma, and no noise."""
         shrink = step.sigma_s / step.sigma
         return shrink, step.alpha_s - step.alpha * shrink, 0.0
 
 
 class Stay(Predictor):
-    """x_s = x_t / scale, the same x / alpha: correctors alone do the walking, as in NCSN."""
+    """x_s = x_t / scale, which keeps x / alpha: the corrector alone takes the walk to the data, as in NCSN."""
 
     belief = None
 
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
-        """1 / scale; no belief, no noise."""
+        """1 / scale, and neither belief nor noise."""
         return 1 / step.scale if step.scale else math.inf, 0.0, 0.0
 
 
@@ -139,34 +146,34 @@ PREDICTORS: dict[str, type[Predictor]] = {
 
 
 class PredictorCorrector(Sampler):
-    """At each time: corrector_steps Langevin steps there, then one predictor step to the next time.
+    """At each time corrector_steps Langevin steps, then one predictor step to the next time.
 
-    The corrector comes before the predictor at the same time, as in the published code. The last predictor step returns
-    its mean, without noise: with denoise=False the result is a state at t_end short of that step's noise, and its
-    variance a little too small. With `denoise` x0 is predicted once more at t_end. Without a corrector each predictor
-    is of weak order 1.
+    The corrector precedes the predictor at the same time, as in the published code. The last predictor step returns its
+    mean, without noise: with denoise=False the result is a state at t_end without that noise, and its variance a little
+    too small. With `denoise` the result is x0 at t_end, for one further pass. Without a corrector each predictor has
+    weak order 1.
 
-    The correctors, in steps of eps = 2 (scale snr sigma)^2 with the scale of q(x_t | x_s), s the next time:
+    The correctors take steps of eps = 2 (scale snr sigma)^2 with the scale of q(x_t | x_s), s the next time:
 
         leimkuhler_matthews   exact for Gaussian data of any covariance, whatever snr; otherwise its bias is of order
-                              snr^4, and as a walk's steps get short so does this one: unbiased in the limit of many
-                              steps, for a fixed snr, in any number of dimensions. Not at t_max, and at noise levels up
-                              to 1 + snr^2 / 2 times those of the grid
-        annealed_langevin     at the grid's times; for a fixed snr a relative bias of eps / (2 v - eps) in a variance v
-                              remains, up to snr^2, however many steps there are; little of it at the end of a walk
-        langevin              the published rule, sigma taken from the norms of score and noise: for many dimensions, as
-                              it is biased in few, by far (see `correctors.Langevin`)
+                              snr^4. Its step shrinks with those of the walk, so that for a fixed snr it is unbiased in
+                              the limit of many steps, in any number of dimensions. It makes no step at t_max, and
+                              evaluates noise levels up to 1 + snr^2 / 2 times those of the grid
+        annealed_langevin     for a fixed snr a relative bias of eps / (2 v - eps) in a variance v remains, up to snr^2,
+                              however many steps there are; it is small at the end of a walk
+        langevin              the published rule, with sigma replaced by the norms of score and noise: for many
+                              dimensions only, as its bias in few is large (see `correctors.Langevin`)
 
-    Network passes: steps (1 + corrector_steps), without a corrector steps, without a predictor steps corrector_steps;
-    less corrector_steps with leimkuhler_matthews, which makes none at t_max; and one for `denoise`.
+    Network passes: steps * (1 + corrector_steps); without a corrector steps; without a predictor steps *
+    corrector_steps; with leimkuhler_matthews corrector_steps fewer; and one more with `denoise`.
 
     Args:
-        predictor: reverse_diffusion, ancestral, euler_maruyama, probability_flow or none.
-        corrector: leimkuhler_matthews, annealed_langevin, langevin or none.
+        predictor: reverse_diffusion, ancestral, euler_maruyama, probability_flow or none, or a `Predictor`.
+        corrector: leimkuhler_matthews, annealed_langevin, langevin or none, or a `Corrector`, which has its own snr.
         steps: Number of predictor steps, at least 1.
         snr: Signal-to-noise ratio of the Langevin steps, positive: 0.16 CIFAR-10, 0.17 CelebA, 0.075 LSUN.
         corrector_steps: Langevin steps at each time, at least 1.
-        grid: Spacing of the times; the path's default if not given.
+        grid: Spacing of the times; the path's default grid if None.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -180,8 +187,8 @@ class PredictorCorrector(Sampler):
 
     def __init__(
         self,
-        predictor: str = "reverse_diffusion",
-        corrector: str = "leimkuhler_matthews",
+        predictor: str | Predictor = "reverse_diffusion",
+        corrector: str | Corrector = "leimkuhler_matthews",
         steps: int = 1000,
         snr: float = 0.16,
         corrector_steps: int = 1,
@@ -191,23 +198,30 @@ class PredictorCorrector(Sampler):
     ) -> None:
         super().__init__(denoise, t_end)
         check_kind("grid", grid, Grid, or_none=True)
-        self.predictor = check_choice("predictor", predictor, PREDICTORS)
-        self.corrector = check_choice("corrector", corrector, CORRECTORS)
         self.snr = as_positive("snr", snr, " (0.16 for CIFAR-10)")
+        self.predictor, self.corrector = predictor, corrector
+        self._parts()  # checks the names
         self.steps = check_count("steps", steps)
         self.corrector_steps = check_count("corrector_steps", corrector_steps)
         self.grid = grid
 
+    def _parts(self) -> tuple[Predictor, Corrector]:
+        """The predictor and the corrector, from their names if they have one."""
+        correctors = {name: partial(kind, self.snr) for name, kind in CORRECTORS.items()}
+        predictor: Predictor = as_instance("predictor", self.predictor, PREDICTORS, Predictor)
+        corrector: Corrector = as_instance("corrector", self.corrector, correctors, Corrector)
+        return predictor, corrector
+
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
         times = (self.grid or run.sde.default_grid()).times(run.sde, self.steps + 1, run.t_end)
-        predictor, rule = PREDICTORS[self.predictor](), CORRECTORS[self.corrector]
+        predictor, corrector = self._parts()
         steps = Step.walk(run.sde, times)
         table = [predictor.coefficients(step) for step in steps]
         if not all(math.isfinite(value_of(number)) for row in table for number in row):
             raise singular(run.sde)
         predicted = predictor.belief is not None
-        corrections = [None] * self.steps if rule is None else rule(self.snr).moves(run.sde, times, predicted)
+        corrections = corrector.moves(run.sde, times, predicted)
         draws = self.corrector_steps + 1
         run.plan(times)
         for i, (step, correct, (from_x, from_belief, std)) in enumerate(zip(steps, corrections, table, strict=True)):
@@ -226,7 +240,8 @@ class PredictorCorrector(Sampler):
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
         """The probability flow's steps up; see `Sampler.climb`."""
-        if (self.predictor, self.corrector) != ("probability_flow", "none"):
+        predictor, corrector = self._parts()
+        if not (predictor.invertible and isinstance(corrector, NoCorrector)):
             raise ValueError(
                 "only the deterministic walk (predictor=probability_flow, corrector=none) can be inverted; got "
                 f"predictor={self.predictor}, corrector={self.corrector}"

@@ -1,4 +1,4 @@
-r"""Reverse processes, for samplers and likelihoods alike.
+r"""The reverse process of a path, for samplers and likelihoods.
 
 For any eta, the process run backwards in time
 
@@ -11,124 +11,17 @@ flow). As f x - g^2 score / 2 is the velocity v, its drift is v - eta^2 g^2 scor
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_positive
 from sde_diffusion.denoiser import Prediction
-from sde_diffusion.errors import UserError
-from sde_diffusion.sampling.base import Walk, singular
-from sde_diffusion.sde import SDE, Grid, Number, add, float64, number, value_of
-
-
-class Coordinate(ABC):
-    """A variable y = scale(t) x in which the reverse process is solved."""
-
-    @abstractmethod
-    def scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """The factor y / x, positive; t: [], float64. Returns [], float64."""
-
-    @abstractmethod
-    def drift(self, prediction: Prediction, eta: float) -> Tensor:
-        """Drift dy/dt of the reverse process, from what is believed at (x, t); [B, *]."""
-
-
-@dataclass(frozen=True)
-class State(Coordinate):
-    """y = x: dy/dt = v - eta^2 g^2 score / 2."""
-
-    def scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(t)
-
-    def drift(self, prediction: Prediction, eta: float) -> Tensor:
-        """See the class."""
-        if not eta:
-            return prediction.velocity
-        g = prediction.sde.diffusion(prediction.t)
-        return add(prediction.velocity, prediction.score, -number(0.5 * (eta * g) ** 2))
-
-
-@dataclass(frozen=True)
-class NoiseToSignal(Coordinate):
-    """y = x / alpha, in which the linear drift is gone: dy/dr = (1 + eta^2) eps against r = sigma / alpha.
-
-    From (v - f x) / alpha = (sigma' - f sigma) eps / alpha = r' eps and g^2 = 2 sigma alpha r'. Needs alpha > 0 at the
-    ends of the walk.
-
-    References:
-        Song et al. 2021, "Denoising Diffusion Implicit Models", equation 14; Karras et al. 2022, section 4.
-    """
-
-    def scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """1 / alpha."""
-        return 1 / sde.alpha(t)
-
-    def drift(self, prediction: Prediction, eta: float) -> Tensor:
-        """See the class."""
-        sde, t = prediction.sde, prediction.t
-        rate = -0.5 * sde.log_snr_rate(t) * sde.sigma(t) / sde.alpha(t)  # dr/dt
-        return prediction.eps * number((1 + eta**2) * rate)
-
-
-@dataclass(frozen=True)
-class UnitVariance(Coordinate):
-    """y = x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance all along the walk.
-
-    Where the data are one Gaussian of standard deviation sigma_data, y does not move at all: what is left for the
-    solver is the data's structure. Likelihoods are solved in it.
-
-    Args:
-        sigma_data: Standard deviation of the data, positive; its right order of size is enough.
-
-    Raises:
-        ValueError: If sigma_data is not positive.
-
-    References:
-        Karras et al. 2022, section 5 (c_in).
-    """
-
-    sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma_data", as_positive("sigma_data", self.sigma_data))
-
-    def scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """1 / sqrt(alpha^2 sigma_data^2 + sigma^2)."""
-        return self._variance(sde, t).rsqrt()
-
-    def drift(self, prediction: Prediction, eta: float) -> Tensor:
-        """The drift in x, and x times the rate of the scale."""
-        sde, t = prediction.sde, float64(prediction.t)
-        variance = self._variance(sde, t)
-        rate = sde.alpha(t) * sde.alpha_rate(t) * self.sigma_data**2 + sde.sigma(t) * sde.sigma_rate(t)
-        drift = add(State().drift(prediction, eta), prediction.x_t, -number(rate / variance))
-        return drift * number(variance.rsqrt())
-
-    def _variance(self, sde: SDE, t: Tensor) -> Tensor:
-        return (sde.alpha(t) * self.sigma_data).square() + sde.sigma(t).square()
-
-
-class Flow(Protocol):
-    """What a solver of ordinary differential equations asks for: dy/du = drift(u, y), u in [0, 1] -> t."""
-
-    sde: SDE
-    t_end: float
-
-    def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
-        """t and dt/du at u."""
-
-    def passes(self, u: Tensor | float) -> int:
-        """Network passes that the drift at u costs."""
-
-    def drift(self, u: Tensor | float, y: Tensor) -> Tensor:
-        """dy/du, of y's shape."""
+from sde_diffusion.sampling.coordinates import Coordinate, State
+from sde_diffusion.sampling.flow import is_finite
+from sde_diffusion.sampling.walk import Walk, singular
+from sde_diffusion.sde import SDE, Grid, Number, float64, number, value_of
 
 
 class ReverseProcess:
@@ -142,9 +35,9 @@ class ReverseProcess:
         sde: The path.
         grid: The map u -> t, a continuous one.
         t_end: The time at u = 0.
-        eta: Share of noise, at least 0.
-        coordinate: The variable y; x itself if not given.
-        passes_at: Network passes that `predict` costs at t (`Denoiser.passes_at`); 1 if not given.
+        eta: Scale of the noise, at least 0: 1 is the reverse SDE, 0 the probability flow.
+        coordinate: The variable y; x itself by default.
+        passes_at: Network passes that `predict` costs at t (`Denoiser.passes_at`); 1 by default.
     """
 
     def __init__(
@@ -165,17 +58,17 @@ class ReverseProcess:
         self.coordinate = State() if coordinate is None else coordinate
         self.passes_at = passes_at
         self._clock: tuple[float, Tensor, Number] | None = None
-        self._recording = torch.is_grad_enabled()  # whether gradients are to reach the path's parameters, if it has any
+        self._recording = torch.is_grad_enabled()  # whether gradients should reach the path's parameters, if it has any
 
     def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
-        """t and dt/du at u (brought back to [0, 1] where a solver oversteps it); float64 []."""
+        """t and dt/du at u, which is clamped to [0, 1] (solvers may step a little beyond); float64 []."""
         u = min(max(float(u), 0.0), 1.0)
         if self._clock is None or self._clock[0] != u:  # drift and diffusion ask in turn
             self._clock = (u, *self._time(u))
         return self._clock[1:]
 
     def _time(self, u: float) -> tuple[Tensor, Number]:
-        # Outside inference mode, under which Lightning validates and which records nothing to differentiate.
+        # Outside inference mode, which Lightning uses for validation and in which nothing can be differentiated.
         with torch.inference_mode(False), torch.enable_grad():
             place = torch.tensor([u], dtype=torch.float64, requires_grad=True)
             moving = self._recording and self.grid.time(self.sde, place.detach(), self.t_end).requires_grad
@@ -210,20 +103,20 @@ class ReverseProcess:
         """Drift dy/du of the reverse process; y: [B, *dims].
 
         Raises:
-            ValueError: If the path makes it infinite at an end. (Not before the walk: which ends are looked at is the
-                solver's affair, and whether sigma = 0 can be passed the denoiser's.)
+            ValueError: If the path makes it infinite at an end. (This cannot be checked before the walk: whether an end
+                is evaluated depends on the solver, and whether sigma = 0 is allowed on the denoiser.)
         """
         t, rate = self.time(u)
         scale = self.scale(u)
         x = y if scale == 1 else y / scale
         prediction = self.predict(x, t)
         drift = self.coordinate.drift(prediction, self.eta) * rate
-        if not 1e-12 < float(u) < 1 and not _finite(drift) and _finite(x) and _finite(prediction.output):
+        if not 1e-12 < float(u) < 1 and not is_finite(drift) and is_finite(x) and is_finite(prediction.output):
             raise singular(self.sde)
         return drift
 
     def diffusion(self, u: Tensor | float) -> Number:
-        """Diffusion coefficient of y against u, eta g scale sqrt(dt/du), the same for every dimension and state."""
+        """Diffusion coefficient of y in u, eta g scale sqrt(dt/du), the same for every dimension and state."""
         if not self.eta:  # also where g is infinite
             return 0.0
         t, rate = self.time(u)
@@ -231,7 +124,7 @@ class ReverseProcess:
 
 
 def solver_frames(run: Walk, process: ReverseProcess, start: float, end: float) -> dict[str, Any]:
-    """`places` and `keep` of a solver that is to keep a walk's frames; nothing if there are none."""
+    """The arguments `places` and `keep` of a solver for a walk that records frames; none for other walks."""
     frames = run.frames
     if frames is None:
         return {}
@@ -240,64 +133,3 @@ def solver_frames(run: Walk, process: ReverseProcess, start: float, end: float) 
         frames.keep(y / process.scale(u), value_of(process.time(u)[0]))
 
     return {"places": frames.places(process, start, end), "keep": keep}
-
-
-def _finite(x: Tensor) -> bool:
-    return bool(torch.isfinite(x).all())
-
-
-class LostError(AssertionError):
-    """An adaptive solver has come upon numbers that are none (torchsde and torchdiffeq assert that it does not)."""
-
-
-class Watch:
-    """A flow's drift for an adaptive solver: notes where the solver is, and ends a walk that gets nowhere.
-
-    Args:
-        process: The flow.
-        max_nfe: Most network passes.
-        advice: Settings to try where it gets nowhere.
-    """
-
-    def __init__(self, process: Flow, max_nfe: int, advice: str = "larger rtol and atol, or a larger max_nfe") -> None:
-        self.process = process
-        self.max_nfe = max_nfe
-        self.advice = advice
-        self.nfe = 0
-        self.last: Tensor | None = None
-        self.failure: AssertionError | None = None
-        # A step of the solvers here takes two to thirteen slopes; six span the better part of one.
-        self._recent: deque[float] = deque(maxlen=6)
-
-    def __call__(self, u: Tensor | float, y: Tensor) -> Tensor:
-        """The drift at (u, y).
-
-        Raises:
-            UserError: If max_nfe passes have been made.
-            LostError: If u is not a number.
-        """
-        if math.isnan(u):
-            raise LostError
-        if self.nfe >= self.max_nfe:
-            raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
-        self.nfe += self.process.passes(u)
-        self._recent.append(value_of(self.process.time(u)[0]))
-        try:
-            self.last = self.process.drift(u, y)
-        except AssertionError as error:  # the denoiser's own, which is not to be taken for the solver's
-            self.failure = error
-            raise
-        return self.last
-
-    def unmet(self, subject: str) -> UserError:
-        """An error that says where the solver got stuck."""
-        t, stride = max(self._recent), max(self._recent) - min(self._recent)
-        return UserError(
-            f"the adaptive solver cannot meet its tolerance: {subject} is at t = {t:.6g}, between "
-            f"{self.process.t_end:g} and {self.process.sde.t_max:g}, with steps of about {stride:.2g}. Try "
-            f"{self.advice}; a float64 state, a later t_end or a fixed-step method may help too"
-        )
-
-    def broken(self) -> bool:
-        """Whether the last drift has numbers that are none (then the sampler's caller finds out which)."""
-        return self.last is not None and not _finite(self.last)

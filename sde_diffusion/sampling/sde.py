@@ -1,4 +1,4 @@
-"""The reverse SDE, through torchsde."""
+"""The reverse SDE as a sampler, solved by torchsde."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count, check_kind
-from sde_diffusion.sampling.base import Sampler, Walk
-from sde_diffusion.sampling.reverse import Coordinate, ReverseProcess, Watch, solver_frames
+from sde_diffusion.sampling.base import Sampler
+from sde_diffusion.sampling.coordinates import Coordinate
+from sde_diffusion.sampling.flow import MonitoredDrift
+from sde_diffusion.sampling.reverse import ReverseProcess, solver_frames
 from sde_diffusion.sampling.solver_options import BOOLEAN, NOT_NEGATIVE, Option, check_options
+from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import Grid, Number
 
 Drift = Callable[[float, Tensor], Tensor]
 
 
-class Face:
-    """A reverse process as torchsde asks for it: flattened, in increasing time tau = -steps u.
+class TorchSDE:
+    """Adapter that presents a reverse process to torchsde: flattened, in increasing time tau = -steps u.
 
-    Every step has length one exactly: no rounding can add a last tiny step.
+    Every step has length one exactly, so that rounding cannot add a tiny last step.
 
     Args:
         process: The process.
         drift: Its drift, (u, y [B, *dims]) -> dy/du.
         shape: Shape of the state, [B, *dims].
         steps: Number of steps.
-        up: Whether tau = steps u instead, from data to noise (a deterministic process).
-        sde_type: ito or stratonovich, as the method wants it: with a diffusion that does not depend on the state the
-            two are the same.
-        memory: How many of the last drifts are kept, for solvers that ask for the same one again (torchsde does once
-            before the first step, `srk` in each step, and an adaptive solver after each step that it rejects).
+        up: Whether tau = steps u instead, from data to noise, for a deterministic process.
+        sde_type: ito or stratonovich, as the method requires; the two are the same, as the diffusion does not depend on
+            the state.
+        memory: Number of drifts that are cached, for solvers that evaluate the same one again (torchsde does so once
+            before the first step, `srk` in each step, and an adaptive solver after each rejected step).
     """
 
     noise_type: str
@@ -60,7 +63,7 @@ class Face:
     def f(self, tau: Tensor, y: Tensor) -> Tensor:
         """Drift dy/dtau, [B, d]."""
         place = float(tau)
-        key = (place, id(y))  # of a tensor that is kept beside the drift, so that no other can have its identity
+        key = (place, id(y))  # the cache holds the tensor too, so that no other can have its identity
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key][1]
@@ -71,12 +74,12 @@ class Face:
         return drift
 
     def diffusion(self, tau: Tensor) -> Number:
-        """Diffusion coefficient against tau."""
+        """Diffusion coefficient in tau."""
         return self.process.diffusion(float(tau) * self.rate) * math.sqrt(abs(self.rate))
 
 
-class AdditiveFace(Face):
-    """For methods that are cheaper, or of higher order, where the diffusion does not depend on the state."""
+class AdditiveNoise(TorchSDE):
+    """For methods that are cheaper, or of higher order, if the diffusion does not depend on the state."""
 
     noise_type = "additive"
 
@@ -85,13 +88,13 @@ class AdditiveFace(Face):
         return v * self.diffusion(tau)
 
 
-class DiagonalFace(Face):
-    """For methods that hold on to the diffusion itself, which as additive noise would be a matrix [B, d, d]."""
+class DiagonalNoise(TorchSDE):
+    """For methods that need the diffusion itself, which as additive noise would be a matrix [B, d, d]."""
 
     noise_type = "diagonal"
 
     def f_and_g(self, tau: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift, and the diffusion for each dimension (one number, not stored B d times)."""
+        """Drift, and the diffusion of each dimension (one number, expanded)."""
         diffusion = self.diffusion(tau)
         if not isinstance(diffusion, Tensor):
             diffusion = torch.full((), diffusion, dtype=y.dtype, device=y.device)
@@ -100,18 +103,18 @@ class DiagonalFace(Face):
 
 @dataclass(frozen=True)
 class Method:
-    """How torchsde wants to be asked for one of its methods.
+    """What one of torchsde's methods requires.
 
     Attributes:
         sde_type: ito or stratonovich.
-        face: How the diffusion is given.
-        levy_area: What it asks of the Brownian motion, in torchsde's words.
+        adapter: The form of the diffusion.
+        levy_area: What it requires of the Brownian motion, by torchsde's name.
         single_pass: Whether each step costs one network pass, and there are no others.
-        takes: The options that it takes.
+        takes: Its options.
     """
 
     sde_type: str
-    face: type[Face] = AdditiveFace
+    adapter: type[TorchSDE] = AdditiveNoise
     levy_area: str = "none"
     single_pass: bool = False
 
@@ -126,15 +129,15 @@ METHODS: dict[str, Method] = {
     "heun": Method("stratonovich"),
     "midpoint": Method("stratonovich"),
     "log_ode": Method("stratonovich", levy_area="foster"),
-    "reversible_heun": Method("stratonovich", DiagonalFace),
+    "reversible_heun": Method("stratonovich", DiagonalNoise),
 }
-"""torchsde's methods on offer: all but adjoint_reversible_heun, which only goes backwards for gradients."""
+"""torchsde's methods by name: all but adjoint_reversible_heun, which is only for gradients."""
 
 
 class SDESampler(Sampler):
     """Solve dx = [v - eta^2 g^2 score / 2] dt + eta g dw_bar with a method of torchsde, in uniform steps of a grid.
 
-    The noise does not depend on the state, so that the strong (and weak) orders are
+    As the diffusion does not depend on the state, the strong (and weak) orders are
 
         euler, milstein (the same here)      1 (1)     one pass a step
         euler_heun (g the mean of its ends') 1 (1)     one pass a step
@@ -142,33 +145,32 @@ class SDESampler(Sampler):
         heun, midpoint, log_ode (= midpoint) 1 (2)     two passes a step
         reversible_heun                      1 (2)     one pass a step, and one before the first
 
-    The last oscillates where the drift contracts, as all reverse processes do near their end: on a whole walk it takes
-    hundreds of steps to be of any use, and with eta = 1 on the cosine path thousands (benchmarks/README.md). Take
-    eta = 0, or another method.
+    reversible_heun oscillates if the drift contracts, as that of all reverse processes does near their end: it needs
+    hundreds of steps, and with eta = 1 on the cosine path thousands (benchmarks/README.md). Use eta = 0, or another
+    method.
 
     With euler, milstein and euler_heun `steps` counts network passes: with `denoise` steps - 1 steps and one prediction
-    at t_end, else `steps` steps. With the others it counts steps, and `denoise` costs one pass more. `nfe` counts
-    passes.
+    at t_end, without it `steps` steps. With the others it counts steps, and `denoise` costs one further pass.
 
-    An adaptive solver begins with a step of the walk's 1 / steps and compares each step with two halves of it.
-    torchsde's error is the root mean square over the whole batch: to within the tolerance, samples depend on the batch
-    they are drawn in. Its Brownian path is resolved down to 2^-30 of the walk, below which it is smooth.
+    An adaptive solver starts with a step of 1 / steps of the walk and compares each step with two half steps.
+    torchsde's error is the root mean square over the batch: to within the tolerance, a sample depends on its batch. The
+    Brownian path is resolved down to 2^-30 of the walk, below which it is smooth.
 
     Args:
         method: euler, milstein, euler_heun, srk, heun, midpoint, log_ode or reversible_heun.
         steps: Number of steps, at least 1 (see above; with euler, milstein and `denoise` at least 2).
-        eta: Share of noise, at least 0; 1 is the reverse SDE, 0 the probability flow.
-        adaptive: Choose the steps by their error.
+        eta: Scale of the noise, at least 0: 1 is the reverse SDE, 0 the probability flow.
+        adaptive: Whether to choose the steps by an error estimate.
         rtol: Relative tolerance of an adaptive solver, positive.
         atol: Absolute tolerance of an adaptive solver, positive.
-        max_nfe: Most network passes of an adaptive solver.
-        one_path: Follow the same Brownian path whatever the steps (`TreeBrownian`; an adaptive solver always does), so
-            that with more steps the samples converge. Slower: each increment takes several draws.
-        options: Of torchsde: dt_min, the smallest step of an adaptive solver, as a share of the walk (it goes on with
-            that, with a warning); and grad_free of milstein, which changes nothing where noise does not depend on the
-            state.
-        coordinate: The variable that is solved for (`State`, `NoiseToSignal`, `UnitVariance`); x itself if not given.
-        grid: Spacing of the times; the path's default if not given.
+        max_nfe: Largest number of network passes of an adaptive solver.
+        one_path: Whether to follow the same Brownian path whatever the steps (`TreeBrownian`; an adaptive solver always
+            does), so that the samples converge as the number of steps grows. Slower: each increment takes several
+            draws.
+        options: Options of torchsde: dt_min, the smallest step of an adaptive solver, as a share of the walk (it
+            continues with that step, with a warning); and grad_free of milstein, which has no effect here.
+        coordinate: The variable that is solved for: `State` (x itself, the default), `NoiseToSignal` or `UnitVariance`.
+        grid: Spacing of the times; the path's default grid if None.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -218,7 +220,7 @@ class SDESampler(Sampler):
 
     @property
     def transitions(self) -> int:
-        """Steps of the walk: with one pass a step, the last prediction is one of the `steps` passes."""
+        """Number of steps of the walk; with one pass a step, the last prediction is one of the `steps` passes."""
         return self.steps - (self.denoise and METHODS[self.method].single_pass)
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
@@ -241,13 +243,13 @@ class SDESampler(Sampler):
         method, steps, up = METHODS[self.method], self.transitions, end > start
         grid = self.grid or run.sde.default_grid()
         process = ReverseProcess(
-            *(run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate), passes_at=run.denoiser.passes_at
+            run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate, passes_at=run.denoiser.passes_at
         )
-        watch = Watch(process, self.max_nfe)
-        drift: Drift = watch if self.adaptive else process.drift
-        # After a rejected step torchsde begins anew where four others were asked for in between at most.
+        monitor = MonitoredDrift(process, self.max_nfe)
+        drift: Drift = monitor if self.adaptive else process.drift
+        # After a rejected step torchsde returns to a drift that is at most four evaluations old.
         memory = 4 if self.adaptive else 1
-        face = method.face(process, drift, x.shape, steps, method.sde_type, memory, up)
+        adapter = method.adapter(process, drift, x.shape, steps, method.sde_type, memory, up)
         y = (x * process.scale(start)).flatten(1)
         frames = solver_frames(run, process, start, end)
         span, wanted = self._span(frames.get("places", ()), up)
@@ -258,21 +260,21 @@ class SDESampler(Sampler):
         smallest = own.pop("dt_min", 0.0) * steps
         options = {"adaptive": self.adaptive, "rtol": self.rtol, "atol": self.atol, "dt_min": smallest, "options": own}
         try:
-            # torchsde tries g_prod out on torch's own random numbers: they are put back.
+            # torchsde tests g_prod with torch's global generator, whose state is restored.
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-                found = torchsde.sdeint(face, y, span, bm=brownian, method=self.method, dt=1.0, **options)
-        except AssertionError:  # torchsde's only answer to an error estimate that is not a number
-            if not watch.broken():
+                found = torchsde.sdeint(adapter, y, span, bm=brownian, method=self.method, dt=1.0, **options)
+        except AssertionError:  # torchsde's only answer to an error estimate of NaN
+            if not monitor.broken():
                 raise
             return torch.full_like(x, torch.nan)
         for tau, state in zip(span.tolist(), found, strict=True):
             if tau in wanted:
-                frames["keep"](tau * face.rate, state.view(x.shape))
+                frames["keep"](tau * adapter.rate, state.view(x.shape))
         end_state: Tensor = found[-1].view(x.shape) / process.scale(end)
         return end_state
 
     def _span(self, places: Sequence[float], up: bool) -> tuple[Tensor, set[float]]:
-        """Times tau of both ends and of what is wanted on the way, and the latter; where steps end, if given."""
+        """Times tau of both ends and of the places, and the latter alone; at the ends of steps unless adaptive."""
         steps = self.transitions
         wanted = {(u if up else -u) * steps for u in places}
         if not self.adaptive:

@@ -1,4 +1,4 @@
-"""The libraries' own options of a solver's method: which there are, what they may be."""
+"""Options of a solver's method that are passed on to its library, and their allowed values."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sde_diffusion.checks.reprs import shown
 
 @dataclass(frozen=True)
 class Option:
-    """What an option may be.
+    """The allowed values of an option.
 
     Attributes:
-        allowed: In words, such as "a positive number".
-        fits: Whether a value is that.
+        allowed: A description, such as "a positive number".
+        fits: Whether a value is allowed.
     """
 
     allowed: str
@@ -25,7 +25,7 @@ class Option:
 
 
 def _number(value: Any) -> float:
-    """A finite number; NaN, which is in no range, for anything else."""
+    """The value as a finite number; NaN, which is in no range, for anything else."""
     number = real(value)
     return number if number is not None and math.isfinite(number) else math.nan
 
@@ -46,8 +46,8 @@ PLACES = Option(
 )
 
 
-def whole(low: int, high: int) -> Option:
-    """A whole number from low to high."""
+def integer(low: int, high: int) -> Option:
+    """An integer from low to high."""
     return Option(f"{low} to {high}", lambda value: _number(value) in range(low, high + 1))
 
 
@@ -57,10 +57,10 @@ def one_of(*names: str) -> Option:
 
 
 def check_options(method: str, given: Mapping[str, Any], takes: Mapping[str, Option]) -> dict[str, Any]:
-    """See that a method takes the options that are given; the options, with Python's own numbers.
+    """Check options of a method; returns them with Python numbers.
 
     Raises:
-        ValueError: If one is unknown or out of range; with what there are.
+        ValueError: If one is unknown or out of range; the message lists the allowed ones.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"options must be a mapping of names to values; got {shown(given)}")

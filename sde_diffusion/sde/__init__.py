@@ -1,4 +1,15 @@
-"""How data turns into noise: Gaussian paths, their exact kernels, and grids of times."""
+"""How does data turn into noise? Gaussian paths, their exact kernels, and grids of times.
+
+Each choice of `sde=` is a file in `conf/sde/` that names a class, and each class has a module here:
+
+    vp, subvp, cosine   VPSDE, SubVPSDE, CosineVPSDE   vp
+    ve, edm             VESDE, EDMSDE                  ve
+    rectified           RectifiedFlow                  rectified
+
+A path of your own is a subclass of `SDE` (`base`) with methods `log_alpha` and `log_sigma`, or of `LearnedSDE`
+(`learned`) if it has parameters. `grids` has the times at which samplers step, DDPM's and NCSN's among them;
+`coefficients` has functions for float64 coefficients and the states that they multiply.
+"""
 
 from sde_diffusion.sde.base import SDE, check_sde
 from sde_diffusion.sde.coefficients import (
@@ -19,14 +30,15 @@ from sde_diffusion.sde.grids import (
     GeometricLevels,
     Grid,
     KarrasRho,
-    Levels,
+    NoiseLevels,
     QuadraticTime,
     UniformLogSNR,
     UniformTime,
 )
 from sde_diffusion.sde.learned import LearnedSDE
-from sde_diffusion.sde.paths import EDMSDE, VESDE, RectifiedFlow
-from sde_diffusion.sde.variance_preserving import VPSDE, CosineVPSDE, SubVPSDE
+from sde_diffusion.sde.rectified import RectifiedFlow
+from sde_diffusion.sde.ve import EDMSDE, VESDE
+from sde_diffusion.sde.vp import VPSDE, CosineVPSDE, SubVPSDE
 
 __all__ = [
     "EDMSDE",
@@ -40,7 +52,7 @@ __all__ = [
     "Grid",
     "KarrasRho",
     "LearnedSDE",
-    "Levels",
+    "NoiseLevels",
     "Number",
     "QuadraticTime",
     "RectifiedFlow",

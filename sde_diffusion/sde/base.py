@@ -38,21 +38,21 @@ from sde_diffusion.sde.grids import Grid, UniformTime
 class SDE(ABC):
     """A Gaussian path `x_t = alpha_t x_0 + sigma_t eps` and its forward SDE.
 
-    A new path defines `log_alpha` and `log_sigma`; the rates, the inverse `time` and the rest follow from them, to
-    float64 accuracy. A path that knows its rates or its inverse in closed form may override them for speed.
+    A subclass defines `log_alpha` and `log_sigma`; the rates, the inverse `time` and everything else are computed from
+    them, to float64 accuracy. It may override the rates and the inverse with closed forms, for speed.
 
     Args:
-        t_min: Start of the range on which the path is used (samplers and likelihoods end here), 0 <= t_min < t_max.
-        t_max: End of the range (samplers begin here).
+        t_min: Smallest time at which the path is used, where samplers end and likelihoods begin; 0 <= t_min < t_max.
+        t_max: Largest time, where samplers begin.
 
     Raises:
-        ValueError: If not 0 <= t_min < t_max, or if a field that is declared float or int is no number.
+        ValueError: If not 0 <= t_min < t_max, or if a field that is declared float or int is not a number.
     """
 
     t_min: float
     t_max: float
     learned: ClassVar[bool] = False
-    """Whether it has parameters, which change: nothing that was worked out of it may then be kept."""
+    """Whether it has parameters that training changes: nothing computed from it may then be cached."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -72,46 +72,46 @@ class SDE(ABC):
     def log_sigma(self, t: Tensor) -> Tensor:
         """Log sigma(t) for t of shape [] or [B], float64; -inf where sigma is zero."""
 
-    # -- what a path may define faster ----------------------------------------------------------------------------
+    # -- what a path may override with a closed form ----------------------------------------------------------------
 
     def log_alpha_rate(self, t: Tensor) -> Tensor:
-        """d log alpha / dt, float64; by automatic differentiation unless a path knows better."""
+        """d log alpha / dt, float64; by automatic differentiation unless overridden."""
         return derivative(self.log_alpha, t)
 
     def log_sigma_rate(self, t: Tensor) -> Tensor:
-        """d log sigma / dt, float64; by automatic differentiation unless a path knows better."""
+        """d log sigma / dt, float64; by automatic differentiation unless overridden."""
         return derivative(self.log_sigma, t)
 
     def time(self, log_snr: Time) -> Tensor:
         """The inverse of `log_snr`: the t in [0, t_max] with log_snr(t) = log_snr, [] or [B].
 
         Returns:
-            t, float64, of the same shape. By bisection on t to the last bit, unless a path has a closed form; values
-            beyond the ends of [0, t_max] come back as the ends.
+            t, float64, of the same shape; values beyond [0, t_max] are clamped to its ends. By bisection on t, to the
+            last bit, unless overridden.
         """
         target = float64(log_snr)
         with torch.no_grad():
             low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
             floor = 1e-30 * self.t_max
             for _ in range(140):
-                # Geometric halving, which keeps the relative accuracy of small times; from 0 in strides of 1000.
+                # Geometric bisection, which keeps the relative accuracy of small times; from 0 in factors of 1000.
                 middle = torch.where(low > 0, (low * high).sqrt(), (high * 1e-3).clamp(min=floor))
                 too_clean = self._log_snr(middle) > target
                 low, high = torch.where(too_clean, middle, low), torch.where(too_clean, high, middle)
             t = 0.5 * (low + high)
-        moving = self._log_snr(t).requires_grad  # with the path's own parameters
+        moving = self._log_snr(t).requires_grad  # as a function of the path's own parameters
         if not (target.requires_grad or moving):
             return t
         rate = self.log_snr_rate(t)  # dt = (d target - d lambda at t) / lambda', the implicit function theorem
         if not moving:
             return t + (target - target.detach()) / rate
-        for _ in range(2):  # Newton's steps of length zero, of which the second is for second derivatives
+        for _ in range(2):  # Newton steps of length zero; the second is needed for second derivatives
             missed = target - self._log_snr(t)
             t = t + (missed - missed.detach()) / rate.detach()
         return t
 
     def default_grid(self) -> Grid:
-        """The grid that samplers use on this path unless told otherwise: uniform t."""
+        """The grid that samplers use on this path by default: uniform in t unless overridden."""
         return UniformTime()
 
     # -- the path -------------------------------------------------------------------------------------------------
@@ -158,8 +158,8 @@ class SDE(ABC):
     def diffusion(self, t: Time) -> Tensor:
         """Diffusion coefficient g(t) of the forward SDE, g^2 = -sigma^2 d lambda / dt; float64, of t's shape.
 
-        Where sigma is zero, the path must give its own `sigma_rate` (finite there) or `diffusion`: the product
-        sigma d log sigma / dt is not a number there.
+        Where sigma is zero, the product sigma d log sigma / dt is NaN, so the path must override `sigma_rate` (which
+        must be finite there) or `diffusion`.
         """
         t = self.check_time(t)
         sigma = self.log_sigma(t).exp()
@@ -251,23 +251,22 @@ class SDE(ABC):
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def at_hand(self) -> AbstractContextManager[None]:
-        """A context for a walk, which asks for numbers in each step: no parameter is fetched from a device twice."""
+    def on_cpu(self) -> AbstractContextManager[None]:
+        """A context in which the path's parameters, if any, are on the CPU: copied once for a walk of many steps."""
         return nullcontext()
 
     def check_time(self, t: Time) -> Tensor:
-        """Bring t to float64 and see that the path is defined there: in [0, 1], or up to t_max where that is later.
+        """Convert t to float64 and check that it is in [0, max(1, t_max)], where the path is defined.
 
-        Times on a GPU are clamped without the check, which would have to wait for the device, and so are those within
-        a compiled graph.
+        Times on a GPU, or in a compiled graph, are clamped without the check, which would have to wait for the device.
 
         Raises:
-            ValueError: If a time lies outside that range, or is not a number.
+            ValueError: If a time lies outside that range, or is NaN.
         """
         t = float64(t)
         end = max(1.0, self.t_max)
         if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
-            if t.ndim == 0 and 0 <= t.item() <= end:  # once or more in each step of a walk: the quick way out
+            if t.ndim == 0 and 0 <= t.item() <= end:  # called several times in each step of a walk: the quick way out
                 return t
             check_range(t, end, self)
         return t.clamp(max=end)
@@ -276,7 +275,7 @@ class SDE(ABC):
         return 2 * (self.log_alpha(t) - self.log_sigma(t))
 
     def _fresh_share(self, s: Tensor, t: Tensor) -> Tensor:
-        """1 - r = -expm1(lambda_t - lambda_s): the share of sigma_t^2 that is drawn between s and t."""
+        """1 - r = -expm1(lambda_t - lambda_s): the share of sigma_t^2 that is added between s and t."""
         return -torch.expm1(difference(self._log_snr, s, t))
 
     def _ordered(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
@@ -288,10 +287,10 @@ class SDE(ABC):
 
 
 def check_sde(sde: object) -> None:
-    """See that an argument is a path.
+    """Check that an argument is a path.
 
     Raises:
-        TypeError: If it is not, or is a path's class.
+        TypeError: If it is not, or is a class instead of an instance.
     """
     if isinstance(sde, SDE):
         return

@@ -1,4 +1,4 @@
-"""Coefficients of a path: numbers in float64, and how they meet states of other types on other devices."""
+"""Coefficients of a path: numbers in float64, and their products with states of other types on other devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Time = float | Tensor
 """A time or a log signal-to-noise ratio: a number, or a tensor of shape [] or [B]."""
 
 Number = float | Tensor
-"""A coefficient: a number, or a tensor of shape [] where a gradient passes through it (see `number`)."""
+"""A coefficient: a number, or a tensor of shape [] if a gradient passes through it (see `number`)."""
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
 
     Raises:
         TypeError: If x is not a tensor of floats.
-        ValueError: If there are neither one nor B coefficients.
+        ValueError: If the number of coefficients is neither one nor B.
     """
     check_floats("x", x)
     if coefficient.ndim == 0:
@@ -41,17 +41,17 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def on_device(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor on a device, in a precision of its own or another; the way there from the CPU is not waited for."""
+    """Copy a tensor to a device, in its own precision or another; a copy from the CPU is not waited for."""
     return value.to(device=device, dtype=dtype or value.dtype, non_blocking=value.device.type == "cpu")
 
 
 def clamp_keeping_slope(t: Tensor, low: float, high: float) -> Tensor:
-    """Clamp times that may have rounded past the ends, with the derivative of the identity there too."""
+    """Clamp times that may have rounded past the ends, with the derivative of the identity everywhere."""
     return t + (t.clamp(low, high) - t).detach()
 
 
 def float64(value: Time) -> Tensor:
-    """Bring a number or tensor to a float64 tensor, on the device where it lies.
+    """Convert a number or tensor to a float64 tensor, on its own device.
 
     Raises:
         TypeError: If it is neither.
@@ -65,7 +65,7 @@ def float64(value: Time) -> Tensor:
 
 
 def check_range(t: Tensor, end: float, path: object) -> None:
-    """See that times, which lie on the CPU, are in [0, end].
+    """Check that times, on the CPU, are in [0, end].
 
     Raises:
         ValueError: If they are not.
@@ -80,12 +80,12 @@ def check_range(t: Tensor, end: float, path: object) -> None:
 
 
 def number(value: Tensor) -> Number:
-    """A coefficient, [], as a number; as it is where a gradient passes through it to the parameters of a path."""
+    """A coefficient, [], as a number, or as it is if a gradient passes through it to the parameters of a path."""
     return value if value.requires_grad else float(value)
 
 
 def value_of(coefficient: Number) -> float:
-    """A coefficient as a number, for what no gradient passes through."""
+    """A coefficient as a number, without gradient."""
     return float(coefficient.detach()) if isinstance(coefficient, Tensor) else float(coefficient)
 
 
@@ -102,17 +102,17 @@ def add(x: Tensor, y: Tensor, weight: Number) -> Tensor:
 
 
 def add_(x: Tensor, y: Tensor, weight: Number) -> Tensor:
-    """X + weight y, in x itself where weight is a number."""
+    """X + weight y, in place if weight is a number."""
     return x + weight * y if isinstance(weight, Tensor) else x.add_(y, alpha=weight)
 
 
 def difference(function: Callable[[Tensor], Tensor], s: Tensor, t: Tensor) -> Tensor:
-    """function(t) - function(s), 0 where t = s also if the function is infinite there."""
+    """function(t) - function(s); 0 where t = s, even if the function is infinite there."""
     return torch.where(s == t, 0.0, function(t) - function(s))
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """d function / dt at t by automatic differentiation, itself differentiable in t and in what function depends on."""
+    """d function / dt at t by automatic differentiation; differentiable in t and in the function's parameters."""
     recording = torch.is_grad_enabled()  # not in inference mode, under which Lightning validates
     with torch.inference_mode(False), torch.enable_grad():
         if not (recording and t.requires_grad):

@@ -1,7 +1,7 @@
 r"""Grids of times: monotone maps u in [0, 1] -> t, from the clean end (u = 0) to the noisy one (u = 1).
 
-A fixed-step method takes uniform steps in u. DDPM is the VP path on a grid read off a table of betas, NCSN the VE path
-on a grid of geometric noise levels: not other models, other times.
+A fixed-step method takes uniform steps in u. DDPM is the VP path on the grid of a table of betas, and NCSN the VE path
+on a grid of geometric noise levels.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Grid(ABC):
         """
 
     def times(self, sde: SDE, points: int, t_end: float | None = None) -> Tensor:
-        """Times for a walk from noise to data, uniform in u.
+        """Times of a walk from noise to data, uniform in u.
 
         Args:
             sde: The path.
-            points: How many times, at least 1; the first is t_max, the last t_end (one point: t_max alone).
-            t_end: Where the walk ends; sde.t_min if not given.
+            points: Number of times, at least 1; the first is t_max and the last t_end (a single one is t_max).
+            t_end: Where the walk ends; sde.t_min by default.
 
         Returns:
             [points], float64, strictly decreasing.
@@ -118,13 +118,13 @@ class KarrasRho(Grid):
 class BandLogSNR(Grid):
     r"""Uniform in log-SNR between two noise-to-signal ratios, coarser beyond: log((r + low) / (1 + r / high)) uniform.
 
-    r = sigma / alpha. Below `low`, where data are resolved, steps are uniform in r, and above `high`, where noise hides
-    them, in 1 / r: nothing happens there, and few steps fall there, however far the path goes. The paths differ only
-    in where they begin and end: likelihoods take the same steps on all of them.
+    Here r = sigma / alpha. Below `low`, where even the finest detail of the data is visible, steps are uniform in r;
+    above `high`, where noise hides the data, they are uniform in 1 / r. In both ranges little changes and few steps
+    fall, however far the path extends, so that likelihoods take nearly the same steps on all paths.
 
     Args:
-        low: Lower end of the band, positive: about the smallest detail of the data.
-        high: Upper end, more than low: some multiples of the data's extent.
+        low: Lower end of the band, positive: about the size of the finest detail of the data.
+        high: Upper end, more than low: a few times the extent of the data.
 
     Raises:
         ValueError: If not 0 < low < high.
@@ -144,30 +144,30 @@ class BandLogSNR(Grid):
             ((sde.sigma(t) + self.low * sde.alpha(t)) / (sde.alpha(t) + sde.sigma(t) / self.high)).log()
             for t in (sde.t_max, t_end)
         )
-        # Where alpha or sigma is zero, log-SNR has no slope: the ends have that of a place beside them.
+        # Where alpha or sigma is zero, log-SNR has no slope: at the ends take that of a point beside them.
         inside = u + (u.clamp(1e-9, 1 - 1e-9) - u).detach()
         w = (end + inside * (start - end)).exp()
         return _pin(sde.time(2 * (torch.log1p(-w / self.high) - (w - self.low).log())), u, sde, t_end)
 
 
-class Levels(Grid):
-    """Base of the discrete grids: a finite list of log-SNRs, from clean to noisy, each with its time on the path.
+class NoiseLevels(Grid):
+    """Base of the discrete grids: a finite list of noise levels, from clean to noisy, each with its time on the path.
 
-    Between levels, u maps to the nearest level: a walk with fewer points strides over the list.
+    u maps to the nearest noise level: a walk with fewer points skips some of the list.
     """
 
     @abstractmethod
     def log_snr(self) -> Tensor:
-        """The levels' lambda, [N], float64, strictly decreasing (clean to noisy)."""
+        """Log-SNR lambda of the noise levels, [N], float64, strictly decreasing (clean to noisy)."""
 
     def level_times(self, sde: SDE) -> Tensor:
-        """Times of all levels on a path, [N], float64, increasing.
+        """Times of all noise levels on a path, [N], float64, increasing.
 
         Raises:
-            ValueError: If a level lies beyond the path's t_max, or below its t = 0.
+            ValueError: If a noise level lies beyond the path's t_max, or below its t = 0.
         """
         log_snr = self.log_snr()
-        # The very last level is often the path's own end, where the inverse may round past it.
+        # The last noise level is often the path's own end, and the inverse may round past it.
         times = sde.time(log_snr)
         if times[-1] > sde.t_max * (1 + 1e-9):
             raise ValueError(
@@ -184,27 +184,27 @@ class Levels(Grid):
         return times
 
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
-        """Map u to the time of the nearest level at or after t_end; see `Grid.time`."""
+        """Map u to the time of the nearest noise level at or after t_end; see `Grid.time`."""
         times = self.level_times(sde)
-        # The walk begins with noise of t_max: a first level far below would get the wrong amount.
+        # The walk begins with the noise of t_max: a first noise level far below would get the wrong amount.
         if (sde.log_snr(times[-1]) - sde.log_snr(sde.t_max)).item() > 0.1:
             raise ValueError(
                 f"{self} ends at t = {times[-1].item():.5g} of {sde}, below the t_max where samplers begin: give the "
                 f"path t_max={times[-1].item():.5g}"
             )
-        times = times[times >= t_end * (1 - 1e-9)]  # the cleanest level may round below the path's own end
+        times = times[times >= t_end * (1 - 1e-9)]  # the cleanest may round below the path's own end
         if not len(times):
             raise ValueError(f"{self} has no level at or after t_end={t_end:g} on {sde}")
         return times[(u * (len(times) - 1)).round().long()]
 
 
 @dataclass(frozen=True)
-class BetaTable(Levels):
-    """DDPM's N steps: beta_i = linspace(beta_start, beta_end, N), alpha_bar_i = prod (1 - beta_j), i = 1 ... N.
+class BetaTable(NoiseLevels):
+    """DDPM's N steps: beta_i = linspace(beta_start, beta_end, N), alpha_bar_i = prod_{j <= i} (1 - beta_j).
 
-    lambda_i = log(alpha_bar_i / (1 - alpha_bar_i)): on a variance-preserving path the step i sits at the time where
-    alpha^2 = alpha_bar_i exactly, so q(x_i | x_j) and the posteriors are DDPM's to the last digit. The default table's
-    last level lies a little beyond t = 1 of the default VP path: give the path t_max=1.004.
+    lambda_i = log(alpha_bar_i / (1 - alpha_bar_i)): on a variance-preserving path step i is at the time where alpha^2 =
+    alpha_bar_i exactly, so q(x_i | x_j) and the posteriors equal DDPM's to the last digit. The last step of the default
+    table lies a little beyond t = 1 of the default VP path: give the path t_max=1.004.
 
     Args:
         n: Number of steps N, at least 1.
@@ -238,13 +238,13 @@ class BetaTable(Levels):
 
 
 @dataclass(frozen=True)
-class GeometricLevels(Levels):
+class GeometricLevels(NoiseLevels):
     """NCSN's L noise levels, geometric from sigma_min to sigma_max, for paths with alpha = 1.
 
     Args:
-        n: Number of levels L, at least 2.
-        sigma_min: Smallest level, positive.
-        sigma_max: Largest level.
+        n: Number of noise levels L, at least 2.
+        sigma_min: Smallest noise level, positive.
+        sigma_max: Largest noise level.
 
     Raises:
         ValueError: If n < 2 or not 0 < sigma_min < sigma_max.
@@ -279,6 +279,6 @@ def _finite_log_snr(sde: SDE, t: float) -> Tensor:
 
 
 def _pin(t: Tensor, u: Tensor, sde: SDE, t_end: float) -> Tensor:
-    """Put the two ends, which went through a map and its inverse, back on the exact times; the slope stays."""
+    """Set the two ends to the exact times, which a map and its inverse have rounded; the derivative stays."""
     pinned = torch.where(u == 0, t_end, torch.where(u == 1, sde.t_max, t))
     return t + (pinned - t).detach()

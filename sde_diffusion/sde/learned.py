@@ -1,4 +1,4 @@
-"""Paths with parameters of their own, which are learned with the network."""
+"""Paths with parameters, which are learned together with the network."""
 
 from __future__ import annotations
 
@@ -15,23 +15,34 @@ from sde_diffusion.sde.base import SDE
 from sde_diffusion.sde.coefficients import Time, float64
 
 _OF_TIMES = (
-    *("log_alpha", "log_sigma", "log_alpha_rate", "log_sigma_rate", "time"),
-    *("alpha", "sigma", "log_snr", "alpha_rate", "sigma_rate", "log_snr_rate", "diffusion"),
+    "log_alpha",
+    "log_sigma",
+    "log_alpha_rate",
+    "log_sigma_rate",
+    "time",
+    "alpha",
+    "sigma",
+    "log_snr",
+    "alpha_rate",
+    "sigma_rate",
+    "log_snr_rate",
+    "diffusion",
 )
-"""What a subclass may define of times."""
+"""The functions of time that a subclass may define."""
 
 
 class LearnedSDE(SDE, nn.Module):
     """A path that is a module: `log_alpha` and `log_sigma` may depend on parameters.
 
-    A subclass calls `super().__init__(t_min=, t_max=)`, makes its parameters in float64, and defines the two functions;
-    gradients reach the parameters from whatever follows from them: rates, kernels, times, grids, objectives, and, where
-    asked to by `create_graph=True`, samples, likelihoods and bounds. The denoiser that it is given to owns it: it is
-    among its parameters, in its state dict and average, and follows it to its device. It stays in float64 there.
+    A subclass calls `super().__init__(t_min=, t_max=)`, creates its parameters in float64, and defines the two
+    functions. Gradients reach the parameters through everything computed from them: rates, kernels, times, grids,
+    objectives, and, with `create_graph=True`, samples, likelihoods and bounds. The denoiser that is made with the path
+    owns it: its parameters are in the denoiser's state dict and moving average, and move with it between devices,
+    always in float64.
 
-    Like all paths it answers where the times lie. In training that is where its parameters are; a walk on a GPU asks
-    for numbers on the CPU, for which it copies its parameters there once (see `SDE.at_hand`). Two paths are equal only
-    if they are the same one.
+    Like all paths it returns coefficients on the device of the times. In training that is the device of its parameters;
+    a walk on a GPU needs numbers on the CPU, and copies the parameters there once (see `SDE.on_cpu`). Two learned paths
+    are equal only if they are the same object.
 
     Args:
         t_min: See `SDE`.
@@ -58,12 +69,12 @@ class LearnedSDE(SDE, nn.Module):
                 setattr(cls, name, _where_times_lie(vars(cls)[name]))
 
     def forward(self, method: Callable[..., Tensor], t: Tensor) -> Tensor:
-        """A method of the path at t, with the parameters that it has at the moment."""
+        """Call a method of the path at t, with the current parameters; for `functional_call`."""
         return method(self, t)
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
-        """See `SDE.at_hand`: a copy of the parameters on the CPU, through which gradients pass."""
+    def on_cpu(self) -> Iterator[None]:
+        """See `SDE.on_cpu`: a copy of the parameters on the CPU, through which gradients pass."""
         before = self._fetched
         self._fetched = self._copies(torch.device("cpu"))
         try:
@@ -72,7 +83,7 @@ class LearnedSDE(SDE, nn.Module):
             self._fetched = before
 
     def _copies(self, device: torch.device) -> dict[str, Tensor] | None:
-        """Parameters and buffers on a device; None if they are there."""
+        """Copies of parameters and buffers on a device; None if they are there already."""
         if self._fetched is not None and device.type == "cpu":
             return self._fetched
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
@@ -83,7 +94,7 @@ class LearnedSDE(SDE, nn.Module):
             return {name: value.to(device) for name, value in own.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Follow a move to another device, in the precision that it has."""
+        """Follow a move to another device, but not a change of precision."""
 
         def moved(value: Tensor) -> Tensor:
             found = fn(value)
@@ -93,7 +104,7 @@ class LearnedSDE(SDE, nn.Module):
 
 
 def _where_times_lie(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Time], Tensor]:
-    """A method of times that takes its path's parameters to the device of the times, where they lie elsewhere."""
+    """Wrap a method so that it uses copies of the path's parameters on the device of the times."""
 
     @functools.wraps(method)
     def answer(self: LearnedSDE, t: Time) -> Tensor:

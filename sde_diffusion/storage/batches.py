@@ -1,4 +1,4 @@
-"""Long work on many items, a batch at a time: resumed by index, shared by processes, in the memory that there is."""
+"""Long work on many items in batches: it resumes by index, is shared among processes, and adapts to the memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sde_diffusion.storage.progress import Bar, bar
 log = logging.getLogger(__name__)
 
 Work = Callable[[range, Bar], Mapping[str, Tensor]]
-"""Results of the items of these indices, [B, ...] each, and figures of the batch; the bar takes a text to show."""
+"""Function from the indices of the items and the progress bar to results, [B, ...] each, and values for the batch."""
 
 _ITEMS, _SIZE = "batch.items", "batch.size"
-"""What is kept of a batch beside its results: the first index and the one after its last; the most items at once."""
+"""Names stored with the results of a batch: its first index and the one after its last; the batch size."""
 
 
 @dataclass
@@ -31,12 +31,11 @@ class Batches:
     """Finished batches, in order.
 
     Attributes:
-        n: Items in them.
-        results: The results of each batch, those that are held in memory.
-        sizes: The different numbers of items at once: several where memory ran out, or where a run was resumed with
-            another batch size. Results that depend on their batch, as those of adaptive solvers do to within their
-            tolerance, are those of these sizes.
-        parts: The files; None where none are kept.
+        n: Number of items in them.
+        results: The results of each batch that are held in memory.
+        sizes: The batch sizes that were used: several if memory ran out, or if a run was resumed with another one. They
+            matter for results that depend on the batch, such as those of adaptive solvers, to within their tolerance.
+        parts: The files, or None.
     """
 
     n: int = 0
@@ -45,16 +44,16 @@ class Batches:
     parts: Parts | None = None
 
     def each(self, name: str) -> list[Tensor]:
-        """A result of each batch, held in memory."""
+        """One of the results of each batch, from memory."""
         return [result[name] for result in self.results]
 
     def stored(self, name: str) -> Iterator[Tensor]:
-        """A result of each batch, read from its file when it is come to."""
+        """One of the results of each batch, read from its file when needed."""
         assert self.parts is not None, "nothing is kept in files"
         return (part[name] for part in self.parts.load(name))
 
     def add(self, part: Mapping[str, Tensor], held: Sequence[str] | None) -> None:
-        """Take the next batch's results, those of `held` (None: all) into memory."""
+        """Add the next batch, with the results named in `held` (None: all) in memory."""
         self.n, size = int(part[_ITEMS][1]), int(part[_SIZE])
         if size not in self.sizes:
             self.sizes.append(size)
@@ -73,26 +72,26 @@ def in_batches(
     held: Sequence[str] | None = None,
     enough: Callable[[Batches, Bar], bool] | None = None,
 ) -> Batches:
-    """Work on items 0 ... n - 1, so many at once, showing the progress.
+    """Work on items 0 ... n - 1 in batches, and show the progress.
 
-    With a folder each finished batch is kept in a file there, and a run that was stopped in whatever way resumes after
-    the last one. Where memory runs out, the machine's or a device's, the batch is tried again with half as many items,
-    and the batches after it are as small.
+    With a folder each finished batch is written to a file there, and a run that was stopped in any way resumes after
+    the last one. If memory runs out, on the machine or a device, the batch is tried again with half as many items, and
+    the batches after it have the same size.
 
-    Where torch.distributed is initialised, its processes take the batches in turn; each calls this function with the
-    same arguments and has all results. The first writes and reads the files. A signal to any of them stops all after
-    their batches, and an error in one ends all.
+    If torch.distributed is initialised, its processes take the batches in turn; each calls this function with the same
+    arguments and gets all results. The first process writes and reads the files. A signal to any of them stops all
+    after their batches, and an error in one ends all.
 
     Args:
-        what: What is done, for the display, such as "sampling".
+        what: Name of the work, for the display, such as "sampling".
         n: Number of items.
-        size: Most items at once, at least 1.
-        work: See `Work`. An item's results should be the same in any batch.
-        folder: Where the files are kept until `files.forget` removes it; None: nowhere.
-        plan: What the results depend on, in plain containers; kept beside the files.
-        overwrite: Begin anew where the files there belong to another plan.
-        held: The results that are held in memory, too; None: all.
-        enough: Asked after each batch, those of an earlier run included; True ends the work.
+        size: Batch size, at least 1.
+        work: See `Work`. The results of an item should be the same in any batch.
+        folder: Folder of the files, until `files.forget` removes it; None: no files.
+        plan: Everything that the results depend on, for JSON; stored beside the files.
+        overwrite: Whether to start again if the files in the folder belong to another plan.
+        held: Names of the results that are held in memory; None: all.
+        enough: Called after each batch, including those of an earlier run; if it returns True, the work ends.
 
     Returns:
         The batches.
@@ -100,7 +99,7 @@ def in_batches(
     Raises:
         ValueError: If size < 1.
         UserError: If the files in the folder belong to another plan, or one is damaged; or if another process failed.
-        Exception: What `work` raises; that memory has run out only with one item.
+        Exception: Any that `work` raises; one that memory has run out only with a single item.
     """
     if size < 1:
         raise ValueError(f"batch_size must be at least 1; got {size}")
@@ -149,7 +148,7 @@ def in_batches(
 
 
 def _results(work: Work, items: range, shown: Bar) -> dict[str, Tensor] | None:
-    """The results of some items, on the CPU; None where memory ran out and fewer can be tried."""
+    """The results of some items, on the CPU; None if memory ran out and fewer items can be tried."""
     if not items:
         return {}
     try:
@@ -157,7 +156,7 @@ def _results(work: Work, items: range, shown: Bar) -> dict[str, Tensor] | None:
     except Exception as error:
         if len(items) < 2 or not ran_out(error):
             raise
-    # Outside the handler: until it is left, the error holds the memory. What torch keeps for later is given back, for
-    # the device needs room beside it, too.
+    # Outside the handler, in which the error still holds the memory. Other libraries need memory on the device, too:
+    # torch's cache is freed.
     torch.cuda.empty_cache()
     return None

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that are not overwritten by accident."""
+"""Files that are written atomically, and results that are not overwritten by accident."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from sde_diffusion.errors import FinishedError, UserError
 from sde_diffusion.storage.lock import check_held, lock, same_file
 
 PART = ".part"
-"""How the names of files that are being written end."""
+"""Suffix of files that are being written."""
 
 NO_ROOM = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO") if hasattr(errno, name))
-"""The errors of disks that take no more."""
+"""Error numbers of a disk that is full or read-only."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path`, and rename it to `path` when the block has written it.
+    """A context with a temporary file beside `path`, which is renamed to `path` when the block has written it.
 
-    Everything is on the disk before the name is: at every moment, and after a power cut too, `path` is what it was
-    before or what it is to be. What a killed process left of earlier attempts is removed.
+    The content is flushed to the disk before the file is renamed: at any time, even after a power cut, `path` is either
+    the old file or the complete new one. Temporary files of killed processes are removed.
 
     Args:
         path: The file.
 
     Yields:
-        The temporary file, in the same folder: empty, to be written or opened for writing.
+        The temporary file, empty, in the same folder.
 
     Raises:
-        UserError: If the file cannot be written, or the folder that holds it was deleted in the middle of a command.
-        OSError: If there is no room for it.
+        UserError: If the file cannot be written, or its folder was deleted in the middle of a command.
+        OSError: If the disk is full.
     """
     check_held(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
@@ -57,7 +57,7 @@ def writing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, *map(str, (path, temporary, path.parent))):  # the block's own
             raise
-        if error.errno in NO_ROOM:  # told by the command, which knows what is kept
+        if error.errno in NO_ROOM:  # reported by the command, which knows what is stored
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
     finally:
@@ -68,11 +68,11 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove what killed processes were writing; a file that a process is writing is locked, and stays.
+    """Remove the temporary files of killed processes; those of running processes are locked, and stay.
 
     Args:
-        folder: Where to look, and in the folders right below.
-        name: Of the file that was to be written, in the folder itself; "": of any.
+        folder: The folder to search, with its direct subfolders.
+        name: Name of the file that was being written, in the folder itself; "": of any.
     """
     own = re.compile(rf"\.{re.escape(name) if name else '.+'}\.[0-9a-f]{{8}}{re.escape(PART)}")
     for pattern in (f".*{PART}",) if name else (f".*{PART}", f"*/.*{PART}"):
@@ -90,7 +90,7 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
 
 
 def forget(folder: Path) -> None:
-    """Remove a folder of parts, once what was made of them is written: all of it or nothing, whenever it is killed."""
+    """Remove a folder of parts once the final result is written: completely or not at all, even if killed."""
     removed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PART}")
     with suppress(OSError):
         folder.rename(removed)
@@ -98,20 +98,20 @@ def forget(folder: Path) -> None:
 
 
 def _create(path: Path) -> int:
-    """A new file, locked: the descriptor."""
+    """Create a file and lock it; returns the descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         lock(descriptor, wait=True)
         if same_file(path, descriptor):
             return descriptor
-        os.close(descriptor)  # another process took it for a leftover in the moment before it was locked
+        os.close(descriptor)  # another process removed it as a leftover in the moment before it was locked
 
 
 def flush(path: Path) -> None:
-    """Bring a file, or a folder's names, to the disk.
+    """Flush a file, or the names in a folder, to the disk.
 
     Raises:
-        OSError: If it cannot be opened, or the disk does not take it.
+        OSError: If it cannot be opened, or the disk is full.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -124,21 +124,21 @@ def flush(path: Path) -> None:
 
 
 def fresh(path: Path, overwrite: bool, *unfinished: Path) -> Path:
-    """See that a result does not stand there already.
+    """Check that a finished result does not exist already.
 
     Args:
-        path: The file that its command writes last: where it stands, the result is finished.
+        path: The file that its command writes last: if it exists, the result is finished.
         overwrite: Whether it may be replaced.
-        *unfinished: Folders of parts, which go where a finished result stands: their command was killed before it could
-            remove them.
+        *unfinished: Folders of parts. They are removed if a finished result exists: the command was killed before it
+            could remove them.
 
     Returns:
         `path`.
 
     Raises:
-        UserError: If it does and overwrite is not set, or if overwrite is neither true nor false.
+        UserError: If it exists and overwrite is not set, or if overwrite is neither true nor false.
     """
-    if not isinstance(overwrite, bool):  # off a command line, where "no" is a word like another
+    if not isinstance(overwrite, bool):  # from a command line, where "no" is a string
         raise UserError(f"overwrite must be true or false; got overwrite={overwrite}")
     if path.exists() and not overwrite:
         for folder in unfinished:
@@ -148,15 +148,15 @@ def fresh(path: Path, overwrite: bool, *unfinished: Path) -> Path:
 
 
 def opened(path: Path) -> BufferedReader:
-    """Open a file for reading, if it is a regular one: a pipe, a socket or a device may never answer or never end.
+    """Open a regular file for reading. (Reading a pipe, a socket or a device might never end.)
 
-    Every file that a user names is opened here, or by what `readable` has let pass.
+    Every file that a user names is opened by this function, or checked by `readable` first.
 
     Raises:
         UserError: If it is missing, not a regular file, not readable by this user, or empty.
     """
     try:
-        # Opened first and looked at then, so that it is the same file; without O_NONBLOCK a pipe would wait.
+        # Opened first and checked then, so that it is the same file; without O_NONBLOCK a pipe would wait.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:  # the latter for a path with a null character
         kind = _kind(path)
@@ -179,7 +179,7 @@ def opened(path: Path) -> BufferedReader:
 
 
 def readable(path: Path) -> Path:
-    """See that a file can be opened, so that what goes wrong on reading it lies in what it holds.
+    """Check that a file can be opened, so that any later error is due to its content.
 
     Raises:
         UserError: As `opened` does.
@@ -189,11 +189,11 @@ def readable(path: Path) -> Path:
 
 
 def read_json(path: Path, remedy: str = "remove it, or choose another folder") -> dict[str, Any]:
-    """The object in a JSON file that this package has written, which something may have damaged since.
+    """Read a JSON file that this package has written, and that may have been damaged since.
 
     Args:
         path: The file.
-        remedy: What to do about a damaged one, for the message.
+        remedy: What to do about a damaged file, for the message.
 
     Raises:
         UserError: If the file cannot be opened, or is anything but a JSON object in UTF-8.
@@ -211,7 +211,7 @@ def read_json(path: Path, remedy: str = "remove it, or choose another folder") -
 
 
 def _kind(path: Path) -> str:
-    """What is said of a path that is not a regular file; "" for one that is, or where that cannot be told."""
+    """Why a path is not a regular file, for messages; "" if it is one, or if that is unknown."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

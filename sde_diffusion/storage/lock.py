@@ -1,4 +1,4 @@
-"""One command at a time in an output folder."""
+"""Locks, so that only one command at a time works in an output folder."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ log = logging.getLogger(__name__)
 
 NAME = ".lock"
 _HELD: dict[Path, int] = {}
-"""The folders that this process holds, with the descriptors that hold them."""
+"""The folders that this process has locked, and the descriptors of their lock files."""
 
 
 @contextmanager
 def locked(folder: Path, command: str) -> Iterator[None]:
-    """Hold a folder: no other process gets it until the block ends or this process dies, however it dies.
+    """Lock a folder against other processes, until the block ends or this process dies in any way.
 
-    The system's `flock` on `folder/.lock`, in which stands who holds it. Network file systems pass it on to their
-    server where they can; where the system or a file system has no locks, that is said and nothing is held. A folder
-    that is deleted and made anew is another, and can be held by another process at the same time: see `check_held`.
+    This is the system's `flock` on `folder/.lock`, a file that says who has locked it. Network file systems forward it
+    to their server if they can; if the system or the file system has no locks, a warning says so. If the folder is
+    deleted and created again, it can be locked by another process at the same time: see `check_held`.
 
     Args:
-        folder: The folder; made where it is not there.
-        command: What holds it, for the message to another.
+        folder: The folder; created if missing.
+        command: Name of the command, for messages to others.
 
     Raises:
-        UserError: If another process holds it, or nothing can be written there.
+        UserError: If another process has locked it, or it cannot be written to.
     """
     try:
         held = _acquire(folder / NAME)
@@ -51,18 +51,18 @@ def locked(folder: Path, command: str) -> Iterator[None]:
     finally:
         _HELD.pop(folder, None)
         if same_file(folder / NAME, held):
-            (folder / NAME).unlink()  # while it is held: who opened it meanwhile sees that it is gone, and opens anew
+            (folder / NAME).unlink()  # while locked: a process that has opened it sees that it is gone
         os.close(held)
 
 
 def check_held(path: Path) -> None:
-    """See that the folder that holds a path and is held by this process has not been deleted meanwhile.
+    """Check that the locked folder of a path has not been deleted meanwhile.
 
     Args:
-        path: What is about to be written.
+        path: The file that is about to be written.
 
     Raises:
-        UserError: If it has: what was written there before is gone.
+        UserError: If it was deleted: what was written there before is gone.
     """
     for folder, held in _HELD.items():
         if folder in path.absolute().parents and not same_file(folder / NAME, held):
@@ -82,18 +82,18 @@ def _acquire(path: Path) -> int:
             raise UserError(f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder")
         if same_file(path, held):
             return held
-        os.close(held)  # whoever held it has removed it
+        os.close(held)  # the process that had locked it has removed it
 
 
 def lock(descriptor: int, wait: bool = False) -> bool | None:
     """Lock an open file for this process and those that inherit the descriptor.
 
     Args:
-        descriptor: Of the file, open for writing.
-        wait: Wait where another process holds it.
+        descriptor: Descriptor of the file, open for writing.
+        wait: Whether to wait if another process has locked it.
 
     Returns:
-        Whether it is locked; None, with a warning, where the system or the file system has no such locks.
+        Whether it is locked; None, with a warning, if the system or the file system has no such locks.
     """
     try:
         import fcntl
@@ -126,8 +126,8 @@ def same_file(path: Path, descriptor: int) -> bool:
 
 
 def _owner(descriptor: int) -> str:
-    """Who holds a lock, in words."""
-    for _ in range(10):  # it may be about to write so
+    """The owner of a lock, for messages."""
+    for _ in range(10):  # the owner may be about to write its name
         try:
             os.lseek(descriptor, 0, os.SEEK_SET)
             note = json.loads(os.read(descriptor, 4096))

@@ -1,4 +1,4 @@
-"""How much memory there is, what asks for more than that, and errors that mean it has run out."""
+"""How much memory is available, checks against it, and errors that mean that it has run out."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ON_DEVICE = re.compile(r"\b(CUDA|HIP|MPS|XPU|CUBLAS|CUDNN|NCCL)", re.IGNORECASE
 
 
 def available() -> int | None:
-    """Bytes of main memory that this process can still get; None where the system does not say.
+    """Bytes of main memory that are available to this process; None if unknown.
 
-    The least of what the machine has free, what the container's limit leaves, and what `ulimit -v` leaves.
+    The smallest of the machine's free memory and what the limits of the container and of `ulimit -v` leave.
     """
     found = list(_left_by_containers())
     try:
@@ -40,17 +40,17 @@ def available() -> int | None:
 
 
 def check_fits(what: str, needed: int, remedy: str) -> None:
-    """See that something fits in memory before it is asked for.
+    """Check that something fits in memory before allocating it.
 
-    Linux grants nearly all that is asked for, and kills the process when it is used.
+    Linux grants nearly every allocation, and kills the process when the memory is used.
 
     Args:
-        what: What is wanted, for the message.
-        needed: Its bytes.
+        what: What needs the memory, for the message.
+        needed: Number of bytes.
         remedy: What to do about it, for the message.
 
     Raises:
-        UserError: If more is needed than there is.
+        UserError: If more is needed than is available.
     """
     free = available()
     if free is not None and needed > free:
@@ -58,23 +58,23 @@ def check_fits(what: str, needed: int, remedy: str) -> None:
 
 
 def ran_out(error: BaseException | None) -> str:
-    """Which memory an error says has run out: "memory", "memory of the device", or "" if it says nothing of the kind.
+    """Which memory has run out according to an error: "memory", "memory of the device", or "" for other errors.
 
-    Python, NumPy, torch, its libraries and the system each say it in their own way, and some errors come of another.
+    Python, NumPy, torch, its libraries and the system have different messages; the causes of an error are checked, too.
     """
     while error is not None:
         text = str(error)
         if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text) and _ON_DEVICE.search(text):
             return "memory of the device"
-        spelt = isinstance(error, RuntimeError | ImportError) and _OUT_OF_MEMORY.search(text)
-        if isinstance(error, MemoryError) or spelt or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        stated = isinstance(error, RuntimeError | ImportError) and _OUT_OF_MEMORY.search(text)
+        if isinstance(error, MemoryError) or stated or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return "memory"
         error = error.__cause__
     return ""
 
 
 def in_words(n: int) -> str:
-    """A number of bytes in words: 1.5 GiB."""
+    """A number of bytes as text, such as 1.5 GiB."""
     value, units = float(n), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
@@ -82,7 +82,7 @@ def in_words(n: int) -> str:
 
 
 def _left_by_containers() -> Iterator[int]:
-    """What the limits of Linux's control groups leave: those of containers, and of jobs on clusters."""
+    """Bytes that the limits of Linux control groups leave: those of containers, and of jobs on clusters."""
     try:
         groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:  # not Linux
@@ -101,4 +101,4 @@ def _left_by_containers() -> Iterator[int]:
                 )
             except (OSError, ValueError):  # not mounted here, or "max": no limit
                 continue
-            yield max(0, most - now + (int(cache[1]) if cache else 0))  # files' contents make room when asked to
+            yield max(0, most - now + (int(cache[1]) if cache else 0))  # the cache of files is freed on demand

@@ -1,7 +1,7 @@
-"""NumPy's files, .npz and .npy, read without trusting their headers: sizes are checked before memory is reserved.
+"""Reading of .npz and .npy files whose headers may be wrong: sizes are checked before memory is allocated.
 
-`numpy.load` reserves what a header asks for, takes the last of two members of one name, and gives a member that is no
-array as bytes. This module can go when it does none of these.
+`numpy.load` allocates what a header asks for, reads the last of two members of the same name, and returns a member that
+is not an array as bytes. When it no longer does, this module can be removed.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _ZIP, _NPY = b"PK", b"\x93NUMPY"
 
 
 class ForeignFileError(UserError):
-    """The file is neither an .npz nor an .npy; the message says how it begins."""
+    """The file is neither an .npz nor an .npy; the message has its first bytes."""
 
 
 def read_arrays_of(path: Path, choose: Choice, bare: str | None) -> dict[str, Array]:
-    """Some of the arrays of an .npz file, or the one of an .npy.
+    """Read some of the arrays of an .npz file, or the one of an .npy.
 
     Args:
         path: The file.
-        choose: Given the names of all arrays of an .npz, returns those to read; may raise a `UserError`.
-        bare: What to call the one array of an .npy; None: refuse such a file.
+        choose: Function from the names of all arrays of an .npz to those to read; may raise a `UserError`.
+        bare: Name for the one array of an .npy; None: such a file is an error.
 
     Returns:
         The arrays by name.
 
     Raises:
-        UserError: If the file cannot be opened, is of another kind or damaged, holds Python objects, or what is wanted
-            of it does not fit in memory.
+        UserError: If the file cannot be opened, is of another kind or damaged, contains Python objects, or does not fit
+            in memory.
     """
     with opened(path) as file:
         start = file.peek(6)[:6]
@@ -62,7 +62,7 @@ def read_arrays_of(path: Path, choose: Choice, bare: str | None) -> dict[str, Ar
                     return _members(path, archive, choose)
         except UserError:
             raise
-        except Exception as error:  # zipfile and NumPy stumble over damaged bytes in many ways, tokenize's among them
+        except Exception as error:  # damaged bytes raise many kinds of errors in zipfile and NumPy, even tokenize's
             if ran_out(error):
                 raise UserError(f"{path} does not fit in memory: {error}") from error
             raise UserError(f"{path} is damaged or truncated: {error}") from error
@@ -89,9 +89,9 @@ def _members(path: Path, archive: ZipFile, choose: Choice) -> dict[str, Array]:
 
 
 def _read(what: str, file: IO[bytes], length: int) -> Array:
-    """One array of the .npy format, which must fill `length` bytes of a file that begins here."""
+    """Read one array of the .npy format, which must fill the `length` bytes of the file."""
     version = npy.read_magic(file)
-    header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0  # 3.0: with names in UTF-8
+    header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0  # 3.0 has names in UTF-8
     shape, fortran, dtype = header(file)
     if dtype.hasobject:
         raise UserError(
@@ -104,7 +104,7 @@ def _read(what: str, file: IO[bytes], length: int) -> Array:
         raise UserError(f"{what} is damaged or truncated: its header asks for {asked}, and {left} follow it")
     check_fits(what, left, "save fewer items, or several files")
     data, done = np.empty(left, np.uint8), 0
-    while done < left and (block := file.read(min(2**20, left - done))):  # to the end, where zipfile compares checksums
+    while done < left and (block := file.read(min(2**20, left - done))):  # to its checksum
         data[done : done + len(block)] = np.frombuffer(block, np.uint8)
         done += len(block)
     if done < left:

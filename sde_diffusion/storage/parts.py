@@ -1,4 +1,4 @@
-"""Results of finished batches, kept in files until the final result is written, so that a killed run can resume."""
+"""Files with the results of finished batches, from which a killed run resumes, until the final result is written."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Parts:
     """A folder of batches, each a file of tensors, in order and without gaps.
 
     Args:
-        folder: Where the files go.
-        plan: What the results depend on, in plain containers; kept beside the files.
-        overwrite: Begin anew where the files there belong to another plan.
+        folder: Folder of the files.
+        plan: Everything that the results depend on, for JSON; stored beside the files.
+        overwrite: Whether to start again if the files in the folder belong to another plan.
 
     Attributes:
         done: Number of items in the files.
@@ -39,7 +39,7 @@ class Parts:
     def __init__(self, folder: Path, plan: dict[str, Any], overwrite: bool = False) -> None:
         self.folder = folder
         self.note = note = folder / "plan.json"
-        self.plan = wanted = json.dumps({"parts": 3, **plan}, indent=2, sort_keys=True)  # 3: how they are kept
+        self.plan = wanted = json.dumps({"parts": 3, **plan}, indent=2, sort_keys=True)  # 3: the version of this format
         remove_leftovers(folder)
         if folder.exists() and self._planned(overwrite) != wanted:
             if any(folder.glob("*.safetensors")) and not overwrite:
@@ -54,10 +54,10 @@ class Parts:
         self.done = sum(n for _, n, _ in self._files())
 
     def load(self, *names: str) -> Iterator[dict[str, Tensor]]:
-        """The batches that are there, each read and checked when it is come to.
+        """Read and check the batches one by one.
 
         Args:
-            *names: The tensors to read of each; none for all.
+            *names: Names of the tensors to read; none for all.
 
         Raises:
             UserError: If a file is damaged or missing.
@@ -70,12 +70,12 @@ class Parts:
             raise UserError(f"{self.folder}: of {self.done} items {self.done - found} are gone: files were removed")
 
     def add(self, n: int, part: dict[str, Tensor]) -> None:
-        """Keep the next batch, of n items.
+        """Write the next batch, of n items.
 
         Raises:
             UserError: If it cannot be written, or the folder was deleted in the middle of the command.
         """
-        if not self.note.is_file():  # only now, so that a run that comes to nothing leaves nothing
+        if not self.note.is_file():  # only now, so that a run without results leaves no files
             with writing(self.note) as temporary:
                 temporary.write_text(self.plan)
         content = save(part)
@@ -85,7 +85,7 @@ class Parts:
         self.done += n
 
     def _planned(self, overwrite: bool) -> str | None:
-        """The plan of the files that are there, written as `plan` is; None where there is none to keep to."""
+        """The plan of the files in the folder, as text like `plan`; None if there is none to keep."""
         if not self.note.is_file():
             return None
         try:
@@ -104,7 +104,7 @@ class Parts:
             if name is None or int(name[1]) != end:
                 raise UserError(
                     f"{self.folder}: {path.name} does not follow the batches before it, of {end} items in all: files "
-                    "were removed or renamed. Remove this folder to begin anew"
+                    "were removed or renamed. Remove this folder to start again"
                 )
             found.append((path, int(name[2]), name[3]))
             end += int(name[2])
@@ -116,7 +116,7 @@ def _read(path: Path, digest: str, names: tuple[str, ...]) -> dict[str, Tensor]:
     with path.open("rb") as content:
         if hashlib.file_digest(content, "sha256").hexdigest() != digest:
             raise UserError(
-                f"{path} is damaged: it is not what was written. Remove its folder, and the same command begins anew"
+                f"{path} is damaged: it is not what was written. Remove its folder and start the command again"
             )
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in names or file.keys()}

@@ -1,4 +1,4 @@
-"""The processes that do long work together: those of torch.distributed where it is initialised, else this one alone."""
+"""The processes that share long work: those of torch.distributed if it is initialised, else this one alone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class ProcessGroup:
-    """What each process tells the others.
+    """Exchange of results and errors between processes.
 
     Attributes:
-        rank: The number of this process, from 0 on.
-        count: How many there are.
+        rank: Number of this process, 0, 1, ...
+        count: Number of processes.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class ProcessGroup:
         self._asked = 0
 
     def share(self, make: Callable[[], T]) -> list[T]:
-        """What each process has made, in the order of their ranks.
+        """The results of `make` in all processes, in the order of their ranks.
 
         Raises:
-            UserError: If it cannot be made in another process.
-            Exception: What `make` raises here.
+            UserError: If `make` failed in another process.
+            Exception: The error of `make` in this process.
         """
         if self.count == 1:
             return [make()]
@@ -40,28 +40,28 @@ class ProcessGroup:
         failure: Exception | None = None
         try:
             made = make()
-        except Exception as error:  # told to the others first, which would wait for this process
+        except Exception as error:  # reported to the others first, which would wait for this process
             failure = error
-        told: list[Any] = [None] * self.count
+        shared: list[Any] = [None] * self.count
         reason = None if failure is None else str(failure) or type(failure).__name__
-        distributed.all_gather_object(told, (made, reason, signals.asked()))
+        distributed.all_gather_object(shared, (made, reason, signals.asked()))
         if failure is not None:
             raise failure
-        for rank, (_, reason, asked) in enumerate(told):
+        for rank, (_, reason, asked) in enumerate(shared):
             if reason is not None:
                 raise UserError(f"process {rank} of {self.count} failed: {reason}")
             self._asked = self._asked or asked
-        return [made for made, *_ in told]
+        return [made for made, *_ in shared]
 
     def by_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, and it alone; raises as `share` does."""
+        """The result of `make` in the first process, where alone it is called; raises as `share` does."""
         found: list[Any] = self.share(lambda: make() if self.rank == 0 else None)
         first: T = found[0]
         return first
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Hold signals of several processes until `stop_if_asked`; one process alone stops at once."""
+        """Defer signals until `stop_if_asked` if there are several processes; a single one stops at once."""
         if self.count == 1:
             yield
             return
@@ -75,10 +75,10 @@ class ProcessGroup:
         signals.release()
 
     def stop_if_asked(self) -> None:
-        """Stop in every process where one has told with its last share that it was asked to.
+        """Stop every process if one of them had received a signal at the last `share`.
 
         Raises:
-            Stopped: Then.
+            Stopped: If so.
         """
         if self._asked:
             raise signals.Stopped(self._asked, agreed=True)

@@ -1,4 +1,4 @@
-"""Progress of long work: bars on a terminal, elsewhere a line in the log now and then."""
+"""Progress of long work: bars on a terminal, or else occasional lines in the log."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SECONDS = 30.0
-"""Between two lines where there is no terminal; a fiftieth of the time so far where that is longer."""
+"""Time between two lines without a terminal; or a fiftieth of the elapsed time if that is longer."""
 
 _display: Progress | None = None
-"""Where bars are drawn: work within other work has its bar below that one's."""
+"""The display of all bars: work inside other work has its bar below the outer one."""
 
 
 class Bar:
-    """How far a piece of work has come; see `bar`."""
+    """The progress of one piece of work; see `bar`."""
 
     def __init__(self, display: Progress, name: str, total: float | None, completed: float, quiet: bool) -> None:
         self.name, self.total, self.completed, self.text = name, total, completed, ""
         self._display, self._quiet, self._before, self._limit = display, quiet, completed, math.inf
-        self._begun = self._told = time.perf_counter()
+        self._begun = self._logged = time.perf_counter()
         self.id = display.add_task(name, total=total, completed=int(completed), visible=not quiet, text="", left="")
 
     def update(
@@ -43,41 +43,41 @@ class Bar:
         limit: float = math.inf,
         stays: bool = False,
     ) -> None:
-        """Say how far the work has come.
+        """Update the progress.
 
         Args:
-            completed: How much is done, of `total`.
-            advance: How much more is done.
-            text: What to show beside, such as the figure so far.
-            name: A new name of what is done.
-            limit: Seconds after which it ends whatever is done.
-            stays: Leave a line that stays, on a terminal too.
+            completed: Amount that is done, of `total`.
+            advance: Amount done since the last update.
+            text: A text to show beside the bar, such as the value so far.
+            name: A new name of the work.
+            limit: Seconds after which the work ends in any case.
+            stays: Whether to write a line to the log, on a terminal too.
         """
         self.completed = (self.completed if completed is None else completed) + advance
         self.text, self.name, self._limit = self.text if text is None else text, name or self.name, limit
         left = "" if self._left is None else f"{_clock(self._left)} left"
         self._display.update(self.id, completed=self.completed, description=self.name, text=self.text, left=left)
         if stays or self.due:
-            self._tell()
+            self._log()
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a line."""
+        """Whether it is time for the next line."""
         now = time.perf_counter()
-        return self._display.disable and now - self._told >= max(SECONDS, 0.02 * (now - self._begun))
+        return self._display.disable and now - self._logged >= max(SECONDS, 0.02 * (now - self._begun))
 
-    def _tell(self) -> None:
-        self._told = time.perf_counter()
+    def _log(self) -> None:
+        self._logged = time.perf_counter()
         if self._quiet:
             return
         done = f"{self.completed:,.0f}" if self.total is None else f"{self.completed:,.0f} of {self.total:,.0f}"
         left = "" if self._left is None else f", about {_clock(self._left)} left"
         text = f"  ({self.text})" if self.text else ""
-        log.info("%s  %s, %s so far%s%s", self.name, done, _clock(self._told - self._begun), left, text)
+        log.info("%s  %s, %s so far%s%s", self.name, done, _clock(self._logged - self._begun), left, text)
 
     @property
     def _left(self) -> float | None:
-        """Seconds that the rest takes at the pace so far; None where that is not known."""
+        """Estimated seconds left, at the speed so far; None if unknown."""
         made = self.completed - self._before
         rest = math.inf if self.total is None or made <= 0 else (self.total - self.completed) / made
         seconds = min(rest * (time.perf_counter() - self._begun), self._limit)
@@ -89,13 +89,13 @@ def bar(name: str, total: float | None, completed: float = 0, quiet: bool = Fals
     """Show the progress of a block of work: a bar with the time left, or without a terminal a line every 30 s.
 
     Args:
-        name: What is done, such as "sampling".
-        total: How much there is to do; None if that is not known.
-        completed: How much of it was done before.
-        quiet: Show nothing, as all processes but the first do.
+        name: Name of the work, such as "sampling".
+        total: Total amount of work; None if unknown.
+        completed: Amount that was done before.
+        quiet: Whether to show nothing, as in all processes but the first.
 
     Yields:
-        What to tell the progress to.
+        The bar, to be updated.
     """
     global _display
     outer = _display
@@ -111,7 +111,7 @@ def bar(name: str, total: float | None, completed: float = 0, quiet: bool = Fals
 
 
 def counted(items: Iterable[T], name: str, total: int) -> Iterator[T]:
-    """The items, with a bar over them while they are gone through."""
+    """The items, with a progress bar for the loop over them."""
     with bar(name, total) as shown:
         for item in items:
             yield item
@@ -120,12 +120,12 @@ def counted(items: Iterable[T], name: str, total: int) -> Iterator[T]:
 
 @contextmanager
 def passes(shown: Bar, module: nn.Module, cost: Callable[..., int] = lambda *_: 1) -> Iterator[None]:
-    """Show how many network passes a denoiser takes in a block, beside the text that was there: that work goes on.
+    """Show the number of network passes that a denoiser has made in the block, after the bar's text.
 
     Args:
         shown: The bar.
         module: The denoiser.
-        cost: The passes of a call, by its arguments (x_t, t).
+        cost: Function from the arguments of a call (x_t, t) to its passes.
     """
     made, text = 0, shown.text
 

@@ -1,4 +1,4 @@
-"""The record of a training run: what it was asked for, by which code, on what, and how it ended; `run.json`."""
+"""The record of a training run, `run.json`: its command, code, hardware and results."""
 
 from __future__ import annotations
 
@@ -18,27 +18,36 @@ from sde_diffusion.storage.files import read_json, writing
 NAME = "run.json"
 PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = (
-    *("torch", "lightning", "torchmetrics", "torchdiffeq", "torchsde", "numpy", "scipy", "scikit-learn"),
-    *("hydra-core", "omegaconf", "wandb"),
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "torchdiffeq",
+    "torchsde",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
 )
-"""Whose versions a record holds, beside Python's, CUDA's and this package's own."""
+"""Packages whose versions are recorded, beside Python's, CUDA's and this package's own."""
 
 
 def describe(
     config: Mapping[str, Any], overrides: Sequence[str] = (), device: str = "cpu", devices: int = 1, nodes: int = 1
 ) -> dict[str, Any]:
-    """What can be said of a run before it begins.
+    """The description of a run before it begins.
 
     Args:
-        config: Its configuration, resolved, in plain containers.
-        overrides: What its command line said.
+        config: Its resolved configuration, as dicts and lists.
+        overrides: The overrides of its command line.
         device: The kind of device, as torch names it: cpu, cuda, ...
         devices: Number of devices on each machine.
         nodes: Number of machines.
 
     Returns:
-        Plain containers of data: command, config, seeds, versions, git and hardware. No host's name and no paths but
-        those that the configuration and the command hold.
+        A dict for JSON with command, config, seeds, versions, git and hardware. It has no host name, and no paths
+        except those in the configuration and the command.
     """
     import torch
 
@@ -54,7 +63,7 @@ def describe(
 
 
 def provenance() -> dict[str, Any]:
-    """By which code a result was made: version, versions of packages, git revision."""
+    """The code that made a result: version, versions of packages, git revision."""
     return {"version": __version__, "versions": versions(), "git": git_state()}
 
 
@@ -64,7 +73,7 @@ def begin(folder: Path, description: Mapping[str, Any], resumed: bool = False) -
     Args:
         folder: The run's folder.
         description: What `describe` returned.
-        resumed: Whether it goes on with the folder's run: then that run's records are kept under `earlier`.
+        resumed: Whether it resumes the run of the folder: then the earlier records are kept under `earlier`.
     """
     before = read(folder) if resumed else {}
     earlier = [*before.pop("earlier", []), before] if before else []
@@ -72,12 +81,12 @@ def begin(folder: Path, description: Mapping[str, Any], resumed: bool = False) -
 
 
 def finish(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Add to a run's record that it came to its end, and its last metrics."""
+    """Add the time of completion and the last metrics to the record of a run."""
     _write(folder, {**read(folder), "finished": _now(), "metrics": dict(metrics)})
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The record in a run's folder; empty where there is none.
+    """The record in the folder of a run; empty if there is none.
 
     Raises:
         UserError: If the file is damaged.
@@ -87,28 +96,28 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, this package, CUDA (null where torch has none) and what the results depend on."""
+    """Versions of Python, this package, CUDA (null if torch has none) and the packages that results depend on."""
     import torch
 
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    found["torch"] = str(torch.__version__)  # which names the build, as +cpu or +cu130
+    found["torch"] = str(torch.__version__)  # includes the build, such as +cpu or +cu130
     return {"python": platform.python_version(), "sde_diffusion": __version__, "cuda": torch.version.cuda, **found}
 
 
 def git_state(package: Path = PACKAGE) -> dict[str, Any] | None:
-    """The revision that the package's code is of, and whether code or configurations differ from it.
+    """The git revision of the package, and whether code or configurations differ from it.
 
     Args:
         package: The package's folder.
 
     Returns:
-        {"revision": 40 digits, "dirty": bool}; None where the package is in no repository, as an installed one is
-        (a repository that only happens to lie around it does not track it), or git is not there.
+        {"revision": 40 digits, "dirty": bool}; None if the package is not tracked by a repository, as an installed one,
+        or git is not available.
     """
     try:
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
         revision = _git(package, "rev-parse", "HEAD").strip()
-        # From the top, for configurations lie beside the package; what lies elsewhere, such as notes, changes nothing.
+        # Configurations are beside the package; other files, such as notes, do not matter.
         changed = _git(package.parent, "status", "--porcelain", "--", package.name, "conf")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -116,7 +125,7 @@ def git_state(package: Path = PACKAGE) -> dict[str, Any] | None:
 
 
 def device_name(kind: str) -> str:
-    """What a device calls itself: the GPU's name, or the processor's."""
+    """The name of the GPU or the processor."""
     import torch
 
     if kind == "cuda":

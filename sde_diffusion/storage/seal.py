@@ -1,9 +1,9 @@
-"""A checksum over every bit of a checkpoint, kept in the file itself.
+"""A checksum of a checkpoint, stored in the file itself.
 
-A checkpoint is a zip archive, and `torch.load` does not ask for the checksums that such archives hold (torch 2.13;
-a flipped bit in a tensor's member is loaded without a word). They would not cover headers and padding either. The
-archive's end comment, which readers skip, takes SHA-256 of all bytes before it. When `torch.load` verifies files
-itself, `tests/storage/test_seal.py::test_torch_still_loads_flipped_bits` fails, and this module can go.
+A checkpoint is a zip archive, but `torch.load` does not verify the checksums of such archives (torch 2.13 loads a
+tensor with a flipped bit without a warning). They would not cover headers and padding either. So the comment at the end
+of the archive, which readers skip, holds the SHA-256 of all bytes before it. When `torch.load` verifies files itself,
+`tests/storage/test_seal.py::test_torch_still_loads_flipped_bits` fails, and this module can be removed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 _END = b"PK\x05\x06"
-"""What a zip archive's end record begins with; the record has 22 bytes, the last two of which count the comment's."""
+"""The first bytes of a zip archive's end record, whose 22 bytes end with the length of the comment."""
 _MARK = b"sha256:"
 _LENGTH = len(_MARK) + 64
 
@@ -26,7 +26,7 @@ def seal(path: Path) -> None:
         path: An archive without a comment, as `torch.save` writes it.
 
     Raises:
-        ValueError: If it is no such archive.
+        ValueError: If it is not such an archive.
     """
     with path.open("r+b") as file:
         file.seek(-22, 2)
@@ -42,7 +42,7 @@ def seal(path: Path) -> None:
 
 
 def intact(path: Path) -> bool:
-    """Whether an archive is as it was written; of one without a seal, whether its members' own checksums hold.
+    """Whether an archive is unchanged since it was written; without a seal, by the checksums of its members.
 
     Args:
         path: The archive.

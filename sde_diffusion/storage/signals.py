@@ -1,7 +1,7 @@
-"""Signals that ask a program to end: raised as an exception at once, or held until the program can stop safely.
+"""Signals that ask a program to end: raised as an exception at once, or deferred until the program can stop safely.
 
-Ctrl-C (SIGINT), a scheduler's SIGTERM, Slurm's warning SIGUSR1, a lost terminal's SIGHUP: one mechanism for all of them
-and for every command. The second request ends what waits at once, and a third ends the process wherever it is.
+Ctrl-C (SIGINT), a scheduler's SIGTERM, Slurm's warning SIGUSR1 and a lost terminal's SIGHUP are all treated in the same
+way, in every command. The second signal ends deferred waiting at once, and the third ends the process in any case.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ SIGNALS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if name in signal.Signals.__members__
 )
 SAME = 0.2
-"""A signal within this many seconds of another is the same request: `timeout` and terminals signal both a process and
-its group."""
+"""Signals within this many seconds are one request: `timeout` and terminals signal both a process and its group."""
 STUCK = 5.0
-"""Seconds after which a process that is to end at once, and cannot as its main thread waits in C, is ended."""
+"""Seconds after which a process is ended that should end at once, but whose main thread waits in C."""
 PATIENCE = 30.0
-"""The same, where it is the first request and no other process may have to wait."""
+"""The same for the first request, if no other process has to wait."""
 
 
 class Stopped(SystemExit):
@@ -39,8 +38,8 @@ class Stopped(SystemExit):
     Lightning neither ignores further signals nor kills the other processes, as it does on KeyboardInterrupt.
 
     Args:
-        number: The signal's.
-        agreed: Whether every process of a run stops here, so that none is left to be ended.
+        number: Number of the signal.
+        agreed: Whether every process of a run stops here, so that none has to be ended.
 
     Attributes:
         code: The exit status, 128 + number: 130 for SIGINT, 143 for SIGTERM.
@@ -52,31 +51,31 @@ class Stopped(SystemExit):
 
     @property
     def signal_name(self) -> str:
-        """Such as SIGTERM."""
+        """The name of the signal, such as SIGTERM."""
         return signal.Signals(self.number).name
 
 
 @dataclass
 class _Request:
-    """What was asked of this process, and what to do about it."""
+    """The state of the signals of this process."""
 
     number: int = 0
-    heard: int = 0  # by the thread that watches
+    heard: int = 0  # number of signals seen by the observer thread
     since: float = -math.inf
-    answered: float = -math.inf  # when the handler was called last
+    answered: float = -math.inf  # time of the handler's last call
     holding: bool = False
     pass_on: Callable[[int], Any] | None = None
-    ignore: Callable[[Any], Any] = sys.__unraisablehook__  # what is done of exceptions that Python ignores
+    ignore: Callable[[Any], Any] = sys.__unraisablehook__  # the hook for exceptions that Python ignores
 
 
 _request = _Request()
 
 
 def listen() -> dict[signal.Signals, Any]:
-    """Hear the signals from now on, but for those that are ignored, as under nohup or in a shell's background.
+    """Handle the signals from now on, except those that are ignored, as under nohup or in a shell's background.
 
     Returns:
-        The handlers that were there before; for `restore`. Empty outside the main thread, where none can be set.
+        The previous handlers, for `restore`; empty outside the main thread, where none can be set.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -93,7 +92,7 @@ def listen() -> dict[signal.Signals, Any]:
 
 
 def restore(before: dict[signal.Signals, Any]) -> None:
-    """Put back the handlers that `listen` found, and forget what was asked; hold no more where it was heard before."""
+    """Restore the handlers that `listen` found, and clear the state; if it found its own, only stop deferring."""
     _request.holding = False
     if before and _hear not in before.values():
         for number, handler in before.items():
@@ -103,17 +102,17 @@ def restore(before: dict[signal.Signals, Any]) -> None:
 
 
 def asked() -> int:
-    """The number of the signal that was heard and is being held, or 0."""
+    """The number of the deferred signal, or 0."""
     return _request.number
 
 
 def hold() -> None:
-    """From now on keep the first signal in mind, for whoever looks at `asked`; the second is raised."""
+    """From now on defer the first signal, so that `asked` returns it; the second is raised."""
     _request.holding, _request.pass_on = True, None
 
 
 def pass_on(to: Callable[[int], Any]) -> None:
-    """From now on tell other processes of signals, with which this one ends; until `hold` or `release`."""
+    """From now on pass signals on to other processes by a function, until `hold` or `release`."""
     _request.pass_on = to
 
 
@@ -121,7 +120,7 @@ def release() -> None:
     """From now on raise signals at once.
 
     Raises:
-        Stopped: If one came meanwhile.
+        Stopped: If one was deferred.
     """
     _request.holding, _request.pass_on = False, None
     if _request.number:
@@ -145,14 +144,14 @@ def _hear(number: int, frame: Any) -> None:
     elif _request.holding:
         if is_first_process():
             name = signal.Signals(number).name
-            # Past Python's buffered streams, which may be in the middle of a line.
+            # Not through Python's buffered streams, which may be in the middle of a line.
             os.write(2, f"\n{name}: stopping after this step (a second signal stops at once)\n".encode())
         return
     raise Stopped(number)
 
 
 def _ignored(unraisable: Any) -> None:
-    """Send a signal once more that was raised where Python ignores exceptions: in a finalizer, a generator's end."""
+    """Send a signal again that was raised where Python ignores exceptions, as in a finalizer."""
     error = unraisable.exc_value
     if not isinstance(error, Stopped):
         _request.ignore(unraisable)
@@ -163,7 +162,7 @@ def _ignored(unraisable: Any) -> None:
 
 def _forget() -> None:
     """Reset the handlers in a forked child."""
-    with suppress(ValueError):  # where it is not the main thread that goes on
+    with suppress(ValueError):  # if the child does not continue in the main thread
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             if signal.getsignal(number) is _hear:
@@ -172,17 +171,17 @@ def _forget() -> None:
 
 
 def _watch_over_main_thread() -> None:
-    """End the process where a signal is to end it and Python's handler is not called, as in a collective that hangs.
+    """End the process if a signal should end it but Python's handler is not called, as in a collective that hangs.
 
-    Python calls handlers when the main thread comes back from C; the number of a signal goes into a pipe at once.
-    Where the system is not POSIX, pipes cannot be watched so, and such a process goes on.
+    Python calls handlers when the main thread returns from C, but writes the number of a signal to a pipe at once. On
+    systems that are not POSIX, pipes cannot be observed in this way, and such a process continues.
     """
     if not hasattr(os, "register_at_fork"):
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    if before != -1:  # ours already, or another program's
+    if before != -1:  # already set, by this function or another program
         signal.set_wakeup_fd(before)
         os.close(reading)
         os.close(writing)
@@ -196,9 +195,9 @@ def _watch_over_main_thread() -> None:
             wanted = [number for number in numbers if signal.getsignal(number) is _hear]
             _request.heard += bool(wanted)
             if wanted and (_request.heard > 1 or not _request.holding):
-                # The first may come while one process alone is in a long call of a library.
+                # The first may arrive while a single process is in a long call of a library.
                 time.sleep(STUCK if _request.heard > 1 or is_one_of_several() else PATIENCE)
-                if _request.answered < arrival - SAME:  # less the time this thread may have waited for its turn
+                if _request.answered < arrival - SAME:  # minus this thread's own delay
                     name = signal.Signals(wanted[-1]).name
                     os.write(2, f"\n{name}: ended while it waited for the system or another process\n".encode())
                     os._exit(128 + wanted[-1])
@@ -209,9 +208,9 @@ def _watch_over_main_thread() -> None:
 
 
 def end_with(launcher: int) -> None:
-    """End this process when the one that launched it has ended, in whatever way, so that no orphan waits for it.
+    """End this process when its launcher has ended in any way, so that no orphan waits for it.
 
-    Lightning's launcher watches its children, but nobody watches the launcher.
+    Lightning's launcher observes its children, but nothing observes the launcher.
 
     Args:
         launcher: Its process id.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_bool
 from sde_diffusion.checks.reprs import ShowsArguments
-from sde_diffusion.sde import SDE, Levels, Number, number, value_of
+from sde_diffusion.sde import SDE, NoiseLevels, Number, number, value_of
 
 
 class TimeSampling(ShowsArguments, ABC):
@@ -139,9 +139,9 @@ class DiscreteTimes(TimeSampling):
         Ho et al. 2020, algorithm 1; Song & Ermon 2019, equation 6.
     """
 
-    def __init__(self, levels: Levels, stratified: bool = False) -> None:
+    def __init__(self, levels: NoiseLevels, stratified: bool = False) -> None:
         super().__init__(stratified)
-        if not isinstance(levels, Levels):
+        if not isinstance(levels, NoiseLevels):
             raise TypeError(f"levels must be a list of noise levels, such as BetaTable(); got {levels!r}")
         self.levels = levels
 
@@ -159,5 +159,5 @@ def _ends(sde: SDE, device: torch.device) -> list[Tensor]:
 
 
 @lru_cache(maxsize=8)
-def _level_times(levels: Levels, sde: SDE, device: torch.device) -> Tensor:
+def _level_times(levels: NoiseLevels, sde: SDE, device: torch.device) -> Tensor:
     return levels.level_times(sde).to(device)

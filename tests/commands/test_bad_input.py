@@ -248,7 +248,12 @@ def test_a_resumed_run_has_the_keys_of_its_own_groups(command, tmp_path):
     """Those of the data set and the sampler it was begun with, which are not the default ones."""
     run, short = tmp_path / "run", ("trainer.val_check_interval=2", "callbacks.samples=null", "network.width=16")
     begun = command(
-        *("train", "data=moons", "data.n_train=200", "sampler=ddim", *short, "trainer.max_steps=2"),
+        "train",
+        "data=moons",
+        "data.n_train=200",
+        "sampler=ddim",
+        *short,
+        "trainer.max_steps=2",
         f"hydra.run.dir={run}",
         cwd=tmp_path,
     )

@@ -57,8 +57,16 @@ def assert_same(a, b, where="checkpoint"):
 def test_what_a_run_leaves(trained):
     files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert files >= {
-        *("config.yaml", "train.log", "metrics.csv", "loss.png", "noise_levels.csv", "noise_levels.png"),
-        *("checkpoints/last.ckpt", "checkpoints/best.ckpt", "samples/step-0000015.png", "samples/step-0000030.png"),
+        "config.yaml",
+        "train.log",
+        "metrics.csv",
+        "loss.png",
+        "noise_levels.csv",
+        "noise_levels.png",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "samples/step-0000015.png",
+        "samples/step-0000030.png",
     }
     assert not [name for name in files if name.endswith(".part") or ".tmp" in name]
     assert load(last(trained))["global_step"] == 30
@@ -342,8 +350,14 @@ def test_a_run_killed_in_a_validation_does_it_again(command, start, tmp_path):
     """The checkpoint to go on from is written after the validation: none is left out."""
     folder = tmp_path / "run"
     process = start(
-        *("train", *TINY, "trainer.max_steps=400", "trainer.val_check_interval=20", "callbacks.samples=null", "seed=1"),
-        *("model.validation_draws=200", f"hydra.run.dir={folder}"),
+        "train",
+        *TINY,
+        "trainer.max_steps=400",
+        "trainer.val_check_interval=20",
+        "callbacks.samples=null",
+        "seed=1",
+        "model.validation_draws=200",
+        f"hydra.run.dir={folder}",
         cwd=tmp_path,
     )
     wait_for(last(folder), process)

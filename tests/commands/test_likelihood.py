@@ -90,8 +90,14 @@ def test_report(scored):
 
 def test_blank_images_are_told_apart_by_typicality(command, trained, tmp_path):
     done = command(
-        *("likelihood", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=60", "against=blank", "elbo=null"),
-        *("rtol=1e-3", "atol=1e-3", f"out={tmp_path}"),
+        "likelihood",
+        f"ckpt={trained / 'checkpoints' / 'last.ckpt'}",
+        "n=60",
+        "against=blank",
+        "elbo=null",
+        "rtol=1e-3",
+        "atol=1e-3",
+        f"out={tmp_path}",
         cwd=tmp_path,
     )
     assert done.status == 0, done.err

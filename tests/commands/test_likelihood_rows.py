@@ -28,8 +28,13 @@ def heights(command, tmp_path_factory):
     header = "height,acidity"
     np.savetxt(folder / "heights.csv", rows, delimiter=",", header=header, comments="")
     done = command(
-        *("train", *TINY, "data=arrays", f"data.path={folder / 'heights.csv'}", "data.range=auto"),
-        *("data.min_batches_per_epoch=10", f"hydra.run.dir={folder / 'run'}"),
+        "train",
+        *TINY,
+        "data=arrays",
+        f"data.path={folder / 'heights.csv'}",
+        "data.range=auto",
+        "data.min_batches_per_epoch=10",
+        f"hydra.run.dir={folder / 'run'}",
         cwd=folder,
     )
     assert done.status == 0, done.err
@@ -162,7 +167,12 @@ def test_one_dimension(command, tmp_path):
     """A column of numbers, from training to the density of a single one."""
     np.save(tmp_path / "column.npy", np.random.default_rng(0).normal(7, 2, (100, 1)))
     done = command(
-        *("train", *TINY, "data=arrays", "data.path=column.npy", "data.range=auto", "hydra.run.dir=run"),
+        "train",
+        *TINY,
+        "data=arrays",
+        "data.path=column.npy",
+        "data.range=auto",
+        "hydra.run.dir=run",
         "data.min_batches_per_epoch=10",
         cwd=tmp_path,
     )

@@ -20,8 +20,14 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.training.schedule import timer_of
 
 TINY = (
-    *("network.width=16", "network.depth=1", "data.min_batches_per_epoch=10", "callbacks.samples.n=2"),
-    *("trainer.max_steps=4", "trainer.val_check_interval=4", "trainer.log_every_n_steps=2", "model.warmup_steps=3"),
+    "network.width=16",
+    "network.depth=1",
+    "data.min_batches_per_epoch=10",
+    "callbacks.samples.n=2",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=2",
+    "model.warmup_steps=3",
 )
 
 

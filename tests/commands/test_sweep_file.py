@@ -76,7 +76,12 @@ def test_a_grid_is_the_product_in_order():
     described = read_sweep(next(path for path in FILES if path.stem == "grid"))
     points = described.points(None, seed=0)
     assert [(point["model.lr"], point["network.width"]) for point in points] == [
-        *((0.0003, 256), (0.0003, 512), (0.001, 256), (0.001, 512), (0.003, 256), (0.003, 512)),
+        (0.0003, 256),
+        (0.0003, 512),
+        (0.001, 256),
+        (0.001, 512),
+        (0.003, 256),
+        (0.003, 512),
     ]
     assert described.points(2, seed=5) == points[:2]
     assert described.swept() == ["model.lr", "network.width"]
@@ -219,41 +224,37 @@ def test_what_is_run_is_this_interpreter(tmp_path, monkeypatch):
 
 
 SETTINGS = (
-    *(
-        "hydra/launcher=joblib",
-        "hydra.run.dir=/tmp",
-        "hydra.searchpath=[file:///tmp]",
-        "+hydra.callbacks.x._target_=a.b",
-    ),
-    *(
-        "--config-dir=/tmp",
-        "-cn=evil",
-        "--config-path",
-        "--multirun",
-        "plugins=[os]",
-        "+plugins=[os]",
-        "ckpt=/tmp/a.ckpt",
-    ),
-    *(
-        "callbacks.samples._target_=os.system",
-        "+callbacks.x._target_=os.system",
-        "callbacks.samples={_target_: os.system}",
-    ),
-    *(
-        "logger.csv._target_=os.system",
-        "logger.csv.folder=/etc",
-        "callbacks.last.folder=/etc",
-        "callbacks.best.dirpath=/etc",
-    ),
-    *("callbacks.best.filename=../../x", "~callbacks.samples", "callbacks=../../../tmp/evil", "experiment=../evil"),
-    *(
-        "data=/tmp/evil",
-        "logger=a,b",
-        "callbacks@model=default",
-        "/callbacks/x=default",
-        "trainer.default_root_dir=/etc",
-    ),
-    *("+trainer.plugins=[os]", "trainer.logger=true", "model.lr=${oc.env:HOME}", "model.lr=${a${oc.env:HOME}}"),
+    "hydra/launcher=joblib",
+    "hydra.run.dir=/tmp",
+    "hydra.searchpath=[file:///tmp]",
+    "+hydra.callbacks.x._target_=a.b",
+    "--config-dir=/tmp",
+    "-cn=evil",
+    "--config-path",
+    "--multirun",
+    "plugins=[os]",
+    "+plugins=[os]",
+    "ckpt=/tmp/a.ckpt",
+    "callbacks.samples._target_=os.system",
+    "+callbacks.x._target_=os.system",
+    "callbacks.samples={_target_: os.system}",
+    "logger.csv._target_=os.system",
+    "logger.csv.folder=/etc",
+    "callbacks.last.folder=/etc",
+    "callbacks.best.dirpath=/etc",
+    "callbacks.best.filename=../../x",
+    "~callbacks.samples",
+    "callbacks=../../../tmp/evil",
+    "experiment=../evil",
+    "data=/tmp/evil",
+    "logger=a,b",
+    "callbacks@model=default",
+    "/callbacks/x=default",
+    "trainer.default_root_dir=/etc",
+    "+trainer.plugins=[os]",
+    "trainer.logger=true",
+    "model.lr=${oc.env:HOME}",
+    "model.lr=${a${oc.env:HOME}}",
     "model.lr=${hydra:runtime.output_dir}",
 )
 
@@ -272,10 +273,22 @@ def test_a_file_sets_values_alone(word, tmp_path):
 
 
 ALLOWED = (
-    *("model.lr=0.1", "network=unet_small", "sde=ve", "callbacks.samples=null", "callbacks.ema.decay=0.9", "seed=3"),
-    *("trainer.max_steps=5", "logger=wandb", "logger.wandb.project=mine", "experiment=edm", "data=folder"),
-    *("data.root=/data/birds", "+sampler.grid._target_=sde_diffusion.sde.KarrasRho", "conditional=true"),
-    *("model.betas=[0.9,0.99]", "data.range=[[0,1],[2,3]]"),
+    "model.lr=0.1",
+    "network=unet_small",
+    "sde=ve",
+    "callbacks.samples=null",
+    "callbacks.ema.decay=0.9",
+    "seed=3",
+    "trainer.max_steps=5",
+    "logger=wandb",
+    "logger.wandb.project=mine",
+    "experiment=edm",
+    "data=folder",
+    "data.root=/data/birds",
+    "+sampler.grid._target_=sde_diffusion.sde.KarrasRho",
+    "conditional=true",
+    "model.betas=[0.9,0.99]",
+    "data.range=[[0,1],[2,3]]",
 )
 
 

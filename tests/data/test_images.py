@@ -37,8 +37,16 @@ def _tiff(path, array, kind):
     }
     entries, extra = [], b""
     for tag, value in (
-        *((256, width), (257, height), (258, None), (259, 1), (262, 1 if channels == 1 else 2), (273, None)),
-        *((277, channels), (278, height), (279, len(data)), (339, None)),
+        (256, width),
+        (257, height),
+        (258, None),
+        (259, 1),
+        (262, 1 if channels == 1 else 2),
+        (273, None),
+        (277, channels),
+        (278, height),
+        (279, len(data)),
+        (339, None),
     ):
         if tag in words and channels > 1:
             entries.append((tag, 3, channels, place + len(extra)))

@@ -8,9 +8,8 @@ from density_cases import MEAN, PATHS, STD, bits, digits, draw, flat, gaussian, 
 from torch.distributions import Independent, Normal
 
 from sde_diffusion.density import GaussianPrior, log_likelihood
-from sde_diffusion.sampling import ODESampler
+from sde_diffusion.sampling import NoiseToSignal, ODESampler, State, UnitVariance
 from sde_diffusion.sampling.ode_methods import METHODS
-from sde_diffusion.sampling.reverse import NoiseToSignal, State, UnitVariance
 from sde_diffusion.sde import (
     BandLogSNR,
     CosineVPSDE,

@@ -20,7 +20,10 @@ COMMANDS = {
         "resamples=20",
     ),
     "nfe_fid": (
-        *("nfe=[4]", "n=200", "long=null", "batch_size=100"),
+        "nfe=[4]",
+        "n=200",
+        "long=null",
+        "batch_size=100",
         *(f"~samplers.{name}" for name in ("ddpm", "sde", "pc", "dpm_2", "dpm_2_rho", "dpm_3", "dpm_sde_rho", "heun")),
         *(f"~samplers.{name}" for name in ("unipc_2", "unipc_3")),
     ),

@@ -10,10 +10,22 @@ import pytest
 from faults.outcomes import difference, names, training
 
 RUN = (
-    *("network.width=8", "network.depth=1", "data=moons", "data.n_train=64", "data.n_val=32", "data.n_test=32"),
-    *("data.batch_size=16", "trainer.max_steps=6", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"),
-    *("callbacks.samples.n=4", "sampler=ddpm", "sampler.steps=2", "model.validation_draws=1"),
-    *("model.lr=1", "model.warmup_steps=0"),  # of three validations the second has the lowest loss
+    "network.width=8",
+    "network.depth=1",
+    "data=moons",
+    "data.n_train=64",
+    "data.n_val=32",
+    "data.n_test=32",
+    "data.batch_size=16",
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1",
+    "callbacks.samples.n=4",
+    "sampler=ddpm",
+    "sampler.steps=2",
+    "model.validation_draws=1",
+    "model.lr=1",
+    "model.warmup_steps=0",  # of three validations the second has the lowest loss
 )
 CHUNKS = 8
 

@@ -16,6 +16,7 @@ from sde_diffusion.metrics import (
     KernelDistance,
     Memorisation,
     Pixels,
+    interval,
     load_extractor,
 )
 
@@ -53,9 +54,9 @@ def test_batches_of_any_size_give_the_same_number(name):
     for a, b in zip(real.split([0, 60, 120, 0]), fake.split([1, 160, 0, 0]), strict=True):
         feed(parts, name, a, b)
     assert numbers(parts) == pytest.approx(numbers(whole), rel=1e-9)
-    first = whole.interval(resamples=20)
-    for key, interval in parts.interval(resamples=20).items():
-        assert list(interval.as_dict().values()) == pytest.approx(list(first[key].as_dict().values()), rel=1e-6)
+    first = interval(whole, resamples=20)
+    for key, one in interval(parts, resamples=20).items():
+        assert list(one.as_dict().values()) == pytest.approx(list(first[key].as_dict().values()), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -118,7 +119,7 @@ def test_bad_samples(name):
         metric.update(x.byte(), real=False)
     x[3, 1] = torch.nan
     x[7, 0] = torch.inf
-    with pytest.raises(UserError, match="of 10 samples 2 hold NaN or infinite numbers"):
+    with pytest.raises(UserError, match="2 of 10 samples have NaN or infinite numbers"):
         metric.update(x, real=False)
     with pytest.raises(UserError, match=r": 0 (real data|generated samples|training samples) seen"):
         metric.compute()
@@ -152,7 +153,7 @@ def _rank(rank: int, folder: str) -> None:
             metric.update(fake[90:], real=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # compute before update
-            found[name] = [numbers(metric), [x.low for x in metric.interval(resamples=20).values()]]
+            found[name] = [numbers(metric), [x.low for x in interval(metric, resamples=20).values()]]
         # What was joined for the figure is apart again.
         assert len(metric.features(real=False)) == (90, 71, 0)[rank]
     torch.save(found, f"{folder}/{rank}.pt")
@@ -168,7 +169,7 @@ def test_processes_agree_also_one_without_a_batch(tmp_path):
             metric = make(name)
             feed(metric, name, *sets(name))
             assert found[name][0] == pytest.approx(numbers(metric), rel=1e-9), (name, rank)
-            assert found[name][1] == pytest.approx([x.low for x in metric.interval(resamples=20).values()], rel=1e-6)
+            assert found[name][1] == pytest.approx([x.low for x in interval(metric, resamples=20).values()], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -196,5 +197,5 @@ def test_equal_sets_have_finite_intervals(name):
     d, build = cases.ALL[name]
     x = cases.draw(200, d, 0)
     for fake in (x.clone(), torch.ones_like(x)):
-        for found in cases.fed(build, fake, fake).interval(resamples=20).values():
+        for found in interval(cases.fed(build, fake, fake), resamples=20).values():
             assert found.low <= found.value <= found.high < 1e6

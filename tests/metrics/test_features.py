@@ -181,3 +181,11 @@ def test_the_script_makes_a_classifier_anew(tmp_path, monkeypatch, capsys):
     with torch.no_grad():
         right = read_classifier(out).logits(data.tensor("val")).argmax(1) == data.split("val").label
     assert right.float().mean() >= 0.95  # of 60; a classifier of 99% falls below with probability 3e-4
+
+
+def test_an_extractor_of_ones_own_is_returned_as_it_is():
+    own = torch.nn.Flatten()
+    with pytest.raises(ValueError, match="must have an int num_features; got Flatten"):
+        load_extractor(own)
+    own.num_features = 64
+    assert load_extractor(own, (1, 8, 8)) is own

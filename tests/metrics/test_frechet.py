@@ -178,7 +178,7 @@ def test_features_that_are_not_finite(bad):
     a = points(50, 4, 12).float()
     b = a.clone()
     b[17, 2] = bad
-    with pytest.raises(UserError, match=r"of 50 samples 1 hold NaN or infinite"):
+    with pytest.raises(UserError, match=r"1 of 50 samples have NaN or infinite"):
         of(a, b)
 
     class Broken(Pixels):
@@ -188,7 +188,7 @@ def test_features_that_are_not_finite(bad):
     metric = FrechetDistance(Broken((4,)))
     metric.update(a, real=True)
     metric.update(a, real=False)
-    with pytest.raises(UserError, match=r"50 real data some have NaN or infinite features"):
+    with pytest.raises(UserError, match=r"some of 50 real data have NaN or infinite features"):
         metric.compute()
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torchmetrics.image.inception import InceptionScore as Torchmetrics
 
 from sde_diffusion.data import Digits
-from sde_diffusion.metrics import InceptionScore, Pixels, load_extractor
+from sde_diffusion.metrics import InceptionScore, Pixels, interval, load_extractor
 
 
 class Logits(nn.Module):
@@ -72,7 +72,7 @@ def test_an_extractor_without_classes_is_refused():
 def test_the_interval_is_of_the_score():
     logits = 2 * torch.randn(400, 6, generator=torch.Generator().manual_seed(1))
     metric = of(logits)
-    found = metric.interval()["inception_score"]
+    found = interval(metric)["inception_score"]
     assert found.value == pytest.approx(metric.compute().item())
     assert 1 < found.low < found.value < found.high < 6
     # Symmetric about the logarithm.

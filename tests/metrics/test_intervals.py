@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics import PRDC, FrechetDistance, Interval, Memorisation, Pixels, difference, intervals
+from sde_diffusion.metrics import PRDC, FrechetDistance, Interval, Memorisation, Pixels, difference, interval, spread
 
 
 @pytest.mark.parametrize("name", cases.SMOOTH)
@@ -15,14 +15,14 @@ def test_influences_are_what_leaving_a_sample_out_does(name):
     metric = cases.fed(make, real, fake)
     # Extrapolation to infinity has the plain distance's influences; its random groups would hide them.
     twin = cases.fed(cases.SMOOTH["frechet"][1], real, fake) if name == "frechet_infinity" else metric
-    x, y = metric._sets()
+    x, y = metric.sets()
     psi_x, psi_y = metric.influence(x, y)
     for psi, points, other, first in ((psi_x, x, y, True), (psi_y, y, x, False)):
         if not psi.numel():
             continue
         n = len(points)
         without = [torch.cat([points[:i], points[i + 1 :]]) for i in range(n)]
-        left = torch.stack([twin._values(*((p, other) if first else (other, p)))[0] for p in without])
+        left = torch.stack([twin.values(*((p, other) if first else (other, p)))[0] for p in without])
         jackknife = (n - 1) * (left.mean() - left)
         psi = psi[0] - psi[0].mean()
         assert torch.corrcoef(torch.stack([jackknife, psi]))[0, 1] > 0.995
@@ -36,14 +36,14 @@ def test_an_interval_holds_the_value_and_can_be_drawn_again(name, reference):
     metric = cases.fed(make, cases.draw(200, d, 0), cases.draw(150, d, 1, 0.5))
     computed = metric.compute()
     values = computed if isinstance(computed, dict) else {metric.names[0]: computed}
-    found = metric.interval(resamples=40, reference=reference)
+    found = interval(metric, resamples=40, reference=reference)
     assert list(found) == list(metric.names) == list(values)
-    for key, interval in found.items():
-        assert interval.value == pytest.approx(values[key].item(), rel=1e-12)
-        assert interval.low < interval.value < interval.high
-        assert interval.std_error > 0
-    assert metric.interval(resamples=40, reference=reference) == found
-    narrow = metric.interval(level=0.5, resamples=40, reference=reference)
+    for key, one in found.items():
+        assert one.value == pytest.approx(values[key].item(), rel=1e-12)
+        assert one.low < one.value < one.high
+        assert one.std_error > 0
+    assert interval(metric, resamples=40, reference=reference) == found
+    narrow = interval(metric, level=0.5, resamples=40, reference=reference)
     assert all(found[key].low < narrow[key].low < narrow[key].high < found[key].high for key in found)
 
 
@@ -52,7 +52,7 @@ def test_four_times_the_samples_halve_the_interval(name):
     d, make = cases.ALL[name]
     errors = {
         n: [
-            cases.fed(make, cases.draw(n, d, seed), cases.draw(n, d, seed + 1, 1.0, 1.5)).interval(resamples=60)
+            interval(cases.fed(make, cases.draw(n, d, seed), cases.draw(n, d, seed + 1, 1.0, 1.5)), resamples=60)
             for seed in range(0, 8, 2)
         ]
         for n in (300, 1200)
@@ -63,7 +63,7 @@ def test_four_times_the_samples_halve_the_interval(name):
 
 
 def test_a_share_of_all_has_a_width():
-    found = cases.fed(cases.NEIGHBOURS["prdc"][1], cases.draw(300, 3, 0), 1e-3 * cases.draw(100, 3, 1)).interval()
+    found = interval(cases.fed(cases.NEIGHBOURS["prdc"][1], cases.draw(300, 3, 0), 1e-3 * cases.draw(100, 3, 1)))
     assert found["precision"].value == 1
     assert found["precision"].high == pytest.approx(1)
     assert 0.9 < found["precision"].low < 0.99  # Wilson's of 100 in 100: 0.963
@@ -77,7 +77,7 @@ def test_differences_are_surer_than_their_parts(name):
     real, noise = cases.draw(300, d, 0), cases.draw(300, d, 1)
     a, b = (cases.fed(make, real, scale * noise + 0.3) for scale in (1.2, 1.25))
     for key, gap in difference(b, a, resamples=40).items():
-        one, two = a.interval(resamples=40)[key], b.interval(resamples=40)[key]
+        one, two = interval(a, resamples=40)[key], interval(b, resamples=40)[key]
         assert gap.value == pytest.approx(two.value - one.value)
         assert gap.std_error < 0.6 * math.hypot(one.std_error, two.std_error)
         same = difference(a, a, resamples=40)[key]
@@ -105,14 +105,14 @@ def test_bad_arguments():
         ({"reference": "x"}, "sampled, fixed"),
     ):
         with pytest.raises(ValueError, match=part):
-            metric.interval(**arguments)
+            interval(metric, **arguments)
     plain = cases.fed(lambda: FrechetDistance(Pixels((5,))), cases.draw(20, 5, 0), cases.draw(20, 5, 1))
     with pytest.raises(UserError, match="keep_features=True"):
-        plain.interval()
+        interval(plain)
     with pytest.raises(
         UserError, match=r"11 real and 20 generated samples in 5.*singular.*fewer features, or the kernel"
     ):
-        cases.fed(cases.SMOOTH["frechet"][1], cases.draw(11, 5, 0), cases.draw(20, 5, 1)).interval()
+        interval(cases.fed(cases.SMOOTH["frechet"][1], cases.draw(11, 5, 0), cases.draw(20, 5, 1)))
     with pytest.raises(UserError, match=r"17 real and 20 generated samples in 5.*At least 18.*kernel distance"):
         cases.fed(cases.SMOOTH["frechet_infinity"][1], cases.draw(17, 5, 0), cases.draw(20, 5, 1)).compute()
 
@@ -145,7 +145,7 @@ def test_intervals_cover_at_their_nominal_rate(name, model, reference, record_pr
     for i in range(REPETITIONS):
         real = fixed if reference == "fixed" else cases.draw(400, d, 1000 + 2 * i)
         metric = cases.fed(make, real, cases.draw(300, d, 1001 + 2 * i, mean, scale))
-        found.append(metric.interval(resamples=50, reference=reference))
+        found.append(interval(metric, resamples=50, reference=reference))
     # The one whose target is known in closed form, that of the distributions themselves.
     exact = name == "frechet_infinity" and reference == "sampled"
     rates = coverage(found, {"frechet_infinity": mean**2 + (scale - 1) ** 2} if exact else None)
@@ -153,8 +153,8 @@ def test_intervals_cover_at_their_nominal_rate(name, model, reference, record_pr
     assert min(rates.values()) >= LEAST, rates
     for key in rates if model != "perfect" else ():
         # Nor do they cover by being far too wide: precision, worst, is stated 1.5 times its error, from smaller groups.
-        spread = torch.tensor([interval[key].value for interval in found]).std().item()
-        stated = sum(interval[key].std_error for interval in found) / REPETITIONS
+        spread = torch.tensor([one[key].value for one in found]).std().item()
+        stated = sum(one[key].std_error for one in found) / REPETITIONS
         assert 0.7 * spread < stated < 1.7 * spread, (key, stated, spread)
 
 
@@ -168,7 +168,7 @@ def test_the_interval_of_memorisation_covers(copied):
         metric.update(train, real=True, train=True)
         metric.update(cases.draw(150, 4, 3 * i + 1), real=True)
         metric.update(torch.cat([train[:copied], cases.draw(300 - copied, 4, 3 * i + 2)]), real=False)
-        found.append(metric.interval())
+        found.append(interval(metric))
     rates = coverage(found, None if copied else {"memorisation_share": 0.5})
     print("memorisation", copied, rates)
     assert min(rates.values()) >= LEAST, rates
@@ -192,13 +192,13 @@ def test_fewer_subsets_of_large_sets_tell_the_same(monkeypatch):
     """Within what 5 rounds and 6 halves scatter: a factor of two and a half for a standard error."""
     metric = cases.fed(cases.NEIGHBOURS["prdc"][1], cases.draw(600, 3, 0), cases.draw(600, 3, 1))
     calls: list[int] = []
-    values = metric._values
-    monkeypatch.setattr(metric, "_values", lambda real, fake: calls.append(len(real)) or values(real, fake))
-    many = metric.interval(resamples=100)
+    values = metric.values
+    monkeypatch.setattr(metric, "values", lambda real, fake: calls.append(len(real)) or values(real, fake))
+    many = interval(metric, resamples=100)
     assert (calls.count(300), calls.count(120)) == (100, 20 * 5)
     calls.clear()
-    monkeypatch.setattr(intervals, "MANY_PAIRS", 1000)
-    few = metric.interval(resamples=100)
+    monkeypatch.setattr(spread, "MANY_PAIRS", 1000)
+    few = interval(metric, resamples=100)
     assert (calls.count(300), calls.count(120)) == (6, 5 * 5)
     for name in many:
         assert 0.4 < few[name].std_error / many[name].std_error < 2.5, name
@@ -217,7 +217,7 @@ def test_where_intervals_of_neighbours_are_too_short(scale):
         metric = PRDC(Pixels((64,)))
         metric.update(spectrum * cases.draw(300, 64, 2 * i), real=True)
         metric.update(scale * spectrum * cases.draw(1000, 64, 2 * i + 1), real=False)
-        found.append(metric.interval(resamples=50, seed=i))
+        found.append(interval(metric, resamples=50, seed=i))
     rates = coverage(found, None)
     print("64 features", scale, rates)
     assert all(rate >= 0.85 for name, rate in rates.items() if scale == 1 or name != "density"), rates

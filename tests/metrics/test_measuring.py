@@ -71,7 +71,7 @@ def test_sides_may_come_in_batches():
 
 def test_bad_samples_are_told():
     features = Features({FAKE: torch.full((3, 4), torch.nan)}, CPU)
-    with pytest.raises(UserError, match="of 3 samples 3 hold NaN"):
+    with pytest.raises(UserError, match="3 of 3 samples have NaN"):
         features(Pixels((4,)), FAKE)
 
 

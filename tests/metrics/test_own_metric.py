@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics import FAKE, REAL, FeatureMetric, Features, InceptionScore, Pixels, difference, measure
+from sde_diffusion.metrics import (
+    FAKE,
+    REAL,
+    FeatureMetric,
+    Features,
+    InceptionScore,
+    Pixels,
+    difference,
+    interval,
+    measure,
+    report,
+)
 
 
 class MeanDistance(FeatureMetric):
@@ -64,7 +75,7 @@ def test_three_lines_are_a_metric():
     metric = fed(MeanDistance, real, fake)
     expected = (real.double().mean(0) - fake.double().mean(0)).norm()
     assert metric.compute() == pytest.approx(float(expected))
-    found = metric.interval(resamples=50)["mean_distance"]
+    found = interval(metric, resamples=50)["mean_distance"]
     assert found.low < found.value < found.high
     assert difference(metric, metric, resamples=20)["mean_distance"].value == 0
     features = Features({REAL: real, FAKE: fake}, torch.device("cpu"))
@@ -76,7 +87,7 @@ def test_the_interval_from_groups_covers():
     """Of 200; 95% within four standard errors below (false alarm 1e-4)."""
     hits = 0
     for i in range(200):
-        found = fed(MeanDistance, draw(100, 2 * i), draw(100, 2 * i + 1, 1.0)).interval(resamples=25)["mean_distance"]
+        found = interval(fed(MeanDistance, draw(100, 2 * i), draw(100, 2 * i + 1, 1.0)), resamples=25)["mean_distance"]
         hits += found.low <= 3**0.5 <= found.high
     assert hits / 200 >= 0.95 - 4 * (0.95 * 0.05 / 200) ** 0.5
 
@@ -84,7 +95,7 @@ def test_the_interval_from_groups_covers():
 def test_of_the_samples_alone():
     fake = draw(400, 0)
     exact = (fake[:, :2].double().std(0) / 400**0.5).tolist()
-    by_influence, by_groups = (fed(kind, draw(5, 1), fake).interval() for kind in (Means, MeansByGroups))
+    by_influence, by_groups = (interval(fed(kind, draw(5, 1), fake)) for kind in (Means, MeansByGroups))
     for key, error in zip(("first", "second"), exact, strict=True):
         # Without halves' correction it is the textbook's standard error; groups estimate it.
         assert by_influence[key].std_error == pytest.approx(error, rel=0.15)
@@ -92,7 +103,7 @@ def test_of_the_samples_alone():
 
 
 def test_shares_stay_within_their_range():
-    figures, details = fed(ShareFarOut, draw(200, 0), draw(150, 1)).report(resamples=25)
+    figures, details = report(fed(ShareFarOut, draw(200, 0), draw(150, 1)), resamples=25)
     assert 0 <= figures["far_out"].low <= figures["far_out"].value <= figures["far_out"].high <= 1
     assert set(details) == {"radius"}
 
@@ -133,4 +144,4 @@ def test_few_samples_have_figures_and_no_intervals(kind):
     metric.update(draw(24, 1), real=False)
     metric.compute()
     with pytest.raises(UserError, match=r"an interval needs at least 25 samples of each side; got 24"):
-        metric.interval()
+        interval(metric)

@@ -4,7 +4,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics import PRDC, Pixels, pairwise
+from sde_diffusion.metrics import PRDC, Pixels, interval, pairwise
 
 
 def normal(n: int, d: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -131,8 +131,8 @@ def test_too_few_samples():
     x = normal(29, 2, 0)
     with pytest.raises(UserError, match=r"k_density = 5: a k-th neighbour needs more than 5 s.* 29 real and 5 gen"):
         of(x, x[:5]).compute()
-    with pytest.raises(UserError, match=r"k_density = 5: an interval from 5 groups needs more than 29 s.*29 real"):
-        of(x, x).interval()
+    with pytest.raises(UserError, match=r"PRDC: an interval needs at least 30 samples of each side; got 29"):
+        interval(of(x, x))
     with pytest.raises(ValueError, match="k must be a whole number of at least 1; got 0"):
         PRDC(Pixels((2,)), k=0)
     with pytest.raises(ValueError, match="k_density must be a whole number of at least 1; got -1"):
@@ -158,5 +158,5 @@ def test_distances_that_are_nearly_a_radius():
 
 def test_an_interval_is_as_narrow_as_the_side_that_a_share_is_of():
     real, fake = normal(100, 3, 0), normal(2000, 3, 1, scale=1.3)
-    few, many = (of(real, x).interval(reference="fixed", resamples=20)["precision"] for x in (fake[:100], fake))
+    few, many = (interval(of(real, x), reference="fixed", resamples=20)["precision"] for x in (fake[:100], fake))
     assert (many.high - many.low) < 0.6 * (few.high - few.low)

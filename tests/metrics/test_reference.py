@@ -60,7 +60,7 @@ def test_moments_alone_serve_the_frechet_distance(tmp_path):
         KernelDistance(Pixels((5,))).use_reference(small)
     with pytest.raises(UserError, match="interval of the Fréchet distance needs the features"):
         FrechetDistance(Pixels((5,)), keep_features=True).use_reference(small)
-    # Asked for with features, the file is made anew with them.
+    # Asked for with features, the file is computed again with them.
     assert reference_statistics(tmp_path, KEY, lambda: X).features is not None
 
 
@@ -130,7 +130,7 @@ class Trap:
 def test_foreign_files_are_refused_and_not_run(tmp_path):
     path, trap = KEY.file(tmp_path), tmp_path / "trap"
     path.write_bytes(pickle.dumps(Trap(trap)))
-    with pytest.raises(UserError, match=r"holds no reference statistics.*made anew"):
+    with pytest.raises(UserError, match=r"holds no reference statistics.*computed again"):
         read_reference(path, KEY)
     assert not trap.exists()
     save_file({"mean": X}, path, {"format": "another"})
@@ -149,7 +149,7 @@ def test_a_damaged_file_is_made_anew(damage, tmp_path, caplog):
         "moved": content[:-40] + content[-80:-40],
     }[damage]
     path.write_bytes(broken)
-    with pytest.raises(UserError, match=r"holds no reference statistics.*made anew"):
+    with pytest.raises(UserError, match=r"holds no reference statistics.*computed again"):
         read_reference(path, KEY)
     assert torch.equal(reference_statistics(tmp_path, KEY, lambda: X).features, X)
     assert str(path) in caplog.text

@@ -6,6 +6,7 @@ from sampling_cases import MEAN, SIX, STD, Recording, gaussian, gaussian_flow, l
 
 from sde_diffusion.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.sampling import ODESampler, ReverseProcess
+from sde_diffusion.sampling.ode_kinds import Adaptive, Method
 from sde_diffusion.sampling.ode_methods import METHODS
 from sde_diffusion.sde import VESDE, KarrasRho, QuadraticTime, UniformLogSNR, UniformTime
 
@@ -120,3 +121,27 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             ODESampler(**options)
+
+
+class HeunsMethod(Method):
+    """A method of one's own, in twenty steps."""
+
+    adaptive = False
+
+    def solve(self, solver, flow, y, ends, norm):
+        h = (ends.end - ends.start) / 20
+        for u in (ends.start + h * i for i in range(20)):
+            slope = flow.drift(u, y)
+            y = y + 0.5 * h * (slope + flow.drift(u + h, y + h * slope))
+        return y
+
+
+def test_a_method_may_be_an_instance():
+    x, denoiser = latent(SIX["vp"], 8), gaussian(SIX["vp"])
+    by_name = ODESampler("heun2", steps=20, denoise=False)(denoiser, x.shape, latent=x, dtype=torch.float64).x
+    own = ODESampler(HeunsMethod(), denoise=False)(denoiser, x.shape, latent=x, dtype=torch.float64).x
+    torch.testing.assert_close(own, by_name, rtol=1e-10, atol=1e-10)
+    assert (
+        ODESampler(Adaptive("bosh3"))(denoiser, x.shape, latent=x).nfe
+        == ODESampler("bosh3")(denoiser, x.shape, latent=x).nfe
+    )

@@ -26,7 +26,7 @@ from sampling_cases import latent, mixture
 
 from sde_diffusion.sampling import AncestralSampler, DPMSolver, HeunSampler, Noise, UniPC
 from sde_diffusion.sde import VPSDE, BetaTable
-from sde_diffusion.sde.grids import Levels
+from sde_diffusion.sde.grids import NoiseLevels
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[bench]'")
@@ -35,7 +35,7 @@ SDE = VPSDE(t_max=1.004)
 B = 5
 
 
-class Chosen(Levels):
+class Chosen(NoiseLevels):
     """Some of the 1000 levels, by their numbers from 0 to 999, increasing."""
 
     def __init__(self, numbers) -> None:

@@ -10,8 +10,8 @@ from sampling_cases import SIX, Recording, mixture, mixture_moments
 from weak_cases import affine, weak_errors
 
 from sde_diffusion.sampling import Noise, PredictorCorrector
-from sde_diffusion.sampling.correctors import CORRECTORS
-from sde_diffusion.sampling.predictor_corrector import PREDICTORS
+from sde_diffusion.sampling.correctors import CORRECTORS, Langevin, NoCorrector
+from sde_diffusion.sampling.predictor_corrector import PREDICTORS, Ancestral, ProbabilityFlow
 from sde_diffusion.sde import VESDE, VPSDE, BetaTable, GeometricLevels, SubVPSDE, UniformTime
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -238,3 +238,16 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             PredictorCorrector(**opts)
+
+
+def test_names_stand_for_instances():
+    """A sampler made of instances draws what the one made of their names draws; a repr of it can be evaluated."""
+    denoiser = mixture(SIX["vp"])
+    named = PredictorCorrector("ancestral", "langevin", steps=5, snr=0.2)
+    own = PredictorCorrector(Ancestral(), Langevin(0.2), steps=5)
+    seeds = range(4)
+    assert torch.equal(*(sampler(denoiser, (4, 2), seeds=seeds).x for sampler in (named, own)))
+    assert repr(own) == "PredictorCorrector(predictor=Ancestral(), corrector=Langevin(snr=0.2), steps=5)"
+    assert torch.equal(eval(repr(own))(denoiser, (4, 2), seeds=seeds).x, own(denoiser, (4, 2), seeds=seeds).x)
+    flow = PredictorCorrector(ProbabilityFlow(), NoCorrector(0.16), steps=5)
+    assert flow.invert(denoiser, torch.zeros(4, 2)).x.isfinite().all()

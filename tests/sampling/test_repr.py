@@ -88,8 +88,14 @@ def test_a_sampler_of_one_s_own():
     "part",
     [
         *sampling_cases.SIX.values(),
-        *(UniformTime(), QuadraticTime(), UniformLogSNR(), KarrasRho(5.0), BetaTable(100), GeometricLevels(7)),
-        *(NoiseToSignal(), UnitVariance(0.3)),
+        UniformTime(),
+        QuadraticTime(),
+        UniformLogSNR(),
+        KarrasRho(5.0),
+        BetaTable(100),
+        GeometricLevels(7),
+        NoiseToSignal(),
+        UnitVariance(0.3),
     ],
 )
 def test_paths_grids_coordinates(part):

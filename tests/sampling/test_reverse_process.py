@@ -7,8 +7,7 @@ import torch
 from sampling_cases import MEAN, SIX, STD, gaussian, gaussian_flow
 
 from sde_diffusion.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
-from sde_diffusion.sampling import ODESampler, ReverseProcess, SDESampler
-from sde_diffusion.sampling.reverse import NoiseToSignal, State, UnitVariance
+from sde_diffusion.sampling import NoiseToSignal, ODESampler, ReverseProcess, SDESampler, State, UnitVariance
 from sde_diffusion.sde import (
     VPSDE,
     BandLogSNR,

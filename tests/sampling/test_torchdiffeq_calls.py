@@ -222,8 +222,12 @@ def test_every_method_of_torchdiffeq_is_on_offer():
 
 
 REFUSED = {
-    **{"norm": "the worst sample's is taken", "dtype": "times are float64", "grid_constructor": "the grid is it"},
-    **{"implicit": "by the method's name", "rtol": "an argument", "atol": "an argument"},
+    "norm": "the worst sample's is taken",
+    "dtype": "times are float64",
+    "grid_constructor": "the grid is it",
+    "implicit": "by the method's name",
+    "rtol": "an argument",
+    "atol": "an argument",
     "min_step": "SciPy's explicit methods have none",
 }
 

@@ -9,9 +9,8 @@ from sampling_cases import SIX, gaussian, gaussian_flow, latent, mixture
 from scipy.integrate import solve_ivp
 
 from sde_diffusion.denoiser import GaussianMixtureDenoiser
-from sde_diffusion.sampling import ODESampler
+from sde_diffusion.sampling import NoiseToSignal, ODESampler
 from sde_diffusion.sampling.ode_methods import METHODS
-from sde_diffusion.sampling.reverse import NoiseToSignal
 from sde_diffusion.sde import VESDE, KarrasRho, UniformLogSNR
 
 ORDER = {

@@ -18,9 +18,8 @@ import torch
 from sampling_cases import MEAN, SIX, STD, gaussian, latent, mixture, mixture_moments
 
 from sde_diffusion.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
-from sde_diffusion.sampling import Noise, SDESampler
+from sde_diffusion.sampling import Noise, NoiseToSignal, SDESampler
 from sde_diffusion.sampling.brownian import TreeBrownian
-from sde_diffusion.sampling.reverse import NoiseToSignal
 from sde_diffusion.sampling.sde import METHODS
 from sde_diffusion.sde import UniformLogSNR, UniformTime
 

@@ -89,8 +89,17 @@ METHODS = {
     **{
         name: lambda path, name=name: getattr(path, name)(T)
         for name in (
-            *("alpha", "sigma", "log_alpha", "log_sigma", "log_snr", "alpha_rate", "sigma_rate", "log_snr_rate"),
-            *("log_alpha_rate", "log_sigma_rate", "diffusion"),
+            "alpha",
+            "sigma",
+            "log_alpha",
+            "log_sigma",
+            "log_snr",
+            "alpha_rate",
+            "sigma_rate",
+            "log_snr_rate",
+            "log_alpha_rate",
+            "log_sigma_rate",
+            "diffusion",
         )
     },
     "one time": lambda path: path.diffusion(0.4) + path.log_snr_rate(0.4),
@@ -239,7 +248,7 @@ def test_parameters_on_another_device_than_the_times(monkeypatch):
         assert torch.equal(found, expected)
         assert by_gradient(found, path).tolist() == pytest.approx(by_gradient(expected, other).tolist(), rel=1e-12)
     path = Quick()
-    with path.at_hand():
+    with path.on_cpu():
         held = path._fetched
         drawn = AncestralSampler(3)(gaussian(path), (2, 2), create_graph=True).x
     assert held is not None

@@ -57,7 +57,7 @@ def test_a_lost_part_is_noticed(tmp_path, lost):
     with pytest.raises(UserError, match="removed"):
         list(parts.load())
     if lost < 2:  # of the last it can't be known later that it was there
-        with pytest.raises(UserError, match="Remove this folder to begin anew"):
+        with pytest.raises(UserError, match="Remove this folder to start again"):
             Parts(tmp_path / "kept", {})
 
 

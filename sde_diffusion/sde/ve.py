@@ -1,4 +1,4 @@
-"""Paths given by their noise level: VE, EDM and rectified flow, each through log alpha and log sigma."""
+"""Variance-exploding paths, on which alpha = 1 and the noise level grows: VE and EDM."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class VESDE(SDE):
     Args:
         sigma_min: sigma at t = 0, positive.
         sigma_max: sigma at t = 1, above sigma_min; about the largest distance between two data points.
-        t_min: Where samplers and likelihoods end.
-        t_max: Where samplers begin.
+        t_min: Smallest time, where samplers end.
+        t_max: Largest time, where samplers begin.
 
     Raises:
         ValueError: If not 0 < sigma_min < sigma_max, or not 0 <= t_min < t_max.
@@ -71,13 +71,13 @@ class VESDE(SDE):
 
 @dataclass(frozen=True)
 class EDMSDE(SDE):
-    """EDM's path: alpha = 1, sigma = t, lambda = -2 log t, g^2 = 2 t. Time is the noise level.
+    """EDM's path: alpha = 1, sigma = t, lambda = -2 log t, g^2 = 2 t. The time is the noise level.
 
     Args:
         sigma_min: Smallest noise level, the default of t_min; positive.
         sigma_max: Largest noise level, the default of t_max.
-        t_min: Where samplers and likelihoods end; sigma_min if not given.
-        t_max: Where samplers begin; sigma_max if not given.
+        t_min: Smallest time, where samplers end; sigma_min by default.
+        t_max: Largest time, where samplers begin; sigma_max by default.
 
     Raises:
         ValueError: If not 0 < sigma_min < sigma_max, or not 0 <= t_min < t_max.
@@ -117,7 +117,7 @@ class EDMSDE(SDE):
         return 1 / t
 
     def sigma_rate(self, t: Time) -> Tensor:
-        """1, at t = 0 too, where the rate of log sigma is infinite."""
+        """1, also at t = 0, where the rate of log sigma is infinite."""
         return torch.ones_like(self.check_time(t))
 
     def time(self, log_snr: Time) -> Tensor:
@@ -125,62 +125,8 @@ class EDMSDE(SDE):
         return (-0.5 * float64(log_snr)).exp()
 
     def default_grid(self) -> Grid:
-        """EDM's own, rho = 7: uniform steps in t = sigma would spend nearly all of them on pure noise."""
+        """EDM's grid, rho = 7: of uniform steps in t = sigma nearly all would be spent on pure noise."""
         return KarrasRho()
-
-
-@dataclass(frozen=True)
-class RectifiedFlow(SDE):
-    """Straight path: alpha = 1 - t, sigma = t, lambda = 2 log((1 - t) / t), g^2 = 2 t / (1 - t).
-
-    Args:
-        t_min: Where samplers and likelihoods end.
-        t_max: Where samplers begin, at most 1. At t = 1 itself no signal is left: drift and diffusion are infinite
-            and eps-prediction undefined there, hence the default of 0.999, whose prior is off by alpha = 0.001.
-
-    Raises:
-        ValueError: If not 0 <= t_min < t_max <= 1.
-
-    References:
-        Liu et al. 2023, "Flow Straight and Fast", equation 1; Lipman et al. 2023, "Flow Matching", example II.
-    """
-
-    _: KW_ONLY
-    t_min: float = 1e-5
-    t_max: float = 0.999
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.t_max > 1:
-            raise ValueError(f"RectifiedFlow ends at t = 1; got t_max={self.t_max}")
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        """log1p(-t)."""
-        return torch.log1p(-t)
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        """log t."""
-        return t.log()
-
-    def log_alpha_rate(self, t: Tensor) -> Tensor:
-        """-1 / (1 - t)."""
-        return -1 / (1 - t)
-
-    def log_sigma_rate(self, t: Tensor) -> Tensor:
-        """1 / t."""
-        return 1 / t
-
-    def alpha_rate(self, t: Time) -> Tensor:
-        """-1, at both ends too, where the rate of log alpha or the scale alone is singular."""
-        return torch.full_like(self.check_time(t), -1.0)
-
-    def sigma_rate(self, t: Time) -> Tensor:
-        """1."""
-        return torch.ones_like(self.check_time(t))
-
-    def time(self, log_snr: Time) -> Tensor:
-        """sigmoid(-lambda / 2)."""
-        return torch.sigmoid(-0.5 * float64(log_snr))
 
 
 def _check_sigmas(sde: SDE, sigma_min: float, sigma_max: float) -> None:

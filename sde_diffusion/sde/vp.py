@@ -1,6 +1,6 @@
-r"""Paths whose signal fades as noise comes: VP, sub-VP and cosine, each through log alpha and log sigma.
+r"""Paths on which the signal fades as noise grows: VP, sub-VP and cosine.
 
-No `1 - exp(...)` anywhere: near t = 0 that loses every digit (in float32, 1 - e^-B is off by 1.2% at t = 1e-5).
+They avoid `1 - exp(...)`, which loses all digits near t = 0 (in float32, 1 - e^-B is off by 1.2% at t = 1e-5).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sde_diffusion.sde.coefficients import Time, clamp_keeping_slope, float64
 
 @dataclass(frozen=True)
 class _LinearBeta(SDE):
-    """What the two paths with beta(t) = beta_min + t (beta_max - beta_min) share: alpha = exp(-B/2), and B^-1."""
+    """Base of the paths with beta(t) = beta_min + t (beta_max - beta_min): alpha = exp(-B/2), and the inverse of B."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -50,7 +50,7 @@ class _LinearBeta(SDE):
         return -0.5 * self.beta(t)
 
     def _invert_integral(self, b: Tensor) -> Tensor:
-        # The root of the quadratic in the form that does not cancel for small b.
+        # The root of the quadratic in the form without cancellation for small b.
         return 2 * b / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b).sqrt())
 
 
@@ -63,8 +63,8 @@ class VPSDE(_LinearBeta):
     Args:
         beta_min: beta at t = 0, positive.
         beta_max: beta at t = 1, at least beta_min.
-        t_min: Where samplers and likelihoods end.
-        t_max: Where samplers begin.
+        t_min: Smallest time, where samplers end.
+        t_max: Largest time, where samplers begin.
 
     Raises:
         ValueError: If not 0 < beta_min <= beta_max, or not 0 <= t_min < t_max.
@@ -82,7 +82,7 @@ class VPSDE(_LinearBeta):
         return 0.5 * self.beta(t) / torch.expm1(self.integral(t))
 
     def diffusion(self, t: Time) -> Tensor:
-        """sqrt(beta), at t = 0 too, where d sigma / dt is infinite."""
+        """sqrt(beta), also at t = 0, where d sigma / dt is infinite."""
         return self.beta(self.check_time(t)).sqrt()
 
     def sigma_rate(self, t: Time) -> Tensor:
@@ -105,8 +105,8 @@ class SubVPSDE(_LinearBeta):
     Args:
         beta_min: beta at t = 0, positive.
         beta_max: beta at t = 1, at least beta_min.
-        t_min: Where samplers and likelihoods end.
-        t_max: Where samplers begin.
+        t_min: Smallest time, where samplers end.
+        t_max: Largest time, where samplers begin.
 
     Raises:
         ValueError: If not 0 < beta_min <= beta_max, or not 0 <= t_min < t_max.
@@ -124,7 +124,7 @@ class SubVPSDE(_LinearBeta):
         return self.beta(t) / torch.expm1(self.integral(t))
 
     def sigma_rate(self, t: Time) -> Tensor:
-        """beta exp(-B), at t = 0 too, where the rate of log sigma is infinite."""
+        """beta exp(-B), also at t = 0, where the rate of log sigma is infinite."""
         t = self.check_time(t)
         return self.beta(t) * (-self.integral(t)).exp()
 
@@ -143,8 +143,8 @@ class CosineVPSDE(SDE):
     Args:
         log_snr_min: lambda at t = 1.
         log_snr_max: lambda at t = 0.
-        t_min: Where samplers and likelihoods end.
-        t_max: Where samplers begin, at most 1.
+        t_min: Smallest time, where samplers end.
+        t_max: Largest time, where samplers begin, at most 1.
 
     Raises:
         ValueError: If not log_snr_min < log_snr_max, or not 0 <= t_min < t_max <= 1.

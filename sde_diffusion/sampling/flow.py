@@ -1,0 +1,91 @@
+"""What solvers of differential equations ask for, and how an adaptive one is stopped if it gets nowhere."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.errors import UserError
+from sde_diffusion.sde import SDE, Number, value_of
+
+
+class Flow(Protocol):
+    """An ordinary differential equation for a solver: dy/du = drift(u, y), with a map u in [0, 1] -> t."""
+
+    sde: SDE
+    t_end: float
+
+    def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
+        """t and dt/du at u."""
+
+    def passes(self, u: Tensor | float) -> int:
+        """Network passes that the drift at u costs."""
+
+    def drift(self, u: Tensor | float, y: Tensor) -> Tensor:
+        """dy/du, of y's shape."""
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite; waits for the device."""
+    return bool(torch.isfinite(x).all())
+
+
+class LostError(AssertionError):
+    """An adaptive solver has met NaN (torchsde and torchdiffeq answer that with an AssertionError too)."""
+
+
+class MonitoredDrift:
+    """A flow's drift for an adaptive solver: counts network passes, and stops a solver that makes no progress.
+
+    Args:
+        process: The flow.
+        max_nfe: Largest number of network passes.
+        advice: Settings to try, for the message if the solver makes no progress.
+    """
+
+    def __init__(self, process: Flow, max_nfe: int, advice: str = "larger rtol and atol, or a larger max_nfe") -> None:
+        self.process = process
+        self.max_nfe = max_nfe
+        self.advice = advice
+        self.nfe = 0
+        self.last: Tensor | None = None
+        self.failure: AssertionError | None = None
+        # The solvers evaluate the drift two to thirteen times a step; the last six span most of a step.
+        self._recent: deque[float] = deque(maxlen=6)
+
+    def __call__(self, u: Tensor | float, y: Tensor) -> Tensor:
+        """The drift at (u, y).
+
+        Raises:
+            UserError: If max_nfe passes have been made.
+            LostError: If u is NaN.
+        """
+        if math.isnan(u):
+            raise LostError
+        if self.nfe >= self.max_nfe:
+            raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
+        self.nfe += self.process.passes(u)
+        self._recent.append(value_of(self.process.time(u)[0]))
+        try:
+            self.last = self.process.drift(u, y)
+        except AssertionError as error:  # the denoiser's own, not to be confused with the solver's
+            self.failure = error
+            raise
+        return self.last
+
+    def unmet(self, subject: str) -> UserError:
+        """An error that says where the solver is stuck."""
+        t, stride = max(self._recent), max(self._recent) - min(self._recent)
+        return UserError(
+            f"the adaptive solver cannot meet its tolerance: {subject} is at t = {t:.6g}, between "
+            f"{self.process.t_end:g} and {self.process.sde.t_max:g}, with steps of about {stride:.2g}. Try "
+            f"{self.advice}; a float64 state, a later t_end or a fixed-step method may help too"
+        )
+
+    def broken(self) -> bool:
+        """Whether the last drift has NaN or infinite numbers; the sampler then repeats the walk to find out which."""
+        return self.last is not None and not is_finite(self.last)

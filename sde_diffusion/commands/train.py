@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sde_diffusion import plugins
 from sde_diffusion.checks.overrides import command_line, setting
 from sde_diffusion.commands.app import given, plain
 from sde_diffusion.commands.loading import load_named
@@ -83,7 +84,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer = _trainer(cfg, model, folder)
     data.check_processes(trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
-        n = sum(p.numel() for p in model.denoiser.parameters())
+        n = sum(p.numel() for p in model.parameters())
         wanted = f"training {n:,} parameters, with their gradients, moments and averages,"
         check_fits(wanted, 16 * n, "make network.width or network.depth smaller")
     if reached := limit_reached(checkpoint, trainer):
@@ -114,7 +115,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if is_follower():  # without a status, at which Lightning's observer would kill the first process
             raise SystemExit(0) from None
         kept = last if _written(last) != begun else cfg.ckpt  # an older file there may be of other steps
-        advice = f"Resume with: {command_line('sde_diffusion.train', ckpt=kept)}" if kept else NOTHING_KEPT
+        resume = command_line("sde_diffusion.train", **plugins.settings(), ckpt=kept)
+        advice = f"Resume with: {resume}" if kept else NOTHING_KEPT
         if isinstance(end, LostProcessError):
             raise UserError(f"{end}\n{advice}") from end
         if trainer.is_global_zero:
@@ -142,40 +144,40 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     Raises:
         UserError: If the configuration or the data do not allow it.
     """
-    from sde_diffusion.config import at_key
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.checks.hints import arguments_of
+    from sde_diffusion.config import call, takes
+    from sde_diffusion.training.models import MODELS, model_class
     from sde_diffusion.training.steering import steered
 
     data = load_named(plain(cfg.data))
     n_classes = data.n_classes if cfg.conditional else 0
     if cfg.conditional and not n_classes:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
-    if not OmegaConf.is_missing(cfg.network, "shape") and cfg.network.get("shape") is not None:  # a resumed run's
-        built = f"items of shape {list(cfg.network.shape)} and {cfg.network.n_classes} classes"
+    if (shape := OmegaConf.select(cfg, "network.shape")) is not None:  # a resumed run's
+        built = f"items of shape {list(shape)} and {cfg.network.get('n_classes', 0)} classes"
         has = f"items of shape {list(data.shape)} and {n_classes} classes"
         if built != has:
             raise UserError(
                 f"the network was built for {built}, and {data.name} has {has}: give data like those that the model "
                 "was trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
             )
+    if n_classes and not takes(cfg.network, "n_classes"):
+        raise UserError(f"conditional=true needs a network with an argument n_classes; {cfg.network._target_} has none")
     with open_dict(cfg):
-        cfg.network.shape = list(data.shape)
-        cfg.network.n_classes = n_classes
-        if cfg.denoiser.get("sigma_data") is None:
+        for name, value in (("shape", list(data.shape)), ("n_classes", n_classes)):
+            if takes(cfg.network, name):  # networks of one's own may be made for one shape alone
+                cfg.network[name] = value
+        if cfg.denoiser.get("sigma_data") is None and takes(cfg.denoiser, "sigma_data"):
             cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
+    settings = plain(cfg.model)
+    cls = model_class(settings.pop("_target_", MODELS[0]))
+    offered = {"denoiser": plain(cfg.denoiser), "objective": plain(cfg.objective), "data": data.describe()}
+    offered |= {"n_classes": n_classes, "seed": cfg.seed}
+    taken = {name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
     try:
-        model = ScoreModel(
-            denoiser=plain(cfg.denoiser),
-            objective=plain(cfg.objective),
-            data=data.describe(),
-            n_classes=n_classes,
-            seed=cfg.seed,
-            **plain(cfg.model),
-        )
+        model = call(cls, {**taken, **settings}, "model")
     except UserError as error:  # told by the groups' own names, of which denoiser holds copies
         raise UserError(re.sub(r"^denoiser\.(network|sde)\b", r"\1", str(error))) from error
-    except ValueError as error:
-        raise UserError(at_key("model", str(error), cfg.model)) from error
     steered(model, plain(cfg.guidance))  # complains now
     model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}

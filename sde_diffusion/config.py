@@ -66,13 +66,13 @@ def build_around(node: Mapping[str, Any], where: str = "", /, **offered: Any) ->
     return build(node, where, **{name: value for name, value in offered.items() if name in names and name not in node})
 
 
-def takes(node: Mapping[str, Any], argument: str) -> bool:
+def takes(node: Mapping[str, Any], argument: str, where: str = "") -> bool:
     """Whether the class that a configuration names has an argument of a name.
 
     Raises:
         UserError: If there is no such class.
     """
-    known, _, more = arguments_of(find_class(str(node.get("_target_"))))
+    known, _, more = arguments_of(find_class(str(node.get("_target_")), where))
     return more or argument in known
 
 

@@ -76,8 +76,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
             with telling(), within_limits(name):
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     signals.release()  # what came when the run before this one could no longer be stopped
-                own_classes.load_named(overrides())
-                own_classes.take_places(cfg, overrides())
+                own_classes.take(cfg, overrides())
                 _name_by_public_paths(cfg)
                 importlib.import_module(f"{__package__}.schema").check(name, cfg)
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)

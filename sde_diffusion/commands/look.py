@@ -38,10 +38,10 @@ class Look:
         """Let a value stand in for one that is missing or null until the data are known."""
         where, _, name = key.rpartition(".")
         parent = self.trial.get(where)
-        own = isinstance(parent, DictConfig) and not OmegaConf.is_interpolation(parent, name)
-        if own and parent.get("_target_") and not takes(parent, name):
+        if not isinstance(parent, DictConfig) or not parent.get("_target_"):
             return
-        if own and (OmegaConf.is_missing(parent, name) or parent.get(name) is None):
+        empty = name not in parent or (not OmegaConf.is_interpolation(parent, name) and parent.get(name) is None)
+        if (empty or OmegaConf.is_missing(parent, name)) and takes(parent, name, where):
             with open_dict(parent):
                 parent[name] = value
             self.filled.add(key)

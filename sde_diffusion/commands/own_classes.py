@@ -19,24 +19,44 @@ _Modules = Annotated[str | list[str], Rule(bool, "the name of a module, or a lis
 
 
 def adding(arguments: Sequence[str]) -> list[str]:
-    """Arguments with plugins=VALUE as +plugins=VALUE, for it is a key that no configuration has."""
+    """Arguments, changed so that Hydra accepts keys that no configuration has.
+
+    These are plugins, and the settings of a class of one's own that is named in the place of another:
+    sde._target_=my_module.MyPath sde.power=3.
+    """
     read = [parse(argument) for argument in arguments]
-    return [
-        f"+{argument}"
-        if override and override.key_or_group == KEY and override.type is OverrideType.CHANGE
-        else argument
-        for argument, override in zip(arguments, read, strict=True)
+    named = [
+        f"{str(one.key_or_group).rpartition('.')[0]}."
+        for one in read
+        if one and str(one.key_or_group).endswith("._target_") and not str(one.value()).startswith(f"{PACKAGE}.")
     ]
 
+    def plus(override: Override | None) -> str:
+        if override is None or override.type is not OverrideType.CHANGE:
+            return ""
+        below = str(override.key_or_group).startswith(tuple(named))
+        return "+" if override.key_or_group == KEY else "++" if below else ""
 
-def load_named(overrides: Iterable[Override]) -> None:
-    """Import the modules that a command line names by `+plugins=[my_module]`.
+    return [f"{plus(override)}{argument}" for argument, override in zip(arguments, read, strict=True)]
 
-    Only what was typed counts: a configuration that came with a checkpoint or a file has no say in it.
+
+def take(cfg: DictConfig, overrides: Iterable[Override]) -> None:
+    """Import the modules that a command line names, and let the classes that it names take their places.
+
+    Args:
+        cfg: The composed configuration, which is changed.
+        overrides: What was typed.
 
     Raises:
         UserError: See `plugins.load`.
     """
+    typed = list(overrides)
+    _load_named(typed)
+    _take_places(cfg, typed)
+
+
+def _load_named(overrides: Iterable[Override]) -> None:
+    """Import the modules of `+plugins=[my_module]`; what a configuration says of plugins without that is not read."""
     for override in overrides:
         if override.key_or_group == KEY and not override.is_delete():
             modules: Any = override.value()
@@ -45,16 +65,12 @@ def load_named(overrides: Iterable[Override]) -> None:
                 plugins.load(module)
 
 
-def take_places(cfg: DictConfig, overrides: Iterable[Override]) -> None:
+def _take_places(cfg: DictConfig, overrides: Iterable[Override]) -> None:
     """Leave out what the class that stood in a configuration was given, where the command line names one of one's own.
 
     With `sde._target_=my_module.MyPath`, beta_min of the default path has no meaning, and its t_max may be another's.
     Left are settings that were typed, and those that refer to other parts or are filled in later, where the class takes
     them.
-
-    Args:
-        cfg: The composed configuration, which is changed.
-        overrides: What was typed.
     """
     typed = [key for override in overrides if not override.is_delete() for key in _keys(override)]
     for key in typed:

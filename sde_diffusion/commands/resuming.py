@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion.checks.overrides import escaped, setting
 from sde_diffusion.checks.reprs import few, shown
-from sde_diffusion.commands import schema
+from sde_diffusion.commands import own_classes, schema
 from sde_diffusion.commands.app import is_given, overrides, plain, typed, unknown_key
 from sde_diffusion.commands.configurations import parse
 from sde_diffusion.config import with_public_paths
@@ -106,6 +106,7 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
                 if not override.is_add() or override.is_force_add():
                     _expect_key(found, key)
                 OmegaConf.update(found, key, override.value(), force_add=True)
+    own_classes.take(found, overrides())
     schema.check("train", found, resumed=True)
     return found
 

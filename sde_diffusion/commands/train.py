@@ -107,6 +107,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     try:
         with processes(trainer):
             trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
+        model.trainer = trainer  # of which it is let go where other processes trained it (ddp_spawn)
         metrics = model.last_metrics()
         if trainer.is_global_zero:
             finish(folder, metrics)

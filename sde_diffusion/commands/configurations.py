@@ -33,11 +33,20 @@ def run_folder(ckpt: Any, default: str) -> str:
 
 def choices(name: str) -> str:
     """The part of a command's help page on the groups that its configuration is composed from, if there are any."""
-    defaults = OmegaConf.load(config_folder() / f"{name}.yaml").defaults
-    groups = [str(group).split()[-1] for entry in defaults if isinstance(entry, DictConfig) for group in entry]
-    known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in groups}
+    known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in _groups(name)}
     lines = [f"{group}: {', '.join(names)}" for group, names in known.items() if names]
     return "\n".join(["== Groups and their choices (GROUP=NAME)", *lines, "", ""]) if lines else ""
+
+
+def command_keys(name: str) -> set[str]:
+    """The keys and groups at the top of a command's configuration."""
+    return {*_groups(name), *map(str, OmegaConf.load(config_folder() / f"{name}.yaml"))}
+
+
+def _groups(name: str) -> list[str]:
+    """The groups that a command's configuration is composed from, in order."""
+    defaults = OmegaConf.load(config_folder() / f"{name}.yaml").defaults
+    return [str(group).split()[-1] for entry in defaults if isinstance(entry, DictConfig) for group in entry]
 
 
 def keys(name: str) -> str:

@@ -186,7 +186,8 @@ def _evaluate(look: Look) -> None:
     from sde_diffusion.metrics import Classifier
     from sde_diffusion.sampling import Sampler
 
-    look.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, n=Count, seed=Seed, label=Label)
+    look.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed, label=Label)
+    look.keys(n=Annotated[int, at_least(2)])
     look.keys(split=Split, extractor=str | None, level=BetweenZeroAndOne, resamples=Natural)
     look.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     look.part("sampler", Sampler)

@@ -241,7 +241,7 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
     """
     before, now = OmegaConf.create(_literal(dict(run))), cfg
     ends = [f"trainer.{key}" for key in ("max_steps", "max_epochs", "max_time")]  # to which the cosine goes down
-    keys = [*_EXACT, *(ends if cfg.model.schedule == "cosine" else [])]
+    keys = [*_EXACT, *(ends if cfg.model.get("schedule", "cosine") == "cosine" else [])]
     found = []
     for key in keys:
         old, new = (_dotted(with_public_paths(plain(OmegaConf.select(of, key))), key) for of in (before, now))

@@ -11,6 +11,7 @@ import inspect
 import logging
 import re
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ from sde_diffusion.storage.ranks import is_first_process
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from sde_diffusion.denoiser import Denoiser
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -193,7 +195,6 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     from sde_diffusion.config import build
     from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
     from sde_diffusion.training.precision import check_precision
-    from sde_diffusion.training.steering import steered
     from sde_diffusion.training.stopping import StopBetweenSteps
 
     callbacks = []
@@ -207,7 +208,8 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
             node = node.copy()
             node.sampler = None
         if "denoiser_of" in inspect.signature(get_class(node._target_)).parameters:
-            extra["denoiser_of"] = functools.partial(steered, guidance=plain(cfg.guidance))
+            named = plugins.settings().get("+plugins", [])
+            extra["denoiser_of"] = functools.partial(_steered, guidance=plain(cfg.guidance), modules=named)
         callbacks.append(instantiate(node, **extra, _convert_="all"))
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
     options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
@@ -229,6 +231,15 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
         raise UserError(f"trainer: {error}{given('trainer')}") from error
     check_precision(str(trainer.precision))
     return trainer
+
+
+def _steered(model: ScoreModel, guidance: Any, modules: Sequence[str]) -> Denoiser:
+    """See `steered`; in a process that was started anew for this (ddp_spawn) too, where no module is named yet."""
+    from sde_diffusion.training.steering import steered
+
+    for module in modules:
+        plugins.load(module)
+    return steered(model, guidance)
 
 
 def _refuse(cfg: DictConfig, folder: Path) -> None:

@@ -8,6 +8,7 @@ the quick tests change in the block after them:
     <!-- quick: range(3000) -> range(30) -->           a replacement; several are parted by ;
     <!-- quick: trainer.max_steps=30 network.width=32 -->     settings that are added to the block's commands
     <!-- slow -->                                      a block that the quick tests leave out
+    <!-- file: my_parts.py -->                         a block that the reader saves in that file, too
     <!-- not run -->                                   a block that only shows how something is written
 """
 
@@ -74,6 +75,9 @@ def run(page: Path, command: Callable[[list[str]], None], quick: bool = False) -
         if quick and block.note == "slow":
             continue
         code = block.shortened() if quick else block.code
+        if block.note.startswith("file: "):
+            with Path(block.note.removeprefix("file: ")).open("a") as file:
+                file.write(code)
         if block.language == "python":
             exec(compile("\n" * block.line + code, str(page), "exec"), module.__dict__)
             continue

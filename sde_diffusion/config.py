@@ -1,4 +1,4 @@
-"""Building objects from plain configurations, of this package's own classes only."""
+"""Building objects from plain configurations, of this package's own classes and of modules that the user has named."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from sde_diffusion import plugins
 from sde_diffusion.checks.hints import arguments_of, check_arguments
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.memory import ran_out
@@ -24,9 +25,10 @@ _FORMER = {f"{PACKAGE}.training.Objective": f"{PACKAGE}.training.DenoisingScoreM
 def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
     """Build the object that a configuration describes.
 
-    A mapping with a `_target_` names a class of this package by its public path; its other entries, built first where
-    they are configurations themselves, are the constructor's arguments. A configuration may come out of a checkpoint:
-    it is data, so nothing outside this package is ever imported or called for it.
+    A mapping with a `_target_` names a class of this package by its public path, or one of a module that the user has
+    named (`plugins.load`); its other entries, built first where they are configurations themselves, are the
+    constructor's arguments. A configuration may come out of a checkpoint: it is data, so nothing else is ever imported
+    or called for it.
 
     Args:
         node: Plain containers: mappings, sequences, numbers, strings, None.
@@ -37,7 +39,7 @@ def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
         The object; containers without a `_target_` come back as plain dict and list.
 
     Raises:
-        UserError: If a target is not a class of this package, does not take an argument, or refuses its value.
+        UserError: If a target is none of these classes, does not take an argument, or refuses its value.
     """
     if isinstance(node, Mapping):
         values = {key: build(value, _inside(where, key)) for key, value in node.items() if key != "_target_"}
@@ -62,6 +64,16 @@ def build_around(node: Mapping[str, Any], where: str = "", /, **offered: Any) ->
     """
     names = arguments_of(find_class(str(node.get("_target_")), where))[0]
     return build(node, where, **{name: value for name, value in offered.items() if name in names and name not in node})
+
+
+def takes(node: Mapping[str, Any], argument: str, where: str = "") -> bool:
+    """Whether the class that a configuration names has an argument of a name.
+
+    Raises:
+        UserError: If there is no such class.
+    """
+    known, _, more = arguments_of(find_class(str(node.get("_target_")), where))
+    return more or argument in known
 
 
 def plain_containers(value: Any) -> Any:
@@ -117,10 +129,11 @@ def _exported(package: str) -> Collection[str]:
 
 
 def find_class(target: str, where: str = "") -> type:
-    """The class of this package that a `_target_` names.
+    """The class that a `_target_` names: one that this package exports, or one of a module that the user has named.
 
     Raises:
-        UserError: If it is none, or not one that a configuration may name.
+        UserError: If there is no such class, or it is not one that a configuration may name; `plugins.PluginError`
+            where it is of another module.
     """
     package, _, name = public_path(target).rpartition(".")
     if package in BUILDABLE:
@@ -129,10 +142,13 @@ def find_class(target: str, where: str = "") -> type:
             found = getattr(home, name)
             if isinstance(found, type):
                 return found
-    raise UserError(
-        f"{_inside(where, '_target_')}: {target!r} is not a class of {PACKAGE} that a configuration may name; those "
-        f"are exported by {', '.join(BUILDABLE)}"
-    )
+    key = _inside(where, "_target_")
+    if package.split(".")[0] == PACKAGE or not plugins.may_be(package):
+        raise UserError(
+            f"{key}: {target!r} is not a class of {PACKAGE} that a configuration may name; those are exported by "
+            f"{', '.join(BUILDABLE)}"
+        )
+    return plugins.find_class(key, package, name)
 
 
 def call(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:

@@ -150,6 +150,7 @@ def accepted_lists(n, seed=0):
     """n lists of settings of `train` that the schema lets pass, drawn at random."""
     source, found = random.Random(seed), []
     keys, groups = words("train")
+    keys.remove("trainer.num_nodes")  # a run on ten machines waits for the others
     while len(found) < n:
         typed = []
         for _ in range(source.randint(1, 3)):

@@ -6,7 +6,7 @@ the test makes.
 """
 
 TRAIN = {
-    "model": "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.01 model.warmup_steps=2 model.schedule=constant "
+    "model": "model=score model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.01 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2 seed=3",
     "conditional": "conditional=true model.label_dropout=0.3 network.n_classes=10",
     "guidance": "conditional=true guidance=cfg guidance.scale=3 guidance.interval=[0.2,1.6] guidance.rescale=0.5",

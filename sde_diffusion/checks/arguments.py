@@ -13,6 +13,20 @@ from torch import Tensor
 
 from sde_diffusion.checks.reprs import shown
 
+NUMBER, WHOLE, FLAG = "a number", "a whole number", "true or false"
+"""What a value must be, as said after "must be": in every message, whoever checks."""
+
+
+def whole_words(least: float, most: float = math.inf) -> str:
+    """The whole numbers from `least` to `most`, as said after "must be"."""
+    return f"{WHOLE} {f'of at least {least}' if most == math.inf else f'from {least} to {most}'}"
+
+
+def choice_words(names: Iterable[Any]) -> str:
+    """One of some names, as said after "must be"."""
+    known = list(map(str, names))
+    return f"{'' if len(known) == 1 else 'one of '}{', '.join(known)}"
+
 
 def as_number(name: str, value: Any) -> float:
     """An argument that must be a real number, as a float: of Python, NumPy or torch ([]), but no bool.
@@ -22,7 +36,7 @@ def as_number(name: str, value: Any) -> float:
     """
     number = real(value)
     if number is None:
-        raise ValueError(f"{name} must be a number; got {shown(value)}")
+        raise ValueError(f"{name} must be {NUMBER}; got {shown(value)}")
     return float(number)
 
 
@@ -51,7 +65,7 @@ def as_whole(name: str, value: Any) -> int:
     """
     number = _whole(value)
     if number is None:
-        raise ValueError(f"{name} must be a whole number; got {shown(value)}")
+        raise ValueError(f"{name} must be {WHOLE}; got {shown(value)}")
     return number
 
 
@@ -70,8 +84,7 @@ def check_count(name: str, value: Any, least: int = 1, most: float = math.inf, a
     """
     number = _whole(value)
     if number is None or not least <= number <= most:
-        limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {limits}{also}; got {shown(value)}")
+        raise ValueError(f"{name} must be {whole_words(least, most)}{also}; got {shown(value)}")
     return number
 
 
@@ -83,7 +96,7 @@ def check_bool(name: str, value: Any) -> bool:
     """
     found = native(value)
     if not isinstance(found, bool):
-        raise ValueError(f"{name} must be true or false; got {shown(value)}")
+        raise ValueError(f"{name} must be {FLAG}; got {shown(value)}")
     return found
 
 
@@ -95,7 +108,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[str], also: str = "") 
     """
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{name} must be one of {', '.join(names)}{also}; got {shown(value)}")
+        raise ValueError(f"{name} must be {choice_words(names)}{also}; got {shown(value)}")
     return value
 
 

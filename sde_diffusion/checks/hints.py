@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from sde_diffusion.checks import native, real
+from sde_diffusion.checks.arguments import FLAG, WHOLE, choice_words, whole_words
 from sde_diffusion.checks.overrides import setting
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.errors import UserError, did_you_mean
@@ -46,8 +48,7 @@ class Rule:
 
 def at_least(least: int, most: float = math.inf) -> Rule:
     """The whole numbers from `least` to `most`."""
-    limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-    return Rule(lambda n: least <= n <= most, f"a whole number {limits}")
+    return Rule(lambda n: least <= n <= most, whole_words(least, most))
 
 
 Count = Annotated[int, at_least(1)]
@@ -81,7 +82,7 @@ def fits(value: Any, hint: Any) -> bool:
     if kind in (int, float):
         number = real(value)
         whole = kind is float or (number is not None and number % 1 == 0 and -_BEYOND <= number < _BEYOND)
-        return number is not None and math.isfinite(number) and whole
+        return number is not None and abs(number) <= sys.float_info.max and whole  # neither NaN nor infinite
     if kind in (str, Path):
         return isinstance(value, str | Path) and bool(str(value).strip())
     if issubclass(kind, Mapping):
@@ -106,13 +107,13 @@ def words(hint: Any) -> str:
         said = list(dict.fromkeys(words(one) for one in [*([Literal[tuple(names)]] if names else []), *others]))
         return " or ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
     if kind is Literal:
-        return f"{'' if len(inner) == 1 else 'one of '}{', '.join(map(str, inner))}"
+        return choice_words(inner)
     if kind in (None, types.NoneType):
         return "null"
     if typing.is_typeddict(kind):
         known = typing.get_type_hints(kind, include_extras=True)
         return f"settings {{{', '.join(f'{name}: {words(one)}' for name, one in known.items())}}}"
-    plain = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}
+    plain = {int: WHOLE, float: "a finite number", bool: FLAG, str: "text", Path: "a path"}
     if kind in plain:
         return plain[kind]
     if kind is Callable:
@@ -143,10 +144,23 @@ def check(key: str, value: Any, hint: Any) -> None:
                 if name in one.__required_keys__ and name not in value:
                     raise UserError(f"{key}.{name} must be given: add {key}.{name}=VALUE")
                 check(f"{key}.{name}", value.get(name), known[name])
-    got = value if isinstance(value, str) else "null" if value is None else shown(value)
     number = real(value) is not None and fits("text", hint)
     quotes = f" (text made of digits needs quotes: {setting(key, str(value))})" if number else ""
-    raise UserError(f"{key} must be {words(hint)}; got {key}={got}{quotes}")
+    raise UserError(f"{key} must be {words(hint)}; got {key}={_typed(value)}{quotes}")
+
+
+def expect(what: str, value: Any, hint: Any) -> None:
+    """See that a value that stands in a file fits a hint.
+
+    Raises:
+        UserError: If it does not; with what it is, what is allowed, and what is there.
+    """
+    if not fits(value, hint):
+        raise UserError(f"{what} must be {words(hint)}; got {_typed(value)}")
+
+
+def _typed(value: Any) -> str:
+    return value if isinstance(value, str) else "null" if value is None else shown(value)
 
 
 @cache

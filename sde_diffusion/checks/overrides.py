@@ -17,7 +17,7 @@ def hydra_value(value: Any) -> str:
     """A value in Hydra's grammar, in which a comma, a bracket, a space or a letter such as ü needs quotes.
 
     Args:
-        value: Numbers, None and booleans are written as Hydra reads them back; all else as text.
+        value: Numbers, None, booleans and lists are written as Hydra reads them back; all else as text.
 
     Returns:
         What to write after `KEY=`, to be quoted for a shell in turn where one reads it.
@@ -28,6 +28,8 @@ def hydra_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(hydra_value, value))}]"
     text = str(value)
     if _BARE.fullmatch(text) and not _NOT_TEXT.fullmatch(text):
         return text

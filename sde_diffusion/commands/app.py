@@ -32,6 +32,7 @@ from omegaconf.errors import (
 )
 
 from sde_diffusion.checks.overrides import setting
+from sde_diffusion.commands import own_classes
 from sde_diffusion.commands.configurations import check_groups, choices, config_folder, keys, module, nulls, run_folder
 from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.config import public_path
@@ -61,7 +62,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
     signals.listen()
     for resolver in (run_folder, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-    sys.argv = nulls(sys.argv)
+    sys.argv = own_classes.adding(nulls(sys.argv))
     for stream in (sys.stdout, sys.stderr):  # in a locale without ü or ± a message must not end in a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -75,6 +76,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
             with telling(), within_limits(name):
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     signals.release()  # what came when the run before this one could no longer be stopped
+                own_classes.take(cfg, overrides())
                 _name_by_public_paths(cfg)
                 importlib.import_module(f"{__package__}.schema").check(name, cfg)
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,11 +33,20 @@ def run_folder(ckpt: Any, default: str) -> str:
 
 def choices(name: str) -> str:
     """The part of a command's help page on the groups that its configuration is composed from, if there are any."""
-    defaults = OmegaConf.load(config_folder() / f"{name}.yaml").defaults
-    groups = [str(group).split()[-1] for entry in defaults if isinstance(entry, DictConfig) for group in entry]
-    known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in groups}
+    known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in _groups(name)}
     lines = [f"{group}: {', '.join(names)}" for group, names in known.items() if names]
     return "\n".join(["== Groups and their choices (GROUP=NAME)", *lines, "", ""]) if lines else ""
+
+
+def command_keys(name: str) -> set[str]:
+    """The keys and groups at the top of a command's configuration."""
+    return {*_groups(name), *map(str, OmegaConf.load(config_folder() / f"{name}.yaml"))}
+
+
+def _groups(name: str) -> list[str]:
+    """The groups that a command's configuration is composed from, in order."""
+    defaults = OmegaConf.load(config_folder() / f"{name}.yaml").defaults
+    return [str(group).split()[-1] for entry in defaults if isinstance(entry, DictConfig) for group in entry]
 
 
 def keys(name: str) -> str:
@@ -60,14 +68,11 @@ def check_groups(arguments: Sequence[str]) -> None:
         UserError: If one is given null, a number or the like.
     """
     for argument in arguments:
-        group = argument.partition("=")[0].lstrip("+")
-        folder = config_folder() / group
-        if argument.startswith("-") or "=" not in argument or not group or not folder.is_dir():
+        override = parse(argument)
+        if override is None or override.is_delete() or not (config_folder() / override.key_or_group).is_dir():
             continue
-        try:
-            value = OverridesParser.create().parse_override(argument).value()
-        except HydraException:
-            continue  # Hydra says so itself
+        group, value = override.key_or_group, override.value()
+        folder = config_folder() / group
         names = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
         wrong = [name for name in names if not isinstance(name, str | QuotedString | dict)]
         one = isinstance(value, list) and len(value) > 1 and _describes_one(folder / f"{value[0]}.yaml")
@@ -81,9 +86,24 @@ def _describes_one(path: Path) -> bool:
     return path.is_file() and "_target_" in OmegaConf.load(path)
 
 
+def parse(argument: str) -> Override | None:
+    """A setting as Hydra reads it; None for an option, and for what is not in Hydra's grammar."""
+    if argument.startswith("-"):
+        return None
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:  # which Hydra says itself
+        return None
+
+
 def nulls(arguments: Sequence[str]) -> list[str]:
     """Arguments with KEY=None, which is how programs in Python such as wandb's agents spell it, as KEY=null.
 
     To Hydra None would be a word like another.
     """
-    return [re.sub(r"(?<==)None$", "null", argument) for argument in arguments]
+    read = [parse(argument) for argument in arguments]
+    words = [override is not None and not override.is_delete() and override.get_value_string() for override in read]
+    return [
+        f"{argument.removesuffix('None')}null" if word == "None" else argument
+        for argument, word in zip(arguments, words, strict=True)
+    ]

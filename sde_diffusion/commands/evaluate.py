@@ -170,8 +170,6 @@ def _check(cfg: DictConfig) -> None:
                 f"{'= and '.join(drawing)}= cannot be given with samples=, but only for samples drawn from a checkpoint"
             )
     check_seeds(cfg)
-    if cfg.samples is None and cfg.n < 2:
-        raise UserError(f"n must be a whole number of at least 2; got n={cfg.n}")
     if cfg.against is not None and is_checkpoint(str(cfg.against)) and cfg.samples is not None:
         raise UserError("samples of a file are compared with those of another file: draw from the checkpoint first")
 

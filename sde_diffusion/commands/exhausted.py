@@ -11,18 +11,13 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from sde_diffusion.checks.overrides import setting
+from sde_diffusion.commands.configurations import command_keys
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import NO_ROOM
 from sde_diffusion.storage.memory import in_words, ran_out
 
-_SMALLER = {
-    "train": "data.batch_size, network.width, network.depth or data.size",
-    "sample": "batch_size or n",
-    "evaluate": "batch_size or n",
-    "likelihood": "batch_size or probes",
-    "nfe_fid": "batch_size or n",
-    "sweep": "n",
-}
+_SIZES = ("data.batch_size", "network.width", "network.depth", "data.size", "batch_size", "probes", "n")
+"""Settings that decide how much memory is taken; a command's message names those that it has."""
 
 
 @contextmanager
@@ -41,11 +36,13 @@ def within_limits(command: str) -> Iterator[None]:
         raise
     except Exception as error:
         if memory := ran_out(error):
-            smaller = _SMALLER.get(command, "batch_size")
-            raise UserError(f"{memory} ran out{_asked(error)}: make {smaller} smaller{_kept(command)}") from error
+            known = command_keys(command)
+            *more, last = [size for size in _SIZES if size.partition(".")[0] in known]
+            smaller = " or ".join(filter(None, (", ".join(more), last)))
+            raise UserError(f"{memory} ran out{_asked(error)}: make {smaller} smaller{_kept()}") from error
         if disk := no_room(error):
-            choose = "hydra.run.dir=DIR" if command == "train" else "out=DIR"
-            raise UserError(f"{disk}; make room, or choose another folder with {choose}{_kept(command)}") from error
+            choose = "out=DIR" if "out" in command_keys(command) else "hydra.run.dir=DIR"
+            raise UserError(f"{disk}; make room, or choose another folder with {choose}{_kept()}") from error
         raise
 
 
@@ -78,13 +75,14 @@ def _asked(error: BaseException) -> str:
     return f" ({amount} were asked for at once)"
 
 
-def _kept(command: str) -> str:
+def _kept() -> str:
     """What of the command's work is kept, and how to go on from there."""
     if not HydraConfig.initialized():
         return ""
     folder = Path(HydraConfig.get().runtime.output_dir)
     last = folder / "checkpoints" / "last.ckpt"
-    if command == "train":
-        return f". The checkpoint written before is kept; resume with {setting('ckpt', last)}" if last.is_file() else ""
-    there = command == "sweep" or any(folder.glob(".*/**/*.safetensors"))
-    return f". What is finished is kept: the same command with {setting('out', folder)} resumes there" if there else ""
+    if last.is_file():
+        return f". The checkpoint written before is kept; resume with {setting('ckpt', last)}"
+    finished = [*folder.glob(".*/**/*.safetensors"), *folder.glob("runs/*/run.json")]
+    again = f". What is finished is kept: the same command with {setting('out', folder)} resumes there"
+    return again if finished else ""

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from sde_diffusion.checks.hints import arguments_of, check, check_arguments, whole_numbers
 from sde_diffusion.commands.app import plain
 from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.config import PACKAGE, build, build_around, call
+from sde_diffusion.config import PACKAGE, build, build_around, call, takes
 from sde_diffusion.errors import UserError
 
 
@@ -38,8 +38,10 @@ class Look:
         """Let a value stand in for one that is missing or null until the data are known."""
         where, _, name = key.rpartition(".")
         parent = self.trial.get(where)
-        own = isinstance(parent, DictConfig) and not OmegaConf.is_interpolation(parent, name)
-        if own and (OmegaConf.is_missing(parent, name) or parent.get(name) is None):
+        if not isinstance(parent, DictConfig) or not parent.get("_target_"):
+            return
+        empty = name not in parent or (not OmegaConf.is_interpolation(parent, name) and parent.get(name) is None)
+        if (empty or OmegaConf.is_missing(parent, name)) and takes(parent, name, where):
             with open_dict(parent):
                 parent[name] = value
             self.filled.add(key)
@@ -80,9 +82,26 @@ class Look:
         """
         values = self.value(key)
         check(key, values, Mapping[str, Any])
+        values = {name: value for name, value in values.items() if name != "_target_"}
         check_arguments(cls, values, key, rules, given)
         hints = {**arguments_of(cls)[0], **(rules or {})}
         return {name: self._whole(f"{key}.{name}", value, hints[name]) for name, value in values.items()}
+
+    def model(self, key: str, given: tuple[str, ...]) -> tuple[type, dict[str, Any]]:
+        """Look at the class and the settings of a model, but for those that the command gives; a run of before has one.
+
+        Args:
+            key: Where they stand.
+            given: Arguments that cannot be set.
+        """
+        from sde_diffusion.training.models import MODELS, model_class
+
+        values = self.value(key)
+        check(key, values, Mapping[str, Any])
+        target = values.get("_target_", MODELS[0])
+        check(f"{key}._target_", target, str)
+        cls = model_class(target)
+        return cls, self.settings(key, cls, given=given)
 
     def call(self, key: str, cls: type, **arguments: Any) -> None:
         """Build an object on trial, of settings that stand under a key."""

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion.checks.overrides import escaped, setting
-from sde_diffusion.checks.reprs import shown
-from sde_diffusion.commands import schema
+from sde_diffusion.checks.reprs import few, shown
+from sde_diffusion.commands import own_classes, schema
 from sde_diffusion.commands.app import is_given, overrides, plain, typed, unknown_key
+from sde_diffusion.commands.configurations import parse
 from sde_diffusion.config import with_public_paths
 from sde_diffusion.errors import UserError
 
@@ -41,10 +43,18 @@ def accepting(arguments: Sequence[str]) -> list[str]:
     A run of data=moons has `data.n_train`, and a new one, of the digits, would not: with `ckpt=` such keys are let
     pass, and looked up in the run's own configuration by `resumed`.
     """
-    if not any(argument.startswith("ckpt=") for argument in arguments):
+    read = [parse(argument) for argument in arguments]
+    if not any(override and override.key_or_group == "ckpt" and override.value() is not None for override in read):
         return list(arguments)
-    own = tuple(f"{group}." for group in KEPT_GROUPS)
-    return [f"++{argument}" if argument.startswith(own) else argument for argument in arguments]
+    return [
+        f"++{argument}" if override and override.type is OverrideType.CHANGE and _is_below_kept(override) else argument
+        for argument, override in zip(arguments, read, strict=True)
+    ]
+
+
+def _is_below_kept(override: Override) -> bool:
+    group, dot, _ = override.key_or_group.partition(".")
+    return bool(dot) and group in KEPT_GROUPS
 
 
 def read_run(ckpt: str) -> dict[str, Any]:
@@ -96,6 +106,7 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
                 if not override.is_add() or override.is_force_add():
                     _expect_key(found, key)
                 OmegaConf.update(found, key, override.value(), force_add=True)
+    own_classes.take(found, overrides())
     schema.check("train", found, resumed=True)
     return found
 
@@ -165,7 +176,7 @@ def _leads_away(value: Any) -> bool:
 def _tell_passed(keys: Sequence[str]) -> None:
     """Say which settings of a checkpoint are not followed, unless they are given."""
     if left := [key for key in keys if not is_given(key)]:
-        log.warning("Ignored from the checkpoint: %s; give them on the command line to use them", _few(left))
+        log.warning("Ignored from the checkpoint: %s; give them on the command line to use them", few(left))
 
 
 def _literal(node: Any) -> Any:
@@ -230,7 +241,7 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
     """
     before, now = OmegaConf.create(_literal(dict(run))), cfg
     ends = [f"trainer.{key}" for key in ("max_steps", "max_epochs", "max_time")]  # to which the cosine goes down
-    keys = [*_EXACT, *(ends if cfg.model.schedule == "cosine" else [])]
+    keys = [*_EXACT, *(ends if cfg.model.get("schedule", "cosine") == "cosine" else [])]
     found = []
     for key in keys:
         old, new = (_dotted(with_public_paths(plain(OmegaConf.select(of, key))), key) for of in (before, now))
@@ -242,11 +253,7 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
         changed = [name for name in names if name in old and old[name] != new.get(name)]
         found += [f"{name} {shown(old[name])} -> {shown(new.get(name))}" for name in changed]
     if found:
-        log.warning("Resumed with %s: its weights are not, bit for bit, the unbroken run's", _few(found))
-
-
-def _few(words: Sequence[str], most: int = 10) -> str:
-    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
+        log.warning("Resumed with %s: its weights are not, bit for bit, the unbroken run's", few(found))
 
 
 def _dotted(node: Any, prefix: str) -> dict[str, Any]:

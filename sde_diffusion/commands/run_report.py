@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sde_diffusion import plugins
 from sde_diffusion.checks.overrides import command_line
 from sde_diffusion.commands.app import overrides, typed
 from sde_diffusion.storage import record
@@ -85,6 +86,7 @@ def conclude(folder: Path, last: Path) -> None:
         if (folder / name).exists():
             log.info("  %-16s %s", name, what)
     log.info("Next:")
-    log.info("  %s", command_line("sde_diffusion.sample", ckpt=last, n=64))
+    own = plugins.settings()
+    log.info("  %s", command_line("sde_diffusion.sample", **own, ckpt=last, n=64))
     for name in ("evaluate", "likelihood"):
-        log.info("  %s", command_line(f"sde_diffusion.{name}", ckpt=last))
+        log.info("  %s", command_line(f"sde_diffusion.{name}", **own, ckpt=last))

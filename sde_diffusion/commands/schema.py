@@ -22,6 +22,7 @@ from sde_diffusion.checks.hints import (
     Natural,
     Positive,
     Rule,
+    arguments_of,
     at_least,
     words,
 )
@@ -141,17 +142,18 @@ def _train(look: Look) -> None:
     from sde_diffusion.denoiser import Denoiser
     from sde_diffusion.sampling import Sampler
     from sde_diffusion.sde import SDE
-    from sde_diffusion.training import Objective, ScoreModel
+    from sde_diffusion.training import Objective
 
     look.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
     look.settings("trainer", Trainer, TRAINER, given=("logger", "callbacks", "default_root_dir"))
-    model = look.settings("model", ScoreModel, given=("denoiser", "objective", "data", "n_classes", "seed"))
+    cls, model = look.model("model", given=("denoiser", "objective", "data", "n_classes", "seed"))
     look.fill_in("network.shape", [1, 8, 8])
     look.fill_in("denoiser.sigma_data", 0.5)
     look.part("data", DataModule)
     sampler, sde, network = look.part("sampler", Sampler), look.part("sde", SDE), look.network("network")
     denoiser, objective = look.part("denoiser", Denoiser, sde=sde, network=network), look.part("objective", Objective)
-    look.call("model", ScoreModel, denoiser=denoiser, objective=objective, data={"levels": 2}, **model)
+    offered = {"denoiser": denoiser, "objective": objective, "data": {"levels": 2}}
+    look.call("model", cls, **model, **{name: value for name, value in offered.items() if name in arguments_of(cls)[0]})
     look.instances("callbacks", Callback, sampler=sampler)
     look.instances("logger", Logger)
     _guidance(look)
@@ -184,7 +186,8 @@ def _evaluate(look: Look) -> None:
     from sde_diffusion.metrics import Classifier
     from sde_diffusion.sampling import Sampler
 
-    look.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, n=Count, seed=Seed, label=Label)
+    look.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed, label=Label)
+    look.keys(n=Annotated[int, at_least(2)])
     look.keys(split=Split, extractor=str | None, level=BetweenZeroAndOne, resamples=Natural)
     look.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     look.part("sampler", Sampler)

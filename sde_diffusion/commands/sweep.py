@@ -24,14 +24,15 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sde_diffusion.checks.overrides import command_line, hydra_value, setting
-from sde_diffusion.commands import schema
-from sde_diffusion.commands.app import explain
-from sde_diffusion.commands.configurations import check_groups, config_folder, nulls
+from sde_diffusion.commands import own_classes, schema
+from sde_diffusion.commands.app import explain, overrides, typed
+from sde_diffusion.commands.configurations import check_groups, config_folder, nulls, parse
 from sde_diffusion.commands.sweep_file import Point, Sweep, read_sweep
 from sde_diffusion.commands.sweep_safety import MODULE
 from sde_diffusion.errors import UserError
@@ -54,6 +55,11 @@ class Run:
     def overrides(self) -> list[str]:
         """What its command line sets."""
         return self.words[self.words.index(MODULE) + 1 :]
+
+    @property
+    def settings(self) -> dict[str, Override]:
+        """What its command line sets, by key; of two for one key the last counts."""
+        return {str(read.key_or_group): read for read in map(parse, nulls(self.overrides)) if read}
 
     @property
     def output(self) -> Path:
@@ -85,9 +91,10 @@ def sweep(cfg: DictConfig, added: Sequence[str] = ()) -> list[Result]:
         UserError: If file, settings or folder do not allow it, or runs failed (the others have been run then).
     """
     out = Path(HydraConfig.get().runtime.output_dir)
+    added = [*(typed(one) for one in overrides() if one.key_or_group == own_classes.KEY), *added]
     path = _find(str(cfg.file))
     described = read_sweep(path)
-    fixed = [word for word in added if word.partition("=")[0] in described.swept()]
+    fixed = [word for word in added if (read := parse(word)) and read.key_or_group in described.swept()]
     if fixed:
         raise UserError(f"{', '.join(fixed)}: {path} gives each run a value of its own there; leave it out behind --")
     runs = [
@@ -128,10 +135,11 @@ def _find(file: str) -> Path:
 
 def _compose(run: Run, path: Path) -> None:
     """See that a run can work with its settings before any is run."""
-    typed = nulls(run.overrides)
+    words = own_classes.adding(nulls(run.overrides))
     try:
-        check_groups(typed)
-        cfg = hydra.compose("train", overrides=typed)
+        check_groups(words)
+        cfg = hydra.compose("train", overrides=words)
+        own_classes.take(cfg, run.settings.values())
         schema.check("train", cfg)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         message = str(error) if isinstance(error, UserError) else explain(error)
@@ -234,9 +242,13 @@ def _values(point: Point, keys: Sequence[str]) -> str:
 
 def _row(described: Sweep, result: Result) -> dict[str, Any]:
     """What the table says of a run."""
-    last = dict(word.split("=", 1) for word in result.run.overrides if "=" in word)  # of two the last counts
+    last = result.run.settings
     figures = {"run": result.run.folder.name, described.metric: result.best, "step": result.step, "last": result.last}
-    return {**figures, **{key: last[key] for key in described.parameters}, "command": shlex.join(result.run.words)}
+    return {
+        **figures,
+        **{key: last[key].get_value_string() for key in described.parameters},
+        "command": shlex.join(result.run.words),
+    }
 
 
 def _tell(path: Path, described: Sweep, results: Sequence[Result]) -> None:
@@ -257,5 +269,4 @@ def _tell(path: Path, described: Sweep, results: Sequence[Result]) -> None:
     best = results[0].run
     log.info("")
     log.info("Best: %s (%s)", best.folder, "its lowest" if described.goal == "minimize" else "its highest")
-    last = {word.partition("=")[0]: word for word in best.overrides}  # of a key that is set twice the last counts
-    log.info("  %s %s", command_line(MODULE), shlex.join(last.values()))
+    log.info("  %s %s", command_line(MODULE), shlex.join(str(read.input_line) for read in best.settings.values()))

@@ -13,16 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from sde_diffusion.commands.sweep_safety import (
-    ALLOWED,
-    MODULE,
-    check_command,
-    check_range,
-    check_settings,
-    parse_yaml,
-)
+from sde_diffusion.checks.hints import Rule, at_least, expect
+from sde_diffusion.commands.sweep_safety import MODULE, check_command, check_settings, parse_yaml
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import opened
 
@@ -33,10 +27,9 @@ KEYS = (
     *("program", "command", "method", "metric", "parameters", "early_terminate", "run_cap"),
     *("name", "description", "project", "entity"),
 )
-METHODS = ("grid", "random", "bayes")
-GOALS = ("minimize", "maximize")
 MOST_RUNS = 10_000
 _MOST_BYTES = 2**20
+_GOALS = ("minimize", "maximize")
 
 
 def _steps(value: float, q: float) -> float:
@@ -49,7 +42,7 @@ def _log_uniform(random: Random, low: float, high: float) -> float:
 
 DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     "uniform": (("min", "max"), lambda random, p: random.uniform(p["min"], p["max"])),
-    "int_uniform": (("min", "max"), lambda random, p: random.randint(p["min"], p["max"])),
+    "int_uniform": (("min", "max"), lambda random, p: random.randint(int(p["min"]), int(p["max"]))),
     "q_uniform": (("min", "max", "q"), lambda random, p: _steps(random.uniform(p["min"], p["max"]), p["q"])),
     "log_uniform_values": (("min", "max"), lambda random, p: _log_uniform(random, p["min"], p["max"])),
     "q_log_uniform_values": (
@@ -58,6 +51,22 @@ DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     ),
 }
 """What can be drawn from without a server, by wandb's names: the settings that must be there, and a draw."""
+
+
+_METRIC = "a mapping with a name, such as val/loss, and a goal, one of minimize, maximize"
+_RULES: dict[str, Any] = {
+    "method": Literal["grid", "random", "bayes"],
+    "metric": Annotated[dict[str, Any], Rule(lambda one: "name" in one and one.get("goal") in _GOALS, _METRIC)],
+    "program": Literal[MODULE],
+    "run_cap": Annotated[int, at_least(1, MOST_RUNS)] | None,
+    "parameters": Annotated[dict[Any, Any], Rule(bool, "at least one key with its values")],
+}
+"""What a file's entries must be."""
+
+_LARGEST = 1e300
+_NUMBER = Annotated[
+    float, Rule(lambda x: abs(x) < _LARGEST, f"a number below {_LARGEST} (with a decimal point: 1.0e-3, not 1e-3)")
+]
 
 
 @dataclass(frozen=True)
@@ -152,20 +161,10 @@ def read_sweep(path: Path) -> Sweep:
     unknown = [str(key) for key in raw if key not in KEYS]
     if unknown:
         raise UserError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(KEYS)}")
-    if raw["method"] not in METHODS:
-        raise UserError(f"{path}: method must be one of {', '.join(METHODS)}; got {raw['method']}")
-    metric = raw.get("metric")
-    if not isinstance(metric, Mapping) or "name" not in metric or metric.get("goal") not in GOALS:
-        raise UserError(f"{path}: metric must have a name, such as val/loss, and a goal, one of {', '.join(GOALS)}")
-    if raw.get("program") != MODULE:
-        raise UserError(f"{path}: program must be {MODULE}, and command {ALLOWED}; got program: {raw.get('program')}")
+    for key, hint in _RULES.items():
+        expect(f"{path}: {key}", raw.get(key), hint)
     command = check_command(str(path), raw.get("command"))
-    cap = raw.get("run_cap")
-    if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or not 1 <= cap <= MOST_RUNS):
-        raise UserError(f"{path}: run_cap must be a whole number from 1 to {MOST_RUNS}; got {cap}")
-    parameters = raw["parameters"]
-    if not isinstance(parameters, Mapping) or not parameters:
-        raise UserError(f"{path}: parameters must name at least one key with its values")
+    metric, parameters = raw["metric"], raw["parameters"]
     described = {str(key): _checked(f"{path}: parameters.{key}", one, raw["method"]) for key, one in parameters.items()}
     return Sweep(
         path=path,
@@ -175,7 +174,7 @@ def read_sweep(path: Path) -> Sweep:
         goal=metric["goal"],
         command=command,
         parameters=described,
-        run_cap=cap,
+        run_cap=raw.get("run_cap"),
         early_terminate=bool(raw.get("early_terminate")),
     )
 
@@ -199,16 +198,12 @@ def _checked(where: str, parameter: Any, method: str) -> dict[str, Any]:
     needed, _ = DISTRIBUTIONS[name]
     if set(parameter) - {"distribution"} != set(needed):
         raise UserError(f"{where} must have value, or values, or {', '.join(needed)} for {name}; got {dict(parameter)}")
-    kinds = int if name == "int_uniform" else int | float
     for key in needed:
-        if not isinstance(parameter[key], kinds) or isinstance(parameter[key], bool):
-            kind = "a whole number" if name == "int_uniform" else "a number (with a decimal point: 1.0e-3, not 1e-3)"
-            raise UserError(f"{where}.{key} must be {kind}; got {parameter[key]!r}")
-    low, high = parameter["min"], parameter["max"]
-    check_range(where, low, high, parameter.get("q"))
-    if low > high or ("log" in name and low <= 0) or parameter.get("q", 1) <= 0:
-        rule = "0 < min <= max" if "log" in name else "min <= max"
-        raise UserError(f"{where} must have {rule}{' and q > 0' if 'q' in needed else ''}; got {dict(parameter)}")
+        expect(f"{where}.{key}", parameter[key], int if name == "int_uniform" else _NUMBER)
+    low, high, q = parameter["min"], parameter["max"], parameter.get("q", 1)
+    if not (0 if "log" in name else -math.inf) < low <= high or not q > 0 or max(abs(low), abs(high)) / q > _LARGEST:
+        rule = f"{'0 < ' if 'log' in name else ''}min <= max{' and q > 0' if 'q' in needed else ''}"
+        raise UserError(f"{where} must have {rule}; got {dict(parameter)}")
     return {**parameter, "distribution": name}
 
 

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 
-from sde_diffusion.checks import real
+from sde_diffusion.commands.configurations import parse
 from sde_diffusion.errors import UserError
 
 MODULE = "sde_diffusion.train"
@@ -111,10 +109,9 @@ def check_settings(where: str, words: Sequence[str]) -> None:
         UserError: If one is no setting, or says where files go, or which code is run.
     """
     for word in words:
-        try:
-            (override,) = OverridesParser.create().parse_overrides([word])
-        except HydraException as error:
-            raise UserError(f"{where}: {word!r} is not KEY=VALUE") from error
+        override = parse(word)
+        if override is None:
+            raise UserError(f"{where}: {word!r} is not KEY=VALUE")
         if reason := _refused(override, word):
             raise UserError(
                 f"{where}: {word!r} {reason}: a sweep file sets values of {', '.join(_ALLOWED)}; give "
@@ -141,15 +138,3 @@ def _refused(override: Override, word: str) -> str:
     if group in _SET and (below[-1].startswith("_") or below[-1] in _PLACES or "{" in override.get_value_string()):
         return "says which code is run or where files go"
     return ""
-
-
-def check_range(where: str, low: float, high: float, q: float | None) -> None:
-    """See that the ends of a range, and its steps, can be reckoned with.
-
-    Raises:
-        UserError: If they are not finite, or too large.
-    """
-    for value in (low, high, 1.0 if q is None else q):
-        number = real(value)
-        if number is None or not abs(number) < 1e300 or (q is not None and abs(number) / q > 1e300):
-            raise UserError(f"{where} must have finite ends below 1e300; got {low} to {high}")

@@ -11,6 +11,7 @@ import inspect
 import logging
 import re
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sde_diffusion import plugins
 from sde_diffusion.checks.overrides import command_line, setting
 from sde_diffusion.commands.app import given, plain
 from sde_diffusion.commands.loading import load_named
@@ -42,6 +44,7 @@ from sde_diffusion.storage.ranks import is_first_process
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from sde_diffusion.denoiser import Denoiser
     from sde_diffusion.training.module import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -83,7 +86,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer = _trainer(cfg, model, folder)
     data.check_processes(trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
-        n = sum(p.numel() for p in model.denoiser.parameters())
+        n = sum(p.numel() for p in model.parameters())
         wanted = f"training {n:,} parameters, with their gradients, moments and averages,"
         check_fits(wanted, 16 * n, "make network.width or network.depth smaller")
     if reached := limit_reached(checkpoint, trainer):
@@ -106,6 +109,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     try:
         with processes(trainer):
             trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
+        model.trainer = trainer  # of which it is let go where other processes trained it (ddp_spawn)
         metrics = model.last_metrics()
         if trainer.is_global_zero:
             finish(folder, metrics)
@@ -114,7 +118,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if is_follower():  # without a status, at which Lightning's observer would kill the first process
             raise SystemExit(0) from None
         kept = last if _written(last) != begun else cfg.ckpt  # an older file there may be of other steps
-        advice = f"Resume with: {command_line('sde_diffusion.train', ckpt=kept)}" if kept else NOTHING_KEPT
+        resume = command_line("sde_diffusion.train", **plugins.settings(), ckpt=kept)
+        advice = f"Resume with: {resume}" if kept else NOTHING_KEPT
         if isinstance(end, LostProcessError):
             raise UserError(f"{end}\n{advice}") from end
         if trainer.is_global_zero:
@@ -142,40 +147,40 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     Raises:
         UserError: If the configuration or the data do not allow it.
     """
-    from sde_diffusion.config import at_key
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.checks.hints import arguments_of
+    from sde_diffusion.config import call, takes
+    from sde_diffusion.training.models import MODELS, model_class
     from sde_diffusion.training.steering import steered
 
     data = load_named(plain(cfg.data))
     n_classes = data.n_classes if cfg.conditional else 0
     if cfg.conditional and not n_classes:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
-    if not OmegaConf.is_missing(cfg.network, "shape") and cfg.network.get("shape") is not None:  # a resumed run's
-        built = f"items of shape {list(cfg.network.shape)} and {cfg.network.n_classes} classes"
+    if (shape := OmegaConf.select(cfg, "network.shape")) is not None:  # a resumed run's
+        built = f"items of shape {list(shape)} and {cfg.network.get('n_classes', 0)} classes"
         has = f"items of shape {list(data.shape)} and {n_classes} classes"
         if built != has:
             raise UserError(
                 f"the network was built for {built}, and {data.name} has {has}: give data like those that the model "
                 "was trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
             )
+    if n_classes and not takes(cfg.network, "n_classes"):
+        raise UserError(f"conditional=true needs a network with an argument n_classes; {cfg.network._target_} has none")
     with open_dict(cfg):
-        cfg.network.shape = list(data.shape)
-        cfg.network.n_classes = n_classes
-        if cfg.denoiser.get("sigma_data") is None:
+        for name, value in (("shape", list(data.shape)), ("n_classes", n_classes)):
+            if takes(cfg.network, name):  # networks of one's own may be made for one shape alone
+                cfg.network[name] = value
+        if cfg.denoiser.get("sigma_data") is None and takes(cfg.denoiser, "sigma_data"):
             cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
+    settings = plain(cfg.model)
+    cls = model_class(settings.pop("_target_", MODELS[0]))
+    offered = {"denoiser": plain(cfg.denoiser), "objective": plain(cfg.objective), "data": data.describe()}
+    offered |= {"n_classes": n_classes, "seed": cfg.seed}
+    taken = {name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
     try:
-        model = ScoreModel(
-            denoiser=plain(cfg.denoiser),
-            objective=plain(cfg.objective),
-            data=data.describe(),
-            n_classes=n_classes,
-            seed=cfg.seed,
-            **plain(cfg.model),
-        )
+        model = call(cls, {**taken, **settings}, "model")
     except UserError as error:  # told by the groups' own names, of which denoiser holds copies
         raise UserError(re.sub(r"^denoiser\.(network|sde)\b", r"\1", str(error))) from error
-    except ValueError as error:
-        raise UserError(at_key("model", str(error), cfg.model)) from error
     steered(model, plain(cfg.guidance))  # complains now
     model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
@@ -190,7 +195,6 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
     from sde_diffusion.config import build
     from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
     from sde_diffusion.training.precision import check_precision
-    from sde_diffusion.training.steering import steered
     from sde_diffusion.training.stopping import StopBetweenSteps
 
     callbacks = []
@@ -204,7 +208,8 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
             node = node.copy()
             node.sampler = None
         if "denoiser_of" in inspect.signature(get_class(node._target_)).parameters:
-            extra["denoiser_of"] = functools.partial(steered, guidance=plain(cfg.guidance))
+            named = plugins.settings().get("+plugins", [])
+            extra["denoiser_of"] = functools.partial(_steered, guidance=plain(cfg.guidance), modules=named)
         callbacks.append(instantiate(node, **extra, _convert_="all"))
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
     options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
@@ -226,6 +231,15 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
         raise UserError(f"trainer: {error}{given('trainer')}") from error
     check_precision(str(trainer.precision))
     return trainer
+
+
+def _steered(model: ScoreModel, guidance: Any, modules: Sequence[str]) -> Denoiser:
+    """See `steered`; in a process that was started anew for this (ddp_spawn) too, where no module is named yet."""
+    from sde_diffusion.training.steering import steered
+
+    for module in modules:
+        plugins.load(module)
+    return steered(model, guidance)
 
 
 def _refuse(cfg: DictConfig, folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from sde_diffusion.checks.arguments import whole_words
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.modality.units import Units
 from sde_diffusion.training.entries import (
@@ -124,7 +125,7 @@ _DATA = Entries(
         "name": TEXT,
         "shape": Each(COUNT),
         "modality": SETTINGS,
-        "levels": Either(Value("a whole number from 2 to 256", lambda value: type(value) is int and 2 <= value <= 256)),
+        "levels": Either(Value(whole_words(2, 256), lambda value: type(value) is int and 2 <= value <= 256)),
         "data_range": Each(NUMBER),
         "n_classes": COUNT,
         "class_names": Either(Each(TEXT)),
@@ -142,7 +143,7 @@ _RUN = Entries(
     {
         **dict.fromkeys(_GROUPS, SETTINGS),
         "trainer": SETTINGS,
-        "seed": Value("a whole number from 0 to 2^32 - 1", lambda value: type(value) is int and 0 <= value < 2**32),
+        "seed": Value(whole_words(0, 2**32 - 1), lambda value: type(value) is int and 0 <= value < 2**32),
         "conditional": FLAG,
     },
     {"callbacks": Each(Either(SETTINGS), str), "record": SETTINGS, "guidance": Either(SETTINGS)},

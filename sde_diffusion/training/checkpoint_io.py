@@ -12,6 +12,9 @@ from sde_diffusion.storage.files import writing
 from sde_diffusion.storage.seal import seal
 from sde_diffusion.training.checkpoint import read_checkpoint
 
+_HANDED_OVER = ".temp.ckpt"
+"""Where Lightning's ddp_spawn has its processes leave the weights alone, for the one that waits for them."""
+
 
 class SealedCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are written whole or not at all, with a checksum over every bit.
@@ -36,4 +39,6 @@ class SealedCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Read a checkpoint, as data and checked; see `read_checkpoint`."""
+        if Path(path).name == _HANDED_OVER:
+            return dict(super().load_checkpoint(path, weights_only=True))
         return read_checkpoint(path, map_location="cpu" if callable(map_location) else map_location)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks.hints import Natural, words
 from sde_diffusion.checks.reprs import shown
 
 DEEPEST, MOST = 100, 10_000_000  # levels of containers in containers; values in all, each counted where it appears
@@ -97,10 +98,10 @@ Kind = Value | Each | Entries | Either
 ANYTHING = Value("anything", lambda _: True)
 MAPPING = Value("a mapping", lambda value: isinstance(value, dict))
 LIST = Value("a list", lambda value: isinstance(value, list | tuple))
-TEXT = Value("text", lambda value: isinstance(value, str))
-FLAG = Value("true or false", lambda value: isinstance(value, bool))
-COUNT = Value("a whole number from 0 up", lambda value: type(value) is int and value >= 0)
-NUMBER = Value("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value))
+TEXT = Value(words(str), lambda value: isinstance(value, str))
+FLAG = Value(words(bool), lambda value: isinstance(value, bool))
+COUNT = Value(words(Natural), lambda value: type(value) is int and value >= 0)
+NUMBER = Value(words(float), lambda value: type(value) in (int, float) and math.isfinite(value))
 TENSOR = Value("a tensor", lambda value: isinstance(value, Tensor))
 SCALAR = Value("a number", lambda value: type(value) in (int, float) or (isinstance(value, Tensor) and not value.ndim))
 SIMPLE = Value("a number, text, true, false or null", lambda value: isinstance(value, int | float | str | type(None)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,18 +23,17 @@ from sde_diffusion.checks.reprs import shown
 from sde_diffusion.config import plain_containers, public_path
 from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
+from sde_diffusion.plugins import PluginError
 from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoint
 from sde_diffusion.training.checkpoint_contents import FORMAT
+from sde_diffusion.training.models import MODELS, model_class
 from sde_diffusion.training.precision import check_precision
 from sde_diffusion.training.schedule import SCHEDULES, time_used, timer_of
 from sde_diffusion.training.stopping import unfinished
 from sde_diffusion.training.weights import check_weights, no_larger_than
 
 Batch = dict[str, Tensor]
-
-MODELS = ("sde_diffusion.training.ScoreModel",)
-"""The models that a checkpoint may name, by their public paths; checkpoints of version 0.1 name none: the first."""
 
 
 class GenerativeModel(LightningModule, ABC):
@@ -140,8 +138,8 @@ class GenerativeModel(LightningModule, ABC):
     ) -> Self:
         """Rebuild a model from its checkpoint alone, in evaluation mode, with the averaged weights if there are any.
 
-        `GenerativeModel.load_from_checkpoint(path)` makes a model of the class that the checkpoint names, one of
-        `MODELS`.
+        `GenerativeModel.load_from_checkpoint(path)` makes a model of the class that the checkpoint names; see
+        `models.model_class`.
 
         Args:
             checkpoint_path: The file.
@@ -158,18 +156,14 @@ class GenerativeModel(LightningModule, ABC):
         kind: type[Any] = cls
         if cls is GenerativeModel:
             name = checkpoint["sde_diffusion"].get("model", MODELS[0])
-            if name not in MODELS:
-                raise UserError(
-                    f"{checkpoint_path} is of a model {shown(name)}, which is none of {', '.join(MODELS)}: load it in "
-                    "Python, by load_from_checkpoint of its class"
-                )
-            package, _, own = name.rpartition(".")
-            kind = getattr(import_module(package), own)
+            kind = model_class(name, f"{checkpoint_path} is of a model")
         try:
             with no_larger_than(checkpoint["state_dict"]):
                 model: Self = kind(**{**checkpoint["hyper_parameters"], **overrides})
             check_weights(model, checkpoint["state_dict"])
             model.load_state_dict(checkpoint["state_dict"])
+        except PluginError as error:
+            raise PluginError(f"{checkpoint_path}: {error}") from error
         except Exception as error:  # constructors stumble over nonsense out of a file in many ways
             if ran_out(error):
                 raise

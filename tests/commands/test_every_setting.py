@@ -14,7 +14,7 @@ from setting_cases import EVALUATE, EXEMPT, LIKELIHOOD, NFE_FID, SAMPLE, SAMPLER
 from sde_diffusion.commands.configurations import config_folder
 
 CONF = config_folder()
-GROUPS = ("sde", "network", "denoiser", "objective", "data", "sampler", "trainer", "logger", "callbacks")
+GROUPS = ("model", "sde", "network", "denoiser", "objective", "data", "sampler", "trainer", "logger", "callbacks")
 
 
 def leaves(node, prefix=""):
@@ -49,6 +49,7 @@ def test_every_key_of_every_choice_is_set(group):
         else:
             runs = [run for run in TRAIN.values() if f"{group}={path.stem}" in run.split()]
             runs += [TRAIN["conditional"]] if group == "network" else []
+            runs += [TRAIN["compile"], TRAIN["conditional"]] if group == "model" else []
         assert runs or group == "logger", path
         assert not lacking(path.relative_to(CONF), f"{group}.", *runs), path
 

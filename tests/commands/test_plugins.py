@@ -1,0 +1,225 @@
+"""Classes of one's own module, named on the command line by +plugins=[my_parts]; and never by a file."""
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from damage_cases import saved, write
+from sweep_cases import run_json
+
+from sde_diffusion import plugins
+from sde_diffusion.config import build
+from sde_diffusion.errors import UserError
+from sde_diffusion.training import GenerativeModel
+
+MODULE = """
+import dataclasses
+from subprocess import Popen
+import torch
+from sde_diffusion import SDE, Sampler, UniformTime
+
+
+@dataclasses.dataclass(frozen=True)
+class Polynomial(SDE):
+    _: dataclasses.KW_ONLY
+    power: float = 2.0
+    t_min: float = 1e-4
+    t_max: float = 0.99
+
+    def log_alpha(self, t):
+        return torch.log1p(-t**self.power)
+
+    def log_sigma(self, t):
+        return t.log()
+
+
+class Euler(Sampler):
+    def __init__(self, steps=50, denoise=True, t_end=None):
+        super().__init__(denoise, t_end)
+        self.steps = steps
+
+    def walk(self, x, run):
+        times = UniformTime().times(run.sde, self.steps, run.t_end)
+        run.plan(times)
+        for t, s in zip(times[:-1], times[1:]):
+            run.visit(x, t)
+            x = x + float(s - t) * run.predict(x, t).velocity
+        run.visit(x, times[-1])
+        return run.predict(x, times[-1]).x0 if self.denoise else x
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Linear(3, 2)
+
+    def forward(self, x, t):
+        return self.layers(torch.cat([x, t[:, None]], dim=1))
+"""
+OWN = "+plugins=[my_parts]"
+PARTS = ("data=moons", "sde._target_=my_parts.Polynomial", "sde.power=3", "sampler._target_=my_parts.Euler")
+CKPT = "ckpt=run/checkpoints/last.ckpt"
+ON_A_MODEL = {
+    "sample": ("sampler._target_=my_parts.Euler", "sampler.steps=3", "n=3", "out=drawn"),
+    "evaluate": ("sampler=ddim", "sampler.steps=2", "n=30", "metrics=[energy]", "out=scores"),
+    "likelihood": ("method=euler", "steps=2", "n=3", "elbo=null", "out=likelihood"),
+    "train": ("trainer.max_steps=32",),
+}
+
+
+@pytest.fixture(scope="module")
+def own(command, tmp_path_factory):
+    """A folder with my_parts.py and a run of its path and its sampler; and what the run printed."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "my_parts.py").write_text(MODULE)
+    done = command("train", OWN, *TINY, *PARTS, "hydra.run.dir=run", cwd=folder)
+    assert done.status == 0, done.err
+    return folder, done.out
+
+
+@pytest.fixture
+def in_python(own, monkeypatch):
+    """my_parts.py, imported and named here; forgotten in the end."""
+    monkeypatch.setattr(plugins, "_named", [])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(own[0])
+    plugins.load("my_parts")
+    yield sys.modules["my_parts"]
+    del sys.modules["my_parts"]
+
+
+def test_what_is_trained_is_ones_own(own):
+    """The default path's settings go with it; the commands that are printed in the end name the module."""
+    folder, printed = own
+    kept = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
+    assert kept["hyper_parameters"]["denoiser"]["sde"] == {"_target_": "my_parts.Polynomial", "power": 3}
+    assert run_json(folder / "run")["config"]["sampler"] == {"_target_": "my_parts.Euler", "steps": 5}
+    assert "path     Polynomial(t_min=0.0001, t_max=0.99, power=3.0)" in printed
+    assert printed.count('"+plugins=[my_parts]" ckpt=') == 3
+
+
+@pytest.mark.parametrize("name", ON_A_MODEL)
+def test_the_commands_take_it_when_it_is_named_again(name, own, command):
+    folder, _ = own
+    refused = command(name, CKPT, *ON_A_MODEL[name], cwd=folder)
+    assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
+    assert "of the module my_parts, which is not part of sde_diffusion" in refused.err
+    assert 'add "+plugins=[my_parts]"' in refused.err
+    done = command(name, OWN, CKPT, *ON_A_MODEL[name], cwd=folder)
+    assert done.status == 0, done.err
+
+
+def test_samples_are_those_of_the_class_itself(own, command, in_python):
+    folder, _ = own
+    drawn = command("sample", "plugins=my_parts", CKPT, *ON_A_MODEL["sample"], "overwrite=true", cwd=folder)
+    assert drawn.status == 0, drawn.err
+    model = GenerativeModel.load_from_checkpoint("run/checkpoints/last.ckpt")
+    assert float(model.denoiser.sde.alpha(torch.tensor(0.5, dtype=torch.float64))) == 1 - 0.5**3
+    x = in_python.Euler(steps=3)(model.denoiser, (3, 2), seeds=[0, 1, 2]).x
+    np.testing.assert_allclose(np.load("drawn/samples.npz")["points"], x, atol=1e-5)
+
+
+BROKEN = {
+    "no_such": ("", "there is no module no_such, neither in this folder"),
+    "my_part": ("", "there is no module my_part (did you mean my_parts?)"),
+    "os": ("", "'os' is not the name of a module of one's own"),
+    "sde_diffusion.storage": ("", "is not the name of a module of one's own"),
+    "raises": ("import torch\n\ntorch.zeros(3).reshape(2)\n", "raises.py, line 3: RuntimeError: shape"),
+    "misspelt": ("x = 1\ndef f(:\n", "SyntaxError: invalid syntax (misspelt.py, line 2)"),
+    "lacks": ("import not_installed\n", "lacks.py, line 1: ModuleNotFoundError: No module named 'not_installed'"),
+    "ends": ("import sys\nsys.exit(3)\n", "ends.py, line 2: SystemExit: 3"),
+    "[]": ("", "plugins must be the name of a module, or a list of them"),
+}
+
+
+@pytest.mark.parametrize("module", BROKEN)
+def test_a_module_that_cannot_be_used(module, own, command):
+    folder, _ = own
+    text, words = BROKEN[module]
+    if text:
+        (folder / f"{module}.py").write_text(text)
+    done = command("sample", f"+plugins={module}", CKPT, cwd=folder)
+    assert (done.status, done.err.count("\n"), words in done.err) == (1, 1, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("my_parts.Polynomal", "my_parts has no class Polynomal of its own (did you mean Polynomial?); it has"),
+        ("my_parts.Popen", "my_parts has no class Popen of its own"),  # which it only imports
+        ("my_parts.Euler", "sde must be of class SDE"),
+    ],
+)
+def test_a_module_without_the_class(named, words, own, command):
+    done = command("train", OWN, *TINY, f"sde._target_={named}", "hydra.run.dir=other", cwd=own[0])
+    assert (done.status, done.err.count("\n"), words in done.err) == (1, 1, True), done.err
+
+
+def test_a_checkpoint_names_no_module(own, command):
+    """What it says of plugins is not looked at, and the module that its class is of is not imported."""
+    folder, _ = own
+    kept = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
+    kept["sde_diffusion"]["run"]["plugins"] = ["my_parts", "evil"]
+    kept["hyper_parameters"]["denoiser"]["sde"] = {"_target_": "evil.Path"}
+    kept["sde_diffusion"]["run"]["sde"] = {"_target_": "evil.Path"}
+    write(folder / "evil.ckpt", saved(kept), sealed=True)
+    (folder / "evil.py").write_text(f"open({str(folder / 'canary')!r}, 'w').close()\nclass Path: pass\n")
+    for words in (("sample", "out=x"), ("train",), ("sample", OWN, "out=x"), ("train", OWN)):
+        done = command(*words, "ckpt=evil.ckpt", cwd=folder)
+        assert done.status == 1
+        assert "Path of the module evil" in done.err or "add" in done.err
+    assert 'add "+plugins=[my_parts,evil]"' in done.err
+    assert not (folder / "canary").exists()
+
+
+def test_a_folder_of_configurations_of_ones_own(own, command):
+    """`sde=mine`, beside the package's choices."""
+    folder, _ = own
+    for group, node in (("sde", {"_target_": "my_parts.Polynomial"}), ("network", {"_target_": "my_parts.Net"})):
+        (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / group / "mine.yaml").write_text(yaml.safe_dump(node))
+    short = [word for word in TINY if not word.startswith("network.")]
+    words = ("--config-dir=conf", OWN, *short, "data=moons", "sde=mine", "network=mine", "hydra.run.dir=run_mine")
+    done = command("train", *words, cwd=folder)
+    assert done.status == 0, done.err
+    done = command("train", "--config-dir=conf", "sde=mina", cwd=folder)
+    assert "choose sde= from cosine, edm, mine, rectified" in done.err
+
+
+def test_in_python(in_python, monkeypatch):
+    node = {"_target_": "my_parts.Polynomial", "power": 2}
+    assert build(node) == in_python.Polynomial(power=2.0)
+    monkeypatch.setattr(plugins, "_named", [])
+    with pytest.raises(UserError, match=r"_target_: this is the class Polynomial of the module my_parts"):
+        build(node)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_two_processes(strategy, own, start):
+    """Over gloo, and resumed."""
+    folder, _ = own
+    two = ("trainer.devices=2", "trainer.accelerator=cpu", f"trainer.strategy={strategy}")
+    for words in ((*PARTS, f"hydra.run.dir={strategy}"), (f"ckpt={strategy}/checkpoints/last.ckpt",)):
+        longer = "trainer.max_steps=40" if "ckpt" in words[0] else "trainer.max_steps=20"
+        short = () if "ckpt" in words[0] else TINY
+        process = start("train", OWN, *short, *words, *two, longer, cwd=folder)
+        out, err = process.communicate(timeout=250)
+        assert process.returncode == 0, out + err
+    assert run_json(folder / strategy)["finished"] is not None
+
+
+@pytest.mark.slow
+def test_in_a_sweep(own, start):
+    folder, _ = own
+    short = [word for word in TINY if "width" not in word]
+    words = ("file=grid", "n=2", "out=swept", "--", OWN, *short, *PARTS, "trainer.max_steps=10")
+    process = start("sweep", *words, "trainer.val_check_interval=5", cwd=folder)
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 0, out + err
+    with (folder / "swept" / "runs.csv").open(newline="") as file:
+        assert all("+plugins=[my_parts]" in row["command"] for row in csv.DictReader(file))

@@ -16,7 +16,7 @@ from sde_diffusion.storage.files import NO_ROOM
 from sde_diffusion.storage.memory import in_words, ran_out
 
 _SMALLER = {
-    "train": "data.batch_size, network.width, network.depth or data.size",
+    "train": "data.batch_size, network.width, network.depth (of a U-Net network.channels) or data.size",
     "sample": "batch_size or n",
     "evaluate": "batch_size or n",
     "likelihood": "batch_size or probes",

@@ -18,7 +18,7 @@ from tiny import same
 ROOT = Path(__file__).parents[2]
 SOON = 15  # seconds
 TINY = (
-    *("network.width=32", "network.depth=1", "data.min_batches_per_epoch=30", "callbacks.samples=null"),
+    *("network=mlp", "network.width=32", "network.depth=1", "data.min_batches_per_epoch=30", "callbacks.samples=null"),
     *("trainer.val_check_interval=20", "trainer.log_every_n_steps=5", "model.schedule=constant"),
     *("trainer.devices=2", "trainer.accelerator=cpu"),
 )

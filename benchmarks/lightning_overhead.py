@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
-from sde_diffusion.commands.configurations import config_folder, run_folder
+from sde_diffusion.commands.configurations import config_folder, register_resolvers
 from sde_diffusion.commands.train import build_model
 from sde_diffusion.training.callbacks import StopOnNonFinite, TrainingProgress
 from sde_diffusion.training.ema import EMA
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="configuration of the run, as for sde_diffusion.train")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    register_resolvers()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("train", args.overrides)
     hand = HandLoop(cfg)

@@ -20,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TINY = (
+    "network=mlp",
     "network.width=32",
     "network.depth=1",
     "trainer.max_steps=30",

@@ -28,7 +28,7 @@ GIVEN = {
 
 def composed(command, overrides):
     """A command's configuration, as Hydra hands it over."""
-    OmegaConf.register_new_resolver("run_folder", configurations.run_folder, replace=True)
+    configurations.register_resolvers()
     overrides = configurations.nulls(overrides)
     configurations.check_groups(overrides)
     with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):

@@ -8,10 +8,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.configurations import config_folder, run_folder
+from sde_diffusion.commands.configurations import config_folder, register_resolvers
 from sde_diffusion.config import build, find_class
 from sde_diffusion.data import Density
 
@@ -32,7 +31,7 @@ COMMANDS = sorted(
 
 @pytest.fixture
 def composed():
-    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         yield compose

@@ -97,7 +97,7 @@ def test_the_wheel_works_on_its_own(tmp_path):
     away = tmp_path / "away"
     away.mkdir()
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    tiny = ["network.width=16", "network.depth=1", "trainer.max_steps=4", "trainer.val_check_interval=2"]
+    tiny = ["network=mlp", "network.width=16", "network.depth=1", "trainer.max_steps=4", "trainer.val_check_interval=2"]
     typed = [python, "-m", "sde_diffusion.train", *tiny, "callbacks.samples=null", "hydra.run.dir=run"]
     subprocess.run(typed, check=True, cwd=away, env=environ)
     assert (away / "run" / "checkpoints" / "last.ckpt").is_file()

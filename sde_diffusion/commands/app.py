@@ -33,7 +33,7 @@ from omegaconf.errors import (
 
 from sde_diffusion.checks.overrides import setting
 from sde_diffusion.commands import own_classes
-from sde_diffusion.commands.configurations import check_groups, choices, config_folder, keys, module, nulls, run_folder
+from sde_diffusion.commands.configurations import check_groups, config_folder, nulls, register_resolvers
 from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.config import public_path
 from sde_diffusion.errors import FinishedError, UserError, did_you_mean
@@ -60,8 +60,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
     happens and once more at the end.
     """
     signals.listen()
-    for resolver in (run_folder, choices, keys, module):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+    register_resolvers()
     sys.argv = own_classes.adding(nulls(sys.argv))
     for stream in (sys.stdout, sys.stderr):  # in a locale without ü or ± a message must not end in a traceback
         if isinstance(stream, io.TextIOWrapper):

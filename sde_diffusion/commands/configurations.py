@@ -31,6 +31,11 @@ def run_folder(ckpt: Any, default: str) -> str:
     return default
 
 
+def network_for(data: str) -> str:
+    """The network that a data set takes where none is chosen: conf/network/NAME.yaml of its own name, else `mlp`."""
+    return data if (config_folder() / "network" / f"{data}.yaml").is_file() else "mlp"
+
+
 def choices(name: str) -> str:
     """The part of a command's help page on the groups that its configuration is composed from, if there are any."""
     known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in _groups(name)}
@@ -79,6 +84,12 @@ def check_groups(arguments: Sequence[str]) -> None:
         if wrong or one:
             choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
             raise UserError(f"{argument}: choose {group}= from {choices}{', one of them' if one else ''}")
+
+
+def register_resolvers() -> None:
+    """Let configurations use `${run_folder:...}` and the like."""
+    for resolver in (run_folder, network_for, choices, keys, module):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 def _describes_one(path: Path) -> bool:

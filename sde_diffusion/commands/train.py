@@ -88,7 +88,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if trainer.strategy.root_device.type == "cpu":
         n = sum(p.numel() for p in model.parameters())
         wanted = f"training {n:,} parameters, with their gradients, moments and averages,"
-        check_fits(wanted, 16 * n, "make network.width or network.depth smaller")
+        check_fits(wanted, 16 * n, "make network.width or network.depth smaller, of a U-Net network.channels")
     if reached := limit_reached(checkpoint, trainer):
         if trainer.is_global_zero:
             finish(folder, checkpoint["sde_diffusion"].get("metrics", {}))

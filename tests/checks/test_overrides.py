@@ -79,6 +79,7 @@ def test_plain_values_stay_plain():
 def test_what_the_command_line_gives():
     """By Hydra's own reading: a group's choice, its keys, what is added, and not a longer name."""
     words = ["sampler=pc", "++trainer.max_steps=3", "+sampler.n_steps=2", "~logger"]
+    configurations.register_resolvers()
     with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):
         HydraConfig.instance().set_config(hydra.compose("train", overrides=words, return_hydra_config=True))
     GlobalHydra.instance().clear()

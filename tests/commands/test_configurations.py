@@ -15,7 +15,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import Classifier
 
 CONF = configurations.config_folder()
-SMALL = ("network.width=16", "network.depth=1")
+SMALL = ("network=mlp", "network.width=16", "network.depth=1")
 
 
 def choices(group: str) -> list[str]:
@@ -23,7 +23,7 @@ def choices(group: str) -> list[str]:
 
 
 def compose(*overrides: str, command: str = "train"):
-    OmegaConf.register_new_resolver("run_folder", configurations.run_folder, replace=True)
+    configurations.register_resolvers()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(command, overrides=list(overrides))
 
@@ -88,6 +88,23 @@ def test_every_path_with_every_denoiser(sde, denoiser):
 def test_every_sampler_in_every_command(sampler, command):
     sampler_ = build(app.plain(compose(f"sampler={sampler}", command=command).sampler))
     assert type(sampler_).__module__.startswith("sde_diffusion.sampling")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "network"),
+    [
+        ([], "UNet"),
+        (["experiment=ddpm"], "UNet"),
+        (["network=mlp", "network.width=16"], "MLP"),
+        (["data=moons", "network.width=16"], "MLP"),
+        (["data=moons", "network=unet_small"], "UNet"),
+        (["experiment=digits_likelihood"], "MLP"),
+    ],
+)
+def test_a_data_set_takes_the_network_of_its_name_where_none_is_chosen(overrides, network):
+    cfg = compose(*overrides)
+    assert cfg.network._target_ == cfg.denoiser.network._target_ == f"sde_diffusion.nn.{network}"
+    assert ("width" in cfg.network) == (network == "MLP")  # the keys of no other network are left
 
 
 NEEDED = {"arrays": ["data.path=FILE"], "folder": ["data.root=DIR"], "mnist": ["data.root=DIR"]}

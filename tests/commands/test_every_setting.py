@@ -129,7 +129,7 @@ def test_train(name, run, tmp_path):
     mlp = not any(word.startswith("network=u") for word in words)
     left_out = "callbacks.samples=null" in words
     short = [word for word in SHORT.split() if not (left_out and word.startswith("callbacks.samples."))]
-    short += [word for word in TINY if word.startswith("network.") and mlp]
+    short += [word for word in TINY if word.startswith("network") and mlp]
     # Presets choose their samplers, some of thousands of passes: fewer.
     steps = {"experiment=ncsn": "sampler.levels=3", "experiment=score_sde": "sampler.steps=4"}
     quick = [steps.get(word, "sampler.steps=3") for word in words if word.startswith("experiment=")]

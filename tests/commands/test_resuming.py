@@ -20,6 +20,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.training.schedule import timer_of
 
 TINY = (
+    "network=mlp",
     "network.width=16",
     "network.depth=1",
     "data.min_batches_per_epoch=10",
@@ -75,8 +76,7 @@ class Look(Callback):
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration as the command sees it, with Hydra's own."""
-    for resolver in (configurations.run_folder, configurations.choices, configurations.keys, configurations.module):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+    configurations.register_resolvers()
     with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):
         cfg = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
     GlobalHydra.instance().clear()

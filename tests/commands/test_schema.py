@@ -16,7 +16,7 @@ from sde_diffusion.errors import UserError
 
 WRONG = {
     "ckpt=7": "ckpt must be text or null; got ckpt=7 (text made of digits needs quotes: \"ckpt='7'\")",
-    "network=null": "network=null: choose network= from mlp, unet, unet_small",
+    "network=null": "network=null: choose network= from digits, mlp, unet, unet_small",
     "logger=5": "logger=5: choose logger= from csv, none, wandb",
     "+sde=[vp,3]": "choose sde= from cosine",
     "callbacks.ema=3": "callbacks.ema must be null, or describe an object of class Callback",
@@ -53,7 +53,7 @@ WRONG = {
     "+trainer.max_epochs=0": "trainer.max_epochs must be a whole number, -1 (no limit) or at least 1",
     "+trainer.callbacks=[]": "trainer.callbacks: Trainer takes no callbacks",
     "+trainer.max_step=5": "trainer.max_step: Trainer takes no max_step (did you mean max_steps?)",
-    "network.width=0": "network.width must be a whole number of at least 1; got 0",
+    "network.channels=0": "network.channels must be a whole number of at least 1; got 0",
     "network.embedding_dim=7": "network.embedding_dim must be even and at least 4; got 7",
     "network.embedding=foo": "network.embedding",
     "network._target_=os.system": "network._target_: 'os.system' is not a class of sde_diffusion",

@@ -34,12 +34,14 @@ def test_the_files_are_wandbs(path, trained):
     raw = load_sweep_config(str(path))
     described = read_sweep(path)
     assert described.parameters.keys() == raw["parameters"].keys()
-    OmegaConf.register_new_resolver("run_folder", configurations.run_folder, replace=True)
+    configurations.register_resolvers()
     with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):
         for point in described.points(3, seed=0):
             words = described.agent_command(point)
-            cfg = hydra.compose("train", overrides=words[words.index("sde_diffusion.train") + 1 :])
-            assert {key: OmegaConf.select(cfg, key) for key in point if point[key] is not None} == {
+            overrides = words[words.index("sde_diffusion.train") + 1 :]
+            cfg = hydra.compose("train", overrides=overrides, return_hydra_config=True)
+            chosen = cfg.hydra.runtime.choices  # of the groups
+            assert {key: chosen.get(key, OmegaConf.select(cfg, key)) for key in point if point[key] is not None} == {
                 key: value for key, value in point.items() if value is not None
             }
     with (trained / "metrics.csv").open(newline="") as file:

@@ -18,6 +18,7 @@ from tiny import same
 ROOT = Path(__file__).parents[2]
 SOON = 15  # seconds
 TINY = (
+    "network=mlp",
     "network.width=32",
     "network.depth=1",
     "data.min_batches_per_epoch=30",

@@ -12,7 +12,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.storage.memory import ran_out
 
 PACKAGE = "sde_diffusion"
-_ROOMS = ("sde", "denoiser", "guidance", "nn", "sampling", "data", "metrics", "modality", "training")
+_ROOMS = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data", "metrics", "modality", "training")
 BUILDABLE = tuple(f"{PACKAGE}.{room}" for room in _ROOMS)
 """The packages of which a configuration may name the classes that they export, each by package and name alone:
 `sde_diffusion.data.Moons`. What writes files or talks to a network a package lists as `NOT_BUILDABLE`."""

@@ -126,7 +126,8 @@ _DATA = Entries(
         "modality": SETTINGS,
         "levels": Either(Value("a whole number from 2 to 256", lambda value: type(value) is int and 2 <= value <= 256)),
         "data_range": Each(NUMBER),
-        "n_classes": COUNT,
+        "conditions": Each(SETTINGS, str),
+        "n_classes": COUNT,  # of version 0.1.0, as class_names
         "class_names": Either(Each(TEXT)),
         "std": NUMBER,
         "units": Either(Entries({"low": Each(NUMBER), "high": Each(NUMBER)})),
@@ -228,8 +229,8 @@ def _check_agreement(checkpoint: Mapping[str, Any]) -> None:
                 raise ContentsError(f"its network's {key}={value} is more than the file has weights for")
         if "shape" in network and "shape" in data and list(network["shape"]) != list(data["shape"]):
             raise ContentsError(f"its network is for the shape {shown(network['shape'])}, its data {data['shape']}")
-        if network.get("n_classes", 0) != hyper_parameters.get("n_classes", 0):
-            raise ContentsError("its network has another number of classes than the model")
+        if _conditions(network) != _conditions(hyper_parameters):
+            raise ContentsError("its network has other conditions than the model, or another number of classes")
     try:
         units = Units.of(data.get("units"))
     except ValueError as error:
@@ -254,6 +255,15 @@ def _check_leaf(key: Any, value: Any) -> None:
             raise ContentsError(f"{place} holds a tensor that is not dense")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ContentsError(f"{place} holds a tensor of {value.numel():,} values, and the file has fewer")
+
+
+def _conditions(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells the conditions that settings name: the kind of each, and the number of classes."""
+    short, kinds = node.get("n_classes"), node.get("conditions") or {}
+    if not isinstance(kinds, dict) or not all(isinstance(kind, dict) for kind in kinds.values()):
+        raise ContentsError("conditions must map names to settings")
+    label = {"label": {"_target_": "sde_diffusion.conditions.Label", "n_classes": short}} if short else {}
+    return {name: (kind.get("_target_"), kind.get("n_classes")) for name, kind in {**label, **kinds}.items()}
 
 
 def check_resumable(checkpoint: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks.reprs import ShowsArguments
-from sde_diffusion.config import plain_containers, public_path
+from sde_diffusion.config import settings_of
 from sde_diffusion.errors import UserError
 
 
@@ -68,8 +67,7 @@ class Condition(ShowsArguments, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Plain containers, for checkpoints: the class by its public path, and the constructor's arguments."""
-        arguments = {name: plain_containers(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
-        return {"_target_": public_path(type(self)), **arguments}
+        return settings_of(self, Condition)
 
     def nulls(self, n: int, device: torch.device | str | None = None) -> Tensor:
         """The null value of n samples, [n, *shape]."""

@@ -34,6 +34,7 @@ from omegaconf.errors import (
 from sde_diffusion.checks.overrides import setting
 from sde_diffusion.commands.configurations import check_groups, choices, config_folder, keys, module, nulls, run_folder
 from sde_diffusion.commands.exhausted import within_limits
+from sde_diffusion.commands.typed_conditions import with_conditions
 from sde_diffusion.config import public_path
 from sde_diffusion.errors import FinishedError, UserError, did_you_mean
 from sde_diffusion.storage import signals
@@ -61,7 +62,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
     signals.listen()
     for resolver in (run_folder, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-    sys.argv = nulls(sys.argv)
+    sys.argv = with_conditions(name, nulls(sys.argv))
     for stream in (sys.stdout, sys.stderr):  # in a locale without ü or ± a message must not end in a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

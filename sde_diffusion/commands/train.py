@@ -11,6 +11,7 @@ import inspect
 import logging
 import re
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     """The data module and the model of a configuration, with what the data decide filled in (cfg is completed).
 
     Args:
-        cfg: The composed configuration; `network.shape`, `network.n_classes` and a null `denoiser.sigma_data` are set.
+        cfg: The composed configuration; `network.shape`, `network.conditions` and a null `denoiser.sigma_data` are set.
 
     Returns:
         (data module, model).
@@ -147,20 +148,24 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     from sde_diffusion.training.steering import steered
 
     data = load_named(plain(cfg.data))
-    n_classes = data.n_classes if cfg.conditional else 0
-    if cfg.conditional and not n_classes:
+    conditions = data.conditions.describe() if cfg.conditional else {}
+    if cfg.conditional and not conditions:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     if not OmegaConf.is_missing(cfg.network, "shape") and cfg.network.get("shape") is not None:  # a resumed run's
-        built = f"items of shape {list(cfg.network.shape)} and {cfg.network.n_classes} classes"
-        has = f"items of shape {list(data.shape)} and {n_classes} classes"
+        built, has = (
+            f"items of shape {list(shape)} and {_in_words(kinds)}"
+            for shape, kinds in ((cfg.network.shape, plain(cfg.network.get("conditions"))), (data.shape, conditions))
+        )
         if built != has:
             raise UserError(
                 f"the network was built for {built}, and {data.name} has {has}: give data like those that the model "
                 "was trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
             )
+        conditions = plain(cfg.network.get("conditions")) or {}  # whose means and ranges are part of the network
     with open_dict(cfg):
         cfg.network.shape = list(data.shape)
-        cfg.network.n_classes = n_classes
+        if conditions or "conditions" in cfg.network:  # one of one's own need not know any
+            cfg.network.conditions = conditions
         if cfg.denoiser.get("sigma_data") is None:
             cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
     try:
@@ -168,7 +173,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
             denoiser=plain(cfg.denoiser),
             objective=plain(cfg.objective),
             data=data.describe(),
-            n_classes=n_classes,
+            conditions=conditions,
             seed=cfg.seed,
             **plain(cfg.model),
         )
@@ -180,6 +185,13 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
     return data, model
+
+
+def _in_words(kinds: Mapping[str, Any] | None) -> str:
+    """What a network is told: the number of classes, and of other conditions names and shapes."""
+    kinds = kinds or {}
+    others = [f"{name} {kind.get('shape') or ''}".strip() for name, kind in kinds.items() if name != "label"]
+    return " and ".join([f"{kinds.get('label', {}).get('n_classes', 0)} classes", *others])
 
 
 def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:

@@ -70,12 +70,12 @@ class Label(Condition):
 
     def read(self, name: str, given: Any, n: int) -> Tensor:
         """Classes by number or by name, which wins where numbers are names; see `Condition.read`."""
+        if not isinstance(given, int | str | float):
+            return super().read(name, given, n)
         if self.names and str(given) in self.names:
             given = self.names.index(str(given))
         elif self.names and isinstance(given, str):
             raise UserError(f"{name}={given} is not a class; the classes are {', '.join(self.names)}")
-        if not isinstance(given, int | str | float):
-            return super().read(name, given, n)
         if type(given) is not int or not 0 <= given < self.n_classes:
             raise UserError(f"{name} must be one of 0 ... {self.n_classes - 1}; got {given}")
         return torch.full((n,), given)

@@ -1,14 +1,16 @@
 """Files of samples, `samples.npz`: how they are written and read.
 
 Such a file has one array of samples, named by the modality's `unit` (`images`, `points`, `signals`) and laid out by its
-`to_file`; `seeds` int64 [N]; and for models of classes `labels` int64 [N] and perhaps `class_names`.
+`to_file`; `seeds` int64 [N]; for models of classes `labels` int64 [N] and perhaps `class_names`; and what else the
+model was told of each sample under its own name, [N, *].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -49,7 +51,7 @@ def write_samples(
     modality: Modality,
     batches: Iterable[Tensor],
     seeds: range,
-    labels: Tensor | None = None,
+    conditions: Mapping[str, Tensor] = MappingProxyType({}),
     class_names: Sequence[str] = (),
 ) -> Array:
     """Write a `samples.npz`, whole or not at all.
@@ -59,7 +61,7 @@ def write_samples(
         modality: What the samples are.
         batches: The samples, [B, *shape] as models make them.
         seeds: Of the N samples.
-        labels: Their classes, int64 [N], or None.
+        conditions: What the model was told of each, [N, *]; `label` is called `labels`.
         class_names: Of the classes 0, 1, ..., where they have names.
 
     Returns:
@@ -67,9 +69,8 @@ def write_samples(
     """
     samples = np.concatenate([modality.to_file(x) for x in batches])
     arrays = {"seeds": np.arange(seeds.start, seeds.stop, dtype=np.int64), modality.unit: samples}
-    if labels is not None:
-        arrays["labels"] = labels.numpy()
-    if labels is not None and len(class_names):
+    arrays |= {"labels" if name == "label" else name: values.numpy() for name, values in conditions.items()}
+    if len(class_names):
         arrays["class_names"] = np.asarray(class_names, dtype=str)
     with writing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -48,7 +48,8 @@ class Measurement(Condition):
             if name == "std" and not bool((found > 0).all()):
                 raise ValueError("std must be positive")
         self.null_value = null_value
-        self.null = math.nan if null_value is None else as_number("null_value", null_value)
+        null = math.nan if null_value is None else as_number("null_value", null_value)
+        self.null = torch.full(self.shape, null) if self.shape else null
         self.each = "number" if not self.shape else f"value of shape {list(self.shape)}"
 
     @classmethod
@@ -63,7 +64,8 @@ class Measurement(Condition):
 
     def allowed(self, name: str) -> str:
         """See `Condition.allowed`."""
-        return f"{name} must be finite numbers (or {str(self.null).replace('nan', 'NaN')} throughout: no {name})"
+        null = "NaN" if self.null_value is None else self.null_value
+        return f"{name} must be finite numbers (or {null} throughout: no {name})"
 
     def takes(self, dtype: torch.dtype) -> bool:
         """Real numbers."""
@@ -73,7 +75,7 @@ class Measurement(Condition):
         """Infinity, or NaN in a part of a sample's value."""
         rows = values.reshape(-1, max(1, math.prod(self.shape)))
         missing = rows.isnan()
-        bad = rows.isinf() | (missing & ~(missing.all(1, keepdim=True) & math.isnan(self.null)))
+        bad = rows.isinf() | (missing & ~(missing.all(1, keepdim=True) & (self.null_value is None)))
         return str(rows[bad][0].item()) if bool(bad.any()) else ""
 
     def embedding(self, dim: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.conditions import digests, for_items, given, items_with, matching
 from sde_diffusion.commands.data_sides import extractor_for, resumed_features
-from sde_diffusion.commands.drawing import class_labels
 from sde_diffusion.commands.loading import denoiser_of, load_data, load_model
 from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.config import build
@@ -67,7 +67,7 @@ class Model:
     """The denoiser of a checkpoint, or the closed form in its place, and the digest of the checkpoint."""
 
     denoiser: Denoiser
-    n_classes: int
+    conditions: Mapping[str, Tensor]
     digest: str
 
 
@@ -94,15 +94,17 @@ class Bench:
             denoiser = denoiser_of(cfg, model)
             if cfg.exact:
                 denoiser = EmpiricalDenoiser(denoiser.sde, self.data.tensor("train")).to(self.device)
-            self.models[name] = Model(denoiser, model.hparams["n_classes"], model.digest)
-            labels = class_labels(cfg, model.hparams["n_classes"])
-            if cfg.exact and labels is not None:
+            told = given(cfg, model.conditions)
+            conditions = for_items(model, told, self.data.split(cfg.split), cfg.n)
+            rows = items_with(self.data.split(cfg.split), matching(model.conditions, told))
+            self.models[name] = Model(denoiser, conditions, model.digest)
+            if cfg.exact and conditions:
                 raise UserError("exact=true knows no classes: take the checkpoint of a model without")
-        n = min(cfg.n * len(cfg.seeds), len(self.data.split(cfg.split)))
+        n = min(cfg.n * len(cfg.seeds), len(rows))
         self.extractor_name, extractor = extractor_for(cfg.extractor, self.data, n)
         self.extractor = extractor.to(self.device)
         self.extractor_digest = fingerprint(extractor)
-        real, width = self.data.tensor(cfg.split), int(self.extractor.num_features)
+        real, width = self.data.split(cfg.split).tensor(rows), int(self.extractor.num_features)
         check_fits(f"n={cfg.n} samples as {width} features", 8 * cfg.n * width, "take fewer")
         least = 2 * width + 2
         if min(len(real), cfg.n * len(cfg.seeds)) < least:
@@ -142,7 +144,6 @@ class Bench:
         except (UserError, ValueError) as error:
             return Drawn(torch.empty(0), 0, 0.0, str(error))
         model = self.models[self.rows[point.name][0]]
-        labels = class_labels(self.cfg, model.n_classes)
         plan = {
             "checkpoint": model.digest,
             "exact": self.cfg.exact,
@@ -150,11 +151,11 @@ class Bench:
             "guidance": plain(self.cfg.guidance),
             "n": self.cfg.n,
             "seed": point.seed,
-            "label": self.cfg.label,
+            "conditions": digests(model.conditions),
             "extractor": self.extractor_digest,
         }
         folder = self.folder / f"{point.name.replace('/', '-')}-{point.nfe}-{point.seed}"
-        conditions = {} if labels is None else {"label": labels.to(self.device)}
+        conditions = {name: values.to(self.device) for name, values in model.conditions.items()}
 
         def walk(*arguments: Any, **options: Any) -> Samples:
             try:

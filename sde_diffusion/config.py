@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.storage.memory import ran_out
 
 PACKAGE = "sde_diffusion"
-_ROOMS = ("sde", "denoiser", "guidance", "nn", "sampling", "data", "metrics", "modality", "training")
+_ROOMS = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data", "metrics", "modality", "training")
 BUILDABLE = tuple(f"{PACKAGE}.{room}" for room in _ROOMS)
 """The packages of which a configuration may name the classes that they export, each by package and name alone:
 `sde_diffusion.data.Moons`. What writes files or talks to a network a package lists as `NOT_BUILDABLE`."""
@@ -83,6 +84,23 @@ def plain_containers(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain_containers(entry) for entry in value]
     return value
+
+
+def settings_of(made: object, base: type) -> dict[str, Any]:
+    """`_target_` and every constructor argument: what `build` rebuilds an object of, in plain containers.
+
+    Args:
+        made: The object, which keeps each argument in an attribute of the same name.
+        base: The class up to which constructors hand arguments on as **keywords.
+    """
+    names = [
+        name
+        for cls in type(made).__mro__
+        if issubclass(cls, base) and "__init__" in vars(cls)
+        for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    return {"_target_": public_path(type(made))} | {name: plain_containers(getattr(made, name)) for name in names}
 
 
 def _inside(where: str, key: str) -> str:

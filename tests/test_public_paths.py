@@ -10,11 +10,13 @@ import yaml
 
 from sde_diffusion import AncestralSampler, ScoreModel, log_likelihood
 from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import BUILDABLE, build, find_class, public_path, with_public_paths
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
 from sde_diffusion.training import DenoisingScoreMatching, GenerativeModel, Objective
 from sde_diffusion.training.checkpoint import read_checkpoint
+from sde_diffusion.training.steering import steered
 
 RELEASES = Path(__file__).parent / "releases"
 NEW = RELEASES / "0.1.0-public-paths.ckpt"
@@ -116,6 +118,23 @@ def test_the_release_before_has_a_likelihood_too():
     x = AncestralSampler(steps=10)(model.denoiser, (2, 1, 8, 8), seeds=[0, 1]).x
     result = log_likelihood(model.denoiser, x)
     assert result.log_prob.tolist() == pytest.approx(RELEASE_LIKELY, abs=0.02)
+
+
+def test_a_checkpoint_of_classes_alone_loads_for_ever():
+    """Written when labels were the only condition, `n_classes`: as it drew, was scored and was guided then."""
+    model = GenerativeModel.load_from_checkpoint(RELEASES / "0.1.0-classes.ckpt")
+    assert model.conditions.describe() == model.data["conditions"] == Conditions(n_classes=10).describe()
+    told, sampler, shape = {"label": [3, 7]}, AncestralSampler(steps=10), (2, 1, 8, 8)
+    drawn = sampler(model.denoiser, shape, seeds=[0, 1], **told).x
+    guided = steered(model, {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance", "scale": 3.0})
+    for x, want in (
+        (drawn, [-0.881158, -0.99541, -0.093338, -0.648886]),
+        (sampler(model.denoiser, shape, seeds=[0, 1]).x, [-0.89635, -1.001837, -0.100419, -0.643636]),
+        (sampler(guided, shape, seeds=[0, 1], **told).x, [-0.608651, -0.698402, -0.088455, -0.659439]),
+    ):
+        assert x.flatten()[::32].tolist() == pytest.approx(want, abs=1e-5)
+    likely = log_likelihood(model.denoiser, drawn, **told).log_prob
+    assert likely.tolist() == pytest.approx([-57.6596, -64.0637], abs=0.02)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sde_diffusion import __version__
 from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.conditions import items_with
 from sde_diffusion.commands.loading import random_order
 from sde_diffusion.data import DataModule, Split
 from sde_diffusion.errors import UserError
@@ -44,20 +45,23 @@ class DataSides:
     """A data set's sides of a comparison: the split, and beside another the training split.
 
     Args:
-        cfg: A configuration with split, label, cache and metrics.
+        cfg: A configuration with split, cache and metrics.
         data: The data set.
         name: The extractor's name.
         extractor: The extractor.
+        wanted: Values by which the items are chosen; see `items_with`.
 
     Raises:
         UserError: If there is no such split.
     """
 
-    def __init__(self, cfg: DictConfig, data: DataModule, name: str, extractor: nn.Module) -> None:
+    def __init__(
+        self, cfg: DictConfig, data: DataModule, name: str, extractor: nn.Module, wanted: Mapping[str, Tensor]
+    ) -> None:
         self.cache, self.metrics, self.extractor = Path(cfg.cache), plain(cfg.metrics), extractor
         splits = {REAL: cfg.split, **({TRAIN: "train"} if cfg.split != "train" else {})}
         self.batches = {
-            side: functools.partial(_batches, data, data.split(split), cfg.label) for side, split in splits.items()
+            side: functools.partial(_batches, data, data.split(split), wanted) for side, split in splits.items()
         }
         self._key = functools.partial(
             ReferenceKey,
@@ -158,14 +162,8 @@ def _read(path: Path) -> dict[str, float] | None:
         return None
 
 
-def items_of(split: Split, label: int | None) -> Tensor:
-    """Numbers of the items of a split, or of its class `label` where the data have labels."""
-    rows = torch.arange(len(split))
-    return rows if label is None or split.label is None else rows[split.label == label]
-
-
-def _batches(data: DataModule, split: Split, label: int | None, size: int = 500) -> Iterator[Tensor]:
-    return (data.modality.for_metrics(split.tensor(some)) for some in torch.split(items_of(split, label), size))
+def _batches(data: DataModule, split: Split, wanted: Mapping[str, Tensor], size: int = 500) -> Iterator[Tensor]:
+    return (data.modality.for_metrics(split.tensor(some)) for some in torch.split(items_with(split, wanted), size))
 
 
 def resumed_features(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import given, plain
-from sde_diffusion.commands.loading import check_label, denoiser_of
+from sde_diffusion.commands.conditions import digests
+from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.sampling_run import Sampled, sample_in_batches
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path) -> Sampled:
+def draw(
+    cfg: DictConfig, model: ScoreModel, conditions: Mapping[str, Tensor], device: torch.device, folder: Path
+) -> Sampled:
     """The samples that a configuration asks for, in batches that outlive a killed process.
 
     Args:
-        cfg: A configuration with ckpt, sampler, guidance, n, seed, label, batch_size and overwrite.
+        cfg: A configuration with ckpt, sampler, guidance, n, seed, batch_size and overwrite.
         model: The model of `cfg.ckpt`.
+        conditions: What the model is told of each sample, [n, *] each.
         device: Where to sample.
         folder: Where the batches are kept until `files.forget` removes them.
 
@@ -39,16 +43,14 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
         UserError: If a value is not allowed, or the folder holds other samples' beginnings.
     """
     seeds = check_seeds(cfg)
-    labels = class_labels(cfg, model.hparams["n_classes"])
     plan = {
         "checkpoint": model.digest,
         "sampler": plain(cfg.sampler),
         "guidance": plain(cfg.guidance),
         "n": cfg.n,
         "seed": cfg.seed,
-        "labels": None if labels is None else labels.tolist(),
+        "conditions": digests(conditions),
     }
-    conditions = {} if labels is None else {"label": labels.to(device)}
     sampler, denoiser = build(plan["sampler"]), denoiser_of(cfg, model)
     try:
         return sample_in_batches(
@@ -57,7 +59,7 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
             model.data["shape"],
             seeds,
             cfg.batch_size,
-            conditions,
+            {name: values.to(device) for name, values in conditions.items()},
             folder=folder,
             plan=plan,
             overwrite=cfg.overwrite,
@@ -65,18 +67,6 @@ def draw(cfg: DictConfig, model: ScoreModel, device: torch.device, folder: Path)
         )
     except ValueError as error:  # what a sampler can only tell once it knows the model's path
         raise UserError(f"{error}{given('sampler')}") from error
-
-
-def class_labels(cfg: DictConfig, n_classes: int) -> torch.Tensor | None:
-    """The classes to sample, int64 [n]: label=N for one, null for all in turn; None for a model without classes.
-
-    Raises:
-        UserError: If a label is given that the model does not know.
-    """
-    if cfg.label is None:
-        return torch.arange(cfg.n) % n_classes if n_classes else None
-    check_label(cfg.label, n_classes, "null for all in turn")
-    return torch.full((cfg.n,), cfg.label)
 
 
 def check_seeds(cfg: DictConfig) -> range:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from sde_diffusion.commands import comparison
 from sde_diffusion.commands.app import is_given, overrides, plain
-from sde_diffusion.commands.data_sides import DataSides, extractor_for, items_of, resumed_features
-from sde_diffusion.commands.drawing import check_seeds, class_labels, first
+from sde_diffusion.commands.conditions import given, items_with, matching
+from sde_diffusion.commands.data_sides import DataSides, extractor_for, resumed_features
+from sde_diffusion.commands.drawing import check_seeds, first
 from sde_diffusion.commands.loading import device_of, load_data, load_model
 from sde_diffusion.commands.sample_sources import Made, check_shape, drawn_of, is_checkpoint, of_file, read_source
 from sde_diffusion.config import build
@@ -68,16 +69,17 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     _check(cfg)
     model, device = (None, device_of(cfg)) if cfg.ckpt is None else load_model(cfg)
     data = load_data(cfg, model)
+    wanted = {}
     if model is not None:
-        class_labels(cfg, model.hparams["n_classes"])
+        wanted = matching(model.conditions, given(cfg, model.conditions))
         check_shape(data, model)
     file = None if cfg.samples is None else read_source(cfg, str(cfg.samples), data)
     n = cfg.n if file is None else len(file)
-    name, extractor = extractor_for(cfg.extractor, data, min(n, len(items_of(data.split(cfg.split), cfg.label))))
+    name, extractor = extractor_for(cfg.extractor, data, min(n, len(items_with(data.split(cfg.split), wanted))))
     width: Any = extractor.num_features
     check_fits(f"{n} samples as {width} features", 8 * n * width, "take fewer")
     extractor = extractor.to(device)
-    sides = DataSides(cfg, data, name, extractor)
+    sides = DataSides(cfg, data, name, extractor, wanted)
     make = functools.partial(_metrics, cfg, data, extractor, device, [*sides.batches, FAKE])
     metrics, unfit = make()
     features = Features(sides.batches, device, cfg.batch_size)
@@ -95,7 +97,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     begin, before = time.perf_counter(), features.seconds
     found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
     mark, n_mark = sides.mark(metrics, features, made.n)
-    real_labels = data.split(cfg.split).label if cfg.label is None else None
+    real_labels = None if wanted else data.split(cfg.split).label
     classifier = extractor if name == data.name and hasattr(extractor, "head") else None
     classes = _classes(cfg, metrics, features, made.labels, real_labels, classifier)
     against = None
@@ -164,7 +166,7 @@ def _check(cfg: DictConfig) -> None:
             "give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz or a folder of pictures"
         )
     if cfg.samples is not None:
-        drawing = [key for key in ("guidance", "label", "n", "sampler", "seed") if is_given(key)]
+        drawing = [key for key in ("guidance", "label", "conditions", "n", "sampler", "seed") if is_given(key)]
         if drawing:
             raise UserError(
                 f"{'= and '.join(drawing)}= cannot be given with samples=, but only for samples drawn from a checkpoint"

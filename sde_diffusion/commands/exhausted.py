@@ -16,7 +16,16 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import NO_ROOM
 from sde_diffusion.storage.memory import in_words, ran_out
 
-_SIZES = ("data.batch_size", "network.width", "network.depth", "network.channels", "data.size", "batch_size", "probes", "n")
+_SIZES = (
+    "data.batch_size",
+    "network.width",
+    "network.depth",
+    "network.channels",
+    "data.size",
+    "batch_size",
+    "probes",
+    "n",
+)
 """Settings that decide how much memory is taken; a command's message names those that it has."""
 
 

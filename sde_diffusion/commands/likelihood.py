@@ -130,7 +130,9 @@ def _report(
         "columns": COLUMNS,
         "quote": quoted(reports[split], levels),
         **more,
-        **{key: cfg[key] for key in (*settings, "batch_size", "seed", "label")},
+        **{key: cfg[key] for key in (*settings, "batch_size", "seed")},
+        "label": scored.said("label"),
+        "conditions": {name: scored.said(name) for name in model.conditions if name != "label"},
         "batch_sizes": run.sizes,  # those that memory allowed
         "guidance": plain(cfg.guidance),
         "elbo_settings": None if cfg.elbo is None else {**plain(cfg.elbo), "t_end": t_end},

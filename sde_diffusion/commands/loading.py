@@ -29,10 +29,10 @@ _PLACES = ("root", "path")
 
 
 def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
-    """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one); a class's name in cfg becomes its number.
+    """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one).
 
     Raises:
-        UserError: If the checkpoint cannot be read, the device is not there, or no class has that name.
+        UserError: If the checkpoint cannot be read, or the device is not there.
     """
     device = device_of(cfg)
     model = _load(cfg.ckpt, device)
@@ -42,7 +42,6 @@ def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
             "data=DataModule.describe() to ScoreModel before training, or use the model in Python"
         )
     modality_of(model.data)  # now and not after sampling
-    _number_label(cfg, model.data.get("class_names"))
     return model, device
 
 
@@ -79,40 +78,6 @@ def _identity(ckpt: str) -> tuple[int, int, int] | None:
     except (OSError, ValueError):  # told by who reads it
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _number_label(cfg: DictConfig, names: list[str] | None) -> None:
-    """Put the class's number in place of its name in `label=NAME`; names win, where numbers are names.
-
-    Raises:
-        UserError: If the classes have names, and it is a word that is none of them.
-    """
-    label = cfg.get("label")
-    if label is None or label == "own" or not names:  # own: each item's
-        return
-    if str(label) in names:
-        cfg.label = names.index(str(label))
-        if cfg.label != label:
-            log.info("label=%s is class %d", label, cfg.label)
-    elif isinstance(label, str):
-        raise UserError(f"label={label} is not a class; the classes are {', '.join(names)}")
-
-
-def check_label(label: Any, n_classes: int, also: str) -> None:
-    """See that a label is the number of one of a model's classes.
-
-    Args:
-        label: The label.
-        n_classes: Of the model; 0: it knows none.
-        also: What else it may be, for the message.
-
-    Raises:
-        UserError: If it is not.
-    """
-    if not n_classes:
-        raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
-    if type(label) is not int or not 0 <= label < n_classes:
-        raise UserError(f"label must be one of 0 ... {n_classes - 1}, or {also}; got {label}")
 
 
 def random_order(n: int) -> Tensor:

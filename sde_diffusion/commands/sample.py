@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from torch import Tensor
 
 from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.drawing import check_seeds, class_labels, draw, first
+from sde_diffusion.commands.conditions import for_samples, given
+from sde_diffusion.commands.drawing import check_seeds, draw, first
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
@@ -56,17 +59,17 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     if cfg.film > cfg.n:
         raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
     model, device = load_model(cfg)
+    conditions = for_samples(model, given(cfg, model.conditions), cfg.n)
     values = cfg.n * math.prod(model.data["shape"])
     wanted = f"n={cfg.n} samples of shape {model.data['shape']}"
     check_fits(wanted, 2 * values * (4 if model.data["levels"] is None else 1), "draw fewer; the next with seed=NUMBER")
-    drawn = draw(cfg, model, device, parts)
-    labels = class_labels(cfg, model.hparams["n_classes"])
-    names = model.data.get("class_names") or []
+    drawn = draw(cfg, model, conditions, device, parts)
+    names = getattr(model.conditions.get("label"), "names", None) or []
     modality = modality_of(model.data)
     pictures.save(modality.draw(first(drawn.batches(), 256)), grid)
     if cfg.film:
-        _film(cfg, model, device, *film)
-    found = write_samples(result, modality, drawn.batches(), seeds, labels, names)
+        _film(cfg, model, conditions, device, *film)
+    found = write_samples(result, modality, drawn.batches(), seeds, conditions, names)
     forget(parts)
     told, rate = (drawn.n, modality.unit, drawn.nfe, drawn.seconds), drawn.n / drawn.seconds
     log.info("%d %s, %d network passes each, %.1f s (%.0f %s/s)", *told, rate, modality.unit)
@@ -75,26 +78,32 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         log.info("batches of %s: an adaptive solver's samples depend on them, to within its tolerance", sizes)
     scale = "on 0 ... 255" if found.dtype == np.uint8 else "in the data's own units"
     log.info("%s: %s %s, %s", modality.unit, found.dtype, list(found.shape), scale)
-    if labels is not None and names:
+    if names:
         log.info("labels: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
     for path in (result, grid, *(film if cfg.film else ())):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
 
 
-def _film(cfg: DictConfig, model: ScoreModel, device: torch.device, strip: Path, animation: Path) -> None:
+def _film(
+    cfg: DictConfig,
+    model: ScoreModel,
+    conditions: Mapping[str, Tensor],
+    device: torch.device,
+    strip: Path,
+    animation: Path,
+) -> None:
     """Show the first samples on their way from noise to data.
 
     A strip of what the denoiser believes along the walk, and an animation of that beside the state x_t itself, over
     sqrt(alpha^2 + sigma^2): its scale, were the data's 1.
     """
-    labels = class_labels(cfg, model.hparams["n_classes"])
-    conditions: dict[str, Any] = {} if labels is None else {"label": labels[: cfg.film].to(device)}
+    own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in conditions.items()}
     shape = (cfg.film, *model.data["shape"])
     seeds = range(cfg.seed, cfg.seed + cfg.film)
     sampler: Sampler = build(plain(cfg.sampler))
     denoiser = denoiser_of(cfg, model)
-    walk = sampler(denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **conditions)
+    walk = sampler(denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **own)
     assert walk.trajectory is not None
     assert walk.states is not None
     assert walk.times is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.drawing import check_seeds, class_labels, draw
+from sde_diffusion.commands.conditions import for_items, given
+from sde_diffusion.commands.drawing import check_seeds, draw
 from sde_diffusion.commands.sample_folder import read_pictures
+from sde_diffusion.commands.sampling_run import Sampled
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Stored, modality_of, read_samples
@@ -74,16 +77,23 @@ def drawn_of(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch
         UserError: If the configuration does not allow it.
     """
     seeds = check_seeds(cfg)
-    drawn = draw(cfg, model, device, parts)
+    told = given(cfg, model.conditions)
+    conditions = for_items(model, told, data.split(cfg.split), cfg.n)
+    drawn = draw(cfg, model, conditions, device, parts)
     origin = {
         "nfe": drawn.nfe,
         "sampler": plain(cfg.sampler),
         "guidance": plain(cfg.guidance),
         "seeds": [seeds[0], seeds[-1]],
         "batch_sizes": drawn.finished.sizes,  # those that memory allowed
-        "label": cfg.label,
+        "label": None if told.get("label") is None else int(conditions["label"][0]),
+        "conditions": {name: value for name, value in (plain(cfg.conditions) or {}).items() if name != "label"},
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": model.digest,
     }
-    labels = class_labels(cfg, model.hparams["n_classes"])
-    return Made(drawn.n, lambda: map(data.modality.for_metrics, drawn.batches()), labels, origin, drawn.seconds)
+    batches = functools.partial(_for_metrics, data, drawn)
+    return Made(drawn.n, batches, conditions.get("label"), origin, drawn.seconds)
+
+
+def _for_metrics(data: DataModule, drawn: Sampled) -> Iterator[Tensor]:
+    return map(data.modality.for_metrics, drawn.batches())

@@ -146,7 +146,7 @@ def _train(look: Look) -> None:
 
     look.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
     look.settings("trainer", Trainer, TRAINER, given=("logger", "callbacks", "default_root_dir"))
-    cls, model = look.model("model", given=("denoiser", "objective", "data", "n_classes", "seed"))
+    cls, model = look.model("model", given=("denoiser", "objective", "data", "conditions", "n_classes", "seed"))
     look.fill_in("network.shape", [1, 8, 8])
     look.fill_in("denoiser.sigma_data", 0.5)
     look.part("data", DataModule)
@@ -177,6 +177,7 @@ def _sample(look: Look) -> None:
     from sde_diffusion.sampling import Sampler
 
     look.keys(ckpt=str, n=Count, seed=Seed, label=Label, film=Natural, batch_size=Count, device=str, overwrite=bool)
+    look.keys(conditions=Mapping[str, Any])
     look.part("sampler", Sampler)
     _guidance(look)
 
@@ -187,7 +188,7 @@ def _evaluate(look: Look) -> None:
     from sde_diffusion.sampling import Sampler
 
     look.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed, label=Label)
-    look.keys(n=Annotated[int, at_least(2)])
+    look.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any])
     look.keys(split=Split, extractor=str | None, level=BetweenZeroAndOne, resamples=Natural)
     look.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     look.part("sampler", Sampler)
@@ -202,6 +203,7 @@ def _likelihood(look: Look) -> None:
     from sde_diffusion.sampling.ode_methods import ODESolver
 
     look.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None, label=Label)
+    look.keys(conditions=Mapping[str, Any])
     flow = look.keys(method=str, rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
     look.call("", ODESolver, **flow)
     look.keys(trace=Literal[tuple(TRACES)], probes=Count, draws=Count, prior=Literal["standard", "matched"])
@@ -221,7 +223,8 @@ def _nfe_fid(look: Look) -> None:
 
     look.keys(ckpt=str | list[str], exact=bool, long=Count | None, n=Count)
     look.keys(nfe=_some(Count, "[5,10]"), seeds=_some(Seed, "[0]"))
-    look.keys(label=Label, split=Literal["val", "test"], extractor=str | None, level=BetweenZeroAndOne)
+    look.keys(label=Label, conditions=Mapping[str, Any], split=Literal["val", "test"])
+    look.keys(extractor=str | None, level=BetweenZeroAndOne)
     look.places("data", DataModule, Places)
     look.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)
     look.parts("samplers", Entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.conditions import check_told, given, is_own
 from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.commands.loading import check_label, load_data, load_named, random_order, take_units
+from sde_diffusion.commands.loading import load_data, load_named, random_order, take_units
 from sde_diffusion.commands.scored_rows import read_rows
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.density import GaussianPrior, UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.sde import SDE
@@ -34,26 +37,43 @@ class ScoredData:
         role: own, rows (of one's own) or against.
         parts: The splits by name.
         limit: Most items of a split, chosen at random, always the same; None: all.
-        label: None, own (each item's), or one for all.
-        n_classes: Of the model.
+        told: What the model is told, by condition: own (each item's), or one value for all, as it was typed.
+        kinds: The model's conditions.
 
     Raises:
-        UserError: If the label is none that the model knows.
+        UserError: If a value is none, or the data do not know a condition that is to be each item's own.
     """
 
     def __init__(
-        self, name: str, role: str, parts: dict[str, Split], limit: int | None, label: Any, n_classes: int
+        self,
+        name: str,
+        role: str,
+        parts: dict[str, Split],
+        limit: int | None,
+        told: Mapping[str, Any],
+        kinds: Conditions,
     ) -> None:
         self.name, self.role, self.parts, self.limit = name, role, parts, limit
         self.splits = list(parts)
-        self.label, self.n_classes = label, n_classes
+        self.kinds = kinds
         first = next(iter(parts.values()))
         self.levels = first.levels
         self.size = math.prod(first.x.shape[1:])
-        if label is not None:
-            check_label(0 if label == "own" else label, n_classes, "own (each item's), or null")
-        if label == "own" and any(part.label is None for part in parts.values()):
-            raise UserError(f"label=own needs labels, and {name} has none")
+        self.own = [condition for condition, value in told.items() if is_own(value)]
+        self.common = {
+            condition: kinds[condition].read(condition, value, 1)
+            for condition, value in told.items()
+            if value is not None and not is_own(value)
+        }
+        for condition in self.own:
+            if any(condition not in part.conditions for part in parts.values()):
+                raise UserError(f"{condition}=own needs {condition}s, and {name} has none")
+
+    def said(self, condition: str) -> Any:
+        """What the model is told of a condition, for reports: own, a value, or None."""
+        if condition in self.common:
+            return self.common[condition][0].tolist()
+        return "own" if condition in self.own else None
 
     def count(self, split: str) -> int:
         """Items of a split that are scored."""
@@ -70,13 +90,11 @@ class ScoredData:
         return chosen[torch.cat(far).argsort(stable=True)]
 
     def batch(self, split: str, items: Tensor, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        """Items [B] with their conditions."""
-        batch = self.parts[split].batch(items)
-        conditions: dict[str, Tensor] = {}
-        if self.label is not None:
-            label = batch["label"] if self.label == "own" else torch.full((len(items),), int(self.label))
-            conditions["label"] = label.to(device)
-        return batch["x"].to(device), conditions
+        """Items [B] with what the model is told of them, [B, *] each."""
+        batch, n = self.parts[split].batch(items), len(items)
+        conditions = {name: value.expand(n, *value.shape[1:]) for name, value in self.common.items()}
+        conditions |= {name: self.kinds[name].read(name, batch[name], n) for name in self.own}
+        return batch["x"].to(device), {name: values.to(device) for name, values in conditions.items()}
 
     def some(self, split: str, most: int = _MOMENT_ITEMS) -> Tensor:
         """Items of a split, at most so many."""
@@ -110,7 +128,18 @@ def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]
         raise UserError(f"split=[] names none: choose from {', '.join(data.splits)}, or all")
     for name in splits:
         data.split(name)
-    return ScoredData(data.name, "own", data.splits, cfg.n, cfg.label, model.hparams["n_classes"]), splits
+    return ScoredData(data.name, "own", data.splits, cfg.n, _told(cfg, model), model.conditions), splits
+
+
+def _told(cfg: DictConfig, model: ScoreModel) -> dict[str, Any]:
+    """What the model is told, as it was typed.
+
+    Raises:
+        UserError: If it was not trained to be told this alone.
+    """
+    told = given(cfg, model.conditions)
+    check_told(model, told)
+    return told
 
 
 def row_data(cfg: DictConfig, model: ScoreModel) -> ScoredData:
@@ -122,9 +151,10 @@ def row_data(cfg: DictConfig, model: ScoreModel) -> ScoredData:
     if not isinstance(cfg.x, str):
         raise UserError(f"x must be a file of rows, .npy, .npz or .csv; got x={cfg.x}")
     path = Path(cfg.x)
-    return ScoredData(
-        path.name, "rows", {"rows": read_rows(path, model.data)}, cfg.n, cfg.label, model.hparams["n_classes"]
-    )
+    told = _told(cfg, model)
+    others = [name for name, value in told.items() if is_own(value) and name != "label"]
+    rows = {"rows": read_rows(path, model.data, others)}
+    return ScoredData(path.name, "rows", rows, cfg.n, told, model.conditions)
 
 
 def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredData | None:
@@ -137,11 +167,12 @@ def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredD
 
     if cfg.against is None:
         return None
-    name, label = str(cfg.against), None if cfg.label == "own" else cfg.label
-    n_classes = model.hparams["n_classes"]
+    name, told = str(cfg.against), _told(cfg, model)
+    if any(map(is_own, told.values())):  # other data's own are of other classes
+        told = {}
     if name in ARTIFICIAL:
         split = artificial(name, cfg.n or min(own.count("test"), 1000), own.parts["train"])
-        return ScoredData(name, "against", {"test": split}, None, label, n_classes)
+        return ScoredData(name, "against", {"test": split}, None, told, model.conditions)
     file = config_folder() / "data" / f"{name}.yaml"
     if not file.is_file():
         known = sorted(path.stem for path in file.parent.glob("*.yaml"))
@@ -159,7 +190,7 @@ def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredD
         raise UserError(f"against={name} (its data.root is against_root, data.path against_path): {error}") from error
     _check_shape(name, data.shape, data.levels, model)
     take_units(data, model)
-    return ScoredData(name, "against", {"test": data.split("test")}, cfg.n, label, n_classes)
+    return ScoredData(name, "against", {"test": data.split("test")}, cfg.n, told, model.conditions)
 
 
 def _check_shape(name: str, shape: tuple[int, ...], levels: int | None, model: ScoreModel) -> None:

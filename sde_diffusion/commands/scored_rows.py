@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,35 +21,42 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def read_rows(path: Path, data: Mapping[str, Any]) -> Split:
+def read_rows(path: Path, data: Mapping[str, Any], conditions: Sequence[str] = ()) -> Split:
     """Items of a file as a model sees them, however far from its data they are.
 
     Args:
         path: .npy, .npz or .csv, with items [N, *shape], images also [N, H, W], [N, H, W, C] or [N, D], in the units of
             the model's data: numbers, or levels 0 ... L - 1 (greys 0 ... 255 as uint8 do, too).
         data: What the model's checkpoint says of its data.
+        conditions: Names of further arrays, or of columns of a table, that the model is told.
 
     Returns:
-        The items, with their labels if the file has any.
+        The items, with these, and with their labels if the file has any.
 
     Raises:
         UserError: If the file cannot be read, or holds items of another shape, or values that are none.
     """
     from sde_diffusion.data import Split
+    from sde_diffusion.data.array_conditions import read_condition
     from sde_diffusion.data.array_files import read_arrays
 
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, conditions)
     modality = modality_of(data)
     x = _shaped(np.asarray(arrays["train_images"]), modality, path)
     labels = class_numbers(arrays.get("train_labels"), len(x), path)
+    others = {}
+    for name in conditions:
+        if f"train_{name}" not in arrays:
+            raise UserError(f"{path} has no array {name}, and {name}=own needs one")
+        others[name] = read_condition(path, name, {"train": arrays[f"train_{name}"]}, {"train": len(x)})[0]["train"]
     if modality.levels is not None:
-        return Split(_on_levels(x, modality.levels, path), labels, modality.levels)
+        return Split(_on_levels(x, modality.levels, path), labels, modality.levels, others)
     rows = modality.encode(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64)))
     bad = (~rows.flatten(1).isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
         some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise UserError(f"{path}: {len(bad)} of {len(rows)} rows hold NaN, infinite or huge values: rows {some}")
-    return Split(rows, labels)
+    return Split(rows, labels, others=others)
 
 
 def _shaped(x: np.ndarray[Any, Any], modality: Modality, path: Path) -> np.ndarray[Any, Any]:

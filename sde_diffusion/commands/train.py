@@ -11,7 +11,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     """The data module and the model of a configuration, with what the data decide filled in (cfg is completed).
 
     Args:
-        cfg: The composed configuration; `network.shape`, `network.n_classes` and a null `denoiser.sigma_data` are set.
+        cfg: The composed configuration; `network.shape`, `network.conditions` and a null `denoiser.sigma_data` are set.
 
     Returns:
         (data module, model).
@@ -153,21 +153,26 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     from sde_diffusion.training.steering import steered
 
     data = load_named(plain(cfg.data))
-    n_classes = data.n_classes if cfg.conditional else 0
-    if cfg.conditional and not n_classes:
+    conditions = data.conditions.describe() if cfg.conditional else {}
+    if cfg.conditional and not conditions:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     if (shape := OmegaConf.select(cfg, "network.shape")) is not None:  # a resumed run's
-        built = f"items of shape {list(shape)} and {cfg.network.get('n_classes', 0)} classes"
-        has = f"items of shape {list(data.shape)} and {n_classes} classes"
+        built, has = (
+            f"items of shape {list(size)} and {_in_words(kinds)}"
+            for size, kinds in ((shape, plain(cfg.network.get("conditions"))), (data.shape, conditions))
+        )
         if built != has:
             raise UserError(
                 f"the network was built for {built}, and {data.name} has {has}: give data like those that the model "
                 "was trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
             )
-    if n_classes and not takes(cfg.network, "n_classes"):
-        raise UserError(f"conditional=true needs a network with an argument n_classes; {cfg.network._target_} has none")
+        conditions = plain(cfg.network.get("conditions")) or {}  # whose means and ranges are part of the network
+    if conditions and not takes(cfg.network, "conditions"):
+        raise UserError(
+            f"conditional=true needs a network with an argument conditions; {cfg.network._target_} has none"
+        )
     with open_dict(cfg):
-        for name, value in (("shape", list(data.shape)), ("n_classes", n_classes)):
+        for name, value in (("shape", list(data.shape)), ("conditions", conditions)):
             if takes(cfg.network, name):  # networks of one's own may be made for one shape alone
                 cfg.network[name] = value
         if cfg.denoiser.get("sigma_data") is None and takes(cfg.denoiser, "sigma_data"):
@@ -175,7 +180,7 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     settings = plain(cfg.model)
     cls = model_class(settings.pop("_target_", MODELS[0]))
     offered = {"denoiser": plain(cfg.denoiser), "objective": plain(cfg.objective), "data": data.describe()}
-    offered |= {"n_classes": n_classes, "seed": cfg.seed}
+    offered |= {"conditions": conditions, "seed": cfg.seed}
     taken = {name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
     try:
         model = call(cls, {**taken, **settings}, "model")
@@ -185,6 +190,13 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
     return data, model
+
+
+def _in_words(kinds: Mapping[str, Any] | None) -> str:
+    """What a network is told: the number of classes, and of other conditions names and shapes."""
+    kinds = kinds or {}
+    others = [f"{name} {kind.get('shape') or ''}".strip() for name, kind in kinds.items() if name != "label"]
+    return " and ".join([f"{kinds.get('label', {}).get('n_classes', 0)} classes", *others])
 
 
 def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
@@ -23,12 +24,14 @@ _TABLES = (".csv", ".tsv", ".txt")
 _DELIMITERS = (";", "\t", ",")
 
 
-def read_arrays(path: Path) -> dict[str, Array]:
+def read_arrays(path: Path, conditions: Sequence[str] = ()) -> dict[str, Array]:
     """The arrays of a file by what they hold: `train_images`, `test_labels` and so on, and `class_names`.
 
     Args:
         path: An .npz of arrays in any spelling of `names.array_names`; an .npy, or a table of numbers (.csv, .tsv,
             .txt, perhaps with a line of names on top), whose rows are the training items.
+        conditions: Names of further arrays that are wanted: `train_CONDITION`, ... of each split, or `CONDITION` of the
+            training items; of a table, names of columns, which are then no part of the items.
 
     Returns:
         The arrays. What else the file holds is said in the log.
@@ -37,12 +40,12 @@ def read_arrays(path: Path) -> dict[str, Array]:
         UserError: If the file cannot be read, is of another kind or damaged, or has no training items.
     """
     if path.suffix.lower() in _TABLES:
-        return {"train_images": _table(path)}
+        return _table(path, conditions)
     roles: dict[str, str] = {"train_images": "train_images"}
 
     def choose(found: list[str]) -> list[str]:
         roles.clear()
-        roles.update(array_names(found, str(path)))
+        roles.update(array_names(found, str(path), conditions))
         if "train_images" not in roles:
             raise UserError(
                 f"{path} has no train_images; it holds {few(found) or 'nothing'}; the names are train_images, "
@@ -64,8 +67,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
     return {role: arrays[name] for role, name in roles.items()}
 
 
-def _table(path: Path) -> Array:
-    """Rows of numbers, float64 [N, D]."""
+def _table(path: Path, conditions: Sequence[str]) -> dict[str, Array]:
+    """Rows of numbers, float64 [N, D], and the columns that conditions name, float64 [N]."""
     try:
         with TextIOWrapper(opened(path), encoding="utf-8-sig") as file:
             # A value takes two bytes of text at least, and eight in memory.
@@ -75,16 +78,23 @@ def _table(path: Path) -> Array:
         named = not all(_reads_as_number(word) for word in line.split(delimiter))
         with TextIOWrapper(opened(path), encoding="utf-8-sig") as file:
             lines = (line for line in file if line.strip())
+            columns = [word.strip(' "\n') for word in next(lines).split(delimiter)] if named else []
             if named:
-                log.info("%s: columns %s", path, few([word.strip(' "') for word in next(lines).split(delimiter)], 30))
+                log.info("%s: columns %s", path, few(columns, 30))
             first = next(lines, None)
             if first is None:
                 raise UserError(f"{path} has no rows of numbers")
-            return np.loadtxt(chain([first], lines), delimiter=delimiter, ndmin=2, comments=None, quotechar='"')
+            rows = np.loadtxt(chain([first], lines), delimiter=delimiter, ndmin=2, comments=None, quotechar='"')
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8: {error}") from error
     except ValueError as error:
         raise UserError(f"{path} is not a table of numbers: {str(error).splitlines()[0]}") from error
+    if lacking := [name for name in conditions if name not in columns]:
+        raise UserError(
+            f"{path} has no column {', '.join(lacking)}; its columns are {few(columns, 30) or 'without names'}"
+        )
+    found = {f"train_{name}": rows[:, columns.index(name)] for name in conditions}
+    return {"train_images": np.delete(rows, [columns.index(name) for name in conditions], axis=1), **found}
 
 
 def _reads_as_number(word: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_choice, check_count
-from sde_diffusion.checks.reprs import few
+from sde_diffusion.conditions import Conditions, Label
+from sde_diffusion.data.array_conditions import read_class_names, read_condition
 from sde_diffusion.data.array_files import read_arrays
 from sde_diffusion.data.checks import low_and_high
 from sde_diffusion.data.module import SPLITS, Common, DataModule
@@ -56,6 +58,9 @@ class Arrays(DataModule):
         val_fraction: Share of the training items split off for validation, where the file has none for it.
         test_fraction: Share of the training items split off for test, likewise.
         split_seed: Of both.
+        conditions: Names of further arrays that a model may be told of each item, such as rate: `train_rate` (or
+            `rate`), `val_rate`, ...; of a table, names of columns. Floats are measurements, [N] or [N, *]; integers and
+            words are classes.
         **common: See `DataModule`.
 
     Raises:
@@ -73,6 +78,7 @@ class Arrays(DataModule):
         val_fraction: float = 0.05,
         test_fraction: float = 0.1,
         split_seed: int = 0,
+        conditions: Sequence[str] = (),
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
@@ -95,21 +101,24 @@ class Arrays(DataModule):
         self.range, self.units = _range(range)
         self.bounded = range != "auto"
         self.levels_argument = levels
+        self.conditions_argument = list(Conditions(dict.fromkeys(conditions, Label(1))))  # checks the names
+        if "label" in self.conditions_argument:
+            raise ValueError("conditions need not name label: labels are read where the file has them")
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `DataModule`; `levels` as given, not as found."""
-        return super().config | {"levels": self.levels_argument}
+        """See `DataModule`; `levels` and `conditions` as given, not as found."""
+        return super().config | {"levels": self.levels_argument, "conditions": self.conditions_argument}
 
     def load(self) -> dict[str, Split]:
         """Read, check and split the arrays."""
-        arrays = read_arrays(Path(self.path))
+        arrays = read_arrays(Path(self.path), self.conditions_argument)
         parts = [split for split in SPLITS if f"{split}_images" in arrays]
         items = {split: self._arrange(f"{split}_images", arrays[f"{split}_images"]) for split in parts}
         for split in parts:
             self._check(f"{split}_images", items[split])
-        labels = self._labels(arrays, {split: len(items[split]) for split in parts})
+        conditions = self._conditions(arrays, {split: len(items[split]) for split in parts})
         for split in parts[1:]:
             if _kind(items[split]) != _kind(items["train"]):
                 raise UserError(
@@ -119,27 +128,36 @@ class Arrays(DataModule):
         n, missing = len(items["train"]), [split for split in ("val", "test") if split not in parts]
         shares = {"val": self.val_fraction, "test": self.test_fraction}
         counts = [max(1, round(n * shares[split])) for split in missing]
-        drawn = divide(n, counts, self.split_seed, labels.get("train"), f"{self.path}: ")
+        drawn = divide(n, counts, self.split_seed, conditions["label"].get("train"), f"{self.path}: ")
         for split, rows in zip((*missing, "train"), (*drawn[1:], drawn[0]), strict=True):  # train last: it is cut down
             items[split] = items["train"][rows.numpy()]
-            if "train" in labels:
-                labels[split] = labels["train"][rows]
+            for values in conditions.values():
+                if "train" in values:
+                    values[split] = values["train"][rows]
         if self.range == "auto":
             self.units = _units_of(items["train"])
-        return {split: self._split(items[split], labels.get(split)) for split in SPLITS}
+        label = conditions.pop("label")
+        return {
+            split: replace(
+                self._split(items[split]),
+                label=label.get(split),
+                others={name: values[split] for name, values in conditions.items()},
+            )
+            for split in SPLITS
+        }
 
-    def _split(self, array: Array, label: Tensor | None) -> Split:
+    def _split(self, array: Array) -> Split:
         if self._is_levels(array):
             x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.uint8))
-            return Split(x, label, self._levels(array))
+            return Split(x, levels=self._levels(array))
         if self.units is None:
-            return Split(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), label)
+            return Split(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)))
         x = torch.empty(array.shape, dtype=torch.float32)
         rows = max(1, _CHUNK * len(array) // array.size)
         for start in range(0, len(array), rows):
             part = np.ascontiguousarray(array[start : start + rows], dtype=np.float64)
             x[start : start + rows] = self.units.encode(torch.from_numpy(part))
-        return Split(x, label)
+        return Split(x)
 
     def _is_levels(self, array: Array) -> bool:
         return array.dtype.kind != "f" and self.range is None
@@ -217,45 +235,27 @@ class Arrays(DataModule):
         if self.range is None and array.min() >= 0:
             log.warning("%s: %s lies in [0, 1]; if that is its range, set data.range=[0,1]", self.path, key)
 
-    def _labels(self, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, Tensor]:
-        """The labels of each split as class numbers; sets `class_names`."""
-        found = {split: arrays[f"{split}_labels"] for split in SPLITS if f"{split}_labels" in arrays}
-        for split in set(found) - set(sizes):
-            log.warning("%s: not used: %s_labels, for there are no %s_images", self.path, split, split)
-            del found[split]
-        for split, label in found.items():
-            found[split] = label = label[:, 0] if label.shape == (sizes[split], 1) else label
-            if label.shape != (sizes[split],):
-                raise UserError(
-                    f"{self.path}: {split}_labels has shape {list(label.shape)}; {sizes[split]} images need labels of "
-                    f"shape [{sizes[split]}]"
-                )
-        names = self._names(arrays.get("class_names"))
-        if found and all(label.dtype.kind == "U" for label in found.values()):
-            names = names or tuple(np.unique(found.get("train", np.array([], dtype=str))).tolist())
-            found = {split: self._numbers(split, label, names) for split, label in found.items()}
-        for split, label in found.items():
-            if label.dtype.kind not in "bui" or label.min() < 0:
-                raise UserError(
-                    f"{self.path}: {split}_labels must be integers from 0 up (class numbers) or words; found "
-                    f"{label.dtype}{f' from {label.min()}' * (label.dtype.kind == 'i')}"
-                )
-        self.class_names = names if "train" in found else None
-        return {split: torch.from_numpy(label.astype(np.int64)) for split, label in found.items()}
-
-    def _names(self, array: Array | None) -> tuple[str, ...] | None:
-        if array is None:
-            return None
-        if array.ndim != 1 or array.dtype.kind not in "US" or len(set(array.tolist())) < len(array):
-            raise UserError(f"{self.path}: class_names must be different words, one a class; found {array.dtype}")
-        return tuple(str(name) for name in (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array))
-
-    def _numbers(self, split: str, words: Array, names: tuple[str, ...]) -> Array:
-        number = {name: k for k, name in enumerate(names)}
-        unknown = sorted(set(words.tolist()) - set(number))
-        if unknown:
-            raise UserError(f"{self.path}: {split}_labels has {few(unknown)}, and the classes are {few(names)}")
-        return np.array([number[word] for word in words.tolist()], dtype=np.int64)
+    def _conditions(self, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, dict[str, Tensor]]:
+        """The values of each condition by split, those of labels under `label`; sets the names of classes."""
+        found, path = dict[str, dict[str, Tensor]](), Path(self.path)
+        value_names: dict[str, Sequence[str]] = {}
+        for name in ("labels", *self.conditions_argument):
+            parts = {split: arrays[f"{split}_{name}"] for split in SPLITS if f"{split}_{name}" in arrays}
+            for split in set(parts) - set(sizes):
+                log.warning("%s: not used: %s_%s, for there are no %s_images", path, split, name, split)
+                del parts[split]
+            if name == "labels":
+                given = read_class_names(path, arrays.get("class_names"))
+                found["label"], names = read_condition(path, name, parts, sizes, given)
+                self.class_names = names if "train" in parts else None
+            elif set(parts) != set(sizes):
+                lacking = ", ".join(f"{split}_{name}" for split in sizes if split not in parts)
+                raise UserError(f"{path} has no array {lacking}, and data.conditions names {name}")
+            else:
+                found[name], names = read_condition(path, name, parts, sizes)
+                value_names |= {name: names} if names else {}
+        self.value_names = value_names
+        return found
 
 
 def _range(given: Range | None) -> tuple[Any, Units | None]:

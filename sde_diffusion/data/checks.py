@@ -83,6 +83,7 @@ def check_splits(name: str, splits: Mapping[str, Split], bounded: bool, class_na
     if isinstance(train.x, Tensor):
         _point_out_range(name, train)
     _check_labels(name, splits, class_names)
+    _check_others(name, splits)
 
 
 def _check_values(what: str, part: Split, bounded: bool) -> None:
@@ -154,3 +155,21 @@ def _check_labels(name: str, splits: Mapping[str, Split], class_names: Sequence[
             "those without items untrained; number the classes 0, 1, 2, ...",
             *(name, max(known), few([next(absent) for _ in range(min(11, max(known) + 1 - len(known)))]), n_classes),
         )
+
+
+def _check_others(name: str, splits: Mapping[str, Split]) -> None:
+    """See that conditions beside labels are finite, in each split, and of one shape and type."""
+    train = splits["train"].others
+    for split, part in splits.items():
+        if set(part.others) != set(train):
+            own = few(sorted(part.others)) or "none"
+            raise UserError(f"{name!r}: the conditions of train are {few(sorted(train)) or 'none'}, of {split} {own}")
+        for condition, values in part.others.items():
+            like = train[condition]
+            if (wanted := (len(part), *like.shape[1:], like.dtype)) != (*values.shape, values.dtype):
+                found = f"{values.dtype} {list(values.shape)}"
+                raise UserError(
+                    f"{name!r}: {condition} of {split} must be {wanted[-1]} {list(wanted[:-1])}; got {found}"
+                )
+            if not bool(values.isfinite().all()):
+                raise UserError(f"{name!r}: {condition} of {split} holds NaN or infinite values: remove those items")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import numpy.typing as npt
@@ -14,17 +15,18 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from sde_diffusion.checks import check_bool, check_count
-from sde_diffusion.config import public_path
+from sde_diffusion.conditions import Conditions
+from sde_diffusion.config import settings_of
 from sde_diffusion.data.checks import check_splits
+from sde_diffusion.data.conditions import kinds_of
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
-from sde_diffusion.data.split import Split
+from sde_diffusion.data.split import Split, differences
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Modality, kind_by_shape
 from sde_diffusion.modality.units import Units
 from sde_diffusion.storage.memory import check_fits
 
 SPLITS = ("train", "val", "test")
-_MOST_CLASSES = 100_000
 _MOST_ITEMS = 1_000_000_000  # of an epoch, whose order is held in memory
 
 
@@ -38,7 +40,7 @@ class Common(TypedDict, total=False):
 
 
 class DataModule(LightningDataModule):
-    """A data set: three splits in memory, and batches {"x": float32 [B, *shape] on [-1, 1], "label": int64 [B]}.
+    """A data set: three splits in memory, and batches {"x": float32 [B, *shape] on [-1, 1], "label": int64 [B], ...}.
 
     A new data set is a subclass that sets `name`, writes `load`, and keeps each constructor argument in an
     attribute of the same name (`describe` reads them back, so that a checkpoint can rebuild the data set).
@@ -61,6 +63,7 @@ class DataModule(LightningDataModule):
     units: Units | None = None  # of float data; None: they are on [-1, 1] already, or have levels
     modality_class: type[Modality] | None = None  # what kind of thing an item is; None: the shape tells
     class_names: tuple[str, ...] | None = None  # of the classes 0, 1, ..., where they have names; set by `load`
+    value_names: Mapping[str, Sequence[str]] = MappingProxyType({})  # likewise of other conditions that are classes
     why_no_labels: str = ""  # what `load` found in the place of labels, for messages: "; ..."
 
     def __init__(
@@ -117,20 +120,19 @@ class DataModule(LightningDataModule):
         return self.splits["train"].levels
 
     @cached_property
-    def n_classes(self) -> int:
-        """One more than the largest label, or the number of class names if that is more.
-
-        0 where training or validation items have no labels, or labels run beyond 100,000, like numbers of items do: a
-        model of classes could not be trained.
-        """
-        if any(self.splits[name].label is None for name in ("train", "val")):
-            return 0
-        labels = [split.label for split in self.splits.values() if split.label is not None]
-        found = max(len(self.class_names or ()), *(int(label.max()) + 1 for label in labels))
-        if found > _MOST_CLASSES:
-            self.why_no_labels = f" that could be classes: they run to {found - 1}; number the classes 0, 1, 2, ..."
-            return 0
+    def conditions(self) -> Conditions:
+        """What is known of each item beside itself, by name and kind: its `label`, and others; see `kinds_of`."""
+        found, why = kinds_of(self.splits, {"label": self.class_names, **self.value_names})
+        self.why_no_labels = why or self.why_no_labels
         return found
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes: one more than the largest label, or the number of class names if that is more.
+
+        0 where the data have no labels that a model could be trained on.
+        """
+        return getattr(self.conditions.get("label"), "n_classes", 0)
 
     @cached_property
     def std(self) -> float:
@@ -196,20 +198,13 @@ class DataModule(LightningDataModule):
             return
         for name, split in self.splits.items():
             y = self.decode(split.tensor())
-            self.splits[name] = Split(y if units is None else units.encode(y), split.label)
+            self.splits[name] = replace(split, x=y if units is None else units.encode(y))
         self.units = units
 
     @property
     def config(self) -> dict[str, Any]:
         """`_target_` and every constructor argument: what rebuilds this data set."""
-        names = [
-            name
-            for cls in type(self).__mro__
-            if issubclass(cls, DataModule) and "__init__" in vars(cls)
-            for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
-            if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
-        ]
-        return {"_target_": public_path(type(self))} | {name: getattr(self, name) for name in names}
+        return settings_of(self, DataModule)
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data, in plain containers."""
@@ -219,8 +214,7 @@ class DataModule(LightningDataModule):
             "modality": self.modality.describe(),
             "levels": self.levels,
             "data_range": list(self.data_range),
-            "n_classes": self.n_classes,
-            "class_names": None if self.class_names is None else list(self.class_names),
+            "conditions": self.conditions.describe(),
             "std": self.std,
             "units": None if self.units is None else self.units.describe(),
             "config": self.config,
@@ -242,17 +236,7 @@ class DataModule(LightningDataModule):
 
     def changed_since(self, fingerprint: dict[str, Any] | None) -> str:
         """How the data differ from those of a fingerprint, in words; empty where they do not, or nobody knows."""
-        now = self.fingerprint
-        if not fingerprint or now is None:
-            return ""
-        found = []
-        for name, mine in now.items():
-            old = fingerprint.get(name, mine)
-            if old["items"] != mine["items"]:
-                found.append(f"{name}: {old['items']} items then, {mine['items']} now")
-            elif old["digest"] != mine["digest"]:
-                found.append(f"{name}: {mine['items']} items as before, but different ones")
-        return "; ".join(found)
+        return differences(fingerprint, self.fingerprint)
 
     # Batches
 

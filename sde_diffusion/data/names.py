@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sde_diffusion.errors import UserError
 
@@ -45,20 +45,28 @@ def split_folders(names: Iterable[str], where: str) -> dict[str, str]:
     return found if "train" in found else {}
 
 
-def array_names(names: Iterable[str], where: str) -> dict[str, str]:
+def array_names(names: Iterable[str], where: str, conditions: Sequence[str] = ()) -> dict[str, str]:
     """Which of some arrays hold what: `x_train`, `train_images`, `images` and the like are the training images.
 
     Args:
         names: Of the arrays.
         where: The file, for messages.
+        conditions: Names of conditions whose arrays are wanted too.
 
     Returns:
-        Name by `train_images`, `val_labels`, ... and `class_names`.
+        Name by `train_images`, `val_labels`, `train_CONDITION`, ... and `class_names`.
 
     Raises:
         UserError: If two stand for the same.
     """
-    return _unique(((_role(name.lower()), name) for name in names), where)
+    wanted = {
+        f"{split}{mark}{name}".lower() if first else f"{name}{mark}{split}".lower(): f"{_SPLITS[split]}_{name}"
+        for name in conditions
+        for split in _SPLITS
+        for mark in ("_", "-", ".", "")
+        for first in (True, False)
+    } | {name.lower(): f"train_{name}" for name in conditions}
+    return _unique(((wanted.get(name.lower()) or _role(name.lower()), name) for name in names), where)
 
 
 def _role(name: str) -> str | None:

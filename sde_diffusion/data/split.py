@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -51,14 +51,21 @@ class Split:
         x: [N, *shape], uint8 levels from 0 to levels - 1, or float32 already on [-1, 1].
         label: [N], int64 class numbers, or None.
         levels: How many levels x has, or None for float data.
+        others: What else is known of each item, by name, such as measurements, [N, *] each.
     """
 
     x: Rows
     label: Tensor | None = None
     levels: int | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.x.shape[0]
+
+    @property
+    def conditions(self) -> dict[str, Tensor]:
+        """All that is known of each item, by name, [N, *] each: its label, if there are labels, and the others."""
+        return {**({} if self.label is None else {"label": self.label}), **self.others}
 
     def tensor(self, index: Tensor | None = None) -> Tensor:
         """The rows at index [n], or all of them, as float32 [n, *shape] on [-1, 1]."""
@@ -66,14 +73,11 @@ class Split:
         return x if self.levels is None else from_levels(x, self.levels)
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """The rows at index [B]: `x` float32 [B, *shape] on [-1, 1] and, where there are labels, `label`."""
-        batch = {"x": self.tensor(index)}
-        if self.label is not None:
-            batch["label"] = self.label.index_select(0, index)
-        return batch
+        """The rows at index [B]: `x` float32 [B, *shape] on [-1, 1], and by name what else is known of them."""
+        return {"x": self.tensor(index), **{name: v.index_select(0, index) for name, v in self.conditions.items()}}
 
     def digest(self) -> str:
-        """32 hexadecimal digits that tell a split's values and labels from others: of its bytes, or of 64 MiB of them.
+        """32 hexadecimal digits that tell a split's values and conditions from others: of its bytes, or of 64 MiB.
 
         The values are those held, so that the digest is the same on every machine if reading the data is exact.
         """
@@ -85,6 +89,9 @@ class Split:
             found.update(self.x.index_select(0, part).contiguous().numpy().data)
         if self.label is not None:
             found.update(self.label.contiguous().numpy().data)
+        for name, values in sorted(self.others.items()):
+            found.update(f"{name} {list(values.shape)} {values.dtype}".encode())
+            found.update(values.contiguous().numpy().data)
         return found.hexdigest()[:32]
 
     @cached_property
@@ -106,6 +113,25 @@ class Split:
         low, high = torch.stack(ends).T
         std = float(np.sqrt(np.maximum(0.0, squares / count - (total / count) ** 2)))
         return Statistics(low.min().item(), high.max().item(), std)
+
+
+def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    """How data differ by their fingerprints, in words; empty where they do not, or nobody knows.
+
+    Args:
+        before: Number and digest of the items by split, {"items": ..., "digest": ...}; None or empty: not known.
+        now: Likewise.
+    """
+    found: list[str] = []
+    if not before or not now:
+        return ""
+    for name, mine in now.items():
+        old = before.get(name, mine)
+        if old["items"] != mine["items"]:
+            found.append(f"{name}: {old['items']} items then, {mine['items']} now")
+        elif old["digest"] != mine["digest"]:
+            found.append(f"{name}: {mine['items']} items as before, but different ones")
+    return "; ".join(found)
 
 
 def divide(

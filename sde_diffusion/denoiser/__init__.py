@@ -3,19 +3,21 @@
 from sde_diffusion.denoiser.base import Denoiser, check_denoiser
 from sde_diffusion.denoiser.exact import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.denoiser.gradients import InputGradient
-from sde_diffusion.denoiser.network import (
-    EDM,
+from sde_diffusion.denoiser.network import NetworkDenoiser
+from sde_diffusion.denoiser.noise_conditioning import (
     NOISE_CONDITIONINGS,
+    LogSigma,
+    NoiseConditioning,
+    PathTime,
+    StepNumber,
+)
+from sde_diffusion.denoiser.parameterization import (
+    EDM,
     PARAMETERIZATIONS,
     X0,
     Eps,
-    LogSigma,
-    NetworkDenoiser,
-    NoiseConditioning,
     Parameterization,
-    PathTime,
     Score,
-    StepNumber,
     V,
     Velocity,
 )

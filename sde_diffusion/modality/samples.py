@@ -1,15 +1,16 @@
 """Files of samples, `samples.npz`: writing and reading.
 
 Such a file has an array of samples, named by the modality's `unit` (`images`, `points`, `signals`) and laid out by its
-`to_file`; `seeds`, int64 [N]; and for class-conditional models `labels`, int64 [N], and `class_names` if they are
-known.
+`to_file`; `seeds`, int64 [N]; for class-conditional models `labels`, int64 [N], and `class_names` if they are known;
+and the values of the other conditions of each sample, under their names, [N, *].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def write_samples(
     modality: Modality,
     batches: Iterable[Tensor],
     seeds: range,
-    labels: Tensor | None = None,
+    conditions: Mapping[str, Tensor] = MappingProxyType({}),
     class_names: Sequence[str] = (),
 ) -> Array:
     """Write a `samples.npz` atomically.
@@ -60,7 +61,7 @@ def write_samples(
         modality: Their kind of data.
         batches: The samples, [B, *shape] as models return them.
         seeds: The seeds of the N samples.
-        labels: Their classes, int64 [N], or None.
+        conditions: The conditions of each sample by name, [N, *]; `label` is stored as `labels`.
         class_names: Names of the classes 0, 1, ..., if known.
 
     Returns:
@@ -68,9 +69,8 @@ def write_samples(
     """
     samples = np.concatenate([modality.to_file(x) for x in batches])
     arrays = {"seeds": np.arange(seeds.start, seeds.stop, dtype=np.int64), modality.unit: samples}
-    if labels is not None:
-        arrays["labels"] = labels.numpy()
-    if labels is not None and len(class_names):
+    arrays |= {"labels" if name == "label" else name: values.numpy() for name, values in conditions.items()}
+    if len(class_names):
         arrays["class_names"] = np.asarray(class_names, dtype=str)
     with writing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Raw networks, which know no SDE: `network(x, c_noise, label=None)` returns a tensor of x's shape and type."""
+"""Raw networks, which know no SDE: `network(x, c_noise, **conditions)` returns a tensor of x's shape and type."""
 
 from sde_diffusion.nn.embedding import FourierEmbedding, PositionalEmbedding
 from sde_diffusion.nn.mlp import MLP

@@ -1,4 +1,4 @@
-"""Turn the noise number and the class label into one vector that the blocks of a network are modulated by."""
+"""Turn the noise number and the conditions into one vector that the blocks of a network are modulated by."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_number, check_count, check_sizes
+from sde_diffusion.conditions import Condition, Conditions
 
 
 def _frequency_buffer(frequencies: Tensor) -> Tensor:
@@ -134,80 +135,58 @@ EMBEDDINGS: dict[str, type[PositionalEmbedding] | type[FourierEmbedding]] = {
 
 
 class Conditioning(nn.Module):
-    """One vector per sample from the noise number and the class label: SiLU(W_2 SiLU(W_1 f(c) + e_label)).
+    """One vector per sample from the noise number and the conditions: SiLU(W_2 SiLU(W_1 f(c) + sum_k e_k(value_k))).
 
     Args:
         dim: Size of the vector; even, at least 4.
-        n_classes: Labels are 0 ... n_classes - 1, and n_classes is the null class, "no label"; 0: the network takes no
-            label.
+        n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
         embedding: The noise features f, "positional", "ddpm" or "fourier", or a module from c_noise [N] to [N, dim].
+        conditions: What else the network is told of each sample, by name, each with its embedding e_k.
 
     Raises:
-        ValueError: If embedding is unknown or of another width, n_classes negative or dim odd or below 4.
-
-    References:
-        Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", section 3.2 (the null class).
+        ValueError: If embedding is unknown or of another width, n_classes negative, dim odd or below 4, or a condition
+            has no good name.
+        TypeError: If a condition is none.
     """
 
-    def __init__(self, dim: int, n_classes: int = 0, embedding: str | nn.Module = "positional") -> None:
+    def __init__(
+        self,
+        dim: int,
+        n_classes: int = 0,
+        embedding: str | nn.Module = "positional",
+        conditions: Mapping[str, Condition] | None = None,
+    ) -> None:
         super().__init__()
         dim = check_dim(dim)
-        self.n_classes = n_classes = check_count("n_classes", n_classes, least=0, also=" (0: no labels)")
+        self.conditions = Conditions(conditions, n_classes)
         self.features = _features(embedding, dim)
         self.input = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
-        self.labels = nn.Embedding(n_classes + 1, dim) if n_classes else None
+        self.embeddings = self.conditions.embeddings(dim)
 
-    def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return [N, dim], with N = B, or N = 1 where neither argument varies over the batch.
+    def forward(self, c_noise: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
+        """Return [N, dim], with N = B, or N = 1 where no argument varies over the batch.
 
         Args:
             c_noise: [] or [B], any real number.
             label: [B], int64 in 0 ... n_classes, n_classes being the null class; None: the null class for all.
+            **conditions: Values of the others, [B, *shape] each; None: the null value for all.
 
         Raises:
-            ValueError: If a label is given to a network built with n_classes = 0.
+            ValueError: If a condition is given that the network was built without.
         """
-        h = self.input(self.features(c_noise.reshape(-1)).to(self.input.weight.dtype))
-        if self.labels is not None:
-            h = h + (self.labels.weight[-1:] if label is None else self.labels(label))
-        elif label is not None:
-            raise ValueError("this network was built with n_classes=0 and takes no label; set n_classes or pass None")
-        return F.silu(self.output(F.silu(h)))
-
-    def check_label(self, label: Any, batch: int, device: torch.device, wait: bool = True) -> Tensor | None:
-        """Labels as `forward` takes them.
-
-        Args:
-            label: One integer for each sample, or one for all: a tensor, an array, a list or a number; None for none.
-            batch: Number of samples B.
-            device: Where the labels are wanted.
-            wait: Whether labels that lie on a GPU are looked at, for which it must be waited for.
-
-        Returns:
-            int64 [B], or None.
-
-        Raises:
-            ValueError: If a label is not an integer in 0 ... n_classes, or there are not B of them.
-        """
-        if label is None:
-            return None
-        allowed = f"label must be integers in 0 ... {self.n_classes - 1} (or {self.n_classes}: no label)"
-        try:
-            labels = torch.as_tensor(label)
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{allowed}; got {label!r:.60}") from None
-        if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(f"{allowed}; got {str(labels.dtype).removeprefix('torch.')}")
-        if labels.ndim and labels.shape != (batch,):
+        given = {name: value for name, value in {"label": label, **conditions}.items() if value is not None}
+        if strange := ", ".join(name for name in given if name not in self.conditions):
+            takes = ", ".join(self.conditions) or "none"
             raise ValueError(
-                f"label must be one integer for each of the {batch} samples; got shape {list(labels.shape)}"
+                f"this network was built without the condition {strange} (with {takes}); set n_classes or conditions, "
+                "or pass None"
             )
-        if wait or (labels.device.type == "cpu" and not torch.compiler.is_compiling()):
-            low, high = (int(end) for end in labels.aminmax())
-            if low < 0 or high > self.n_classes:
-                raise ValueError(f"{allowed}; got {low if low < 0 else high}")
-        return labels.to(device, torch.int64).expand(batch)
+        h = self.input(self.features(c_noise.reshape(-1)).to(self.input.weight.dtype))
+        for name, embedding in self.embeddings.items():
+            value = given.get(name)
+            h = h + embedding(self.conditions[name].nulls(1, h.device) if value is None else value)
+        return F.silu(self.output(F.silu(h)))
 
 
 class Network(nn.Module):
@@ -215,7 +194,7 @@ class Network(nn.Module):
 
     Attributes:
         shape: Of one sample.
-        conditioning: The embedding of noise level and label.
+        conditioning: The embedding of noise level and conditions.
     """
 
     casts_inputs = True
@@ -224,18 +203,18 @@ class Network(nn.Module):
 
     @property
     def condition_names(self) -> tuple[str, ...]:
-        """label, if the network was built with classes."""
-        return ("label",) if self.conditioning.n_classes else ()
+        """Those that the network was built with."""
+        return tuple(self.conditioning.conditions)
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
-    ) -> dict[str, Any]:
-        """Conditions as `forward` takes them; see `Conditioning.check_label`."""
-        return {name: self.conditioning.check_label(value, batch, device, wait) for name, value in conditions.items()}
+    ) -> dict[str, Tensor | None]:
+        """Conditions as `forward` takes them; see `Condition.check`."""
+        return self.conditioning.conditions.check(conditions, batch, device, wait)
 
     def extra_repr(self) -> str:
-        """Shape and number of classes."""
-        return f"shape={list(self.shape)}, n_classes={self.conditioning.n_classes}"
+        """Shape and conditions."""
+        return f"shape={list(self.shape)}, conditions={self.conditioning.conditions}"
 
 
 def _features(embedding: str | nn.Module, dim: int) -> nn.Module:

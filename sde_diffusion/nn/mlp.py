@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_number, check_count
+from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, check_shape
 
 
 class _Block(nn.Module):
-    """h + W_2 SiLU(W_1 (scale LayerNorm(h) + shift)), with scale and shift given by the noise level and the label."""
+    """h + W_2 SiLU(W_1 (scale LayerNorm(h) + shift)), scale and shift given by the noise level and the conditions."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -35,19 +36,19 @@ class _Block(nn.Module):
 
 
 class MLP(Network):
-    """Residual multilayer perceptron, modulated in each block by the noise level and the label.
+    """Residual multilayer perceptron, modulated in each block by the noise level and the conditions.
 
-    `network(x, c_noise, label=None)` flattens x to [B, D], D the product of shape, and computes
+    `network(x, c_noise, label=None, ...)` flattens x to [B, D], D the product of shape, and computes
 
         h_0 = W_in x,   h_{k+1} = h_k + W_2k SiLU(W_1k ((1 + a_k) LayerNorm(h_k) + b_k)),   out = W_out LayerNorm(h_K)
 
-    with (a_k, b_k) linear in an embedding of c_noise and label (adaptive layer norm; one matrix product computes those
-    of all blocks). W_out, and with it the output, is initialised to 0. The output of a sample depends on no other
-    sample.
+    with (a_k, b_k) linear in an embedding of c_noise and the conditions (adaptive layer norm; one matrix product
+    computes those of all blocks). W_out, and with it the output, is initialised to 0. The output of a sample depends on
+    no other sample.
 
     Args:
         shape: Shape of one sample, of any number of dimensions.
-        n_classes: Labels are 0 ... n_classes - 1 and n_classes is the null class; 0: no labels.
+        n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
         width: Width of the hidden layers; positive.
         depth: Number of residual blocks, two linear layers each; at least 1.
         embedding_dim: Size of the conditioning vector; even, at least 4.
@@ -56,6 +57,7 @@ class MLP(Network):
         dropout: Probability of dropout of each block's hidden values, in [0, 1).
         octaves: Number of octaves of sin(2^k pi x), cos(2^k pi x), k = 0, 1, ..., that are further inputs, at least 0:
             for likelihoods of data on levels, which depend on details that are too fine for the network otherwise.
+        conditions: What the output depends on beside x and c_noise, by name; see `sde_diffusion.conditions`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -75,6 +77,7 @@ class MLP(Network):
         embedding: str | nn.Module = "positional",
         dropout: float = 0.0,
         octaves: int = 0,
+        conditions: Mapping[str, Condition] | None = None,
     ) -> None:
         super().__init__()
         self.shape = check_shape(shape)
@@ -84,7 +87,7 @@ class MLP(Network):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
         size = math.prod(self.shape)
-        self.conditioning = Conditioning(embedding_dim, n_classes, embedding)
+        self.conditioning = Conditioning(embedding_dim, n_classes, embedding, conditions)
         embedding_dim = self.conditioning.input.in_features
         self.modulation = nn.Linear(embedding_dim, depth * 2 * width)
         self.input = nn.Linear(size * (1 + 2 * octaves), width)
@@ -94,23 +97,24 @@ class MLP(Network):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
         """Apply the network; computes in the type of its parameters (or autocast's), returns that of x.
 
         Args:
             x: [B, *shape], floating point.
             c_noise: [] or [B], a function of the noise level, such as log(sigma/alpha)/4.
             label: [B], int64 in 0 ... n_classes; None: the null class throughout.
+            **conditions: Values of the other conditions, [B, *] each; None: the null value throughout.
 
         Returns:
             [B, *shape], the type of x.
 
         Raises:
-            ValueError: If a shape is wrong, or a label is given where n_classes = 0.
+            ValueError: If a shape is wrong, or a condition is given that the network was built without.
         """
         check_arguments(x, c_noise, self.shape)
         # One embedding serves all samples where c_noise is a scalar: [1, ...] broadcasts below.
-        modulation = self.modulation(self.conditioning(c_noise, label))
+        modulation = self.modulation(self.conditioning(c_noise, label, **conditions))
         scales, shifts = modulation.unflatten(1, (2, len(self.blocks), -1)).unbind(1)
         h = self.input(self._features(x.flatten(1)).to(self.input.weight.dtype))
         for block, scale, shift in zip(self.blocks, (1 + scales).unbind(1), shifts.unbind(1), strict=True):

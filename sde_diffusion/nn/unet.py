@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_number, check_count, check_sizes
+from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.blocks import ResidualBlock, convolution, double, group_norm, halve
 from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, check_dim, check_shape
 
@@ -26,7 +27,7 @@ class UNet(Network):
 
     Args:
         shape: Shape of one image, [C, height, width]; any size, also odd.
-        n_classes: Labels are 0 ... n_classes - 1 and n_classes is the null class; 0: no labels.
+        n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
         patch: Side of the squares, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
             with zeros on the right and below, and the output cropped.
         channels: Base number of channels; positive.
@@ -39,6 +40,7 @@ class UNet(Network):
         embedding_dim: Size of the conditioning vector; even, at least 4.
         embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
             [N, embedding_dim].
+        conditions: What the network is told of each sample, by name; see `sde_diffusion.conditions`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -60,6 +62,7 @@ class UNet(Network):
         dropout: float = 0.0,
         embedding_dim: int = 256,
         embedding: str | nn.Module = "positional",
+        conditions: Mapping[str, Condition] | None = None,
     ) -> None:
         super().__init__()
         self.shape = check_shape(shape, 3)
@@ -74,7 +77,7 @@ class UNet(Network):
         embedding_dim = check_dim(embedding_dim)
         block = partial(ResidualBlock, embedding_dim=embedding_dim, dropout=dropout, head_channels=head_channels)
 
-        self.conditioning = Conditioning(embedding_dim, n_classes, embedding)
+        self.conditioning = Conditioning(embedding_dim, n_classes, embedding, conditions)
         self.patch = patch
         pixels = self.shape[0] * patch**2  # values in a square
         self.input = convolution(pixels, widths[0], 3)
@@ -104,22 +107,23 @@ class UNet(Network):
         self.norm = group_norm(width)
         self.output = convolution(width, pixels, 3, zero=True)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
         """Apply the network; computes in the type of its parameters (or autocast's), returns that of x.
 
         Args:
             x: [B, C, height, width], floating point.
             c_noise: [] or [B], a function of the noise level, such as log(sigma/alpha)/4.
             label: [B], int64 in 0 ... n_classes; None: the null class throughout.
+            **conditions: Values of the other conditions, [B, *] each; None: the null value throughout.
 
         Returns:
             [B, C, height, width], the type of x.
 
         Raises:
-            ValueError: If a shape is wrong, or a label is given where n_classes = 0.
+            ValueError: If a shape is wrong, or a condition is given that the network was built without.
         """
         check_arguments(x, c_noise, self.shape)
-        embedding = self.conditioning(c_noise, label)
+        embedding = self.conditioning(c_noise, label, **conditions)
         height, width = self.shape[1:]
         padded = F.pad(x.to(self.input.weight.dtype), (0, -width % self.patch, 0, -height % self.patch))
         h = self.input(F.pixel_unshuffle(padded, self.patch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero or "shape" not in pl_module.data:
             return
         try:
-            self._draw(pl_module, pl_module.data["shape"], callback=lambda *_: True)
+            self._draw(pl_module, pl_module.data["shape"], {}, callback=lambda *_: True)
         except ValueError as error:
             raise UserError(f"the sampler of callbacks.samples: {error}") from error
 
@@ -98,16 +98,29 @@ class SampleGrid(Callback):
         if not trainer.should_stop and (self._validations + 1) % self.every_n_validations:
             return
         assert isinstance(pl_module, ScoreModel)
-        picture = _modality(pl_module, batch).draw(self._draw(pl_module, batch["x"].shape[1:]))
+        picture = _modality(pl_module, batch).draw(self._draw(pl_module, batch["x"].shape[1:], batch))
         pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if (log_image := getattr(logger, "log_image", None)) is not None:
                 log_image(key="samples", images=[picture], step=trainer.global_step)
 
-    def _draw(self, model: ScoreModel, shape: Sequence[int], **options: Any) -> Tensor:
-        conditions = {}
-        if n_classes := model.hparams.get("n_classes"):
-            conditions["label"] = torch.arange(self.n, device=model.device) % n_classes
+    def _conditions(self, model: ScoreModel, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the samples are drawn under.
+
+        All that there is in turn, as of classes; where that is too much to be counted, what the first items of a batch
+        come with, all of an item's conditions together; nothing where there is no batch.
+        """
+        found: dict[str, Any] = {name: kind.in_turn(self.n) for name, kind in model.conditions.items()}
+        if any(values is None for values in found.values()):
+            if batch:
+                rows = torch.arange(self.n, device=batch["x"].device) % len(batch["x"])
+                found = {name: batch[name][rows] for name in found}
+            else:
+                found = {name: kind.nulls(self.n) for name, kind in model.conditions.items()}
+        return {name: values.to(model.device) for name, values in found.items()}
+
+    def _draw(self, model: ScoreModel, shape: Sequence[int], batch: Mapping[str, Tensor], **options: Any) -> Tensor:
+        conditions = self._conditions(model, batch)
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         state = torch.random.get_rng_state()
         try:

@@ -29,6 +29,7 @@ from sde_diffusion.training.checkpoint_contents import (
     with_paths_in,
 )
 from sde_diffusion.training.entries import ContentsError
+from sde_diffusion.training.former import as_now
 from sde_diffusion.training.weights import check_moments, check_weights
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         map_location: Where the tensors go.
 
     Returns:
-        The checkpoint's plain contents.
+        The checkpoint's plain contents, in today's layout.
 
     Raises:
         UserError: If the file is missing, damaged, holds anything but data, is another program's or a later version's.
@@ -62,7 +63,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         check_contents(checkpoint)
     except ContentsError as error:
         raise UserError(f"{path} does not describe its model and run: {error}; use an earlier checkpoint") from error
-    return with_paths_in(checkpoint, path.parent.absolute())
+    return as_now(with_paths_in(checkpoint, path.parent.absolute()))
 
 
 def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path, resuming: bool) -> None:

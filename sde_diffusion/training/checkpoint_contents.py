@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sde_diffusion.checks.arguments import whole_words
 from sde_diffusion.checks.reprs import shown
-from sde_diffusion.modality.units import Units
+from sde_diffusion.training.agreement import check_agreement
 from sde_diffusion.training.entries import (
     ANYTHING,
     COUNT,
@@ -127,7 +127,8 @@ _DATA = Entries(
         "modality": SETTINGS,
         "levels": Either(Value(whole_words(2, 256), lambda value: type(value) is int and 2 <= value <= 256)),
         "data_range": Each(NUMBER),
-        "n_classes": COUNT,
+        "conditions": Each(SETTINGS, str),
+        "n_classes": COUNT,  # of version 0.1.0, as class_names
         "class_names": Either(Each(TEXT)),
         "std": NUMBER,
         "units": Either(Entries({"low": Each(NUMBER), "high": Each(NUMBER)})),
@@ -202,7 +203,7 @@ def check_contents(checkpoint: Any) -> None:
     _CONTENTS.check(checkpoint, WHOLE)
     hyper_parameters = checkpoint["hyper_parameters"]
     Either(_DATA, empty=True).check(hyper_parameters.get("data"), "hyper_parameters.data")
-    _check_agreement(checkpoint)
+    check_agreement(checkpoint)
     for number, state in enumerate(checkpoint.get("lr_schedulers", [])):
         for key in state:
             if key == "optimizer" or callable(getattr(LambdaLR, key, None)):  # which the state would take the place of
@@ -213,32 +214,6 @@ def check_contents(checkpoint: Any) -> None:
             _MODEL_CHECKPOINT.check(state, place)
             if state.get("best_k_models") and state.get("kth_best_model_path") not in state["best_k_models"]:
                 raise ContentsError(f"{place}.kth_best_model_path is none of {place}.best_k_models")
-
-
-def _check_agreement(checkpoint: Mapping[str, Any]) -> None:
-    """See that what is said of the model twice is the same, and no size of its network is beyond all its weights."""
-    hyper_parameters, run = checkpoint["hyper_parameters"], checkpoint["sde_diffusion"].get("run") or {}
-    data = hyper_parameters.get("data") or {}
-    most = max(10_000, sum(tensor.numel() for tensor in checkpoint["state_dict"].values()))
-    for denoiser in (hyper_parameters.get("denoiser"), run.get("denoiser")):
-        network = denoiser.get("network") if isinstance(denoiser, dict) else None
-        if not isinstance(network, dict):
-            continue
-        for key, value in leaves(network):
-            if isinstance(value, int) and abs(value) > most:
-                raise ContentsError(f"its network's {key}={value} is more than the file has weights for")
-        if "shape" in network and "shape" in data and list(network["shape"]) != list(data["shape"]):
-            raise ContentsError(f"its network is for the shape {shown(network['shape'])}, its data {data['shape']}")
-        if network.get("n_classes", 0) != hyper_parameters.get("n_classes", 0):
-            raise ContentsError("its network has another number of classes than the model")
-    try:
-        units = Units.of(data.get("units"))
-    except ValueError as error:
-        raise ContentsError(f"hyper_parameters.data: {error}") from error
-    if units is not None and len(units.low) > 1 and [len(units.low)] != list(data.get("shape", ())):
-        raise ContentsError(
-            f"hyper_parameters.data has units for {len(units.low)} columns, and its shape is {shown(data.get('shape'))}"
-        )
 
 
 def _check_leaf(key: Any, value: Any) -> None:

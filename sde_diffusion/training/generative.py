@@ -118,7 +118,7 @@ class GenerativeModel(LightningModule, ABC):
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> Tensor:
-        """Loss of a batch {"x": [B, *], "label": [B] if there are labels}, []; drawn by torch's global generator."""
+        """Loss of a batch {"x": [B, *], and each condition [B, *]}, []; drawn by torch's global generator."""
 
     @abstractmethod
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

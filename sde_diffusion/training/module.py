@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, check_bool, check_count, check_kind
+from sde_diffusion.checks import check_bool, check_kind
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import build, plain_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.generative import Batch, GenerativeModel
 from sde_diffusion.training.objective import Objective
 
@@ -31,13 +33,17 @@ class ScoreModel(GenerativeModel):
         weight_decay: Likewise.
         warmup_steps: Likewise.
         schedule: Likewise.
-        n_classes: Number of classes that the denoiser is conditioned on; 0 for an unconditional model.
+        n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
         dequantise: See `GenerativeModel`.
-        label_dropout: Share of samples trained without their label, for classifier-free guidance, in [0, 1].
+        label_dropout: Share of samples trained without their conditions, for classifier-free guidance, in [0, 1]: one
+            draw for all conditions.
         validation_draws: Draws of time and noise for each item of the validation split.
-        seed: Of noise and times, and of the dropout of labels.
+        seed: Of noise and times, and of which conditions are left out.
         compile: Compile the denoiser with torch.compile.
         data: See `GenerativeModel`.
+        conditions: What the denoiser is told of each sample, by name: kinds of `sde_diffusion.conditions`, or their
+            descriptions. Batches have an entry of each name.
+        own_dropout: Shares for conditions that are left out by draws of their own; see `ConditionDropout`.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -62,18 +68,20 @@ class ScoreModel(GenerativeModel):
         seed: int = 0,
         compile: bool = False,
         data: Mapping[str, Any] | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        own_dropout: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(
             lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
         )
-        label_dropout = as_number("label_dropout", label_dropout)
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout must lie in [0, 1]; got {label_dropout!r}")
-        n_classes, compile = check_count("n_classes", n_classes, least=0), check_bool("compile", compile)
+        compile = check_bool("compile", compile)
+        self.conditions = Conditions(conditions, n_classes)
+        self.dropout = ConditionDropout(self.conditions, label_dropout, own_dropout)
         # Plain containers, so that the checkpoint holds data alone: a configuration may come as OmegaConf's.
         given = {"denoiser": plain_containers(denoiser), "objective": plain_containers(objective)}
         described = {name: with_public_paths(value) for name, value in given.items() if isinstance(value, Mapping)}
-        rest = {"n_classes": n_classes, "label_dropout": label_dropout, "compile": compile}
+        shares = {"label_dropout": self.dropout.share, "own_dropout": self.dropout.own}
+        rest = {"conditions": self.conditions.describe(), **shares, "compile": compile}
         self.save_hyperparameters({**described, **rest})
         self.denoiser: Denoiser = build(given["denoiser"], "denoiser")
         check_denoiser(self.denoiser)
@@ -83,12 +91,8 @@ class ScoreModel(GenerativeModel):
             self.denoiser.compile()
 
     def training_loss(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch, some of its labels dropped."""
-        conditions = self.conditions(batch)
-        if "label" in conditions and self.hparams["label_dropout"]:
-            label = conditions["label"]
-            dropped = torch.rand(len(label), device=label.device) < self.hparams["label_dropout"]
-            conditions["label"] = label.masked_fill(dropped, self.hparams["n_classes"])
+        """Mean loss of a batch, some of its samples without their conditions."""
+        conditions = self.dropout(self.conditions_of(batch))
         x0 = self.filled(batch["x"])
         return self.objective(self.denoiser, x0, **self.objective.draw(self.denoiser, x0), **conditions).mean()
 
@@ -96,9 +100,15 @@ class ScoreModel(GenerativeModel):
         """Losses at fixed noise and stratified times `t`; see `GenerativeModel.validation_losses`."""
         draws = self.objective.draw(self.denoiser, batch["x"], generator)
         x0 = self.filled(batch["x"], generator)
-        losses = self.objective(self.denoiser, x0, **draws, **self.conditions(batch))
+        losses = self.objective(self.denoiser, x0, **draws, **self.conditions_of(batch))
         return {"losses": losses, **{name: value for name, value in draws.items() if value.ndim == 1}}
 
-    def conditions(self, batch: Batch) -> dict[str, Any]:
-        """What of a batch the denoiser is conditioned on: its label, if the model is one of classes."""
-        return {"label": batch["label"]} if self.hparams["n_classes"] else {}
+    def conditions_of(self, batch: Batch) -> dict[str, Tensor]:
+        """What of a batch the denoiser is told.
+
+        Raises:
+            ValueError: If the batch lacks a condition.
+        """
+        if lacking := [name for name in self.conditions if name not in batch]:
+            raise ValueError(f"batches must have {', '.join(lacking)}, which the model is conditioned on")
+        return {name: batch[name] for name in self.conditions}

@@ -29,22 +29,18 @@ def steered(model: ScoreModel, guidance: Mapping[str, Any] | None) -> Denoiser:
     """
     if guidance is None:
         return model.denoiser
-    offered = {"denoiser": model.denoiser, "null": _null(model)}
+    null = {name: model.conditions[name].null for name in model.dropout.left_out}
     try:
-        found: Denoiser = build_around(guidance, "guidance", **offered)
+        found: Denoiser = build_around(guidance, "guidance", denoiser=model.denoiser, null=null)
     except UserError as error:
         if isinstance(error.__cause__, UntrainedError):
-            raise UserError(f"this guidance needs the model without its label too, and {_lacking(model)}") from error
+            names = " and ".join(model.conditions) or "label"
+            raise UserError(f"this guidance needs the model without its {names} too, and {_lacking(model)}") from error
         raise
     return found
 
 
-def _null(model: ScoreModel) -> dict[str, Any]:
-    n_classes: int = model.hparams["n_classes"]
-    return {"label": n_classes} if n_classes and model.hparams["label_dropout"] else {}
-
-
 def _lacking(model: ScoreModel) -> str:
-    if not model.hparams["n_classes"]:
+    if not model.conditions:
         return "it knows no classes: train one with conditional=true"
     return "it was trained with model.label_dropout=0, never without: train one with model.label_dropout=0.1"

@@ -272,7 +272,7 @@ def test_class_names(save):
     names = np.array(["ant", "bee", "cow"])
     for arrays in ({"train_labels": y, "class_names": names}, {"train_labels": names[y]}):
         data = Arrays(save(train_images=x, **arrays))
-        assert data.describe()["class_names"] == ["ant", "bee", "cow"]
+        assert data.describe()["conditions"]["label"]["names"] == ["ant", "bee", "cow"]
         assert data.n_classes == 3
         rows = {
             bytes(row.numpy()): label
@@ -283,4 +283,4 @@ def test_class_names(save):
         Arrays(save(train_images=x, train_labels=y, class_names=names[:2])).prepare()
     with pytest.raises(UserError, match="test_labels has dog, and the classes are ant, bee, cow"):
         Arrays(save(train_images=x, train_labels=names[y], test_images=x[:1], test_labels=["dog"])).prepare()
-    assert Digits().describe()["class_names"] is None
+    assert Digits().describe()["conditions"]["label"]["names"] is None

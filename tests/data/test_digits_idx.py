@@ -47,7 +47,7 @@ def test_description_rebuilds_the_data_and_is_plain():
     data = Digits(batch_size=32, seed=4)
     described = json.loads(json.dumps(data.describe()))
     assert described["shape"] == [1, 8, 8]
-    assert (described["levels"], described["n_classes"]) == (17, 10)
+    assert (described["levels"], described["conditions"]["label"]["n_classes"]) == (17, 10)
     again = instantiate(described["config"])
     assert again.describe() == data.describe()
     assert torch.equal(next(iter(again.train_dataloader()))["x"], next(iter(data.train_dataloader()))["x"])

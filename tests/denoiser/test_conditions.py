@@ -180,11 +180,12 @@ def test_labels_that_are_none(call, label, message):
 def test_a_label_of_all_samples_in_a_walk_is_looked_at_once(monkeypatch):
     denoiser = conditional()
     looks = []
-    check = denoiser.network.conditioning.check_label
+    kind = denoiser.network.conditioning.conditions["label"]
+    check = kind.check
     monkeypatch.setattr(
-        denoiser.network.conditioning,
-        "check_label",
-        lambda label, batch, device, wait=True: looks.append(wait) or check(label, batch, device, wait),
+        kind,
+        "check",
+        lambda name, label, batch, device, wait=True: looks.append(wait) or check(name, label, batch, device, wait),
     )
     SAMPLER(denoiser, (3, 2), label=1)
     assert looks == [True, False, False, False]  # once with the device waited for, then without

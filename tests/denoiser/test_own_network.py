@@ -23,8 +23,7 @@ from sde_diffusion import (
     elbo,
     log_likelihood,
 )
-from sde_diffusion.denoiser import NOISE_CONDITIONINGS, Parameterization
-from sde_diffusion.denoiser.network import EDM
+from sde_diffusion.denoiser import EDM, NOISE_CONDITIONINGS, Parameterization
 
 SAMPLERS = {
     "ddim": AncestralSampler(8),

@@ -84,15 +84,15 @@ def test_positional_features_tell_steps_of_a_thousand_apart():
 def test_conditioning_adds_the_embedding_of_the_label_to_that_of_the_noise():
     # A label whose row is zero leaves what a network without labels computes from the same weights.
     labelled, plain = Conditioning(8, n_classes=3).double(), Conditioning(8).double()
-    plain.load_state_dict({k: v for k, v in labelled.state_dict().items() if k != "labels.weight"})
-    torch.nn.init.zeros_(labelled.labels.weight)
+    plain.load_state_dict({k: v for k, v in labelled.state_dict().items() if k != "embeddings.label.weight"})
+    torch.nn.init.zeros_(labelled.embeddings.label.weight)
     c = torch.linspace(-1, 1, 5).double()
     expected = plain(c)
     torch.testing.assert_close(labelled(c, torch.tensor([0, 1, 2, 3, 0])), expected)
     # Shifting row 1 is shifting the bias of the first layer, for samples of class 1 alone.
     shift = torch.arange(8.0).double()
     with torch.no_grad():
-        labelled.labels.weight[1] = shift
+        labelled.embeddings.label.weight[1] = shift
         plain.input.bias += shift
     mixed = labelled(c, torch.tensor([0, 1, 1, 2, 3]))
     torch.testing.assert_close(mixed[1:3], plain(c)[1:3])

@@ -95,7 +95,7 @@ def test_gradients_agree_with_finite_differences(name):
     x, c = inputs(network, batch=2)
     label = torch.tensor([0, 2])
     parameters = dict(network.named_parameters())
-    chosen = ["conditioning.input.weight", "output.bias", "conditioning.labels.weight", "input.bias"]
+    chosen = ["conditioning.input.weight", "output.bias", "conditioning.embeddings.label.weight", "input.bias"]
 
     def function(x, c, *values):
         return torch.func.functional_call(network, dict(zip(chosen, values, strict=True)), (x, c, label))

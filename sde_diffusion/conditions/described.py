@@ -1,0 +1,89 @@
+"""The conditions of a model or a data set, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.checks import check_count
+from sde_diffusion.checks.reprs import shown
+from sde_diffusion.conditions.base import Condition
+from sde_diffusion.conditions.label import Label
+from sde_diffusion.conditions.measurement import Measurement
+from sde_diffusion.config import build
+
+KINDS: tuple[type[Condition], ...] = (Label, Measurement)
+"""The kinds of conditions that this package knows."""
+
+_TAKEN = frozenset(
+    (
+        *("x", "x_t", "t", "c_noise", "n", "noise", "self", "denoiser", "shape", "seed", "seeds", "generator"),
+        *("latent", "callback", "device", "dtype", "trajectory", "create_graph", "prior", "probes", "trace", "draws"),
+        *("rtol", "atol", "method", "steps", "rows", "decoder", "t_end", "max_nfe", "images", "labels", "class_names"),
+    )
+)
+"""Names that arguments of samplers, likelihoods and objectives have, or arrays in files of samples."""
+
+
+def kind_by_values(splits: Sequence[Tensor], names: Sequence[str] | None = None) -> Condition | None:
+    """The kind of data sets that name none: integers [N] are classes, and floats measurements; see `Condition.of`."""
+    return next((found for kind in KINDS if (found := kind.of(splits, names)) is not None), None)
+
+
+class Conditions(Mapping[str, Condition]):
+    """Conditions by name.
+
+    Args:
+        kinds: The kind of each, or its description, as `describe` returns it.
+        n_classes: Short for {"label": Label(n_classes)}, if that is not among them; 0: none.
+
+    Raises:
+        TypeError: If one is no condition.
+        ValueError: If a name is no word, or one that has another meaning in calls.
+        UserError: If a description is none.
+    """
+
+    def __init__(self, kinds: Mapping[str, Any] | None = None, n_classes: int = 0) -> None:
+        n_classes = check_count("n_classes", n_classes, least=0, also=" (0: no labels)")
+        if kinds is not None and not isinstance(kinds, Mapping):
+            raise TypeError(f"conditions must map names to kinds, such as {{'label': Label(10)}}; got {shown(kinds)}")
+        self._kinds: dict[str, Condition] = {}
+        for name, kind in {**({"label": Label(n_classes)} if n_classes else {}), **(kinds or {})}.items():
+            if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN or hasattr(nn.ModuleDict, name):
+                raise ValueError(f"conditions: {name!r} is no name for one: take another word")
+            found = build(dict(kind), f"conditions.{name}") if isinstance(kind, Mapping) else kind
+            if not isinstance(found, Condition):
+                raise TypeError(f"conditions: {name} must be a kind of condition, such as Label(10); got {shown(kind)}")
+            self._kinds[name] = found
+
+    def __getitem__(self, name: str) -> Condition:
+        return self._kinds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def __repr__(self) -> str:
+        return repr(self._kinds)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain containers, for checkpoints."""
+        return {name: kind.describe() for name, kind in self.items()}
+
+    def check(
+        self, given: Mapping[str, Any], batch: int, device: torch.device | None = None, wait: bool = True
+    ) -> dict[str, Tensor | None]:
+        """Values of a batch as networks take them; those that are None stay so. See `Condition.check`."""
+        return {
+            name: None if value is None else self[name].check(name, value, batch, device, wait)
+            for name, value in given.items()
+        }
+
+    def embeddings(self, dim: int) -> nn.ModuleDict:
+        """The modules by which a network takes them in, by name."""
+        return nn.ModuleDict({name: kind.embedding(dim) for name, kind in self.items()})

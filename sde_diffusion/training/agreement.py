@@ -1,0 +1,49 @@
+"""Whether what a checkpoint says of its model in several places is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sde_diffusion.checks.reprs import shown
+from sde_diffusion.modality.units import Units
+from sde_diffusion.training.entries import ContentsError, leaves
+
+
+def check_agreement(checkpoint: Mapping[str, Any]) -> None:
+    """See that what is said of the model twice is the same, and no size of its network is beyond all its weights.
+
+    Raises:
+        ContentsError: If it is not.
+    """
+    hyper_parameters, run = checkpoint["hyper_parameters"], checkpoint["sde_diffusion"].get("run") or {}
+    data = hyper_parameters.get("data") or {}
+    most = max(10_000, sum(tensor.numel() for tensor in checkpoint["state_dict"].values()))
+    for denoiser in (hyper_parameters.get("denoiser"), run.get("denoiser")):
+        network = denoiser.get("network") if isinstance(denoiser, dict) else None
+        if not isinstance(network, dict):
+            continue
+        for key, value in leaves(network):
+            if isinstance(value, int) and abs(value) > most:
+                raise ContentsError(f"its network's {key}={value} is more than the file has weights for")
+        if "shape" in network and "shape" in data and list(network["shape"]) != list(data["shape"]):
+            raise ContentsError(f"its network is for the shape {shown(network['shape'])}, its data {data['shape']}")
+        if _conditions(network) != _conditions(hyper_parameters):
+            raise ContentsError("its network has other conditions than the model, or another number of classes")
+    try:
+        units = Units.of(data.get("units"))
+    except ValueError as error:
+        raise ContentsError(f"hyper_parameters.data: {error}") from error
+    if units is not None and len(units.low) > 1 and [len(units.low)] != list(data.get("shape", ())):
+        raise ContentsError(
+            f"hyper_parameters.data has units for {len(units.low)} columns, and its shape is {shown(data.get('shape'))}"
+        )
+
+
+def _conditions(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells the conditions that settings name: the kind of each, and the number of classes."""
+    short, kinds = node.get("n_classes"), node.get("conditions") or {}
+    if not isinstance(kinds, dict) or not all(isinstance(kind, dict) for kind in kinds.values()):
+        raise ContentsError("conditions must map names to settings")
+    label = {"label": {"_target_": "sde_diffusion.conditions.Label", "n_classes": short}} if short else {}
+    return {name: (kind.get("_target_"), kind.get("n_classes")) for name, kind in {**label, **kinds}.items()}

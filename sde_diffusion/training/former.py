@@ -1,0 +1,38 @@
+"""Layouts of checkpoints that earlier versions wrote, brought to that of this one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LABELS = "network.conditioning.labels."
+"""Where the embedding of labels lay when they were the only condition."""
+
+
+def as_now(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Contents in today's layout.
+
+    Version 0.1.0 knew one condition, labels: `n_classes` of model, network and data became `conditions`, and so did
+    the data's `class_names`.
+
+    Args:
+        checkpoint: Contents that have been checked; changed in place.
+    """
+    model, run = checkpoint["hyper_parameters"], checkpoint["sde_diffusion"].get("run") or {}
+    data = model.get("data") or {}
+    names = data.get("class_names")
+    denoisers = [node for node in (model.get("denoiser"), run.get("denoiser")) if isinstance(node, dict)]
+    for node in (model, data, run.get("network"), *(denoiser.get("network") for denoiser in denoisers)):
+        if isinstance(node, dict) and type(node.get("n_classes")) is int and "conditions" not in node:
+            n_classes = node.pop("n_classes")
+            label = {"_target_": "sde_diffusion.conditions.Label", "n_classes": n_classes, "names": names}
+            node["conditions"] = {"label": label} if n_classes else {}
+    data.pop("class_names", None)
+    for key in ("state_dict", "current_model_state"):
+        if key in checkpoint:
+            weights = checkpoint[key].items()
+            checkpoint[key] = {_renamed(name): value for name, value in weights}
+    return checkpoint
+
+
+def _renamed(name: str) -> str:
+    return name.replace(_LABELS, "network.conditioning.embeddings.label.")

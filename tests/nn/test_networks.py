@@ -183,7 +183,7 @@ def test_dropout_acts_in_training_alone():
         (lambda: UNet([28, 28]), "3 positive sizes"),
         (lambda: UNet([1, 8, 8], channel_mult=[]), "channel_mult"),
         (lambda: UNet([1, 8, 8], patch=0), "patch"),
-        (lambda: UNet([1, 8, 8], attention=[3]), r"levels in 0 \.\.\. 2; got \[3\]"),
+        (lambda: UNet([1, 8, 8], attention=[3]), r"resolutions in 0 \.\.\. 2; got \[3\]"),
         (lambda: UNet([1, 8, 8], dropout=1.0), r"\[0, 1\)"),
         (lambda: MLP([2], width=8)(torch.zeros(4, 3), torch.zeros(4)), r"\[B, 2\]; got \[4, 3\]"),
         (lambda: MLP([2], width=8)(torch.zeros(4, 2), torch.zeros(3)), r"c_noise must be \[\] or \[4\]"),

@@ -14,18 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_finite
-from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.prior import GaussianPrior, LogDensity
-from sde_diffusion.density.trace import TRACES, Trace
+from sde_diffusion.density.trace import Trace, trace_of
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, ReverseProcess
 from sde_diffusion.sampling.arguments import check_dtype, check_t_end
@@ -125,9 +123,7 @@ def log_likelihood(
     sde = denoiser.sde
     t_end = check_t_end(t_end, sde)
     check_dtype(dtype)
-    estimator: Trace = as_instance(
-        "trace", trace, {name: partial(kind, probes) for name, kind in TRACES.items()}, Trace
-    )
+    estimator = trace_of(trace, probes)
     solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
     # Outside inference mode, which Lightning uses for tests and in which nothing can be differentiated.
     with torch.inference_mode(False), torch.set_grad_enabled(create_graph), sde.on_cpu():

@@ -16,7 +16,7 @@ from sde_diffusion.density.dequantisation import UniformDequantisation
 from sde_diffusion.density.likelihood import log_likelihood
 from sde_diffusion.density.lower_bound import elbo
 from sde_diffusion.density.prior import LogDensity
-from sde_diffusion.density.trace import TRACES
+from sde_diffusion.density.trace import Trace, trace_of
 from sde_diffusion.sampling import Noise
 
 SCORES = (
@@ -66,16 +66,14 @@ class Scoring:
 
     levels: int | None
     draws: int = 1
-    trace: str = "hutchinson"
+    trace: str | Trace = "hutchinson"
     probes: int = 1
     flow: dict[str, Any] = field(default_factory=dict)
     decoder: Decoder = field(default_factory=GaussianDecoder)
     bound: dict[str, Any] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.trace not in TRACES:
-            raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {self.trace!r}")
-        trace = TRACES[self.trace](self.probes)
+        trace: Trace = trace_of(self.trace, self.probes)
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1; got {self.draws}")
         if self.draws > 1 and self.levels is None:

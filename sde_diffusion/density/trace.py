@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sampling import Noise
 
@@ -167,3 +169,14 @@ TRACES: dict[str, Callable[[int], Trace]] = {
     "exact": lambda probes: ExactTrace(),
 }
 """The estimators by name, each made from the number of probes."""
+
+
+def trace_of(trace: str | Trace, probes: int) -> Trace:
+    """The estimator of a name with a number of probes, or an estimator of the user's own as it is.
+
+    Raises:
+        ValueError: If it is neither, or the number of probes is not allowed.
+    """
+    table = {name: partial(kind, probes) for name, kind in TRACES.items()}
+    found: Trace = as_instance("trace", trace, table, Trace)
+    return found

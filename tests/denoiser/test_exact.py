@@ -176,7 +176,7 @@ def test_shapes_of_stds_and_weights():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda sde: GaussianMixtureDenoiser(sde, torch.zeros(3), 1.0), r"\[K, \*\].*got \[3\]"),
         (lambda sde: GaussianMixtureDenoiser(sde, MEANS, torch.ones(5)), r"broadcast to.*\[3, 3\]; got shape \[5\]"),
@@ -190,6 +190,6 @@ def test_shapes_of_stds_and_weights():
         (lambda sde: EmpiricalDenoiser(sde, torch.zeros(4, 2), chunk=0), "chunk must be a whole number of at least 1"),
     ],
 )
-def test_misfits_are_refused(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_misfits_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make(PATHS["vp"][0])

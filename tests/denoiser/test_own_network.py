@@ -1,4 +1,4 @@
-"""A network of one's own, in a few lines of plain PyTorch, trains in a plain loop and then serves as any other does."""
+"""A network of your own, in a few lines of PyTorch, trains in a simple loop and then serves as any other does."""
 
 import pytest
 import torch

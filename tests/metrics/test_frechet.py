@@ -208,7 +208,7 @@ def test_numbers_that_are_none_are_refused(bad):
             frechet_distance(*broken)
 
 
-def test_what_is_not_kept_and_what_does_not_fit_is_told():
+def test_what_is_not_kept_and_what_does_not_fit_is_reported():
     metric = FrechetDistance(Pixels((3,)))
     metric.update(torch.zeros(5, 3), real=True)
     with pytest.raises(UserError, match="keep_features=True"):

@@ -188,7 +188,7 @@ def test_intervals_of_differences_cover():
         assert min(rates.values()) >= LEAST, rates
 
 
-def test_fewer_subsets_of_large_sets_tell_the_same(monkeypatch):
+def test_fewer_subsets_of_large_sets_agree(monkeypatch):
     """Within what 5 rounds and 6 halves scatter: a factor of two and a half for a standard error."""
     metric = cases.fed(cases.NEIGHBOURS["prdc"][1], cases.draw(600, 3, 0), cases.draw(600, 3, 1))
     calls: list[int] = []

@@ -69,7 +69,7 @@ def test_sides_may_come_in_batches():
     assert batches(extractor, REAL) is known
 
 
-def test_bad_samples_are_told():
+def test_bad_samples_are_reported():
     features = Features({FAKE: torch.full((3, 4), torch.nan)}, CPU)
     with pytest.raises(UserError, match="3 of 3 samples have NaN"):
         features(Pixels((4,)), FAKE)

@@ -1,4 +1,4 @@
-"""Metrics of one's own, written from what FeatureMetric's docstring says and nothing else."""
+"""Metrics of your own, written from what FeatureMetric's docstring says and nothing else."""
 
 import pytest
 import torch

@@ -55,7 +55,7 @@ def test_each_pair_of_figures_has_its_own_k():
 
 
 @pytest.mark.parametrize("side", ["both", "real", "fake"])
-def test_clusters_finer_than_float32_tells_apart(side):
+def test_clusters_finer_than_float32_resolves(side):
     centres = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
 
     def clusters(seed: int, radius: float) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_samples_as_the_data_have_the_papers_values():
         assert abs(values.mean() - exact) < 4 * values.std() / 40**0.5  # false alarm 6e-5
 
 
-def test_precision_and_recall_tell_fidelity_from_variety():
+def test_precision_and_recall_separate_fidelity_from_variety():
     # Kynkäänniemi et al., section 3.1: a generator of a part of the data keeps precision and loses recall; one that
     # spreads beyond the data the other way round.
     real = normal(1000, 2, 3)

@@ -102,7 +102,7 @@ def test_a_description_comes_back(modality):
     assert modality.describe() == {"_target_": f"sde_diffusion.modality.{type(modality).__name__}"}
 
 
-def test_what_names_no_kind_is_told_by_its_shape():
+def test_without_a_kind_the_shape_decides():
     shapes = {(3,): Points, (2, 6): Signals, (1, 4, 4): Images, (1, 4, 4, 4): Points}
     assert {shape: kind_by_shape(shape) for shape in shapes} == shapes
 

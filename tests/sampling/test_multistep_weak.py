@@ -162,7 +162,7 @@ def energy_distances(a, b, generator):
     return values[0], values[1:]
 
 
-def test_the_energy_distance_tells():
+def test_the_energy_distance_detects_errors():
     generator = torch.Generator().manual_seed(5)
     a, b = (torch.randn(1000, 2, dtype=torch.float64, generator=generator) for _ in range(2))
     observed, null = energy_distances(a, b, generator)

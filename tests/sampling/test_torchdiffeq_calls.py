@@ -1,4 +1,4 @@
-"""What ODESampler asks of the denoiser and tells its caller: passes, times, memory, failures, refusals."""
+"""What ODESampler asks of the denoiser and reports to its caller: passes, times, memory, failures, refusals."""
 
 import math
 import re
@@ -151,7 +151,7 @@ def test_a_jump_is_no_obstacle():
     assert out.nfe < 2000
 
 
-def test_corrections_that_do_not_settle_are_told_once():
+def test_corrections_that_do_not_settle_are_reported_once():
     """In our words: which method, in how many steps, of what tolerance; not torchdiffeq's line for each step."""
     x = torch.ones(2, 3, dtype=torch.float64)
     with warnings.catch_warnings(record=True) as caught:

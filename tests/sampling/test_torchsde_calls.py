@@ -1,4 +1,4 @@
-"""What SDESampler asks of the denoiser and tells its caller: passes, randomness, seeds, failures, refusals."""
+"""What SDESampler asks of the denoiser and reports to its caller: passes, randomness, seeds, failures, refusals."""
 
 import math
 

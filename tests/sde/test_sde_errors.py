@@ -1,4 +1,4 @@
-"""What a path and a grid refuse, and what the message tells; values, types and modes they accept."""
+"""What a path and a grid refuse, and the message; values, types and modes they accept."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ from sde_diffusion.sde import (
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: VPSDE(20.0, 0.1), ["beta_min <= beta_max", "beta_min=20.0", "beta_max=0.1"]),
         (lambda: VPSDE(0.1, math.nan), ["beta_min <= beta_max", "beta_max=nan"]),
@@ -46,10 +46,10 @@ from sde_diffusion.sde import (
         (lambda: VPSDE(t_min=math.nan), ["t_min < t_max", "nan"]),
     ],
 )
-def test_bad_paths_are_refused_with_what_is_allowed(make, told):
+def test_bad_paths_are_refused_with_what_is_allowed(make, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011  the message is checked below
         make()
-    for words in told:
+    for words in message:
         assert words in str(error.value)
 
 
@@ -94,7 +94,7 @@ def test_kernels_run_forward_in_time():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: UniformTime().times(VPSDE(), 0), ["at least 1", "got 0"]),
         (lambda: UniformTime().times(VPSDE(), 10, t_end=1.0), ["t_end must lie in [0, t_max = 1)", "got 1.0"]),
@@ -114,10 +114,10 @@ def test_kernels_run_forward_in_time():
         (lambda: GeometricLevels(10, 0.01, 1.0).times(EDMSDE(), 5), ["below the t_max", "t_max=1"]),
     ],
 )
-def test_bad_grids_are_refused_with_what_is_allowed(make, told):
+def test_bad_grids_are_refused_with_what_is_allowed(make, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011  the message is checked below
         make()
-    for words in told:
+    for words in message:
         assert words in str(error.value)
 
 

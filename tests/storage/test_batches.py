@@ -35,7 +35,7 @@ def squares(n):
 
 
 def test_results_are_in_order_and_resumed_by_index(tmp_path, caplog):
-    """A run that ended after two batches goes on with another batch size; the figures of all batches are there."""
+    """A run that ended after two batches resumes with another batch size; the figures of all batches are there."""
 
     class EndedError(Exception):
         pass

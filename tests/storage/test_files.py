@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, wherever their writer is killed."""
+"""Files are written atomically, wherever their writer is killed."""
 
 import errno
 import os
@@ -103,7 +103,7 @@ def test_other_programs_files_are_left_alone(tmp_path):
     assert len(names(tmp_path)) == 5
 
 
-def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+def test_a_full_disk_is_reported_with_the_files_name(tmp_path):
     with pytest.raises(OSError, match="No space left") as raised, writing(tmp_path / "a") as temporary:
         raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
     assert raised.value.filename == str(tmp_path / "a")
@@ -117,7 +117,7 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path):
     [b"\xff\xfe{", b"{", b"", b"[1]", b"null", b"[" * 100_000, b'{"a": 1} 2'],
     ids=lambda content: str(content[:9]),
 )
-def test_damaged_json_is_told_in_one_message(tmp_path, content):
+def test_damaged_json_is_reported_in_one_message(tmp_path, content):
     path = tmp_path / "plan.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"plan\.json is (damaged: .+|empty); remove it, or choose another folder$"):

@@ -36,7 +36,7 @@ def other(tmp_path):
     process.wait()
 
 
-def test_the_second_is_told_by_whom_and_since_when(tmp_path, other):
+def test_the_second_learns_the_owner_and_since_when(tmp_path, other):
     about = rf"out is in use by train \(process {other.pid} on \S+, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC\)"
     with pytest.raises(UserError, match=about), locked(tmp_path / "out", "sample"):
         pass
@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_is_told_of_once(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_reported_of_once(tmp_path, monkeypatch, caplog):
     """Everything else works there."""
 
     def no_locks(*_):

@@ -69,7 +69,7 @@ def test_parts_of_parts(tmp_path):
     assert [int(part["n"]) for part in parts.load("n")] == [0, 3]
 
 
-def test_a_damaged_plan_is_told_and_may_be_overwritten(tmp_path):
+def test_a_damaged_plan_is_reported_and_may_be_overwritten(tmp_path):
     Parts(tmp_path / "kept", {}).add(3, {"x": torch.ones(3)})
     (tmp_path / "kept" / "plan.json").write_bytes(b"\xff{")
     with pytest.raises(UserError, match=r"plan\.json is damaged: .*; remove its folder"):

@@ -85,7 +85,7 @@ def test_a_run_that_fails_has_one_too(command, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"finished": ', b"\xff"])
-def test_a_damaged_record_is_told(tmp_path, content):
+def test_a_damaged_record_is_reported(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(UserError, match=r"run\.json is damaged"):
         record.read(tmp_path)

@@ -75,7 +75,7 @@ def test_what_is_ignored_at_the_start_stays_ignored(program, number):
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_held_until_a_good_moment_and_told_once(program, number):
+def test_held_until_a_good_moment_and_reported_once(program, number):
     """Sent to the process and to its group, as `timeout` does, it is one request."""
     code = "signals.hold()\nprint('ready', flush=True)\nwhile not signals.asked(): time.sleep(0.01)\n"
     process = program(code + "time.sleep(0.3)\nprint('step done', flush=True)\nsignals.release()")

@@ -107,7 +107,8 @@ def test_the_commands_take_it_when_it_is_named_again(name, own, command):
     folder, _ = own
     refused = command(name, CKPT, *ON_A_MODEL[name], cwd=folder)
     assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
-    assert "of the module my_parts, which is not part of sde_diffusion" in refused.err
+    assert "is not a class of sde_diffusion; to use the class" in refused.err
+    assert "of the module my_parts, which you must trust" in refused.err
     assert 'add "+plugins=[my_parts]"' in refused.err
     done = command(name, OWN, CKPT, *ON_A_MODEL[name], cwd=folder)
     assert done.status == 0, done.err
@@ -184,7 +185,7 @@ def test_a_checkpoint_names_no_module(own, command):
     for words in (("sample", "out=x"), ("train",), ("sample", OWN, "out=x"), ("train", OWN)):
         done = command(*words, "ckpt=evil.ckpt", cwd=folder)
         assert done.status == 1
-        assert "which is not part of sde_diffusion" in done.err
+        assert "is not a class of sde_diffusion" in done.err
         assert ("the class Path of the module evil" in done.err) or words == (
             "train",
         )  # whose sampler is looked at first
@@ -210,7 +211,9 @@ def test_in_python(in_python, monkeypatch):
     node = {"_target_": "my_parts.Polynomial", "power": 2}
     assert build(node) == in_python.Polynomial(power=2.0)
     monkeypatch.setattr(plugins, "_named", [])
-    with pytest.raises(UserError, match=r"_target_: this is the class Polynomial of the module my_parts"):
+    with pytest.raises(
+        UserError, match=r"_target_: my_parts.Polynomial is not a class of sde_diffusion; to use the class Polynomial"
+    ):
         build(node)
 
 

@@ -91,8 +91,8 @@ def find_class(key: str, module: str, name: str) -> type:
     found = sys.modules.get(module) if _is_named(module) else None
     if found is None:
         raise PluginError(
-            f"{key}: this is the class {name} of the module {module}, which is not part of {__package__}; to have that "
-            f"module imported, and its classes used, add {setting('+plugins', [*_named, module])}"
+            f"{key}: {module}.{name} is not a class of {__package__}; to use the class {name} of the module {module}, "
+            f"which you must trust, add {setting('+plugins', [*_named, module])}"
         )
     cls = getattr(found, name, None)
     if isinstance(cls, type) and _is_named(cls.__module__):  # not what the module has imported from elsewhere

@@ -31,8 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sde_diffusion.checks.overrides import command_line, hydra_value, setting
 from sde_diffusion.commands import own_classes, schema
-from sde_diffusion.commands.app import explain, overrides, typed
+from sde_diffusion.commands.app import overrides, typed
 from sde_diffusion.commands.configurations import check_groups, config_folder, nulls, parse
+from sde_diffusion.commands.messages import explain
 from sde_diffusion.commands.sweep_file import Point, Sweep, read_sweep
 from sde_diffusion.commands.sweep_safety import MODULE
 from sde_diffusion.errors import UserError

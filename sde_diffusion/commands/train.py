@@ -25,6 +25,7 @@ from sde_diffusion.checks.overrides import command_line, setting
 from sde_diffusion.commands.app import given, plain
 from sde_diffusion.commands.loading import load_named
 from sde_diffusion.commands.processes import LostProcessError, is_follower, processes
+from sde_diffusion.commands.resumed_changes import tell_changes
 from sde_diffusion.commands.resuming import (
     KEPT_GROUPS,
     callback_settings,
@@ -32,7 +33,6 @@ from sde_diffusion.commands.resuming import (
     limit_reached,
     read_run,
     resumed,
-    tell_changes,
 )
 from sde_diffusion.commands.run_report import announce, conclude, finish, record_run
 from sde_diffusion.errors import UserError

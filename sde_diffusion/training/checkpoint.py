@@ -26,7 +26,6 @@ from sde_diffusion.training.checkpoint_contents import (
     FORMAT,
     check_contents,
     check_resumable,
-    with_paths_in,
 )
 from sde_diffusion.training.entries import ContentsError
 from sde_diffusion.training.former import as_now
@@ -63,7 +62,33 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         check_contents(checkpoint)
     except ContentsError as error:
         raise UserError(f"{path} does not describe its model and run: {error}; use an earlier checkpoint") from error
-    return as_now(with_paths_in(checkpoint, path.parent.absolute()))
+    return as_now(_with_paths_in(checkpoint, path.parent.absolute()))
+
+
+def _with_paths_in(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Contents in which the files that Lightning's ModelCheckpoint has written lie in a folder, by their names alone.
+
+    They lie where the checkpoint lies. Where they lay when it was written says nothing of this machine, and Lightning
+    would remove what is named there.
+
+    Args:
+        checkpoint: Contents that have been checked; changed in place.
+        folder: The checkpoint's own.
+
+    """
+
+    def here(path: str) -> str:
+        name = re.split(r"[/\\]", path)[-1]
+        return str(folder / name) if name not in ("", ".", "..") else ""
+
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if key.startswith("ModelCheckpoint"):
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[name] = here(state.get(name, ""))
+            scores = {here(path): score for path, score in state.get("best_k_models", {}).items()}
+            state["best_k_models"] = {path: score for path, score in scores.items() if path}
+            state["dirpath"] = str(folder)
+    return checkpoint
 
 
 def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path, resuming: bool) -> None:

@@ -6,9 +6,7 @@ that a value of another type shows long after, in the middle of training; here i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -256,29 +254,3 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
         raise ContentsError(f"global_step is {checkpoint['global_step']}, and its optimizer took {steps} steps")
     if run and len(fit.get("state_dict", {}).get("combined_loader", [None])) != 1:
         raise ContentsError("loops.fit_loop.state_dict.combined_loader must be one entry long")
-
-
-def with_paths_in(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Contents in which the files that Lightning's ModelCheckpoint has written lie in a folder, by their names alone.
-
-    They lie where the checkpoint lies. Where they lay when it was written says nothing of this machine, and Lightning
-    would remove what is named there.
-
-    Args:
-        checkpoint: Contents that have been checked; changed in place.
-        folder: The checkpoint's own.
-
-    """
-
-    def here(path: str) -> str:
-        name = re.split(r"[/\\]", path)[-1]
-        return str(folder / name) if name not in ("", ".", "..") else ""
-
-    for key, state in checkpoint.get("callbacks", {}).items():
-        if key.startswith("ModelCheckpoint"):
-            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                state[name] = here(state.get(name, ""))
-            scores = {here(path): score for path, score in state.get("best_k_models", {}).items()}
-            state["best_k_models"] = {path: score for path, score in scores.items() if path}
-            state["dirpath"] = str(folder)
-    return checkpoint

@@ -107,7 +107,8 @@ def test_the_commands_take_it_when_it_is_named_again(name, own, command):
     folder, _ = own
     refused = command(name, CKPT, *ON_A_MODEL[name], cwd=folder)
     assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
-    assert "of the module my_parts, which is not part of sde_diffusion" in refused.err
+    assert "is not a class of sde_diffusion; to use the class" in refused.err
+    assert "of the module my_parts, which you must trust" in refused.err
     assert 'add "+plugins=[my_parts]"' in refused.err
     done = command(name, OWN, CKPT, *ON_A_MODEL[name], cwd=folder)
     assert done.status == 0, done.err
@@ -132,17 +133,30 @@ BROKEN = {
     "misspelt": ("x = 1\ndef f(:\n", "SyntaxError: invalid syntax (misspelt.py, line 2)"),
     "lacks": ("import not_installed\n", "lacks.py, line 1: ModuleNotFoundError: No module named 'not_installed'"),
     "ends": ("import sys\nsys.exit(3)\n", "ends.py, line 2: SystemExit: 3"),
-    "[]": ("", "plugins must be the name of a module, or a list of them"),
 }
 
 
 @pytest.mark.parametrize("module", BROKEN)
-def test_a_module_that_cannot_be_used(module, own, command):
-    folder, _ = own
+def test_a_module_that_cannot_be_used(module, in_python, tmp_path, monkeypatch):
     text, words = BROKEN[module]
     if text:
-        (folder / f"{module}.py").write_text(text)
-    done = command("sample", f"+plugins={module}", CKPT, cwd=folder)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / f"{module}.py").write_text(text)
+    with pytest.raises(UserError) as told:
+        plugins.load(module)
+    assert words in str(told.value)
+    assert plugins.settings() == {"+plugins": ["my_parts"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("no_such", "plugins: there is no module no_such"),
+        ("[]", "plugins must be the name of a module, or a list of them"),
+    ],
+)
+def test_one_message_of_a_command(value, words, own, command):
+    done = command("sample", f"+plugins={value}", CKPT, cwd=own[0])
     assert (done.status, done.err.count("\n"), words in done.err) == (1, 1, True), done.err
 
 
@@ -171,7 +185,10 @@ def test_a_checkpoint_names_no_module(own, command):
     for words in (("sample", "out=x"), ("train",), ("sample", OWN, "out=x"), ("train", OWN)):
         done = command(*words, "ckpt=evil.ckpt", cwd=folder)
         assert done.status == 1
-        assert "Path of the module evil" in done.err or "add" in done.err
+        assert "is not a class of sde_diffusion" in done.err
+        assert ("the class Path of the module evil" in done.err) or words == (
+            "train",
+        )  # whose sampler is looked at first
     assert 'add "+plugins=[my_parts,evil]"' in done.err
     assert not (folder / "canary").exists()
 
@@ -194,7 +211,9 @@ def test_in_python(in_python, monkeypatch):
     node = {"_target_": "my_parts.Polynomial", "power": 2}
     assert build(node) == in_python.Polynomial(power=2.0)
     monkeypatch.setattr(plugins, "_named", [])
-    with pytest.raises(UserError, match=r"_target_: this is the class Polynomial of the module my_parts"):
+    with pytest.raises(
+        UserError, match=r"_target_: my_parts.Polynomial is not a class of sde_diffusion; to use the class Polynomial"
+    ):
         build(node)
 
 

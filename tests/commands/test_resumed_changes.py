@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import TINY
 
-from sde_diffusion.commands.resuming import _leads_away, tell_changes
+from sde_diffusion.commands.resumed_changes import tell_changes
+from sde_diffusion.commands.resuming import _leads_away
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,92 @@
+"""What a person is told where Hydra or OmegaConf refuse what was typed: what is allowed, and what may be meant."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
+
+from sde_diffusion.checks.overrides import setting
+from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.errors import did_you_mean
+
+
+def explain(error: BaseException) -> str:
+    """Hydra's message, and for an unknown key or choice those that are allowed there."""
+    if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/launcher/submitit"):
+        return "this launcher is Hydra's for submitit, which is not installed: pip install 'sde_diffusion[slurm]'"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        hint = did_you_mean(name, error.options)
+        return f"{group}={name} is not a choice{hint}; choose {group}= from {', '.join(error.options)}"
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return f"{str(error).rpartition('full_key: ')[2]}: {error.__cause__}"
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key or 'the command line'}: {str(error).splitlines()[0]}"
+    absent = re.match(r"Could not override '(\w+)'", str(error))
+    if absent and absent[1] == "sweeps":
+        return "sweeps= is not a group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
+    if absent and (config_folder() / absent[1]).is_dir():
+        return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        groups = sorted(path.parent.name for path in config_folder().glob(f"*/{glob.escape(error.override)}.yaml"))
+        path = "file" if Path(error.override).suffix in ("", ".yaml") else "ckpt"
+        key = next((group for group in groups if group != "sweeps"), path)
+        return f"{error.override!r} is not KEY=VALUE; did you mean {setting(key, error.override)}?"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} is not KEY=VALUE in Hydra's grammar: a value with =, commas, spaces or brackets needs "
+            "quotes of its own within the shell's, \"ckpt='epoch=3.ckpt'\""
+        )
+    unknown = re.search(r"Could not load '(\w+)/(\w+)'", str(error))
+    if unknown:
+        known = sorted(path.stem for path in (config_folder() / unknown[1]).glob("*.yaml"))
+        hint = did_you_mean(unknown[2], known)
+        return f"{unknown[1]}={unknown[2]} is not a choice{hint}; choose {unknown[1]}= from {', '.join(known)}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GrammarParseError):
+            full_key = getattr(cause, "full_key", None)
+            where = f"{full_key}: " if full_key else ""
+            return f"{where}{str(cause).splitlines()[0]}: ${{ begins the name of another key, as in ${{seed}}"
+        if isinstance(cause, ConfigKeyError | OmegaConfBaseException) and isinstance(
+            getattr(cause, "parent_node", None), DictConfig
+        ):
+            parent: DictConfig = cause.parent_node
+            if getattr(cause, "key", None) is not None and cause.key not in parent:
+                return unknown_key(str(cause.full_key or cause.key), parent)
+        cause = cause.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def unknown_key(key: str, parent: DictConfig) -> str:
+    """What is allowed in place of an unknown key, and which key of the whole configuration it may stand for."""
+    where = parent._get_full_key(None)
+    choices = sorted(path.stem for path in (config_folder() / str(where)).glob("*.yaml")) if where else []
+    if not parent and choices:
+        return f"unknown key {key!r}: {where} is null or empty; choose {where}= from {', '.join(choices)} first"
+    if not parent:
+        return f"unknown key {key!r}: {where} is null or empty; add to it with +{key}=VALUE"
+    known = [name for name in _dotted(parent._get_root()) if not name.startswith("hydra.")]
+    by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}  # of several the first
+    hint = did_you_mean(key, known, cutoff=0.75)
+    if not hint and (close := difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)):
+        hint = f" (did you mean {by_last_part[close[0]]}?)"
+    place = f" in {where}" if where else ""
+    return f"unknown key {key!r}{hint}; allowed{place}: {', '.join(sorted(str(name) for name in parent))}"
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys below a node."""
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            yield f"{prefix}{key}"
+            child = None if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key) else node[key]
+            yield from _dotted(child, f"{prefix}{key}.")

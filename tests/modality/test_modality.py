@@ -43,7 +43,7 @@ def test_samples_come_back_from_their_file(case, tmp_path):
     modality, name, formula = FILES[case]
     x, path = noise(9, modality.shape), tmp_path / "samples.npz"
     labels = torch.arange(9) % 2
-    write_samples(path, modality, torch.split(x, 4), range(5, 14), labels, ("cat", "dog"))
+    write_samples(path, modality, torch.split(x, 4), range(5, 14), {"label": labels}, ("cat", "dog"))
     with np.load(path, allow_pickle=False) as file:
         held = dict(file)
     assert set(held) == {name, "seeds", "labels", "class_names"}

@@ -8,7 +8,7 @@ the test makes.
 TRAIN = {
     "model": "model=score model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.01 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2 seed=3",
-    "conditional": "conditional=true model.label_dropout=0.3 network.n_classes=10",
+    "conditional": "conditional=true model.label_dropout=0.3 model.own_dropout={label:0.2} network.conditions=null",
     "guidance": "conditional=true guidance=cfg guidance.scale=3 guidance.interval=[0.2,1.6] guidance.rescale=0.5",
     "guidance none": "guidance=none",
     "compile": "model.compile=true",
@@ -28,10 +28,10 @@ TRAIN = {
     "network.dropout=0.1 network.octaves=2",
     "network unet": "network=unet network.patch=1 network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
     "network.attention=[] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 network.embedding=fourier "
-    "network.n_classes=0",
+    "network.conditions=null",
     "network unet_small": "network=unet_small network.patch=2 network.channels=8 network.channel_mult=[1,1] "
     "network.blocks=2 network.attention=[0] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 "
-    "network.embedding=fourier network.n_classes=0",
+    "network.embedding=fourier network.conditions=null",
     **{
         f"sde {name}": f"sde={name} {settings}"
         for name, settings in {
@@ -73,7 +73,7 @@ TRAIN = {
     "data.min_batches_per_epoch=5",
     "data digits": "data=digits data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
     "data arrays": "data=arrays data.path=DATA data.range=[0,2] data.layout=NHW data.val_fraction=0.1 "
-    "data.test_fraction=0.2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "data.test_fraction=0.2 data.conditions=[] data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
     "levels of arrays": "data=arrays data.path=LEVELS data.levels=17",
     "data folder": "data=folder data.root=IMAGES data.size=[8,6] data.crop=none data.mode=RGB data.in_memory=false "
     "data.num_workers=2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
@@ -110,9 +110,9 @@ SAMPLERS = {
     "unipc": f"sampler.steps=6 sampler.order=3 {GRID}",
     "deis": f"sampler.steps=6 sampler.order=2 {GRID}",
 }
-SAMPLE = "n=5 seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
+SAMPLE = "n=5 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
 LIKELIHOOD = {
-    "most": "split=[train,test] n=6 method=dopri5 rtol=1e-3 atol=1e-3 max_nfe=3000 trace=hutch++ probes=3 prior=matched "
+    "most": "split=[train,test] conditions=null n=6 method=dopri5 rtol=1e-3 atol=1e-3 max_nfe=3000 trace=hutch++ probes=3 prior=matched "
     "elbo.steps=20 elbo.draws=5 elbo.decoder=uniform elbo.t_end=0.01 target_se=0.001 against=noise seed=3 batch_size=3 "
     "device=cpu overwrite=true",
     "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null",
@@ -124,7 +124,7 @@ LIKELIHOOD = {
 }
 METRICS = "prdc.k=2 prdc.k_density=4 sliced_wasserstein.projections=8 frechet.keep_features=true"
 EVALUATE = {
-    "most": "n=200 seed=1 split=val extractor=pca8 level=0.9 resamples=8 reference=fixed cache=CACHE batch_size=64 "
+    "most": "n=200 conditions=null seed=1 split=val extractor=pca8 level=0.9 resamples=8 reference=fixed cache=CACHE batch_size=64 "
     "device=cpu overwrite=true sampler=ddpm sampler.steps=3 data.root=null data.path=null "
     + " ".join(f"metrics.{setting}" for setting in METRICS.split()),
     "some metrics": "n=60 sampler=ddpm sampler.steps=3 metrics=[kernel,energy,inception_score,memorisation]",
@@ -133,7 +133,7 @@ EVALUATE = {
     "a class": "label=3 n=40 sampler=ddpm sampler.steps=3 metrics=[kernel]",
 }
 NFE_FID = "exact=true nfe=[3] long=5 seeds=[0,150] n=150 split=test extractor=pca8 level=0.9 batch_size=64 device=cpu "
-NFE_FID += "overwrite=true wandb=null label=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
+NFE_FID += "overwrite=true wandb=null label=null conditions=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
 NFE_FID += "{_target_:sde_diffusion.sampling.AncestralSampler}}}"
 SWEEP = "file=grid n=1 seed=1"
 

@@ -138,6 +138,7 @@ def _train(look: Look) -> None:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
+    from sde_diffusion.conditions import Label
     from sde_diffusion.data import DataModule
     from sde_diffusion.denoiser import Denoiser
     from sde_diffusion.sampling import Sampler
@@ -152,7 +153,8 @@ def _train(look: Look) -> None:
     look.part("data", DataModule)
     sampler, sde, network = look.part("sampler", Sampler), look.part("sde", SDE), look.network("network")
     denoiser, objective = look.part("denoiser", Denoiser, sde=sde, network=network), look.part("objective", Objective)
-    offered = {"denoiser": denoiser, "objective": objective, "data": {"levels": 2}}
+    told = dict.fromkeys(model.get("own_dropout") or {}, Label(1))  # the data decide which there are
+    offered = {"denoiser": denoiser, "objective": objective, "conditions": told, "data": {"levels": 2}}
     look.call("model", cls, **model, **{name: value for name, value in offered.items() if name in arguments_of(cls)[0]})
     look.instances("callbacks", Callback, sampler=sampler)
     look.instances("logger", Logger)
@@ -177,7 +179,7 @@ def _sample(look: Look) -> None:
     from sde_diffusion.sampling import Sampler
 
     look.keys(ckpt=str, n=Count, seed=Seed, label=Label, film=Natural, batch_size=Count, device=str, overwrite=bool)
-    look.keys(conditions=Mapping[str, Any])
+    look.keys(conditions=Mapping[str, Any] | None)
     look.part("sampler", Sampler)
     _guidance(look)
 
@@ -188,7 +190,7 @@ def _evaluate(look: Look) -> None:
     from sde_diffusion.sampling import Sampler
 
     look.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed, label=Label)
-    look.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any])
+    look.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None)
     look.keys(split=Split, extractor=str | None, level=BetweenZeroAndOne, resamples=Natural)
     look.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     look.part("sampler", Sampler)
@@ -203,7 +205,7 @@ def _likelihood(look: Look) -> None:
     from sde_diffusion.sampling.ode_methods import ODESolver
 
     look.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None, label=Label)
-    look.keys(conditions=Mapping[str, Any])
+    look.keys(conditions=Mapping[str, Any] | None)
     flow = look.keys(method=str, rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
     look.call("", ODESolver, **flow)
     look.keys(trace=Literal[tuple(TRACES)], probes=Count, draws=Count, prior=Literal["standard", "matched"])
@@ -223,7 +225,7 @@ def _nfe_fid(look: Look) -> None:
 
     look.keys(ckpt=str | list[str], exact=bool, long=Count | None, n=Count)
     look.keys(nfe=_some(Count, "[5,10]"), seeds=_some(Seed, "[0]"))
-    look.keys(label=Label, conditions=Mapping[str, Any], split=Literal["val", "test"])
+    look.keys(label=Label, conditions=Mapping[str, Any] | None, split=Literal["val", "test"])
     look.keys(extractor=str | None, level=BetweenZeroAndOne)
     look.places("data", DataModule, Places)
     look.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.checks import as_number, as_numbers, check_sizes
+from sde_diffusion.checks import as_number, check_sizes
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.conditions.base import Condition
 
 
@@ -42,10 +44,15 @@ class Measurement(Condition):
         self.shape = check_sizes("shape", shape, "a list of positive sizes, [] for a number", least=0)
         self.mean, self.std = mean, std
         for name, value in (("mean", mean), ("std", std)):
-            found = as_numbers(name, value)
-            if tuple(found.shape) not in ((), self.shape):
+            try:
+                found = np.asarray(value, dtype=np.float64)  # tensors have no values where a network is built on trial
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} must be a number or a list of numbers; got {shown(value)}") from None
+            if not np.isfinite(found).all():
+                raise ValueError(f"{name} must be finite; got {shown(value)}")
+            if found.shape not in ((), self.shape):
                 raise ValueError(f"{name} must be a number or of shape {list(self.shape)}; got {list(found.shape)}")
-            if name == "std" and not bool((found > 0).all()):
+            if name == "std" and not (found > 0).all():
                 raise ValueError("std must be positive")
         self.null_value = null_value
         null = math.nan if null_value is None else as_number("null_value", null_value)

@@ -206,6 +206,18 @@ def test_likelihoods_of_items_with_what_is_known_of_them(run, model, folder, tmp
     assert [scores()[item] for item in items.tolist()] == pytest.approx(told.tolist(), abs=1e-4)
 
 
+def test_a_run_resumes_with_its_own_conditions(command, folder, ckpt, model, tmp_path):
+    """Also on data whose rates lie elsewhere: what networks subtract from them is part of the network."""
+    other = arrays(200)
+    np.savez(tmp_path / "other.npz", **{**other, "rate": other["rate"] + 1})
+    settings = (f"data.path={tmp_path / 'other.npz'}", "trainer.max_steps=31", f"hydra.run.dir={tmp_path / 'run'}")
+    done = command("train", f"ckpt={ckpt}", *settings, cwd=tmp_path)
+    assert done.status == 0, done.err
+    again = GenerativeModel.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert again.conditions.describe() == model.conditions.describe()
+    assert again.data["conditions"]["rate"]["mean"] == pytest.approx(model.conditions["rate"].mean + 1, rel=1e-6)
+
+
 @pytest.mark.slow
 def test_a_trained_model_knows_the_conditional_law(command, tmp_path):
     """Means and deviations of 2,000 samples by value are the known ones to 0.03 (a standard error is 0.0022)."""

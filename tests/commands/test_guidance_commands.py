@@ -121,9 +121,9 @@ def test_a_stopped_run_resumes_with_its_own_guidance_alone(classes, monkeypatch,
     )
     model = ScoreModel.load_from_checkpoint(classes)
     for guidance in (None, {**CFG, "scale": 3.0}, {**CFG, "scale": 4.0}):
-        node = {"n": 2, "seed": 0, "label": 1, "batch_size": 2, "overwrite": False, "guidance": guidance}
+        node = {"n": 2, "seed": 0, "batch_size": 2, "overwrite": False, "guidance": guidance}
         cfg = OmegaConf.create({**node, "sampler": {"_target_": "sde_diffusion.sampling.AncestralSampler"}})
-        drawing.draw(cfg, model, torch.device("cpu"), tmp_path)
+        drawing.draw(cfg, model, {"label": torch.tensor([1, 1])}, torch.device("cpu"), tmp_path)
     plans = [plan for plan, _ in seen]
     assert all(plans.count(plan) == 1 for plan in plans)
     assert seen[0][1] is model.denoiser

@@ -13,6 +13,7 @@ from conftest import TINY
 from PIL import Image
 
 from sde_diffusion import LevelDecoder, ScoreModel, UniformDequantisation, bits_per_dim, elbo, log_likelihood
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import build
 from sde_diffusion.density import GaussianPrior
 from sde_diffusion.errors import UserError
@@ -300,7 +301,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     x[[3, 11]] = 1e3
     for role in ("rows", "against"):
-        data = ScoredData("rows", role, {"rows": Split(x)}, None, None, 0)
+        data = ScoredData("rows", role, {"rows": Split(x)}, None, {}, Conditions())
         part = ScoringRun(cfg, model, torch.device("cpu"), Stub(None), GaussianPrior(0.0, 1.0), trained)._batch(
             data, "rows", data.items("rows")
         )
@@ -310,7 +311,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
             assert scores[i] == pytest.approx(expected, abs=1e-5)
         assert sorted(record.args[0] for record in caplog.records) == [3, 11]
         caplog.clear()
-    own = ScoredData("rows", "own", {"rows": Split(x)}, None, None, 0)
+    own = ScoredData("rows", "own", {"rows": Split(x)}, None, {}, Conditions())
     with pytest.raises(UserError, match="tolerance"):
         ScoringRun(cfg, model, torch.device("cpu"), Stub(None), GaussianPrior(0.0, 1.0), trained)._batch(
             own, "rows", own.items("rows")

@@ -8,6 +8,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
+from sde_diffusion.commands.conditions import for_items
 from sde_diffusion.data import Arrays
 from sde_diffusion.modality import Images, read_samples
 from sde_diffusion.modality.units import Units
@@ -39,7 +40,7 @@ def _latents(command, folder, ckpt, n, shape):
     from sde_diffusion.sampling import AncestralSampler
 
     model = ScoreModel.load_from_checkpoint(ckpt.removeprefix("ckpt="))
-    label = {"label": torch.arange(n) % model.hparams["n_classes"]} if model.hparams["n_classes"] else {}
+    label = {name: kind.in_turn(n) for name, kind in model.conditions.items()}
     return AncestralSampler(steps=3, eta=1.0)(model.denoiser, (n, *shape), seeds=range(n), **label).x, model.data
 
 
@@ -67,13 +68,16 @@ def test_images_of_floats_come_back_in_their_units(command, tmp_path):
     made, kept = _latents(command, tmp_path, ckpt, 6, (1, 5, 6))
     assert np.abs(found["images"] - (made.clamp(-1, 1).numpy().transpose(0, 2, 3, 1) + 1) * 2500).max() < 2
     assert kept["units"] == {"low": [0.0], "high": [5000.0]}
-    assert found["class_names"].tolist() == kept["class_names"] == ["12", "cat", "0"]
+    assert found["class_names"].tolist() == kept["conditions"]["label"]["names"] == ["12", "cat", "0"]
     assert "labels: 0 12, 1 cat, 2 0" in done.out
     stored = read_samples(tmp_path / "drawn" / "samples.npz", Images([1, 5, 6], units=Units((0.0,), (5000.0,))))
     assert np.abs(next(stored.batches()).numpy() - made.clamp(-1, 1).numpy()).max() < 1e-3
     grid = np.asarray(Image.open(tmp_path / "drawn" / "grid.png").convert("L"))
     assert grid.max() - grid.min() > 50
-    _sample(command, tmp_path, ckpt, "n=24")
+    model = ScoreModel.load_from_checkpoint(ckpt.removeprefix("ckpt="))
+    test = Arrays(str(tmp_path / "x.npz"), range=[0, 5000]).split("test")
+    np.save(tmp_path / "labels.npy", for_items(model, {}, test, 24)["label"])  # evaluate draws under the items' own
+    _sample(command, tmp_path, ckpt, "n=24", "conditions.label=labels.npy")
     _same_figures(command, tmp_path, ckpt, data, 24)
 
     for label, number in (("cat", 1), ("0", 2), ("12", 0), ("1", 1)):

@@ -13,7 +13,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from sde_diffusion.commands.app import plain, unknown_key
+from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.messages import unknown_key
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.storage.files import opened

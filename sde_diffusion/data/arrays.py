@@ -237,8 +237,7 @@ class Arrays(DataModule):
 
     def _conditions(self, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, dict[str, Tensor]]:
         """The values of each condition by split, those of labels under `label`; sets the names of classes."""
-        found, path = dict[str, dict[str, Tensor]](), Path(self.path)
-        value_names: dict[str, Sequence[str]] = {}
+        found, path, self.value_names = dict[str, dict[str, Tensor]](), Path(self.path), {}
         for name in ("labels", *self.conditions_argument):
             parts = {split: arrays[f"{split}_{name}"] for split in SPLITS if f"{split}_{name}" in arrays}
             for split in set(parts) - set(sizes):
@@ -253,8 +252,7 @@ class Arrays(DataModule):
                 raise UserError(f"{path} has no array {lacking}, and data.conditions names {name}")
             else:
                 found[name], names = read_condition(path, name, parts, sizes)
-                value_names |= {name: names} if names else {}
-        self.value_names = value_names
+                self.value_names = {**self.value_names, **({name: names} if names else {})}
         return found
 
 

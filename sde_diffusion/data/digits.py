@@ -16,10 +16,15 @@ class Digits(DataModule):
     Train 1,437, val 60, test 300, each class in proportion, always the same. Validation is small so that the test
     split, to which Fréchet distances are taken, can be large: its floor falls with the number of images.
 
-    It takes the arguments of `DataModule`.
+    It takes the arguments of `DataModule`, batches of 64 by default.
     """
 
     name = "digits"
+
+    def __init__(
+        self, batch_size: int = 64, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
+    ) -> None:
+        super().__init__(batch_size, seed, min_batches_per_epoch, flip)
 
     def load(self) -> dict[str, Split]:
         """Read the digits from the installed scikit-learn."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,10 @@ from sde_diffusion.storage.memory import ran_out
 PACKAGE = "sde_diffusion"
 _ROOMS = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data", "metrics", "modality", "training")
 BUILDABLE = tuple(f"{PACKAGE}.{room}" for room in _ROOMS)
-"""The packages of which a configuration may name the classes that they export, each by package and name alone:
-`sde_diffusion.data.Moons`. What writes files or talks to a network a package lists as `NOT_BUILDABLE`."""
+"""The packages of which a configuration may name classes, each by package and name alone: `sde_diffusion.data.Moons`.
+
+It may name those that the package exports, and those of its modules that extend an abstract class which it exports.
+What writes files or talks to a network a package lists as `NOT_BUILDABLE`."""
 
 _FORMER = {f"{PACKAGE}.training.Objective": f"{PACKAGE}.training.DenoisingScoreMatching"}
 """Public paths that earlier versions wrote, and what they stand for."""
@@ -128,7 +131,8 @@ def public_path(target: str | type) -> str:
         inner = [*home.split(".")[1:2], *inner]
     found = f"{PACKAGE}.{inner[0]}.{inner[-1]}"
     found = _FORMER.get(found, found)
-    return found if found.rpartition(".")[2] in _exported(found.rpartition(".")[0]) else path
+    package, _, name = found.rpartition(".")
+    return found if name in _exported(package) or _extension(package, name) else path
 
 
 def with_public_paths(node: Any) -> Any:
@@ -146,6 +150,23 @@ def _exported(package: str) -> Collection[str]:
     return importlib.import_module(package).__all__ if package in (*BUILDABLE, f"{PACKAGE}.commands") else ()
 
 
+def _extension(package: str, name: str) -> type | None:
+    """A class that a package does not export, of a module of it, and that extends an abstract class which it exports.
+
+    So a new path or data set needs its own file and a configuration, and no other file is changed.
+    """
+    if package not in BUILDABLE or name.startswith("_"):
+        return None
+    home = importlib.import_module(package)
+    exported = [getattr(home, one) for one in home.__all__ if one not in getattr(home, "NOT_BUILDABLE", ())]
+    bases = tuple(one for one in exported if inspect.isabstract(one))
+    for module in pkgutil.iter_modules(home.__path__, f"{package}."):
+        found = getattr(importlib.import_module(module.name), name, None)
+        if isinstance(found, type) and found.__module__ == module.name and issubclass(found, bases):
+            return found
+    return None
+
+
 def find_class(target: str, where: str = "") -> type:
     """The class that a `_target_` names: one that this package exports, or one of a module that the user has named.
 
@@ -160,6 +181,8 @@ def find_class(target: str, where: str = "") -> type:
             found = getattr(home, name)
             if isinstance(found, type):
                 return found
+        if extension := _extension(package, name):
+            return extension
     key = _inside(where, "_target_")
     if package.split(".")[0] == PACKAGE or not plugins.may_be(package):
         raise UserError(

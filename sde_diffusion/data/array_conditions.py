@@ -27,7 +27,7 @@ def read_condition(
         names: Of the classes 0, 1, ..., if they are known.
 
     Returns:
-        (values by split, names of the classes if they have any). Whole numbers and booleans [N] are class numbers,
+        (values by split, names of the classes if they have any). Integers and booleans [N] are class numbers,
         words are class names, and both become int64 [N]; floats [N, *] become float32.
 
     Raises:

@@ -198,7 +198,7 @@ class Arrays(DataModule):
         return array
 
     def _check(self, key: str, array: Array) -> None:
-        """See that an array's values are levels, or numbers in the range."""
+        """Check that an array's values are levels, or numbers in the range."""
         if self._is_levels(array):
             levels, lo, hi = self._levels(array), int(array.min()), int(array.max())
             if lo < 0 or hi >= levels:

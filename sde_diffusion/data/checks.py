@@ -33,7 +33,7 @@ def height_and_width(size: object) -> tuple[int, int] | None:
     """
     if size is None:
         return None
-    allowed = "a whole number of pixels, such as 32, or [height,width], such as [32,48], or None"
+    allowed = "an integer of pixels, such as 32, or [height,width], such as [32,48], or None"
     sides = size if isinstance(size, Sequence) and not isinstance(size, str) else [size, size]
     try:
         height, width = check_sizes("data.size", sides, allowed, least=2, most=2)
@@ -127,7 +127,7 @@ def _check_labels(name: str, splits: Mapping[str, Split], class_names: Sequence[
             continue
         if part.label.shape != (len(part),) or part.label.is_floating_point() or int(part.label.min()) < 0:
             raise UserError(
-                f"{name!r}: labels of {split} must be whole numbers from 0 up, one for each of its {len(part)} items"
+                f"{name!r}: labels of {split} must be integers from 0 up, one for each of its {len(part)} items"
             )
         found[split] = set(torch.unique(part.label).tolist())
     if not found:
@@ -158,7 +158,7 @@ def _check_labels(name: str, splits: Mapping[str, Split], class_names: Sequence[
 
 
 def _check_others(name: str, splits: Mapping[str, Split]) -> None:
-    """See that conditions beside labels are finite, in each split, and of one shape and type."""
+    """Check that conditions beside labels are finite, in each split, and of one shape and type."""
     train = splits["train"].others
     for split, part in splits.items():
         if set(part.others) != set(train):

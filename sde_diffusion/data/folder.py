@@ -18,7 +18,7 @@ from sde_diffusion.data.images import SUFFIXES, Header, ImageFiles, Reading, hea
 from sde_diffusion.data.module import SPLITS, Common, DataModule
 from sde_diffusion.data.names import split_folders
 from sde_diffusion.data.split import Rows, Split, divide
-from sde_diffusion.data.tree import Tree, look
+from sde_diffusion.data.tree import Tree, find_images
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.memory import check_fits
 
@@ -167,10 +167,10 @@ class Folder(DataModule):
         except OSError as error:
             raise UserError(f"data.root={root} cannot be looked into: {error.strerror or error}") from error
         own = split_folders(subfolders, f"data.root={root}")
-        trees = {split: look(root / name) for split, name in own.items()} or {"train": look(root)}
+        trees = {split: find_images(root / name) for split, name in own.items()} or {"train": find_images(root)}
         if own:
             log.info("%s: splits %s", root, ", ".join(f"{split} ({name}/)" for split, name in own.items()))
-            beside = look(root, leave=tuple(own.values()))
+            beside = find_images(root, leave=tuple(own.values()))
             if beside.images:
                 others = [f"{name}/" for name in beside.classes] + [path.name for path in beside.stray]
                 log.warning("%s: not used, for they are in no split's folder: %s", root, few(others))

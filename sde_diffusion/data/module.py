@@ -151,7 +151,7 @@ class DataModule(LightningDataModule):
             self.check_processes(self._process[1])
 
     def check_processes(self, n: int) -> None:
-        """See that the validation split has an item for each of n processes: one without would end the others' run.
+        """Check that the validation split has an item for each of n processes: one without would end the others' run.
 
         Raises:
             UserError: If it has not.

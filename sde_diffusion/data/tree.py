@@ -63,7 +63,7 @@ class Tree:
 _ENDINGS = " ".join(SUFFIXES)
 
 
-def look(folder: Path, leave: tuple[str, ...] = ()) -> Tree:
+def find_images(folder: Path, leave: tuple[str, ...] = ()) -> Tree:
     """Find the images below a folder; links to folders are followed, each folder is read once, hidden ones are not.
 
     Args:

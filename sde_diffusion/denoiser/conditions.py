@@ -38,7 +38,7 @@ def keyword_names(function: Callable[..., Any], first: int) -> tuple[str, ...] |
 
 
 def check_names(given: Mapping[str, Any], allowed: Collection[str] | None, owner: str) -> dict[str, Any]:
-    """See that all conditions are known; those that are None count as not given, known or not.
+    """Check that all conditions are known; those that are None count as not given, known or not.
 
     Args:
         given: The conditions.

@@ -28,7 +28,7 @@ from sde_diffusion.training.checkpoint_contents import (
     check_resumable,
 )
 from sde_diffusion.training.entries import ContentsError
-from sde_diffusion.training.former import as_now
+from sde_diffusion.training.migration import migrate
 from sde_diffusion.training.weights import check_moments, check_weights
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         check_contents(checkpoint)
     except ContentsError as error:
         raise UserError(f"{path} does not describe its model and run: {error}; use an earlier checkpoint") from error
-    return as_now(_with_paths_in(checkpoint, path.parent.absolute()))
+    return migrate(_with_paths_in(checkpoint, path.parent.absolute()))
 
 
 def _with_paths_in(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _with_paths_in(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path, resuming: bool) -> None:
-    """See that a checkpoint's contents, read by whomever, are those of a run of this model.
+    """Check that a checkpoint's contents, read by whomever, are those of a run of this model.
 
     Args:
         model: The model.
@@ -116,7 +116,7 @@ def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path,
 
 
 def expect_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """See that contents that have been checked are those of a run that can be resumed exactly.
+    """Check that contents that have been checked are those of a run that can be resumed exactly.
 
     Raises:
         UserError: If something is missing.
@@ -162,7 +162,7 @@ def _existing(path: Any) -> Path:
 
 
 def _check_archive(path: Path) -> None:
-    """See that a file is an archive as torch writes them, not damaged, and no larger than it looks.
+    """Check that a file is an archive as torch writes them, not damaged, and no larger than it looks.
 
     Raises:
         UserError: If it is not.
@@ -207,7 +207,7 @@ def _load(path: Path, map_location: Any) -> Any:
 
 
 def _check_version(mark: Any, path: Path) -> None:
-    """See that this version of the package knows how to read a checkpoint.
+    """Check that this version of the package knows how to read a checkpoint.
 
     Raises:
         UserError: If its layout is a later one.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from sde_diffusion.checks.arguments import whole_words
+from sde_diffusion.checks.arguments import integer_words
 from sde_diffusion.checks.reprs import shown
-from sde_diffusion.training.agreement import check_agreement
+from sde_diffusion.training.consistency import check_consistency
 from sde_diffusion.training.entries import (
     ANYTHING,
     COUNT,
@@ -123,7 +123,7 @@ _DATA = Entries(
         "name": TEXT,
         "shape": Each(COUNT),
         "modality": SETTINGS,
-        "levels": Either(Value(whole_words(2, 256), lambda value: type(value) is int and 2 <= value <= 256)),
+        "levels": Either(Value(integer_words(2, 256), lambda value: type(value) is int and 2 <= value <= 256)),
         "data_range": Each(NUMBER),
         "conditions": Each(SETTINGS, str),
         "n_classes": COUNT,  # of version 0.1.0, as class_names
@@ -142,7 +142,7 @@ _RUN = Entries(
     {
         **dict.fromkeys(_GROUPS, SETTINGS),
         "trainer": SETTINGS,
-        "seed": Value(whole_words(0, 2**32 - 1), lambda value: type(value) is int and 0 <= value < 2**32),
+        "seed": Value(integer_words(0, 2**32 - 1), lambda value: type(value) is int and 0 <= value < 2**32),
         "conditional": FLAG,
     },
     {"callbacks": Each(Either(SETTINGS), str), "record": SETTINGS, "guidance": Either(SETTINGS)},
@@ -190,7 +190,7 @@ _TO_RESUME = {
 
 
 def check_contents(checkpoint: Any) -> None:
-    """See that every entry is what this package and Lightning take it for, and none of a size that it only claims.
+    """Check that every entry is what this package and Lightning take it for, and none of a size that it only claims.
 
     Raises:
         ContentsError: If one is not; with its place.
@@ -201,7 +201,7 @@ def check_contents(checkpoint: Any) -> None:
     _CONTENTS.check(checkpoint, WHOLE)
     hyper_parameters = checkpoint["hyper_parameters"]
     Either(_DATA, empty=True).check(hyper_parameters.get("data"), "hyper_parameters.data")
-    check_agreement(checkpoint)
+    check_consistency(checkpoint)
     for number, state in enumerate(checkpoint.get("lr_schedulers", [])):
         for key in state:
             if key == "optimizer" or callable(getattr(LambdaLR, key, None)):  # which the state would take the place of
@@ -220,7 +220,7 @@ def _check_leaf(key: Any, value: Any) -> None:
         if not isinstance(entry, _LEAVES):
             raise ContentsError(f"{place} holds something of the type {type(entry).__name__}")
         if isinstance(entry, int) and abs(entry) >= 2**64:
-            raise ContentsError(f"{place} holds a whole number of more than 64 bits")
+            raise ContentsError(f"{place} holds an integer of more than 64 bits")
         if isinstance(entry, str) and "\0" in entry:
             raise ContentsError(f"{place} holds text with a zero byte")
     if isinstance(value, Tensor):
@@ -231,7 +231,7 @@ def _check_leaf(key: Any, value: Any) -> None:
 
 
 def check_resumable(checkpoint: Mapping[str, Any]) -> None:
-    """See that contents that have been checked are those of a run that can be resumed exactly.
+    """Check that contents that have been checked are those of a run that can be resumed exactly.
 
     Raises:
         ContentsError: If something is missing; with what.

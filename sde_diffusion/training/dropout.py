@@ -31,12 +31,14 @@ class ConditionDropout:
     def __init__(self, conditions: Conditions, share: float, own: Mapping[str, float] | None = None) -> None:
         self.conditions, self.share = conditions, _share("label_dropout", share)
         if own is not None and not isinstance(own, Mapping):
-            raise ValueError(f"own_dropout must map conditions to shares, such as {{label: 0.2}}; got {shown(own)}")
+            raise ValueError(
+                f"condition_dropout must map conditions to shares, such as {{label: 0.2}}; got {shown(own)}"
+            )
         if strange := [name for name in own or {} if name not in conditions]:
             raise ValueError(
-                f"own_dropout names {', '.join(strange)}, and the conditions are {', '.join(conditions) or 'none'}"
+                f"condition_dropout names {', '.join(strange)}, and the conditions are {', '.join(conditions) or 'none'}"
             )
-        self.own = {name: _share(f"own_dropout.{name}", share) for name, share in (own or {}).items()}
+        self.own = {name: _share(f"condition_dropout.{name}", share) for name, share in (own or {}).items()}
 
     @property
     def together(self) -> list[str]:

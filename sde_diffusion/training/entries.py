@@ -136,7 +136,7 @@ def leaves(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def check_size(node: Any) -> None:
-    """See that containers do not lie too deep in one another, nor hold too much, each counted where it appears.
+    """Check that containers do not lie too deep in one another, nor hold too much, each counted where it appears.
 
     In a small file each of sixty lists may hold the one before twice.
 

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sde_diffusion._version import __version__
 from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count
 from sde_diffusion.checks.reprs import shown
-from sde_diffusion.config import plain_containers, public_path
+from sde_diffusion.config import public_path, to_containers
 from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.plugins import PluginError
@@ -92,7 +92,7 @@ class GenerativeModel(LightningModule, ABC):
             raise ValueError(f"betas must be two numbers in [0, 1); got {shown(betas)}")
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a description, DataModule.describe(), or None; got {shown(data)}")
-        dequantise, data = check_bool("dequantise", dequantise), plain_containers(data)
+        dequantise, data = check_bool("dequantise", dequantise), to_containers(data)
         self.data: dict[str, Any] = dict(data or {})
         if dequantise and not self.data.get("levels"):
             raise ValueError("dequantise=true fills the bins of data with levels, and these data have none")
@@ -176,7 +176,7 @@ class GenerativeModel(LightningModule, ABC):
     # -- training -------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """See that the precision is one to train in, and take it on before a checkpoint's weights are copied in."""
+        """Check that the precision is one to train in, and take it on before a checkpoint's weights are copied in."""
         if stage == "fit":
             check_precision(str(self.trainer.precision))
             self.trainer.precision_plugin.convert_module(self)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_bool, check_kind
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.config import build, plain_containers, with_public_paths
+from sde_diffusion.config import build, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.generative import Batch, GenerativeModel
@@ -43,7 +43,7 @@ class ScoreModel(GenerativeModel):
         data: See `GenerativeModel`.
         conditions: What the denoiser is told of each sample, by name: kinds of `sde_diffusion.conditions`, or their
             descriptions. Batches have an entry of each name.
-        own_dropout: Shares for conditions that are left out by draws of their own; see `ConditionDropout`.
+        condition_dropout: Shares for conditions that are left out by draws of their own; see `ConditionDropout`.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -69,18 +69,18 @@ class ScoreModel(GenerativeModel):
         compile: bool = False,
         data: Mapping[str, Any] | None = None,
         conditions: Mapping[str, Any] | None = None,
-        own_dropout: Mapping[str, float] | None = None,
+        condition_dropout: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(
             lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
         )
         compile = check_bool("compile", compile)
         self.conditions = Conditions(conditions, n_classes)
-        self.dropout = ConditionDropout(self.conditions, label_dropout, own_dropout)
+        self.dropout = ConditionDropout(self.conditions, label_dropout, condition_dropout)
         # Plain containers, so that the checkpoint holds data alone: a configuration may come as OmegaConf's.
-        given = {"denoiser": plain_containers(denoiser), "objective": plain_containers(objective)}
+        given = {"denoiser": to_containers(denoiser), "objective": to_containers(objective)}
         described = {name: with_public_paths(value) for name, value in given.items() if isinstance(value, Mapping)}
-        shares = {"label_dropout": self.dropout.share, "own_dropout": self.dropout.own}
+        shares = {"label_dropout": self.dropout.share, "condition_dropout": self.dropout.own}
         rest = {"conditions": self.conditions.describe(), **shares, "compile": compile}
         self.save_hyperparameters({**described, **rest})
         self.denoiser: Denoiser = build(given["denoiser"], "denoiser")

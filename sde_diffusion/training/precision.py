@@ -9,7 +9,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
 def check_precision(precision: str) -> None:
-    """See that a model can be trained in a precision of Lightning's.
+    """Check that a model can be trained in a precision of Lightning's.
 
     Raises:
         UserError: If it cannot.

@@ -15,7 +15,7 @@ from sde_diffusion.training.entries import ContentsError
 
 @contextmanager
 def no_larger_than(weights: Mapping[str, Tensor], path: str = "") -> Iterator[None]:
-    """See that the modules made in the block have no more parameters than there are weights for.
+    """Check that the modules made in the block have no more parameters than there are weights for.
 
     A configuration out of a file may ask for a network that no memory holds, or for ten thousand million layers. Twice
     as many are let pass, so that one that only differs is told by `check_weights`, which names what differs.
@@ -45,7 +45,7 @@ def no_larger_than(weights: Mapping[str, Tensor], path: str = "") -> Iterator[No
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """See that weights fit a model: the same names, shapes and kinds of numbers; parameters neither NaN nor infinite.
+    """Check that weights fit a model: the same names, shapes and kinds of numbers; parameters neither NaN nor infinite.
 
     Raises:
         ContentsError: If they do not; with the first names of each kind.
@@ -75,7 +75,7 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def check_moments(model: nn.Module, optimizer: Mapping[str, Any]) -> None:
-    """See that the state of an optimizer over all of a model's parameters fits them.
+    """Check that the state of an optimizer over all of a model's parameters fits them.
 
     Raises:
         ContentsError: If it does not.

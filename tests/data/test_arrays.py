@@ -195,7 +195,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ({"range": [[0, 1], [1, 1]]}, "two finite numbers"),
         ({"range": "all"}, "auto or None; got 'all'"),
         ({"range": [0, 1], "levels": 2}, "levels or range, not both"),
-        ({"levels": 2.5}, "levels must be a whole number from 2 to 256, or None; got 2.5"),
+        ({"levels": 2.5}, "levels must be an integer from 2 to 256, or None; got 2.5"),
         ({"levels": 1}, "from 2 to 256, or None; got 1"),
         ({"layout": "HWC"}, "one of NHW, NHWC, NCHW, NCL, NLC, as_is, or None; got 'HWC'"),
         ({"val_fraction": 0.0}, "must be positive with a sum below 1; got val_fraction=0.0"),

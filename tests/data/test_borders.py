@@ -58,8 +58,8 @@ X = torch.rand(40, 3) * 2 - 1
         ({"train": Split(X), "val": Split(X[:0])}, "has no items in val"),
         ({"train": Split(X), "val": Split(X[:, :2])}, r"train has items of shape \[3\] with no levels, and val \[2\]"),
         ({"train": Split(torch.full((9, 2), 17).byte(), levels=17)}, "values from 1.125 to 1.125"),
-        ({"train": Split(X, torch.rand(40))}, "labels of train must be whole numbers from 0 up"),
-        ({"train": Split(X, torch.arange(40) - 1)}, "labels of train must be whole numbers from 0 up"),
+        ({"train": Split(X, torch.rand(40))}, "labels of train must be integers from 0 up"),
+        ({"train": Split(X, torch.arange(40) - 1)}, "labels of train must be integers from 0 up"),
         ({"train": Split(X, torch.arange(39))}, "one for each of its 40 items"),
     ],
 )

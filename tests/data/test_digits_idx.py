@@ -125,7 +125,7 @@ def test_idx_damaged_file(root, damage, message):
 def test_idx_that_do_not_belong_together(root):
     with pytest.raises(UserError, match=r"data\.n_val=20 leaves nothing of 20 training images"):
         IdxImages(str(root), n_val=20).prepare()
-    with pytest.raises(ValueError, match="n_val must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="n_val must be an integer of at least 1"):
         IdxImages(str(root), n_val=0)
     (root / "t10k-images-idx3-ubyte").write_bytes(_idx(np.zeros((6, 4, 4), np.uint8)))
     with pytest.raises(UserError, match="training images are 5x4, the test images 4x4"):

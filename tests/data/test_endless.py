@@ -18,7 +18,7 @@ from sde_diffusion.commands.sweep_file import read_sweep
 from sde_diffusion.data import Arrays, Folder, IdxImages
 from sde_diffusion.data.array_files import read_arrays
 from sde_diffusion.data.idx import read_idx
-from sde_diffusion.data.tree import look
+from sde_diffusion.data.tree import find_images
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.features import read_classifier
 from sde_diffusion.modality import Points, read_samples
@@ -80,7 +80,7 @@ def test_a_folder_of_images_with_what_is_none(tmp_path, caplog):
         make(tmp_path / f"x{number}.png")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
-    assert [path.name for path in look(tmp_path).images] == [f"{number}.png" for number in range(4)]
+    assert [path.name for path in find_images(tmp_path).images] == [f"{number}.png" for number in range(4)]
     assert sum(len(split) for split in Folder(str(tmp_path)).prepare().splits.values()) == 4
     assert all(f"x{number}.png" in caplog.text for number in range(4))
 

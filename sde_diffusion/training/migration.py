@@ -8,7 +8,7 @@ _LABELS = "network.conditioning.labels."
 """Where the embedding of labels lay when they were the only condition."""
 
 
-def as_now(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def migrate(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Contents in today's layout.
 
     Version 0.1.0 knew one condition, labels: `n_classes` of model, network and data became `conditions`, and so did

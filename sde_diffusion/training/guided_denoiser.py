@@ -12,7 +12,7 @@ from sde_diffusion.guidance import UntrainedError
 from sde_diffusion.training.module import ScoreModel
 
 
-def steered(model: ScoreModel, guidance: Mapping[str, Any] | None) -> Denoiser:
+def guided_denoiser(model: ScoreModel, guidance: Mapping[str, Any] | None) -> Denoiser:
     """A model's denoiser, wrapped as the settings of a guidance say.
 
     Args:

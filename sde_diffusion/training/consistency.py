@@ -10,8 +10,8 @@ from sde_diffusion.modality.units import Units
 from sde_diffusion.training.entries import ContentsError, leaves
 
 
-def check_agreement(checkpoint: Mapping[str, Any]) -> None:
-    """See that what is said of the model twice is the same, and no size of its network is beyond all its weights.
+def check_consistency(checkpoint: Mapping[str, Any]) -> None:
+    """Check that what is said of the model twice is the same, and no size of its network is beyond all its weights.
 
     Raises:
         ContentsError: If it is not.

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     contents = torch.load(NEW, weights_only=True)
     contents["sde_diffusion"]["model"] = "os.system"
     torch.save(contents, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=r"is of a model 'os.system', which is none of sde_diffusion"):
+    with pytest.raises(UserError, match=r"is of a model 'os.system', which is neither sde_diffusion"):
         GenerativeModel.load_from_checkpoint(tmp_path / "other.ckpt")
 
 

@@ -1,4 +1,4 @@
-"""The one place where a model's denoiser becomes the one that commands and pictures use."""
+"""The denoiser that commands and pictures use: a model's own, with guidance if there is any."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from sde_diffusion.training.module import ScoreModel
 
 
 def guided_denoiser(model: ScoreModel, guidance: Mapping[str, Any] | None) -> Denoiser:
-    """A model's denoiser, wrapped as the settings of a guidance say.
+    """A model's denoiser, wrapped by a guidance.
 
     Args:
-        model: The model. Of what it offers, `denoiser` and `null` (the values that stand for "not given" of the
-            conditions that training left out at times), a wrapper is given what its constructor names and the settings
-            do not.
-        guidance: {_target_: a class of guidance/, ...}; None: the denoiser as it is.
+        model: The model. If the constructor of the guidance has arguments `denoiser` or `null` that its settings leave
+            out, they are the model's denoiser, and the null values of the conditions that were dropped in training.
+        guidance: Settings {_target_: a class of guidance/, ...}; None: no guidance.
 
     Returns:
         The denoiser.
 
     Raises:
-        UserError: If the model or its path does not allow the guidance.
+        UserError: If the model or its path does not support the guidance.
     """
     if guidance is None:
         return model.denoiser
-    null = {name: model.conditions[name].null for name in model.dropout.left_out}
+    null = {name: model.conditions[name].null for name in model.dropout.dropped}
     try:
         found: Denoiser = build_around(guidance, "guidance", denoiser=model.denoiser, null=null)
     except UserError as error:
         if isinstance(error.__cause__, UntrainedError):
             names = " and ".join(model.conditions) or "label"
-            raise UserError(f"this guidance needs the model without its {names} too, and {_lacking(model)}") from error
+            raise UserError(f"this guidance also needs the model without its {names}, but {_lacking(model)}") from error
         raise
     return found
 
 
 def _lacking(model: ScoreModel) -> str:
     if not model.conditions:
-        return "it knows no classes: train one with conditional=true"
-    return "it was trained with model.label_dropout=0, never without: train one with model.label_dropout=0.1"
+        return "it has no classes: train one with conditional=true"
+    return "it was never trained without (model.label_dropout=0): train one with model.label_dropout=0.1"

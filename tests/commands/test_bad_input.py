@@ -45,7 +45,7 @@ TRAIN = {
     "a GPU there is none of": (["trainer.accelerator=gpu"], ["gpu"]),
     "a loss that nobody logs": (["callbacks.best.monitor=foo", *TINY], ["could not find", "best.monitor=foo"]),
     "a callback's number": (["+callbacks.best.every_n_epochs=-5"], ["callbacks.best", "every_n_epochs=-5", ">= 0"]),
-    "the name of another file": (["callbacks.best.filename=last"], ["callbacks.best.filename=last", "take another"]),
+    "the name of another file": (["callbacks.best.filename=last"], ["callbacks.best.filename=last", "choose another"]),
     "more steps than there are": (["+trainer.min_steps=9", "trainer.max_steps=8"], ["min_steps=9", "max_steps=8"]),
     "a walk to where the log-SNR is infinite": (
         ["sampler=dpm", "sampler.t_end=0", *TINY[:5]],
@@ -195,7 +195,7 @@ def test_a_loss_that_is_no_number(command, tmp_path):
     settings = ("model.lr=1e20", "model.warmup_steps=1000", "trainer.max_steps=200", "trainer.val_check_interval=1")
     done = command("train", *TINY, *settings, f"hydra.run.dir={folder}", "callbacks.samples=null", cwd=tmp_path)
     done.err = "error: " + done.err.partition("error: ")[2]
-    check(done, "at step", "smaller model.lr", "checkpoints written before are kept")
+    check(done, "at step", "smaller model.lr", "earlier checkpoints are kept")
     kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(bool(torch.isfinite(value).all()) for value in kept["state_dict"].values())
     assert 0 < kept["global_step"] <= int(done.err.partition("at step ")[2].partition(":")[0])

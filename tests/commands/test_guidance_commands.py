@@ -139,7 +139,11 @@ def model_of(n_classes, label_dropout=0.1):
     ("model", "settings", "words"),
     [
         (partial(model_of, 0), {}, "has no classes: train one with conditional=true"),
-        (partial(model_of, 4, 0.0), {}, "model.label_dropout=0, never without: train one with model.label_dropout=0.1"),
+        (
+            partial(model_of, 4, 0.0),
+            {},
+            "never trained without (model.label_dropout=0): train one with model.label_dropout=0.1",
+        ),
         (partial(model_of, 4), {"interval": [200, 300]}, "guidance.interval=(200, 300) lies outside the walk"),
         (partial(model_of, 4), {"_target_": "os.system"}, "not a class of sde_diffusion"),
     ],

@@ -27,7 +27,7 @@ WRONG = {
     "logger.csv.folder=3": "logger.csv.folder must be text",
     "model=null": "model=null: choose model= from score",
     "model=vae": "model=vae is not a choice; choose model= from score",
-    "model._target_=sde_diffusion.sde.VPSDE": "which is none of sde_diffusion.training.ScoreModel",
+    "model._target_=sde_diffusion.sde.VPSDE": "which is neither sde_diffusion.training.ScoreModel",
     "model.betas=[0.9]": "model.betas must be a list of 2 finite numbers; got model.betas=[0.9]",
     "model.betas=[0.9,x]": "model.betas must be a list of 2 finite numbers",
     "model.compile=abc": "model.compile must be true or false; got model.compile=abc",

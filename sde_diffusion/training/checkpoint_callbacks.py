@@ -88,7 +88,7 @@ def _measured(hparams: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class LastCheckpoint(StopBetweenSteps, Checkpoint):
-    """Write `folder/last.ckpt`, the state to resume from: after validations, when a signal stops the run, and at the end.
+    """Write `folder/last.ckpt`, the state to resume from: after validations, on a signal, and at the end.
 
     It is written after a validation, not before, so that a resumed run does not skip the validation. If a validation
     takes place between the batches of one step (gradient accumulation), it is written after the step's last batch, as a

@@ -217,7 +217,7 @@ def test_missing_and_empty(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"size": 0}, "size must be an integer of pixels.* or None; got 0"),
+        ({"size": 0}, "size must be a number of pixels.* or None; got 0"),
         ({"crop": "random"}, "crop must be center or none; got 'random'"),
         ({"mode": "CMYK"}, "mode must be L, RGB or None; got 'CMYK'"),
         ({"in_memory": "yes"}, "in_memory must be True, False or auto; got 'yes'"),

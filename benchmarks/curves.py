@@ -38,7 +38,7 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
     lines = [
         f"Fréchet distance, in {bench.extractor_name} features, of {cfg.n * len(cfg.seeds)} samples of {denoiser} "
         f"({of}) to the {cfg.split} split of {bench.data.name} ({len(bench.real)} items). First seeds: "
-        f"{', '.join(str(seed) for seed in cfg.seeds)}; {cfg.level:.0%} confidence intervals: curves.csv. For "
+        f"{', '.join(str(seed) for seed in cfg.seeds)}; {cfg.confidence:.0%} confidence intervals: curves.csv. For "
         f"comparison, the distance of {len(train)} items of the training split: {float(baseline.compute()):.3f}.",
         "",
         "| network passes, at most | " + " | ".join(str(nfe) for nfe in passes) + " |",
@@ -53,7 +53,7 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Differences are between samples of the same seeds; one is significant if its {cfg.level:.0%} interval "
+        f"Differences are between samples of the same seeds; one is significant if its {cfg.confidence:.0%} interval "
         "excludes 0. Each number of passes is tested by itself, without a correction for several tests.",
         "",
         f"| passes | best |{f' the same sampler, {cfg.long} passes | ratio (difference) |' if cfg.long else ''} "

@@ -11,8 +11,8 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.conditions import digests, for_items, given, items_with, matching
+from sde_diffusion.commands.app import resolved
+from sde_diffusion.commands.conditions import digests, for_items, items_with, matching, requested_conditions
 from sde_diffusion.commands.data_sides import extractor_for, resumed_features
 from sde_diffusion.commands.loading import denoiser_of, load_data, load_model
 from sde_diffusion.commands.sampling_run import sample_in_batches
@@ -32,7 +32,7 @@ def named(cfg: DictConfig) -> dict[str, str]:
     """
     paths = [str(path) for path in cfg.ckpt] if isinstance(cfg.ckpt, ListConfig) else [str(cfg.ckpt)]
     if not paths or len(set(paths)) < len(paths):
-        raise UserError(f"ckpt must be a path or a list of different ones; got ckpt={plain(cfg.ckpt)}")
+        raise UserError(f"ckpt must be a path or a list of different ones; got ckpt={resolved(cfg.ckpt)}")
     parts = [Path(path).absolute().with_suffix("").parts for path in paths]
     common = list(zip(*(own[::-1] for own in parts), strict=False))
     depth = next((i for i, p in enumerate(common) if len(set(p)) > 1), len(common))
@@ -94,12 +94,12 @@ class Bench:
             denoiser = denoiser_of(cfg, model)
             if cfg.exact:
                 denoiser = EmpiricalDenoiser(denoiser.sde, self.data.tensor("train")).to(self.device)
-            told = given(cfg, model.conditions)
-            conditions = for_items(model, told, self.data.split(cfg.split), cfg.n)
-            rows = items_with(self.data.split(cfg.split), matching(model.conditions, told))
+            requested = requested_conditions(cfg, model.conditions)
+            conditions = for_items(model, requested, self.data.split(cfg.split), cfg.n)
+            rows = items_with(self.data.split(cfg.split), matching(model.conditions, requested))
             self.models[name] = Model(denoiser, conditions, model.digest)
             if cfg.exact and conditions:
-                raise UserError("exact=true knows no classes: take the checkpoint of a model without")
+                raise UserError("exact=true ignores classes: use a checkpoint of a model without them")
         n = min(cfg.n * len(cfg.seeds), len(rows))
         self.extractor_name, extractor = extractor_for(cfg.extractor, self.data, n)
         self.extractor = extractor.to(self.device)
@@ -131,7 +131,7 @@ class Bench:
 
     def sampler(self, point: Point) -> tuple[dict[str, Any], Sampler]:
         """A point's sampler and its configuration."""
-        entry = plain(self.cfg.samplers[self.rows[point.name][1]])
+        entry = resolved(self.cfg.samplers[self.rows[point.name][1]])
         calls = point.nfe // self.models[self.rows[point.name][0]].denoiser.passes
         steps = (calls - entry["extra"]) // entry["each"]
         config = {**entry["sampler"], "steps": steps}
@@ -148,7 +148,7 @@ class Bench:
             "checkpoint": model.digest,
             "exact": self.cfg.exact,
             "sampler": config,
-            "guidance": plain(self.cfg.guidance),
+            "guidance": resolved(self.cfg.guidance),
             "n": self.cfg.n,
             "seed": point.seed,
             "conditions": digests(model.conditions),
@@ -171,8 +171,8 @@ class Bench:
                 range(point.seed, point.seed + self.cfg.n),
                 self.cfg.batch_size,
                 conditions,
-                kept=lambda x: {"features": self.features(x)},
-                held=["features"],
+                store=lambda x: {"features": self.features(x)},
+                in_memory=["features"],
                 folder=folder,
                 plan=plan,
                 overwrite=self.cfg.overwrite,

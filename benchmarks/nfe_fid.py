@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from benchmarks.curves import FRECHET, draw, markdown, to_wandb
 from benchmarks.drawn_points import Bench, Drawn, Point
 from sde_diffusion.checks.hints import check
-from sde_diffusion.commands.app import command, plain
+from sde_diffusion.commands.app import command, resolved
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import difference, interval
@@ -71,7 +71,7 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     with writing(words) as temporary:
         temporary.write_text(text)
     about = {
-        "settings": plain(cfg),
+        "settings": resolved(cfg),
         "checkpoint_sha256": {name: model.digest for name, model in bench.models.items()},
         "batch_sizes": sorted({size for one in found.values() for size in one.batch_sizes}),  # as memory allowed
         **record.provenance(),
@@ -99,7 +99,7 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"nfe names a number of passes twice: {list(cfg.nfe)}")
     if cfg.long is not None and cfg.long <= max(cfg.nfe):
         raise UserError(f"long must be more than the most of nfe, {max(cfg.nfe)}; got long={cfg.long} (null: none)")
-    for name, entry in plain(cfg.samplers).items():  # before the measurements, which may take hours
+    for name, entry in resolved(cfg.samplers).items():  # before the measurements, which may take hours
         key, steps = f"samplers.{name}.sampler", max((max(cfg.nfe) - entry["extra"]) // entry["each"], 1)
         check(key, build({**entry["sampler"], "steps": steps}, key), Sampler)
 
@@ -118,7 +118,7 @@ def _row(cfg: DictConfig, bench: Bench, name: str, nfe: int, found: dict[Point, 
             "seconds": 0.0,
             "reason": reasons[0],
         }
-    measure = interval(bench.metric(measured), level=cfg.level)[FRECHET]
+    measure = interval(bench.metric(measured), level=cfg.confidence)[FRECHET]
     seconds = sum(one.seconds for one in measured)
     figures = {FRECHET: measure.value, "low": measure.low, "high": measure.high, "seconds": seconds}
     return {**row, **figures, "reason": ""}
@@ -144,7 +144,7 @@ def _best(
     gaps = []
     for row in able[1:]:
         other = bench.metric([found[Point(row["sampler"], nfe, seed)] for seed in cfg.seeds])
-        gaps.append(difference(mine, other, level=cfg.level)[FRECHET])
+        gaps.append(difference(mine, other, level=cfg.confidence)[FRECHET])
     if gaps:
         # All others are compared: the third may be less correlated with the best than the second is.
         ahead = sum(gap.high < 0 for gap in gaps)
@@ -156,7 +156,7 @@ def _best(
         if not any(one.reason for one in walk):
             end = bench.metric(walk)
             result["long"] = float(end.compute())
-            gap = difference(mine, end, level=cfg.level)[FRECHET]
+            gap = difference(mine, end, level=cfg.confidence)[FRECHET]
             result["over"] = (
                 f"{first[FRECHET] / result['long']:.3f} ({gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}])"
             )

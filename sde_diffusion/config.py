@@ -80,12 +80,12 @@ def takes(node: Mapping[str, Any], argument: str, where: str = "") -> bool:
     return more or argument in known
 
 
-def plain_containers(value: Any) -> Any:
+def to_containers(value: Any) -> Any:
     """Mappings and sequences, OmegaConf's among them, as dict and list."""
     if isinstance(value, Mapping):
-        return {key: plain_containers(entry) for key, entry in value.items()}
+        return {key: to_containers(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain_containers(entry) for entry in value]
+        return [to_containers(entry) for entry in value]
     return value
 
 
@@ -103,7 +103,7 @@ def settings_of(made: object, base: type) -> dict[str, Any]:
         for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
         if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
     ]
-    return {"_target_": public_path(type(made))} | {name: plain_containers(getattr(made, name)) for name in names}
+    return {"_target_": public_path(type(made))} | {name: to_containers(getattr(made, name)) for name in names}
 
 
 def _inside(where: str, key: str) -> str:

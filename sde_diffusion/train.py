@@ -11,9 +11,9 @@ def main() -> None:
     signals.listen()  # before imports that take seconds
     follow_launcher()
     from sde_diffusion.commands.app import command
-    from sde_diffusion.commands.resuming import accepting
+    from sde_diffusion.commands.resuming import allow_stored_keys
 
-    sys.argv = accepting(sys.argv)
+    sys.argv = allow_stored_keys(sys.argv)
     command("train", processes=True)
 
 

@@ -44,7 +44,7 @@ def refusal(command, *overrides):
     """The message that these overrides end with, or None where the command would begin; other errors pass."""
     told = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told), app.telling():
+        with contextlib.redirect_stderr(told), app.reporting_errors():
             schema.check(command, composed(command, [*GIVEN[command], *overrides]))
     except SystemExit as end:
         if end.code != 1:

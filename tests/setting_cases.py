@@ -8,7 +8,7 @@ the test makes.
 TRAIN = {
     "model": "model=score model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.01 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2 seed=3",
-    "conditional": "conditional=true model.label_dropout=0.3 model.own_dropout={label:0.2} network.conditions=null",
+    "conditional": "conditional=true model.label_dropout=0.3 model.condition_dropout={label:0.2} network.conditions=null",
     "guidance": "conditional=true guidance=cfg guidance.scale=3 guidance.interval=[0.2,1.6] guidance.rescale=0.5",
     "guidance none": "guidance=none",
     "compile": "model.compile=true",
@@ -127,7 +127,7 @@ LIKELIHOOD = {
 }
 METRICS = "prdc.k=2 prdc.k_density=4 sliced_wasserstein.projections=8 frechet.keep_features=true"
 EVALUATE = {
-    "most": "n=200 conditions=null seed=1 split=val extractor=pca8 level=0.9 resamples=8 reference=fixed cache=CACHE batch_size=64 "
+    "most": "n=200 conditions=null seed=1 split=val extractor=pca8 confidence=0.9 resamples=8 reference=fixed cache=CACHE batch_size=64 "
     "device=cpu overwrite=true sampler=ddpm sampler.steps=3 data.root=null data.path=null "
     + " ".join(f"metrics.{setting}" for setting in METRICS.split()),
     "some metrics": "n=60 sampler=ddpm sampler.steps=3 metrics=[kernel,energy,inception_score,memorisation]",
@@ -135,7 +135,9 @@ EVALUATE = {
     "two models": "against=CKPT n=60 sampler=ddpm sampler.steps=3 metrics=[kernel]",
     "a class": "label=3 n=40 sampler=ddpm sampler.steps=3 metrics=[kernel]",
 }
-NFE_FID = "exact=true nfe=[3] long=5 seeds=[0,150] n=150 split=test extractor=pca8 level=0.9 batch_size=64 device=cpu "
+NFE_FID = (
+    "exact=true nfe=[3] long=5 seeds=[0,150] n=150 split=test extractor=pca8 confidence=0.9 batch_size=64 device=cpu "
+)
 NFE_FID += "overwrite=true wandb=null label=null conditions=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
 NFE_FID += "{_target_:sde_diffusion.sampling.AncestralSampler}}}"
 SWEEP = "file=grid n=1 seed=1"

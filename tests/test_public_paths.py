@@ -16,7 +16,7 @@ from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
 from sde_diffusion.training import DenoisingScoreMatching, GenerativeModel, Objective
 from sde_diffusion.training.checkpoint import read_checkpoint
-from sde_diffusion.training.steering import steered
+from sde_diffusion.training.guided_denoiser import guided_denoiser
 
 RELEASES = Path(__file__).parent / "releases"
 NEW = RELEASES / "0.1.0-public-paths.ckpt"
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_classes_alone_loads_for_ever():
     assert model.conditions.describe() == model.data["conditions"] == Conditions(n_classes=10).describe()
     told, sampler, shape = {"label": [3, 7]}, AncestralSampler(steps=10), (2, 1, 8, 8)
     drawn = sampler(model.denoiser, shape, seeds=[0, 1], **told).x
-    guided = steered(model, {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance", "scale": 3.0})
+    guided = guided_denoiser(model, {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance", "scale": 3.0})
     for x, want in (
         (drawn, [-0.881158, -0.99541, -0.093338, -0.648886]),
         (sampler(model.denoiser, shape, seeds=[0, 1]).x, [-0.89635, -1.001837, -0.100419, -0.643636]),
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     contents = torch.load(NEW, weights_only=True)
     contents["sde_diffusion"]["model"] = "os.system"
     torch.save(contents, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=r"is of a model 'os.system', which is none of sde_diffusion"):
+    with pytest.raises(UserError, match=r"is of a model 'os.system', which is neither sde_diffusion"):
         GenerativeModel.load_from_checkpoint(tmp_path / "other.ckpt")
 
 

@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.configurations import config_folder, register_resolvers
 from sde_diffusion.config import build, find_class
 from sde_diffusion.data import Density
@@ -46,13 +46,13 @@ def test_commands_compose_and_build_what_they_name(command, composed):
         overrides = [override.split(",")[0] for override in overrides]
     cfg = composed(config, overrides=overrides)
     if config not in ("likelihood", "sweep"):
-        assert build(plain(cfg.sampler)) is not None
+        assert build(resolved(cfg.sampler)) is not None
     if config == "train":
         cfg.network.shape, cfg.denoiser.sigma_data = (
             [2 if issubclass(find_class(cfg.data._target_), Density) else 1, 8, 8],
             0.5,
         )
-        denoiser, objective = build(plain(cfg.denoiser)), build(plain(cfg.objective))
+        denoiser, objective = build(resolved(cfg.denoiser)), build(resolved(cfg.objective))
         x = torch.ones(2, *cfg.network.shape)
         t = objective.times.strata(denoiser.sde, 2)
         # A fresh network answers 0 whatever it is asked, which is wrong for this image and this noise.

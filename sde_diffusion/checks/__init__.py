@@ -1,10 +1,10 @@
 """What a value must be, and how a wrong one is answered: arguments of Python calls, settings, their spelling."""
 
 from sde_diffusion.checks.arguments import (
+    as_integer,
     as_number,
     as_numbers,
     as_positive,
-    as_whole,
     check_batch,
     check_bool,
     check_choice,
@@ -19,10 +19,10 @@ from sde_diffusion.checks.arguments import (
 )
 
 __all__ = [
+    "as_integer",
     "as_number",
     "as_numbers",
     "as_positive",
-    "as_whole",
     "check_batch",
     "check_bool",
     "check_choice",

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sde_diffusion.checks.reprs import shown
 
-NUMBER, WHOLE, FLAG = "a number", "a whole number", "true or false"
+NUMBER, WHOLE, FLAG = "a number", "an integer", "true or false"
 """What a value must be, as said after "must be": in every message, whoever checks."""
 
 
-def whole_words(least: float, most: float = math.inf) -> str:
-    """The whole numbers from `least` to `most`, as said after "must be"."""
+def integer_words(least: float, most: float = math.inf) -> str:
+    """The integers from `least` to `most`, as said after "must be"."""
     return f"{WHOLE} {f'of at least {least}' if most == math.inf else f'from {least} to {most}'}"
 
 
@@ -57,11 +57,11 @@ def as_positive(name: str, value: Any, also: str = "") -> float:
     return number
 
 
-def as_whole(name: str, value: Any) -> int:
-    """An argument that must be a whole number, as an int: of Python, NumPy or torch ([]), but no bool.
+def as_integer(name: str, value: Any) -> int:
+    """An argument that must be an integer, as an int: of Python, NumPy or torch ([]), but no bool.
 
     Raises:
-        ValueError: If it is not a whole number.
+        ValueError: If it is not an integer.
     """
     number = _whole(value)
     if number is None:
@@ -70,7 +70,7 @@ def as_whole(name: str, value: Any) -> int:
 
 
 def check_count(name: str, value: Any, least: int = 1, most: float = math.inf, also: str = "") -> int:
-    """An argument that must be a whole number of at least `least` and at most `most`, as an int; see `as_whole`.
+    """An argument that must be an integer of at least `least` and at most `most`, as an int; see `as_integer`.
 
     Args:
         name: The argument's.
@@ -80,11 +80,11 @@ def check_count(name: str, value: Any, least: int = 1, most: float = math.inf, a
         also: What else the message says is allowed.
 
     Raises:
-        ValueError: If it is not a whole number, or out of this range.
+        ValueError: If it is not an integer, or out of this range.
     """
     number = _whole(value)
     if number is None or not least <= number <= most:
-        raise ValueError(f"{name} must be {whole_words(least, most)}{also}; got {shown(value)}")
+        raise ValueError(f"{name} must be {integer_words(least, most)}{also}; got {shown(value)}")
     return number
 
 
@@ -113,7 +113,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[str], also: str = "") 
 
 
 def check_kind(name: str, value: Any, kind: type, or_none: bool = False) -> None:
-    """See that an argument is an object of a class, or with `or_none` None.
+    """Check that an argument is an object of a class, or with `or_none` None.
 
     Raises:
         TypeError: If it is not.
@@ -152,7 +152,7 @@ def check_sizes(
         most: And at most.
 
     Raises:
-        ValueError: If it is not a sequence of so many sizes, or a size is not a positive whole number.
+        ValueError: If it is not a sequence of so many sizes, or a size is not a positive integer.
     """
     try:
         sizes = [_whole(size) for size in value]
@@ -168,19 +168,19 @@ def check_fields(settings: Any) -> None:
     """Bring a dataclass's fields that are declared float or int to Python's own numbers (None stays, if the default).
 
     Raises:
-        ValueError: If one is not a number, or not a whole number where one is wanted.
+        ValueError: If one is not a number, or not an integer where one is wanted.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.type not in ("float", "int", float, int) or (value is None and field.default is None):
             continue
         name = f"{field.name} of {type(settings).__name__}"
-        read = as_whole if field.type in ("int", int) else as_number
+        read = as_integer if field.type in ("int", int) else as_number
         object.__setattr__(settings, field.name, read(name, value))
 
 
 def check_floats(name: str, x: Any) -> None:
-    """See that an argument is a tensor of floats.
+    """Check that an argument is a tensor of floats.
 
     Raises:
         TypeError: If it is not.
@@ -195,7 +195,7 @@ def check_floats(name: str, x: Any) -> None:
 
 
 def check_batch(name: str, x: Any) -> None:
-    """See that an argument is a batch of data: floats [B, *dims], B >= 1, none NaN or infinite.
+    """Check that an argument is a batch of data: floats [B, *dims], B >= 1, none NaN or infinite.
 
     Raises:
         TypeError: If it is not a tensor of floats.
@@ -208,7 +208,7 @@ def check_batch(name: str, x: Any) -> None:
 
 
 def check_finite(name: str, x: Tensor, hint: str = "", error: type[Exception] = ValueError) -> None:
-    """See that a batch [B, ...] holds no NaN and nothing infinite; waits for the device.
+    """Check that a batch [B, ...] holds no NaN and nothing infinite; waits for the device.
 
     Args:
         name: What it is.
@@ -242,6 +242,6 @@ def real(value: Any) -> int | float | None:
 
 
 def _whole(value: Any) -> int | None:
-    """Python's own int for a whole number of any library; None for anything else."""
+    """Python's own int for an integer of any library; None for anything else."""
     number = real(value)
     return None if number is None or number % 1 != 0 else int(number)  # infinity % 1 is NaN, and so not 0

@@ -21,13 +21,13 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from sde_diffusion.checks import native, real
-from sde_diffusion.checks.arguments import FLAG, WHOLE, choice_words, whole_words
+from sde_diffusion.checks.arguments import FLAG, WHOLE, choice_words, integer_words
 from sde_diffusion.checks.overrides import setting
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.errors import UserError, did_you_mean
 
 _BEYOND = 2**63
-"""The least whole number that no tensor holds."""
+"""The least integer that no tensor holds."""
 
 _UNTOLD: tuple[Any, ...] = (Any, object, Tensor)
 """Hints that say nothing of a value in a configuration; Tensors are checked by the constructors that take them."""
@@ -35,7 +35,7 @@ _UNTOLD: tuple[Any, ...] = (Any, object, Tensor)
 
 @dataclass(frozen=True)
 class Rule:
-    """What of a type is allowed: `Annotated[int, Rule(lambda n: n > 0, "a positive whole number")]`.
+    """What of a type is allowed: `Annotated[int, Rule(lambda n: n > 0, "a positive integer")]`.
 
     Args:
         holds: Whether a value of the type is allowed.
@@ -47,8 +47,8 @@ class Rule:
 
 
 def at_least(least: int, most: float = math.inf) -> Rule:
-    """The whole numbers from `least` to `most`."""
-    return Rule(lambda n: least <= n <= most, whole_words(least, most))
+    """The integers from `least` to `most`."""
+    return Rule(lambda n: least <= n <= most, integer_words(least, most))
 
 
 Count = Annotated[int, at_least(1)]
@@ -60,7 +60,7 @@ BetweenZeroAndOne = Annotated[float, Rule(lambda x: 0 < x < 1, "a number between
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is what a hint says.
 
-    Numbers must be finite, and whole ones fit into 64 bits; 10.0 is a whole number, true is none. A list is a sequence
+    Numbers must be finite, and whole ones fit into 64 bits; 10.0 is an integer, true is none. A list is a sequence
     of any kind. Where a hint says nothing that can be looked at, such as a type variable, any value fits.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -128,7 +128,7 @@ def words(hint: Any) -> str:
 
 
 def check(key: str, value: Any, hint: Any) -> None:
-    """See that a value fits a hint.
+    """Check that a value fits a hint.
 
     Raises:
         UserError: If it does not; with its key, what is allowed, and what to type in its place.
@@ -150,7 +150,7 @@ def check(key: str, value: Any, hint: Any) -> None:
 
 
 def expect(what: str, value: Any, hint: Any) -> None:
-    """See that a value that stands in a file fits a hint.
+    """Check that a value that stands in a file fits a hint.
 
     Raises:
         UserError: If it does not; with what it is, what is allowed, and what is there.
@@ -197,7 +197,7 @@ def check_arguments(
     rules: Mapping[str, Any] | None = None,
     given: tuple[str, ...] = (),
 ) -> None:
-    """See that a constructor takes these arguments, has all that it needs, and that they fit its hints or its defaults.
+    """Check that a constructor takes these arguments, that none is missing, and that they fit its hints or defaults.
 
     Args:
         cls: The class.
@@ -226,12 +226,12 @@ def check_arguments(
             raise UserError(f"{key} must be given: add {key}=VALUE")
 
 
-def whole_numbers(value: Any, hint: Any) -> Any:
+def as_integers(value: Any, hint: Any) -> Any:
     """A value that fits a hint, with 10 in place of 10.0 where the hint allows no fractions, at each depth."""
     for one in (hint, *typing.get_args(hint)):
         if typing.is_typeddict(one) and isinstance(value, Mapping):
             known = typing.get_type_hints(one, include_extras=True)
-            return {name: whole_numbers(entry, known.get(name, Any)) for name, entry in value.items()}
+            return {name: as_integers(entry, known.get(name, Any)) for name, entry in value.items()}
     if isinstance(value, list):
-        return value if fits([0.5] * len(value), hint) else [whole_numbers(one, int) for one in value]
+        return value if fits([0.5] * len(value), hint) else [as_integers(one, int) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() and not fits(0.5, hint) else value

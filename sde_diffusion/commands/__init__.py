@@ -1,4 +1,4 @@
-"""The commands: the app that they share, one module for each, and what reads their checkpoints, data and samples."""
+"""The commands: what they share in `app`, one module for each, and modules that load checkpoints, data and samples."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What the commands share: Hydra with this package's configurations, and errors that a person can act on."""
+"""What the commands share: Hydra with this package's configurations, and error messages that a user can act on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sde_diffusion.checks.overrides import setting
-from sde_diffusion.commands import own_classes
+from sde_diffusion.commands import user_classes
 from sde_diffusion.commands.configurations import check_groups, config_folder, nulls, register_resolvers
 from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.commands.messages import explain
@@ -42,69 +42,69 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
     """Run a command: compose its configuration from `sys.argv`, call the task, and turn mistakes into messages.
 
     Args:
-        name: The command's, and its configuration's in conf/.
-        task: What it does with the configuration; None: the function `name` of `sde_diffusion.commands.name`, imported
-            when it is called, so that a help page need not wait for it.
-        processes: Whether several processes of it work together in one folder, which the first then holds for all.
-        **arguments: What else the task is called with.
+        name: Name of the command and of its configuration in conf/.
+        task: Called with the configuration; None: the function `name` of `sde_diffusion.commands.name`, imported only
+            when it is called, so that help pages are quick.
+        processes: Whether several processes run the command together; the first one then locks the output folder.
+        **arguments: Further arguments of the task.
 
-    Exits with status 1 and one message on a user's mistake, and with 128 + number on a signal that asks it to end: 130
-    on Ctrl-C, 143 on SIGTERM. A run of a multirun that fails does not keep the others from running: it is told where it
-    happens and once more at the end.
+    Exits with status 1 and one message on a user's mistake, and with 128 + number on a signal: 130 on Ctrl-C, 143 on
+    SIGTERM. If a run of a multirun fails, the others still run; its error is printed when it happens, and the run is
+    listed again at the end.
     """
     signals.listen()
     register_resolvers()
-    sys.argv = with_conditions(name, own_classes.adding(nulls(sys.argv)))
+    sys.argv = with_conditions(name, user_classes.allow_new_keys(nulls(sys.argv)))
     for stream in (sys.stdout, sys.stderr):  # in a locale without ü or ± a message must not end in a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # Hydra then raises its own errors instead of printing them, and they are told below.
+    # Hydra then raises its own errors instead of printing them, and they are reported below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failed: list[str] = []
 
-    def told(cfg: DictConfig) -> Any:
+    def run_task(cfg: DictConfig) -> Any:
         try:
-            # Inside Hydra too, which would print its own report of an exception that passes through.
-            with telling(), within_limits(name):
+            # Inside Hydra as well, which would print its own report of an exception that reaches it.
+            with reporting_errors(), within_limits(name):
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    signals.release()  # what came when the run before this one could no longer be stopped
-                own_classes.take(cfg, overrides())
-                _name_by_public_paths(cfg)
+                    signals.release()  # signals that arrived too late to stop the previous run
+                user_classes.apply(cfg, overrides())
+                _use_public_paths(cfg)
                 importlib.import_module(f"{__package__}.schema").check(name, cfg)
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
-                with _held(name) if not processes or is_first_process() else nullcontext():
+                with _locked_folder(name) if not processes or is_first_process() else nullcontext():
                     try:
                         return run(cfg, **arguments)
-                    except FinishedError as error:  # of a multirun that is typed again
+                    except FinishedError as error:  # of a multirun that is started again
                         if HydraConfig.get().mode != RunMode.MULTIRUN:
                             raise
                         log.info("%s", error)
                         return None
         except (SystemExit, Exception) as error:
-            stops = isinstance(error, signals.Stopped)
-            if stops and not processes:  # which tells of its own
-                asked = HydraConfig.get()
-                out = asked.sweep.dir if asked.mode == RunMode.MULTIRUN else asked.runtime.output_dir
-                log.warning("what was finished is kept: the same command with %s resumes there", setting("out", out))
+            stopped = isinstance(error, signals.Stopped)
+            if stopped and not processes:  # training prints its own message
+                conf = HydraConfig.get()
+                out = conf.sweep.dir if conf.mode == RunMode.MULTIRUN else conf.runtime.output_dir
+                log.warning("finished work is kept: the same command with %s resumes there", setting("out", out))
             _remove_if_unused(Path(HydraConfig.get().runtime.output_dir))
-            if HydraConfig.get().mode != RunMode.MULTIRUN or stops:
+            if HydraConfig.get().mode != RunMode.MULTIRUN or stopped:
                 raise
             if not isinstance(error, SystemExit):
                 traceback.print_exception(error)
             failed.append(HydraConfig.get().runtime.output_dir)
-            raise RunFailedError(failed[-1]) from None  # which Hydra keeps until the other runs are done
+            raise RunFailedError(failed[-1]) from None  # Hydra raises it again after the other runs
 
-    with telling(), within_limits(name):
+    with reporting_errors(), within_limits(name):
         check_groups(sys.argv[1:])
         try:
-            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(told)()
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(run_task)()
         except RunFailedError as error:
-            runs = failed or [str(error)]  # where they are processes of their own, the first is known
+            runs = failed or [str(error)]  # if the runs are separate processes, only the first failure is known here
             raise UserError(f"these runs failed, for the reasons above: {', '.join(runs)}") from None
 
 
-def _name_by_public_paths(node: Any) -> None:
-    """Let each `_target_` of this package be a public path, which records and checkpoints then keep."""
+def _use_public_paths(node: Any) -> None:
+    """Replace each `_target_` of this package by its public path, which records and checkpoints then contain."""
     keys: Any = node if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
@@ -112,12 +112,12 @@ def _name_by_public_paths(node: Any) -> None:
         if key == "_target_" and isinstance(node[key], str):
             node[key] = public_path(node[key])
         elif isinstance(node[key], DictConfig | ListConfig):
-            _name_by_public_paths(node[key])
+            _use_public_paths(node[key])
 
 
 @contextmanager
-def _held(name: str) -> Iterator[None]:
-    """The output folder, for this process alone, and without what killed ones left in it."""
+def _locked_folder(name: str) -> Iterator[None]:
+    """Lock the output folder for this process, and remove temporary files that killed processes left there."""
     folder = Path(HydraConfig.get().runtime.output_dir).absolute()
     with locked(folder, name):
         remove_leftovers(folder)
@@ -125,7 +125,7 @@ def _held(name: str) -> Iterator[None]:
 
 
 def _remove_if_unused(folder: Path) -> None:
-    """Remove an output folder that holds an empty log alone, which Hydra made before the command was refused."""
+    """Remove an output folder that holds only an empty log, created by Hydra before the command was rejected."""
     with suppress(OSError, ValueError):
         there = list(folder.iterdir())
         if all(path.suffix == ".log" and not path.stat().st_size for path in there):
@@ -136,12 +136,12 @@ def _remove_if_unused(folder: Path) -> None:
 
 
 class RunFailedError(Exception):
-    """A run of a multirun has failed, and that has been told."""
+    """A run of a multirun has failed, and its error has been printed."""
 
 
 @contextmanager
-def telling() -> Iterator[None]:
-    """Turn a user's mistake into one message and exit status 1; a signal's status is 128 + number by itself."""
+def reporting_errors() -> Iterator[None]:
+    """Turn a user's mistake into one message and exit status 1; signals set their own status, 128 + number."""
     try:
         yield
     except UserError as error:
@@ -152,25 +152,25 @@ def telling() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error))
     except (FileExistsError, NotADirectoryError) as error:
-        _fail(f"{error.filename} is or lies under a file: choose another folder")
+        _fail(f"{error.filename} is a file, or is below one: choose another folder")
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except ValueError as error:
         if "configure handler" not in str(error):
             raise
-        # logging's, on a log file that cannot be opened, or whose folder's name Hydra takes for an interpolation
+        # from logging: the log file cannot be opened, or Hydra reads its folder's name as an interpolation
         _fail(f"cannot write a log into the run's folder ({error.__cause__}); choose another with hydra.run.dir=DIR")
     except RuntimeError as error:
         if "srun" not in str(error):
             raise
-        _fail(f"hydra/launcher: {error} Without one, leave the launcher out, or take hydra/launcher=submitit_local")
+        _fail(f"hydra/launcher: {error} Without Slurm, leave the launcher out or use hydra/launcher=submitit_local")
 
 
-def plain(node: Any) -> Any:
-    """A configuration node as plain containers, interpolations resolved.
+def resolved(node: Any) -> Any:
+    """A configuration node as dicts and lists, with interpolations resolved.
 
     Raises:
-        UserError: If a value that must be given is missing.
+        UserError: If a mandatory value is missing.
     """
     if not isinstance(node, DictConfig | ListConfig):
         return node
@@ -181,30 +181,30 @@ def plain(node: Any) -> Any:
 
 
 def _fail(message: str) -> None:
-    # Names of files and members come from others: control characters are escaped, not sent to the terminal.
+    # Names of files and archive members may be anything: control characters are escaped, not sent to the terminal.
     shown = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in message)
     print(f"error: {shown}", file=sys.stderr)
     sys.exit(1)
 
 
 def overrides() -> list[Override]:
-    """What the command line sets, hydra.* apart; of a multirun's runs each has its own."""
+    """The overrides of the command line, without those of hydra.*; in a multirun, those of the current run."""
     return OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
 
 
-def is_given(key: str) -> bool:
-    """Whether the command line sets a key, or one below it."""
+def is_overridden(key: str) -> bool:
+    """Whether the command line sets a key or one below it."""
     return any(_within(override, key) for override in overrides())
 
 
-def typed(override: Override) -> str:
-    """An override as it was typed, without the ++ that `resuming.accepting` adds."""
+def as_typed(override: Override) -> str:
+    """An override as the user typed it, without the ++ that `resuming.allow_stored_keys` adds."""
     return str(override.input_line).removeprefix("++")
 
 
-def given(group: str) -> str:
-    """What the command line says about a group, for messages: " (given: trainer.precision=foo)"."""
-    words = [typed(override) for override in overrides() if _within(override, group)]
+def override_hint(group: str) -> str:
+    """The overrides of a group, for error messages: " (given: trainer.precision=foo)"."""
+    words = [as_typed(override) for override in overrides() if _within(override, group)]
     return f" (given: {' '.join(words)})" if words else ""
 
 

@@ -1,4 +1,4 @@
-"""Two sets of samples against each other, and the table that `evaluate --multirun` leaves."""
+"""Comparison of two sets of samples, and the table that `evaluate --multirun` writes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sde_diffusion.storage.files import read_json, readable, writing
 log = logging.getLogger(__name__)
 
 TABLE = "table.csv"
-_KEPT = ".features.safetensors"
+_FEATURES = ".features.safetensors"
 
 
 @dataclass(frozen=True)
-class Rival:
-    """Other samples of as many items, to compare with.
+class OtherSamples:
+    """Other samples, to compare with.
 
     Args:
-        name: What they are of.
-        features: In the extractor of the comparison, [N, F].
-        seeds: The first and the last of theirs, or None where that is not known.
+        name: Where they are from, for the report.
+        features: Their features, by the extractor of the comparison, [N, F].
+        seeds: First and last of their seeds; None if unknown.
     """
 
     name: str
@@ -44,49 +44,50 @@ def compare(
     metrics: Callable[[], Mapping[str, FeatureMetric]],
     features: Features,
     extractor: nn.Module,
-    rival: Rival,
+    other: OtherSamples,
     seeds: list[int] | None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """The figures of a rival's samples, and those of the samples minus these.
+    """The metrics of other samples, and the differences: those of the samples minus those of the others.
 
     Args:
         metrics: Makes the metrics; called twice.
-        features: Of the samples, and of the data.
-        extractor: Of both.
-        rival: The other samples.
-        seeds: The first and the last of the samples, or None.
+        features: Features of the samples and of the data.
+        extractor: The extractor of all features.
+        other: The other samples.
+        seeds: First and last seed of the samples; None if unknown.
         **settings: level, resamples and reference of the intervals.
 
     Returns:
-        name, n, paired (whether sample i is of the same seed on both sides), the rival's figures, the differences with
-        their intervals, and skipped: what there are none of, with the reason.
+        name, n, paired (whether sample i has the same seed on both sides), figures (the values of the other samples),
+        differences with their intervals, and skipped: the reason for each difference that is missing.
     """
     n = len(features(extractor, FAKE))
-    others = Features({**features.sides, FAKE: rival.features}, features.device)
-    others.put(extractor, FAKE, rival.features)
+    others = Features({**features.sides, FAKE: other.features}, features.device)
+    others.put(extractor, FAKE, other.features)
 
-    def theirs(module: nn.Module, side: str) -> Tensor:
+    def features_of_other(module: nn.Module, side: str) -> Tensor:
         return others(module, side) if side == FAKE else features(module, side)
 
     report: dict[str, Any] = {
-        "name": rival.name,
-        "n": len(rival.features),
-        "paired": seeds is not None and seeds == rival.seeds,
-        "figures": point_estimates(metrics(), theirs),
+        "name": other.name,
+        "n": len(other.features),
+        "paired": seeds is not None and seeds == other.seeds,
+        "figures": point_estimates(metrics(), features_of_other),
     }
-    if len(rival.features) != n:
-        reason = f"{n} and {len(rival.features)} samples: differences need equal numbers, for figures depend on them"
+    if len(other.features) != n:
+        reason = f"{n} and {len(other.features)} samples: differences need equal numbers, as the values depend on them"
         return {**report, "differences": {}, "skipped": {"differences": reason}}
     one, two = metrics(), metrics()
-    found = measure_differences({name: (one[name], two[name]) for name in one}, features, theirs, **settings)
+    pairs = {name: (one[name], two[name]) for name in one}
+    found = measure_differences(pairs, features, features_of_other, **settings)
     differences = {name: figure.as_dict() for name, figure in found.figures.items()}
     return {**report, "differences": differences, "skipped": found.skipped}
 
 
-def tell(report: Mapping[str, Any], better: Mapping[str, int]) -> None:
-    """Print a comparison; `better` has 1 for figures of which more is better, and -1 for the others."""
-    pairing = "paired by seeds" if report["paired"] else "not paired: other seeds, or seeds that are not known"
+def log_comparison(report: Mapping[str, Any], better: Mapping[str, int]) -> None:
+    """Log a comparison; `better` is 1 for values of which higher is better, and -1 for the others."""
+    pairing = "paired by seeds" if report["paired"] else "not paired: the seeds differ or are unknown"
     log.info("minus those of %s (%d samples; %s)", report["name"], report["n"], pairing)
     for key, gap in report["differences"].items():
         verdict = "" if gap["low"] <= 0 <= gap["high"] else "better" if gap["value"] * better[key] > 0 else "worse"
@@ -94,37 +95,37 @@ def tell(report: Mapping[str, Any], better: Mapping[str, int]) -> None:
         log.info("  %-24s%+10.4g   %-24s%16.4g  %s", key, gap["value"], ends, report["figures"][key], verdict)
     for name, reason in report["skipped"].items():
         log.info("  no %s: %s", name, reason)
-    log.info("  (difference, its interval, their figure; each by itself, with no correction for looking at several)")
+    log.info("  (difference, its interval, value of the others; not corrected for multiple comparisons)")
 
 
-def keep(folder: Path, about: Mapping[str, str], features: Tensor, seeds: list[int] | None) -> None:
-    """Put a run's features where the other runs of a multirun find them."""
-    note = {**about, "seeds": json.dumps(seeds)}
-    with writing(folder / _KEPT) as temporary:
-        temporary.write_bytes(save({"features": features.contiguous()}, note))
+def store_features(folder: Path, about: Mapping[str, str], features: Tensor, seeds: list[int] | None) -> None:
+    """Store a run's features where the other runs of a multirun find them."""
+    metadata = {**about, "seeds": json.dumps(seeds)}
+    with writing(folder / _FEATURES) as temporary:
+        temporary.write_bytes(save({"features": features.contiguous()}, metadata))
 
 
-def kept(folder: Path, about: Mapping[str, str]) -> Rival | None:
-    """The features of another run of a multirun; None if it has none (yet), or they are of other data or features."""
+def stored_features(folder: Path, about: Mapping[str, str]) -> OtherSamples | None:
+    """The stored features of another run of a multirun; None if there are none, or they are of other data or kinds."""
     try:
-        with safe_open(readable(folder / _KEPT), "pt") as file:
-            note = file.metadata()
-            if any(note.get(key) != value for key, value in about.items()):
+        with safe_open(readable(folder / _FEATURES), "pt") as file:
+            metadata = file.metadata()
+            if any(metadata.get(key) != value for key, value in about.items()):
                 return None
-            return Rival(f"run {folder.name}", file.get_tensor("features"), json.loads(note["seeds"]))
-    except Exception:  # not there (yet), or damaged in one of many ways
+            return OtherSamples(f"run {folder.name}", file.get_tensor("features"), json.loads(metadata["seeds"]))
+    except Exception:  # not written yet, or damaged in one of many ways
         return None
 
 
 class Table(Callback):
-    """After the last run of `evaluate --multirun`: a table of all, in the folder of the runs and printed."""
+    """After the last run of `evaluate --multirun`, write a table of all runs into their folder, and print it."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print it."""
         folder = Path(config.hydra.sweep.dir)
         numbered = [path for path in folder.glob("*/metrics.json") if path.parent.name.isdecimal()]
         runs = {int(path.parent.name): read_json(path) for path in numbered}
-        for path in folder.glob(f"*/{_KEPT}"):
+        for path in folder.glob(f"*/{_FEATURES}"):
             path.unlink()
         if not runs:
             return
@@ -150,7 +151,7 @@ def _rows(number: int, run: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def _text(runs: Mapping[int, Mapping[str, Any]]) -> str:
-    """A row for each figure and a column for each run; a star where the difference from the first leaves 0 out."""
+    """A row for each metric and a column for each run; a star where the difference from the first run is not 0."""
     names = list(dict.fromkeys(key for run in runs.values() for key in run["intervals"]))
     rows = [["", *(f"run {number}" for number in runs)]]
     for key in names:
@@ -166,5 +167,5 @@ def _text(runs: Mapping[int, Mapping[str, Any]]) -> str:
     for row in rows:
         right = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join([row[0].ljust(widths[0]), *right]))
-    compared = [f"  *: differs from run {first}: the interval of the difference leaves 0 out"]
+    compared = [f"  *: differs from run {first}: the interval of the difference does not contain 0"]
     return "\n".join([*lines, *(compared if len(runs) > 1 else [])])

@@ -1,4 +1,4 @@
-"""What a command's model is told: values that are given, those of the data's items, or all that there are in turn."""
+"""The conditions that a command's model gets: values from the command line, from the data's items, or all in turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.messages import unknown_key
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.errors import UserError, did_you_mean
@@ -26,33 +26,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def given(cfg: DictConfig, kinds: Conditions) -> dict[str, Any]:
-    """The conditions that a configuration gives, by name, as they were typed; None: without it.
+def requested_conditions(cfg: DictConfig, kinds: Conditions) -> dict[str, Any]:
+    """The conditions that a configuration sets, by name, as they were typed; None stands for "without it".
 
     Args:
-        cfg: A configuration with label (null: not given) and conditions, of which a file's path becomes its array.
-        kinds: Those of the model.
+        cfg: A configuration with `label` (null: not set) and `conditions`. Paths of .npy files are replaced by their
+            arrays.
+        kinds: The model's conditions.
 
     Raises:
         UserError: If the model has no such condition, one is given twice, or a file cannot be read.
     """
-    found = dict(plain(cfg.conditions) or {})
+    found = dict(resolved(cfg.conditions) or {})
     if cfg.label is not None:
         if "label" in found:
             raise UserError("label is given twice: leave label= or conditions.label= out")
         found = {"label": cfg.label, **found}
     for name in found:
         if name == "label" and name not in kinds:
-            raise UserError("this model knows no classes: leave label out (train one with conditional=true)")
+            raise UserError("this model has no classes: leave label out (train one with conditional=true)")
         if name not in kinds:
-            takes = f"is told {', '.join(kinds)}{did_you_mean(name, kinds)}" if kinds else "has no conditions"
+            takes = f"{', '.join(kinds)}{did_you_mean(name, kinds)}" if kinds else "none"
             bare = OmegaConf.create({**cfg, "conditions": {}})
-            raise UserError(f"{unknown_key(str(name), bare)}; and the model {takes}")
+            raise UserError(f"{unknown_key(str(name), bare)}; conditions of the model: {takes}")
     return {name: _from_file(name, value) for name, value in found.items()}
 
 
 def _from_file(name: str, value: Any) -> Any:
-    """What was typed, or in place of the path of an .npy file the array in it."""
+    """What was typed; if it is the path of an .npy file, the array in that file."""
     if not isinstance(value, str) or not value.lower().endswith(".npy"):
         return value
     with opened(Path(value)) as file:
@@ -62,58 +63,60 @@ def _from_file(name: str, value: Any) -> Any:
             raise UserError(f"{name}={value} is not an .npy file of numbers, or is damaged: {error}") from error
 
 
-def for_samples(model: ScoreModel, told: Mapping[str, Any], n: int) -> dict[str, Tensor]:
-    """What n samples are drawn under, [n, *] each; what they are drawn without is left out.
+def for_samples(model: ScoreModel, requested: Mapping[str, Any], n: int) -> dict[str, Tensor]:
+    """Conditions for drawing n samples, [n, *] each; conditions that the samples are drawn without are left out.
 
-    Those that are given; of others all that there are in turn. If one cannot be counted, and none is given, then
-    the samples are drawn without any.
+    Requested conditions have the requested values. The others take all their values in turn, such as the classes. If
+    none is requested and one of them is not countable, the samples are drawn without any.
 
     Raises:
-        UserError: If a value is none, or the model was not trained without what is not given.
+        UserError: If a value is not allowed, or the model was not trained without a condition that is missing.
     """
     kinds = model.conditions
-    turns = {name: kind.in_turn(n) for name, kind in kinds.items() if name not in told}
-    if not told and any(values is None for values in turns.values()):
-        log.info("drawn without %s: give NAME=VALUE", " and ".join(kinds))
+    turns = {name: kind.in_turn(n) for name, kind in kinds.items() if name not in requested}
+    if not requested and any(values is None for values in turns.values()):
+        log.info("drawn without %s: set them with NAME=VALUE", " and ".join(kinds))
         turns = dict.fromkeys(turns)
-    return _checked(model, {**turns, **_read(kinds, told, n)})
+    return _checked(model, {**turns, **_read(kinds, requested, n)})
 
 
-def for_items(model: ScoreModel, told: Mapping[str, Any], split: Split, n: int) -> dict[str, Tensor]:
-    """What n samples are drawn under that are compared with a split, [n, *] each; see `for_samples`.
+def for_items(model: ScoreModel, requested: Mapping[str, Any], split: Split, n: int) -> dict[str, Tensor]:
+    """Conditions for drawing n samples that are compared with a split, [n, *] each; see `for_samples`.
 
-    Those that are given; the others are the split's own, all of a sample's from one and the same item, in a random
-    order that is always the same. Where the split lacks one, all that there are in turn.
+    Requested conditions have the requested values. The others are taken from the split's items: for each sample, all
+    from the same item, in a fixed random order. Conditions that the split lacks take all their values in turn.
 
     Raises:
-        UserError: If a value is none, no item has those given, or one is missing.
+        UserError: If a value is not allowed, no item has the requested values, or a condition is missing.
     """
     kinds = model.conditions
-    rows = items_with(split, matching(kinds, told))
+    rows = items_with(split, matching(kinds, requested))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     chosen = rows[order][torch.arange(n) % len(rows)]
     own = split.conditions
     rest = {
-        name: own[name][chosen] if name in own else kind.in_turn(n) for name, kind in kinds.items() if name not in told
+        name: own[name][chosen] if name in own else kind.in_turn(n)
+        for name, kind in kinds.items()
+        if name not in requested
     }
     try:
         checked = {name: value if value is None else kinds[name].read(name, value, n) for name, value in rest.items()}
     except UserError as error:
         raise UserError(f"the data's conditions are not those that the model was trained on: {error}") from error
-    return _checked(model, {**checked, **_read(kinds, told, n)})
+    return _checked(model, {**checked, **_read(kinds, requested, n)})
 
 
-def matching(kinds: Conditions, told: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The given values that items are chosen by, one of each, [*shape].
+def matching(kinds: Conditions, requested: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The requested values that items of a split must match, one for each condition, [*shape].
 
     Raises:
-        UserError: If one is none, or there are several.
+        UserError: If a value is not allowed, or there are several for one condition.
     """
-    return {name: kinds[name].read(name, value, 1)[0] for name, value in told.items() if value is not None}
+    return {name: kinds[name].read(name, value, 1)[0] for name, value in requested.items() if value is not None}
 
 
 def items_with(split: Split, wanted: Mapping[str, Tensor]) -> Tensor:
-    """Numbers of the items of a split that have these values, where it knows the conditions.
+    """Indices of the items of a split that have these values; conditions that the split lacks are ignored.
 
     Raises:
         UserError: If there are none.
@@ -125,42 +128,42 @@ def items_with(split: Split, wanted: Mapping[str, Tensor]) -> Tensor:
     if not len(rows):
         values = ", ".join(f"{name}={value.tolist()}" for name, value in wanted.items())
         raise UserError(
-            f"no item to compare with has {values}: leave it out, and samples are drawn under the items' own"
+            f"no item to compare with has {values}: leave it out to draw samples with the conditions of the items"
         )
     return rows
 
 
 def digests(values: Mapping[str, Tensor]) -> dict[str, str]:
-    """What tells values from others, for plans of runs that may be resumed."""
+    """A digest of the values of each condition, for plans of runs that may be resumed."""
     return {
         name: hashlib.sha256(value.contiguous().cpu().numpy().tobytes()).hexdigest() for name, value in values.items()
     }
 
 
 def is_own(value: Any) -> bool:
-    """Whether what was typed stands for each item's own value."""
+    """Whether `own` was typed, which stands for each item's own value."""
     return isinstance(value, str) and value == "own"
 
 
-def check_told(model: ScoreModel, told: Mapping[str, Any]) -> None:
-    """See that a model was trained with these conditions and without the others; those that are None count as others.
+def check_trained_for(model: ScoreModel, values: Mapping[str, Any]) -> None:
+    """Check that a model was trained with these conditions and without all others; None means without.
 
     Raises:
         UserError: If it was not.
     """
-    without = [name for name in model.conditions if told.get(name) is None]
+    without = [name for name in model.conditions if values.get(name) is None]
     if why := model.dropout.untrained(without):
         raise UserError(f"{why}: give {' '.join(f'{name}=VALUE' for name in without)}")
 
 
-def _read(kinds: Conditions, told: Mapping[str, Any], n: int) -> dict[str, Tensor | None]:
-    found = {name: None if value is None else kinds[name].read(name, value, n) for name, value in told.items()}
-    for name, value in told.items():
+def _read(kinds: Conditions, requested: Mapping[str, Any], n: int) -> dict[str, Tensor | None]:
+    found = {name: None if value is None else kinds[name].read(name, value, n) for name, value in requested.items()}
+    for name, value in requested.items():
         if isinstance(value, str):
             log.info("%s=%s is class %d", name, value, int(found[name][0]))  # type: ignore[index]
     return found
 
 
 def _checked(model: ScoreModel, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    check_told(model, values)
+    check_trained_for(model, values)
     return {name: value for name in model.conditions if (value := values.get(name)) is not None}

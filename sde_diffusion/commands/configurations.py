@@ -1,4 +1,4 @@
-"""Where configurations lie, what can be chosen from them, and the arguments that Hydra gets."""
+"""The configuration files: where they are, their groups and choices, and how command-line arguments are parsed."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def config_folder() -> Path:
 
 
 def run_folder(ckpt: Any, default: str) -> str:
-    """Where a training run goes: on resuming, the folder of the run that wrote RUN/checkpoints/NAME.ckpt."""
+    """Folder of a training run; when resuming from RUN/checkpoints/NAME.ckpt, RUN."""
     if isinstance(ckpt, str) and Path(ckpt).absolute().parent.name == "checkpoints":
-        inside = Path(ckpt).parent.name != "checkpoints"  # typed in that folder itself
+        inside = Path(ckpt).parent.name != "checkpoints"  # a relative path, typed in that folder
         return str(Path(ckpt).absolute().parents[1] if inside else Path(ckpt).parent.parent)
     return default
 
 
 def network_for(data: str) -> str:
-    """The network that a data set takes where none is chosen: conf/network/NAME.yaml of its own name, else `mlp`."""
+    """The default network of a data set: conf/network/NAME.yaml if it exists for the data set's name, else `mlp`."""
     return data if (config_folder() / "network" / f"{data}.yaml").is_file() else "mlp"
 
 
 def choices(name: str) -> str:
-    """The part of a command's help page on the groups that its configuration is composed from, if there are any."""
+    """The section of a command's help page that lists its configuration groups and their choices, if any."""
     known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in _groups(name)}
     lines = [f"{group}: {', '.join(names)}" for group, names in known.items() if names]
     return "\n".join(["== Groups and their choices (GROUP=NAME)", *lines, "", ""]) if lines else ""
 
 
 def command_keys(name: str) -> set[str]:
-    """The keys and groups at the top of a command's configuration."""
+    """The top-level keys and groups of a command's configuration."""
     return {*_groups(name), *map(str, OmegaConf.load(config_folder() / f"{name}.yaml"))}
 
 
@@ -55,22 +55,22 @@ def _groups(name: str) -> list[str]:
 
 
 def keys(name: str) -> str:
-    """A command's own keys with their comments, as its file of defaults has them, for its help page."""
+    """A command's own keys with their comments, from its configuration file, for its help page."""
     text = (config_folder() / f"{name}.yaml").read_text()
     own = text.partition("\n\n")[2].partition("\n\nhydra:")[0]
-    return own.replace("$", "$$")  # Hydra puts the whole page through string.Template
+    return own.replace("$", "$$")  # Hydra passes the page through string.Template
 
 
 def module(name: str) -> str:
-    """The module that a command is run as, for its help page: one of this package, or else a benchmark."""
+    """The module to run a command with, for its help page: one of this package, or else a benchmark."""
     return f"{'sde_diffusion' if (Path(__file__).parents[1] / f'{name}.py').is_file() else 'benchmarks'}.{name}"
 
 
 def check_groups(arguments: Sequence[str]) -> None:
-    """See that groups are given names, which Hydra takes for granted.
+    """Check that the value of each group is a name, which Hydra assumes without checking.
 
     Raises:
-        UserError: If one is given null, a number or the like.
+        UserError: If it is null, a number or the like, or several names where the group describes one object.
     """
     for argument in arguments:
         override = parse(argument)
@@ -87,30 +87,30 @@ def check_groups(arguments: Sequence[str]) -> None:
 
 
 def register_resolvers() -> None:
-    """Let configurations use `${run_folder:...}` and the like."""
+    """Register the functions above as OmegaConf resolvers, such as `${run_folder:...}`."""
     for resolver in (run_folder, network_for, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 def _describes_one(path: Path) -> bool:
-    """Whether a group's file describes one object, so that of two files the second would only overwrite the first."""
+    """Whether a group's file describes one object, so that a second file would overwrite the first."""
     return path.is_file() and "_target_" in OmegaConf.load(path)
 
 
 def parse(argument: str) -> Override | None:
-    """A setting as Hydra reads it; None for an option, and for what is not in Hydra's grammar."""
+    """A KEY=VALUE argument, parsed by Hydra; None for an option and for anything that Hydra cannot parse."""
     if argument.startswith("-"):
         return None
     try:
         return OverridesParser.create().parse_override(argument)
-    except HydraException:  # which Hydra says itself
+    except HydraException:  # Hydra reports it later
         return None
 
 
 def nulls(arguments: Sequence[str]) -> list[str]:
-    """Arguments with KEY=None, which is how programs in Python such as wandb's agents spell it, as KEY=null.
+    """The arguments with KEY=None, as Python programs such as wandb's agent write it, replaced by KEY=null.
 
-    To Hydra None would be a word like another.
+    Hydra would read None as text.
     """
     read = [parse(argument) for argument in arguments]
     words = [override is not None and not override.is_delete() and override.get_value_string() for override in read]

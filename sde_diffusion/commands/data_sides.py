@@ -1,4 +1,4 @@
-"""The data that samples are compared with: their features and the figures that they reach themselves, cached."""
+"""The data that samples are compared with: their features, and the baseline that real data reach, both cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from sde_diffusion import __version__
-from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import items_with
 from sde_diffusion.commands.loading import random_order
 from sde_diffusion.data import DataModule, Split
@@ -38,18 +38,18 @@ from sde_diffusion.storage.batches import in_batches
 from sde_diffusion.storage.files import read_json, writing
 from sde_diffusion.storage.progress import Bar
 
-_PCA_ITEMS = 2000  # of the training split, of which components are taken
+_PCA_ITEMS = 2000  # items of the training split that principal components are computed from
 
 
 class DataSides:
-    """A data set's sides of a comparison: the split, and beside another the training split.
+    """The data in a comparison: the split (`REAL`), and the training split (`TRAIN`) if that is another one.
 
     Args:
         cfg: A configuration with split, cache and metrics.
         data: The data set.
         name: The extractor's name.
         extractor: The extractor.
-        wanted: Values by which the items are chosen; see `items_with`.
+        wanted: Values that the items must have; see `items_with`.
 
     Raises:
         UserError: If there is no such split.
@@ -58,7 +58,7 @@ class DataSides:
     def __init__(
         self, cfg: DictConfig, data: DataModule, name: str, extractor: nn.Module, wanted: Mapping[str, Tensor]
     ) -> None:
-        self.cache, self.metrics, self.extractor = Path(cfg.cache), plain(cfg.metrics), extractor
+        self.cache, self.metrics, self.extractor = Path(cfg.cache), resolved(cfg.metrics), extractor
         splits = {REAL: cfg.split, **({TRAIN: "train"} if cfg.split != "train" else {})}
         self.batches = {
             side: functools.partial(_batches, data, data.split(split), wanted) for side, split in splits.items()
@@ -75,14 +75,14 @@ class DataSides:
 
     @functools.cached_property
     def keys(self) -> dict[str, ReferenceKey]:
-        """What the features of each side are of."""
+        """The key under which the features of each side are cached."""
         return {
             side: self._key(split=self._splits[side], data_digest=fingerprint(batches()))
             for side, batches in self.batches.items()
         }
 
     def fill(self, features: Features, folder: Path) -> None:
-        """Put the sides' features, from the cache where they were made before; unfinished ones are kept in `folder`."""
+        """Put the features of both sides into `features`, from the cache if possible; `folder` has partial results."""
         for side, key in self.keys.items():
             of = functools.partial(features.of, self.extractor)
             make = functools.partial(resumed_features, of, self.batches[side], folder / side, asdict(key))
@@ -90,18 +90,20 @@ class DataSides:
             assert made is not None
             features.put(self.extractor, side, made)
 
-    def mark(self, metrics: Mapping[str, FeatureMetric], features: Features, n: int) -> tuple[dict[str, float], int]:
-        """The figures of n items of the training split, or of all if there are fewer, in the samples' place.
+    def baseline(
+        self, metrics: Mapping[str, FeatureMetric], features: Features, n: int
+    ) -> tuple[dict[str, float], int]:
+        """The metrics of real data: of n items of the training split (all if there are fewer) in place of samples.
 
-        Those do not change with the samples, and are kept in the cache too.
+        They do not depend on the samples, so they are cached.
 
         Args:
-            metrics: Some of the configuration's; those that look at the training split themselves are left out.
-            features: With the sides filled.
-            n: How many.
+            metrics: Metrics of the configuration; those that use the training split themselves are left out.
+            features: Features, filled by `fill`.
+            n: Number of items.
 
         Returns:
-            The figures by name, and of how many items they are; none where the split is the training split itself.
+            The values by name, and the number of items; ({}, 0) if the split is the training split itself.
         """
         if TRAIN not in self.batches:
             return {}, 0
@@ -112,40 +114,38 @@ class DataSides:
             "keys": {side: asdict(key) for side, key in self.keys.items()},
             "n": len(rows),
             "metrics": {name: self.metrics[name] for name in usable},
-            "version": __version__,  # a metric may have been mended since
+            "version": __version__,  # other versions may compute metrics differently
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-        path = self.cache / f"mark-{digest[:32]}.json"
+        path = self.cache / f"baseline-{digest[:32]}.json"
         found = _read(path)
         if found is None:
 
-            def swapped(extractor: nn.Module, side: str) -> Tensor:
+            def train_as_samples(extractor: nn.Module, side: str) -> Tensor:
                 return features(extractor, TRAIN)[rows] if side == FAKE else features(extractor, side)
 
-            found = point_estimates(usable, swapped)
+            found = point_estimates(usable, train_as_samples)
             with writing(path) as temporary:
                 temporary.write_text(json.dumps({"of": about, "figures": found}, indent=2) + "\n")
         return found, len(rows)
 
 
 def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.Module]:
-    """A feature extractor by name; without one that of the data set's name if there is one.
-
-    Else that of the modality.
+    """A feature extractor by name. The default has the data set's name if there is one, else it is the modality's.
 
     Args:
-        name: Its name, or None.
+        name: Name of the extractor; None: the default.
         data: The data set.
-        n: The smaller of the numbers of samples and of data; extractors without weights adapt their width to it.
+        n: The smaller of the numbers of samples and data items; extractors without weights adapt their width to it.
 
     Returns:
-        Its name and the extractor.
+        (name, extractor).
 
     Raises:
         UserError: If there is no such extractor, or it takes samples of another shape.
     """
-    fitting = data.name if data.name in extractor_names() else data.modality.extractor(n)
-    name = untrained_name(name or fitting, n)
+    default = data.name if data.name in extractor_names() else data.modality.extractor(n)
+    name = untrained_name(name or default, n)
     train = data.split("train")
 
     def some() -> Tensor:
@@ -155,7 +155,7 @@ def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.M
 
 
 def _read(path: Path) -> dict[str, float] | None:
-    """The figures in a file; None where there is none, or it is damaged."""
+    """The values in a file; None if it is missing or damaged."""
     try:
         return {str(name): float(value) for name, value in read_json(path)["figures"].items()}
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -169,13 +169,13 @@ def _batches(data: DataModule, split: Split, wanted: Mapping[str, Tensor], size:
 def resumed_features(
     of: Callable[[Tensor], Tensor], batches: Callable[[], Iterable[Tensor]], folder: Path, plan: Mapping[str, Any]
 ) -> Tensor:
-    """Features of samples that come in batches, resumed after the last batch of an earlier run of the same.
+    """Features of samples that come in batches; an interrupted computation resumes after its last finished batch.
 
     Args:
-        of: Gives the features of a batch.
-        batches: Gives the samples, from the first on.
-        folder: Where finished features are kept.
-        plan: What they depend on beside the samples.
+        of: Computes the features of a batch.
+        batches: Returns an iterator over the batches of samples.
+        folder: Where finished features are stored.
+        plan: What the features depend on, apart from the samples.
 
     Returns:
         float32 [N, num_features].

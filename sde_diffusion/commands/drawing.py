@@ -1,4 +1,4 @@
-"""The samples that a command's configuration asks for, drawn from a model."""
+"""Draw the samples that a command's configuration asks for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import given, plain
+from sde_diffusion.commands.app import override_hint, resolved
 from sde_diffusion.commands.conditions import digests
 from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.sampling_run import Sampled, sample_in_batches
@@ -27,26 +27,26 @@ log = logging.getLogger(__name__)
 def draw(
     cfg: DictConfig, model: ScoreModel, conditions: Mapping[str, Tensor], device: torch.device, folder: Path
 ) -> Sampled:
-    """The samples that a configuration asks for, in batches that outlive a killed process.
+    """Draw the samples that a configuration asks for, in batches that are stored as they are finished.
 
     Args:
         cfg: A configuration with ckpt, sampler, guidance, n, seed, batch_size and overwrite.
         model: The model of `cfg.ckpt`.
-        conditions: What the model is told of each sample, [n, *] each.
+        conditions: Conditions of the samples, [n, *] each.
         device: Where to sample.
-        folder: Where the batches are kept until `files.forget` removes them.
+        folder: Where the batches are stored until `files.forget` removes them.
 
     Returns:
         The samples, in files.
 
     Raises:
-        UserError: If a value is not allowed, or the folder holds other samples' beginnings.
+        UserError: If a value is not allowed, or the folder has unfinished batches of other samples.
     """
     seeds = check_seeds(cfg)
     plan = {
         "checkpoint": model.digest,
-        "sampler": plain(cfg.sampler),
-        "guidance": plain(cfg.guidance),
+        "sampler": resolved(cfg.sampler),
+        "guidance": resolved(cfg.guidance),
         "n": cfg.n,
         "seed": cfg.seed,
         "conditions": digests(conditions),
@@ -65,8 +65,8 @@ def draw(
             overwrite=cfg.overwrite,
             device=device,
         )
-    except ValueError as error:  # what a sampler can only tell once it knows the model's path
-        raise UserError(f"{error}{given('sampler')}") from error
+    except ValueError as error:  # from checks that a sampler can only make with the model's path
+        raise UserError(f"{error}{override_hint('sampler')}") from error
 
 
 def check_seeds(cfg: DictConfig) -> range:

@@ -17,12 +17,19 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from sde_diffusion.commands import comparison
-from sde_diffusion.commands.app import is_given, overrides, plain
-from sde_diffusion.commands.conditions import given, items_with, matching
+from sde_diffusion.commands.app import is_overridden, overrides, resolved
+from sde_diffusion.commands.conditions import items_with, matching, requested_conditions
 from sde_diffusion.commands.data_sides import DataSides, extractor_for, resumed_features
 from sde_diffusion.commands.drawing import check_seeds, first
 from sde_diffusion.commands.loading import device_of, load_data, load_model
-from sde_diffusion.commands.sample_sources import Made, check_shape, drawn_of, is_checkpoint, of_file, read_source
+from sde_diffusion.commands.sample_sources import (
+    SampleSet,
+    check_shape,
+    drawn_samples,
+    is_checkpoint,
+    read_source,
+    stored_samples,
+)
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
@@ -44,24 +51,24 @@ from sde_diffusion.storage.memory import check_fits
 log = logging.getLogger(__name__)
 
 _UNFINISHED = (".samples", ".against", ".features")
-"""Folders of what is finished before the result is."""
+"""Folders of partial results, removed when the command has finished."""
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Compare samples with a split of the data; writes `metrics.json` and `metrics.png`.
 
-    Beside each figure stands that of as many items of the training split, or of all: the mark that data themselves
-    reach at these sizes. With `against` the figures of other samples too, and the differences. A run that was
-    interrupted or killed resumes after its last finished batch of samples when it is started again.
+    Each metric comes with a baseline: its value for as many items of the training split (all if there are fewer) in
+    place of samples. With `against`, the metrics of other samples and the differences are reported too. If the command
+    is interrupted or killed, it resumes after its last finished batch of samples when it is started again.
 
     Args:
         cfg: The composed configuration of conf/evaluate.yaml.
 
     Returns:
-        What `metrics.json` holds.
+        The contents of `metrics.json`.
 
     Raises:
-        UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
+        UserError: If the configuration or the checkpoint does not allow it, or the results exist already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
     result = fresh(out / "metrics.json", cfg.overwrite, *(out / name for name in _UNFINISHED))
@@ -71,7 +78,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     data = load_data(cfg, model)
     wanted = {}
     if model is not None:
-        wanted = matching(model.conditions, given(cfg, model.conditions))
+        wanted = matching(model.conditions, requested_conditions(cfg, model.conditions))
         check_shape(data, model)
     file = None if cfg.samples is None else read_source(cfg, str(cfg.samples), data)
     n = cfg.n if file is None else len(file)
@@ -81,68 +88,68 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     extractor = extractor.to(device)
     sides = DataSides(cfg, data, name, extractor, wanted)
     make = functools.partial(_metrics, cfg, data, extractor, device, [*sides.batches, FAKE])
-    metrics, unfit = make()
+    metrics, unsuitable = make()
     features = Features(sides.batches, device, cfg.batch_size)
     sides.fill(features, out / ".features")
     if model is None:
         assert file is not None
-        made = of_file(str(cfg.samples), file, data)
+        samples = stored_samples(str(cfg.samples), file, data)
     else:
-        made = drawn_of(cfg, model, data, device, out / ".samples")
-    features.sides[FAKE] = made.batches
-    keep = functools.partial(_keep, functools.partial(features.of, extractor), sides, out / ".features")
-    features.put(extractor, FAKE, keep("samples", made))
+        samples = drawn_samples(cfg, model, data, device, out / ".samples")
+    features.sides[FAKE] = samples.batches
+    features_of = functools.partial(_features, functools.partial(features.of, extractor), sides, out / ".features")
+    features.put(extractor, FAKE, features_of("samples", samples))
     about = {side: key.data_digest + key.extractor_digest for side, key in sides.keys.items()}
-    rival = _rival(cfg, data, keep, out, about)
+    other = _other_samples(cfg, data, features_of, out, about)
     begin, before = time.perf_counter(), features.seconds
-    found = measure(metrics, features, cfg.level, cfg.resamples, reference=cfg.reference)
-    mark, n_mark = sides.mark(metrics, features, made.n)
+    found = measure(metrics, features, cfg.confidence, cfg.resamples, reference=cfg.reference)
+    baseline, n_baseline = sides.baseline(metrics, features, samples.n)
     real_labels = None if wanted else data.split(cfg.split).label
     classifier = extractor if name == data.name and hasattr(extractor, "head") else None
-    classes = _classes(cfg, metrics, features, made.labels, real_labels, classifier)
+    classes = _classes(cfg, metrics, features, samples.labels, real_labels, classifier)
     against = None
-    if rival is not None:
-        settings = {"level": cfg.level, "resamples": cfg.resamples, "reference": cfg.reference}
-        against = comparison.compare(lambda: make()[0], features, extractor, rival, made.origin["seeds"], **settings)
+    if other is not None:
+        settings = {"level": cfg.confidence, "resamples": cfg.resamples, "reference": cfg.reference}
+        against = comparison.compare(lambda: make()[0], features, extractor, other, samples.origin["seeds"], **settings)
     statistics = time.perf_counter() - begin - (features.seconds - before)
-    skipped = unfit | found.skipped
+    skipped = unsuitable | found.skipped
     if not found.figures:
-        raise UserError("none of the metrics can be taken: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+        raise UserError("none of the metrics can be computed: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
     more: dict[str, Any] = {key: part for key, part in (("classes", classes), ("against", against)) if part}
     report = _report(
         cfg,
         data,
         extractor,
-        made,
+        samples,
         found,
-        training_split=mark,
+        training_split=baseline,
         skipped=skipped,
         **more,
         extractor=name,
         n_reference=len(features(extractor, REAL)),
-        n_training_split=n_mark,
-        seconds={"sampling": made.seconds, "features": features.seconds, "statistics": statistics},
+        n_training_split=n_baseline,
+        seconds={"sampling": samples.seconds, "features": features.seconds, "statistics": statistics},
     )
-    drawn, real = (data.modality.from_metrics(first(side(), 256)) for side in (made.batches, sides.batches[REAL]))
+    drawn, real = (data.modality.from_metrics(first(side(), 256)) for side in (samples.batches, sides.batches[REAL]))
     pictures.save(data.modality.beside(drawn, real), grid)
-    if _many():
-        comparison.keep(out, about, features(extractor, FAKE), made.origin["seeds"])
+    if _is_multirun():
+        comparison.store_features(out, about, features(extractor, FAKE), samples.origin["seeds"])
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
     for folder in _UNFINISHED:
         forget(out / folder)
-    _tell(report, metrics, found)
+    _log_report(report, metrics, found)
     if against:
         signs = {key: 1 if metric.higher_is_better else -1 for metric in metrics.values() for key in metric.names}
-        comparison.tell(against, signs)
+        comparison.log_comparison(against, signs)
     log.info("%s\n%s", result, grid)
     return report
 
 
 def _report(
-    cfg: DictConfig, data: DataModule, features: nn.Module, made: Made, found: Measured, **more: Any
+    cfg: DictConfig, data: DataModule, features: nn.Module, samples: SampleSet, found: Measured, **more: Any
 ) -> dict[str, Any]:
-    """What `metrics.json` holds: the figures, `more`, and what they are of."""
+    """The contents of `metrics.json`: the metrics, `more`, and how they were computed."""
     return {
         **{key: figure.value for key, figure in found.figures.items()},
         **found.details,
@@ -152,9 +159,9 @@ def _report(
         "split": cfg.split,
         "features": features.num_features,
         "resize": getattr(features, "resize", "none"),
-        "n": made.n,
+        "n": samples.n,
         "reference": cfg.reference,
-        **made.origin,
+        **samples.origin,
         "settings": list(HydraConfig.get().overrides.task),
         **record.provenance(),
     }
@@ -166,65 +173,65 @@ def _check(cfg: DictConfig) -> None:
             "give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz or a folder of pictures"
         )
     if cfg.samples is not None:
-        drawing = [key for key in ("guidance", "label", "conditions", "n", "sampler", "seed") if is_given(key)]
+        drawing = [key for key in ("guidance", "label", "conditions", "n", "sampler", "seed") if is_overridden(key)]
         if drawing:
             raise UserError(
                 f"{'= and '.join(drawing)}= cannot be given with samples=, but only for samples drawn from a checkpoint"
             )
     check_seeds(cfg)
     if cfg.against is not None and is_checkpoint(str(cfg.against)) and cfg.samples is not None:
-        raise UserError("samples of a file are compared with those of another file: draw from the checkpoint first")
+        raise UserError("samples=FILE cannot be compared against a checkpoint: draw from the checkpoint first")
 
 
-def _many() -> bool:
+def _is_multirun() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _rival(
-    cfg: DictConfig, data: DataModule, keep: Callable[[str, Made], Tensor], out: Path, about: dict[str, str]
-) -> comparison.Rival | None:
-    """What is compared with: the samples that `against` names, or in a multirun those of its first run."""
+def _other_samples(
+    cfg: DictConfig, data: DataModule, features_of: Callable[[str, SampleSet], Tensor], out: Path, about: dict[str, str]
+) -> comparison.OtherSamples | None:
+    """The samples to compare with: those of `against`, or in a multirun those of its first run."""
     if cfg.against is None:
         first_run = out.parent / "0"
-        return comparison.kept(first_run, about) if _many() and out != first_run else None
+        return comparison.stored_features(first_run, about) if _is_multirun() and out != first_run else None
     source = str(cfg.against)
     if is_checkpoint(source):
         own = cfg.copy()
         own.ckpt = source
         model, device = load_model(own)
         check_shape(data, model)
-        made = drawn_of(own, model, data, device, out / ".against")
+        samples = drawn_samples(own, model, data, device, out / ".against")
     else:
-        made = of_file(source, read_source(cfg, source, data), data)
-    return comparison.Rival(source, keep("against", made), made.origin["seeds"])
+        samples = stored_samples(source, read_source(cfg, source, data), data)
+    return comparison.OtherSamples(source, features_of("against", samples), samples.origin["seeds"])
 
 
-def _keep(of: Callable[[Tensor], Tensor], sides: DataSides, folder: Path, name: str, made: Made) -> Tensor:
-    """The features of samples, made in batches that outlive a killed process."""
-    return resumed_features(of, made.batches, folder / name, {"extractor": sides.keys[REAL].extractor_digest})
+def _features(of: Callable[[Tensor], Tensor], sides: DataSides, folder: Path, name: str, samples: SampleSet) -> Tensor:
+    """The features of samples, computed in batches that are stored as they are finished."""
+    return resumed_features(of, samples.batches, folder / name, {"extractor": sides.keys[REAL].extractor_digest})
 
 
 def _metrics(
     cfg: DictConfig, data: DataModule, extractor: nn.Module, device: torch.device, sides: Sequence[str]
 ) -> tuple[dict[str, FeatureMetric], dict[str, str]]:
-    """The metrics, and those that the data, the extractor or the sides do not serve."""
-    nodes: dict[str, Any] = plain(cfg.metrics)
-    asked = any(override.key_or_group == "metrics" for override in overrides())
+    """The metrics, and for each that cannot be used with this data, extractor or split the reason."""
+    nodes: dict[str, Any] = resolved(cfg.metrics)
+    chosen = any(override.key_or_group == "metrics" for override in overrides())
     metrics: dict[str, FeatureMetric] = {}
-    unfit: dict[str, str] = {}
+    unsuitable: dict[str, str] = {}
     for name, node in nodes.items():
         try:
             metric: FeatureMetric = build(node, extractor=extractor).to(device)
         except UserError as error:
-            unfit[name] = str(error)
+            unsuitable[name] = str(error)
             continue
         if not set(metric.sides) <= set(sides):
-            unfit[name] = f"it looks at {TRAIN} too, beside another split: take split=test or val"
-        elif metric.for_points and not data.modality.few_dimensions and not asked:
-            unfit[name] = f"it is meant for points; metrics=[{name},...] takes it of {data.modality.unit} too"
+            unsuitable[name] = "it needs another split than train: set split=test or split=val"
+        elif metric.for_points and not data.modality.few_dimensions and not chosen:
+            unsuitable[name] = f"it is meant for points; metrics=[{name},...] computes it for {data.modality.unit} too"
         else:
             metrics[name] = metric
-    return metrics, unfit
+    return metrics, unsuitable
 
 
 def _classes(
@@ -235,7 +242,7 @@ def _classes(
     real_labels: Tensor | None,
     classifier: nn.Module | None,
 ) -> dict[str, Any]:
-    """The figures of each class by itself, against the data of that class, and how many a classifier takes for it."""
+    """The metrics of each class, against the data of that class, and the share that a classifier assigns to it."""
     if labels is None or real_labels is None:
         return {}
     usable = {name: metric for name, metric in metrics.items() if TRAIN not in metric.sides}
@@ -248,33 +255,32 @@ def _classes(
             return features(extractor, side)[rows[side]]
 
         counts = {"n": int(rows[FAKE].sum()), "n_reference": int(rows[REAL].sum())}
-        figures = measure(usable, own, cfg.level, cfg.resamples, reference=cfg.reference).figures
+        figures = measure(usable, own, cfg.confidence, cfg.resamples, reference=cfg.reference).figures
         found[str(label)] = counts | {key: figure.as_dict() for key, figure in figures.items()}
         if guess is not None:
             found[str(label)]["recognised"] = float((guess[rows[FAKE]] == label).double().mean())
     return found
 
 
-def _tell(report: dict[str, Any], metrics: Mapping[str, FeatureMetric], found: Measured) -> None:
-    told = "" if report["nfe"] is None else f", {report['nfe']} network passes each"
+def _log_report(report: dict[str, Any], metrics: Mapping[str, FeatureMetric], found: Measured) -> None:
+    passes = "" if report["nfe"] is None else f", {report['nfe']} network passes each"
     log.info(
-        "%d samples%s, against %d of %s %s, in %d features of %s",
-        *(report["n"], told, report["n_reference"], report["data"], report["split"]),
-        *(report["features"], report["extractor"]),
+        f"{report['n']} samples{passes}, against {report['n_reference']} of {report['data']} {report['split']}, "
+        f"in {report['features']} features of {report['extractor']}"
     )
-    level = next(iter(found.figures.values())).level
-    log.info("%-26s%10s   %-24s%16s", "", "samples", f"{level:.0%} interval", "training split")
-    arrows = {key: "+" if metric.higher_is_better else "-" for metric in metrics.values() for key in metric.names}
+    confidence = next(iter(found.figures.values())).level
+    log.info("%-26s%10s   %-24s%16s", "", "samples", f"{confidence:.0%} interval", "training split")
+    signs = {key: "+" if metric.higher_is_better else "-" for metric in metrics.values() for key in metric.names}
     for key, figure in found.figures.items():
-        mark = report["training_split"].get(key)
-        beside = "" if mark is None else f"{mark:.4g}"
-        log.info("%s %-24s%10.4g   %-24s%16s", arrows[key], key, figure.value, figure.ends, beside)
+        baseline = report["training_split"].get(key)
+        last = "" if baseline is None else f"{baseline:.4g}"
+        log.info("%s %-24s%10.4g   %-24s%16s", signs[key], key, figure.value, figure.ends, last)
     for key, value in found.details.items():
         log.info("  %-24s%10.4g", key, value)
     count = report["n_training_split"]
-    beside = f"; the training split's column: what {count} of its items reach" if count else ""
+    column = f"; last column: {count} items of the training split in place of samples" if count else ""
     fewer = ", fewer than the samples, which alone makes distances larger" if 0 < count < report["n"] else ""
-    log.info("  (-: lower is better, +: higher%s%s)", beside, fewer)
+    log.info("  (-: lower is better, +: higher is better%s%s)", column, fewer)
     for metric in metrics.values():
         if metric.note and set(metric.names) <= set(found.figures):
             log.info("  (%s)", metric.note)

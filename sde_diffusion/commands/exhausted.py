@@ -1,4 +1,4 @@
-"""What a command says when memory or disk is used up: what it was, which settings ask for less, and what is kept."""
+"""Messages when memory or disk space runs out: what ran out, which settings need less, and what is kept."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _SIZES = (
     "probes",
     "n",
 )
-"""Settings that decide how much memory is taken; a command's message names those that it has."""
+"""Settings that determine the use of memory; a command's message lists those that it has."""
 
 
 @contextmanager
 def within_limits(command: str) -> Iterator[None]:
-    """Turn errors that mean that memory or disk is used up into one message.
+    """Turn errors that mean that memory or disk space has run out into one message.
 
     Args:
-        command: The command's name.
+        command: Name of the command.
 
     Raises:
         UserError: In place of such an error.
@@ -56,10 +56,10 @@ def within_limits(command: str) -> Iterator[None]:
 
 
 def no_room(error: BaseException) -> str:
-    """What an error says of a disk that takes no more: "cannot write FILE: No space left on device"; "" for others.
+    """The message of an error caused by a full disk: "cannot write FILE: No space left on device"; "" for other errors.
 
-    safetensors and torch raise errors of their own, the former without a number, the latter where the system's error
-    is one of those that led to it.
+    safetensors and torch raise their own exceptions: the former gives the error number only in its text, the latter
+    has the system's error among its causes.
     """
     one: BaseException | None = error
     while one is not None:
@@ -69,29 +69,29 @@ def no_room(error: BaseException) -> str:
         if code and int(code[1]) in NO_ROOM:
             return f"cannot write: {os.strerror(int(code[1]))}"
         if isinstance(one, RuntimeError) and "PytorchStreamWriter failed writing" in str(one):
-            return "cannot write a checkpoint, probably for want of room"
+            return "cannot write a checkpoint, probably because the disk is full"
         one = one.__cause__ or one.__context__
     return ""
 
 
 def _asked(error: BaseException) -> str:
-    """How much was asked for at once, where the error says so."""
+    """The size of the failed allocation, if the error gives it."""
     found = re.search(r"allocate ([\d.,]+) ?([KMGTPE]?i?B|bytes)\b", str(error), re.IGNORECASE)
     if not found:
         return ""
     counted = found[2].lower() == "bytes" and found[1].isdecimal()
     amount = in_words(int(found[1])) if counted else f"{found[1]} {found[2]}"
-    return f" ({amount} were asked for at once)"
+    return f" ({amount} were requested at once)"
 
 
 def _kept() -> str:
-    """What of the command's work is kept, and how to go on from there."""
+    """What is kept of the command's work, and how to resume."""
     if not HydraConfig.initialized():
         return ""
     folder = Path(HydraConfig.get().runtime.output_dir)
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_file():
-        return f". The checkpoint written before is kept; resume with {setting('ckpt', last)}"
+        return f". The last checkpoint is kept; resume with {setting('ckpt', last)}"
     finished = [*folder.glob(".*/**/*.safetensors"), *folder.glob("runs/*/run.json")]
-    again = f". What is finished is kept: the same command with {setting('out', folder)} resumes there"
+    again = f". Finished work is kept: the same command with {setting('out', folder)} resumes there"
     return again if finished else ""

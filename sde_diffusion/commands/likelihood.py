@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import is_given, plain
+from sde_diffusion.commands.app import is_overridden, resolved
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.commands.outliers import compare
 from sde_diffusion.commands.scored_data import ScoredData, against_data, own_data, row_data
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PLACING_ITEMS = 200
-"""Validation items, at most, by which the ELBO's decoder is placed."""
+"""Maximum number of validation items used to choose the time of the ELBO's decoder."""
 
 
 def likelihood(cfg: DictConfig) -> dict[str, Any]:
     """Exact log-likelihood and ELBO of data; writes `likelihood.json`, `likelihood.csv` and `likelihood.png`.
 
-    An interrupted or killed run resumes after its last finished batch when the command is started again.
+    If the command is interrupted or killed, it resumes after its last finished batch when it is started again.
 
     Args:
         cfg: The composed configuration of conf/likelihood.yaml.
 
     Returns:
-        What `likelihood.json` holds.
+        The contents of `likelihood.json`.
 
     Raises:
-        UserError: If the configuration, the checkpoint or the data do not allow it, or the results stand there already.
+        UserError: If the configuration, the checkpoint or the data do not allow it, or the results exist already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
     result = fresh(out / "likelihood.json", cfg.overwrite, out / ".scores")
@@ -77,30 +77,30 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     begin = time.perf_counter()
     other = against_data(cfg, model, data)
     scores = {split: run.score(scored, split) for split in splits}
-    strange = None if other is None else run.score(other, other.splits[0])
+    other_scores = None if other is None else run.score(other, other.splits[0])
     size = math.prod(model.data["shape"])
     if not any(bool(values["log_prob"].isfinite().any()) for values in scores.values()):
-        raise UserError(f"no solver brings an item of {scored.name} to the prior: try method=dopri5, or larger rtol=")
+        raise UserError(f"the solver brings no item of {scored.name} to the prior: try method=dopri5 or larger rtol=")
     units = None if scoring.levels is not None else modality_of(model.data).units
-    for values in (*scores.values(), *([] if strange is None or units is None else [strange])):
+    for values in (*scores.values(), *([] if other_scores is None or units is None else [other_scores])):
         if units is not None:
             values["log_density"] = values["log_prob"] - units.log_volume(size)
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}
     own = None if units is None else in_own_units(scores[splits[-1]]["log_density"], units, size)
     report = _report(cfg, model, scored, run, reports, own_units=own, terminal_kl=matched.kl(prior, size))  # kl: nats
-    if other is not None and strange is not None:
-        report["against"] = _against(other.name, scores[splits[-1]], strange, size, scoring.levels)
-    every = scores if other is None or strange is None else {**scores, other.name: strange}
+    if other is not None and other_scores is not None:
+        report["against"] = _against(other.name, scores[splits[-1]], other_scores, size, scoring.levels)
+    every = scores if other is None or other_scores is None else {**scores, other.name: other_scores}
     found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in every.items()}
     values = {name: per_dim(some, size, scoring.levels) for name, some in found.items() if len(some)}
     if values:
         pictures.save(pictures.histogram(values, "bits/dim" if scoring.levels else "nats/dim"), picture)
     report["seconds"] = run.seconds + time.perf_counter() - begin - run.scored_now
-    _write_table(table, scores if strange is None else {**scores, "against": strange})
+    _write_table(table, scores if other_scores is None else {**scores, "against": other_scores})
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     forget(out / ".scores")
-    _tell(report, reports, [result, table, *([picture] if values else [])])
+    _log_report(report, reports, [result, table, *([picture] if values else [])])
     return report
 
 
@@ -112,7 +112,7 @@ def _report(
     reports: dict[str, dict[str, Any]],
     **more: Any,
 ) -> dict[str, Any]:
-    """What `likelihood.json` holds: the last split's figures, `more`, and what they are of."""
+    """The contents of `likelihood.json`: the results of the last split, `more`, and how they were computed."""
     split, levels = list(reports)[-1], run.scoring.levels
     settings = ("target_se", "draws", "prior", "method", "rtol", "atol", "steps", "trace", "probes")
     t_end = (run.scoring.bound or {}).get("t_end")
@@ -125,17 +125,17 @@ def _report(
         "trained_on": model.data["name"],
         "dims": math.prod(model.data["shape"]),
         "levels": levels,
-        "uniform": None if levels is None else math.log2(levels),  # bits/dim of knowing nothing
+        "uniform": None if levels is None else math.log2(levels),  # bits/dim of the uniform distribution
         "convention": run.scoring.convention,
         "columns": COLUMNS,
         "quote": quoted(reports[split], levels),
         **more,
         **{key: cfg[key] for key in (*settings, "batch_size", "seed")},
-        "label": scored.said("label"),
-        "conditions": {name: scored.said(name) for name in model.conditions if name != "label"},
-        "batch_sizes": run.sizes,  # those that memory allowed
-        "guidance": plain(cfg.guidance),
-        "elbo_settings": None if cfg.elbo is None else {**plain(cfg.elbo), "t_end": t_end},
+        "label": scored.reported("label"),
+        "conditions": {name: scored.reported(name) for name in model.conditions if name != "label"},
+        "batch_sizes": run.sizes,  # those that were used; smaller than batch_size where memory ran out
+        "guidance": resolved(cfg.guidance),
+        "elbo_settings": None if cfg.elbo is None else {**resolved(cfg.elbo), "t_end": t_end},
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": run.plan["checkpoint"],
         **record.provenance(),
@@ -145,7 +145,7 @@ def _report(
 def _against(
     name: str, own: dict[str, Tensor], others: dict[str, Tensor], size: int, levels: int | None
 ) -> dict[str, Any]:
-    """The scores of other data, and how well they are told from one's own."""
+    """The scores of other data, and how well likelihood distinguishes them from the model's own."""
     return {
         "data": name,
         **summary(others, size, levels),
@@ -155,10 +155,10 @@ def _against(
 
 
 def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
-    """The ELBO's decoder and arguments, with the decoder's place chosen on the validation split."""
+    """The ELBO's decoder and arguments; the time of the decoder is chosen on the validation split."""
     if cfg.elbo is None:
         return {"bound": None}
-    bound = plain(cfg.elbo)
+    bound = resolved(cfg.elbo)
     name = bound.pop("decoder")
     decoder: Decoder = GaussianDecoder()
     if data.levels is not None:
@@ -173,8 +173,8 @@ def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: Score
 
 
 def _check(cfg: DictConfig) -> None:
-    if cfg.x is not None and is_given("split"):
-        raise UserError(f"x= scores the rows of a file, split= those of a data set: leave split={cfg.split} out")
+    if cfg.x is not None and is_overridden("split"):
+        raise UserError(f"x= scores rows of a file, split= items of a data set: leave split={cfg.split} out")
 
 
 def _write_table(path: Path, scores: dict[str, dict[str, Tensor]]) -> None:
@@ -187,42 +187,45 @@ def _write_table(path: Path, scores: dict[str, dict[str, Tensor]]) -> None:
             table.writerows([split, *(f"{value:.10g}" for value in row)] for row in rows)
 
 
-def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: list[Path]) -> None:
+def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: list[Path]) -> None:
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats_per_dim"
     per = unit.replace("_per_", "/")
     for split, values in reports.items():
         figure = plus_minus(values[unit], values["std_error"])
         line = f"{report['data']} {split}: -log p = {figure} {per}"
         if "elbo" in values:
-            bound = "-ELBO" if report["uniform"] is None else "of the levels themselves at most (-ELBO)"
+            bound = "-ELBO" if report["uniform"] is None else "of the levels themselves, at most (-ELBO)"
             line += f"; {bound} {plus_minus(values['elbo'][unit], values['elbo']['std_error'])}"
         items = "item" if values["n"] == 1 else "items"
         log.info("%s  (%d %s, %.0f passes)", line, values["n"], items, values["nfe"]["mean"] or math.nan)
         if "impossible" in values:
-            log.warning("  %d beyond the solver count as impossible, and are left out", values["impossible"])
+            log.warning(
+                "  %d items could not be solved: they count as impossible, and are left out", values["impossible"]
+            )
         if "solver_error" in values:
             off = values["solver_error"]
+            count = f"{off['items']} {'item' if off['items'] == 1 else 'items'}"
             log.warning(
-                "  %s: rtol=%g was out of reach for %d %s; the solver settled for what some hundred passes tell, and "
-                "an item's figure may be off by %.2g %s (the difference to a solution with four times the tolerance)",
-                *(ROUGH, report["rtol"], off["items"], "item" if off["items"] == 1 else "items", off[unit], per),
+                f"  {ROUGH}: rtol={report['rtol']:g} could not be reached for {count}; the solver used a larger "
+                f"tolerance, and an item's value may be off by {off[unit]:.2g} {per} (the difference from a solution "
+                "with four times that tolerance)"
             )
-    known = "" if report["uniform"] is None else f"; {report['uniform']:.3f} is that of the uniform distribution"
-    log.info("  lower is better; ± is one standard error of the mean over the items%s", known)
-    log.info("  prior=%s, trace=%s, label=%s", *(report[key] for key in _TOLD))
+    uniform = "" if report["uniform"] is None else f"; the uniform distribution has {report['uniform']:.3f}"
+    log.info("  lower is better; ± is one standard error of the mean over the items%s", uniform)
+    log.info("  %s", ", ".join(f"{key}={report[key]}" for key in ("prior", "trace", "label")))
     if report["own_units"] is not None:
         own = report["own_units"]
-        told = plus_minus(own["log_density"], own["std_error"])
-        log.info("  in the data's own units: log p = %s nats, less log-volume %.6g", told, own["log_volume"])
+        density = plus_minus(own["log_density"], own["std_error"])
+        volume = f"after subtracting a log-volume of {own['log_volume']:.6g}"
+        log.info("  in the data's own units: log p = %s nats, %s", density, volume)
     if "elbo" in report:
         log.info("  to quote: %.4f %s, %s", report["quote"][unit] or math.nan, per, report["quote"]["because"])
     log.info("  %s", report["convention"])
     if "against" in report:
         other = report["against"]
-        log.info(
-            "against %s: %s; AUROC %.3f, of typicality %.3f",
-            *(other["data"], plus_minus(other[unit], other["std_error"]), other["auroc"], other["auroc_typicality"]),
-        )
+        figure = plus_minus(other[unit], other["std_error"])
+        aurocs = f"AUROC {other['auroc']:.3f}, of typicality {other['auroc_typicality']:.3f}"
+        log.info("against %s: %s; %s", other["data"], figure, aurocs)
         log.info("  %s: %s", other["data"], other["verdict"])
         if "by_elbo" in other:
             bound = other["by_elbo"]
@@ -230,7 +233,3 @@ def _tell(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: lis
             log.info("  by the ELBO: AUROC %.3f, of typicality %.3f; %s", *figures)
     for path in paths:
         log.info("%s", path)
-
-
-_TOLD = ("prior", "trace", "label")
-"""Settings that the printed figures depend on most."""

@@ -1,4 +1,4 @@
-"""A command's checkpoint and data."""
+"""Load a command's checkpoint and data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.app import resolved
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of
@@ -25,63 +25,63 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PLACES = ("root", "path")
-"""Where data lie: null where the model's own data lie where they lay in training, or the data set has no such key."""
+"""Keys for the location of the data; null if it has not changed since training, or the data set has no such key."""
 
 
 def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
     """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one).
 
     Raises:
-        UserError: If the checkpoint cannot be read, or the device is not there.
+        UserError: If the checkpoint cannot be read, or the device is not available.
     """
     device = device_of(cfg)
     model = _load(cfg.ckpt, device)
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
-            f"{cfg.ckpt} does not say of its data: {', '.join(lacking)}. The commands need to know: give "
+            f"{cfg.ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "
             "data=DataModule.describe() to ScoreModel before training, or use the model in Python"
         )
-    modality_of(model.data)  # now and not after sampling
+    modality_of(model.data)  # raises its errors now, not after sampling
     return model, device
 
 
 def denoiser_of(cfg: DictConfig, model: ScoreModel) -> Denoiser:
-    """The denoiser that a command works with: the model's, as `cfg.guidance` steers it.
+    """The denoiser that a command uses: the model's, with the guidance of `cfg.guidance`.
 
     Raises:
-        UserError: If the model does not allow that.
+        UserError: If the model does not support this guidance.
     """
-    from sde_diffusion.training.steering import steered
+    from sde_diffusion.training.guided_denoiser import guided_denoiser
 
-    return steered(model, plain(cfg.guidance))
+    return guided_denoiser(model, resolved(cfg.guidance))
 
 
 def _load(ckpt: str, device: torch.device) -> ScoreModel:
-    """A checkpoint's model and the digest of the file that it is of: a run that goes on may replace it at any time."""
+    """A checkpoint's model, with the digest of the very file it was read from: a running training may replace it."""
     from sde_diffusion.training import GenerativeModel, ScoreModel
 
     for _ in range(5):
         before = _identity(ckpt)
         model = GenerativeModel.load_from_checkpoint(ckpt, map_location=device)
         if not isinstance(model, ScoreModel):
-            raise UserError(f"{ckpt} holds a {type(model).__name__}, and this command takes models of a score")
+            raise UserError(f"{ckpt} contains a {type(model).__name__}; this command needs a ScoreModel")
         with Path(ckpt).open("rb") as file:
             model.digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _identity(ckpt) == before:
             return model
-    raise UserError(f"{ckpt} is being replaced again and again: take a copy of it")
+    raise UserError(f"{ckpt} is being replaced again and again: use a copy of it")
 
 
 def _identity(ckpt: str) -> tuple[int, int, int] | None:
     try:
         found = Path(ckpt).stat()
-    except (OSError, ValueError):  # told by who reads it
+    except (OSError, ValueError):  # reading the file reports it
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def random_order(n: int) -> Tensor:
-    """The numbers 0 ... n - 1 in a random order, always the same: files are often sorted, by class or by source."""
+    """The numbers 0 ... n - 1 in a fixed random order, since files are often sorted by class or by source."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
@@ -89,7 +89,7 @@ def device_of(cfg: DictConfig) -> torch.device:
     """The device that `cfg.device` names (auto: a GPU if there is one).
 
     Raises:
-        UserError: If it is not there.
+        UserError: If it is not available.
     """
     name = cfg.device
     if name == "auto":
@@ -98,12 +98,12 @@ def device_of(cfg: DictConfig) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} is not available here; take device=cpu, or device=auto") from error
+        raise UserError(f"device={name} is not available here; use device=cpu or device=auto") from error
     return device
 
 
 def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
-    """The data set that `cfg.data` names: another than the model's own, or that one, perhaps in another place.
+    """The data set that `cfg.data` names, or else the model's own, perhaps at another location.
 
     Float data are mapped to [-1, 1] by the model's units.
 
@@ -112,46 +112,46 @@ def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     """
     data = _load_data(cfg, model)
     if model is not None:
-        take_units(data, model)
+        use_model_units(data, model)
     return data
 
 
-def take_units(data: DataModule, model: ScoreModel) -> None:
-    """Have float data mapped to [-1, 1] by the units of a model of their shape; older checkpoints keep none."""
+def use_model_units(data: DataModule, model: ScoreModel) -> None:
+    """Map float data to [-1, 1] by the units of a model of the same shape; older checkpoints store no units."""
     if "units" not in model.data or data.levels is not None or list(data.shape) != list(model.data["shape"]):
         return
     units = Units.of(model.data["units"])
     if units != data.units:
-        log.warning("%s: mapped to [-1, 1] as the model's data were, not by the range of its own", data.name)
+        log.warning("%s: mapped to [-1, 1] by the range of the model's training data, not by its own", data.name)
     data.change_units(units)
 
 
 def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
-    chosen = plain(cfg.data)
+    chosen = resolved(cfg.data)
     if chosen.get("_target_"):
-        data = load_named({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})
+        data = build_data({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})
         if model is not None and data.name != model.data["name"]:
-            log.warning("the model was trained on %s, and these are %s", model.data["name"], data.name)
+            log.warning("the model was trained on %s, but the data are %s", model.data["name"], data.name)
         return data
     if model is None:
-        raise UserError("without a checkpoint the data to compare with must be named: data=digits, data=mnist, ...")
+        raise UserError("without a checkpoint, name the data to compare with: data=digits, data=mnist, ...")
     if not model.data.get("config"):
-        raise UserError("the checkpoint does not say where its data come from: name them, data=digits, data=mnist, ...")
-    data = load_named({**model.data["config"], **{key: value for key, value in chosen.items() if value is not None}})
+        raise UserError("the checkpoint does not say which data it was trained on: set data=digits, data=mnist, ...")
+    data = build_data({**model.data["config"], **{key: value for key, value in chosen.items() if value is not None}})
     if changed := data.changed_since(model.data.get("fingerprint")):
         log.warning("%s: these are not the data that the model was trained on (%s)", data.name, changed)
     return data
 
 
-def load_named(node: dict[str, Any]) -> DataModule:
-    """The data set that a configuration describes, read.
+def build_data(node: dict[str, Any]) -> DataModule:
+    """Build and load the data set that a configuration describes.
 
     Raises:
-        UserError: If it describes something else.
+        UserError: If the configuration describes something else, or the data cannot be read.
     """
     from sde_diffusion.data import DataModule
 
     data = build(node, "data")
     if not isinstance(data, DataModule):
-        raise UserError(f"data: {node.get('_target_')!r} is not a data set; those live in sde_diffusion.data")
+        raise UserError(f"data: {node.get('_target_')!r} is not a data set; they are in sde_diffusion.data")
     return data.prepare()

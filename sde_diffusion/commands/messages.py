@@ -1,4 +1,4 @@
-"""What a person is told where Hydra or OmegaConf refuse what was typed: what is allowed, and what may be meant."""
+"""Messages for errors of Hydra and OmegaConf: what is allowed, and what the user may have meant."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sde_diffusion.errors import did_you_mean
 
 
 def explain(error: BaseException) -> str:
-    """Hydra's message, and for an unknown key or choice those that are allowed there."""
+    """The message for an error of Hydra; for an unknown key or choice, it lists those that are allowed."""
     if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/launcher/submitit"):
-        return "this launcher is Hydra's for submitit, which is not installed: pip install 'sde_diffusion[slurm]'"
+        return "this launcher needs Hydra's submitit plugin, which is not installed: pip install 'sde_diffusion[slurm]'"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         hint = did_you_mean(name, error.options)
@@ -34,7 +34,7 @@ def explain(error: BaseException) -> str:
     if absent and absent[1] == "sweeps":
         return "sweeps= is not a group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
     if absent and (config_folder() / absent[1]).is_dir():
-        return f"no {absent[1]}= here (what a model was trained with comes with its checkpoint); see --help"
+        return f"no {absent[1]}= here (the settings of training are stored in the checkpoint); see --help"
     if isinstance(error, OverrideParseException) and "=" not in error.override:
         groups = sorted(path.parent.name for path in config_folder().glob(f"*/{glob.escape(error.override)}.yaml"))
         path = "file" if Path(error.override).suffix in ("", ".yaml") else "ckpt"
@@ -43,7 +43,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override!r} is not KEY=VALUE in Hydra's grammar: a value with =, commas, spaces or brackets needs "
-            "quotes of its own within the shell's, \"ckpt='epoch=3.ckpt'\""
+            "quotes inside those of the shell, \"ckpt='epoch=3.ckpt'\""
         )
     unknown = re.search(r"Could not load '(\w+)/(\w+)'", str(error))
     if unknown:
@@ -67,7 +67,7 @@ def explain(error: BaseException) -> str:
 
 
 def unknown_key(key: str, parent: DictConfig) -> str:
-    """What is allowed in place of an unknown key, and which key of the whole configuration it may stand for."""
+    """The message for an unknown key: which keys are allowed there, and which key may have been meant."""
     where = parent._get_full_key(None)
     choices = sorted(path.stem for path in (config_folder() / str(where)).glob("*.yaml")) if where else []
     if not parent and choices:
@@ -75,7 +75,7 @@ def unknown_key(key: str, parent: DictConfig) -> str:
     if not parent:
         return f"unknown key {key!r}: {where} is null or empty; add to it with +{key}=VALUE"
     known = [name for name in _dotted(parent._get_root()) if not name.startswith("hydra.")]
-    by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}  # of several the first
+    by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}  # the first of several
     hint = did_you_mean(key, known, cutoff=0.75)
     if not hint and (close := difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)):
         hint = f" (did you mean {by_last_part[close[0]]}?)"

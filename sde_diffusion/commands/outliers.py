@@ -1,4 +1,4 @@
-"""What a model's likelihood says of other data than its own."""
+"""How well a model's likelihood distinguishes other data from its own."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def compare(own: Tensor, other: Tensor) -> dict[str, Any]:
-    """How well log-likelihood tells other data from the model's own.
+    """How well log-likelihood distinguishes other data from the model's own.
 
     Args:
-        own: Log-probability of each of the model's own items, [N].
-        other: Of each of the others, [M].
+        own: Log-probabilities of the model's own data, [N].
+        other: Log-probabilities of the other data, [M].
 
     Returns:
-        auroc: The probability that one of its own is more likely than one of the others (1: told apart, 0.5: not at
-        all, 0: the others are all more likely). auroc_typicality: the same of being nearer to the median of its own,
-        which also finds what is too likely (Nalisnick et al. 2019, "Detecting Out-of-Distribution Inputs to Deep
-        Generative Models Using Typicality"). below, above: the shares of the others that are less, and more likely than
-        all but one in a hundred of its own. verdict: in words.
+        auroc: The probability that an item of the model's own data is more likely than one of the others (1: always,
+        0.5: not distinguished, 0: never). auroc_typicality: The probability that it is nearer to the median of its own
+        data, which also detects items that are too likely (Nalisnick et al. 2019, "Detecting Out-of-Distribution Inputs
+        to Deep Generative Models Using Typicality"). below, above: The shares of the others that are less likely than
+        99% of the model's own data, and more likely than 99%. verdict: A sentence that summarises these.
     """
     centre = own.median()
     low, high = torch.quantile(own, 0.01), torch.quantile(own, 0.99)
@@ -41,15 +41,15 @@ def _verdict(below: float, above: float, auroc: float) -> str:
     if above >= 0.5:
         return (
             f"{above:.0%} are MORE likely than 99% of the model's data: a known failure of likelihoods, which prefer "
-            "simple images; typicality, not likelihood, tells them apart"
+            "simple images; typicality distinguishes them, likelihood does not"
         )
     if below + above >= 0.5:
         return f"unlike the model's data: {below:.0%} are less, {above:.0%} more likely than 99% of them"
-    return f"not told apart for certain: the model's own are the more likely with probability {auroc:.2f}"
+    return f"not clearly distinguished: the model's own data are more likely with probability {auroc:.2f}"
 
 
 def _auroc(own: Tensor, other: Tensor) -> float:
-    """The probability that one of own is larger than one of other, ties counted half: the Mann-Whitney U statistic."""
+    """The Mann-Whitney U statistic as a probability: that a value of `own` exceeds one of `other`; ties count half."""
     from scipy.stats import mannwhitneyu
 
     u = mannwhitneyu(own.double().numpy(), other.double().numpy(), method="asymptotic").statistic

@@ -1,4 +1,4 @@
-"""The processes of a training run on several devices: none outlives the others, and a signal to any ends all."""
+"""The processes of a training run on several devices: they end together, and a signal to one of them stops all."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 LAUNCHER = "SDE_DIFFUSION_LAUNCHER"
-"""Names the process that started this one in the environment of the processes that Lightning starts."""
+"""Environment variable with the id of the first process, for the processes that Lightning starts."""
 
 _LOST = re.compile(r"connection|broken pipe|gloo|nccl|process ?group|socket", re.IGNORECASE)
-"""How torch words that another process of the run cannot be reached: it has no exception of its own for that."""
+"""Matches torch's messages that another process cannot be reached, for which it has no exception class."""
 
 
 class LostProcessError(Exception):
-    """Another process of the run has ended without being asked to, and training cannot go on."""
+    """Another process of the run has ended unexpectedly, and training cannot continue."""
 
 
 def is_follower() -> bool:
-    """Whether Lightning started this process, in the run's first one."""
+    """Whether Lightning started this process from the run's first process."""
     launched = os.environ.get(LAUNCHER, str(os.getpid())) != str(os.getpid())
-    return launched and os.environ.get("LOCAL_RANK", "0") != "0"  # as Lightning numbers those that it starts
+    return launched and os.environ.get("LOCAL_RANK", "0") != "0"  # Lightning numbers those that it starts from 1
 
 
 def follow_launcher() -> None:
-    """In a process that Lightning started: end when the first one has, and tell it of signals until training begins."""
+    """In a process that Lightning started: end with the first process, and send it signals until training begins."""
     if is_follower():
         launcher = int(os.environ[LAUNCHER])
         signals.end_with(launcher)
-        signals.pass_on(lambda number: _tell(launcher, number))
+        signals.pass_on(lambda number: _send(launcher, number))
 
 
-def _tell(process: int, number: int) -> None:
-    with suppress(ProcessLookupError):  # it has just ended, and this one will
+def _send(process: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it has just ended, and so will this one
         os.kill(process, number)
 
 
 @contextmanager
 def processes(trainer: Trainer) -> Iterator[None]:
-    """The part of a run in which its processes work together.
+    """Context in which the processes of a run work together.
 
-    A process that only waits for others (trainer.strategy=ddp_spawn) passes signals on to them.
+    A process that only waits for the others (trainer.strategy=ddp_spawn) passes signals on to them.
 
     Raises:
         Stopped: If a signal stopped the run.
-        LostProcessError: If another process has gone.
+        LostProcessError: If another process has ended unexpectedly.
     """
     from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -66,7 +66,7 @@ def processes(trainer: Trainer) -> Iterator[None]:
         yield
     except signals.Stopped as end:
         if launcher is not None and not end.agreed:
-            launcher.kill(signal.SIGKILL)  # those that wait for this process would complain at length
+            launcher.kill(signal.SIGKILL)  # processes that wait for this one would print long errors
         raise
     except (ProcessExitedException, ProcessRaisedException, RuntimeError) as error:
         if trainer.world_size == 1:
@@ -77,7 +77,9 @@ def processes(trainer: Trainer) -> Iterator[None]:
         elif not _LOST.search(str(error)):
             raise
         reason = str(error).strip().splitlines()[-1][:200]
-        raise LostProcessError(f"another process of this run has ended, so training cannot go on ({reason})") from error
+        raise LostProcessError(
+            f"another process of this run has ended, so training cannot continue ({reason})"
+        ) from error
     finally:
         if not is_follower():
             os.environ.pop(LAUNCHER, None)

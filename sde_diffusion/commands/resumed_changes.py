@@ -1,4 +1,4 @@
-"""What of a resumed run differs from the run that its checkpoint is of."""
+"""Differences between a resumed run and the run that wrote its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,43 +10,52 @@ from omegaconf import DictConfig, OmegaConf
 
 from sde_diffusion.checks.overrides import escaped
 from sde_diffusion.checks.reprs import few, shown
-from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.app import resolved
 from sde_diffusion.config import with_public_paths
 
 log = logging.getLogger(__name__)
 
 
-def literal(node: Any) -> Any:
-    """Plain containers in which OmegaConf looks nothing up: a checkpoint's text is text, `${oc.env:HOME}` too."""
+def escape_interpolations(node: Any) -> Any:
+    """Dicts and lists whose text OmegaConf takes literally: `${oc.env:HOME}` in a checkpoint is not resolved."""
     if isinstance(node, Mapping):
-        return {key: literal(value) for key, value in node.items()}
+        return {key: escape_interpolations(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [literal(value) for value in node]
+        return [escape_interpolations(value) for value in node]
     return escaped(node) if isinstance(node, str) else node
 
 
 _EXACT = (
-    *("seed", "model", "objective", "callbacks.ema.decay", "callbacks.ema.warmup", "callbacks.ema.start_step"),
-    *(f"trainer.{key}" for key in ("precision", "accumulate_grad_batches", "deterministic", "limit_train_batches")),
-    *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
+    "seed",
+    "model",
+    "objective",
+    "callbacks.ema.decay",
+    "callbacks.ema.warmup",
+    "callbacks.ema.start_step",
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+    "trainer.deterministic",
+    "trainer.limit_train_batches",
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
 )
-"""What of a configuration decides every bit of the weights; the order of the data is told where they are loaded."""
+"""Keys that determine the exact weights; a changed order of the data is reported when the data are loaded."""
 
 
-def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, Any]) -> None:
-    """Say in one line what of a resumed run differs, so that its end is not that of the unbroken run bit for bit.
+def warn_of_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, Any]) -> None:
+    """Log in one line what has changed, so that a resumed run cannot end bit for bit like an uninterrupted one.
 
     Args:
-        run: The configuration and record that the checkpoint keeps.
+        run: The configuration and record in the checkpoint.
         cfg: The resumed run's configuration.
         record: The resumed run's record.
     """
-    before, now = OmegaConf.create(literal(dict(run))), cfg
-    ends = [f"trainer.{key}" for key in ("max_steps", "max_epochs", "max_time")]  # to which the cosine goes down
+    before, now = OmegaConf.create(escape_interpolations(dict(run))), cfg
+    ends = [f"trainer.{key}" for key in ("max_steps", "max_epochs", "max_time")]  # where the cosine schedule ends
     keys = [*_EXACT, *(ends if cfg.model.get("schedule", "cosine") == "cosine" else [])]
     found = []
     for key in keys:
-        old, new = (_dotted(with_public_paths(plain(OmegaConf.select(of, key))), key) for of in (before, now))
+        old, new = (_dotted(with_public_paths(resolved(OmegaConf.select(of, key))), key) for of in (before, now))
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         found += [f"{name} {shown(old.get(name))} -> {shown(new.get(name))}" for name in changed]
     earlier = run.get("record") or {}
@@ -55,7 +64,7 @@ def tell_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, A
         changed = [name for name in names if name in old and old[name] != new.get(name)]
         found += [f"{name} {shown(old[name])} -> {shown(new.get(name))}" for name in changed]
     if found:
-        log.warning("Resumed with %s: its weights are not, bit for bit, the unbroken run's", few(found))
+        log.warning("Resumed with %s: the weights will differ from those of an uninterrupted run", few(found))
 
 
 def _dotted(node: Any, prefix: str) -> dict[str, Any]:

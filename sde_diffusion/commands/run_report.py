@@ -1,4 +1,4 @@
-"""What a training run says of itself, on the screen and in its folder."""
+"""What a training run reports on the screen, and records in its folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sde_diffusion import plugins
 from sde_diffusion.checks.overrides import command_line
-from sde_diffusion.commands.app import overrides, typed
+from sde_diffusion.commands.app import as_typed, overrides
 from sde_diffusion.storage import record
 
 if TYPE_CHECKING:
@@ -22,20 +22,20 @@ log = logging.getLogger(__name__)
 
 
 def record_run(cfg: DictConfig, model: ScoreModel, trainer: Trainer, folder: Path) -> None:
-    """Say what is run: in the folder, in the checkpoints and to the loggers that keep configurations."""
-    # Of a multirun's runs each has overrides of its own; hydra's, such as where the run goes, are not among them.
-    words = [typed(override) for override in overrides()]
+    """Record what is run: in the folder, in the checkpoints, and with the loggers that store configurations."""
+    # In a multirun, these are the overrides of this run; those of hydra.* are not included.
+    words = [as_typed(override) for override in overrides()]
     device = trainer.strategy.root_device.type
     config = _relative(OmegaConf.to_container(cfg, resolve=True), folder)
     description = record.describe(config, words, device, trainer.num_devices, trainer.num_nodes)
     record.begin(folder, description, resumed=bool(cfg.ckpt))
-    model.run["record"] = {key: value for key, value in description.items() if key != "config"}  # which is there
+    model.run["record"] = {key: value for key, value in description.items() if key != "config"}  # already in `run`
     for logger in trainer.loggers:
-        logger.log_hyperparams({"run": description})  # under one key: a sweep locks those of the groups that it sets
+        logger.log_hyperparams({"run": description})  # under one key: a wandb sweep locks the keys that it sets
 
 
 def _relative(node: Any, folder: Path) -> Any:
-    """A configuration in which the run's own folder is `.`: where it lies on this machine says nothing of the run."""
+    """A configuration with paths relative to the run's folder, so that it does not depend on where that is."""
     if isinstance(node, dict):
         return {key: _relative(value, folder) for key, value in node.items()}
     if isinstance(node, list):
@@ -45,23 +45,21 @@ def _relative(node: Any, folder: Path) -> Any:
 
 
 def announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
-    """Say what is trained, on what and where."""
+    """Log what is trained, on which data, and in which folder."""
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     log.info("data     %s: %d training %s", data.name, len(data.split("train")), data.modality.kind)
     if data.class_names:
         log.info("classes  %s", ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names)))
     if data.units:
-        log.info("units    %s of the data is [-1, 1] to the model", data.units)
+        log.info("units    %s in the data is scaled to [-1, 1]", data.units)
     log.info("path     %s", model.denoiser.sde)
-    log.info(
-        "model    %s, %s parameters, prediction %s",
-        *(cfg.network._target_, f"{parameters:,}", cfg.denoiser.get("prediction", "its own")),
-    )
+    prediction = cfg.denoiser.get("prediction", "its own")
+    log.info("model    %s, %s parameters, prediction %s", cfg.network._target_, f"{parameters:,}", prediction)
     log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
 
 
 def finish(folder: Path, metrics: dict[str, float]) -> None:
-    """Leave the loss's picture, and in the record that the run is finished: where a killed one has not done so."""
+    """Draw the loss curves and mark the run as finished in its record, unless that has been done."""
     from sde_diffusion.modality import pictures
 
     if record.read(folder).get("finished", "no record"):
@@ -72,15 +70,15 @@ def finish(folder: Path, metrics: dict[str, float]) -> None:
 
 
 def conclude(folder: Path, last: Path) -> None:
-    """Say what lies where, and what to do next."""
+    """Log which files the run has written, and which commands to try next."""
     log.info("")
     log.info("Done. In %s:", folder)
     for name, what in (
-        ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss), each complete in itself"),
-        ("samples", "sample grids along the way"),
-        ("loss.png", "training and validation loss, numbers in metrics.csv"),
-        ("noise_levels.png", "validation loss against log-SNR, numbers in noise_levels.csv"),
-        ("config.yaml", "the whole configuration, and train.log"),
+        ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss)"),
+        ("samples", "sample grids during training"),
+        ("loss.png", "training and validation loss; numbers in metrics.csv"),
+        ("noise_levels.png", "validation loss against log-SNR; numbers in noise_levels.csv"),
+        ("config.yaml", "the full configuration; the log is in train.log"),
         (record.NAME, "command, resolved configuration, seeds, versions, git revision, hardware"),
     ):
         if (folder / name).exists():

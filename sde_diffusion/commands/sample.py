@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.conditions import for_samples, given
+from sde_diffusion.commands.app import resolved
+from sde_diffusion.commands.conditions import for_samples, requested_conditions
 from sde_diffusion.commands.drawing import check_seeds, draw, first
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.config import build
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COLUMNS = 12
-"""Pictures in a row of a film strip."""
+"""Number of columns of a film strip."""
 
 FRAMES = 48
-"""Pictures of an animated film, if the sampler takes so many steps."""
+"""Number of frames of an animation, if the sampler takes as many steps."""
 
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
-    """Sample as configured; writes `samples.npz` and `grid.png`, and with `film` also `film.png` and `film.gif`.
+    """Draw samples; writes `samples.npz` and `grid.png`, and with `film` also `film.png` and `film.gif`.
 
-    An interrupted or killed run resumes after its last finished batch when the command is started again.
+    If the command is interrupted or killed, it resumes after its last finished batch when it is started again.
 
     Args:
         cfg: The composed configuration of conf/sample.yaml.
@@ -49,7 +49,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         n, nfe and seconds.
 
     Raises:
-        UserError: If the configuration or the checkpoint does not allow it, or the results stand there already.
+        UserError: If the configuration or the checkpoint does not allow it, or the results exist already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
     parts = out / ".samples"
@@ -59,7 +59,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     if cfg.film > cfg.n:
         raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
     model, device = load_model(cfg)
-    conditions = for_samples(model, given(cfg, model.conditions), cfg.n)
+    conditions = for_samples(model, requested_conditions(cfg, model.conditions), cfg.n)
     values = cfg.n * math.prod(model.data["shape"])
     wanted = f"n={cfg.n} samples of shape {model.data['shape']}"
     check_fits(wanted, 2 * values * (4 if model.data["levels"] is None else 1), "draw fewer; the next with seed=NUMBER")
@@ -71,11 +71,11 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         _film(cfg, model, conditions, device, *film)
     found = write_samples(result, modality, drawn.batches(), seeds, conditions, names)
     forget(parts)
-    told, rate = (drawn.n, modality.unit, drawn.nfe, drawn.seconds), drawn.n / drawn.seconds
-    log.info("%d %s, %d network passes each, %.1f s (%.0f %s/s)", *told, rate, modality.unit)
+    speed = f"{drawn.seconds:.1f} s ({drawn.n / drawn.seconds:.0f} {modality.unit}/s)"
+    log.info("%d %s, %d network passes each, %s", drawn.n, modality.unit, drawn.nfe, speed)
     if drawn.finished.sizes != [cfg.batch_size]:
         sizes = ", then ".join(map(str, drawn.finished.sizes))
-        log.info("batches of %s: an adaptive solver's samples depend on them, to within its tolerance", sizes)
+        log.info("batches of %s: samples of an adaptive solver depend on them, within its tolerance", sizes)
     scale = "on 0 ... 255" if found.dtype == np.uint8 else "in the data's own units"
     log.info("%s: %s %s, %s", modality.unit, found.dtype, list(found.shape), scale)
     if names:
@@ -93,15 +93,15 @@ def _film(
     strip: Path,
     animation: Path,
 ) -> None:
-    """Show the first samples on their way from noise to data.
+    """Draw the first samples on their way from noise to data.
 
-    A strip of what the denoiser believes along the walk, and an animation of that beside the state x_t itself, over
-    sqrt(alpha^2 + sigma^2): its scale, were the data's 1.
+    `strip` shows the predicted x0 at some times of the walk. `animation` shows it beside the state x_t, divided by
+    sqrt(alpha^2 + sigma^2), the standard deviation of x_t for data of standard deviation 1.
     """
     own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in conditions.items()}
     shape = (cfg.film, *model.data["shape"])
     seeds = range(cfg.seed, cfg.seed + cfg.film)
-    sampler: Sampler = build(plain(cfg.sampler))
+    sampler: Sampler = build(resolved(cfg.sampler))
     denoiser = denoiser_of(cfg, model)
     walk = sampler(denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **own)
     assert walk.trajectory is not None
@@ -109,9 +109,9 @@ def _film(
     assert walk.times is not None
     sde, times = denoiser.sde, torch.tensor(walk.times, dtype=torch.float64)
     scale = (sde.alpha(times).square() + sde.sigma(times).square()).sqrt()
-    beliefs, states = walk.trajectory.cpu(), walk.states.cpu()
+    x0, states = walk.trajectory.cpu(), walk.states.cpu()
     states = states / scale.to(states.dtype).reshape(-1, *(1,) * (states.ndim - 1))
-    columns = torch.linspace(0, len(beliefs) - 1, min(COLUMNS, len(beliefs))).round().long()
+    columns = torch.linspace(0, len(x0) - 1, min(COLUMNS, len(x0))).round().long()
     modality = modality_of(model.data)
-    pictures.save(modality.film_strip(beliefs[columns], [walk.times[i] for i in columns.tolist()]), strip)
-    pictures.save_film(modality.film_frames(states, beliefs, walk.times), animation)
+    pictures.save(modality.film_strip(x0[columns], [walk.times[i] for i in columns.tolist()]), strip)
+    pictures.save_film(modality.film_frames(states, x0, walk.times), animation)

@@ -1,4 +1,4 @@
-"""Samples to be scored: drawn from a checkpoint, or those of a file or of a folder of pictures."""
+"""The samples to evaluate: drawn from a checkpoint, or read from a file or a folder of pictures."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import plain
-from sde_diffusion.commands.conditions import for_items, given
+from sde_diffusion.commands.app import resolved
+from sde_diffusion.commands.conditions import for_items, requested_conditions
 from sde_diffusion.commands.drawing import check_seeds, draw
 from sde_diffusion.commands.sample_folder import read_pictures
 from sde_diffusion.commands.sampling_run import Sampled
@@ -26,8 +26,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Made:
-    """N samples in batches [B, *shape] as data would be stored, their labels [N], their origin, and the seconds."""
+class SampleSet:
+    """Samples, and where they are from.
+
+    Attributes:
+        n: Number of samples N.
+        batches: Returns an iterator over batches [B, *shape], as metrics take them.
+        labels: Class numbers, [N], if known.
+        origin: What the report says of their origin.
+        seconds: Time that drawing them took.
+    """
 
     n: int
     batches: Callable[[], Iterator[Tensor]]
@@ -37,26 +45,26 @@ class Made:
 
 
 def check_shape(data: DataModule, model: ScoreModel) -> None:
-    """See that the data's items are of the kind and the shape that the model makes.
+    """Check that the data's items have the kind and the shape of the model's samples.
 
     Raises:
         UserError: If they are not.
     """
     has, made = data.modality.kind, modality_of(model.data).kind
     if has != made:
-        raise UserError(f"{data.name} has {has}, and the model makes {made}")
+        raise UserError(f"{data.name} has {has}, and the model generates {made}")
 
 
 def is_checkpoint(source: str) -> bool:
-    """Whether a path is taken for a checkpoint: all but .npz files and folders."""
+    """Whether a path is treated as a checkpoint: all except .npz files and folders."""
     return not source.endswith(".npz") and not Path(source).is_dir()
 
 
 def read_source(cfg: DictConfig, source: str, data: DataModule) -> Stored:
-    """The samples of a file, or of a folder: those of the samples.npz in it, or else the pictures.
+    """Read the samples of a file, or of a folder: of the samples.npz in it, or else of its pictures.
 
     Raises:
-        UserError: If there are none, or they are of another shape or kind than the data.
+        UserError: If there are none, or they have another shape or kind than the data.
     """
     path = Path(source)
     if path.is_dir() and not (path / "samples.npz").is_file():
@@ -64,35 +72,35 @@ def read_source(cfg: DictConfig, source: str, data: DataModule) -> Stored:
     return read_samples(path / "samples.npz" if path.is_dir() else path, data.modality)
 
 
-def of_file(source: str, file: Stored, data: DataModule) -> Made:
-    """The samples of a file or folder, as `read_source` read them."""
+def stored_samples(source: str, file: Stored, data: DataModule) -> SampleSet:
+    """The samples of a file or folder that `read_source` has read."""
     origin = {"samples": source, "nfe": None, "sampler": None, "seeds": None}
-    return Made(len(file), lambda: map(data.modality.for_metrics, file.batches()), file.labels, origin, 0.0)
+    return SampleSet(len(file), lambda: map(data.modality.for_metrics, file.batches()), file.labels, origin, 0.0)
 
 
-def drawn_of(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch.device, parts: Path) -> Made:
-    """Samples drawn from a model as configured, in batches that outlive a killed process in the folder `parts`.
+def drawn_samples(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch.device, parts: Path) -> SampleSet:
+    """Draw samples from a model; finished batches are stored in the folder `parts`.
 
     Raises:
         UserError: If the configuration does not allow it.
     """
     seeds = check_seeds(cfg)
-    told = given(cfg, model.conditions)
-    conditions = for_items(model, told, data.split(cfg.split), cfg.n)
+    requested = requested_conditions(cfg, model.conditions)
+    conditions = for_items(model, requested, data.split(cfg.split), cfg.n)
     drawn = draw(cfg, model, conditions, device, parts)
     origin = {
         "nfe": drawn.nfe,
-        "sampler": plain(cfg.sampler),
-        "guidance": plain(cfg.guidance),
+        "sampler": resolved(cfg.sampler),
+        "guidance": resolved(cfg.guidance),
         "seeds": [seeds[0], seeds[-1]],
-        "batch_sizes": drawn.finished.sizes,  # those that memory allowed
-        "label": None if told.get("label") is None else int(conditions["label"][0]),
-        "conditions": {name: value for name, value in (plain(cfg.conditions) or {}).items() if name != "label"},
+        "batch_sizes": drawn.finished.sizes,  # those that were used; smaller than batch_size where memory ran out
+        "label": None if requested.get("label") is None else int(conditions["label"][0]),
+        "conditions": {name: value for name, value in (resolved(cfg.conditions) or {}).items() if name != "label"},
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": model.digest,
     }
     batches = functools.partial(_for_metrics, data, drawn)
-    return Made(drawn.n, batches, conditions.get("label"), origin, drawn.seconds)
+    return SampleSet(drawn.n, batches, conditions.get("label"), origin, drawn.seconds)
 
 
 def _for_metrics(data: DataModule, drawn: Sampled) -> Iterator[Tensor]:

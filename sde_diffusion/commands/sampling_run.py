@@ -1,4 +1,4 @@
-"""The sampling of many seeds, batch by batch."""
+"""Sampling of many seeds in batches."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sde_diffusion.storage.progress import Bar, passes
 
 @dataclass(frozen=True)
 class Sampled:
-    """Samples in files, so that any number of them needs the memory of one batch; or what was kept in their place.
+    """Samples in files, so that any number of them needs the memory of one batch only.
 
     Attributes:
-        finished: What was kept of each batch.
+        finished: The stored results of the batches: the samples, or what `store` of `sample_in_batches` returned.
     """
 
     finished: Batches
@@ -34,16 +34,16 @@ class Sampled:
 
     @property
     def nfe(self) -> int:
-        """Network passes for each sample, the most of any batch."""
+        """Network passes for each sample; the maximum over the batches."""
         return max(map(int, self.finished.each("nfe")))
 
     @property
     def seconds(self) -> float:
-        """What the sampling took in all."""
+        """Total time of sampling."""
         return sum(map(float, self.finished.each("seconds")))
 
     def batches(self) -> Iterator[Tensor]:
-        """The samples, [B, *dims] on the CPU, batch by batch as they were drawn."""
+        """The samples in batches [B, *dims], on the CPU."""
         return self.finished.stored("x")
 
 
@@ -54,30 +54,30 @@ def sample_in_batches(
     seeds: Sequence[int],
     batch_size: int,
     conditions: Mapping[str, Tensor] | None = None,
-    kept: Callable[[Tensor], Mapping[str, Tensor]] = lambda x: {"x": x},
-    held: Sequence[str] = (),
+    store: Callable[[Tensor], Mapping[str, Tensor]] = lambda x: {"x": x},
+    in_memory: Sequence[str] = (),
     folder: Path | None = None,
     plan: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> Sampled:
-    """Sample many seeds; see `in_batches`. A run that was stopped ends with the samples of an unbroken one.
+    """Sample many seeds; see `in_batches`. A run that was stopped and resumed gives the same samples.
 
-    Samples do not depend on the batch size; those of adaptive solvers do to within their tolerance (see `ODESampler`,
+    Samples do not depend on the batch size, except those of adaptive solvers, within their tolerance (see `ODESampler`,
     `SDESampler`).
 
     Args:
-        sampler: The sampler, or what is called like one.
+        sampler: The sampler, or a function with the same arguments.
         denoiser: The denoiser.
         dims: Shape of one sample.
         seeds: One integer for each sample.
-        batch_size: Most samples at once, at least 1.
-        conditions: What the denoiser is told of each sample, [N, ...].
-        kept: What is kept of samples [B, *dims] on the CPU.
-        held: Names of what is held in memory too.
-        folder: Where the batches' files go.
-        plan: What the samples depend on, in plain containers; kept beside the files.
-        overwrite: Begin anew where the files there belong to another plan.
+        batch_size: Maximum number of samples at once, at least 1.
+        conditions: Conditions of the samples, [N, ...] each.
+        store: Returns what is stored of samples [B, *dims] on the CPU; by default, the samples.
+        in_memory: Names of stored tensors to keep in memory too.
+        folder: Where the batches are stored.
+        plan: What the samples depend on, in plain Python containers; stored beside the batches.
+        overwrite: Start again if the stored batches belong to another plan.
         **options: Passed to the sampler.
 
     Raises:
@@ -92,7 +92,7 @@ def sample_in_batches(
             drawn = sampler(denoiser, (len(items), *dims), seeds=seeds[some], **cut, **options)
         x = drawn.x.cpu()  # waits for the device
         seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-        return {**kept(x), "nfe": torch.tensor(drawn.nfe), "seconds": seconds}
+        return {**store(x), "nfe": torch.tensor(drawn.nfe), "seconds": seconds}
 
-    names = [*held, "nfe", "seconds"]
+    names = [*in_memory, "nfe", "seconds"]
     return Sampled(in_batches("sampling", len(seeds), batch_size, work, folder, plan, overwrite, names))

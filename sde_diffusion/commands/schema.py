@@ -1,9 +1,8 @@
-"""What each key of each command may be, looked at once, before the command begins.
+"""The schema of each command: the allowed values of its keys, checked once before the command begins.
 
-A command's own keys are listed here with their types and ranges. Of a key that holds settings of a class, the class's
-constructor is the rule: its hints say the types, and the object is built on trial, so that the constructor refuses what
-it refuses. What only the data decide, such as a network's shape, is replaced by a small
-stand-in.
+A command's own keys are listed here with their types and ranges. For a key that holds settings of a class, the rule is
+the class's constructor: its type hints are checked, and the object is built, so that the constructor's own checks run.
+Values that depend on the data, such as a network's shape, are replaced by small placeholders.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from sde_diffusion.checks.hints import (
     at_least,
     words,
 )
-from sde_diffusion.commands.look import Look
+from sde_diffusion.commands.config_checks import ConfigChecks
 
-Seed = Annotated[int, Rule(lambda n: True, "a whole number of at most 64 bits")]
+Seed = Annotated[int, Rule(lambda n: True, "an integer of at most 64 bits")]
 Label = Annotated[int | str | None, Rule(lambda label: True, "the number or the name of a class, or null")]
 Split = Literal["train", "val", "test"]
 
@@ -36,8 +35,8 @@ Split = Literal["train", "val", "test"]
 Described = Annotated[Mapping[str, Any], Rule(lambda node: "_target_" in node, "settings {_target_: CLASS, ...}")]
 
 
-class Places(TypedDict, total=False):
-    """Where a model's own data lie now."""
+class Location(TypedDict, total=False):
+    """The new location of a model's own data."""
 
     root: str | None
     path: str | None
@@ -53,7 +52,7 @@ class Bound(TypedDict):
 
 
 class Entry(TypedDict):
-    """A sampler of `benchmarks.nfe_fid` and the network passes that its steps take."""
+    """A sampler of `benchmarks.nfe_fid`, and the network passes of its steps."""
 
     each: Count
     extra: int
@@ -61,12 +60,12 @@ class Entry(TypedDict):
 
 
 def _some(hint: Any, example: str) -> Any:
-    """A list that is not empty."""
+    """The hint of a list that is not empty."""
     return Annotated[list[hint], Rule(bool, f"{words(list[hint])}, such as {example}")]
 
 
 def _no_limit(what: str) -> Rule:
-    return Rule(lambda n: n == -1 or n >= 1, f"a whole number, -1 ({what}) or at least 1")
+    return Rule(lambda n: n == -1 or n >= 1, f"an integer, -1 ({what}) or at least 1")
 
 
 def _is_duration(value: Any) -> bool:
@@ -99,7 +98,7 @@ TRAINER: Mapping[str, Any] = MappingProxyType(
         "log_every_n_steps": Natural,
         "limit_train_batches": _SHARE | None,
         "limit_val_batches": _SHARE | None,
-        "fast_dev_run": Literal[False],  # it leaves out loggers and checkpoints: take max_steps
+        "fast_dev_run": Literal[False],  # it disables loggers and checkpoints: use max_steps
         "overfit_batches": Literal[0],
         "reload_dataloaders_every_n_epochs": Literal[0],  # they are endless
         "strategy": str,
@@ -107,34 +106,34 @@ TRAINER: Mapping[str, Any] = MappingProxyType(
         "profiler": str | None,
     }
 )
-"""Ranges of the arguments of Lightning's Trainer, which it does not check or checks in the middle of a run."""
+"""Ranges of arguments of Lightning's Trainer that it does not check, or checks only during a run."""
 
 
 def check(command: str, cfg: DictConfig, resumed: bool = False) -> None:
-    """See that each key of a command's configuration is one that the command can work with.
+    """Check the value of each key of a command's configuration.
 
     Args:
-        command: Its name.
-        cfg: Its composed configuration; a whole number written as 10.0 becomes 10 in it.
-        resumed: Whether the run's own configuration is in it already, where a run is resumed.
+        command: Name of the command.
+        cfg: Its composed configuration; an integer written as 10.0 is replaced by 10.
+        resumed: Whether `cfg` already contains the stored configuration of a run that is resumed.
 
     Raises:
-        UserError: If a key is not; with the key, what is allowed there, and what was given.
+        UserError: If a value is not allowed; the message names the key, the allowed values, and the value.
     """
     from lightning.pytorch import Callback
 
     from sde_diffusion.sampling import AncestralSampler
 
-    look = Look(cfg)
+    checks = ConfigChecks(cfg)
     if command == "train":
-        look.keys(ckpt=str | None)
-        if look.value("ckpt") is not None and not resumed:  # most is the run's own, which its checkpoint holds
-            look.instances("callbacks", Callback, sampler=AncestralSampler(1))
+        checks.keys(ckpt=str | None)
+        if checks.value("ckpt") is not None and not resumed:  # the checkpoint will replace most of the settings
+            checks.instances("callbacks", Callback, sampler=AncestralSampler(1))
             return
-    COMMANDS[command](look)
+    COMMANDS[command](checks)
 
 
-def _train(look: Look) -> None:
+def _train(checks: ConfigChecks) -> None:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
@@ -145,95 +144,100 @@ def _train(look: Look) -> None:
     from sde_diffusion.sde import SDE
     from sde_diffusion.training import Objective
 
-    look.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
-    look.settings("trainer", Trainer, TRAINER, given=("logger", "callbacks", "default_root_dir"))
-    cls, model = look.model("model", given=("denoiser", "objective", "data", "conditions", "n_classes", "seed"))
-    look.fill_in("network.shape", [1, 8, 8])
-    look.fill_in("denoiser.sigma_data", 0.5)
-    look.part("data", DataModule)
-    sampler, sde, network = look.part("sampler", Sampler), look.part("sde", SDE), look.network("network")
-    denoiser, objective = look.part("denoiser", Denoiser, sde=sde, network=network), look.part("objective", Objective)
-    told = dict.fromkeys(model.get("own_dropout") or {}, Label(1))  # the data decide which there are
-    offered = {"denoiser": denoiser, "objective": objective, "conditions": told, "data": {"levels": 2}}
-    look.call("model", cls, **model, **{name: value for name, value in offered.items() if name in arguments_of(cls)[0]})
-    look.instances("callbacks", Callback, sampler=sampler)
-    look.instances("logger", Logger)
-    _guidance(look)
+    checks.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
+    checks.settings("trainer", Trainer, TRAINER, reserved=("logger", "callbacks", "default_root_dir"))
+    cls, model = checks.model("model", reserved=("denoiser", "objective", "data", "conditions", "n_classes", "seed"))
+    checks.fill_in("network.shape", [1, 8, 8])
+    checks.fill_in("denoiser.sigma_data", 0.5)
+    checks.part("data", DataModule)
+    sampler, sde, network = checks.part("sampler", Sampler), checks.part("sde", SDE), checks.network("network")
+    denoiser, objective = (
+        checks.part("denoiser", Denoiser, sde=sde, network=network),
+        checks.part("objective", Objective),
+    )
+    conditions = dict.fromkeys(model.get("condition_dropout") or {}, Label(1))  # the real ones depend on the data
+    offered = {"denoiser": denoiser, "objective": objective, "conditions": conditions, "data": {"levels": 2}}
+    checks.call(
+        "model", cls, **model, **{name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
+    )
+    checks.instances("callbacks", Callback, sampler=sampler)
+    checks.instances("logger", Logger)
+    _guidance(checks)
 
 
-def _guidance(look: Look) -> None:
-    """Look at what steers the denoiser, around a stand-in: any condition is taken, any noise level is on the path."""
+def _guidance(checks: ConfigChecks) -> None:
+    """Check the guidance by wrapping it around a placeholder that takes any condition, with all noise levels."""
     from sde_diffusion.denoiser import Denoiser, Prediction
     from sde_diffusion.sde import SDE, RectifiedFlow, Time
 
-    class StandIn(Denoiser):
+    class Placeholder(Denoiser):
         sde: SDE = RectifiedFlow(t_min=0.0, t_max=1.0)
 
         def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
             return Prediction(self.sde, x_t, t, x_t)
 
-    look.wrapper("guidance", Denoiser, denoiser=StandIn(), null={"label": 0})
+    checks.wrapper("guidance", Denoiser, denoiser=Placeholder(), null={"label": 0})
 
 
-def _sample(look: Look) -> None:
+def _sample(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
-    look.keys(ckpt=str, n=Count, seed=Seed, label=Label, film=Natural, batch_size=Count, device=str, overwrite=bool)
-    look.keys(conditions=Mapping[str, Any] | None)
-    look.part("sampler", Sampler)
-    _guidance(look)
+    checks.keys(ckpt=str, n=Count, seed=Seed, label=Label, film=Natural, batch_size=Count, device=str, overwrite=bool)
+    checks.keys(conditions=Mapping[str, Any] | None)
+    checks.part("sampler", Sampler)
+    _guidance(checks)
 
 
-def _evaluate(look: Look) -> None:
+def _evaluate(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
     from sde_diffusion.metrics import Classifier
     from sde_diffusion.sampling import Sampler
 
-    look.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed, label=Label)
-    look.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None)
-    look.keys(split=Split, extractor=str | None, level=BetweenZeroAndOne, resamples=Natural)
-    look.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
-    look.part("sampler", Sampler)
-    _guidance(look)
-    look.places("data", DataModule, Places)
-    look.parts("metrics", Described, extractor=Classifier((1, 8, 8), (4,), 4, 3))
+    checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed, label=Label)
+    checks.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None)
+    checks.keys(split=Split, extractor=str | None, confidence=BetweenZeroAndOne, resamples=Natural)
+    checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
+    checks.part("sampler", Sampler)
+    _guidance(checks)
+    checks.data("data", DataModule, Location)
+    checks.parts("metrics", Described, extractor=Classifier((1, 8, 8), (4,), 4, 3))
 
 
-def _likelihood(look: Look) -> None:
+def _likelihood(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
     from sde_diffusion.density.trace import TRACES
     from sde_diffusion.sampling.ode_methods import ODESolver
 
-    look.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None, label=Label)
-    look.keys(conditions=Mapping[str, Any] | None)
-    flow = look.keys(method=str, rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
-    look.call("", ODESolver, **flow)
-    look.keys(trace=Literal[tuple(TRACES)], probes=Count, draws=Count, prior=Literal["standard", "matched"])
-    look.keys(elbo=Bound | None, target_se=Positive | None)
-    look.keys(against=str | None, against_root=str | None, against_path=str | None)
-    look.places("data", DataModule, Places)
-    look.keys(seed=Seed, batch_size=Count, device=str, overwrite=bool)
-    _guidance(look)
+    checks.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None, label=Label)
+    checks.keys(conditions=Mapping[str, Any] | None)
+    flow = checks.keys(method=str, rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
+    checks.call("", ODESolver, **flow)
+    checks.keys(trace=Literal[tuple(TRACES)], probes=Count, draws=Count, prior=Literal["standard", "matched"])
+    checks.keys(elbo=Bound | None, target_se=Positive | None)
+    checks.keys(against=str | None, against_root=str | None, against_path=str | None)
+    checks.data("data", DataModule, Location)
+    checks.keys(seed=Seed, batch_size=Count, device=str, overwrite=bool)
+    _guidance(checks)
 
 
-def _sweep(look: Look) -> None:
-    look.keys(file=str, n=Count | None, seed=Natural)
+def _sweep(checks: ConfigChecks) -> None:
+    checks.keys(file=str, n=Count | None, seed=Natural)
 
 
-def _nfe_fid(look: Look) -> None:
+def _nfe_fid(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
 
-    look.keys(ckpt=str | list[str], exact=bool, long=Count | None, n=Count)
-    look.keys(nfe=_some(Count, "[5,10]"), seeds=_some(Seed, "[0]"))
-    look.keys(label=Label, conditions=Mapping[str, Any] | None, split=Literal["val", "test"])
-    look.keys(extractor=str | None, level=BetweenZeroAndOne)
-    look.places("data", DataModule, Places)
-    look.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)
-    look.parts("samplers", Entry)
-    _guidance(look)
+    checks.keys(ckpt=str | list[str], exact=bool, long=Count | None, n=Count)
+    checks.keys(nfe=_some(Count, "[5,10]"), seeds=_some(Seed, "[0]"))
+    checks.keys(label=Label, conditions=Mapping[str, Any] | None, split=Literal["val", "test"])
+    checks.keys(extractor=str | None, confidence=BetweenZeroAndOne)
+    checks.data("data", DataModule, Location)
+    checks.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)
+    checks.parts("samplers", Entry)
+    _guidance(checks)
 
 
-COMMANDS: dict[str, Callable[[Look], None]] = {
+COMMANDS: dict[str, Callable[[ConfigChecks], None]] = {
     "train": _train,
     "sample": _sample,
     "evaluate": _evaluate,
@@ -241,4 +245,4 @@ COMMANDS: dict[str, Callable[[Look], None]] = {
     "sweep": _sweep,
     "nfe_fid": _nfe_fid,
 }
-"""What looks at the keys of each command."""
+"""The function that checks the keys of each command."""

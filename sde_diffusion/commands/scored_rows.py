@@ -1,4 +1,4 @@
-"""Rows of one's own to be scored: items in a file, in the data's own units."""
+"""Read the items to score from a file, in the data's own units."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ log = logging.getLogger(__name__)
 
 
 def read_rows(path: Path, data: Mapping[str, Any], conditions: Sequence[str] = ()) -> Split:
-    """Items of a file as a model sees them, however far from its data they are.
+    """Read items from a file and scale them as the model's data are; they may lie far outside of [-1, 1].
 
     Args:
         path: .npy, .npz or .csv, with items [N, *shape], images also [N, H, W], [N, H, W, C] or [N, D], in the units of
-            the model's data: numbers, or levels 0 ... L - 1 (greys 0 ... 255 as uint8 do, too).
-        data: What the model's checkpoint says of its data.
-        conditions: Names of further arrays, or of columns of a table, that the model is told.
+            the model's data: numbers, or levels 0 ... L - 1 (or uint8 grey levels 0 ... 255).
+        data: Description of the model's data, from its checkpoint.
+        conditions: Names of conditions to read too: further arrays, or columns of a table.
 
     Returns:
-        The items, with these, and with their labels if the file has any.
+        The items, with the conditions, and with labels if the file has any.
 
     Raises:
-        UserError: If the file cannot be read, or holds items of another shape, or values that are none.
+        UserError: If the file cannot be read, or its items have another shape, or values that are not allowed.
     """
     from sde_diffusion.data import Split
     from sde_diffusion.data.array_conditions import read_condition
@@ -55,12 +55,12 @@ def read_rows(path: Path, data: Mapping[str, Any], conditions: Sequence[str] = (
     bad = (~rows.flatten(1).isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
         some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise UserError(f"{path}: {len(bad)} of {len(rows)} rows hold NaN, infinite or huge values: rows {some}")
+        raise UserError(f"{path}: {len(bad)} of {len(rows)} rows have NaN, infinite or huge values: rows {some}")
     return Split(rows, labels, others=others)
 
 
 def _shaped(x: np.ndarray[Any, Any], modality: Modality, path: Path) -> np.ndarray[Any, Any]:
-    """Items brought to [N, *shape]."""
+    """The items as [N, *shape]."""
     if x.dtype.kind not in "buif":
         raise UserError(f"{path}: items must be numbers; got {x.dtype}")
     found = modality.arrange(x) if x.ndim and len(x) else None
@@ -72,12 +72,12 @@ def _shaped(x: np.ndarray[Any, Any], modality: Modality, path: Path) -> np.ndarr
 
 def _on_levels(x: np.ndarray[Any, Any], levels: int, path: Path) -> torch.Tensor:
     if x.dtype == np.uint8 and levels < 256 and x.max() >= levels:
-        log.info("%s: uint8 beyond %d, read as greys 0 ... 255 of the nearest level", path, levels - 1)
+        log.info("%s: uint8 above %d, read as grey levels 0 ... 255 and rounded", path, levels - 1)
         return to_levels(torch.from_numpy(x.astype(np.float32)) / 127.5 - 1, levels)
     wrong = x[~(np.isfinite(x) & (x == np.round(x)) & (x >= 0) & (x < levels))]
     if len(wrong):
         raise UserError(
-            f"{path}: the model's data are levels, whole numbers from 0 to {levels - 1}; got {wrong[0]:g} "
+            f"{path}: the model's data are levels, integers from 0 to {levels - 1}; got {wrong[0]:g} "
             f"({len(wrong)} such values of {x.size})"
         )
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))

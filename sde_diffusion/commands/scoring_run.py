@@ -1,4 +1,4 @@
-"""The scoring of a data set, batch by batch."""
+"""Scoring of a data set in batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import plain
+from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.scored_data import ScoredData
 from sde_diffusion.density import GaussianPrior
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class ScoringRun:
-    """Scores data batch by batch, with a progress bar, keeping finished batches in files."""
+    """Scores data in batches, with a progress bar, and stores finished batches in files."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class ScoringRun:
         self.scoring, self.prior = scoring, prior
         settings = {
             key: value
-            for key, value in plain(cfg).items()
-            if key not in ("ckpt", "out", "overwrite", "device", "batch_size")  # of which a resumed run needs less
+            for key, value in resolved(cfg).items()
+            if key not in ("ckpt", "out", "overwrite", "device", "batch_size")  # these may change on resuming
         }
         moments = b"".join(moment.double().contiguous().numpy().tobytes() for moment in (prior.mean, prior.variance))
         self.plan = {
@@ -59,11 +59,11 @@ class ScoringRun:
         }
         self.folder = folder
         self.seconds, self.scored_now = 0.0, 0.0
-        self.size = int(cfg.batch_size)  # items at once, fewer from where memory ran out
+        self.size = int(cfg.batch_size)  # items at once; reduced where memory runs out
         self.sizes: list[int] = []
 
     def score(self, data: ScoredData, split: str) -> dict[str, Tensor]:
-        """Scores of each item of a split, in order, until the standard error is small enough."""
+        """Scores of the items of a split, in order; stops when the standard error is at most `target_se`."""
         cfg, name = self.cfg, f"{data.name} {split}"
         items = data.items(split)
         n = len(items)
@@ -88,9 +88,9 @@ class ScoringRun:
                 log.info("%s: target_se=%g reached with %d of %d items", name, cfg.target_se, done.n, n)
                 return True
             if done.n == n and not small:
-                known = "nothing known" if error is None else f"{error:.4g}"
-                words = "%s: all %d items give a standard error of %s, more than target_se=%g"
-                log.warning(words, name, n, known, cfg.target_se)
+                found_error = "unknown" if error is None else f"{error:.4g}"
+                message = "%s: the standard error of all %d items is %s, above target_se=%g"
+                log.warning(message, name, n, found_error, cfg.target_se)
             return False
 
         done = in_batches(
@@ -112,24 +112,24 @@ class ScoringRun:
         return {name: values[order] for name, values in scores.items()}
 
     def _passes(self) -> str:
-        """How many network passes to expect, in words."""
+        """How many network passes to expect."""
         flow, bound = self.scoring.flow, self.scoring.bound
         if METHODS[flow["method"]].adaptive:
             usual = "50 to 150, with a network that is rough in time 300 to 1,500, and "
-            words = f"{usual if flow['method'] == 'adams' else ''}at most {flow['max_nfe']:,} (max_nfe)"
+            count = f"{usual if flow['method'] == 'adams' else ''}at most {flow['max_nfe']:,} (max_nfe)"
         else:
-            words = f"those of {flow['steps'] or 50} steps of {flow['method']}"
+            count = f"those of {flow['steps'] or 50} steps of {flow['method']}"
         times = f", {self.scoring.draws} times" if self.scoring.draws > 1 else ""
         also = "" if bound is None else f"; {bound['draws'] or bound['steps'] or 128} for each item's bound"
-        return f"network passes of a batch: {words}{times}{also}"
+        return f"network passes of a batch: {count}{times}{also}"
 
     def _batch(self, data: ScoredData, split: str, items: Tensor) -> dict[str, Tensor]:
-        """Scores of some items; one that no solver can bring to the prior must not spoil the others."""
+        """Scores of some items. If the solver fails for one of them, the others are still scored."""
         x, conditions = data.batch(split, items, self.device)
         seeds = [self.cfg.seed + item for item in items.tolist()]
         try:
             with warnings.catch_warnings():
-                # Which scale the items are on is known here; some may well be far out.
+                # The items are scaled correctly here, though some may be far outside of [-1, 1].
                 warnings.filterwarnings("ignore", "x has a root mean square")
                 scores = self.scoring(self.denoiser, x, seeds, self.prior, **conditions)
         except UserError as error:

@@ -1,7 +1,7 @@
-"""wandb's sweep files: what is in one, and the command lines that `wandb agent` would make of it.
+"""wandb's sweep files: their contents, and the command lines that `wandb agent` would make of them.
 
-The method bayes needs the server, which looks at the runs before it suggests the next. Here it is random search over
-the same ranges. (wandb's own package for suggestions without a server, `sweeps`, needs NumPy 1.)
+The method bayes needs the server, which chooses the next run by the results of earlier ones. Here it is replaced by
+random search over the same ranges. (wandb's package for local suggestions, `sweeps`, needs NumPy 1.)
 """
 
 from __future__ import annotations
@@ -24,8 +24,17 @@ Point = dict[str, Any]
 """One run's values, by dotted key."""
 
 KEYS = (
-    *("program", "command", "method", "metric", "parameters", "early_terminate", "run_cap"),
-    *("name", "description", "project", "entity"),
+    "program",
+    "command",
+    "method",
+    "metric",
+    "parameters",
+    "early_terminate",
+    "run_cap",
+    "name",
+    "description",
+    "project",
+    "entity",
 )
 MOST_RUNS = 10_000
 _MOST_BYTES = 2**20
@@ -50,8 +59,7 @@ DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
         lambda random, p: _steps(_log_uniform(random, p["min"], p["max"]), p["q"]),
     ),
 }
-"""What can be drawn from without a server, by wandb's names: the settings that must be there, and a draw."""
-
+"""Supported distributions by wandb's names: their required settings, and a function that draws a value."""
 
 _METRIC = "a mapping with a name, such as val/loss, and a goal, one of minimize, maximize"
 _RULES: dict[str, Any] = {
@@ -61,7 +69,7 @@ _RULES: dict[str, Any] = {
     "run_cap": Annotated[int, at_least(1, MOST_RUNS)] | None,
     "parameters": Annotated[dict[Any, Any], Rule(bool, "at least one key with its values")],
 }
-"""What a file's entries must be."""
+"""Type hints of a file's entries."""
 
 _LARGEST = 1e300
 _NUMBER = Annotated[
@@ -75,13 +83,13 @@ class Sweep:
 
     Args:
         path: The file.
-        digest: SHA-256 of its bytes.
+        digest: SHA-256 of the file.
         method: grid, random or bayes.
         metric: The metric's name, as runs log it.
         goal: minimize or maximize.
-        command: The command with wandb's macros in it.
-        parameters: wandb's description of each swept key's values.
-        run_cap: How many runs at most; None: no limit.
+        command: The command, with wandb's macros.
+        parameters: wandb's description of the values of each key.
+        run_cap: Maximum number of runs; None: no limit.
         early_terminate: Whether the server would stop unpromising runs.
     """
 
@@ -96,14 +104,14 @@ class Sweep:
     early_terminate: bool
 
     def points(self, n: int | None, seed: int) -> list[Point]:
-        """The runs' values: the grid's product in order, the last key fastest, or independent draws.
+        """The values of the runs: the points of the grid in order, the last key fastest, or independent draws.
 
         Args:
-            n: How many; None: `run_cap`, or the whole grid.
-            seed: Of the draws: the first of n are the same for every n.
+            n: Number of runs; None: `run_cap`, or the full grid.
+            seed: Seed of the draws. The first draws are the same for every n.
 
         Raises:
-            UserError: If a search has no end, or a grid has fewer points.
+            UserError: If the number of runs is unlimited or too large, or the grid has fewer points.
         """
         wanted = self.run_cap if n is None else n
         if self.method == "grid":
@@ -116,17 +124,19 @@ class Sweep:
             grid = itertools.islice(itertools.product(*values), wanted)
             return [dict(zip(self.parameters, point, strict=True)) for point in grid]
         if wanted is None:
-            raise UserError(f"{self.path}: a search with method {self.method} has no end: give n=NUMBER of runs")
+            raise UserError(
+                f"{self.path}: a search with method {self.method} has no end: give n=NUMBER, the number of runs"
+            )
         if wanted > MOST_RUNS:
             raise UserError(f"{self.path}: n={wanted} runs are too many: give n=NUMBER of at most {MOST_RUNS}")
         random = Random(seed)
         return [{key: _draw(random, parameter) for key, parameter in self.parameters.items()} for _ in range(wanted)]
 
     def agent_command(self, point: Point) -> list[str]:
-        """The command line that `wandb agent` issues for a run's values.
+        """The command line that `wandb agent` would run for these values.
 
         Raises:
-            UserError: If a value makes it more than settings; see `sweep_safety`.
+            UserError: If a value is not a setting that a sweep file may make; see `sweep_safety`.
         """
         values = [f"{key}={value}" for key, value in point.items()]
         check_settings(str(self.path), values)
@@ -146,7 +156,7 @@ def read_sweep(path: Path) -> Sweep:
         path: The file.
 
     Raises:
-        UserError: If it is no sweep file, or asks for what cannot be done without a server.
+        UserError: If it is not a sweep file, or needs the server.
     """
     with opened(path) as file:
         data = file.read(_MOST_BYTES + 1)
@@ -165,7 +175,7 @@ def read_sweep(path: Path) -> Sweep:
         expect(f"{path}: {key}", raw.get(key), hint)
     command = check_command(str(path), raw.get("command"))
     metric, parameters = raw["metric"], raw["parameters"]
-    described = {str(key): _checked(f"{path}: parameters.{key}", one, raw["method"]) for key, one in parameters.items()}
+    checked = {str(key): _checked(f"{path}: parameters.{key}", one, raw["method"]) for key, one in parameters.items()}
     return Sweep(
         path=path,
         digest=hashlib.sha256(data).hexdigest(),
@@ -173,24 +183,24 @@ def read_sweep(path: Path) -> Sweep:
         metric=str(metric["name"]),
         goal=metric["goal"],
         command=command,
-        parameters=described,
+        parameters=checked,
         run_cap=raw.get("run_cap"),
         early_terminate=bool(raw.get("early_terminate")),
     )
 
 
 def _checked(where: str, parameter: Any, method: str) -> dict[str, Any]:
-    """A parameter with its distribution named, as wandb infers it."""
+    """A parameter with its distribution, inferred as wandb does."""
     if not isinstance(parameter, Mapping):
         raise UserError(f"{where} must be a mapping with value, values, or a distribution; got {parameter}")
-    if parameter.get("distribution") in ("constant", "categorical"):  # which go without saying
+    if parameter.get("distribution") in ("constant", "categorical"):  # implied by value and values
         parameter = {key: value for key, value in parameter.items() if key != "distribution"}
     if set(parameter) == {"value"}:
         return dict(parameter)
     if set(parameter) == {"values"} and isinstance(parameter["values"], list) and parameter["values"]:
         return dict(parameter)
-    whole = all(isinstance(parameter.get(key), int) for key in ("min", "max"))
-    name = parameter.get("distribution", "int_uniform" if whole else "uniform")
+    integers = all(isinstance(parameter.get(key), int) for key in ("min", "max"))
+    name = parameter.get("distribution", "int_uniform" if integers else "uniform")
     if name not in DISTRIBUTIONS:
         raise UserError(f"{where}: distribution must be one of {', '.join(DISTRIBUTIONS)} here; got {name}")
     if method == "grid":
@@ -208,7 +218,7 @@ def _checked(where: str, parameter: Any, method: str) -> dict[str, Any]:
 
 
 def _listed(parameter: Mapping[str, Any]) -> list[Any]:
-    """A parameter's values, where they can be listed; empty where they are drawn from a range."""
+    """A parameter's values if they are listed; empty if they are drawn from a range."""
     return [parameter["value"]] if "value" in parameter else list(parameter.get("values", []))
 
 
@@ -217,4 +227,4 @@ def _draw(random: Random, parameter: Mapping[str, Any]) -> Any:
         return random.choice(_listed(parameter))
     _, draw = DISTRIBUTIONS[parameter["distribution"]]
     value = draw(random, parameter)
-    return float(f"{value:.6g}") if isinstance(value, float) else value  # 0.3 for 3 * 0.1; digits to copy
+    return float(f"{value:.6g}") if isinstance(value, float) else value  # 0.3 for 3 * 0.1, and short to copy

@@ -1,7 +1,7 @@
-"""What a sweep file may ask for: it may have come from anyone, so it sets values, and neither runs nor places anything.
+"""What a sweep file may do. It may come from anyone, so it can set values, but not choose code to run or folders.
 
-`wandb agent` runs whatever words a file lists. Here only this package's own program is run, by this interpreter, and a
-file's settings are those that say what is trained and how.
+`wandb agent` runs any command that a file contains. Here only this package's own program is run, by this interpreter,
+with settings that say what is trained and how.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ _ENV, _INTERPRETERS = ("${env}", "/usr/bin/env"), ("${interpreter}", "python", "
 _PROGRAMS, _ARGUMENTS = ("${program}", MODULE), "${args_no_hyphens}"
 
 _BUILT = ("sde", "network", "denoiser", "objective", "data", "sampler", "model")
-"""Groups that `config.build` makes, of this package's own classes only: a file may set anything there."""
+"""Groups built by `config.build`, of this package's own classes only: a file may set any key in them."""
 
 _SET = ("callbacks", "trainer", "logger")
-"""Groups that Lightning and Hydra make, of any class: a file may set values that are there already."""
+"""Groups built by Lightning and Hydra, of any class: a file may change existing values in them."""
 
 _VALUES = ("seed", "conditional")
-"""Keys of one value each."""
+"""Keys that are not groups."""
 
 _NAMED = ("experiment",)
-"""Groups of which a file may choose a configuration by its name, and set nothing in it."""
+"""Groups in which a file may choose a configuration by its name, but set nothing."""
 
 _ALLOWED = (*_BUILT, *_SET, *_VALUES, *_NAMED)
 _PLACES = ("folder", "dirpath", "filename", "default_root_dir", "logger", "callbacks", "plugins", "profiler")
-"""Last parts of keys that say where files go, or with whose code."""
+"""Last parts of keys that choose where files go or which code runs."""
 
 _MOST_NODES = 100_000
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain containers of a YAML file, whose size is limited with every alias counted as often as it is used.
+    """Parse YAML, with a limit on its size in which every alias counts as often as it is used.
 
     Raises:
-        ValueError: If it is no YAML, or too large with its aliases written out.
+        ValueError: If it is not YAML, or too large with its aliases expanded.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -53,16 +53,16 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         if _count(node, {}, set()) > _MOST_NODES:
-            raise ValueError(f"it has more than {_MOST_NODES:,} values, aliases written out")
+            raise ValueError(f"it has more than {_MOST_NODES:,} values with its aliases expanded")
         return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from error
 
 
 def _count(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
-    """Nodes of a tree with its aliases written out."""
+    """The number of nodes of a tree with its aliases expanded."""
     if id(node) in above:
-        raise ValueError("an alias in it stands for a list or mapping that holds the alias")
+        raise ValueError("an alias refers to a list or mapping that contains the alias")
     if id(node) not in known:
         above.add(id(node))
         pairs = isinstance(node, yaml.MappingNode)
@@ -74,14 +74,14 @@ def _count(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
 
 
 def check_command(where: str, command: Any) -> list[str]:
-    """A file's command, which must be this package's own program with settings.
+    """Check that a file's command is this package's own program with settings.
 
     Args:
         where: The file, for messages.
-        command: Its words, with wandb's macros in them.
+        command: The command as a list, with wandb's macros.
 
     Returns:
-        The words.
+        The command.
 
     Raises:
         UserError: If it is anything else.
@@ -91,22 +91,22 @@ def check_command(where: str, command: Any) -> list[str]:
     own = head[:1] and head[0] in _INTERPRETERS and head[1:2] == ["-m"] and head[2:3] and head[2] in _PROGRAMS
     if not own or head.count(_ARGUMENTS) != 1:
         raise UserError(
-            f"{where}: command must be this package's own program, for a file's words are never run otherwise: "
-            f"{ALLOWED} with program: {MODULE}; got {command}"
+            f"{where}: command must be this package's own program, since no other command of a file is run: {ALLOWED} "
+            f"with program: {MODULE}; got {command}"
         )
     check_settings(where, [word for word in head[3:] if word != _ARGUMENTS])
     return words
 
 
 def check_settings(where: str, words: Sequence[str]) -> None:
-    """See that words are settings that a file may make.
+    """Check that the arguments of a command are settings that a file may make.
 
     Args:
         where: The file, for messages.
-        words: KEY=VALUE each.
+        words: The arguments, KEY=VALUE each.
 
     Raises:
-        UserError: If one is no setting, or says where files go, or which code is run.
+        UserError: If one is not a setting, or chooses where files go or which code runs.
     """
     for word in words:
         override = parse(word)
@@ -114,27 +114,27 @@ def check_settings(where: str, words: Sequence[str]) -> None:
             raise UserError(f"{where}: {word!r} is not KEY=VALUE")
         if reason := _refused(override, word):
             raise UserError(
-                f"{where}: {word!r} {reason}: a sweep file sets values of {', '.join(_ALLOWED)}; give "
-                "other settings yourself, behind --"
+                f"{where}: {word!r} {reason}: a sweep file may set values of {', '.join(_ALLOWED)}; give other "
+                "settings on the command line, after --"
             )
 
 
 def _refused(override: Override, word: str) -> str:
-    """Why a setting is none that a file may make; "" for one that it may."""
+    """Why a file may not make a setting; "" if it may."""
     key = str(override.key_or_group)
     if override.package is not None or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
-        return "does not name a key with its dots"
+        return "does not name a dotted key"
     group, *below = key.split(".")
     if re.search(r"\$\{[^}]*:", word):
-        return "looks something up outside the configuration"
+        return "reads something outside the configuration"
     if group not in _ALLOWED:
-        return "sets what a file may not"
+        return "sets a key that a file may not set"
     if not below and group not in _VALUES and not override.is_delete():
-        # A name of conf/; a path would lead to a configuration of anybody's.
+        # A name in conf/; a path could lead to any configuration.
         named = re.fullmatch(r"[\w-]+", override.get_value_string())
         return "" if named and not override.is_add() else "does not choose by name"
     if group in _SET and (override.is_add() or override.is_force_add() or override.is_delete()):
-        return "adds or removes what a file may not"
+        return "adds or removes a key that a file may only change"
     if group in _SET and (below[-1].startswith("_") or below[-1] in _PLACES or "{" in override.get_value_string()):
-        return "says which code is run or where files go"
+        return "chooses which code runs or where files go"
     return ""

@@ -22,12 +22,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import plugins
 from sde_diffusion.checks.overrides import command_line, setting
-from sde_diffusion.commands.app import given, plain
-from sde_diffusion.commands.loading import load_named
+from sde_diffusion.commands.app import override_hint, resolved
+from sde_diffusion.commands.loading import build_data
 from sde_diffusion.commands.processes import LostProcessError, is_follower, processes
-from sde_diffusion.commands.resumed_changes import tell_changes
+from sde_diffusion.commands.resumed_changes import warn_of_changes
 from sde_diffusion.commands.resuming import (
-    KEPT_GROUPS,
+    STORED_GROUPS,
     callback_settings,
     expect_same_data,
     limit_reached,
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOTHING_KEPT = "There is nothing to resume from yet: start it again."
+NOTHING_KEPT = "There is no checkpoint to resume from yet: start the run again."
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
-    """Train as configured.
+    """Train a model, or resume its training.
 
     Args:
         cfg: The composed configuration of conf/train.yaml.
@@ -62,10 +62,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         The last values of the logged metrics.
 
     Raises:
-        UserError: If something in the configuration, the data or the checkpoint does not allow it.
+        UserError: If the configuration, the data or the checkpoint does not allow it.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    _refuse(cfg, folder)
+    _check_start(cfg, folder)
 
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -73,7 +73,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from sde_diffusion.training.checkpoint import check_fit
     from sde_diffusion.training.weights import no_larger_than
 
-    _quiet()
+    _silence()
     checkpoint = read_run(cfg.ckpt) if cfg.ckpt else {}
     if checkpoint:
         cfg = resumed(cfg, checkpoint)
@@ -88,7 +88,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if trainer.strategy.root_device.type == "cpu":
         n = sum(p.numel() for p in model.parameters())
         wanted = f"training {n:,} parameters, with their gradients, moments and averages,"
-        check_fits(wanted, 16 * n, "make network.width or network.depth smaller, of a U-Net network.channels")
+        check_fits(wanted, 16 * n, "make network.width or network.depth (for a U-Net network.channels) smaller")
     if reached := limit_reached(checkpoint, trainer):
         if trainer.is_global_zero:
             finish(folder, checkpoint["sde_diffusion"].get("metrics", {}))
@@ -102,22 +102,22 @@ def train(cfg: DictConfig) -> dict[str, float]:
         record_run(cfg, model, trainer, folder)
         announce(cfg, model, data, folder)
         if before:
-            tell_changes(before, cfg, model.run["record"])
+            warn_of_changes(before, cfg, model.run["record"])
     last = folder / "checkpoints" / "last.ckpt"
     last = next((callback.path for callback in trainer.checkpoint_callbacks if hasattr(callback, "path")), last)
     begun = _written(last)
     try:
         with processes(trainer):
             trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
-        model.trainer = trainer  # of which it is let go where other processes trained it (ddp_spawn)
+        model.trainer = trainer  # detached if other processes trained the model (ddp_spawn)
         metrics = model.last_metrics()
         if trainer.is_global_zero:
             finish(folder, metrics)
             conclude(folder, last)
     except (signals.Stopped, LostProcessError) as end:
-        if is_follower():  # without a status, at which Lightning's observer would kill the first process
+        if is_follower():  # with status 0: at another one, Lightning would kill the first process
             raise SystemExit(0) from None
-        kept = last if _written(last) != begun else cfg.ckpt  # an older file there may be of other steps
+        kept = last if _written(last) != begun else cfg.ckpt  # an older file there may be from other steps
         resume = command_line("sde_diffusion.train", **plugins.settings(), ckpt=kept)
         advice = f"Resume with: {resume}" if kept else NOTHING_KEPT
         if isinstance(end, LostProcessError):
@@ -125,21 +125,22 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if trainer.is_global_zero:
             log.info("Stopped by %s. %s", end.signal_name, advice)
         raise
-    except MisconfigurationException as error:  # such as a callback's, which monitors what nobody logs
-        raise UserError(f"{error}{given('callbacks')}") from error
+    except MisconfigurationException as error:  # such as a callback that monitors a metric which is not logged
+        raise UserError(f"{error}{override_hint('callbacks')}") from error
     return metrics
 
 
 def _written(path: Path) -> int | None:
-    """When a file was written, in ns; None where there is none."""
+    """Time of a file's last change, in ns; None if it does not exist."""
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
-    """The data module and the model of a configuration, with what the data decide filled in (cfg is completed).
+    """Build the data module and the model of a configuration.
 
     Args:
-        cfg: The composed configuration; `network.shape`, `network.conditions` and a null `denoiser.sigma_data` are set.
+        cfg: The composed configuration. The values that depend on the data are filled in: `network.shape`,
+            `network.conditions`, and `denoiser.sigma_data` if it is null.
 
     Returns:
         (data module, model).
@@ -149,51 +150,51 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
     """
     from sde_diffusion.checks.hints import arguments_of
     from sde_diffusion.config import call, takes
+    from sde_diffusion.training.guided_denoiser import guided_denoiser
     from sde_diffusion.training.models import MODELS, model_class
-    from sde_diffusion.training.steering import steered
 
-    data = load_named(plain(cfg.data))
+    data = build_data(resolved(cfg.data))
     conditions = data.conditions.describe() if cfg.conditional else {}
     if cfg.conditional and not conditions:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
-    if (shape := OmegaConf.select(cfg, "network.shape")) is not None:  # a resumed run's
+    if (shape := OmegaConf.select(cfg, "network.shape")) is not None:  # of a resumed run
         built, has = (
-            f"items of shape {list(size)} and {_in_words(kinds)}"
-            for size, kinds in ((shape, plain(cfg.network.get("conditions"))), (data.shape, conditions))
+            f"items of shape {list(size)} and {_summary(kinds)}"
+            for size, kinds in ((shape, resolved(cfg.network.get("conditions"))), (data.shape, conditions))
         )
         if built != has:
             raise UserError(
-                f"the network was built for {built}, and {data.name} has {has}: give data like those that the model "
+                f"the network was built for {built}, and {data.name} has {has}: use data like those that the model "
                 "was trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
             )
-        conditions = plain(cfg.network.get("conditions")) or {}  # whose means and ranges are part of the network
+        conditions = resolved(cfg.network.get("conditions")) or {}  # their means and ranges are part of the network
     if conditions and not takes(cfg.network, "conditions"):
         raise UserError(
             f"conditional=true needs a network with an argument conditions; {cfg.network._target_} has none"
         )
     with open_dict(cfg):
         for name, value in (("shape", list(data.shape)), ("conditions", conditions)):
-            if takes(cfg.network, name):  # networks of one's own may be made for one shape alone
+            if takes(cfg.network, name):  # user-defined networks may have a fixed shape
                 cfg.network[name] = value
         if cfg.denoiser.get("sigma_data") is None and takes(cfg.denoiser, "sigma_data"):
             cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
-    settings = plain(cfg.model)
+    settings = resolved(cfg.model)
     cls = model_class(settings.pop("_target_", MODELS[0]))
-    offered = {"denoiser": plain(cfg.denoiser), "objective": plain(cfg.objective), "data": data.describe()}
+    offered = {"denoiser": resolved(cfg.denoiser), "objective": resolved(cfg.objective), "data": data.describe()}
     offered |= {"conditions": conditions, "seed": cfg.seed}
     taken = {name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
     try:
         model = call(cls, {**taken, **settings}, "model")
-    except UserError as error:  # told by the groups' own names, of which denoiser holds copies
+    except UserError as error:  # `denoiser` contains copies of network and sde: use the names of these groups
         raise UserError(re.sub(r"^denoiser\.(network|sde)\b", r"\1", str(error))) from error
-    steered(model, plain(cfg.guidance))  # complains now
-    model.run = {key: plain(cfg[key]) for key in KEPT_GROUPS}
+    guided_denoiser(model, resolved(cfg.guidance))  # raises its errors now
+    model.run = {key: resolved(cfg[key]) for key in STORED_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
     return data, model
 
 
-def _in_words(kinds: Mapping[str, Any] | None) -> str:
-    """What a network is told: the number of classes, and of other conditions names and shapes."""
+def _summary(kinds: Mapping[str, Any] | None) -> str:
+    """The conditions of a network, for messages: the number of classes, and names and shapes of the others."""
     kinds = kinds or {}
     others = [f"{name} {kind.get('shape') or ''}".strip() for name, kind in kinds.items() if name != "label"]
     return " and ".join([f"{kinds.get('label', {}).get('n_classes', 0)} classes", *others])
@@ -215,16 +216,16 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
             continue
         extra = {}
         if "sampler" in node:
-            # Built apart: it may come from a checkpoint, and Hydra would build anything.
-            extra["sampler"] = build(plain(node.sampler or cfg.sampler), "sampler")
+            # Not built by Hydra, which would build any class: it may come from a checkpoint.
+            extra["sampler"] = build(resolved(node.sampler or cfg.sampler), "sampler")
             node = node.copy()
             node.sampler = None
         if "denoiser_of" in inspect.signature(get_class(node._target_)).parameters:
             named = plugins.settings().get("+plugins", [])
-            extra["denoiser_of"] = functools.partial(_steered, guidance=plain(cfg.guidance), modules=named)
+            extra["denoiser_of"] = functools.partial(_guided, guidance=resolved(cfg.guidance), modules=named)
         callbacks.append(instantiate(node, **extra, _convert_="all"))
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
-    options = {"max_epochs": -1, **plain(cfg.trainer)}  # Lightning would stop a run without max_steps at 1000 epochs
+    options = {"max_epochs": -1, **resolved(cfg.trainer)}  # Lightning's default, without max_steps, is 1000 epochs
     if not any(isinstance(callback, StopBetweenSteps) for callback in callbacks):  # without LastCheckpoint
         callbacks.append(StopBetweenSteps())
     if 0 < options["max_steps"] < (options.get("min_steps") or 0):
@@ -240,21 +241,26 @@ def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
             **options,
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException, ImportError) as error:
-        raise UserError(f"trainer: {error}{given('trainer')}") from error
+        raise UserError(f"trainer: {error}{override_hint('trainer')}") from error
     check_precision(str(trainer.precision))
     return trainer
 
 
-def _steered(model: ScoreModel, guidance: Any, modules: Sequence[str]) -> Denoiser:
-    """See `steered`; in a process that was started anew for this (ddp_spawn) too, where no module is named yet."""
-    from sde_diffusion.training.steering import steered
+def _guided(model: ScoreModel, guidance: Any, modules: Sequence[str]) -> Denoiser:
+    """See `guided_denoiser`; loads the user's modules first, for processes that ddp_spawn has started."""
+    from sde_diffusion.training.guided_denoiser import guided_denoiser
 
     for module in modules:
         plugins.load(module)
-    return steered(model, guidance)
+    return guided_denoiser(model, guidance)
 
 
-def _refuse(cfg: DictConfig, folder: Path) -> None:
+def _check_start(cfg: DictConfig, folder: Path) -> None:
+    """Check that training can start here.
+
+    Raises:
+        UserError: If a multirun would start itself again in every process, or the folder already contains a run.
+    """
     hydra = HydraConfig.get()
     if (
         hydra.mode == RunMode.MULTIRUN
@@ -262,10 +268,10 @@ def _refuse(cfg: DictConfig, folder: Path) -> None:
         and "spawn" not in str(cfg.trainer.get("strategy"))
     ):
         raise UserError(
-            "a multirun with trainer.strategy=ddp would start the whole sweep again in every process: take "
+            "a multirun with trainer.strategy=ddp would start the entire sweep again in every process: use "
             "trainer.strategy=ddp_spawn, or one process per run with a wandb sweep"
         )
-    # A run that was killed after its first validation may have best.ckpt alone.
+    # A run that was killed after its first validation may have only best.ckpt.
     there = sorted(
         (folder / "checkpoints").glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime)
     )
@@ -275,15 +281,15 @@ def _refuse(cfg: DictConfig, folder: Path) -> None:
             advice = f"resume it with {setting('ckpt', there[-1])}, or"
         except UserError as error:
             advice = f"it cannot be resumed ({error});"
-        raise UserError(f"{folder} holds a run already: {advice} choose another folder with hydra.run.dir=DIR")
+        raise UserError(f"{folder} has a run already: {advice} choose another folder with hydra.run.dir=DIR")
 
 
-def _quiet() -> None:
-    """Only the first process writes the log, and Lightning's own chatter stays out of it."""
+def _silence() -> None:
+    """Turn off the log in all processes except the first, and Lightning's own messages."""
     if not is_first_process():
         logging.getLogger().handlers.clear()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run gone on with
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # of a resumed run
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by design
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # torch's to Lightning
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # caused by Lightning

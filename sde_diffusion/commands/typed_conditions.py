@@ -1,4 +1,4 @@
-"""Conditions on the command line, which no configuration file can know: `rate=0.5` for a model that is told a rate."""
+"""Conditions on the command line, which no configuration file can list: `rate=0.5` for a condition `rate`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from sde_diffusion.commands.configurations import config_folder
 
 
 def with_conditions(name: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments in which NAME=VALUE, where NAME is no key of the command, stands below `conditions`.
+    """The arguments, with NAME=VALUE replaced by conditions.NAME=VALUE if NAME is not a key of the command.
 
-    Whether the model has such a condition is known when its checkpoint is read; see `conditions.given`.
+    Whether the model has such a condition is checked when its checkpoint is read; see
+    `conditions.requested_conditions`.
 
     Args:
-        name: The command's.
-        arguments: As typed, the program first.
+        name: Name of the command.
+        arguments: The arguments as typed, beginning with the program.
     """
     own = OmegaConf.load(config_folder() / f"{name}.yaml")
     if "conditions" not in own:
@@ -25,6 +26,8 @@ def with_conditions(name: str, arguments: Sequence[str]) -> list[str]:
     known = {*map(str, own), *(path.name for path in config_folder().iterdir() if path.is_dir())}
     found = list(arguments[:1])
     for argument in arguments[1:]:
+        if "confidence" in own:
+            argument = re.sub("^level=", "confidence=", argument)  # its name in version 0.1
         key = re.match(r"(conditions\.)?([^\W\d]\w*)=", argument)
         typed = key is not None and (key[1] or key[2] not in known)
         found.append(f"++conditions.{argument.removeprefix('conditions.')}" if typed else argument)

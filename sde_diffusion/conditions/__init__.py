@@ -6,8 +6,8 @@ and add it to `KINDS`; see there.
 """
 
 from sde_diffusion.conditions.base import Condition
-from sde_diffusion.conditions.described import KINDS, Conditions, kind_by_values
 from sde_diffusion.conditions.label import Label
 from sde_diffusion.conditions.measurement import Measurement
+from sde_diffusion.conditions.named import KINDS, Conditions, kind_by_values
 
 __all__ = ["KINDS", "Condition", "Conditions", "Label", "Measurement", "kind_by_values"]

@@ -1,7 +1,7 @@
-"""What goes in: data sets with known shape, levels and range, and batches cut from them.
+"""What goes in: data sets, and batches of their items.
 
-To add a data set, write a subclass of `DataModule` with `name` and `load`; see `Digits`. What kind of thing its items
-are, the shape tells ([D] points, [C, L] signals, [C, H, W] images), or `modality_class`.
+To add a data set, write a subclass of `DataModule` with `name` and `load`; see `Digits`. Its modality follows from the
+shape of its items ([D] points, [C, L] signals, [C, H, W] images), unless `modality_class` is set.
 """
 
 from sde_diffusion.data.arrays import Arrays

@@ -1,4 +1,4 @@
-"""Labels and other conditions in arrays of a file."""
+"""Labels and other conditions from arrays in a file."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from sde_diffusion.storage.npz import Array
 def read_condition(
     path: Path, name: str, found: Mapping[str, Array], sizes: Mapping[str, int], names: tuple[str, ...] | None = None
 ) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """One condition of each split's items.
+    """Convert one condition's arrays to tensors.
 
     Args:
         path: The file, for messages.
-        name: What the arrays are called after the split's name, such as `labels`.
+        name: Name of the condition, as it follows the split's name in the names of the arrays, such as `labels`.
         found: The arrays by split.
         sizes: Numbers of items by split.
-        names: Of the classes 0, 1, ..., if they are known.
+        names: Names of the classes 0, 1, ..., if known.
 
     Returns:
-        (values by split, names of the classes if they have any). Whole numbers and booleans [N] are class numbers,
-        words are class names, and both become int64 [N]; floats [N, *] become float32.
+        (values by split, names of the classes if there are any). Integers and booleans [N] are class numbers, and text
+        [N] class names; both become int64 [N]. Floats [N, *] become float32.
 
     Raises:
-        UserError: If there is not one value for each item, or they are of no such kind.
+        UserError: If there is not one value for each item, or the values are of another kind.
     """
     values = {}
     for split, array in found.items():
@@ -52,22 +52,22 @@ def read_condition(
         if array.dtype.kind not in "bui" or array.min() < 0:
             floats = "" if name == "labels" else ", or all floats (measurements)"
             raise UserError(
-                f"{path}: {split}_{name} must be integers from 0 up (class numbers) or words{floats}; found "
+                f"{path}: {split}_{name} must be integers from 0 up (class numbers) or text{floats}; found "
                 f"{array.dtype}{f' from {array.min()}' * (array.dtype.kind == 'i')}"
             )
     return {split: torch.from_numpy(array.astype(np.int64)) for split, array in values.items()}, names
 
 
 def read_class_names(path: Path, array: Array | None) -> tuple[str, ...] | None:
-    """The words of an array `class_names`, if there is one.
+    """The names in an array `class_names`; None if there is no such array.
 
     Raises:
-        UserError: If they are no words, or one is there twice.
+        UserError: If they are not text, or not all different.
     """
     if array is None:
         return None
     if array.ndim != 1 or array.dtype.kind not in "US" or len(set(array.tolist())) < len(array):
-        raise UserError(f"{path}: class_names must be different words, one a class; found {array.dtype}")
+        raise UserError(f"{path}: class_names must be different names [n_classes]; found {array.dtype}")
     return tuple(str(name) for name in (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array))
 
 

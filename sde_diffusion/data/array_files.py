@@ -1,4 +1,4 @@
-"""Arrays out of files: .npz, .npy and tables of comma-separated values."""
+"""Read arrays from files: .npz, .npy, and tables of comma-separated values."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ _DELIMITERS = (";", "\t", ",")
 
 
 def read_arrays(path: Path, conditions: Sequence[str] = ()) -> dict[str, Array]:
-    """The arrays of a file by what they hold: `train_images`, `test_labels` and so on, and `class_names`.
+    """Read the arrays of a file, under their standard names: `train_images`, `test_labels` etc., and `class_names`.
 
     Args:
-        path: An .npz of arrays in any spelling of `names.array_names`; an .npy, or a table of numbers (.csv, .tsv,
-            .txt, perhaps with a line of names on top), whose rows are the training items.
-        conditions: Names of further arrays that are wanted: `train_CONDITION`, ... of each split, or `CONDITION` of the
-            training items; of a table, names of columns, which are then no part of the items.
+        path: An .npz file with arrays under any of the names in `names.array_names`; or an .npy file or a table of
+            numbers (.csv, .tsv, .txt; the first line may have the names of the columns), whose rows are the training
+            items.
+        conditions: Names of conditions to read: in an .npz file arrays `train_CONDITION`, ..., or `CONDITION` for the
+            training items; in a table columns, which are then not part of the items.
 
     Returns:
-        The arrays. What else the file holds is said in the log.
+        The arrays by name. Arrays that are not used are listed in the log.
 
     Raises:
-        UserError: If the file cannot be read, is of another kind or damaged, or has no training items.
+        UserError: If the file cannot be read, is damaged or of another kind, or has no training items.
     """
     if path.suffix.lower() in _TABLES:
         return _table(path, conditions)
@@ -49,8 +50,8 @@ def read_arrays(path: Path, conditions: Sequence[str] = ()) -> dict[str, Array]:
         if "train_images" not in roles:
             raise UserError(
                 f"{path} has no train_images; it holds {few(found) or 'nothing'}; the names are train_images, "
-                "train_labels, val_images, test_images, ... (or x_train, y_train, ...) and class_names, of which "
-                "only the first is required"
+                "train_labels, val_images, test_images, ... (or x_train, y_train, ...) and class_names; only the first "
+                "is required"
             )
         unused = sorted(set(found) - set(roles.values()))
         if unused:
@@ -71,7 +72,7 @@ def _table(path: Path, conditions: Sequence[str]) -> dict[str, Array]:
     """Rows of numbers, float64 [N, D], and the columns that conditions name, float64 [N]."""
     try:
         with TextIOWrapper(opened(path), encoding="utf-8-sig") as file:
-            # A value takes two bytes of text at least, and eight in memory.
+            # A value takes at least two bytes of text, and eight in memory.
             check_fits(str(path), 4 * os.fstat(file.fileno()).st_size, "save fewer rows, or several files")
             line = next((line for line in file if line.strip()), "").strip()
         delimiter = next((mark for mark in _DELIMITERS if mark in line), None)

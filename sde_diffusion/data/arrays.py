@@ -1,4 +1,4 @@
-"""Any data in arrays: an .npz file, rows of an .npy, or a table."""
+"""Data in arrays: an .npz file, rows of an .npy file, or a table."""
 
 from __future__ import annotations
 
@@ -30,37 +30,36 @@ log = logging.getLogger(__name__)
 Range = Sequence[float] | Sequence[Sequence[float]] | str
 
 _LAYOUTS = ("NHW", "NHWC", "NCHW", "NCL", "NLC", "as_is")
-_CHUNK = 2**22  # values mapped at a time
+_CHUNK = 2**22  # values scaled at a time
 
 
 class Arrays(DataModule):
-    """The training, validation and test items of one file, with their labels and class names if it has them.
+    """Training, validation and test items from one file, with labels and class names if it has them.
 
-    In an .npz file: `train_images`, `train_labels`, `val_images`, ..., `test_labels`, also spelt `x_train`, `y_test`,
-    `X`, `y` and the like, and `class_names`. Rows of an .npy file or of a table (.csv) are training items. What is
-    missing of val and test is split off from the training items. Two kinds of values:
+    An .npz file has `train_images`, `train_labels`, `val_images`, ..., `test_labels`, or other usual names such as
+    `x_train`, `y_test`, `X`, `y`, and `class_names`. Rows of an .npy file or of a table (.csv) are training items. If
+    validation or test items are missing, they are split off from the training items. There are two kinds of values:
 
-    - booleans, which have 2 levels, and integers (uint8, or others from 0 to 255): levels. [N, H, W] is read as grey
-      images, [N, H, W, C] and [N, C, H, W] as colour (C = 1, 3 or 4) where only one of the two fits, [N, D] as vectors.
-    - floats, and any numbers where range is given: mapped linearly from range to [-1, 1]; samples come back in the
-      data's own units (see `units`). [N, H, W, C] is read as colour where nothing else fits; any other shape [N, ...]
-      is kept as it is: floats [N, C, L] are signals of C channels.
+    - Booleans, which have 2 levels, and integers (uint8, or others from 0 to 255) are levels. [N, H, W] are grey
+      images, [N, H, W, C] and [N, C, H, W] colour images (C = 1, 3 or 4) if only one of the two fits, [N, D] vectors.
+    - Floats, and any numbers if `range` is set, are mapped linearly from `range` to [-1, 1]; samples are converted
+      back to the data's own units (see `units`). [N, H, W, C] are colour images if nothing else fits; any other shape
+      [N, ...] is not changed: floats [N, C, L] are signals with C channels.
 
-    Labels are class numbers from 0 up, or words, which are then the class names. The log says how the file was read.
+    Labels are class numbers from 0 up, or text, which then gives the class names. The log says how the file was read.
 
     Args:
         path: The file.
-        range: [lo, hi], in which the values lie; for vectors [N, D] also [[lo, hi], ...], one for each of the D
-            columns; `auto`: from least to greatest value of the training split, of each column for vectors, and other
-            splits may then go beyond; None: [-1, 1] for floats, and integers are levels.
+        range: [lo, hi], the range of the values; for vectors [N, D] also [[lo, hi], ...], one for each of the D
+            columns; "auto": from the least to the greatest value of the training split, for vectors in each column
+            (other splits may then exceed it); None: [-1, 1] for floats, and integers are levels.
         levels: Number of levels of integer data, 2 to 256; None: 256.
-        layout: NHW, NHWC or NCHW (images), NCL or NLC (signals), or as_is, in place of the guess; None: guess.
-        val_fraction: Share of the training items split off for validation, where the file has none for it.
-        test_fraction: Share of the training items split off for test, likewise.
-        split_seed: Of both.
-        conditions: Names of further arrays that a model may be told of each item, such as rate: `train_rate` (or
-            `rate`), `val_rate`, ...; of a table, names of columns. Floats are measurements, [N] or [N, *]; integers and
-            words are classes.
+        layout: "NHW", "NHWC" or "NCHW" (images), "NCL" or "NLC" (signals), or "as_is"; None: guess from the shape.
+        val_fraction: Share of the training items to split off for validation, if the file has no validation items.
+        test_fraction: Share of the training items to split off for the test split, if the file has no test items.
+        split_seed: Seed of these splits.
+        conditions: Names of further conditions of the items, such as "rate": arrays `train_rate` (or `rate`),
+            `val_rate`, ...; in a table, columns. Floats are measurements, [N] or [N, *]; integers and text are classes.
         **common: See `DataModule`.
 
     Raises:
@@ -103,12 +102,12 @@ class Arrays(DataModule):
         self.levels_argument = levels
         self.conditions_argument = list(Conditions(dict.fromkeys(conditions, Label(1))))  # checks the names
         if "label" in self.conditions_argument:
-            raise ValueError("conditions need not name label: labels are read where the file has them")
+            raise ValueError("conditions must not contain label: labels are always read if the file has them")
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `DataModule`; `levels` and `conditions` as given, not as found."""
+        """See `DataModule.config`; `levels` and `conditions` are the arguments, not what was found."""
         return super().config | {"levels": self.levels_argument, "conditions": self.conditions_argument}
 
     def load(self) -> dict[str, Split]:
@@ -129,7 +128,7 @@ class Arrays(DataModule):
         shares = {"val": self.val_fraction, "test": self.test_fraction}
         counts = [max(1, round(n * shares[split])) for split in missing]
         drawn = divide(n, counts, self.split_seed, conditions["label"].get("train"), f"{self.path}: ")
-        for split, rows in zip((*missing, "train"), (*drawn[1:], drawn[0]), strict=True):  # train last: it is cut down
+        for split, rows in zip((*missing, "train"), (*drawn[1:], drawn[0]), strict=True):  # train last: it is replaced
             items[split] = items["train"][rows.numpy()]
             for values in conditions.values():
                 if "train" in values:
@@ -166,7 +165,7 @@ class Arrays(DataModule):
         return self.levels_argument or (2 if array.dtype.kind == "b" else 256)
 
     def _arrange(self, key: str, array: Array) -> Array:
-        """Bring images to [N, C, H, W], by layout or by the one reading that fits."""
+        """Bring images to [N, C, H, W] and signals to [N, C, L], by `layout` or else by the shape."""
         if array.dtype.kind not in "buif":
             raise UserError(
                 f"{self.path}: {key} has dtype {array.dtype}; it must be uint8 or a float type (or another integer "
@@ -179,7 +178,7 @@ class Arrays(DataModule):
             first, last = array.ndim == 4 and shape[1] in (1, 3, 4), array.ndim == 4 and shape[3] in (1, 3, 4)
             if array.ndim == 4 and first == last and not floats:
                 raise UserError(
-                    f"{self.path}: {key} has shape {shape}, and which axis holds the channels is not clear; "
+                    f"{self.path}: {key} has shape {shape}, and it is not clear which axis has the channels; "
                     "set data.layout=NHWC, NCHW or as_is"
                 )
             layout = "NHWC" if last and not first else "NHW" if array.ndim == 3 and not floats else "as_is"
@@ -192,20 +191,19 @@ class Arrays(DataModule):
             array = array[:, None]
         elif layout in ("NHWC", "NLC"):
             array = np.moveaxis(array, -1, 1)
-        kind = kind_by_shape(array.shape[1:])
-        told = (array.dtype, shape, len(array), kind.unit, list(array.shape[1:]))
-        log.info("%s: %s %s %s read as %d %s of shape %s%s", self.path, key, *told, doubt)
+        read = f"{len(array)} {kind_by_shape(array.shape[1:]).unit} of shape {list(array.shape[1:])}"
+        log.info("%s: %s %s %s read as %s%s", self.path, key, array.dtype, shape, read, doubt)
         return array
 
     def _check(self, key: str, array: Array) -> None:
-        """See that an array's values are levels, or numbers in the range."""
+        """Check that an array's values are levels, or numbers within the range."""
         if self._is_levels(array):
             levels, lo, hi = self._levels(array), int(array.min()), int(array.max())
             if lo < 0 or hi >= levels:
                 raise UserError(
                     f"{self.path}: {key} holds integers from {lo} to {hi}; with {levels} levels they must lie in 0 to "
-                    f"{levels - 1}; set data.levels (up to 256), or data.range={_around(lo, hi)} (or wider) to take "
-                    "them for numbers of that range"
+                    f"{levels - 1}; set data.levels (up to 256), or data.range={_around(lo, hi)} (or wider) to read "
+                    "them as numbers in that range"
                 )
             return
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
@@ -236,12 +234,12 @@ class Arrays(DataModule):
             log.warning("%s: %s lies in [0, 1]; if that is its range, set data.range=[0,1]", self.path, key)
 
     def _conditions(self, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, dict[str, Tensor]]:
-        """The values of each condition by split, those of labels under `label`; sets the names of classes."""
+        """The values of each condition by split, with labels under `label`; sets the names of classes."""
         found, path, self.value_names = dict[str, dict[str, Tensor]](), Path(self.path), {}
         for name in ("labels", *self.conditions_argument):
             parts = {split: arrays[f"{split}_{name}"] for split in SPLITS if f"{split}_{name}" in arrays}
             for split in set(parts) - set(sizes):
-                log.warning("%s: not used: %s_%s, for there are no %s_images", path, split, name, split)
+                log.warning("%s: not used: %s_%s, as there are no %s_images", path, split, name, split)
                 del parts[split]
             if name == "labels":
                 given = read_class_names(path, arrays.get("class_names"))
@@ -257,7 +255,7 @@ class Arrays(DataModule):
 
 
 def _range(given: Range | None) -> tuple[Any, Units | None]:
-    """An argument `range` in plain containers, and the units that it stands for."""
+    """The argument `range` as numbers and lists, and the units that it defines."""
     if given is None or given == "auto":
         return given, None
     if isinstance(given, str) or not isinstance(given, Sequence):
@@ -271,10 +269,10 @@ def _range(given: Range | None) -> tuple[Any, Units | None]:
 
 
 def _units_of(array: Array) -> Units:
-    """From the least to the greatest value: of each column of rows [N, D], of all values of other items."""
+    """The units from the least to the greatest value: of each column for vectors [N, D], of all values otherwise."""
     axes = 0 if array.ndim == 2 else None
     lows, highs = (np.atleast_1d(ends).astype(np.float64) for ends in (array.min(axis=axes), array.max(axis=axes)))
-    margin = np.where(lows == highs, np.maximum(1.0, 1e-6 * np.abs(lows)), 0.0)  # a constant column stays so, at 0
+    margin = np.where(lows == highs, np.maximum(1.0, 1e-6 * np.abs(lows)), 0.0)  # a constant column becomes 0
     return Units(tuple((lows - margin).tolist()), tuple((highs + margin).tolist()))
 
 
@@ -284,7 +282,7 @@ def _kind(array: Array) -> str:
 
 
 def _around(low: float, high: float) -> str:
-    """A range of few digits, such as a person would type, that holds two values."""
+    """A range with few digits that contains two values, for messages."""
     for lo, hi in ((0, 255), (0, 65535)):
         if low >= 0 and 0.9 * hi < high <= hi:
             return f"[{lo},{hi}]"
@@ -293,6 +291,6 @@ def _around(low: float, high: float) -> str:
 
 
 def _outward(value: float, sign: int) -> str:
-    """A number of few digits, rounded up (sign 1) or down (sign -1), so that what is typed holds the data."""
+    """A number rounded to few digits, up (sign 1) or down (sign -1)."""
     step = 10.0 ** (math.floor(math.log10(abs(value))) - 4) if value else 1.0
     return f"{sign * math.ceil(sign * value / step) * step:.6g}"

@@ -1,4 +1,4 @@
-"""What must hold of data, looked at once, where they enter."""
+"""Checks of data, made once when they are loaded."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from sde_diffusion.errors import UserError
 log = logging.getLogger(__name__)
 
 _FILLED = 0.1
-"""Share of [-1, 1] between the least and the greatest value, below which a range is pointed out as doubtful."""
+"""Warn if the least and the greatest value are closer than this share of [-1, 1]."""
 
 _SPREAD = 0.01
-"""Standard deviation, likewise: one stray value can stretch a range."""
+"""Warn if the standard deviation is smaller, since a single outlier can extend the range."""
 
 _ROUNDING = 1e-6
 
 
 def height_and_width(size: object) -> tuple[int, int] | None:
-    """What the argument `size` of a data set asks for: [height, width], one number for both, or None for as it is.
+    """The argument `size` of a data set as (height, width); None stays None.
+
+    Args:
+        size: [height, width], one number for both, or None.
 
     Raises:
         ValueError: If it is none of these.
     """
     if size is None:
         return None
-    allowed = "a whole number of pixels, such as 32, or [height,width], such as [32,48], or None"
+    allowed = "a number of pixels, such as 32, or [height,width], such as [32,48], or None"
     sides = size if isinstance(size, Sequence) and not isinstance(size, str) else [size, size]
     try:
         height, width = check_sizes("data.size", sides, allowed, least=2, most=2)
@@ -43,10 +46,10 @@ def height_and_width(size: object) -> tuple[int, int] | None:
 
 
 def low_and_high(range: object) -> tuple[float, float]:
-    """The ends of an argument `range`.
+    """The argument `range` of a data set as (low, high).
 
     Raises:
-        ValueError: If it is not two finite numbers in order.
+        ValueError: If it is not two finite numbers in ascending order.
     """
     ends = [real(end) for end in range] if isinstance(range, Sequence) and not isinstance(range, str) else []
     low, high = (math.nan if end is None else float(end) for end in (ends if len(ends) == 2 else (None, None)))
@@ -56,19 +59,19 @@ def low_and_high(range: object) -> tuple[float, float]:
 
 
 def check_splits(name: str, splits: Mapping[str, Split], bounded: bool, class_names: Sequence[str] | None) -> None:
-    """Refuse what no model could learn from, and point out what is probably not meant.
+    """Check the splits of a data set, and warn of values that are probably wrong.
 
-    Images that are read from their files as they are needed are 8-bit ones; their values are not looked at here.
+    The values of images that are read from files in batches are not checked.
 
     Args:
-        name: Of the data set.
-        splits: By name.
+        name: Name of the data set.
+        splits: The splits by name.
         bounded: Whether all values must lie in [-1, 1].
-        class_names: Names of the classes 0, 1, ..., if they have any.
+        class_names: Names of the classes 0, 1, ..., if there are any.
 
     Raises:
-        UserError: If a split is missing, empty or unlike the others; if values are NaN, infinite or out of range; if
-            labels are no class numbers.
+        UserError: If a split is missing, empty, or has another shape than the others; if values are NaN, infinite or
+            out of range; if labels are not class numbers.
     """
     missing = [split for split in ("train", "val", "test") if split not in splits or not len(splits[split])]
     if missing:
@@ -81,7 +84,7 @@ def check_splits(name: str, splits: Mapping[str, Split], bounded: bool, class_na
         if isinstance(part.x, Tensor):
             _check_values(f"the {split} split of {name!r}", part, bounded or part.levels is not None)
     if isinstance(train.x, Tensor):
-        _point_out_range(name, train)
+        _warn_of_range(name, train)
     _check_labels(name, splits, class_names)
     _check_others(name, splits)
 
@@ -92,21 +95,21 @@ def _check_values(what: str, part: Split, bounded: bool) -> None:
         raise UserError(f"{what} holds NaN or infinite values: remove them first")
     if bounded and (low < -1 - _ROUNDING or high > 1 + _ROUNDING):
         raise UserError(
-            f"{what} has values from {low:g} to {high:g} as models see them, and they must lie in [-1, 1]: map them "
-            "there, y -> 2 (y - lo) / (hi - lo) - 1"
+            f"{what} has values from {low:g} to {high:g}, but models need values in [-1, 1]: scale them, "
+            "y -> 2 (y - lo) / (hi - lo) - 1"
         )
 
 
-def _point_out_range(name: str, train: Split) -> None:
+def _warn_of_range(name: str, train: Split) -> None:
     low, high, std = train.statistics
     remedy = "data.range=[lo,hi]" if train.levels is None else "data.levels=N, or data.range=[lo,hi],"
     if low == high:
-        log.warning("%s: all values of the training split are the same (%g on [-1, 1]): nothing to learn", name, low)
+        log.warning("%s: all values of the training split are equal (%g on [-1, 1]): nothing to learn", name, low)
     elif (high - low) / 2 < _FILLED or std < _SPREAD:
         log.warning(
-            "%s: the training split fills %.2g%% of [-1, 1] (from %.4g to %.4g, standard deviation %.2g), on which a "
-            "model sees next to nothing; if its values have another range, set %s where the data set takes it",
-            *(name, 50 * (high - low), low, high, std, remedy),
+            f"{name}: the training split fills {50 * (high - low):.2g}% of [-1, 1] (from {low:.4g} to {high:.4g}, "
+            f"standard deviation {std:.2g}), from which a model learns little; if its values have another range, set "
+            f"{remedy} if the data set has this key"
         )
     elif train.levels is None and len(train.x.shape) == 2:
         x = train.tensor()
@@ -114,9 +117,8 @@ def _point_out_range(name: str, train: Split) -> None:
         narrow = torch.nonzero(widths < _FILLED).flatten().tolist()
         if narrow:
             log.warning(
-                "%s: column %s of the training split fills less than %.0f%% of [-1, 1]; give each column a range of "
-                "its own with data.range=[[lo,hi],...] or data.range=auto",
-                *(name, few(narrow), 100 * _FILLED),
+                f"{name}: column {few(narrow)} of the training split fills less than {_FILLED:.0%} of [-1, 1]; set the "
+                "range of each column with data.range=[[lo,hi],...] or data.range=auto"
             )
 
 
@@ -127,18 +129,15 @@ def _check_labels(name: str, splits: Mapping[str, Split], class_names: Sequence[
             continue
         if part.label.shape != (len(part),) or part.label.is_floating_point() or int(part.label.min()) < 0:
             raise UserError(
-                f"{name!r}: labels of {split} must be whole numbers from 0 up, one for each of its {len(part)} items"
+                f"{name!r}: labels of {split} must be integers from 0 up, one for each of its {len(part)} items"
             )
         found[split] = set(torch.unique(part.label).tolist())
     if not found:
         return
     bare = [split for split in splits if split not in found]
     if bare:
-        log.warning(
-            "%s: %s has labels and %s has none%s",
-            *(name, " and ".join(found), " and ".join(bare)),
-            "" if {"train", "val"} <= set(found) else "; they cannot be trained on",
-        )
+        unusable = "" if {"train", "val"} <= set(found) else "; they cannot be used for training"
+        log.warning("%s: %s has labels and %s has none%s", name, " and ".join(found), " and ".join(bare), unusable)
     if "train" not in found:
         return
     known = found["train"]
@@ -150,15 +149,15 @@ def _check_labels(name: str, splits: Mapping[str, Split], class_names: Sequence[
             log.warning("%s: %s has the labels %s that train lacks", name, split, few(sorted(labels - known)))
     if len(known) <= max(known):
         absent = (k for k in range(max(known)) if k not in known)
+        some = few([next(absent) for _ in range(min(11, max(known) + 1 - len(known)))])
         log.warning(
-            "%s: labels run to %d, and of the classes up to there train lacks %s: a conditional model has all %d, "
-            "those without items untrained; number the classes 0, 1, 2, ...",
-            *(name, max(known), few([next(absent) for _ in range(min(11, max(known) + 1 - len(known)))]), n_classes),
+            f"{name}: labels run to {max(known)}, but train lacks {some}: a conditional model has all {n_classes} "
+            "classes, and those without items are not trained; number the classes 0, 1, 2, ..."
         )
 
 
 def _check_others(name: str, splits: Mapping[str, Split]) -> None:
-    """See that conditions beside labels are finite, in each split, and of one shape and type."""
+    """Check that conditions other than labels are in each split, finite, and of the same shape and type."""
     train = splits["train"].others
     for split, part in splits.items():
         if set(part.others) != set(train):

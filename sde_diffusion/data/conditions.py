@@ -1,4 +1,4 @@
-"""What is known of the items of a data set beside themselves: labels, measurements, and what else has a name."""
+"""The conditions that a data set has for its items: labels, measurements and others, by name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sde_diffusion.errors import UserError
 
 
 def kinds_of(splits: Mapping[str, Split], names: Mapping[str, Sequence[str] | None]) -> tuple[Conditions, str]:
-    """The conditions that both training and validation items have, with the kind that their values are of.
+    """The conditions that both training and validation items have, with the kinds of their values.
 
     Args:
-        splits: By name.
-        names: Of the classes, for conditions whose values are classes that have names.
+        splits: The splits by name.
+        names: Names of the classes, for conditions whose values are named classes.
 
     Returns:
-        (conditions, why the labels are none of them, where there are labels).
+        (conditions, why existing labels are not among them: the end of a message, or "").
 
     Raises:
-        UserError: If values of another name than `label` are of no kind.
+        UserError: If the values of a condition other than `label` are of no known kind.
     """
     found, why = {}, ""
     train, others = splits["train"].conditions, [splits[name].conditions for name in splits if name != "train"]
@@ -31,7 +31,7 @@ def kinds_of(splits: Mapping[str, Split], names: Mapping[str, Sequence[str] | No
         kind = kind_by_values(parts, names.get(name))
         if kind is not None:
             found[name] = kind
-        elif name == "label":  # such as numbers of items: a model of classes could not be trained
+        elif name == "label":  # for instance running numbers of the items, which are not classes
             largest = max(int(part.max()) for part in parts)
             why = f" that could be classes: they run to {largest}; number the classes 0, 1, 2, ..."
         else:

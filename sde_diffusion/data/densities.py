@@ -15,7 +15,7 @@ from sde_diffusion.data.module import SPLITS, Common, DataModule
 from sde_diffusion.data.seeding import generator
 from sde_diffusion.data.split import Split
 
-_ROWS = 2**22  # entries of a [rows, components] table worked on at a time
+_ROWS = 2**22  # entries of a [rows, components] table computed at a time
 
 
 def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -25,13 +25,13 @@ def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Turn points [..., 2] by an angle [...], anticlockwise."""
+    """Rotate points [..., 2] anticlockwise by an angle [...]."""
     c, s = angle.cos(), angle.sin()
     return torch.stack((c * x[..., 0] - s * x[..., 1], s * x[..., 0] + c * x[..., 1]), -1)
 
 
 class Sizes(Common, total=False):
-    """The arguments that every density passes on to `Density`."""
+    """The arguments that every density passes to `Density`."""
 
     n_train: int
     n_val: int
@@ -40,15 +40,15 @@ class Sizes(Common, total=False):
 
 
 class Density(DataModule):
-    """Items drawn once from a density that lies, but for its tails, in [-1, 1]: points [2] of those here.
+    """Base class of data sets that are drawn once from a density, which lies in [-1, 1] except for its tails.
 
-    A new one is a subclass with `name`, `sample` and, where it is known, `log_prob`.
+    A new one is a subclass with `name`, `sample` and, if it is known, `log_prob`. Those in this module have points [2].
 
     Args:
-        n_train: Items of the training split.
-        n_val: Items of the validation split.
-        n_test: Items of the test split.
-        split_seed: Of the items; each split has its own stream.
+        n_train: Number of items of the training split, at least 2.
+        n_val: Number of items of the validation split, at least 1.
+        n_test: Number of items of the test split, at least 1.
+        split_seed: Seed of the items, at least 0; each split has its own stream.
         **common: See `DataModule`.
 
     Raises:
@@ -56,7 +56,7 @@ class Density(DataModule):
     """
 
     bounded = False
-    fingerprint = None  # drawn anew from the arguments, on another processor to within rounding
+    fingerprint = None  # the items follow from the arguments, up to rounding on another processor
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class Density(DataModule):
 
 
 class Ring(Density):
-    """Equal isotropic Gaussians evenly placed on a circle: p(x) = 1/K sum_k N(x; R (cos a_k, sin a_k), s^2 I).
+    """Equal isotropic Gaussians, evenly spaced on a circle: p(x) = 1/K sum_k N(x; R (cos a_k, sin a_k), s^2 I).
 
     a_k = 2 pi k/K.
 
     Args:
-        components: K.
-        radius: R.
-        noise: s.
+        components: K, at least 1.
+        radius: R, positive.
+        noise: s, positive.
         **sizes: See `Density` and `DataModule`.
     """
 
@@ -140,7 +140,7 @@ class Checkerboard(Density):
     The square at column i and row j, counted from the lower left, is dark where i + j is even.
 
     Args:
-        cells: Squares to a side; even.
+        cells: Number of squares per side; even, at least 2.
         **sizes: See `Density` and `DataModule`.
     """
 
@@ -168,14 +168,14 @@ class Checkerboard(Density):
 
 
 class Curves(Density):
-    """Points spread over K curves, plus isotropic Gaussian noise: p(x) = 1/K sum_k int_0^1 N(x; c_k(u), s^2 I) du.
+    """Points on K curves, plus isotropic Gaussian noise: p(x) = 1/K sum_k int_0^1 N(x; c_k(u), s^2 I) du.
 
-    The integral is taken by Gauss-Legendre quadrature with about pi nodes per standard deviation along the curve (at
-    least 64), which leaves no error above rounding: the integrand is a Gaussian in u to first order, and the rule's
-    error falls as exp(-2 pi^2 (s / spacing)^2).
+    The integral is computed by Gauss-Legendre quadrature with about pi nodes per standard deviation along the curve (at
+    least 64), with no error above rounding: the integrand is a Gaussian in u to first order, and the error of the
+    quadrature decreases as exp(-2 pi^2 (s / spacing)^2).
 
     Args:
-        noise: s.
+        noise: s, positive.
         **sizes: See `Density` and `DataModule`.
     """
 
@@ -196,7 +196,7 @@ class Curves(Density):
 
     @cached_property
     def _quadrature(self) -> tuple[Tensor, Tensor]:
-        """Centres [M, 2] of the quadrature's Gaussians and the logarithms of their weights [M]."""
+        """The centres [M, 2] of the quadrature's Gaussians, and the logarithms of their weights [M]."""
         u = torch.linspace(0, 1, 4097, dtype=torch.float64)
         speed = self.curves(u).diff(dim=1).norm(dim=-1).max().item() * 4096
         nodes, weights = roots_legendre(max(64, math.ceil(math.pi * speed / self.noise)))
@@ -204,7 +204,7 @@ class Curves(Density):
         return lines.flatten(0, 1), torch.from_numpy(weights / 2 / len(lines)).log().repeat(len(lines))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Quadrature to rounding error, float64 [B]."""
+        """By quadrature, exact up to rounding, float64 [B]."""
         x = x.double()
         centres, log_weights = (table.to(x) for table in self._quadrature)
         std = torch.full_like(centres[0], self.noise)
@@ -213,7 +213,7 @@ class Curves(Density):
 
 
 class Moons(Curves):
-    """Two interleaved half circles with noise, those of scikit-learn scaled by 0.6 about their middle."""
+    """Two interleaved half circles with noise: those of scikit-learn, centred and scaled by 0.6."""
 
     name = "moons"
 
@@ -242,16 +242,17 @@ class SwissRoll(Curves):
 
 
 class Pinwheel(Density):
-    """Bent arms: w ~ N((1, 0), diag(radial^2, tangential^2)), turned by 2 pi k/K + twist exp(|w|), and halved.
+    """Bent arms: w ~ N((1, 0), diag(radial^2, tangential^2)), rotated by 2 pi k/K + twist exp(|w|), and halved.
 
-    The usual pinwheel turns by a function of w's first coordinate; here it is of the radius |w|, which turning keeps,
-    so that the map is one-to-one and keeps area: p(x) = 4/K sum_k N(R(-2 pi k/K - twist exp(|2x|)) 2x; (1, 0), ...).
+    In the usual pinwheel, the rotation depends on the first coordinate of w. Here it depends on the radius |w|, which a
+    rotation does not change, so that the map is one-to-one and preserves area, and the density is known:
+    p(x) = 4/K sum_k N(R(-2 pi k/K - twist exp(|2x|)) 2x; (1, 0), diag(radial^2, tangential^2)).
 
     Args:
-        arms: K.
-        radial: Standard deviation along an arm.
-        tangential: Standard deviation across an arm.
-        twist: How far the arms bend, in radians.
+        arms: K, at least 1.
+        radial: Standard deviation along an arm, positive.
+        tangential: Standard deviation across an arm, positive.
+        twist: Bend of the arms, in radians.
         **sizes: See `Density` and `DataModule`.
     """
 

@@ -1,4 +1,4 @@
-"""The embedded data: scikit-learn's 8x8 digits."""
+"""The default data: scikit-learn's 8x8 digits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 from sde_diffusion.data.module import DataModule
 from sde_diffusion.data.split import Split, divide
 
-_SPLIT_SEED = 0  # never changed: figures of different runs are compared on one test split
+_SPLIT_SEED = 0  # fixed, so that different runs are compared on the same test split
 
 
 class Digits(DataModule):
-    """1,797 grey 8x8 handwritten digits with 17 levels, shipped with scikit-learn (the test set of Optdigits, UCI).
+    """1,797 grey 8x8 handwritten digits with 17 levels, included in scikit-learn (the test set of Optdigits, UCI).
 
-    Train 1,437, val 60, test 300, each class in proportion, always the same. Validation is small so that the test
-    split, to which Fréchet distances are taken, can be large: its floor falls with the number of images.
+    The splits are fixed: train 1,437, val 60, test 300, with each class in proportion. The validation split is small so
+    that the test split can be large: the smaller it is, the larger the Fréchet distance even of perfect samples.
 
     It takes the arguments of `DataModule`, batches of 64 by default.
     """

@@ -18,37 +18,37 @@ from sde_diffusion.data.images import SUFFIXES, Header, ImageFiles, Reading, hea
 from sde_diffusion.data.module import SPLITS, Common, DataModule
 from sde_diffusion.data.names import split_folders
 from sde_diffusion.data.split import Rows, Split, divide
-from sde_diffusion.data.tree import Tree, look
+from sde_diffusion.data.tree import Tree, find_images
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.memory import check_fits
 
 log = logging.getLogger(__name__)
 
-_IN_MEMORY = 2 * 2**30  # bytes of images up to which in_memory="auto" keeps them
+_IN_MEMORY = 2 * 2**30  # maximum size in bytes of the images that in_memory="auto" keeps in memory
 
 Labelled = list[tuple[Path, int]]  # a file and its class
 
 
 class Folder(DataModule):
-    """Images of any kind, size and mode under one folder, as 256 levels [C, H, W], or 2 if all are black and white.
+    """Images of any format, size and mode in a folder, as [C, H, W] with 256 levels, or 2 if all are black and white.
 
-    Where the images all lie in subfolders, and in more than one, the subfolders are the classes, in alphabetical
-    order. Where root has a subfolder `train` (or `training`), it and `val` (`valid`, `validation`, `dev`, `eval`) and
-    `test` (`testing`) beside it are the splits; those that are missing are split off at random, 5% each, from the
-    training images, so that each class keeps some. Links are followed. Hidden files and folders are passed over, and
-    what else is not used is said in the log.
+    If all images are in subfolders, and there is more than one, the subfolders are the classes, in alphabetical order.
+    If root has a subfolder `train` (or `training`), that and `val` (`valid`, `validation`, `dev`, `eval`) and `test`
+    (`testing`) are the splits. Missing splits are split off from the training images at random, 5% each, in such a way
+    that the training split keeps images of each class. Links are followed. Hidden files and folders are ignored; other
+    files that are not used are listed in the log.
 
     Args:
         root: The folder.
-        size: Height and width to bring every image to, one number or [height, width], by antialiased (Lanczos)
-            resizing; None: as they are, which must then be all the same.
-        crop: `center` cuts the largest middle part of that shape out before resizing; `none` stretches.
-        mode: `L` (grey), `RGB`, or None: grey if all files are.
-        range: [lo, hi] of grey images of more than 8 bits, whose values become 256 levels; None: [0, 65535] for 16-bit
-            integers and [0, 1] for floats, and 32-bit integers are refused.
-        in_memory: True: decode all images once; False: read each batch from the files; `auto`: in memory up to 2 GiB.
-        num_workers: Threads that read files.
-        split_seed: Of the random splits.
+        size: Height and width to which the images are resized (Lanczos, antialiased), one number or [height, width];
+            None: no resizing, so all images must have the same size.
+        crop: "center": crop to the largest centred part of that shape before resizing; "none": stretch.
+        mode: "L" (grey) or "RGB"; None: grey if all images are grey.
+        range: [lo, hi], the range of grey images with more than 8 bits, which is mapped to 256 levels; None: [0, 65535]
+            for 16-bit integers and [0, 1] for floats, while 32-bit integers raise an error.
+        in_memory: True: decode all images once; False: read each batch from the files; "auto": in memory up to 2 GiB.
+        num_workers: Number of threads that read files, at least 1.
+        split_seed: Seed of the random splits.
         **common: See `DataModule`.
 
     Raises:
@@ -84,7 +84,7 @@ class Folder(DataModule):
         self.split_seed = check_count("split_seed", split_seed, least=0)
 
     def load(self) -> dict[str, Split]:
-        """Find the images, check their sizes, and decode them or keep their paths."""
+        """Find the images, check their sizes, and decode them unless they are read in batches."""
         files = self._files()
         ends = None if self.range is None else low_and_high(self.range)
         paths = [path for split in SPLITS for path, _ in files[split]]
@@ -111,9 +111,9 @@ class Folder(DataModule):
         return splits
 
     def digest(self, name: str) -> str:
-        """Digest of all files' names, sizes and classes, and of the first MiB of about 64 of them.
+        """Digest of the names, sizes and classes of all files, and of the first MiB of about 64 of them.
 
-        Not of pixels, since decoders differ.
+        Pixels are not used, as decoders differ.
         """
         self.prepare()
         files = self._labelled[name]
@@ -131,7 +131,7 @@ class Folder(DataModule):
         self._name_classes(trees["train"])
         numbers = {name: number for number, name in enumerate(self.class_names or ())}
         for split, tree in trees.items():
-            # Where train has no classes, others that have some are taken to be of another data set.
+            # If train has no classes, another split that has some is from another data set.
             names = set(tree.classes) if numbers or _has_classes(tree) else set()
             unknown = sorted(names - set(numbers)) if split != "train" else []
             if unknown:
@@ -141,8 +141,8 @@ class Folder(DataModule):
                 )
             if numbers and tree.stray:
                 raise UserError(
-                    f"data.root={self.root}: train has classes, and {tree.stray[0]} of {split} lies in no class "
-                    "folder: move it into one, or away"
+                    f"data.root={self.root}: train has classes, but {tree.stray[0]} of {split} is in no class folder: "
+                    "move it into one, or away"
                 )
         files = {
             split: [(path, numbers.get(tree.subfolder(path), 0)) for path in tree.images]
@@ -165,37 +165,37 @@ class Folder(DataModule):
         try:
             subfolders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
         except OSError as error:
-            raise UserError(f"data.root={root} cannot be looked into: {error.strerror or error}") from error
+            raise UserError(f"data.root={root} cannot be read: {error.strerror or error}") from error
         own = split_folders(subfolders, f"data.root={root}")
-        trees = {split: look(root / name) for split, name in own.items()} or {"train": look(root)}
+        trees = {split: find_images(root / name) for split, name in own.items()} or {"train": find_images(root)}
         if own:
             log.info("%s: splits %s", root, ", ".join(f"{split} ({name}/)" for split, name in own.items()))
-            beside = look(root, leave=tuple(own.values()))
+            beside = find_images(root, leave=tuple(own.values()))
             if beside.images:
                 others = [f"{name}/" for name in beside.classes] + [path.name for path in beside.stray]
-                log.warning("%s: not used, for they are in no split's folder: %s", root, few(others))
+                log.warning("%s: not used, as they are in no split's folder: %s", root, few(others))
         for tree in trees.values():
             tree.report()
             if not tree.images:
                 raise UserError(
-                    f"data.root={self.root}: no images in {tree.folder if own else 'it'} or below; files "
-                    f"ending in {' '.join(SUFFIXES)} are looked for"
+                    f"data.root={self.root}: no images in {tree.folder if own else 'it'} or its subfolders; images are "
+                    f"files ending in {' '.join(SUFFIXES)}"
                 )
         return trees
 
     def _name_classes(self, train: Tree) -> None:
-        """Set `class_names` by the training images' subfolders, or say why they are no classes."""
+        """Set `class_names` by the training images' subfolders, or `why_no_labels` if they are not classes."""
         self.class_names = tuple(train.classes) if _has_classes(train) else None
         if self.class_names:
             return
         if not train.classes:
-            self.why_no_labels = ": its images lie in no subfolders, which would be the classes"
+            self.why_no_labels = ": its images are not in subfolders, which would be the classes"
         elif not train.stray:
-            self.why_no_labels = f": all its images lie in one subfolder, {train.classes[0]}"
+            self.why_no_labels = f": all its images are in one subfolder, {train.classes[0]}"
         else:
             self.why_no_labels = (
-                f": {len(train.stray)} of its images, such as {train.stray[0].name}, lie beside the subfolders "
-                f"{few(train.classes)}: move them into one, or away, and the subfolders are classes"
+                f": {len(train.stray)} of its images, such as {train.stray[0].name}, are not in the subfolders "
+                f"{few(train.classes)}: move them into one, or away, so that the subfolders become classes"
             )
             log.warning("%s: no labels%s", train.folder, self.why_no_labels)
 

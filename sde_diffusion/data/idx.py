@@ -36,17 +36,17 @@ _TYPES = {0x09: "signed bytes", 0x0B: "16-bit integers", 0x0C: "32-bit integers"
 
 
 def read_idx(path: Path, dims: int) -> Tensor:
-    """Read one idx file of unsigned bytes, plain or gzipped.
+    """Read an idx file of unsigned bytes, perhaps gzipped.
 
     The format: two zero bytes, 0x08 for unsigned bytes, the number of dimensions, then each size as a big-endian
     32-bit integer, then the values in row-major order.
 
     Args:
         path: The file.
-        dims: The number of dimensions it must have: 3 for images, 1 for labels.
+        dims: Required number of dimensions: 3 for images, 1 for labels.
 
     Returns:
-        uint8 tensor of the sizes in the file.
+        uint8 tensor with the shape given in the file.
 
     Raises:
         UserError: If the file cannot be read, is of another kind, or is truncated.
@@ -57,16 +57,16 @@ def read_idx(path: Path, dims: int) -> Tensor:
     with opened(path) as file:
         zipped = file.peek(2)[:2] == b"\x1f\x8b"
         stream = gzip.GzipFile(fileobj=file) if zipped else file
-        # Deflate makes at most 1,032 bytes of one: what a header asks for beyond that is not there.
+        # Deflate expands a byte to at most 1,032 bytes, which limits the sizes that a header can truthfully state.
         most = os.fstat(file.fileno()).st_size * (1032 if zipped else 1)
         try:
             return _values(path, stream, dims, most)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} cannot be read: {error}; it is damaged or truncated, fetch it again") from error
+            raise UserError(f"{path} cannot be read: {error}; it is damaged or truncated, download it again") from error
 
 
 def _values(path: Path, stream: BufferedIOBase, dims: int, most: int) -> Tensor:
-    """The values of an open idx file, of which nothing is read beyond what its header asks for."""
+    """The values of an open idx file; nothing is read beyond the size that its header states."""
     start = 4 + 4 * dims
     head = stream.read(start)
     wanted = f"an idx file of {_KINDS[dims]} (it would begin with the bytes 00 00 08 {dims:02x})"
@@ -84,30 +84,30 @@ def _values(path: Path, stream: BufferedIOBase, dims: int, most: int) -> Tensor:
     n, shape = math.prod(sizes), "x".join(map(str, sizes))
     damaged = f"{path} is truncated or damaged: its header asks for {shape} values, and"
     if start + n > most:
-        raise UserError(f"{damaged} {most - start if most > start else 0} bytes follow it at most; fetch it again")
+        raise UserError(f"{damaged} at most {max(most - start, 0)} bytes follow it; download it again")
     check_fits(f"{path}: {shape} values", n, "use fewer images, or a machine with more memory")
     data = stream.read(n)
     if len(data) < n:
-        raise UserError(f"{damaged} {len(data)} bytes follow it; fetch it again")
-    if stream.read(1):  # where there are no more, a gzip file's checksum has now been compared
-        raise UserError(f"{damaged} more bytes than that follow it; fetch it again")
+        raise UserError(f"{damaged} {len(data)} bytes follow it; download it again")
+    if stream.read(1):  # reading at the end also verifies the checksum of a gzip file
+        raise UserError(f"{damaged} more bytes follow it; download it again")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(sizes) if n else torch.empty(sizes).byte()
 
 
 class IdxImages(DataModule):
-    """Grey images and labels in the four original idx files of MNIST or a relative; 256 levels.
+    """Grey images with 256 levels and labels, from the four original idx files of MNIST or a similar data set.
 
-    Looks in root for `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
-    `t10k-labels-idx1-ubyte`, also with a dot for the second dash and with `.gz`. The last n_val training
-    images are the validation split, or as many of each class in proportion where the last ones are all there is of a
-    class; the test split is as it comes.
+    The files in root are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+    `t10k-labels-idx1-ubyte`, also with a dot for the second dash, and with `.gz`. The validation split consists of the
+    last n_val training images; if the training split would then lack a class, it is drawn at random, with each class in
+    proportion. The test split is that of the files.
 
     Args:
         root: Folder with the files.
-        name: What to call the data; `mnist` and `fashion_mnist` are known to the message on missing files.
-        size: Pad with black, evenly on both sides, to this height and width (32 for 28, say), one number or
-            [height, width]; None: as is.
-        n_val: Size of the validation split.
+        name: Name of the data. For `mnist` and `fashion_mnist`, messages on missing files say where to get them.
+        size: Height and width to which images are padded with black on all sides, such as 32, one number or
+            [height, width]; None: no padding.
+        n_val: Number of items of the validation split, at least 1.
         **common: See `DataModule`.
 
     Raises:
@@ -165,7 +165,7 @@ class IdxImages(DataModule):
         """Read the four files."""
         x, label = self._read("train")
         if len(x) <= self.n_val:
-            raise UserError(f"data.n_val={self.n_val} leaves nothing of {len(x)} training images; make it smaller")
+            raise UserError(f"data.n_val={self.n_val} leaves none of {len(x)} training images; make it smaller")
         test_x, test_label = self._read("t10k")
         if test_x.shape[1:] != x.shape[1:]:
             raise UserError(
@@ -174,10 +174,7 @@ class IdxImages(DataModule):
             )
         train, val = torch.arange(len(x)).tensor_split([len(x) - self.n_val])
         if len(torch.unique(label[train])) < len(torch.unique(label)):
-            log.info(
-                "%s: the last %d training images are all there is of a class: val has some of each",
-                *(self.name, self.n_val),
-            )
+            log.info("%s: a class has only the last %d training images: val is drawn at random", self.name, self.n_val)
             train, val = divide(len(x), [self.n_val], 0, label)
         return {
             "train": Split(x[train], label[train], levels=256),

@@ -1,4 +1,4 @@
-"""Image files: what is in them, and how they become uint8 tensors of one size."""
+"""Reading of image files as uint8 tensors of one size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-_GREY_MODES = ("1", "L", "LA", "F")  # and those of integers, which begin with I
+_GREY_MODES = ("1", "L", "LA", "F")  # and the modes of integers, which begin with I
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 _PROGRESS_FROM = 2_000  # files
@@ -38,12 +38,12 @@ class Reading:
     """How an image file becomes a tensor.
 
     Attributes:
-        size: Height and width of the result; None: as the file has it.
-        crop: Where size is given, `center` cuts the largest middle part of that shape out first; `none` stretches.
-        mode: `L` (grey, one channel) or `RGB` (three).
+        size: Height and width of the result; None: those of the file.
+        crop: With size, "center" crops to the largest centred part of that shape before resizing; "none" stretches.
+        mode: "L" (grey, one channel) or "RGB" (three).
         levels: 256, or 2 for files that are all black and white.
-        range: [lo, hi] of grey values of more than 8 bits, which become 0 ... 255; None: that of their kind, [0, 65535]
-            for 16-bit integers and [0, 1] for floats. 32-bit integers have none.
+        range: (lo, hi), the range of grey values with more than 8 bits, which is mapped to 0 ... 255; None: [0, 65535]
+            for 16-bit integers and [0, 1] for floats; there is no default for 32-bit integers.
     """
 
     size: tuple[int, int] | None
@@ -53,7 +53,10 @@ class Reading:
     range: Range | None = None
 
     def __call__(self, path: Path) -> Tensor:
-        """Read one image, uint8 [C, H, W]; the first frame of several, upright, over white where transparent.
+        """Read one image, uint8 [C, H, W].
+
+        Of several frames the first is read. Images are rotated as their Exif data say; transparent ones are composed
+        over white.
 
         Raises:
             UserError: If the file cannot be read as an image, or has values outside the range.
@@ -67,13 +70,13 @@ class Reading:
         image, ends = _open(path, decode, verify=True)
         if _is_deep(image.mode):
             image = _shallow(path, image, ends)
-        if image.has_transparency_data:  # Pillow's own conversion would drop it
+        if image.has_transparency_data:  # Pillow's own conversion would ignore it
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         try:
             image = image.convert(self.mode)
         except ValueError as error:  # of rare colour spaces, such as LAB
-            raise UserError(f"{path} has colours of the kind {image.mode}, which Pillow does not convert") from error
+            raise UserError(f"{path} has the colour space {image.mode}, which Pillow does not convert") from error
         if self.size is not None:
             height, width = self.size
             if self.crop == "center":
@@ -86,19 +89,19 @@ class Reading:
 
 
 def _is_deep(mode: str) -> bool:
-    """Whether a mode of Pillow has more than 8 bits a value."""
+    """Whether a mode of Pillow has more than 8 bits per value."""
     return mode == "F" or mode.startswith("I")
 
 
 def usual_range(image: Image.Image) -> Range | None:
-    """The range that goes without saying for grey values of an image's kind; None: there is none."""
+    """The default range of grey values with more than 8 bits, by the kind of image; None if there is none."""
     if image.mode == "F":
         return 0.0, 1.0
     return (0.0, 65535.0) if image.mode.startswith("I;16") or image.format == "PNG" else None
 
 
 def _shallow(path: Path, image: Image.Image, ends: Range | None) -> Image.Image:
-    """Grey values of more than 8 bits on 0 ... 255; Pillow's own conversion clips them at 255."""
+    """Map grey values with more than 8 bits to 0 ... 255; Pillow's own conversion clips them at 255."""
     from PIL import Image
 
     if ends is None:
@@ -109,18 +112,18 @@ def _shallow(path: Path, image: Image.Image, ends: Range | None) -> Image.Image:
     if values.min() < lo or values.max() > hi:
         raise UserError(
             f"{path} has values from {values.min():g} to {values.max():g}, outside [{lo:g}, {hi:g}]: set "
-            "data.range=[lo,hi] to the range that all images lie in"
+            "data.range=[lo,hi] to the range of all images"
         )
     return Image.fromarray(np.round((values - lo) / (hi - lo) * 255).astype(np.uint8))
 
 
 def _no_range(path: Path) -> str:
-    return f"{path} has 32-bit integers, whose range is not known: set data.range=[lo,hi], such as [0,65535]"
+    return f"{path} has 32-bit integers, whose range is unknown: set data.range=[lo,hi], such as [0,65535]"
 
 
 @cache
 def _formats() -> list[str]:
-    """The kinds of images that are read, whatever a file's name says: some others Pillow hands to other programs."""
+    """The formats to read, whatever a file's name is: for some others, Pillow runs external programs."""
     from PIL import Image
 
     Image.init()
@@ -128,12 +131,15 @@ def _formats() -> list[str]:
 
 
 def _open(path: Path, decode: Callable[[Image.Image], R], verify: bool = False) -> R:
-    """Open an image and have Pillow decode what is wanted of it; any error in that is the file's.
+    """Open an image with Pillow, and apply a function to it.
 
     Args:
         path: The file.
-        decode: What to do with the image.
-        verify: Compare the checksums first, where the format has some: Pillow passes over those of a PNG's pixels.
+        decode: The function.
+        verify: Verify checksums first, if the format has any: Pillow ignores those of a PNG's pixels.
+
+    Raises:
+        UserError: If the image cannot be opened, or the function raises any error.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -148,7 +154,7 @@ def _open(path: Path, decode: Callable[[Image.Image], R], verify: bool = False) 
         raise
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{path} is too large: {error}; shrink it or remove it (in Python, PIL.Image.MAX_IMAGE_PIXELS moves "
+            f"{path} is too large: {error}; shrink it or remove it (in Python, PIL.Image.MAX_IMAGE_PIXELS sets "
             "Pillow's limit)"
         ) from error
     except UnidentifiedImageError as error:
@@ -162,22 +168,22 @@ def _open(path: Path, decode: Callable[[Image.Image], R], verify: bool = False) 
 
 
 def _unidentified(path: Path) -> str:
-    """Why Pillow does not know a file."""
+    """Why Pillow does not recognise a file."""
     with path.open("rb") as file:
         start = file.read(8)
     if not start.startswith(_IMAGE_STARTS):
-        return f"it begins with {start[:4].hex(' ')}, like no kind of image: remove or replace it"
+        return f"it begins with {start[:4].hex(' ')}, like no image format: remove or replace it"
     offset = int.from_bytes(start[4:], "little" if start[:2] == b"II" else "big")
     if start[:2] not in (b"II", b"MM") or offset >= path.stat().st_size:
         return "it is damaged or truncated: remove or replace it"
     return (
-        "Pillow does not read TIFFs of this kind, such as colours in floats, or floats of 16 or 64 bits (or it is "
-        "damaged): save integers of 8 or 16 bits, or put the floats in an .npz file for data=arrays"
+        "Pillow does not read this kind of TIFF, such as colours as floats, or floats of 16 or 64 bits (or the file is "
+        "damaged): save integers of 8 or 16 bits, or put the floats into an .npz file for data=arrays"
     )
 
 
 class Header(NamedTuple):
-    """What an image file's header says: (width, height) as shown, whether grey, and whether black and white alone."""
+    """From an image file's header: (width, height) as displayed, whether it is grey, and whether black and white."""
 
     size: tuple[int, int]
     grey: bool
@@ -185,20 +191,20 @@ class Header(NamedTuple):
 
 
 def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> list[Header]:
-    """The headers of files.
+    """Read the headers of image files.
 
     Args:
         paths: The files.
-        threads: Files read at a time.
-        ends: The range of images of more than 8 bits; None: that of their kind.
+        threads: Number of files read at a time.
+        ends: The range of images with more than 8 bits; None: the default range.
 
     Raises:
-        UserError: If a file is not an image, or has no range.
+        UserError: If a file is not an image, or has no default range.
     """
     from PIL import Image
 
     def decode(image: Image.Image) -> tuple[Header, bool]:
-        sideways = image.getexif().get(0x0112, 1) >= 5  # Exif orientations that exchange width and height
+        sideways = image.getexif().get(0x0112, 1) >= 5  # Exif orientations that swap width and height
         grey = image.mode in _GREY_MODES or image.mode.startswith("I") or _grey_palette(image)
         known = not _is_deep(image.mode) or (ends or usual_range(image)) is not None
         return Header(image.size[::-1] if sideways else image.size, grey, image.mode == "1"), known
@@ -209,10 +215,10 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
             raise UserError(_no_range(path))
         return found
 
-    # Pillow's warnings do not name the file; real bombs raise DecompressionBombError.
+    # Pillow's warnings do not name the file; much too large images raise DecompressionBombError.
     warnings.filterwarnings("ignore", module="PIL")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    return _map(header, paths, threads, "Looking at images")
+    return _map(header, paths, threads, "Reading headers")
 
 
 def _grey_palette(image: Image.Image) -> bool:
@@ -221,7 +227,7 @@ def _grey_palette(image: Image.Image) -> bool:
 
 
 def _map(function: Callable[[T], R], items: Sequence[T], threads: int, what: str) -> list[R]:
-    """Apply a function in threads (Pillow decodes outside Python's lock), with a progress bar for many items."""
+    """Apply a function in threads (Pillow releases Python's lock), with a progress bar for many items."""
     with ThreadPoolExecutor(threads) as pool:
         made = pool.map(function, items)
         quiet = len(items) < _PROGRESS_FROM or (torch.distributed.is_initialized() and torch.distributed.get_rank() > 0)
@@ -233,13 +239,13 @@ def _map(function: Callable[[T], R], items: Sequence[T], threads: int, what: str
 
 
 class ImageFiles:
-    """Images read from their files when asked for: rows by index, like those of a tensor [N, C, H, W].
+    """Images that are read from files on access, by index like a tensor [N, C, H, W].
 
     Args:
         paths: The files.
-        reading: How to read each.
-        item_shape: [C, H, W] of every one.
-        threads: Files read at a time.
+        reading: How to read each file.
+        item_shape: [C, H, W], the shape of every image.
+        threads: Number of files read at a time.
     """
 
     def __init__(self, paths: Sequence[Path], reading: Reading, item_shape: Sequence[int], threads: int) -> None:
@@ -251,7 +257,7 @@ class ImageFiles:
         return self._read(self.paths[rows])
 
     def index_select(self, dim: int, index: Tensor, /) -> Tensor:
-        """Read the images at index [n], uint8 [n, C, H, W]; dim is 0."""
+        """Read the images at index [n], uint8 [n, C, H, W]; dim must be 0."""
         return self._read([self.paths[row] for row in index.tolist()])
 
     def _read(self, paths: list[Path]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batches cut from a split by whole index tensors: no worker processes, no item-by-item collation."""
+"""Batches cut from a split by index tensors, without worker processes or item-by-item collation."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Batch = dict[str, Tensor]
 
 
 class Shuffled:
-    """Training order: an endless stream of batches of indices; the k-th is a pure function of (seed, k).
+    """Training order: an endless stream of batches of indices; batch k is a pure function of (seed, k).
 
-    The stream falls into epochs, each a pure function of (seed, epoch). An epoch is one permutation of the data, or as
-    many back to back as make min_batches full batches: small data sets would otherwise pay the cost of an epoch's
-    end every few steps. The incomplete batch at its end is dropped. Rank r of w processes takes every w-th index from
-    the r-th, so that the processes' k-th batches together are the k-th batch of size w * batch_size of one order.
+    The stream consists of epochs, each a pure function of (seed, epoch). An epoch is one permutation of the data, or as
+    many in a row as are needed for min_batches full batches, so that with small data sets the epochs are not too short.
+    The incomplete batch at the end is dropped. Rank r of w processes takes every w-th index from the r-th on, so that
+    the k-th batches of all processes together are the k-th batch of size w * batch_size of one order.
 
     Args:
         n: Number of items, at least 1.
-        batch_size: Items per batch and process.
-        seed: Of the order.
-        min_batches: Batches per epoch, at least.
-        rank: This process, 0 to world - 1.
+        batch_size: Number of items per batch and process.
+        seed: Seed of the order.
+        min_batches: Minimum number of batches per epoch.
+        rank: Rank of this process, 0 to world - 1.
         world: Number of processes.
     """
 
@@ -43,7 +43,7 @@ class Shuffled:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch at which the stream starts, where nothing else says so."""
+        """Set the epoch at which the stream starts by default."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Shuffled:
         return own.view(len(self), self.batch_size)
 
     def stream(self, first: int | None = None) -> Iterator[Tensor]:
-        """The batches from number `first` on, counted over all epochs; None: from the start of the epoch set."""
+        """The batches from number `first` on, counted over all epochs; None: from the start of the current epoch."""
         epoch, skipped = (self.epoch, 0) if first is None else divmod(first, len(self))
         while True:
             yield from self.indices(epoch)[skipped:]
@@ -69,10 +69,10 @@ class Shuffled:
 
 
 class InOrder:
-    """Evaluation order: every item once, unshuffled, the last batch possibly smaller.
+    """Evaluation order: every item once, in order; the last batch may be smaller.
 
-    Rank r of w processes takes every w-th item from the r-th and nothing is padded: an item counted twice would bias a
-    likelihood or a Fréchet distance. Ranks may therefore differ by one batch.
+    Rank r of w processes takes every w-th item from the r-th on, without padding, as repeated items would bias
+    likelihoods and Fréchet distances. The numbers of batches of the ranks may therefore differ by one.
     """
 
     def __init__(self, n: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
@@ -93,21 +93,20 @@ class InOrder:
 
 
 class Loader:
-    """An iterable of batches that takes the place of `torch.utils.data.DataLoader`.
+    """An iterable of batches that replaces `torch.utils.data.DataLoader`.
 
-    Batches are made when they are asked for, and where in the stream to start is asked at the first of them, after
-    Lightning has settled its count of batches. This is what makes a stopped and resumed run see the batches of the
-    unbroken one, wherever it stopped.
+    The position in the stream is determined when the first batch is made, after Lightning has restored its count of
+    batches. A resumed run therefore gets the batches of an uninterrupted one, wherever it stopped.
 
     Args:
-        sampler: Gives the index tensor of each batch.
+        sampler: Provides the index tensor of each batch.
         fetch: Makes the batch of an index tensor.
-        first: The batch of the stream to start from, counted over all epochs; None: from the sampler's epoch.
-        ahead: Make the next batch in a thread meanwhile (for data that is read from files).
-        pin: Put batches in page-locked memory, from which copies to a GPU do not wait.
+        first: Returns the number of the first batch, counted over all epochs; None: the start of the sampler's epoch.
+        ahead: Make the next batch in a thread (for data that are read from files).
+        pin: Put batches into page-locked memory, for asynchronous copies to a GPU.
     """
 
-    batch_sampler = None  # as on a DataLoader whose sampler gives whole batches; Lightning looks at both
+    batch_sampler = None  # as in a DataLoader whose sampler yields batches; Lightning uses both attributes
 
     def __init__(
         self,
@@ -141,18 +140,18 @@ class Loader:
             if waiting is not None:
                 yield waiting.result()
 
-    # Lightning keeps these with its own count of batches in a checkpoint, and takes a loader that has them for one
-    # that can resume in mid-epoch. The count is Lightning's; kept here is the order that the count refers to.
+    # Lightning stores this state in checkpoints beside its count of batches, and assumes that a loader with a state can
+    # resume within an epoch. The state here is the order to which that count refers.
     def state_dict(self) -> dict[str, Any]:
-        """The order that a count of batches refers to."""
+        """The order of the data."""
         return self.sampler.describe()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Say so where the order is no longer that of the checkpoint."""
+        """Warn if the order is not that of the checkpoint."""
         now = self.state_dict()
         changed = [f"{key} {state[key]} -> {now[key]}" for key in now if key in state and state[key] != now[key]]
         if changed:
             log.warning(
-                "Resumed with another order of the data (%s): the batches differ from those of the unbroken run.",
+                "Resumed with another order of the data (%s): the batches differ from those of an uninterrupted run.",
                 ", ".join(changed),
             )

@@ -27,11 +27,11 @@ from sde_diffusion.modality.units import Units
 from sde_diffusion.storage.memory import check_fits
 
 SPLITS = ("train", "val", "test")
-_MOST_ITEMS = 1_000_000_000  # of an epoch, whose order is held in memory
+_MOST_ITEMS = 1_000_000_000  # maximum number of items of an epoch, as its order is held in memory
 
 
 class Common(TypedDict, total=False):
-    """The arguments that every data set passes on to `DataModule`."""
+    """The arguments that every data set passes to `DataModule`."""
 
     batch_size: int
     seed: int
@@ -42,15 +42,15 @@ class Common(TypedDict, total=False):
 class DataModule(LightningDataModule):
     """A data set: three splits in memory, and batches {"x": float32 [B, *shape] on [-1, 1], "label": int64 [B], ...}.
 
-    A new data set is a subclass that sets `name`, writes `load`, and keeps each constructor argument in an
-    attribute of the same name (`describe` reads them back, so that a checkpoint can rebuild the data set).
-    Data are loaded once, when first asked for.
+    A new data set is a subclass that sets `name`, defines `load`, and stores each constructor argument in an attribute
+    of the same name, from which a checkpoint can rebuild the data set (see `describe`). The data are loaded once, when
+    they are first used.
 
     Args:
-        batch_size: Items per batch and process.
-        seed: Of the training order, which is a pure function of (seed, epoch). It moves no item between splits.
-        min_batches_per_epoch: A small training split is gone through several times per epoch, to make up so many.
-        flip: Train on mirrored images too: an epoch holds every image once as it is and once mirrored left to right.
+        batch_size: Number of items per batch and process, at least 1.
+        seed: Seed of the training order, which is a pure function of (seed, epoch). The splits do not depend on it.
+        min_batches_per_epoch: Minimum number of batches per epoch; a small training split is repeated to reach it.
+        flip: Train on mirrored images too: an epoch has every image once as it is, and once mirrored left to right.
 
     Raises:
         ValueError: If a size or seed is out of its range.
@@ -58,13 +58,13 @@ class DataModule(LightningDataModule):
 
     name: str = "data"
     data_range: tuple[float, float] = (-1.0, 1.0)
-    in_files: bool = False  # whether rows are read from files batch by batch
-    bounded: bool = True  # whether all values must lie in data_range; False for densities, whose tails may reach beyond
-    units: Units | None = None  # of float data; None: they are on [-1, 1] already, or have levels
-    modality_class: type[Modality] | None = None  # what kind of thing an item is; None: the shape tells
-    class_names: tuple[str, ...] | None = None  # of the classes 0, 1, ..., where they have names; set by `load`
-    value_names: Mapping[str, Sequence[str]] = MappingProxyType({})  # likewise of other conditions that are classes
-    why_no_labels: str = ""  # what `load` found in the place of labels, for messages: "; ..."
+    in_files: bool = False  # whether rows are read from files in batches
+    bounded: bool = True  # whether all values must lie in data_range; False for densities, whose tails may exceed it
+    units: Units | None = None  # units of float data; None: they are on [-1, 1] already, or have levels
+    modality_class: type[Modality] | None = None  # modality of the items; None: by their shape
+    class_names: tuple[str, ...] | None = None  # names of the classes 0, 1, ..., if there are any; set by `load`
+    value_names: Mapping[str, Sequence[str]] = MappingProxyType({})  # names of the classes of other conditions
+    why_no_labels: str = ""  # why there are no labels, as the end of a message; set by `load`
 
     def __init__(
         self, batch_size: int = 128, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
@@ -78,7 +78,7 @@ class DataModule(LightningDataModule):
                 f"an epoch of {items} items, batch_size x min_batches_per_epoch, is more than the {_MOST_ITEMS} allowed"
             )
 
-    # What a subclass writes
+    # To be defined by a subclass
 
     def load(self) -> dict[str, Split]:
         """Read the splits `train`, `val` and `test`; all with the same shape and levels, values on [-1, 1].
@@ -88,7 +88,7 @@ class DataModule(LightningDataModule):
         """
         raise NotImplementedError
 
-    # What is known of the data
+    # Properties of the data
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -96,13 +96,13 @@ class DataModule(LightningDataModule):
         splits = self.load()
         modality = self._modality(splits["train"])
         if self.flip and not modality.mirrored:
-            raise UserError(f"data.flip mirrors images, and {self.name!r} has {modality.kind}; set data.flip=false")
+            raise UserError(f"data.flip mirrors images, but {self.name!r} has {modality.kind}; set data.flip=false")
         check_splits(self.name, splits, self.bounded, self.class_names)
         return splits
 
     @property
     def modality(self) -> Modality:
-        """What kind of thing an item is, and what is known of its values."""
+        """The modality of the items, such as `Images`."""
         return self._modality(self.splits["train"])
 
     def _modality(self, split: Split) -> Modality:
@@ -116,42 +116,42 @@ class DataModule(LightningDataModule):
 
     @property
     def levels(self) -> int | None:
-        """Number of integer levels the values have, or None for continuous data."""
+        """Number of levels of the values, or None for continuous data."""
         return self.splits["train"].levels
 
     @cached_property
     def conditions(self) -> Conditions:
-        """What is known of each item beside itself, by name and kind: its `label`, and others; see `kinds_of`."""
+        """The conditions of the items by name: `label`, and others; see `kinds_of`."""
         found, why = kinds_of(self.splits, {"label": self.class_names, **self.value_names})
         self.why_no_labels = why or self.why_no_labels
         return found
 
     @property
     def n_classes(self) -> int:
-        """Number of classes: one more than the largest label, or the number of class names if that is more.
+        """Number of classes: one more than the largest label, or the number of class names if that is larger.
 
-        0 where the data have no labels that a model could be trained on.
+        0 if the data have no labels that a model could be trained on.
         """
         return getattr(self.conditions.get("label"), "n_classes", 0)
 
     @cached_property
     def std(self) -> float:
-        """Standard deviation of the training split as the model sees it (see `Split.std`)."""
+        """Standard deviation of the training split, scaled to [-1, 1]; see `Split.statistics`."""
         return self.splits["train"].statistics.std
 
     def prepare(self) -> DataModule:
-        """Load now, if that has not been done, and return self."""
+        """Load the data, if that has not been done, and return self."""
         _ = self.splits
         return self
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, for Lightning, and see that each process has something to validate on."""
+        """Load the data, and check that each process has items to validate on (called by Lightning)."""
         self.prepare()
         if stage == "fit":
             self.check_processes(self._process[1])
 
     def check_processes(self, n: int) -> None:
-        """See that the validation split has an item for each of n processes: one without would end the others' run.
+        """Check that the validation split has an item for each of n processes, as a process without one would fail.
 
         Raises:
             UserError: If it has not.
@@ -159,8 +159,8 @@ class DataModule(LightningDataModule):
         items = len(self.splits["val"])
         if items < n:
             raise UserError(
-                f"{self.name}: each process validates on items of its own, and the {items} of the validation split are "
-                f"too few for {n}: take fewer devices (trainer.devices=, trainer.num_nodes=), or a larger split"
+                f"{self.name}: each process needs items to validate on, and the {items} of the validation split are "
+                f"too few for {n}: use fewer devices (trainer.devices=, trainer.num_nodes=) or a larger split"
             )
 
     def split(self, name: str) -> Split:
@@ -178,21 +178,21 @@ class DataModule(LightningDataModule):
         return self.split(name).tensor()
 
     def encode(self, y: npt.ArrayLike | Tensor) -> Tensor:
-        """Data in their own units, [B, *shape], as models see them: float32 on [-1, 1]."""
+        """Convert data in their own units, [B, *shape], to the scale of models, float32 on [-1, 1]."""
         return self.modality.encode(torch.as_tensor(y))
 
     def decode(self, x: Tensor) -> Tensor:
-        """What models see or make, [B, *shape], in the data's own units: float32, or uint8 levels where they have some.
+        """Convert data or samples on [-1, 1], [B, *shape], to the data's own units; the inverse of `encode`.
 
-        The inverse of `encode`.
+        float32, or uint8 for data with levels.
         """
         return self.modality.decode(x)
 
     def change_units(self, units: Units | None) -> None:
-        """Bring float data to another map between their own units and [-1, 1], such as that of a model.
+        """Change the scaling of float data between their own units and [-1, 1], for instance to that of a model.
 
         Args:
-            units: The map; None: the data's own units are on [-1, 1] already.
+            units: The scaling; None: the data's own units are on [-1, 1] already.
         """
         if units == self.units or self.levels is not None:
             return
@@ -203,11 +203,11 @@ class DataModule(LightningDataModule):
 
     @property
     def config(self) -> dict[str, Any]:
-        """`_target_` and every constructor argument: what rebuilds this data set."""
+        """`_target_` and all constructor arguments, from which this data set can be rebuilt."""
         return settings_of(self, DataModule)
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data, in plain containers."""
+        """The description of the data that checkpoints contain, in plain Python containers."""
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -223,10 +223,10 @@ class DataModule(LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> dict[str, Any] | None:
-        """Number and digest of the items that training sees, by split; None where they follow from the arguments.
+        """Number and digest of the training and validation items, by split; None if they follow from the arguments.
 
-        It tells data from others of the same shape. A digest is over all bytes of a split of up to 64 MiB, and over
-        evenly spaced items that make up so much of a larger one.
+        It distinguishes data of the same shape. The digest is of all bytes of a split up to 64 MiB, and of evenly spaced
+        items of that size from a larger one.
         """
         return {name: {"items": len(self.splits[name]), "digest": self.digest(name)} for name in ("train", "val")}
 
@@ -235,7 +235,7 @@ class DataModule(LightningDataModule):
         return self.splits[name].digest()
 
     def changed_since(self, fingerprint: dict[str, Any] | None) -> str:
-        """How the data differ from those of a fingerprint, in words; empty where they do not, or nobody knows."""
+        """How the data differ from those of a fingerprint, as a message; "" if they do not, or it is unknown."""
         return differences(fingerprint, self.fingerprint)
 
     # Batches
@@ -264,7 +264,7 @@ class DataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def train_dataloader(self) -> Loader:
-        """Shuffled full batches; in a resumed run, from where the stopped one left off."""
+        """Shuffled full batches; in a resumed run, those that follow the last batch before the stop."""
         n = len(self.splits["train"]) * (2 if self.flip else 1)
         items = self.batch_size * max(
             math.prod(self.shape) * 4, 16 * self.min_batches_per_epoch
@@ -274,10 +274,10 @@ class DataModule(LightningDataModule):
         return self._loader(sampler, self.train_batch, self._batches_done)
 
     def _batches_done(self) -> int | None:
-        """Batches that the run has been trained on, over all epochs and restarts; None outside training.
+        """Number of batches that the run has been trained on, over all epochs and restarts; None outside training.
 
-        The total is right where a count within the epoch is not: a run that reached max_steps has its broken epoch
-        booked as a whole one, and the count of started batches includes one that a crash left undone.
+        Lightning's other counters are not reliable: a run that reached max_steps has its incomplete epoch counted as
+        complete, and the number of started batches includes one that was interrupted by a crash.
         """
         if self.trainer is None or not self.trainer.training:
             return None
@@ -288,9 +288,9 @@ class DataModule(LightningDataModule):
         return self._loader(InOrder(len(split), self.batch_size, *self._process), split.batch)
 
     def val_dataloader(self) -> Loader:
-        """The validation split in order, the last batch possibly smaller."""
+        """The validation split in order; the last batch may be smaller."""
         return self._in_order("val")
 
     def test_dataloader(self) -> Loader:
-        """The test split in order, the last batch possibly smaller."""
+        """The test split in order; the last batch may be smaller."""
         return self._in_order("test")

@@ -1,4 +1,4 @@
-"""The names under which data sets keep their splits and what is in them."""
+"""The usual names of splits, and of arrays in files."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ ITEM_NAMES = {
     "labels": ("labels", "label", "y", "targets", "target", "classes"),
     "class_names": ("class_names", "label_names", "classnames", "target_names"),
 }
-"""Spellings of what there is of each split, in lower case; the class names are common to all."""
+"""Names of the arrays of each split, in lower case; the class names are common to all splits."""
 
 _SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _ITEMS = {name: item for item, names in ITEM_NAMES.items() for name in names}
 
 
 def split_folders(names: Iterable[str], where: str) -> dict[str, str]:
-    """Which of some subfolders hold splits.
+    """Find the subfolders of the splits.
 
     Args:
-        names: Of the subfolders.
+        names: Names of the subfolders.
         where: The folder, for messages.
 
     Returns:
-        Subfolder by split; empty if there is none for train.
+        The subfolder of each split; empty if there is none for train.
 
     Raises:
-        UserError: If two stand for the same split, or all stand for splits and none for train.
+        UserError: If there are two for the same split, or all subfolders are splits but none is train.
     """
     names = list(names)
     found = _unique(((_SPLITS.get(name.lower()), name) for name in names), where)
@@ -46,18 +46,18 @@ def split_folders(names: Iterable[str], where: str) -> dict[str, str]:
 
 
 def array_names(names: Iterable[str], where: str, conditions: Sequence[str] = ()) -> dict[str, str]:
-    """Which of some arrays hold what: `x_train`, `train_images`, `images` and the like are the training images.
+    """Find the arrays of a file by their usual names: `x_train`, `train_images`, `images` etc. are training images.
 
     Args:
-        names: Of the arrays.
+        names: Names of the arrays.
         where: The file, for messages.
         conditions: Names of conditions whose arrays are wanted too.
 
     Returns:
-        Name by `train_images`, `val_labels`, `train_CONDITION`, ... and `class_names`.
+        The array's name for each of `train_images`, `val_labels`, `train_CONDITION`, ... and `class_names` that exists.
 
     Raises:
-        UserError: If two stand for the same.
+        UserError: If there are two for the same.
     """
     wanted = {
         f"{split}{mark}{name}".lower() if first else f"{name}{mark}{split}".lower(): f"{_SPLITS[split]}_{name}"
@@ -70,7 +70,7 @@ def array_names(names: Iterable[str], where: str, conditions: Sequence[str] = ()
 
 
 def _role(name: str) -> str | None:
-    """What an array's name in lower case says that it holds."""
+    """The standard name of an array, by its name in lower case; None if it is not a usual one."""
     if name in _ITEMS or name in _SPLITS:
         split, item = _SPLITS.get(name, "train"), _ITEMS.get(name, "images")
     else:

@@ -1,4 +1,4 @@
-"""Signals of random processes whose law is known exactly."""
+"""Signals of random processes whose distribution is known exactly."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class OrnsteinUhlenbeck(Density):
         x_1 = s z_1,   x_{k+1} = a x_k + s sqrt(1 - a^2) z_{k+1},   z_k ~ N(0, 1).
 
     Args:
-        channels: C.
-        length: L, the steps of a signal.
-        scale: s, the standard deviation of every value.
-        correlation: tau, in steps.
+        channels: C, at least 1.
+        length: L, the number of steps of a signal, at least 1.
+        scale: s, the standard deviation of every value, positive.
+        correlation: tau, in steps, positive.
         **sizes: See `Density` and `DataModule`.
 
     References:
@@ -57,7 +57,7 @@ class OrnsteinUhlenbeck(Density):
         return x
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Closed form, float64 [B]: each step is normal given the one before."""
+        """Closed form, float64 [B]: given the previous step, each step is normal."""
         x = x.double()
         steps = torch.cat([x[..., :1], x[..., 1:] - self._decay * x[..., :-1]], -1)
         std = torch.full((self.length,), self.scale, dtype=torch.float64, device=x.device)

@@ -1,4 +1,4 @@
-"""Streams of random numbers that are a pure function of integers."""
+"""Random number streams that are a pure function of integers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One split of a data set, and how splits are drawn."""
+"""A split of a data set, and how splits are drawn."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality.levels import from_levels
 
-_STD_VALUES = 2**28  # values looked at, at most, for a split's statistics
+_STD_VALUES = 2**28  # maximum number of values used for a split's statistics
 _CHUNK = 2**22  # values converted to float64 at a time
-_DIGEST_BYTES = 2**26  # bytes that go into a digest, at most
+_DIGEST_BYTES = 2**26  # maximum number of bytes used for a digest
 
 
 class Rows(Protocol):
-    """What a split needs of its data: a shape [N, ...] and rows by index. A tensor is one; so are image files."""
+    """The interface of a split's data: a shape [N, ...] and rows by index. Tensors and `ImageFiles` have it."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -32,11 +32,11 @@ class Rows(Protocol):
         """A slice of rows."""
 
     def index_select(self, dim: int, index: Tensor, /) -> Tensor:
-        """Rows (dim = 0) by an int64 tensor of indices; on tensors, several times faster than `x[index]`."""
+        """Rows (dim = 0) by an int64 tensor of indices; for tensors, several times faster than `x[index]`."""
 
 
 class Statistics(NamedTuple):
-    """Of all values of a split together, as models see them. NaN where one of them is NaN or infinite."""
+    """Statistics of all values of a split, scaled to [-1, 1]. NaN if one of the values is NaN or infinite."""
 
     low: float
     high: float
@@ -45,13 +45,13 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """One split, held in its smallest form.
+    """One split, stored compactly.
 
     Attributes:
-        x: [N, *shape], uint8 levels from 0 to levels - 1, or float32 already on [-1, 1].
+        x: [N, *shape], uint8 levels from 0 to levels - 1, or float32 on [-1, 1].
         label: [N], int64 class numbers, or None.
-        levels: How many levels x has, or None for float data.
-        others: What else is known of each item, by name, such as measurements, [N, *] each.
+        levels: Number of levels of x, or None for float data.
+        others: Further conditions of the items by name, such as measurements, [N, *] each.
     """
 
     x: Rows
@@ -64,7 +64,7 @@ class Split:
 
     @property
     def conditions(self) -> dict[str, Tensor]:
-        """All that is known of each item, by name, [N, *] each: its label, if there are labels, and the others."""
+        """All conditions of the items by name, [N, *] each: `label`, if there are labels, and the others."""
         return {**({} if self.label is None else {"label": self.label}), **self.others}
 
     def tensor(self, index: Tensor | None = None) -> Tensor:
@@ -73,13 +73,13 @@ class Split:
         return x if self.levels is None else from_levels(x, self.levels)
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """The rows at index [B]: `x` float32 [B, *shape] on [-1, 1], and by name what else is known of them."""
+        """The rows at index [B]: `x`, float32 [B, *shape] on [-1, 1], and the conditions by name."""
         return {"x": self.tensor(index), **{name: v.index_select(0, index) for name, v in self.conditions.items()}}
 
     def digest(self) -> str:
-        """32 hexadecimal digits that tell a split's values and conditions from others: of its bytes, or of 64 MiB.
+        """A digest of the values and conditions, or of 64 MiB of them: 32 hexadecimal digits.
 
-        The values are those held, so that the digest is the same on every machine if reading the data is exact.
+        It is the same on every machine if reading the data is exact, as it is of the stored values.
         """
         n = len(self)
         size = max(1, int(np.prod(self.x.shape[1:])) * (1 if self.levels else 4))
@@ -96,9 +96,9 @@ class Split:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Least and greatest value, and the standard deviation of all values about their one common mean, in float64.
+        """Least and greatest value, and the standard deviation of all values about their common mean, in float64.
 
-        Exact up to 2^28 values; beyond that, from evenly spaced rows that make up so many.
+        Exact up to 2^28 values; beyond that, computed from evenly spaced rows with so many values.
         """
         n, dims = len(self), max(1, int(np.prod(self.x.shape[1:])))
         kept = torch.linspace(0, n - 1, max(1, min(n, _STD_VALUES // dims)), dtype=torch.float64).round().long()
@@ -116,11 +116,11 @@ class Split:
 
 
 def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
-    """How data differ by their fingerprints, in words; empty where they do not, or nobody knows.
+    """How data differ, by their fingerprints, as a message; "" if they do not, or it is unknown.
 
     Args:
-        before: Number and digest of the items by split, {"items": ..., "digest": ...}; None or empty: not known.
-        now: Likewise.
+        before: Number and digest of the items of each split, {"items": ..., "digest": ...}; None or empty: unknown.
+        now: The same for the present data.
     """
     found: list[str] = []
     if not before or not now:
@@ -142,23 +142,23 @@ def divide(
     where: str = "",
     start: float | None = None,
 ) -> list[Tensor]:
-    """Draw parts of fixed sizes from n items at random, every class (nearly) in proportion, and none without a rest.
+    """Split n items at random into parts of given sizes and the rest, with each class nearly in proportion.
 
-    The shuffled items are ordered by class and each part takes evenly spaced ones from a random start (systematic
-    sampling): every item has the same chance, and a class's share of a part is within one item of exact. Where that
-    would leave nothing of a class, its first item is set aside for the rest and the parts are drawn anew; shares are
-    then within two items. A pure function of its arguments.
+    The shuffled items are ordered by class, and each part takes evenly spaced ones from a random start (systematic
+    sampling): all items have the same probability, and the number of a class's items in a part differs from exact
+    proportion by less than one. If no item of a class would remain in the rest, its first item is reserved for the rest
+    and the parts are drawn again; the numbers then differ by less than two. A pure function of its arguments.
 
     Args:
-        n: How many items.
-        counts: Sizes of the parts, which must leave at least one item for each class.
-        seed: Of the shuffle.
-        labels: [n], class numbers; None treats all as one class.
-        where: What the message on too few items begins with.
-        start: Where the first of the evenly spaced items lies, in [0, 1) of their distance; None: drawn by the seed.
+        n: Number of items.
+        counts: Sizes of the parts, which must leave at least one item of each class.
+        seed: Seed of the shuffle.
+        labels: Class numbers, [n]; None: all items are of one class.
+        where: Beginning of the message on too few items.
+        start: Position of the first of the evenly spaced items, in [0, 1) of their distance; None: random.
 
     Returns:
-        Sorted int64 indices: first what is left over, which has every class, then each part in turn.
+        Sorted int64 indices: first the rest, which has every class, then each part.
 
     Raises:
         UserError: If the items are too few.
@@ -170,7 +170,7 @@ def divide(
         raise UserError(f"{where}{n} training items are too few to split off {' and '.join(map(str, counts))}{each}")
     generator = np.random.default_rng(seed)
     order = generator.permutation(n)
-    if start is None:  # one class, already in a random order, needs none
+    if start is None:  # a single class is in random order already
         start = generator.random() if len(known) > 1 else 0.0
     order = order[np.argsort(classes[order], kind="stable")]
     aside = np.zeros(n, bool)
@@ -184,5 +184,5 @@ def divide(
         lost = np.setdiff1d(known, classes[rest])
         if not len(lost):
             return [torch.from_numpy(np.sort(part)) for part in (rest, *parts)]
-        ordered = classes[order]  # each class is a run, and its first item the one to set aside
+        ordered = classes[order]  # items of a class are adjacent, and the first of them is reserved
         aside[order[np.searchsorted(ordered, lost)]] = True

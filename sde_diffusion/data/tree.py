@@ -1,4 +1,4 @@
-"""Image files below a folder: found through links, with nothing passed over in silence."""
+"""Find image files in a folder and its subfolders, and report what is not used."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Tree:
-    """The images below a folder, in alphabetical order.
+    """The images in a folder and its subfolders.
 
     Attributes:
         folder: The folder.
-        images: Their paths.
-        subfolders: Names of the folders directly below, links among them.
-        other: How many files are of each other kind, by the end of the name.
-        unread: Links to nothing, to folders that are read already, and what is no regular file.
+        images: Paths of the images, in alphabetical order.
+        subfolders: Names of the direct subfolders, including links.
+        other: Number of other files, by suffix.
+        unread: Broken links, links to folders that have been read already, and files that are not regular.
     """
 
     folder: Path
@@ -35,16 +35,16 @@ class Tree:
 
     @property
     def stray(self) -> list[Path]:
-        """Images that lie in no subfolder."""
+        """Images that are not in a subfolder."""
         return [path for path in self.images if path.parent == self.folder]
 
     @property
     def classes(self) -> list[str]:
-        """Subfolders that hold images, in alphabetical order."""
+        """Subfolders with images, in alphabetical order."""
         return sorted({self.subfolder(path) for path in self.images} - {""})
 
     def subfolder(self, path: Path) -> str:
-        """The first subfolder on the way to an image; "" if it lies in none."""
+        """The direct subfolder that contains an image; "" if it is not in one."""
         parts = path.relative_to(self.folder).parts
         return parts[0] if len(parts) > 1 else ""
 
@@ -53,7 +53,7 @@ class Tree:
         found = [f"{count} file{'s' * (count > 1)} {kind}" for kind, count in sorted(self.other.items())]
         empty = sorted(set(self.subfolders) - set(self.classes))
         if empty:
-            found.append(f"{few(empty)}, where no images are")
+            found.append(f"{few(empty)}, without images")
         if self.unread:
             found.append(few(self.unread))
         if found:
@@ -63,20 +63,22 @@ class Tree:
 _ENDINGS = " ".join(SUFFIXES)
 
 
-def look(folder: Path, leave: tuple[str, ...] = ()) -> Tree:
-    """Find the images below a folder; links to folders are followed, each folder is read once, hidden ones are not.
+def find_images(folder: Path, leave: tuple[str, ...] = ()) -> Tree:
+    """Find the images in a folder and its subfolders.
+
+    Links to folders are followed, each folder is read once, and hidden files and folders are ignored.
 
     Args:
         folder: The folder.
-        leave: Names of subfolders to leave out.
+        leave: Names of direct subfolders to leave out.
 
     Raises:
-        UserError: If a folder cannot be looked into.
+        UserError: If a folder cannot be read.
     """
     tree, seen = Tree(folder), set()
     folders, links = [folder], list[Path]()
     while folders or links:
-        # Links wait until the last: a folder that is reached in its own place too is found there.
+        # Links come last, so that a folder that can be reached without a link is found at its own path.
         here = folders.pop() if folders else links.pop(0)
         place = os.path.realpath(here)
         if place in seen:
@@ -89,7 +91,7 @@ def look(folder: Path, leave: tuple[str, ...] = ()) -> Tree:
                 continue
             try:
                 folder_there, file_there = entry.is_dir(), entry.is_file()
-            except OSError as error:  # such as links that lead to each other
+            except OSError as error:  # for instance links that form a loop
                 tree.unread.append(f"{path.relative_to(folder)} ({error.strerror or error})")
                 continue
             if folder_there:
@@ -113,4 +115,4 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"{folder} cannot be looked into: {error.strerror or error}") from error
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Which keywords of a call are conditions, and what to say of the others."""
+"""Which keywords of a call are conditions, and the error messages for others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 _SEEDS = "for reproducible results give seeds=, one integer for each sample"
 _LABEL = "classes are given as label=, integers"
-_STEPS = "how to walk is said where the sampler is made, as in AncestralSampler(steps=50)"
+_STEPS = "this is an argument of the sampler's constructor, as in AncestralSampler(steps=50)"
 _SHAPE = "the number of samples is the first size of shape, (B, *dims)"
-_LATENT = "a start of one's own is given as latent="
+_LATENT = "the starting noise is given as latent="
 _HINTS = {
     **dict.fromkeys(("seed", "seeds", "generator", "generators", "rng", "random_state"), _SEEDS),
     **dict.fromkeys(("labels", "y", "class_label", "class_labels", "classes", "cls"), _LABEL),
@@ -19,14 +19,14 @@ _HINTS = {
     **dict.fromkeys(("n", "batch_size", "num_samples", "n_samples", "size"), _SHAPE),
     **dict.fromkeys(("latents", "noise", "init", "x_T", "z"), _LATENT),
 }
-"""What those who know other libraries type, and what they mean by it."""
+"""Keywords of other libraries, with the hint that replaces each."""
 
 _RESERVED = ("seed", "seeds", "generator")
-"""Never conditions unless a denoiser names them: ignored, they would leave samples other than those asked for."""
+"""Conditions only if a denoiser names them: if they were ignored silently, the samples would be the wrong ones."""
 
 
 def keyword_names(function: Callable[..., Any], first: int) -> tuple[str, ...] | None:
-    """The keywords that a function takes after its first arguments; None if it takes any, or does not say."""
+    """The keywords that a function takes after its first arguments; None if it takes any, or they are unknown."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -38,18 +38,18 @@ def keyword_names(function: Callable[..., Any], first: int) -> tuple[str, ...] |
 
 
 def check_names(given: Mapping[str, Any], allowed: Collection[str] | None, owner: str) -> dict[str, Any]:
-    """See that all conditions are known; those that are None count as not given, known or not.
+    """Check that all conditions are known. Unknown ones that are None are ignored.
 
     Args:
         given: The conditions.
-        allowed: The names of those there are; None for any.
-        owner: Whose they are, for the message.
+        allowed: Names of the known conditions; None: any name is allowed.
+        owner: Whose conditions they are, for the message.
 
     Returns:
-        The conditions, less those that are None and not known.
+        The known conditions.
 
     Raises:
-        TypeError: If one is not known: which, which are allowed, and what may have been meant.
+        TypeError: If one is not known; the message lists those that are, and what may have been meant.
     """
     known = {}
     for name, value in given.items():

@@ -1,4 +1,4 @@
-"""What a network is told of the time."""
+"""The second input of a network, c_noise, as a function of time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sde_diffusion.sde import SDE
 
 
 class NoiseConditioning(ShowsArguments, ABC):
-    """What the network is told of the time: c_noise(t)."""
+    """The second input of a network, c_noise(t)."""
 
     @abstractmethod
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
@@ -21,8 +21,8 @@ class NoiseConditioning(ShowsArguments, ABC):
 class LogSigma(NoiseConditioning):
     """c_noise = log(sigma / alpha) / 4 = -lambda / 8 (Karras et al. 2022, table 1), on any path.
 
-    lambda is held to [-80, 80], beyond any finite noise level in use, so that the network is told a number where alpha
-    is zero (zero terminal SNR) or sigma is.
+    lambda is clamped to [-80, 80], beyond any finite noise level in use, so that c_noise is finite where alpha is zero
+    (zero terminal SNR) or sigma is zero.
     """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Parameterization(ShowsArguments, ABC):
         """
 
     def check(self, sde: SDE) -> None:
-        """See that the parameterization is defined on the path.
+        """Check that the parameterization is defined on the path.
 
         Raises:
             ValueError: If it is not.
@@ -78,7 +78,7 @@ class V(Parameterization):
     """
 
     def check(self, sde: SDE) -> None:
-        """See that alpha^2 + sigma^2 = 1 all along the path."""
+        """Check that alpha^2 + sigma^2 = 1 all along the path."""
         t = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)
         total = sde.alpha(t).square() + sde.sigma(t).square()
         if bool(((total - 1).abs() > 1e-9).any()):

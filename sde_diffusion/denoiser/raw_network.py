@@ -38,7 +38,7 @@ def takes_time(network: nn.Module) -> bool:
 
 
 def check_output(output: object, x: Tensor) -> None:
-    """See that what a network returned is a tensor of its input's shape.
+    """Check that what a network returned is a tensor of its input's shape.
 
     Raises:
         TypeError: If it is not a tensor.

@@ -126,7 +126,7 @@ def elbo(
     most = ", and at most the number of steps"
     draws = check_count("draws", (128 if steps is None else steps) if draws is None else draws, also=most)
     if steps is not None and draws > steps:
-        raise ValueError(f"draws must be a whole number of at least 1{most}; got {draws}")
+        raise ValueError(f"draws must be an integer of at least 1{most}; got {draws}")
     rows = check_count("rows", rows)
     check_dtype(dtype)
     with (

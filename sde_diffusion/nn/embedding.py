@@ -1,9 +1,10 @@
-"""Turn the noise number and the conditions into one vector that the blocks of a network are modulated by."""
+"""Embed the noise level and the conditions into one vector, which modulates the blocks of a network."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_number, check_count, check_sizes
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.conditions import Condition, Conditions
 
 
 def _frequency_buffer(frequencies: Tensor) -> Tensor:
-    """Round angular frequencies to bfloat16 values, so that `network.to(dtype)` never changes the function.
+    """Round angular frequencies to bfloat16 values, so that `network.to(dtype)` does not change the features.
 
-    The product omega c reaches thousands of radians: a frequency rounded by 2^-8 after training would shift the phase
-    by radians.
+    The phase omega c reaches thousands of radians: rounding a frequency by 2^-8 after training would shift it by
+    radians.
     """
     return frequencies.to(torch.bfloat16).to(torch.float32)
 
@@ -37,7 +39,7 @@ class SinusoidalFeatures(nn.Module):
         self.register_buffer("frequencies", _frequency_buffer(frequencies))
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        """Map c_noise [N] (any real, no unit) to features [N, dim], in float32 or the wider type of c_noise."""
+        """Map c_noise [N], real numbers, to features [N, dim], in float32 or the wider type of c_noise."""
         # Half precision has no digits left for a phase of thousands of radians.
         dtype = torch.promote_types(c_noise.dtype, torch.float32)
         phase = c_noise.to(dtype)[:, None] * self.frequencies.to(dtype)
@@ -47,9 +49,9 @@ class SinusoidalFeatures(nn.Module):
 class PositionalEmbedding(SinusoidalFeatures):
     """Sines and cosines of geometrically spaced frequencies: omega_k = highest (lowest / highest)^(k / (dim/2 - 1)).
 
-    The usual frequencies, 1 down to 1e-4, were made for steps 0 ... 999; on log(sigma/alpha)/4, a range of about
-    [-4, 4], most of those features are constants. From 16 radians a unit down to 1e-3 the same features resolve both:
-    0.01 of log(sigma/alpha)/4 turns the fastest phase by 0.16 rad, and the slowest by 1 rad over the 999 of 999 t.
+    The usual frequencies, 1 down to 1e-4, were chosen for steps 0 ... 999. On log(sigma/alpha)/4, with a range of about
+    [-4, 4], most of those features would be constant. The defaults suit both: a change of 0.01 in log(sigma/alpha)/4
+    turns the fastest phase by 0.16 rad, and the slowest turns by 1 rad over 0 ... 999.
 
     Args:
         dim: Number of features; even, at least 4.
@@ -73,10 +75,10 @@ class PositionalEmbedding(SinusoidalFeatures):
 
 
 class StepEmbedding(PositionalEmbedding):
-    """DDPM's: frequencies from 1 radian a step down to 1e-4, for step numbers 0 ... 999 (noise_conditioning="step").
+    """DDPM's frequencies, 1 down to 1e-4 radians per step, for steps 0 ... 999 (noise_conditioning="step").
 
-    With `PositionalEmbedding` a network told of 999 t would see features that turn 2,500 times along the path, in which
-    it is rough: its flow then takes four times the passes to solve.
+    With the default frequencies of `PositionalEmbedding`, features of 999 t would turn 2,500 times along the path. The
+    network would then vary rapidly in time, and its probability flow take more network passes to solve.
 
     Args:
         dim: Number of features; even, at least 4.
@@ -92,13 +94,14 @@ class StepEmbedding(PositionalEmbedding):
 class FourierEmbedding(SinusoidalFeatures):
     """Sines and cosines of random, fixed frequencies: omega_k = 2 pi scale z_k, z_k standard normal.
 
-    Drawn once from a generator of fixed seed: equal in each process and each construction, and stored with the weights.
+    They are drawn from a generator with a fixed seed, so that they are the same in each process, and are stored with
+    the weights.
 
     Args:
         dim: Number of features; even, at least 4.
         scale: Standard deviation of the frequencies, in turns per unit of c_noise; positive. 1 suits
-            log(sigma/alpha)/4; NCSN++ takes 16.
-        seed: Of the generator.
+            log(sigma/alpha)/4; NCSN++ uses 16.
+        seed: Seed of the generator.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -119,7 +122,7 @@ def check_dim(dim: int) -> int:
     """The size of an embedding, as an int.
 
     Raises:
-        ValueError: If it is odd, below 4 or not whole.
+        ValueError: If it is odd, below 4 or not an integer.
     """
     size = check_count("embedding_dim", dim, least=4)
     if size % 2:
@@ -135,18 +138,18 @@ EMBEDDINGS: dict[str, type[PositionalEmbedding] | type[FourierEmbedding]] = {
 
 
 class Conditioning(nn.Module):
-    """One vector per sample from the noise number and the conditions: SiLU(W_2 SiLU(W_1 f(c) + sum_k e_k(value_k))).
+    """One vector for each sample from c_noise and the conditions: SiLU(W_2 SiLU(W_1 f(c) + sum_k e_k(value_k))).
 
     Args:
         dim: Size of the vector; even, at least 4.
         n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
-        embedding: The noise features f, "positional", "ddpm" or "fourier", or a module from c_noise [N] to [N, dim].
-        conditions: What else the network is told of each sample, by name, each with its embedding e_k.
+        embedding: The features f of c_noise: "positional", "ddpm" or "fourier", or a module that maps [N] to [N, dim].
+        conditions: The conditions by name, each with an embedding e_k.
 
     Raises:
-        ValueError: If embedding is unknown or of another width, n_classes negative, dim odd or below 4, or a condition
-            has no good name.
-        TypeError: If a condition is none.
+        ValueError: If embedding is unknown or of another width, n_classes is negative, dim is odd or below 4, or a name
+            cannot be that of a condition.
+        TypeError: If a value of `conditions` is not a `Condition`.
     """
 
     def __init__(
@@ -169,18 +172,18 @@ class Conditioning(nn.Module):
 
         Args:
             c_noise: [] or [B], any real number.
-            label: [B], int64 in 0 ... n_classes, n_classes being the null class; None: the null class for all.
-            **conditions: Values of the others, [B, *shape] each; None: the null value for all.
+            label: [B], int64 in 0 ... n_classes, where n_classes is the null class; None: the null class for all.
+            **conditions: Values of the other conditions, [B, *shape] each; None: the null value for all.
 
         Raises:
             ValueError: If a condition is given that the network was built without.
         """
         given = {name: value for name, value in {"label": label, **conditions}.items() if value is not None}
-        if strange := ", ".join(name for name in given if name not in self.conditions):
-            takes = ", ".join(self.conditions) or "none"
+        if unknown := ", ".join(name for name in given if name not in self.conditions):
+            known = ", ".join(self.conditions) or "none"
             raise ValueError(
-                f"this network was built without the condition {strange} (with {takes}); set n_classes or conditions, "
-                "or pass None"
+                f"this network was built without the condition {unknown} (it has {known}); set n_classes or "
+                "conditions, or pass None"
             )
         h = self.input(self.features(c_noise.reshape(-1)).to(self.input.weight.dtype))
         for name, embedding in self.embeddings.items():
@@ -190,11 +193,11 @@ class Conditioning(nn.Module):
 
 
 class Network(nn.Module):
-    """What the library's networks have in common; see `NetworkDenoiser` for what the attributes say.
+    """The base class of the library's networks; see `NetworkDenoiser` for `casts_inputs` and `condition_names`.
 
     Attributes:
-        shape: Of one sample.
-        conditioning: The embedding of noise level and conditions.
+        shape: Shape of one sample.
+        conditioning: The embedding of the noise level and the conditions.
     """
 
     casts_inputs = True
@@ -203,13 +206,13 @@ class Network(nn.Module):
 
     @property
     def condition_names(self) -> tuple[str, ...]:
-        """Those that the network was built with."""
+        """Names of the conditions that the network was built with."""
         return tuple(self.conditioning.conditions)
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
     ) -> dict[str, Tensor | None]:
-        """Conditions as `forward` takes them; see `Condition.check`."""
+        """Check conditions, and return them as `forward` takes them; see `Condition.check`."""
         return self.conditioning.conditions.check(conditions, batch, device, wait)
 
     def extra_repr(self) -> str:
@@ -218,20 +221,21 @@ class Network(nn.Module):
 
 
 def _features(embedding: str | nn.Module, dim: int) -> nn.Module:
-    """The noise features that a name stands for, or those given."""
-    if isinstance(embedding, nn.Module):
+    """The module that computes features of c_noise, given by name or as it is.
+
+    Raises:
+        ValueError: If it is neither, or its features are not [N, dim].
+    """
+    table = {name: partial(kind, dim) for name, kind in EMBEDDINGS.items()}
+    module: nn.Module = as_instance("embedding", embedding, table, nn.Module, f"a module [N] -> [N, {dim}]")
+    if module is embedding:
         with torch.no_grad():
-            found = embedding(torch.zeros(1))
+            found = module(torch.zeros(1))
         if found.shape != (1, dim):
             raise ValueError(
                 f"embedding must map [N] to [N, {dim}] (embedding_dim); it maps [1] to {list(found.shape)}"
             )
-        return embedding
-    if not isinstance(embedding, str) or embedding not in EMBEDDINGS:
-        raise ValueError(
-            f"embedding must be one of {', '.join(EMBEDDINGS)}; got {embedding!r} (or give a module [N] -> [N, {dim}])"
-        )
-    return EMBEDDINGS[embedding](dim)
+    return module
 
 
 def check_arguments(x: Tensor, c_noise: Tensor, shape: tuple[int, ...]) -> None:

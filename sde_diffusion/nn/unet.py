@@ -40,7 +40,7 @@ class UNet(Network):
         embedding_dim: Size of the conditioning vector; even, at least 4.
         embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
             [N, embedding_dim].
-        conditions: What the network is told of each sample, by name; see `sde_diffusion.conditions`.
+        conditions: The conditions by name; see `sde_diffusion.conditions`.
 
     Raises:
         ValueError: If an argument is outside its range.

@@ -35,7 +35,7 @@ NOT_NEGATIVE = Option("a number of at least 0", lambda value: _number(value) >= 
 AT_LEAST_ONE = Option("a number of at least 1", lambda value: _number(value) >= 1)
 SHARE = Option("a number above 0 and up to 1", lambda value: 0 < _number(value) <= 1)
 BOOLEAN = Option("true or false", lambda value: isinstance(native(value), bool))
-COUNT = Option("a whole number of at least 1", lambda value: _number(value) >= 1 and _number(value) % 1 == 0)
+COUNT = Option("an integer of at least 1", lambda value: _number(value) >= 1 and _number(value) % 1 == 0)
 PLACES = Option(
     "a list of different places between 0 and 1",
     lambda value: (

@@ -1,6 +1,6 @@
 """How is the denoiser learnt? Objectives, the LightningModule, weight averaging and callbacks.
 
-Objectives come at once; what needs Lightning, which takes seconds to import, when it is first asked for.
+Names that need Lightning, which takes seconds to import, are imported when they are first used.
 """
 
 from importlib import import_module
@@ -35,14 +35,22 @@ if TYPE_CHECKING:
     from sde_diffusion.training.module import ScoreModel
     from sde_diffusion.training.noise_levels import LossByNoiseLevel
 
-_LATE = {
-    **dict.fromkeys(("SampleGrid", "StopOnNonFinite", "TrainingProgress"), "callbacks"),
-    **dict.fromkeys(("BestCheckpoint", "FinalValidation", "LastCheckpoint"), "checkpoint_callbacks"),
-    **dict.fromkeys(("CSVLogger", "WandbLogger"), "loggers"),
-    **{"EMA": "ema", "GenerativeModel": "generative", "ScoreModel": "module", "LossByNoiseLevel": "noise_levels"},
+_LAZY = {
+    "BestCheckpoint": "checkpoint_callbacks",
+    "CSVLogger": "loggers",
+    "EMA": "ema",
+    "FinalValidation": "checkpoint_callbacks",
+    "GenerativeModel": "generative",
+    "LastCheckpoint": "checkpoint_callbacks",
+    "LossByNoiseLevel": "noise_levels",
+    "SampleGrid": "callbacks",
+    "ScoreModel": "module",
+    "StopOnNonFinite": "callbacks",
+    "TrainingProgress": "callbacks",
+    "WandbLogger": "loggers",
 }
-NOT_BUILDABLE = tuple(_LATE)
-"""What Lightning runs: it writes files and talks to servers, and no configuration out of a checkpoint may name it."""
+NOT_BUILDABLE = tuple(_LAZY)
+"""Classes that may write files or use the network, and that no configuration in a checkpoint may name."""
 
 __all__ = [
     "EMA",
@@ -77,6 +85,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,4 +1,4 @@
-"""Callbacks: a sample grid every so often, a stop when the loss is no number, a progress bar over the whole run."""
+"""Callbacks: sample grids during training, a stop when the loss is NaN or infinite, a progress bar for the run."""
 
 from __future__ import annotations
 
@@ -40,22 +40,21 @@ log = logging.getLogger(__name__)
 
 
 class SampleGrid(Callback):
-    """Draw samples of the averaged weights at every `every_n_validations`-th validation, from the same seeds.
+    """Draw samples with the averaged weights at every `every_n_validations`-th validation, and at the last one.
 
-    And at a run's last one. A resumed run counts on, so that it draws where the unbroken run would.
-
-    Written to `folder/step-N.png`, and to every logger that takes images (wandb).
+    The seeds are always the same. A resumed run draws at the same validations as an uninterrupted one. The pictures are
+    written to `folder/step-N.png`, and sent to every logger that takes images (wandb).
 
     Args:
-        folder: Where the pictures go.
+        folder: Folder of the pictures.
         sampler: The sampler.
-        n: How many samples.
-        every_n_validations: How often, at least 1.
-        denoiser_of: The denoiser to draw with, guided perhaps; the model's own if not given.
+        n: Number of samples, at least 1.
+        every_n_validations: Number of validations between pictures, at least 1.
+        denoiser_of: Returns the denoiser of a model to draw with, perhaps with guidance; None: the model's own.
 
     Raises:
         ValueError: If n or every_n_validations is less than 1.
-        TypeError: If sampler is none.
+        TypeError: If sampler is not a `Sampler`.
     """
 
     def __init__(
@@ -76,10 +75,10 @@ class SampleGrid(Callback):
         self._validations = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See by a walk's first step that the sampler can walk on the model's path, before any training.
+        """Check with the first step of a walk that the sampler works on the model's path, before any training.
 
         Raises:
-            UserError: If it cannot.
+            UserError: If it does not.
         """
         assert isinstance(pl_module, ScoreModel)
         if not trainer.is_global_zero or "shape" not in pl_module.data:
@@ -92,7 +91,7 @@ class SampleGrid(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Draw at the first batch: every callback, EMA among them, has prepared the validation by then."""
+        """Draw at the first batch, when all callbacks, such as EMA, have prepared the validation."""
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
             return
         if not trainer.should_stop and (self._validations + 1) % self.every_n_validations:
@@ -105,10 +104,10 @@ class SampleGrid(Callback):
                 log_image(key="samples", images=[picture], step=trainer.global_step)
 
     def _conditions(self, model: ScoreModel, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the samples are drawn under.
+        """The conditions to draw samples with.
 
-        All that there is in turn, as of classes; where that is too much to be counted, what the first items of a batch
-        come with, all of an item's conditions together; nothing where there is no batch.
+        If all conditions are countable, such as classes, their values in turn. Otherwise those of the first items of a
+        batch, or their null values if there is no batch.
         """
         found: dict[str, Any] = {name: kind.in_turn(self.n) for name, kind in model.conditions.items()}
         if any(values is None for values in found.values()):
@@ -129,33 +128,33 @@ class SampleGrid(Callback):
             torch.random.set_rng_state(state)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the validation, if it is not one more than the unbroken run's because this one stops here."""
+        """Count the validation, unless it takes place only because the run stops here."""
         interval = trainer.val_check_batch
         due = not trainer.should_stop or not interval or (trainer.fit_loop.total_batch_idx + 1) % interval == 0
         self._validations += due and not trainer.sanity_checking
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of validations."""
+        """The number of validations."""
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Count on."""
+        """Restore the number of validations."""
         self._validations = state_dict["validations"]
 
 
 def _modality(module: LightningModule, batch: dict[str, Any]) -> Modality:
-    """What a module is trained on, also where it has no description of it."""
+    """The modality of a module's data, or the one that a batch's shape implies if it has no description of them."""
     return modality_of({**getattr(module, "data", {}), "shape": batch["x"].shape[1:]})
 
 
 class StopOnNonFinite(Callback):
-    """Stop when the loss or a weight is no longer a finite number, before it reaches a checkpoint.
+    """Stop when the loss or a weight becomes NaN or infinite, before a checkpoint contains it.
 
-    The loss is looked at each step on the CPU and every `every_n_steps` on a GPU, where looking means waiting; the
-    weights before each checkpoint is written.
+    The loss is checked in each step on the CPU, and every `every_n_steps` steps on a GPU, where a check must wait for
+    the device. The weights are checked before each checkpoint is written.
 
     Args:
-        every_n_steps: How often to look on a GPU, at least 1.
+        every_n_steps: Number of steps between checks on a GPU, at least 1.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -164,7 +163,7 @@ class StopOnNonFinite(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the loss."""
+        """Check the loss."""
         if pl_module.device.type != "cpu" and trainer.global_step % self.every_n_steps:
             return
         loss = float(outputs["loss"])
@@ -172,7 +171,7 @@ class StopOnNonFinite(Callback):
             raise _diverged(trainer, f"the loss became {loss}")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look at the weights."""
+        """Check the weights."""
         norms = torch._foreach_norm([p.detach() for p in pl_module.parameters()])
         if not bool(torch.isfinite(torch.stack(norms)).all()):
             raise _diverged(trainer, "the weights became infinite or NaN")
@@ -180,19 +179,19 @@ class StopOnNonFinite(Callback):
 
 def _diverged(trainer: Trainer, what: str) -> UserError:
     return UserError(
-        f"{what} at step {trainer.global_step}: training stopped, and the checkpoints written before are kept. Try a "
-        "smaller model.lr, more model.warmup_steps, a smaller trainer.gradient_clip_val, or trainer.precision=32-true; "
-        "look also at the data for values far outside [-1, 1]"
+        f"{what} at step {trainer.global_step}: training stopped, and earlier checkpoints are kept. Try a smaller "
+        "model.lr, more model.warmup_steps, a smaller trainer.gradient_clip_val, or trainer.precision=32-true; check "
+        "that the data have no values far outside [-1, 1]"
     )
 
 
 class TrainingProgress(ProgressBar):
-    """One bar over all steps of the run: step, loss, validation loss, items/s, time left; a log line a validation.
+    """A progress bar for the run: step, loss, validation loss, items/s, time left; and a log line at each validation.
 
-    Where no terminal is there to draw on, a log line takes the bar's place now and then; see `progress`.
+    Without a terminal, occasional log lines replace the bar; see `progress`.
 
     Args:
-        refresh_every: Steps between updates of the bar.
+        refresh_every: Number of steps between updates of the bar, at least 1.
     """
 
     def __init__(self, refresh_every: int = 20) -> None:
@@ -206,7 +205,7 @@ class TrainingProgress(ProgressBar):
         self._rate = 0.0
 
     def disable(self) -> None:
-        """Turn the bar off (Lightning calls this on all processes but the first)."""
+        """Turn the bar off (Lightning calls this in all processes except the first)."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -214,7 +213,7 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the bar."""
+        """Show the bar."""
         self._since, self._items = time.perf_counter(), 0
         if self._enabled:
             steps = float(trainer.estimated_stepping_batches)
@@ -224,7 +223,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count items, and now and then update the bar or leave a line."""
+        """Count items; update the bar, or write a log line, if one is due."""
         self._items += len(batch["x"]) * trainer.world_size
         self._unit = self._unit or _modality(pl_module, batch).unit
         if self._bar is not None and (trainer.global_step % self.refresh_every == 0 or self._bar.due):
@@ -232,21 +231,21 @@ class TrainingProgress(ProgressBar):
             self._update(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a line that stays, and do not count the validation's time as training."""
+        """Write a log line, and exclude the time of the validation from the speed."""
         if self._bar is not None and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             self._update(trainer, stays=True)
         self._since, self._items = time.perf_counter(), 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure before the validation begins."""
+        """Measure the speed before the validation begins."""
         self._measure()
 
     def _stop(self) -> None:

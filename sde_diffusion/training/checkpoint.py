@@ -1,4 +1,4 @@
-"""Reading checkpoints: as data, never as code, and only after every entry has been checked."""
+"""Reading of checkpoints: as data, never as code, with every entry checked before it is used."""
 
 from __future__ import annotations
 
@@ -28,53 +28,51 @@ from sde_diffusion.training.checkpoint_contents import (
     check_resumable,
 )
 from sde_diffusion.training.entries import ContentsError
-from sde_diffusion.training.former import as_now
+from sde_diffusion.training.migration import migrate
 from sde_diffusion.training.weights import check_moments, check_weights
 
 log = logging.getLogger(__name__)
 
 
 def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of this package: the one way in for what such a file says.
+    """Read a checkpoint of this package. All code that uses the contents of such a file reads it with this function.
 
-    Nothing of the file is believed: its checksum is verified, its sizes are compared with the file's, nothing in it is
-    called, every entry that is read anywhere has the type and structure that it must have (see `check_contents`), and
-    of paths only names are left.
+    The file is not trusted: its checksum and its sizes are verified, no code from it is run, every entry that is used
+    must have the right type and structure (see `check_contents`), and paths are reduced to file names.
 
     Args:
         path: The file.
-        map_location: Where the tensors go.
+        map_location: Device of the tensors; see `torch.load`.
 
     Returns:
-        The checkpoint's plain contents, in today's layout.
+        The contents of the checkpoint, converted to the present layout.
 
     Raises:
-        UserError: If the file is missing, damaged, holds anything but data, is another program's or a later version's.
+        UserError: If the file is missing or damaged, contains more than data, or was written by another program or a
+            later version.
     """
     path = _existing(path)
     _check_archive(path)
     checkpoint = _load(path, map_location)
     mark = checkpoint.get("sde_diffusion") if isinstance(checkpoint, dict) else None
     if mark is None or "state_dict" not in checkpoint:
-        raise UserError(f"{path} was not written by sde_diffusion: it lacks its mark and cannot be used here")
+        raise UserError(f"{path} was not written by sde_diffusion and cannot be used here")
     _check_version(mark, path)
     try:
         check_contents(checkpoint)
     except ContentsError as error:
         raise UserError(f"{path} does not describe its model and run: {error}; use an earlier checkpoint") from error
-    return as_now(_with_paths_in(checkpoint, path.parent.absolute()))
+    return migrate(_with_paths_in(checkpoint, path.parent.absolute()))
 
 
 def _with_paths_in(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Contents in which the files that Lightning's ModelCheckpoint has written lie in a folder, by their names alone.
+    """Replace the folders in the paths of Lightning's ModelCheckpoint by the checkpoint's own folder.
 
-    They lie where the checkpoint lies. Where they lay when it was written says nothing of this machine, and Lightning
-    would remove what is named there.
+    The stored folders may be those of another machine, and Lightning removes files at these paths.
 
     Args:
-        checkpoint: Contents that have been checked; changed in place.
-        folder: The checkpoint's own.
-
+        checkpoint: Checked contents; changed in place.
+        folder: The folder of the checkpoint.
     """
 
     def here(path: str) -> str:
@@ -92,16 +90,16 @@ def _with_paths_in(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path, resuming: bool) -> None:
-    """See that a checkpoint's contents, read by whomever, are those of a run of this model.
+    """Check that the contents of a checkpoint fit a model.
 
     Args:
         model: The model.
-        checkpoint: What the file holds.
+        checkpoint: The contents.
         path: The file, for messages.
-        resuming: Whether the run is to go on from there exactly, and not the model alone to be used.
+        resuming: Whether the run is to be resumed exactly, rather than only the model used.
 
     Raises:
-        UserError: If they are not.
+        UserError: If they do not.
     """
     try:
         check_contents(checkpoint)
@@ -116,7 +114,7 @@ def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path,
 
 
 def expect_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """See that contents that have been checked are those of a run that can be resumed exactly.
+    """Check that a run can be resumed exactly from checked contents.
 
     Raises:
         UserError: If something is missing.
@@ -125,18 +123,18 @@ def expect_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         check_resumable(checkpoint)
     except ContentsError as error:
         raise UserError(
-            f"{path} holds a model, and not all of the run that made it: {error}. The run cannot be resumed from it as "
-            "it would have gone on; sample, evaluate and likelihood take it, or train anew without ckpt="
+            f"{path} has a model but not the full state of its run: {error}. The run cannot be resumed exactly; use it "
+            "with sample, evaluate and likelihood, or train again without ckpt="
         ) from error
 
 
 def _existing(path: Any) -> Path:
-    """The file that is meant.
+    """The path of an existing file.
 
     Raises:
-        UserError: If there is none, or it cannot be opened.
+        UserError: If there is no such file, or it cannot be opened.
     """
-    if not isinstance(path, str | os.PathLike | int | float) or path is True:  # a file may be called 7
+    if not isinstance(path, str | os.PathLike | int | float) or path is True:  # a file's name may be 7
         raise UserError(f"ckpt must be the path of a checkpoint; got {shown(path)}")
     path = Path(str(path))
     try:
@@ -149,20 +147,18 @@ def _existing(path: Any) -> Path:
             raise UserError(f"no checkpoint {path}: there is no folder {path.parent}")
         if not path.exists():
             there = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt")))
-            raise UserError(
-                f"no checkpoint {path}" + (f"; in that folder there are: {there}" if there else "; its folder has none")
-            )
+            raise UserError(f"no checkpoint {path}; its folder has {there or 'none'}")
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}") from error
     if path.suffix == ".npz":
         raise UserError(
-            f"{path} holds arrays, not a checkpoint; evaluate takes such a file as {setting('samples', path)}"
+            f"{path} contains arrays, not a checkpoint; evaluate takes such a file as {setting('samples', path)}"
         )
     return readable(path)
 
 
 def _check_archive(path: Path) -> None:
-    """See that a file is an archive as torch writes them, not damaged, and no larger than it looks.
+    """Check that a file is an archive as torch writes them, is not damaged, and unpacks to no more than its size.
 
     Raises:
         UserError: If it is not.
@@ -174,51 +170,51 @@ def _check_archive(path: Path) -> None:
             f"{path} was not loaded: it is a pickle, which can run code; only checkpoints of sde_diffusion are read"
         )
     if start != b"PK":
-        raise UserError(f"{path} is not a checkpoint, or is damaged: it does not begin as one does; {_instead(path)}")
+        raise UserError(f"{path} is not a checkpoint, or is damaged: its first bytes are wrong; {_instead(path)}")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-        whole = intact(path)
-    except Exception as error:  # zipfile stumbles over damaged bytes in many ways, NotImplementedError among them
+        is_intact = intact(path)
+    except Exception as error:  # zipfile raises many kinds of errors on damaged files, such as NotImplementedError
         raise UserError(f"{path} is damaged ({in_short(error)}); {_instead(path)}") from error
-    if not whole:
-        raise UserError(f"{path} is damaged: its checksum is not that of its bytes; {_instead(path)}")
+    if not is_intact:
+        raise UserError(f"{path} is damaged: its checksum is wrong; {_instead(path)}")
     packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if packed or sum(member.file_size for member in members) > path.stat().st_size:
         raise UserError(
-            f"{path} was not loaded: it unpacks to more than it holds, and checkpoints are stored unpacked; "
+            f"{path} was not loaded: it is compressed or claims to be larger than it is, unlike checkpoints; "
             f"{_instead(path)}"
         )
 
 
 def _load(path: Path, map_location: Any) -> Any:
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickles of other kinds, refused here
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # about other pickles, rejected below
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than data and was not loaded, for such a file can run "
-            "code; only checkpoints written by sde_diffusion are read"
+            f"{path} contains more than data and was not loaded, since such a file can run code; only checkpoints "
+            "written by sde_diffusion are read"
         ) from error
-    except Exception as error:  # torch's reader stumbles over damaged bytes in many ways, AssertionError among them
+    except Exception as error:  # torch raises many kinds of errors on damaged files, such as AssertionError
         if ran_out(error):
             raise UserError(f"{path} does not fit in memory: {in_short(error)}") from error
         raise UserError(f"{path} is damaged or not a checkpoint ({in_short(error)}); {_instead(path)}") from error
 
 
 def _check_version(mark: Any, path: Path) -> None:
-    """See that this version of the package knows how to read a checkpoint.
+    """Check that this version of the package can read a checkpoint.
 
     Raises:
         UserError: If its layout is a later one.
     """
     if not isinstance(mark, dict):
-        return  # told with the rest of the contents
+        return  # reported by `check_contents`
     version, layout = mark.get("version"), mark.get("format", 0)
     if isinstance(layout, int) and layout > FORMAT:
         raise UserError(
-            f"{path} was written by sde_diffusion {shown(version)}, in a layout that this version, {__version__}, does "
-            "not know: install that version or a later one"
+            f"{path} was written by sde_diffusion {shown(version)}, in a layout that this version, {__version__}, "
+            "cannot read: install that version or a later one"
         )
     if isinstance(version, str) and _release(version) > _release(__version__):
         log.warning("%s was written by sde_diffusion %s; this is %s, an earlier version", path, version, __version__)
@@ -229,9 +225,9 @@ def _release(version: str) -> list[int]:
 
 
 def _instead(path: Path) -> str:
-    """What to use in place of a damaged checkpoint: last.ckpt or best.ckpt beside it, if that is intact.
+    """What to use in place of a damaged checkpoint: last.ckpt or best.ckpt in its folder, if one is intact.
 
-    Other files of the folder are not looked at: each may be of many gigabytes, and is read as a whole for its checksum.
+    Other files in the folder are not checked, since that means reading each of them completely.
     """
     for other in (path.with_name(name) for name in _USUAL if name != path.name):
         try:
@@ -239,7 +235,7 @@ def _instead(path: Path) -> str:
                 return f"{setting('ckpt', other)} is intact"
         except Exception:  # as damaged as this one
             continue
-    return f"no intact {' or '.join(_USUAL)} lies beside it: use a copy of it, or train anew"
+    return f"its folder has no intact {' or '.join(_USUAL)}: use a copy of it, or train again"
 
 
 _USUAL = ("last.ckpt", "best.ckpt")

@@ -1,7 +1,7 @@
-"""What a checkpoint must hold: each entry that this package or Lightning reads, by structure and type.
+"""What a checkpoint must contain: structure and type of each entry that this package or Lightning reads.
 
-A file is data from anywhere. Lightning 2.6 copies most of it into its objects as it stands (`__dict__.update`), so
-that a value of another type shows long after, in the middle of training; here it is one message before the start.
+Lightning 2.6 copies most of a checkpoint into its objects unchecked (`__dict__.update`), so that a wrong type would
+cause an error much later, in the middle of training. Here it is one message before the start.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from sde_diffusion.checks.arguments import whole_words
+from sde_diffusion.checks.arguments import integer_words
 from sde_diffusion.checks.reprs import shown
-from sde_diffusion.training.agreement import check_agreement
+from sde_diffusion.training.consistency import check_consistency
 from sde_diffusion.training.entries import (
     ANYTHING,
     COUNT,
@@ -23,12 +23,12 @@ from sde_diffusion.training.entries import (
     MAPPING,
     NUMBER,
     RELEASE,
+    ROOT,
     SCALAR,
     SETTINGS,
     SIMPLE,
     TENSOR,
     TEXT,
-    WHOLE,
     ContentsError,
     Each,
     Either,
@@ -40,7 +40,7 @@ from sde_diffusion.training.entries import (
 )
 
 FORMAT = 1
-"""Number of the layout of checkpoints; a layout that earlier versions of this package would misread gets another."""
+"""Version of the layout of checkpoints; increased when earlier versions of this package could not read it."""
 
 _LEAVES = (str, bytes, bool, int, float, complex, type(None), Tensor, torch.dtype, torch.device, torch.Size)
 
@@ -123,7 +123,7 @@ _DATA = Entries(
         "name": TEXT,
         "shape": Each(COUNT),
         "modality": SETTINGS,
-        "levels": Either(Value(whole_words(2, 256), lambda value: type(value) is int and 2 <= value <= 256)),
+        "levels": Either(Value(integer_words(2, 256), lambda value: type(value) is int and 2 <= value <= 256)),
         "data_range": Each(NUMBER),
         "conditions": Each(SETTINGS, str),
         "n_classes": COUNT,  # of version 0.1.0, as class_names
@@ -142,7 +142,7 @@ _RUN = Entries(
     {
         **dict.fromkeys(_GROUPS, SETTINGS),
         "trainer": SETTINGS,
-        "seed": Value(whole_words(0, 2**32 - 1), lambda value: type(value) is int and 0 <= value < 2**32),
+        "seed": Value(integer_words(0, 2**32 - 1), lambda value: type(value) is int and 0 <= value < 2**32),
         "conditional": FLAG,
     },
     {"callbacks": Each(Either(SETTINGS), str), "record": SETTINGS, "guidance": Either(SETTINGS)},
@@ -190,60 +190,60 @@ _TO_RESUME = {
 
 
 def check_contents(checkpoint: Any) -> None:
-    """See that every entry is what this package and Lightning take it for, and none of a size that it only claims.
+    """Check that every entry has the type and structure that this package and Lightning expect, and its stated size.
 
     Raises:
-        ContentsError: If one is not; with its place.
+        ContentsError: If one has not; the message says which.
     """
     check_size(checkpoint)
     for key, value in leaves(checkpoint):
         _check_leaf(key, value)
-    _CONTENTS.check(checkpoint, WHOLE)
+    _CONTENTS.check(checkpoint, ROOT)
     hyper_parameters = checkpoint["hyper_parameters"]
     Either(_DATA, empty=True).check(hyper_parameters.get("data"), "hyper_parameters.data")
-    check_agreement(checkpoint)
+    check_consistency(checkpoint)
     for number, state in enumerate(checkpoint.get("lr_schedulers", [])):
         for key in state:
-            if key == "optimizer" or callable(getattr(LambdaLR, key, None)):  # which the state would take the place of
-                raise ContentsError(f"lr_schedulers[{number}].{key} is no count of a schedule")
+            if key == "optimizer" or callable(getattr(LambdaLR, key, None)):  # the state would overwrite these
+                raise ContentsError(f"lr_schedulers[{number}].{key} is not part of a schedule's state")
     for name, state in checkpoint.get("callbacks", {}).items():
         if name.startswith("ModelCheckpoint"):
             place = f"callbacks.{name.partition('{')[0]}"
             _MODEL_CHECKPOINT.check(state, place)
             if state.get("best_k_models") and state.get("kth_best_model_path") not in state["best_k_models"]:
-                raise ContentsError(f"{place}.kth_best_model_path is none of {place}.best_k_models")
+                raise ContentsError(f"{place}.kth_best_model_path is not in {place}.best_k_models")
 
 
 def _check_leaf(key: Any, value: Any) -> None:
     place = "one of its lists" if key is None else f"its entry {shown(key)}"
     for entry in (key, value):
         if not isinstance(entry, _LEAVES):
-            raise ContentsError(f"{place} holds something of the type {type(entry).__name__}")
+            raise ContentsError(f"{place} has an object of type {type(entry).__name__}")
         if isinstance(entry, int) and abs(entry) >= 2**64:
-            raise ContentsError(f"{place} holds a whole number of more than 64 bits")
+            raise ContentsError(f"{place} has an integer of more than 64 bits")
         if isinstance(entry, str) and "\0" in entry:
-            raise ContentsError(f"{place} holds text with a zero byte")
+            raise ContentsError(f"{place} has text with a zero byte")
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
-            raise ContentsError(f"{place} holds a tensor that is not dense")
+            raise ContentsError(f"{place} has a tensor that is not dense")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ContentsError(f"{place} holds a tensor of {value.numel():,} values, and the file has fewer")
+            raise ContentsError(f"{place} has a tensor of {value.numel():,} values, and the file has fewer")
 
 
 def check_resumable(checkpoint: Mapping[str, Any]) -> None:
-    """See that contents that have been checked are those of a run that can be resumed exactly.
+    """Check that a run can be resumed exactly from checked contents.
 
     Raises:
-        ContentsError: If something is missing; with what.
+        ContentsError: If something is missing; the message says what.
     """
     lacking = [what for name, what in _TO_RESUME.items() if name not in checkpoint]
     run = checkpoint["sde_diffusion"].get("run") or {}
     if "callbacks" in checkpoint and (run.get("callbacks") or {}).get("ema"):
         averaging = {*checkpoint, *checkpoint["callbacks"]}
         if not averaging >= {"current_model_state", "averaging_state", "EMA"}:
-            lacking.append("the weights that the moving average is taken of")
+            lacking.append("the raw weights, beside their moving average")
     if checkpoint["sde_diffusion"].get("within_step"):
-        raise ContentsError("it was written within a step, before the last of the batches that its gradients are of")
+        raise ContentsError("it was written within a step, before the last batch of its gradient accumulation")
     if lacking:
         raise ContentsError(f"it lacks {', '.join(lacking)}")
     if len(checkpoint["optimizer_states"]) != 1 or len(checkpoint["lr_schedulers"]) != 1:
@@ -251,6 +251,6 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
     fit = checkpoint["loops"]["fit_loop"]
     steps = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     if steps != checkpoint["global_step"]:
-        raise ContentsError(f"global_step is {checkpoint['global_step']}, and its optimizer took {steps} steps")
+        raise ContentsError(f"global_step is {checkpoint['global_step']}, but its optimizer has taken {steps} steps")
     if run and len(fit.get("state_dict", {}).get("combined_loader", [None])) != 1:
         raise ContentsError("loops.fit_loop.state_dict.combined_loader must be one entry long")

@@ -1,4 +1,4 @@
-"""Conditions that training leaves out at times."""
+"""Training without conditions, for classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -13,60 +13,67 @@ from sde_diffusion.conditions import Conditions
 
 
 class ConditionDropout:
-    """Which samples are trained without their conditions.
+    """Replaces the conditions of randomly chosen samples by their null values.
 
-    One draw for each sample decides on all of them: were each left out by itself, all of k conditions would be left out
-    in share^k of the samples alone, and the unconditional model would hardly be trained. Those with a share of their
-    own are drawn by themselves.
+    One draw for each sample drops all conditions together. With independent draws, all k conditions would be dropped
+    together with probability p^k only, and the unconditional model would hardly be trained. The conditions in
+    `separate` are drawn independently.
 
     Args:
-        conditions: Of the model.
-        share: Of the samples trained without their conditions, in [0, 1].
-        own: Shares of conditions that are drawn by themselves, by name, in [0, 1]; 0: never left out.
+        conditions: Conditions of the model.
+        probability: Probability of dropping a sample's conditions, in [0, 1].
+        separate: Probabilities for conditions that are dropped independently of the others, by name, in [0, 1]; 0:
+            never.
 
     Raises:
-        ValueError: If a share is out of range, or a name is none of the conditions'.
+        ValueError: If a probability is out of range, or a name is not one of the conditions.
+
+    References:
+        Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", algorithm 1.
     """
 
-    def __init__(self, conditions: Conditions, share: float, own: Mapping[str, float] | None = None) -> None:
-        self.conditions, self.share = conditions, _share("label_dropout", share)
-        if own is not None and not isinstance(own, Mapping):
-            raise ValueError(f"own_dropout must map conditions to shares, such as {{label: 0.2}}; got {shown(own)}")
-        if strange := [name for name in own or {} if name not in conditions]:
+    def __init__(self, conditions: Conditions, probability: float, separate: Mapping[str, float] | None = None) -> None:
+        self.conditions, self.probability = conditions, _probability("label_dropout", probability)
+        if separate is not None and not isinstance(separate, Mapping):
             raise ValueError(
-                f"own_dropout names {', '.join(strange)}, and the conditions are {', '.join(conditions) or 'none'}"
+                "condition_dropout must map names of conditions to probabilities, such as {label: 0.2}; got "
+                f"{shown(separate)}"
             )
-        self.own = {name: _share(f"own_dropout.{name}", share) for name, share in (own or {}).items()}
+        if unknown := [name for name in separate or {} if name not in conditions]:
+            known = ", ".join(conditions) or "none"
+            raise ValueError(f"condition_dropout names {', '.join(unknown)}, and the conditions are {known}")
+        self.separate = {name: _probability(f"condition_dropout.{name}", p) for name, p in (separate or {}).items()}
 
     @property
     def together(self) -> list[str]:
-        """The conditions that one draw decides on."""
-        return [name for name in self.conditions if name not in self.own]
+        """The conditions that are dropped together."""
+        return [name for name in self.conditions if name not in self.separate]
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A batch's values, [B, *shape] each, some samples' replaced by nulls; draws by torch's global generator."""
+        """Replace values of a batch, [B, *shape] each, by null values; drawn with torch's global generator."""
         found = dict(values)
-        for names, share in ((self.together, self.share), *(([name], share) for name, share in self.own.items())):
-            if share and (names := [name for name in names if name in found]):
+        draws = [(self.together, self.probability), *(([name], p) for name, p in self.separate.items())]
+        for names, probability in draws:
+            if probability and (names := [name for name in names if name in found]):
                 value = found[names[0]]
-                dropped = torch.rand(len(value), device=value.device) < share
+                dropped = torch.rand(len(value), device=value.device) < probability
                 for name in names:
                     nulls = self.conditions[name].nulls(len(value), value.device)
                     found[name] = torch.where(dropped.reshape(-1, *(1,) * (nulls.ndim - 1)), nulls, found[name])
         return found
 
     @property
-    def left_out(self) -> list[str]:
-        """The conditions that the model was trained without at times."""
-        return [name for name in self.conditions if self.own.get(name, self.share)]
+    def dropped(self) -> list[str]:
+        """The conditions that are sometimes dropped."""
+        return [name for name in self.conditions if self.separate.get(name, self.probability)]
 
     def untrained(self, without: Collection[str]) -> str:
-        """Why a model does not know what it is to be told all conditions but these, in words; "" where it does."""
+        """Why the model was not trained with all conditions except these, as a message; "" if it was."""
         for name in without:
-            if not self.own.get(name, self.share):
+            if not self.separate.get(name, self.probability):
                 return f"this model was never trained without {name}"
-        told = [name for name in self.together if name not in without]
-        if told and len(told) < len(self.together):
+        present = [name for name in self.together if name not in without]
+        if present and len(present) < len(self.together):
             lacking = ", ".join(name for name in self.together if name in without)
             return (
                 f"this model was trained with all of {', '.join(self.together)} or with none, and {lacking} is missing"
@@ -74,8 +81,8 @@ class ConditionDropout:
         return ""
 
 
-def _share(name: str, value: float) -> float:
-    share = as_number(name, value)
-    if not 0 <= share <= 1:
+def _probability(name: str, value: float) -> float:
+    probability = as_number(name, value)
+    if not 0 <= probability <= 1:
         raise ValueError(f"{name} must lie in [0, 1]; got {value!r}")
-    return share
+    return probability

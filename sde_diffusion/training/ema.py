@@ -18,21 +18,24 @@ from sde_diffusion.checks import as_number, check_bool, check_count
 class EMA(WeightAveraging):
     r"""average <- d average + (1 - d) weights after each optimizer step, d = min(decay, (1 + n) / (10 + n)).
 
-    n counts the updates, so that a young average forgets its beginnings. Validation and checkpoints use the average:
-    a checkpoint's `state_dict` holds it, `current_model_state` the raw weights that training goes on from.
+    n counts the updates, so that the first weights are soon forgotten. Validation and checkpoints use the average: it
+    is the `state_dict` of a checkpoint; `current_model_state` has the raw weights, from which training continues.
 
-    Differs from the parent where the parent errs: the average follows the model to its device; the update is one
-    multi-tensor operation without a host synchronisation; before `start_step` the average is the current weights, not
-    the initial ones; buffers are copied, never averaged (integers would be truncated); an exception in the middle of a
-    validation puts the raw weights back, and a checkpoint written there still holds each in its place.
+    It corrects the parent class in these points: the average is moved to the model's device; an update is one
+    multi-tensor operation without host synchronisation; before `start_step` the average equals the current weights, not
+    the initial ones; buffers are copied, not averaged (averages of integers would be truncated); and an exception in a
+    validation restores the raw weights, so that a checkpoint written then has both sets of weights in their places.
 
     Args:
         decay: Largest decay, in [0, 1]; 0.9999 for long runs (VP), 0.999 for short ones and for VE.
-        warmup: Whether d rises as above (Song et al. 2021 and Ho et al. 2020, in their code); else d = decay.
-        start_step: Optimizer step from which on to average.
+        warmup: Whether d increases as above; False: d = decay.
+        start_step: Optimizer step at which averaging begins, at least 0.
 
     Raises:
         ValueError: If decay lies outside [0, 1] or start_step is negative.
+
+    References:
+        The warm-up is that of the code of Song et al. 2021 and Ho et al. 2020.
     """
 
     def __init__(self, decay: float = 0.999, warmup: bool = True, start_step: int = 0) -> None:
@@ -47,15 +50,15 @@ class EMA(WeightAveraging):
         self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the average of a new run; its counts begin at 0, or where the checkpoint that is read next left them."""
-        trainer.precision_plugin.convert_module(pl_module)  # as Lightning does only after the copy and a restart
+        """Make the average; its counters start at 0, and are restored later if a run is resumed."""
+        trainer.precision_plugin.convert_module(pl_module)  # Lightning does this too late: after the copy and loading
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._latest_update_step = self.updates = 0
             self._swapped = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow the model to its device, which it reaches only after `setup`."""
+        """Move the average to the model's device; the model is moved only after `setup`."""
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
         average, current = list(self._average_model.module.parameters()), list(pl_module.parameters())
@@ -77,29 +80,29 @@ class EMA(WeightAveraging):
         return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average."""
+        """Use the average for validation."""
         if _fitting(trainer):
             self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on training the raw weights."""
+        """Restore the raw weights for training."""
         if _fitting(trainer) and self._swapped:
             self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the model; the raw weights are kept, for a last checkpoint to go on from."""
+        """Leave the average in the model; the raw weights are kept for the last checkpoint."""
         if not self._swapped:
             self._swap(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the raw weights back if the exception came in the middle of a validation."""
+        """Restore the raw weights if the exception was raised during a validation."""
         if _fitting(trainer) and self._swapped:
             self._swap(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the average as `state_dict` and the raw weights as `current_model_state`."""
         if self._average_model is None:
-            return  # after training: the model holds the average already
+            return  # after training, when the model already has the average
         self._copy_buffers(pl_module)
         self._average_model.n_averaged.fill_(self.updates)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
@@ -108,16 +111,16 @@ class EMA(WeightAveraging):
             checkpoint["state_dict"], checkpoint["current_model_state"] = average, raw
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore both sets of weights for training; outside training the average alone, which is already loaded."""
+        """Restore both sets of weights for training; otherwise only the average is needed, which is loaded already."""
         if _fitting(trainer):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts of steps and updates."""
+        """The numbers of steps and updates."""
         return {**super().state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the counts."""
+        """Restore the numbers of steps and updates."""
         super().load_state_dict(dict(state_dict))
         self.updates = state_dict["updates"]
 
@@ -134,7 +137,7 @@ class EMA(WeightAveraging):
 
 
 def _fitting(trainer: Trainer) -> bool:
-    # After training the callback still holds the raw weights: trainer.validate and trainer.test are not to have them.
+    # After training, the callback still has the raw weights; trainer.validate and trainer.test must not use them.
     return trainer.state.fn == TrainerFn.FITTING
 
 

@@ -1,4 +1,4 @@
-"""A small language for what untrusted contents must be: values, lists and mappings, checked with one message."""
+"""A small schema language for untrusted contents: values, lists and mappings, with an error message for each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from sde_diffusion.checks.hints import Natural, words
 from sde_diffusion.checks.reprs import shown
 
-DEEPEST, MOST = 100, 10_000_000  # levels of containers in containers; values in all, each counted where it appears
-WHOLE = "the checkpoint"
+DEEPEST, MOST = 100, 10_000_000  # nesting depth of containers; total number of values, repeated ones included
+ROOT = "the checkpoint"
 
 
 class ContentsError(ValueError):
@@ -24,7 +24,7 @@ class ContentsError(ValueError):
 
 @dataclass(frozen=True)
 class Value:
-    """One value: what it must be, in words, and whether one is."""
+    """One value. `what` describes the allowed values, and `holds` says whether a value is allowed."""
 
     what: str
     holds: Callable[[Any], bool]
@@ -37,7 +37,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Each:
-    """A list, or where keys are given a mapping, of any number of entries of one kind."""
+    """A list of entries of one kind, or with `keys` (the type of the keys) a mapping of them."""
 
     kind: Kind
     keys: type | None = None
@@ -58,7 +58,7 @@ class Each:
 
 @dataclass(frozen=True)
 class Entries:
-    """A mapping: entries that it must have, those that it may have, and what others must be (None: no others)."""
+    """A mapping, with its required and optional entries, and the kind of all others (None: there must be no others)."""
 
     required: Mapping[str, Kind]
     optional: Mapping[str, Kind] = field(default_factory=dict)
@@ -73,22 +73,22 @@ class Entries:
         for key, entry in value.items():
             if not isinstance(key, str):
                 raise ContentsError(f"the keys of {place} must be text; one is {shown(key)}")
-            name = f"{place}.{key}".removeprefix(f"{WHOLE}.")
+            name = f"{place}.{key}".removeprefix(f"{ROOT}.")
             kind = self.required.get(key) or self.optional.get(key) or self.others
             if kind is None:
-                raise ContentsError(f"{name} is nothing that a checkpoint has")
+                raise ContentsError(f"{name} does not belong in a checkpoint")
             kind.check(entry, name)
 
 
 @dataclass(frozen=True)
 class Either:
-    """A kind, or None, or with `empty` a mapping without entries."""
+    """A kind, or None, or with `empty` an empty mapping."""
 
     kind: Kind
     empty: bool = False
 
     def check(self, value: Any, place: str) -> None:
-        """Raise ContentsError unless the value is of the kind, or what may stand in its place."""
+        """Raise ContentsError unless the value is of the kind, None, or an empty mapping where allowed."""
         if value is not None and not (self.empty and isinstance(value, dict) and not value):
             self.kind.check(value, place)
 
@@ -117,9 +117,9 @@ def _is_settings(value: Any) -> bool:
 
 
 def leaves(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield (key, value) for each value below a container that is not one itself, and (key, None) for each key itself.
+    """Yield (key, value) for each value in a tree of containers that is not a container, and (key, None) for each key.
 
-    In lists the key is None. What a container holds that appears in several places is yielded once.
+    In lists the key is None. The contents of a container that appears in several places are yielded once.
     """
     waiting, seen = [(None, node)], set[int]()
     while waiting:
@@ -136,28 +136,28 @@ def leaves(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def check_size(node: Any) -> None:
-    """See that containers do not lie too deep in one another, nor hold too much, each counted where it appears.
+    """Check that containers are not nested too deeply, nor have too many values; repeated containers count repeatedly.
 
-    In a small file each of sixty lists may hold the one before twice.
+    A small file can contain sixty lists, each of which contains the previous one twice.
 
     Raises:
-        ContentsError: If they do.
+        ContentsError: If they are, or have.
     """
     known: dict[int, tuple[int, int]] = {}
 
     def measure(value: Any, depth: int) -> tuple[int, int]:
-        """How deep and how many values; known ones are measured once."""
+        """Depth and number of values; each container is measured once."""
         if not _holds_others(value):
             return 0, 1
         if id(value) not in known:
-            if depth > DEEPEST:  # also where a container holds itself
-                raise ContentsError(f"it holds containers more than {DEEPEST} deep")
+            if depth > DEEPEST:  # also if a container contains itself
+                raise ContentsError(f"it has containers nested more than {DEEPEST} deep")
             entries = value.values() if isinstance(value, dict) else value
             inside = [measure(entry, depth + 1) for entry in entries]
             known[id(value)] = (1 + max((one for one, _ in inside), default=0), 1 + sum(many for _, many in inside))
         height, count = known[id(value)]
         if depth + height > DEEPEST + 1 or count > MOST:
-            raise ContentsError(f"it holds containers more than {DEEPEST} deep, or more than {MOST:,} values")
+            raise ContentsError(f"it has containers nested more than {DEEPEST} deep, or more than {MOST:,} values")
         return height, count
 
     measure(node, 0)

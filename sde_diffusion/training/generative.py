@@ -1,10 +1,10 @@
-"""What every trained model has in common: optimizer, schedule, seeds of its steps, and checkpoints."""
+"""The base class of models: optimizer, learning rate schedule, seeds of the steps, and checkpoints."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from sde_diffusion._version import __version__
-from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count
+from sde_diffusion.checks import as_number, as_positive, check_bool, check_count
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import shown
-from sde_diffusion.config import plain_containers, public_path
+from sde_diffusion.config import public_path, to_containers
 from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.plugins import PluginError
@@ -29,7 +30,7 @@ from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoi
 from sde_diffusion.training.checkpoint_contents import FORMAT
 from sde_diffusion.training.models import MODELS, model_class
 from sde_diffusion.training.precision import check_precision
-from sde_diffusion.training.schedule import SCHEDULES, time_used, timer_of
+from sde_diffusion.training.schedule import SCHEDULES, Schedule, cosine_schedule, time_used, timer_of
 from sde_diffusion.training.stopping import unfinished
 from sde_diffusion.training.weights import check_weights, no_larger_than
 
@@ -37,28 +38,28 @@ Batch = dict[str, Tensor]
 
 
 class GenerativeModel(LightningModule, ABC):
-    """A model trained with AdamW, warm-up and a learning rate schedule, that its checkpoint rebuilds.
+    """A model trained with AdamW, warm-up and a learning rate schedule, whose checkpoints can rebuild it.
 
-    A new kind of model is a subclass that makes its modules in the constructor and says what is minimised:
-    `training_loss` and `validation_losses`. All of its parameters are trained. What else the constructor takes it keeps
-    by `save_hyperparameters({...})`, in plain containers: the checkpoint then holds all that `load_from_checkpoint`
-    needs.
+    A new kind of model is a subclass that makes its modules in the constructor and defines `training_loss` and
+    `validation_losses`. All of its parameters are trained. It stores further constructor arguments by
+    `save_hyperparameters({...})`, as plain Python containers (dicts, lists, numbers, strings), so that the checkpoint
+    has all that `load_from_checkpoint` needs.
 
-    Whatever a training step draws is a function of (seed, step, process): a resumed run draws what the unbroken run
-    would have drawn. To that end each step seeds torch's global generator.
+    All random numbers of a training step are a function of (seed, step, process), so that a resumed run draws the same
+    as an uninterrupted one. To this end each step seeds torch's global generator.
 
     Args:
         lr: Peak learning rate, positive.
-        betas: AdamW's decay rates of the two moments.
+        betas: AdamW's decay rates of the two moments, in [0, 1).
         weight_decay: AdamW's decoupled weight decay, at least 0.
         warmup_steps: Steps of linear warm-up, at least 0.
-        schedule: constant or cosine (down to 0 at the trainer's max_steps, max_epochs or max_time, whichever ends the
-            run).
-        dequantise: Fill the bins of data with levels by uniform noise, anew in each step: for densities. Without it the
-            model learns that data lie on levels.
-        validation_draws: Draws for each item of the validation split.
-        seed: Of what the steps draw.
-        data: Description of the data set (`DataModule.describe()`), kept in the checkpoint.
+        schedule: "constant", "cosine" (down to 0 at the trainer's max_steps, max_epochs or max_time, whichever ends the
+            run), or a function like those of `sde_diffusion.training.schedule`.
+        dequantise: Add uniform noise of the width of a level to data with levels, drawn again in each step. Needed for
+            likelihoods; without it, the model learns that data lie on levels.
+        validation_draws: Number of draws for each item of the validation split, at least 1.
+        seed: Seed of the steps' random numbers, at least 0.
+        data: Description of the data set (`DataModule.describe()`), stored in the checkpoint.
 
     Raises:
         TypeError: If data is not a description.
@@ -66,7 +67,7 @@ class GenerativeModel(LightningModule, ABC):
     """
 
     parts = ""
-    """What to give to `load_from_checkpoint` of a model that was made of objects, for the message."""
+    """The arguments that `load_from_checkpoint` needs if the model was made from objects, for an error message."""
 
     def __init__(
         self,
@@ -74,14 +75,15 @@ class GenerativeModel(LightningModule, ABC):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         warmup_steps: int = 200,
-        schedule: str = "cosine",
+        schedule: str | Schedule = "cosine",
         dequantise: bool = False,
         validation_draws: int = 8,
         seed: int = 0,
         data: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        schedule = check_choice("schedule", schedule, SCHEDULES)
+        example = "a function like cosine_schedule"
+        self.schedule: Schedule = as_instance("schedule", schedule, SCHEDULES, Callable, example)
         lr, weight_decay = as_positive("lr", lr), as_number("weight_decay", weight_decay)
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay must be at least 0; got {weight_decay!r}")
@@ -92,17 +94,18 @@ class GenerativeModel(LightningModule, ABC):
             raise ValueError(f"betas must be two numbers in [0, 1); got {shown(betas)}")
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a description, DataModule.describe(), or None; got {shown(data)}")
-        dequantise, data = check_bool("dequantise", dequantise), plain_containers(data)
+        dequantise, data = check_bool("dequantise", dequantise), to_containers(data)
         self.data: dict[str, Any] = dict(data or {})
         if dequantise and not self.data.get("levels"):
-            raise ValueError("dequantise=true fills the bins of data with levels, and these data have none")
+            raise ValueError("dequantise=true adds noise to data with levels, and these data have no levels")
+        named = {"schedule": schedule} if isinstance(schedule, str) else {}  # a checkpoint contains no functions
         self.save_hyperparameters(
             {
                 "lr": lr,
                 "betas": betas,
                 "weight_decay": weight_decay,
                 "warmup_steps": check_count("warmup_steps", warmup_steps, least=0),
-                "schedule": schedule,
+                **named,
                 "dequantise": dequantise,
                 "validation_draws": check_count("validation_draws", validation_draws),
                 "seed": check_count("seed", seed, least=0),
@@ -111,25 +114,25 @@ class GenerativeModel(LightningModule, ABC):
         )
         self._logged: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
-        self.digest = ""  # SHA-256 of the checkpoint that a command has loaded it from
-        self.run: dict[str, Any] = {}  # the configuration of the whole run, kept in checkpoints for resuming
+        self.digest = ""  # SHA-256 of the checkpoint from which a command has loaded the model
+        self.run: dict[str, Any] = {}  # the configuration of the run, stored in checkpoints for resuming
 
-    # -- what a subclass writes -----------------------------------------------------------------------------------
+    # -- to be defined by a subclass ------------------------------------------------------------------------------
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> Tensor:
-        """Loss of a batch {"x": [B, *], and each condition [B, *]}, []; drawn by torch's global generator."""
+        """Loss of a batch {"x": [B, *], and each condition [B, *]}, []; draws with torch's global generator."""
 
     @abstractmethod
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Losses of a batch at fixed draws, the same at every validation.
+        """Losses of a batch at random draws that are the same at every validation.
 
         Args:
-            batch: Each of its items `validation_draws` times.
-            generator: On the CPU, for all that is drawn.
+            batch: The batch, with each item repeated `validation_draws` times.
+            generator: Generator of all random numbers, on the CPU.
 
         Returns:
-            `losses`, [B], and what else callbacks are to see of the draws, [B] each.
+            `losses`, [B], and further values for callbacks, [B] each.
         """
 
     @classmethod
@@ -143,14 +146,14 @@ class GenerativeModel(LightningModule, ABC):
 
         Args:
             checkpoint_path: The file.
-            map_location: Where the weights go.
-            **overrides: Constructor arguments in place of those kept in the checkpoint.
+            map_location: Device of the weights.
+            **overrides: Constructor arguments in place of those in the checkpoint.
 
         Returns:
             The model.
 
         Raises:
-            UserError: If the file is missing, damaged, holds code, or is another program's.
+            UserError: If the file is missing or damaged, contains code, or was written by another program.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         kind: type[Any] = cls
@@ -164,25 +167,25 @@ class GenerativeModel(LightningModule, ABC):
             model.load_state_dict(checkpoint["state_dict"])
         except PluginError as error:
             raise PluginError(f"{checkpoint_path}: {error}") from error
-        except Exception as error:  # constructors stumble over nonsense out of a file in many ways
+        except Exception as error:  # constructors raise many kinds of errors on invalid arguments from a file
             if ran_out(error):
                 raise
             raise UserError(
-                f"{checkpoint_path} does not describe its model fully ({in_short(error)}); if it was trained from "
-                f"objects in Python, give them again: {kind.__name__}.load_from_checkpoint(path, {kind.parts})"
+                f"{checkpoint_path} does not describe its model completely ({in_short(error)}); if the model was made "
+                f"from objects in Python, pass them: {kind.__name__}.load_from_checkpoint(path, {kind.parts})"
             ) from error
         return model.to(map_location).eval()
 
     # -- training -------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """See that the precision is one to train in, and take it on before a checkpoint's weights are copied in."""
+        """Check the precision, and convert the weights to it before those of a checkpoint are loaded."""
         if stage == "fit":
             check_precision(str(self.trainer.precision))
             self.trainer.precision_plugin.convert_module(self)
 
     def on_train_start(self) -> None:
-        """Give a restored optimizer and schedule this run's settings; they come with those they were stored with."""
+        """Apply this run's settings to a restored optimizer and schedule, which have those of the checkpoint."""
         settings = self._optimizer_settings()
         for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
             scheduler: LambdaLR = config.scheduler  # type: ignore[assignment]
@@ -192,11 +195,11 @@ class GenerativeModel(LightningModule, ABC):
                 group.update({**optimizer.defaults, **settings, "lr": lr, "initial_lr": settings["lr"]})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Number what is logged by the optimizer's steps: a count of Lightning's own drifts when a run is resumed."""
+        """Log by optimizer steps; Lightning's own counter differs after a resume."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The training loss of a batch, its draws seeded by the step."""
+        """The training loss of a batch, with random numbers seeded by the step."""
         torch.manual_seed(self._step_seed(self.trainer.fit_loop.epoch_loop.batch_progress.total.completed + 1))
         loss = self.training_loss(batch)
         lr = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"], dtype=torch.float64)
@@ -204,13 +207,13 @@ class GenerativeModel(LightningModule, ABC):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log loss and learning rate in the steps that Lightning writes, the run's last among them."""
+        """Log loss and learning rate in every `log_every_n_steps`-th step, and in the last one."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.trainer.global_step % every == 0 or self.trainer.should_stop):  # logging costs time
+        if every and (self.trainer.global_step % every == 0 or self.trainer.should_stop):  # as logging takes time
             self.log_dict(self._logged, prog_bar=True, batch_size=len(batch["x"]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss at fixed draws: the same at every validation, so that curves compare; for callbacks with its draws."""
+        """Losses at the same draws at every validation, so that they can be compared; see `validation_losses`."""
         repeated = {key: value.repeat_interleave(self.hparams["validation_draws"], 0) for key, value in batch.items()}
         found = self.validation_losses(repeated, torch.Generator().manual_seed(self._step_seed(batch_idx)))
         losses = found["losses"]
@@ -218,7 +221,7 @@ class GenerativeModel(LightningModule, ABC):
         return found
 
     def filled(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Data with their bins filled, if so asked; by the global generator, or by one on the CPU."""
+        """The data, dequantised if `dequantise`; drawn with torch's global generator, or one on the CPU."""
         if not self.hparams["dequantise"]:
             return x0
         device = x0.device if generator is None else generator.device
@@ -229,12 +232,12 @@ class GenerativeModel(LightningModule, ABC):
         """AdamW, fused where the device allows, with the schedule stepped at each optimizer step."""
         optimizer = torch.optim.AdamW(self.parameters(), **self._optimizer_settings())
         total = float(self.trainer.estimated_stepping_batches)
-        if self.hparams["schedule"] == "cosine" and not math.isfinite(total) and timer_of(self.trainer) is None:
+        if self.schedule is cosine_schedule and not math.isfinite(total) and timer_of(self.trainer) is None:
             raise UserError(
-                "the cosine schedule must know where it ends: give trainer.max_steps, max_time or max_epochs, or take "
+                "the cosine schedule needs the length of the run: set trainer.max_steps, max_time or max_epochs, or "
                 "model.schedule=constant"
             )
-        factor, warmup_steps = SCHEDULES[self.hparams["schedule"]], self.hparams["warmup_steps"]
+        factor, warmup_steps = self.schedule, self.hparams["warmup_steps"]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
@@ -246,7 +249,7 @@ class GenerativeModel(LightningModule, ABC):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint as this package's."""
+        """Add this package's entry to the checkpoint."""
         about = {
             "version": __version__,
             "format": FORMAT,
@@ -257,10 +260,10 @@ class GenerativeModel(LightningModule, ABC):
         checkpoint["sde_diffusion"] = {**about, "metrics": self.last_metrics()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check what Lightning takes over; without averaging, go on from the raw weights, which the moments fit.
+        """Check the contents; without averaging, continue from the raw weights, to which the optimizer's state belongs.
 
         Raises:
-            UserError: If it is not what it must be, or does not fit this model.
+            UserError: If the contents are invalid or do not fit this model.
         """
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         check_fit(self, checkpoint, self.trainer.ckpt_path or "the checkpoint", fitting)
@@ -270,14 +273,14 @@ class GenerativeModel(LightningModule, ABC):
         self._metrics = checkpoint["sde_diffusion"].get("metrics", {})
 
     def last_metrics(self) -> dict[str, float]:
-        """The last value of each metric that the run has logged, also before it was resumed."""
+        """The last value of each metric that the run has logged, including before it was resumed."""
         logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         return dict(sorted({**self._metrics, **logged}.items()))
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _optimizer_settings(self) -> dict[str, Any]:
-        # Lightning clips no gradients of fused optimizers under mixed precision, as these would scale them once more.
+        # Lightning does not clip gradients of fused optimizers in mixed precision, which unscale them themselves.
         clipped = isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val
         return {
             "lr": self.hparams["lr"],

@@ -1,4 +1,4 @@
-"""Loggers: CSV files that survive a resume, and wandb without prompts and without waiting for a server."""
+"""Loggers: a CSV file that a resumed run continues, and wandb without prompts or long waits for a server."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 
 class CSVLogger(Logger):
-    """Writes `folder/metrics.csv`, and goes on with the file of a resumed run.
+    """Writes `folder/metrics.csv`, and continues the file of a resumed run.
 
-    When a run is resumed, its rows from the first new step on are dropped: by `drop_from`, or else before the first new
-    row. Rows are numbered as Lightning does, from step 0 on. A row is appended; where there are new columns or dropped
-    rows, the file is replaced as a whole. Lightning's own CSVLogger
-    (2.6) deletes the file at its start, and rewrites it in place: killed then, it has lost every row.
+    When a run is resumed, rows from its first new step on are dropped: by `drop_from`, or else before the first new
+    row. Steps are numbered from 0, as in Lightning. Rows are appended; the file is replaced atomically if there are new
+    columns or dropped rows. Lightning's own CSVLogger (2.6) deletes the file at the start and rewrites it in place:
+    killed meanwhile, it loses all rows.
 
     Args:
-        folder: Where the file goes.
+        folder: Folder of the file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -45,11 +45,11 @@ class CSVLogger(Logger):
 
     @property
     def name(self) -> None:
-        """None: the file is its folder's only one."""
+        """None: there is one file in the folder."""
 
     @property
     def version(self) -> None:
-        """None, likewise."""
+        """None: there is one file in the folder."""
 
     @property
     def save_dir(self) -> str:
@@ -58,11 +58,11 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Nothing: the run's config.yaml has them all."""
+        """Do nothing: the run's config.yaml has all hyperparameters."""
 
     @rank_zero_only
     def drop_from(self, step: int) -> None:
-        """Drop the rows of an earlier process from a step on, and half a row that a full disk may have left."""
+        """Drop the rows of an earlier process from a step on, and an incomplete row that a full disk may have left."""
         if self._resuming:
             self._resuming = False
             rows = self._rows()
@@ -71,7 +71,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Write a row of metrics, after those of the run that is gone on with."""
+        """Write a row of metrics."""
         step = 0 if step is None else step
         self.drop_from(step)
         row = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
@@ -89,7 +89,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def flush(self) -> None:
-        """Bring the rows to the disk, before a checkpoint says that they are there."""
+        """Flush the rows to the disk, before a checkpoint that assumes them is written."""
         if self.path.is_file():
             flush(self.path)
 
@@ -106,19 +106,18 @@ class CSVLogger(Logger):
 
 
 class WandbLogger(pl_loggers.WandbLogger):
-    """Lightning's wandb logger, its mode settled beforehand: never a prompt, never a long wait for a server.
+    """Lightning's wandb logger, without prompts and without long waits for a server.
 
-    wandb 0.31 also reports on itself, to the same server, when the process ends, and where none answers it tries for up
-    to half a minute, after a run that was offline too: these reports are turned off unless WANDB_ERROR_REPORTING says
-    otherwise. That can go when an offline run without it ends at once, WANDB_BASE_URL being a socket that listens and
-    says nothing.
+    wandb 0.31 also sends error reports to its server when the process ends. If there is no answer it keeps trying for
+    up to half a minute, even after an offline run. These reports are turned off unless WANDB_ERROR_REPORTING is set.
+    This workaround can go once an offline run ends at once when WANDB_BASE_URL is a socket that never answers.
 
     Args:
-        folder: Where wandb's files go.
-        project: The project.
-        mode: online, offline or disabled; null: WANDB_MODE if set, else online with a key and offline without one.
-        timeout: Seconds to wait for the server: at the start, before going on offline, and once more at the end for
-            what is not uploaded yet.
+        folder: Folder of wandb's files.
+        project: Name of the project.
+        mode: online, offline or disabled; None: WANDB_MODE if set, else online with a key and offline without one.
+        timeout: Seconds to wait for the server, positive: at the start, before logging offline, and at the end, for
+            uploads that have not finished.
         **settings: Further arguments of wandb.init, such as entity, group, name, tags, id, resume.
 
     Raises:
@@ -146,7 +145,7 @@ class WandbLogger(pl_loggers.WandbLogger):
             self._experiment = self._start(mode or os.environ.get("WANDB_MODE"))
 
     def _start(self, mode: str | None) -> Any:
-        """A run: online if that is asked for or there is a key, and the server answers; else offline."""
+        """Start a wandb run: online if that was requested or there is a key, and the server answers; else offline."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -158,7 +157,7 @@ class WandbLogger(pl_loggers.WandbLogger):
             return wandb.init(mode=mode, settings=settings, **arguments)  # type: ignore[arg-type]
         key = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
         if not key:
-            why = "no key found, logging offline (`wandb login` keeps one)"
+            why = "no key found, logging offline (`wandb login` stores one)"
         elif len(key) < 40 or not re.fullmatch(r"[\w.-]+", key):
             why = f"the key is malformed (40 or more letters, digits and underscores; it has {len(key)} characters), "
             why += "logging offline"
@@ -175,41 +174,41 @@ class WandbLogger(pl_loggers.WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log metrics of a step; see `WandbLogger`."""
+        """Log metrics of a step."""
         self._try(super().log_metrics, metrics, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Log settings; see `WandbLogger`."""
+        """Log settings."""
         self._try(super().log_hyperparams, params)
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Log pictures; see `WandbLogger`."""
+        """Log pictures."""
         self._try(super().log_image, key, images, step, **kwargs)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run, and wait `timeout` seconds at most for what is not uploaded yet."""
+        """End the run, after waiting at most `timeout` seconds for uploads."""
         run, self._over = self._experiment, True
         if run is None:
             return
         try:
             run.finish(exit_code=0 if status == "success" else 1)
         except TimeoutError:
-            log.warning("wandb: not all was uploaded in %g s; later: %s", self._timeout, _upload(run))
-        except Exception as error:  # its own process has died, say
-            log.warning("wandb: %s; what it has written: %s", _first_line(error), _upload(run))
+            log.warning("wandb: the upload did not finish in %g s; finish it with: %s", self._timeout, _upload(run))
+        except Exception as error:  # for instance if wandb's own process has died
+            log.warning("wandb: %s; upload what it has written: %s", _first_line(error), _upload(run))
 
     def _try(self, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Log nothing more once wandb fails, whose own process may have died: a training run does not end with it."""
+        """Log, and stop logging after an error of wandb, so that the training run continues."""
         if self._over:
             return
         try:
             write(*args, **kwargs)
         except Exception as error:
             self._over = True
-            log.warning("wandb: %s; training goes on without it", _first_line(error))
+            log.warning("wandb: %s; training continues without it", _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
 
 MODELS = ("sde_diffusion.training.ScoreModel",)
-"""The models of this package, by their public paths; checkpoints of version 0.1 name none: theirs is the first."""
+"""The models of this package, by public path. The first is that of checkpoints of version 0.1, which name none."""
 
 
 def model_class(target: str = MODELS[0], where: str = "model._target_ is") -> type[GenerativeModel]:
-    """The class that a `_target_` names: one of `MODELS`, or a `GenerativeModel` of a module that the user has named.
+    """The class that a `_target_` names: one of `MODELS`, or a `GenerativeModel` of a plugin.
 
     Args:
-        target: Its path.
-        where: What names it, for messages.
+        target: Path of the class.
+        where: Where it is named, for messages.
 
     Raises:
         UserError: If it is neither.
@@ -34,4 +34,4 @@ def model_class(target: str = MODELS[0], where: str = "model._target_ is") -> ty
         found = plugins.find_class(f"{where} {target!r}", package, name)
     if isinstance(found, type) and issubclass(found, GenerativeModel):
         return found
-    raise UserError(f"{where} {target!r}, which is none of {', '.join(MODELS)}, nor a GenerativeModel of one's own")
+    raise UserError(f"{where} {target!r}, which is neither {' nor '.join(MODELS)} nor a GenerativeModel of a plugin")

@@ -1,4 +1,4 @@
-"""The score model: a denoiser and how it is learnt."""
+"""The score model: a denoiser, and how it is trained."""
 
 from __future__ import annotations
 
@@ -10,40 +10,42 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_bool, check_kind
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.config import build, plain_containers, with_public_paths
+from sde_diffusion.config import build, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.generative import Batch, GenerativeModel
 from sde_diffusion.training.objective import Objective
+from sde_diffusion.training.schedule import Schedule
 
 
 class ScoreModel(GenerativeModel):
-    """A denoiser trained by an objective.
+    """A denoiser trained with an objective.
 
-    Given as configurations (plain dicts with `_target_`), denoiser and objective are kept in the checkpoint, which
-    then rebuilds the model by itself: `ScoreModel.load_from_checkpoint(path).denoiser`, with the averaged weights where
-    `EMA` was used. Given as objects, they must be given again when loading. A path with parameters of its own, which
-    belongs to the denoiser, is trained, averaged and kept with it.
+    If denoiser and objective are configurations (dicts with `_target_`), they are stored in the checkpoint, which then
+    suffices to rebuild the model: `ScoreModel.load_from_checkpoint(path).denoiser`, with the averaged weights if `EMA`
+    was used. If they are objects, they must be passed again when loading. A path with parameters is part of the
+    denoiser, so it is trained, averaged and stored with it.
 
     Args:
         denoiser: The denoiser, or its configuration.
         objective: The objective, or its configuration.
         lr: See `GenerativeModel`.
-        betas: Likewise.
-        weight_decay: Likewise.
-        warmup_steps: Likewise.
-        schedule: Likewise.
+        betas: See `GenerativeModel`.
+        weight_decay: See `GenerativeModel`.
+        warmup_steps: See `GenerativeModel`.
+        schedule: See `GenerativeModel`.
         n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
         dequantise: See `GenerativeModel`.
-        label_dropout: Share of samples trained without their conditions, for classifier-free guidance, in [0, 1]: one
-            draw for all conditions.
-        validation_draws: Draws of time and noise for each item of the validation split.
-        seed: Of noise and times, and of which conditions are left out.
+        label_dropout: Probability of training a sample without its conditions, in [0, 1], for classifier-free guidance.
+            All conditions of a sample are dropped together.
+        validation_draws: Number of draws of time and noise for each item of the validation split, at least 1.
+        seed: Seed of noise, times and dropped conditions.
         compile: Compile the denoiser with torch.compile.
         data: See `GenerativeModel`.
-        conditions: What the denoiser is told of each sample, by name: kinds of `sde_diffusion.conditions`, or their
-            descriptions. Batches have an entry of each name.
-        own_dropout: Shares for conditions that are left out by draws of their own; see `ConditionDropout`.
+        conditions: The denoiser's conditions by name, as in {"label": Label(10)}, or their descriptions; see
+            `sde_diffusion.conditions`. Batches must have an entry for each name.
+        condition_dropout: Probabilities for conditions that are dropped independently of the others, by name; see
+            `ConditionDropout`.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -60,7 +62,7 @@ class ScoreModel(GenerativeModel):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         warmup_steps: int = 200,
-        schedule: str = "cosine",
+        schedule: str | Schedule = "cosine",
         n_classes: int = 0,
         dequantise: bool = False,
         label_dropout: float = 0.1,
@@ -69,29 +71,29 @@ class ScoreModel(GenerativeModel):
         compile: bool = False,
         data: Mapping[str, Any] | None = None,
         conditions: Mapping[str, Any] | None = None,
-        own_dropout: Mapping[str, float] | None = None,
+        condition_dropout: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(
             lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
         )
         compile = check_bool("compile", compile)
         self.conditions = Conditions(conditions, n_classes)
-        self.dropout = ConditionDropout(self.conditions, label_dropout, own_dropout)
-        # Plain containers, so that the checkpoint holds data alone: a configuration may come as OmegaConf's.
-        given = {"denoiser": plain_containers(denoiser), "objective": plain_containers(objective)}
-        described = {name: with_public_paths(value) for name, value in given.items() if isinstance(value, Mapping)}
-        shares = {"label_dropout": self.dropout.share, "own_dropout": self.dropout.own}
-        rest = {"conditions": self.conditions.describe(), **shares, "compile": compile}
+        self.dropout = ConditionDropout(self.conditions, label_dropout, condition_dropout)
+        # Plain Python containers, so that the checkpoint contains only data, even if these are OmegaConf's containers.
+        parts = {"denoiser": to_containers(denoiser), "objective": to_containers(objective)}
+        described = {name: with_public_paths(value) for name, value in parts.items() if isinstance(value, Mapping)}
+        dropout = {"label_dropout": self.dropout.probability, "condition_dropout": self.dropout.separate}
+        rest = {"conditions": self.conditions.describe(), **dropout, "compile": compile}
         self.save_hyperparameters({**described, **rest})
-        self.denoiser: Denoiser = build(given["denoiser"], "denoiser")
+        self.denoiser: Denoiser = build(parts["denoiser"], "denoiser")
         check_denoiser(self.denoiser)
-        self.objective: Objective = build(given["objective"], "objective")
+        self.objective: Objective = build(parts["objective"], "objective")
         check_kind("objective", self.objective, Objective)
         if compile:
             self.denoiser.compile()
 
     def training_loss(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch, some of its samples without their conditions."""
+        """Mean loss of a batch, with the conditions of some samples dropped."""
         conditions = self.dropout(self.conditions_of(batch))
         x0 = self.filled(batch["x"])
         return self.objective(self.denoiser, x0, **self.objective.draw(self.denoiser, x0), **conditions).mean()
@@ -104,10 +106,10 @@ class ScoreModel(GenerativeModel):
         return {"losses": losses, **{name: value for name, value in draws.items() if value.ndim == 1}}
 
     def conditions_of(self, batch: Batch) -> dict[str, Tensor]:
-        """What of a batch the denoiser is told.
+        """The conditions in a batch.
 
         Raises:
-            ValueError: If the batch lacks a condition.
+            ValueError: If one is missing.
         """
         if lacking := [name for name in self.conditions if name not in batch]:
             raise ValueError(f"batches must have {', '.join(lacking)}, which the model is conditioned on")

@@ -1,4 +1,4 @@
-"""Where along the path is the loss? A callback that keeps the validation loss by noise level."""
+"""A callback that records the validation loss by noise level."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ KINDS = {"step": int, "n": int}
 class LossByNoiseLevel(Callback):
     """Validation loss against log-SNR, at each validation: `folder/noise_levels.csv` and `noise_levels.png`.
 
-    The draws are those of the validation loss: fixed noise and stratified times, so that curves of two validations can
-    be compared bin by bin. Among several processes it is the first one's share of the validation split.
+    The draws are those of the validation loss, with fixed noise and stratified times, so that two validations can be
+    compared bin by bin. With several processes, only the first one's part of the validation split is used.
 
     Args:
-        folder: Where the files go.
-        bins: Noise levels, each with as many draws, at least 2.
+        folder: Folder of the files.
+        bins: Number of bins in log-SNR, each with equally many draws; at least 2.
 
     Raises:
         ValueError: If bins is less than 2.
@@ -42,7 +42,7 @@ class LossByNoiseLevel(Callback):
         self._rows: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the file of a run that is resumed, whose step is known by now."""
+        """Continue the file of a resumed run."""
         path = self.folder / "noise_levels.csv"
         if trainer.is_global_zero and path.is_file():
             with path.open(newline="") as file:
@@ -59,12 +59,12 @@ class LossByNoiseLevel(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the draws of a batch."""
+        """Collect the losses of a batch."""
         if not trainer.sanity_checking and trainer.is_global_zero:
             self._draws.append(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Average them by noise level, and write both files."""
+        """Average the losses by noise level, and write both files."""
         if not self._draws:
             return
         assert isinstance(pl_module, ScoreModel)

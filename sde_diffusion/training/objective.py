@@ -1,13 +1,12 @@
-r"""Objectives: what is drawn, and what the loss is.
+r"""Objectives: which random numbers are drawn for each sample, and its loss.
 
-Denoising score matching is weighting x time sampling, on the error of the network's own output.
-
-With a prediction x0_hat = skip x_t + scale F, the output that would be right is
+Denoising score matching combines a weighting and a distribution of times, and computes the error of the network's own
+output. With a prediction x0_hat = skip x_t + scale F, the correct output is
 
     F* = (x0 - skip x_t) / scale = ((1 - skip alpha) x0 - skip sigma eps) / scale,
 
-and |eps_hat - eps|^2 = (alpha scale / sigma)^2 |F - F*|^2. The coefficients are worked out in float64 and only F - F*
-in the network's precision, so that no digit is lost at either end of the path, whatever F stands for.
+and |eps_hat - eps|^2 = (alpha scale / sigma)^2 |F - F*|^2. The coefficients are computed in float64, and only F - F* in
+the network's precision, so that no digits are lost at either end of the path, whatever F predicts.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ from sde_diffusion.training.weighting import EDMWeighting, Weighting
 
 
 class Objective(ShowsArguments, ABC):
-    """What is minimised: what is drawn for each sample, and its loss at these draws.
+    """What training minimises: the random draws for each sample, and its loss at these draws.
 
-    `Objective(...)` itself makes the usual one, `DenoisingScoreMatching(...)`, as `pathlib.Path(...)` makes a path of
-    the system's kind. One that has parameters or buffers is an `nn.Module` too: a model then trains and keeps them.
+    `Objective(...)` returns the default objective, `DenoisingScoreMatching(...)`. An objective with parameters or
+    buffers is an `nn.Module` too; a model then trains and stores them.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """An instance: of the usual objective where none is named."""
+        """An instance of the class; of `DenoisingScoreMatching` for `Objective` itself."""
         made: Self = super().__new__(DenoisingScoreMatching if cls is Objective else cls)  # type: ignore[assignment]
         return made
 
     @abstractmethod
     def draw(self, model: Any, x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw what the losses of a batch are taken at.
+        """Draw the random numbers for the losses of a batch.
 
         Args:
-            model: What is trained, such as a denoiser.
-            x0: Data, [B, *], of which the shape, type and device count.
-            generator: None in training: torch's global generator, on the data's device. In validation a generator on
-                the CPU, for draws that are the same each time, spread as evenly as may be.
+            model: The model to train, such as a denoiser.
+            x0: Data, [B, *]; only their shape, type and device are used.
+            generator: None, in training: torch's global generator, on the data's device. In validation, a generator on
+                the CPU, for draws that are the same each time and spread evenly (stratified times).
 
         Returns:
             Keyword arguments of `__call__`, [B, ...] each, on the data's device.
@@ -57,21 +56,22 @@ class Objective(ShowsArguments, ABC):
         """Loss of each sample, [B].
 
         Args:
-            model: What is trained.
+            model: The model to train.
             x0: Data, [B, *].
-            **draws_and_conditions: What `draw` returned, or some of it (the rest is then drawn), and conditions.
+            **draws_and_conditions: The draws returned by `draw`, or some of them (the others are then drawn), and the
+                conditions.
         """
 
 
 class DenoisingScoreMatching(Objective):
-    """E_t E_eps [ w(t) |eps_hat(x_t, t) - eps|^2 / D ], a mean over dimensions.
+    """E_t E_eps [ w(t) |eps_hat(x_t, t) - eps|^2 / D ], where D is the number of dimensions.
 
     Args:
-        weighting: w(t); EDM's, which suits all predictions and paths, if not given.
-        times: The distribution of t; EDM's log-normal noise levels if not given.
+        weighting: w(t). The default is EDM's, which suits all predictions and paths.
+        times: The distribution of t. The default is EDM's log-normal distribution of noise levels.
 
     Raises:
-        TypeError: If one is not what it should be.
+        TypeError: If weighting is not a `Weighting`, or times not a `TimeSampling`.
 
     References:
         Vincent 2011, "A Connection Between Score Matching and Denoising Autoencoders"; Song et al. 2021, equation 7.
@@ -98,11 +98,11 @@ class DenoisingScoreMatching(Objective):
         """Loss of each sample.
 
         Args:
-            denoiser: What is trained.
+            denoiser: The denoiser to train.
             x0: Data on [-1, 1], [B, *].
-            t: Times, [B] or one for all; drawn from `times` by torch's global generator if not given.
-            noise: Standard normal, [B, *]; drawn likewise.
-            **conditions: Passed on to the denoiser, such as label=, int64 [B].
+            t: Times, [B] or one for all; by default drawn from `times` with torch's global generator.
+            noise: Standard normal, [B, *]; by default drawn with torch's global generator.
+            **conditions: Passed to the denoiser, such as label=, int64 [B].
 
         Returns:
             [B], in the data's precision (float32 where that is half).

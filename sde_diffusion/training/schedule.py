@@ -1,4 +1,4 @@
-"""The learning rate as a share of its peak, by how far the run has come: in steps, or in time where that is further."""
+"""Learning rate schedules: the learning rate as a share of its peak, by the progress of the run in steps or time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
+
+Schedule = Callable[[int, int, float, float], float]
+"""(step, warmup_steps, total_steps, time_used) -> learning rate factor; see `cosine_schedule`."""
 
 
 def constant_schedule(step: int, warmup_steps: int, total_steps: float, time_used: float = 0.0) -> float:
@@ -18,11 +21,11 @@ def cosine_schedule(step: int, warmup_steps: int, total_steps: float, time_used:
     """Learning rate factor: a linear rise over warmup_steps, then half a cosine down to 0 at the run's end.
 
     Args:
-        step: Optimizer steps taken.
-        warmup_steps: Steps of the rise.
-        total_steps: Steps of the run; may be infinite.
-        time_used: Share of the run's time that is used up, in [0, 1]; the cosine follows whichever is further, the
-            share of steps or that of time.
+        step: Number of optimizer steps taken.
+        warmup_steps: Number of steps of the linear rise.
+        total_steps: Number of steps of the run; may be infinite.
+        time_used: Share of the run's time that has passed, in [0, 1]. The cosine follows the larger of this and the
+            share of steps.
 
     Returns:
         The factor, in [0, 1].
@@ -32,7 +35,7 @@ def cosine_schedule(step: int, warmup_steps: int, total_steps: float, time_used:
     return min(rise, 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
-SCHEDULES: dict[str, Callable[[int, int, float, float], float]] = {
+SCHEDULES: dict[str, Schedule] = {
     "constant": constant_schedule,
     "cosine": cosine_schedule,
 }
@@ -45,9 +48,9 @@ def timer_of(trainer: Trainer) -> Timer | None:
 
 
 def time_used(trainer: Trainer) -> float:
-    """Share of the trainer's max_time that is used up, that of earlier processes of a resumed run included.
+    """Share of the trainer's max_time that has passed, including the time before a resume; 0 without a limit.
 
-    0 without a limit. One value for all processes, whose learning rates must not part.
+    All processes get the same value, so that their learning rates do not differ.
     """
     timer = timer_of(trainer)
     if timer is None:

@@ -1,4 +1,4 @@
-"""Where a training run stops when a signal asks for it: between two steps, in all processes between the same two."""
+"""Stopping of a training run by a signal: between two steps, and after the same step in all processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class Agreement:
-    """Which signal any of the processes has heard: an answer that is the same in all of them.
+    """The signal that any of the processes has received; all of them get the same answer.
 
-    One process knows at once. Several know one call later: each call starts the reduction of what is known now and
-    returns that of the call before, which has long arrived by then. So nobody waits for the others, and the flags,
-    which go from CPU to CPU over gloo whatever the devices are, never make a host wait for its GPU. A process that has
-    died shows as an error of the next call.
+    With several processes, the answer comes one call later: each call starts a reduction, and returns the result of the
+    previous one, which has arrived long before. So no process waits for the others. The reduction uses gloo on the
+    CPUs, so that no process waits for its GPU either. If a process has died, the next call raises an error.
     """
 
     def __init__(self, world_size: int) -> None:
@@ -35,7 +34,7 @@ class Agreement:
         """The number of a signal, or 0; every process must make each call.
 
         Args:
-            number: The signal that this process has heard, or 0.
+            number: The signal that this process has received, or 0.
         """
         if self._group is None:
             return number
@@ -56,19 +55,19 @@ class Agreement:
 
 
 class StopBetweenSteps(Callback):
-    """End the run where a signal asked for it: after the whole step, before the next batch; or within a validation.
+    """Stop the run when a signal has arrived: after the current step, or during a validation.
 
-    A validation that is broken off is made anew by the resumed run, from its beginning. The last one, after the last
-    step, is not broken off: a run that has taken its last step ends as if it had not been asked.
+    A resumed run repeats an interrupted validation from its beginning. The validation after the last step is not
+    interrupted: the run then ends as if there had been no signal.
 
-    Takes the place of Lightning's handling of signals, which (2.6.6) is mended upstream when
+    Replaces Lightning's handling of signals. It can be removed once, in Lightning (checked: 2.6.6),
 
-    - `_SignalConnector._sigterm_notifier_fn` makes no collective call in the signal handler, where the other processes
-      are anywhere, and `_slurm_sigusr_handler_fn` does not write a checkpoint there, in the middle of a step;
-    - `_TrainingEpochLoop._broadcast_sigterm_tensor` hears processes other than the first, and does not make the host
-      wait for the device in every step.
+    - `_SignalConnector._sigterm_notifier_fn` makes no collective call in the signal handler, when the other processes
+      may be anywhere, and `_slurm_sigusr_handler_fn` writes no checkpoint there, in the middle of a step;
+    - `_TrainingEpochLoop._broadcast_sigterm_tensor` includes signals to other processes than the first, and does not
+      make the host wait for the device in every step.
 
-    It requeues no Slurm job, as Lightning would: a job that runs again finds its run by `ckpt=`.
+    Unlike Lightning, it does not requeue Slurm jobs: a job that is started again resumes by `ckpt=`.
     """
 
     def __init__(self) -> None:
@@ -77,34 +76,34 @@ class StopBetweenSteps(Callback):
         self._breakable = 0
 
     def write(self, trainer: Trainer) -> None:
-        """Keep the state in which the run stops; all processes are here."""
+        """Store the state in which the run stops. It is called in all processes."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave signals to this package's handler."""
+        """Turn off Lightning's handling of signals."""
         if stage == "fit":
             trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
             if trainer.is_global_zero and getattr(
                 trainer._accelerator_connector.cluster_environment, "auto_requeue", False
             ):
-                log.info("Slurm's warning (SIGUSR1) ends the run with a checkpoint; it does not requeue the job")
+                log.info("Slurm's warning signal (SIGUSR1) ends the run with a checkpoint; the job is not requeued")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal waits for the end of the step."""
+        """From now on, handle signals at the end of the step."""
         self._handlers = signals.listen()
         if self._handlers:
             signals.hold()
         self._agreed = Agreement(trainer.world_size)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop before a step, if asked; not before a further batch of the same step, whose gradients would be lost."""
+        """Stop before a step if a signal has arrived, but not between batches of a step, as gradients would be lost."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._stop_if_asked(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See up to which batch all processes take part: one may have a batch less than another."""
+        """Find out up to which batch all processes take part, as some may have one batch less than others."""
         self._breakable = 0
-        if trainer.state.fn != TrainerFn.FITTING or self._agreed is None:  # or in Lightning's check before training
+        if trainer.state.fn != TrainerFn.FITTING or self._agreed is None:  # None in Lightning's sanity check
             return
         if not trainer.should_stop and not unfinished(trainer):
             self._breakable = self._agreed.least(int(min(trainer.num_val_batches[0], 2**31)))
@@ -113,16 +112,16 @@ class StopBetweenSteps(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Stop before a batch of a validation, if asked."""
+        """Stop before a batch of a validation if a signal has arrived."""
         if batch_idx < self._breakable and dataloader_idx == 0:
             self._stop_if_asked(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the handlers back; the other processes may be anywhere, so nothing here needs them."""
+        """Restore the signal handlers, without any communication, as the other processes may be anywhere."""
         self._restore()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the signals as they were found."""
+        """Restore the signal handlers."""
         self._restore()
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
@@ -137,13 +136,13 @@ class StopBetweenSteps(Callback):
 
 
 def unfinished(trainer: Trainer) -> int:
-    """How many batches of a step that accumulates gradients have been taken, where it is not at its end."""
+    """Number of batches processed in an incomplete step of gradient accumulation; 0 between steps."""
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress
     taken: int = batches.current.processed
-    if batches.is_last_batch or taken >= trainer.num_training_batches:  # on which Lightning takes a step in any case
+    if batches.is_last_batch or taken >= trainer.num_training_batches:  # Lightning always completes the step there
         return 0
     return taken % trainer.accumulate_grad_batches
 
 
 def _nothing() -> None:
-    """Do nothing, in place of Lightning's own."""
+    """Do nothing; replaces methods of Lightning."""

@@ -1,7 +1,8 @@
-r"""Which times are trained on: t = icdf(u), u uniform on [0, 1].
+r"""Distributions of training times: t = icdf(u), u uniform on [0, 1].
 
-Every sampling is an inverse distribution function, so that each can draw u independently, or stratified over the batch
-(low-discrepancy: Kingma et al. 2021, "Variational Diffusion Models", appendix I.1), or on fixed strata for validation.
+Each distribution is given by its inverse distribution function, so that u can be drawn independently, or stratified
+over the batch (low-discrepancy sampling: Kingma et al. 2021, "Variational Diffusion Models", appendix I.1), or fixed
+for validation.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class TimeSampling(ShowsArguments, ABC):
     """A distribution of training times on [t_min, t_max], given by its inverse distribution function.
 
     Args:
-        stratified: Draw one u in each of B equal strata of [0, 1], by a common random shift, in place of B independent
-            u: the same expectation with less variance.
+        stratified: Draw one u in each of B equal strata of [0, 1], with a common random shift, in place of B
+            independent u. The expectation is the same, with less variance.
     """
 
     def __init__(self, stratified: bool = False) -> None:
@@ -31,12 +32,13 @@ class TimeSampling(ShowsArguments, ABC):
 
     @abstractmethod
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
-        """t with P(time <= t) = u for u [B], float64 in [0, 1]; [B], float64."""
+        """The t with P(time <= t) = u for u [B], float64 in [0, 1]; [B], float64."""
 
     def importance(self, sde: SDE, t: Tensor) -> Tensor:
-        """Uniform density over this one at t [B]: the factor that keeps the loss an average over uniform t.
+        """The factor by which the loss at t [B] is multiplied, [B], float64.
 
-        1 unless the sampling is importance sampling: otherwise the distribution of times is part of the objective.
+        For importance sampling, it is the ratio of the uniform density to this one, so that the loss is an average over
+        uniform t. For other distributions it is 1: they are part of the objective.
         """
         return torch.ones_like(t)
 
@@ -63,10 +65,10 @@ class UniformTimes(TimeSampling):
 
 
 class ImportanceTimes(TimeSampling):
-    """p(t) proportional to g^2 / sigma^2 = -lambda': lambda uniform, by the exact inverse distribution function.
+    """Importance sampling with p(t) proportional to g^2 / sigma^2 = -lambda', so that lambda is uniform.
 
-    With likelihood or ELBO weighting, the weight times the importance is then constant: the least variance. Where
-    lambda(t_min) is infinite give the path t_min > 0.
+    With likelihood or ELBO weighting, weight times importance is then constant, which minimises the variance. The path
+    needs a finite lambda(t_min), for some paths t_min > 0.
 
     References:
         Song et al. 2021, "Maximum Likelihood Training of Score-Based Diffusion Models", section 5.1.
@@ -95,7 +97,7 @@ class ImportanceTimes(TimeSampling):
 
 
 class LogNormalTimes(TimeSampling):
-    """log(sigma / alpha) ~ N(mean, std^2), cut off at the path's ends.
+    """log(sigma / alpha) ~ N(mean, std^2), truncated to the path's range.
 
     Args:
         mean: P_mean.
@@ -117,8 +119,8 @@ class LogNormalTimes(TimeSampling):
         """lambda^-1(-2 (mean + std Phi^-1(u))), Phi truncated to the path's range."""
         log_s = -0.5 * torch.stack(_ends(sde, u.device))
         ends = (log_s - self.mean) / self.std
-        # Phi loses all digits in its upper tail: a range that lies mostly there is mirrored into the lower one, where
-        # it is taken by way of erfc (torch's ndtr is 0 below -9).
+        # Phi loses all digits in its upper tail: a range mostly there is mirrored into the lower tail, where Phi is
+        # computed with erfc (torch's ndtr is 0 below -9).
         mirror = torch.where(ends.sum() > 0, -1.0, 1.0)
         low, high = 0.5 * torch.special.erfc(-mirror * ends / math.sqrt(2))
         quantile = mirror * torch.special.ndtri((low + u * (high - low)).clamp(1e-300, 1 - 1e-16))
@@ -126,14 +128,14 @@ class LogNormalTimes(TimeSampling):
 
 
 class DiscreteTimes(TimeSampling):
-    """The times of a discrete grid, each as likely as the others: DDPM's steps, NCSN's levels.
+    """The times of discrete noise levels, all with equal probability: DDPM's steps, or NCSN's noise levels.
 
     Args:
-        levels: The grid.
+        levels: The noise levels.
         stratified: See `TimeSampling`.
 
     Raises:
-        TypeError: If levels is not a list of noise levels.
+        TypeError: If levels is not a `NoiseLevels`.
 
     References:
         Ho et al. 2020, algorithm 1; Song & Ermon 2019, equation 6.
@@ -142,18 +144,18 @@ class DiscreteTimes(TimeSampling):
     def __init__(self, levels: NoiseLevels, stratified: bool = False) -> None:
         super().__init__(stratified)
         if not isinstance(levels, NoiseLevels):
-            raise TypeError(f"levels must be a list of noise levels, such as BetaTable(); got {levels!r}")
+            raise TypeError(f"levels must be a table of noise levels, such as BetaTable(); got {levels!r}")
         self.levels = levels
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
-        """The time of level floor(u N)."""
-        known = _level_times.__wrapped__ if sde.learned else _level_times  # whose times move as it is learned
-        times = known(self.levels, sde, u.device)
+        """The time of noise level floor(u N)."""
+        level_times = _level_times.__wrapped__ if sde.learned else _level_times  # not cached while a path is learned
+        times = level_times(self.levels, sde, u.device)
         return times[(u * len(times)).long().clamp(max=len(times) - 1)]
 
 
 def _ends(sde: SDE, device: torch.device) -> list[Tensor]:
-    """Log-SNR at t_min and t_max: on the device only of a path whose parameters are there."""
+    """Log-SNR at t_min and t_max, on the device for a learned path, else on the CPU."""
     place = device if sde.learned else torch.device("cpu")
     return [sde.log_snr(torch.full((), t, dtype=torch.float64, device=place)) for t in (sde.t_min, sde.t_max)]
 

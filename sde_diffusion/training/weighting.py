@@ -1,6 +1,7 @@
 r"""Weightings of the denoising error: w(t) in  E_t [ w(t) |eps_hat - eps|^2 ].
 
-All errors are one error, for x_t is known: alpha (x0_hat - x0) = -sigma (eps_hat - eps). Written on eps,
+The errors of all quantities are multiples of each other, since x_t is known: alpha (x0_hat - x0) =
+-sigma (eps_hat - eps). In terms of eps,
 
     |x0_hat - x0|^2 = e^-lambda |eps_hat - eps|^2,      |score_hat - score|^2 = |eps_hat - eps|^2 / sigma^2,
     |u_hat - u|^2 = (sigma lambda' / 2)^2 |eps_hat - eps|^2                       (u = alpha' x0 + sigma' eps).
@@ -38,7 +39,7 @@ class EpsWeighting(Weighting):
 
 
 class ScoreWeighting(Weighting):
-    """sigma^2 |score_hat - score|^2, which is w = 1 on eps (Song & Ermon 2019, equation 6; Song et al. 2021)."""
+    """sigma^2 |score_hat - score|^2: w = 1 (Song & Ermon 2019, equation 6; Song et al. 2021)."""
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """sigma^2 / sigma^2."""
@@ -83,7 +84,7 @@ class ELBOWeighting(Weighting):
 class EDMWeighting(Weighting):
     """(s^2 + sigma_data^2) / (s sigma_data)^2 |x0_hat - x0|^2 with s = sigma / alpha: w = s^2 / sigma_data^2 + 1.
 
-    Makes the error of EDM's network output count alike at every noise level.
+    With it, the error of EDM's network output has the same weight at every noise level.
 
     Args:
         sigma_data: Standard deviation of the data, positive.
@@ -107,7 +108,7 @@ class MinSNRWeighting(Weighting):
     """min(SNR, gamma) |x0_hat - x0|^2: w = min(1, gamma / SNR).
 
     Args:
-        gamma: Where the weight on x0 is cut off, positive.
+        gamma: Largest weight of the error of x0, positive.
 
     Raises:
         ValueError: If gamma is not positive.

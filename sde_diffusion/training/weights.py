@@ -1,4 +1,4 @@
-"""Whether weights out of a file are those of a model."""
+"""Whether weights from a file fit a model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from sde_diffusion.training.entries import ContentsError
 
 @contextmanager
 def no_larger_than(weights: Mapping[str, Tensor], path: str = "") -> Iterator[None]:
-    """See that the modules made in the block have no more parameters than there are weights for.
+    """Context in which modules may not have many more parameters than there are weights.
 
-    A configuration out of a file may ask for a network that no memory holds, or for ten thousand million layers. Twice
-    as many are let pass, so that one that only differs is told by `check_weights`, which names what differs.
+    A configuration from a file may describe a network that fits in no memory, or one with billions of layers. Up to
+    twice as many parameters are allowed, so that networks that merely differ are reported by `check_weights`, whose
+    message names the differences.
 
     Args:
-        weights: The file's.
+        weights: The weights in the file.
         path: The file, for the message.
 
     Raises:
-        ContentsError: When the first parameter beyond them is made, before it is filled.
+        ContentsError: When the first parameter beyond this limit is registered.
     """
     of = f"{path}: its " if path else "its "
     left = {"tensors": 2 * len(weights), "values": 2 * sum(tensor.numel() for tensor in weights.values())}
@@ -45,10 +46,10 @@ def no_larger_than(weights: Mapping[str, Tensor], path: str = "") -> Iterator[No
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """See that weights fit a model: the same names, shapes and kinds of numbers; parameters neither NaN nor infinite.
+    """Check that weights fit a model: the same names, shapes and kinds of numbers, and no NaN or infinite parameters.
 
     Raises:
-        ContentsError: If they do not; with the first names of each kind.
+        ContentsError: If they do not; the message has the first names of each kind.
     """
     wanted = model.state_dict()
     other = [
@@ -67,22 +68,22 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     }
     if any(parts.values()):
         found = [f"{len(names)} {what} ({_few(names)})" for what, names in parts.items() if names]
-        raise ContentsError(f"its weights are not those of its network: {'; '.join(found)}")
+        raise ContentsError(f"its weights do not fit its network: {'; '.join(found)}")
     names = [name for name, _ in model.named_parameters()]
     lost = [name for name in names if not bool(torch.isfinite(weights[name]).all())]
     if lost:
-        raise ContentsError(f"its weights hold NaN or infinite values, in {_few(lost)}")
+        raise ContentsError(f"its weights have NaN or infinite values, in {_few(lost)}")
 
 
 def check_moments(model: nn.Module, optimizer: Mapping[str, Any]) -> None:
-    """See that the state of an optimizer over all of a model's parameters fits them.
+    """Check that the state of an optimizer fits the parameters of a model.
 
     Raises:
         ContentsError: If it does not.
     """
     parameters, groups = list(model.parameters()), optimizer["param_groups"]
     if len(groups) != 1 or list(groups[0]["params"]) != list(range(len(parameters))):
-        raise ContentsError(f"its optimizer is not one over the {len(parameters)} parameters of its network")
+        raise ContentsError(f"its optimizer is not that of the {len(parameters)} parameters of its network")
     for number, state in optimizer["state"].items():
         if number >= len(parameters) or any(
             state[name].shape != parameters[number].shape or not bool(torch.isfinite(state[name]).all())
@@ -92,7 +93,7 @@ def check_moments(model: nn.Module, optimizer: Mapping[str, Any]) -> None:
 
 
 def _kind(dtype: torch.dtype) -> str:
-    return "float" if dtype.is_floating_point else "complex" if dtype.is_complex else "whole"
+    return "float" if dtype.is_floating_point else "complex" if dtype.is_complex else "integer"
 
 
 def _few(names: list[str], most: int = 3) -> str:

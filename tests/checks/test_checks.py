@@ -29,7 +29,7 @@ from sde_diffusion import (
     UniformDequantisation,
     UniformTime,
 )
-from sde_diffusion.checks import as_number, as_whole, check_count, check_sizes
+from sde_diffusion.checks import as_integer, as_number, check_count, check_sizes
 from sde_diffusion.data.densities import Moons
 
 WHOLE = [6, np.int64(6), np.uint8(6), np.array(6), torch.tensor(6), 6.0, np.float32(6), torch.tensor(6.0), Fraction(6)]
@@ -67,11 +67,11 @@ def test_counts(name):
 def test_numbers_come_back_as_pythons_own():
     for given in WHOLE:
         assert (type(as_number("x", given)), as_number("x", given)) == (float, 6.0)
-        assert (type(as_whole("x", given)), as_whole("x", given)) == (int, 6)
+        assert (type(as_integer("x", given)), as_integer("x", given)) == (int, 6)
     for given in NONE:
         with pytest.raises(ValueError, match="x must be a number; got"):
             as_number("x", given)
-        with pytest.raises(ValueError, match="x must be a whole number of at least 0; got"):
+        with pytest.raises(ValueError, match="x must be an integer of at least 0; got"):
             check_count("x", given, least=0)
     assert check_sizes("x", np.array([2, 3])) == check_sizes("x", torch.Size([2, 3])) == (2, 3)
 
@@ -100,7 +100,7 @@ def test_paths_keep_pythons_own_numbers_and_so_their_hash():
         (lambda: ODESampler(coordinate="state"), "coordinate must be a Coordinate .*; got 'state'"),
         (lambda: SDESampler(adaptive="no"), "adaptive must be true or false; got 'no'"),
         (lambda: DPMSolver(denoise="no"), "denoise must be true or false; got 'no'"),
-        (lambda: DEISSampler(order="2"), "order of DEIS must be a whole number from 1 to 4; got '2'"),
+        (lambda: DEISSampler(order="2"), "order of DEIS must be an integer from 1 to 4; got '2'"),
         (lambda: Moons(noise="x"), "noise must be a number; got 'x'"),
         (lambda: EMA(decay="x"), "decay must be a number; got 'x'"),
         (lambda: MLP([]), r"shape must be a list of positive sizes .*; got \[\]"),

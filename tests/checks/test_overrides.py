@@ -84,9 +84,9 @@ def test_what_the_command_line_gives():
         HydraConfig.instance().set_config(hydra.compose("train", overrides=words, return_hydra_config=True))
     GlobalHydra.instance().clear()
     for key in ("sampler", "sampler.n_steps", "trainer", "trainer.max_steps", "logger"):
-        assert app.is_given(key)
+        assert app.is_overridden(key)
     for key in ("sample", "trainer.max", "trainer.max_steps.x", "network"):
-        assert not app.is_given(key)
-    assert app.given("sampler") == " (given: sampler=pc +sampler.n_steps=2)"
-    assert app.given("trainer") == " (given: trainer.max_steps=3)"
-    assert app.given("network") == ""
+        assert not app.is_overridden(key)
+    assert app.override_hint("sampler") == " (given: sampler=pc +sampler.n_steps=2)"
+    assert app.override_hint("trainer") == " (given: trainer.max_steps=3)"
+    assert app.override_hint("network") == ""

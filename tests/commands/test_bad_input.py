@@ -45,7 +45,7 @@ TRAIN = {
     "a GPU there is none of": (["trainer.accelerator=gpu"], ["gpu"]),
     "a loss that nobody logs": (["callbacks.best.monitor=foo", *TINY], ["could not find", "best.monitor=foo"]),
     "a callback's number": (["+callbacks.best.every_n_epochs=-5"], ["callbacks.best", "every_n_epochs=-5", ">= 0"]),
-    "the name of another file": (["callbacks.best.filename=last"], ["callbacks.best.filename=last", "take another"]),
+    "the name of another file": (["callbacks.best.filename=last"], ["callbacks.best.filename=last", "choose another"]),
     "more steps than there are": (["+trainer.min_steps=9", "trainer.max_steps=8"], ["min_steps=9", "max_steps=8"]),
     "a walk to where the log-SNR is infinite": (
         ["sampler=dpm", "sampler.t_end=0", *TINY[:5]],
@@ -53,7 +53,7 @@ TRAIN = {
     ),
     "a cosine without end": (["trainer.max_steps=-1"], ["max_steps", "model.schedule=constant"]),
     "no samples to draw": (["callbacks.samples.n=0"], ["callbacks.samples", "at least 1"]),
-    "a seed that is none": (["seed=1.5"], ["seed", "whole number", "1.5"]),
+    "a seed that is none": (["seed=1.5"], ["seed", "integer", "1.5"]),
     "a network of no width": (["network.width=0"], ["width", "at least 1"]),
     "batches of nothing": (["data.batch_size=0"], ["batch_size", "at least 1"]),
     "an open bracket": (["model.lr=[1"], ["[1"]),
@@ -96,9 +96,9 @@ def test_what_a_refused_run_leaves_does_not_stand_in_the_way(command, tmp_path):
 
 
 SAMPLE = {
-    "n=0": (["n=0"], ["n must be a whole number of at least 1", "n=0"]),
-    "n=abc": (["n=abc"], ["n must be a whole number", "n=abc"]),
-    "seed=1.5": (["seed=1.5"], ["seed must be a whole number", "seed=1.5"]),
+    "n=0": (["n=0"], ["n must be an integer of at least 1", "n=0"]),
+    "n=abc": (["n=abc"], ["n must be an integer", "n=abc"]),
+    "seed=1.5": (["seed=1.5"], ["seed must be an integer", "seed=1.5"]),
     "a seed beyond 64 bits": (["seed=9223372036854775807"], ["2^63"]),
     "batch_size=0": (["batch_size=0"], ["batch_size", "at least 1"]),
     "sampler.steps=0": (["sampler.steps=0"], ["steps", "at least 1"]),
@@ -107,12 +107,15 @@ SAMPLE = {
     "a label for a model without": (["label=3"], ["conditional=true"]),
     "device=cuda": (["device=cuda"], ["device=cpu"]),
     "device=foo": (["device=foo"], ["device=foo", "device=cpu"]),
-    "a checkpoint with = in its name": (["ckpt=epoch=3.ckpt"], ["'ckpt=epoch=3.ckpt'", "quotes of its own"]),
+    "a checkpoint with = in its name": (
+        ["ckpt=epoch=3.ckpt"],
+        ["'ckpt=epoch=3.ckpt'", "quotes inside those of the shell"],
+    ),
     "no such checkpoint": (["ckpt=/nowhere/last.ckpt"], ["no checkpoint /nowhere/last.ckpt"]),
     "a folder under a file": (["out=/dev/null/x"], ["/dev/null/x", "choose another folder"]),
     "overwrite=no": (["overwrite=no"], ["true or false", "overwrite=no"]),
-    "steps without end": (["sampler.steps=.inf"], ["steps must be a whole number"]),
-    "steps in words": (["sampler.steps=ten"], ["steps must be a whole number", "ten"]),
+    "steps without end": (["sampler.steps=.inf"], ["steps must be an integer"]),
+    "steps in words": (["sampler.steps=ten"], ["steps must be an integer", "ten"]),
     "an end outside the path": (["sampler.t_end=7"], ["t_end must lie in", "sampler.t_end=7"]),
     "another path than the model's": (["sde=ve"], ["no sde= here", "checkpoint"]),
 }
@@ -138,7 +141,7 @@ def test_sample_without_a_checkpoint(command, tmp_path):
         ("extractor=foo", "pixels, digits, mnist"),
         ("split=foo", "train, val, test"),
         ("n=0", "n=0"),
-        ("n=1", "n must be a whole number of at least 2; got n=1"),
+        ("n=1", "n must be an integer of at least 2; got n=1"),
         ("data=mnist", "data.root must be given: add data.root=VALUE"),
         ("data=arrays", "data.path must be given: add data.path=VALUE"),
     ],
@@ -192,7 +195,7 @@ def test_a_loss_that_is_no_number(command, tmp_path):
     settings = ("model.lr=1e20", "model.warmup_steps=1000", "trainer.max_steps=200", "trainer.val_check_interval=1")
     done = command("train", *TINY, *settings, f"hydra.run.dir={folder}", "callbacks.samples=null", cwd=tmp_path)
     done.err = "error: " + done.err.partition("error: ")[2]
-    check(done, "at step", "smaller model.lr", "checkpoints written before are kept")
+    check(done, "at step", "smaller model.lr", "earlier checkpoints are kept")
     kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(bool(torch.isfinite(value).all()) for value in kept["state_dict"].values())
     assert 0 < kept["global_step"] <= int(done.err.partition("at step ")[2].partition(":")[0])

@@ -250,7 +250,10 @@ def test_a_run_whose_time_is_over_has_nothing_to_do(command, tmp_path):
     rates = [float(row["lr"]) for row in rows if row["lr"]]
     assert rates[-1] < 0.05 * max(rates)  # the cosine ends with the time
     done = command("train", f"ckpt={last(folder)}", "callbacks.samples=null", cwd=tmp_path)
-    assert (done.status, "of the 2 s of trainer.max_time are used up; raise trainer.max_time" in done.out) == (0, True)
+    assert (done.status, "of the 2 s of trainer.max_time have been used; raise trainer.max_time" in done.out) == (
+        0,
+        True,
+    )
     done = command("train", f"ckpt={last(folder)}", "trainer.max_time=00:00:00:04", cwd=tmp_path)
     assert done.status == 0, done.err
     assert steps(folder)[0][-1] > validated[-1]

@@ -77,11 +77,11 @@ def test_pictures_are_their_files(command, tmp_path, digits):
     assert "resized to 8x8" in done.out
     assert found["kernel_distance"] > expected["kernel_distance"]
     done = command("evaluate", f"samples={tmp_path / 'large'}", *few, f"out={tmp_path / '2'}", cwd=tmp_path)
-    assert (done.status, "is 20x16, and the data are 8x8: with resize=true" in done.err) == (1, True), done.err
+    assert (done.status, "is 20x16, and the data are 8x8: set resize=true" in done.err) == (1, True), done.err
     red = Image.new("RGB", (8, 8), "red")
     red.save(tmp_path / "grey" / "red.png")
     done = command("evaluate", f"samples={tmp_path / 'grey'}", *few, f"out={tmp_path / '2'}", cwd=tmp_path)
-    assert (done.status, "has pictures in colour, and the data are grey" in done.err) == (1, True), done.err
+    assert (done.status, "has colour pictures, and the data are grey" in done.err) == (1, True), done.err
     (tmp_path / "grey" / "red.png").write_text("words")
     done = command("evaluate", f"samples={tmp_path / 'grey'}", *few, f"out={tmp_path / '2'}", cwd=tmp_path)
     assert (done.status, "red.png" in done.err, "Traceback" in done.err) == (1, True, False), done.err

@@ -13,7 +13,7 @@ from sde_diffusion import AncestralSampler, GenerativeModel, UserError, log_like
 from sde_diffusion.commands import conditions, drawing
 from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.data import Arrays
-from sde_diffusion.training.steering import steered
+from sde_diffusion.training.guided_denoiser import guided_denoiser
 
 SAMPLER = ("sampler=ddim", "sampler.steps=3")
 CFG = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance", "scale": 3.0}
@@ -95,7 +95,7 @@ def test_samples_by_value_from_the_command_line(run, model, tmp_path):
 def test_guided_by_both(run, model):
     done, out = run("sample", *SAMPLER, "n=2", "label=left", "rate=22", "guidance=cfg", "guidance.scale=3")
     assert done.status == 0, done.err
-    guided = AncestralSampler(3, eta=0.0)(steered(model, CFG), (2, 2), label=0, rate=22.0).x
+    guided = AncestralSampler(3, eta=0.0)(guided_denoiser(model, CFG), (2, 2), label=0, rate=22.0).x
     torch.testing.assert_close(torch.from_numpy(np.load(out / "samples.npz")["points"]), guided, rtol=0, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ REFUSED = {
     ("label=right", "rate=[1,2]"): "rate must be one number for each of the 3 samples; got shape [2]",
     ("label=right", "rate=fast"): "rate must be finite numbers (or NaN throughout: no rate); got 'fast'",
     ("label=up", "rate=3"): "label=up is not a class; the classes are left, right",
-    ("label=left", "rat=3"): "the model is told label, rate (did you mean rate?)",
+    ("label=left", "rat=3"): "conditions of the model: label, rate (did you mean rate?)",
     ("label=left", "conditions.label=0", "rate=3"): "label is given twice",
     ("label=left", "rate=none.npy"): "none.npy",
     ("label=left", "rate=3", "sed=3"): "unknown key 'sed' (did you mean seed?)",

@@ -90,16 +90,16 @@ def test_another_checkpoint_is_only_recommended_if_it_is_intact(tmp_path: Path) 
         content = bytearray((tmp_path / name).read_bytes())
         content[30_000] ^= 1
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"no intact last\.ckpt or best\.ckpt lies beside it: use a copy of it"):
+    with pytest.raises(UserError, match=r"its folder has no intact last\.ckpt or best\.ckpt: use a copy of it"):
         read_checkpoint(tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (lambda: bomb(), "unpacks to more than it holds"),
-        (lambda: bomb("archive/data.pkl"), "unpacks to more than it holds"),
-        (lambda: repacked(CONTENT, packed=True), "unpacks to more than it holds"),
+        (lambda: bomb(), "is compressed or claims to be larger than it is"),
+        (lambda: bomb("archive/data.pkl"), "is compressed or claims to be larger than it is"),
+        (lambda: repacked(CONTENT, packed=True), "is compressed or claims to be larger than it is"),
         (lambda: repacked(CONTENT, drop="/data.pkl"), "is damaged"),
         (lambda: CONTENT[:-1], "is damaged"),
         (lambda: b"\x80\2}q\0.", "it is a pickle, which can run code"),
@@ -118,40 +118,40 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "wide": (lambda c: c["callbacks"].update(x=doubled(60)), "more than 10,000,000 values"),
     "huge number": (
         lambda c: c.update(global_step=10**400),
-        "its entry 'global_step' holds a whole number of more than 64 bits",
+        "its entry 'global_step' has an integer of more than 64 bits",
     ),
     "tensor of nothing": (lambda c: c["state_dict"].update(x=torch.ones(1).expand(2**40)), "the file has fewer"),
     "sparse": (
         lambda c: c["state_dict"].update(x=torch.ones(3).to_sparse()),
-        "entry 'x' holds a tensor that is not dense",
+        "entry 'x' has a tensor that is not dense",
     ),
     "mark": (lambda c: c.update(sde_diffusion=7), "sde_diffusion must be a mapping; got 7"),
     "run": (lambda c: c["sde_diffusion"].update(run=[]), r"sde_diffusion.run must be a mapping; got \[\]"),
     "seed": (
         lambda c: c["sde_diffusion"]["run"].update(seed="x"),
-        "run.seed must be a whole number from 0 to 4294967295",
+        "run.seed must be an integer from 0 to 4294967295",
     ),
     "group": (lambda c: c["sde_diffusion"]["run"].pop("sampler"), "sde_diffusion.run lacks sampler"),
     "version": (lambda c: c["sde_diffusion"].update(version=1), "sde_diffusion.version must be text; got 1"),
     "hyperparameters": (lambda c: c.update(hyper_parameters=[]), "hyper_parameters must be a mapping"),
-    "levels": (lambda c: c["hyper_parameters"]["data"].update(levels="x"), "data.levels must be a whole number"),
+    "levels": (lambda c: c["hyper_parameters"]["data"].update(levels="x"), "data.levels must be an integer"),
     "data": (lambda c: c["hyper_parameters"].update(data=3), "hyper_parameters.data must be a mapping; got 3"),
     "units": (
         lambda c: c["hyper_parameters"]["data"].update(levels=None, units={"low": [0.0], "high": [0.0]}),
         "one finite high above each finite low",
     ),
-    "shape": (lambda c: c["hyper_parameters"]["data"].update(shape=[1, 9, 9]), "its network is for the shape"),
-    "step": (lambda c: c.update(global_step=-1), "global_step must be a whole number of at least 0; got -1"),
-    "other step": (lambda c: c.update(global_step=7), "global_step is 7, and its optimizer took 20 steps"),
+    "shape": (lambda c: c["hyper_parameters"]["data"].update(shape=[1, 9, 9]), "its network is for shape"),
+    "step": (lambda c: c.update(global_step=-1), "global_step must be an integer of at least 0; got -1"),
+    "other step": (lambda c: c.update(global_step=7), "global_step is 7, but its optimizer has taken 20 steps"),
     "loops": (lambda c: c["loops"].update(fit_loop={}), "loops.fit_loop lacks epoch_progress"),
     "a count": (
         lambda c: c["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"].update(ready="x"),
-        "total.ready must be a whole number of at least 0; got 'x'",
+        "total.ready must be an integer of at least 0; got 'x'",
     ),
     "callback": (lambda c: c["callbacks"].update(EMA=[]), "callbacks.EMA must be a mapping"),
-    "updates": (lambda c: c["callbacks"]["EMA"].update(updates=None), "EMA.updates must be a whole number"),
+    "updates": (lambda c: c["callbacks"]["EMA"].update(updates=None), "EMA.updates must be an integer"),
     "lightning": (lambda c: c.update({"pytorch-lightning_version": "x"}), "must be a version from 2.0 up; got 'x'"),
-    "method": (lambda c: c["lr_schedulers"][0].update(step=1), r"lr_schedulers\[0\].step is no count"),
+    "method": (lambda c: c["lr_schedulers"][0].update(step=1), r"lr_schedulers\[0\].step is not part of"),
     "weights": (lambda c: c.update(state_dict={"a": 1}), r"state_dict\['a'\] must be a tensor; got 1"),
     "more weights": (lambda c: c["state_dict"].update(a=torch.ones(2)), r"1 not of its network \(a\)"),
     "fewer": (
@@ -164,15 +164,15 @@ CHANGES: dict[str, tuple[Any, str]] = {
     ),
     "NaN": (
         lambda c: c["state_dict"][BIAS].fill_(float("nan")),
-        "hold NaN or infinite values",
+        "have NaN or infinite values",
     ),
     "raw NaN": (
         lambda c: c["current_model_state"][BIAS].fill_(float("inf")),
-        "hold NaN or inf",
+        "have NaN or inf",
     ),
     "moments": (lambda c: c["optimizer_states"][0]["state"][2].update(exp_avg=torch.ones(2)), "moments do not fit"),
-    "groups": (lambda c: c["optimizer_states"][0]["param_groups"][0]["params"].pop(), "not one over the 16 parameters"),
-    "width": (lambda c: widen(c, "width", 10**9), "width=1000000000 is more than the file has weights for"),
+    "groups": (lambda c: c["optimizer_states"][0]["param_groups"][0]["params"].pop(), "not that of the 16 parameters"),
+    "width": (lambda c: widen(c, "width", 10**9), "width=1000000000 is too large for the weights in the file"),
     "depth": (lambda c: widen(c, "depth", 10_000), "more parameters than the file has weights"),
 }
 
@@ -203,7 +203,9 @@ def test_a_model_without_its_run_is_used_but_not_resumed(tmp_path: Path, part: s
     del checkpoint[part]
     torch.save(checkpoint, tmp_path / "stripped.ckpt")
     ScoreModel.load_from_checkpoint(tmp_path / "stripped.ckpt")
-    with pytest.raises(UserError, match=r"holds a model, and not all of the run .* it lacks the .* sample, evaluate"):
+    with pytest.raises(
+        UserError, match=r"has a model but not the full state of its run: .* it lacks the .* sample, evaluate"
+    ):
         read_run(str(tmp_path / "stripped.ckpt"))
 
 

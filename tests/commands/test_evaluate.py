@@ -185,9 +185,9 @@ def test_few_samples(command, trained, tmp_path):
     assert "singular covariance" in done.out
     # The training split's figures are of the data alone: from the cache they are the same, damaged ones are made anew.
     for damage in (None, "{"):
-        (mark,) = (tmp_path / "outputs" / "references").glob("mark-*.json")
+        (baseline,) = (tmp_path / "outputs" / "references").glob("baseline-*.json")
         if damage:
-            mark.write_text(damage)
+            baseline.write_text(damage)
         again, _ = run(
             command, tmp_path / ("damaged" if damage else "again"), ckpt, "n=40", "seed=9", *QUICK, "metrics.prdc.k=2"
         )
@@ -218,7 +218,10 @@ REFUSED = {
     "a folder without samples": (["samples=.", "data=digits"], ["neither a samples.npz nor pictures"]),
     "no such metric": (["samples=own.npz", "data=digits", "metrics=[foo]"], ["metrics=foo", "kernel"]),
     "no such split": (["samples=own.npz", "data=digits", "split=foo"], ["train, val, test"]),
-    "a level that is none": (["samples=own.npz", "data=digits", "level=2"], ["level must be a number between 0 and 1"]),
+    "a confidence that is none": (
+        ["samples=own.npz", "data=digits", "level=2"],
+        ["confidence must be a number between 0 and 1"],
+    ),
     "an extractor of another shape": (["samples=own.npz", "data=digits", "extractor=mnist"], ["mnist", "pixels"]),
     "inception without weights": (["samples=own.npz", "data=digits", "extractor=inception"], ["inception", "fid"]),
 }

@@ -16,7 +16,7 @@ from schema_cases import refusal
 from sde_diffusion import MLP, VPSDE, AncestralSampler, NetworkDenoiser, Objective, ScoreModel, UserError
 from sde_diffusion.commands import drawing
 from sde_diffusion.modality import Images
-from sde_diffusion.training.steering import steered
+from sde_diffusion.training.guided_denoiser import guided_denoiser
 
 CFG = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance"}
 DIGITS = Images((1, 8, 8), levels=17)
@@ -46,7 +46,7 @@ def run(command, classes, tmp_path_factory):
 def drawn(ckpt, steps, n, guidance, label):
     model = ScoreModel.load_from_checkpoint(ckpt)
     sampler = AncestralSampler(steps, eta=1.0)
-    return sampler(steered(model, guidance), (n, 1, 8, 8), label=label)
+    return sampler(guided_denoiser(model, guidance), (n, 1, 8, 8), label=label)
 
 
 def test_pictures_during_training(classes):
@@ -138,16 +138,20 @@ def model_of(n_classes, label_dropout=0.1):
 @pytest.mark.parametrize(
     ("model", "settings", "words"),
     [
-        (partial(model_of, 0), {}, "knows no classes: train one with conditional=true"),
-        (partial(model_of, 4, 0.0), {}, "model.label_dropout=0, never without: train one with model.label_dropout=0.1"),
+        (partial(model_of, 0), {}, "has no classes: train one with conditional=true"),
+        (
+            partial(model_of, 4, 0.0),
+            {},
+            "never trained without (model.label_dropout=0): train one with model.label_dropout=0.1",
+        ),
         (partial(model_of, 4), {"interval": [200, 300]}, "guidance.interval=(200, 300) lies outside the walk"),
         (partial(model_of, 4), {"_target_": "os.system"}, "not a class of sde_diffusion"),
     ],
 )
 def test_what_a_model_does_not_allow(model, settings, words):
     with pytest.raises(UserError, match=re.escape(words)):
-        steered(model(), {**CFG, **settings})
-    assert steered(model(), {**CFG, "scale": 1}).passes == 1  # which needs nothing but the model
+        guided_denoiser(model(), {**CFG, **settings})
+    assert guided_denoiser(model(), {**CFG, "scale": 1}).passes == 1  # which needs nothing but the model
 
 
 REFUSED = {

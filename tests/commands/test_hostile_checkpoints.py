@@ -107,8 +107,8 @@ def test_everything_at_once(tmp_path: Path) -> None:
     words = (f"ckpt={last}", "trainer.max_steps=24", "trainer.val_check_interval=2", "callbacks.best.monitor=val/loss")
     status, messages, changes = run(folder, "train", *words)
     assert (status, changes) == (0, []), messages
-    assert "Ignored from the checkpoint: trainer.default_root_dir" in messages
-    assert "Ignored from the checkpoint: callbacks.ema.decay, callbacks.ema.folder" in messages
+    assert "Ignored in the checkpoint: trainer.default_root_dir" in messages
+    assert "Ignored in the checkpoint: callbacks.ema.decay, callbacks.ema.folder" in messages
     assert [(file.name, file.read_text()) for file in canary.iterdir()] == [("precious.ckpt", "precious")]
     after = torch.load(last, weights_only=True)
     kept = {**after["sde_diffusion"]["run"], "record": None}

@@ -172,10 +172,10 @@ def test_another_data_set_is_named(command, trained, tmp_path):
 
 REFUSED = {
     "no such split": (["split=foo"], ["foo", "train, val, test"]),
-    "no split": (["split=[]"], ["names none", "train, val, test"]),
-    "a bound of steps in words": (["elbo.steps=ten"], ["elbo.steps must be a whole number", "ten"]),
+    "no split": (["split=[]"], ["split=[] is empty", "train, val, test"]),
+    "a bound of steps in words": (["elbo.steps=ten"], ["elbo.steps must be an integer", "ten"]),
     "a bound that is no settings": (["elbo=false"], ["elbo must be settings {steps: ", "or null; got elbo=False"]),
-    "a seed beyond 64 bits": (["seed=9223372036854775808"], ["seed must be a whole number", "64 bits"]),
+    "a seed beyond 64 bits": (["seed=9223372036854775808"], ["seed must be an integer", "64 bits"]),
     "other data that are not there": (["against=mnist", "against_root=/nowhere"], ["against_root", "/nowhere"]),
     "no such method": (["method=foo"], ["adams", "dopri5", "foo"]),
     "no such trace": (["trace=foo"], ["hutchinson", "hutch++", "exact"]),
@@ -320,7 +320,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
 
 @pytest.mark.slow
 def test_other_data_beyond_the_solver_count_as_impossible(command, trained, tmp_path):
-    """The command goes on: for telling data apart only the rank matters."""
+    """The command goes on: for reporting_errors data apart only the rank matters."""
     arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=20", "batch_size=10", "elbo.draws=4", "rtol=1e-3")
     own = command("likelihood", *arguments, f"out={tmp_path / 'own'}", cwd=tmp_path)
     assert own.status == 0, own.err

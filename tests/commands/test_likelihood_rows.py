@@ -138,7 +138,7 @@ REFUSED = {
     "no file": ("x=3", "x must be text or null; got x=3"),
     "a split beside": ("split=val", "leave split=val out"),
     "no classes": ("label=0", "no classes"),
-    "all out of reach": ("max_nfe=3", "no solver brings"),
+    "all out of reach": ("max_nfe=3", "the solver brings no item"),
 }
 
 
@@ -160,7 +160,7 @@ def test_levels_that_are_none(trained, command, tmp_path):
     np.save(tmp_path / "half.npy", np.full((2, 64), 0.5))
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
     done = command("likelihood", ckpt, *QUICK, "x=half.npy", cwd=tmp_path)
-    assert (done.status, "whole numbers from 0 to 16; got 0.5" in done.err) == (1, True), done.err
+    assert (done.status, "integers from 0 to 16; got 0.5" in done.err) == (1, True), done.err
 
 
 def test_one_dimension(command, tmp_path):

@@ -78,7 +78,7 @@ def test_sizes_in_words():
         (
             "sample",
             _raised(HUGE["torch"]),
-            r"memory ran out \(1,024 TiB were asked for at once\): make batch_size or n",
+            r"memory ran out \(1,024 TiB were requested at once\): make batch_size or n",
         ),
         ("likelihood", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), r"\(2.00 GiB were"),
         ("sample", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), r"\(20 MiB were"),
@@ -122,7 +122,7 @@ def said(done, *words: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["network.width=1000000"], ["TiB were asked for at once", "network.width"]),
+        (["network.width=1000000"], ["TiB were requested at once", "network.width"]),
         (["data.batch_size=1000000000"], ["an epoch of 250000000000 items, batch_size x min_batches_per_epoch"]),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_scoring_resumes_with_smaller_batches(command, trained, tmp_path):
         [sys.executable, "-c", script, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 1
-    assert f"What is finished is kept: the same command with out={tmp_path / 'b'} resumes there" in ended.stderr
+    assert f"Finished work is kept: the same command with out={tmp_path / 'b'} resumes there" in ended.stderr
     done = command(*usual, "batch_size=3", f"out={tmp_path / 'b'}", cwd=tmp_path)
     assert done.status == 0, done.err
     assert "resuming after 6 of 14" in done.out
@@ -175,7 +175,7 @@ def test_a_log_on_a_full_disk_is_given_up_once(capfd):
     for number in range(3):
         logger.warning("line %d", number)
     said_once = capfd.readouterr().err
-    assert said_once == "cannot write /dev/full: No space left on device; going on without it\n"
+    assert said_once == "cannot write /dev/full: No space left on device; continuing without it\n"
 
 
 def test_lines_that_nobody_reads_end_nothing(tmp_path):
@@ -191,7 +191,7 @@ def test_lines_that_nobody_reads_end_nothing(tmp_path):
     process.stdout.close()
     process.stdin.close()
     err = process.stderr.read()
-    assert err == "cannot write to the screen: Broken pipe; going on without it\nthe end\n"
+    assert err == "cannot write to the screen: Broken pipe; continuing without it\nthe end\n"
     assert process.wait() == 0
 
 

@@ -11,7 +11,7 @@ from sde_diffusion.commands.outliers import compare
     [
         (-8.0, 1.0, 1.0, "100% are less likely"),
         (8.0, 0.0, 1.0, "MORE likely than 99%"),
-        (0.0, 0.5, 0.5, "not told apart"),
+        (0.0, 0.5, 0.5, "not clearly distinguished"),
     ],
 )
 def test_verdicts(shift, auroc, typicality, words):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import TINY
 
-from sde_diffusion.commands.resumed_changes import tell_changes
-from sde_diffusion.commands.resuming import _leads_away
+from sde_diffusion.commands.resumed_changes import warn_of_changes
+from sde_diffusion.commands.resuming import _leaves_folder
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,14 @@ def test_other_data_of_the_same_shape_stop_a_resumed_run(command: Any, stopped: 
     assert "train: 170 items then, 255 now" in command("train", *words, cwd=stopped).err
     done = command("train", *words, f"data.path={stopped / 'rows.npz'}", cwd=stopped)
     assert done.status == 0, done.err
-    assert "Resumed with other data than the run's: train: 170 items then, 255 now" in done.out + done.err
+    assert "Resumed with other data: train: 170 items then, 255 now" in done.out + done.err
 
 
 def changes(caplog: pytest.LogCaptureFixture, run: dict[str, Any], cfg: dict[str, Any], record: dict[str, Any]) -> str:
     from omegaconf import OmegaConf
 
     caplog.clear()
-    tell_changes(run, OmegaConf.create(cfg), record)
+    warn_of_changes(run, OmegaConf.create(cfg), record)
     return caplog.text
 
 
@@ -88,4 +88,4 @@ def test_settings_and_machines_that_change_the_weights_are_told_in_one_line(capl
     ],
 )
 def test_texts_that_lead_out_of_a_folder(text: str, away: bool) -> None:
-    assert _leads_away(text) == away
+    assert _leaves_folder(text) == away

@@ -331,7 +331,7 @@ def test_the_advice_names_a_checkpoint_that_is_there(names: list[str], ckpt: str
     for name in names:  # the last one is the newest
         shutil.copy(ckpt, folder / name)
     wanted = folder / ("last.ckpt" if "last.ckpt" in names else "best.ckpt")
-    with pytest.raises(UserError, match=f"holds a run already: resume it with ckpt={wanted}, or"):
+    with pytest.raises(UserError, match=f"already contains a run: resume it with ckpt={wanted}, or"):
         command(tmp_path / "run", *TINY)
 
 

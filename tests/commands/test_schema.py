@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from schema_cases import GIVEN, accepted_lists, composed, keys_of, override_lists, refusal, trains_or_says_why
 
 from sde_diffusion.checks.hints import Count, at_least, fits, words
-from sde_diffusion.commands.look import Look
+from sde_diffusion.commands.config_checks import ConfigChecks
 from sde_diffusion.commands.schema import COMMANDS
 from sde_diffusion.errors import UserError
 
@@ -21,39 +21,39 @@ WRONG = {
     "+sde=[vp,3]": "choose sde= from cosine",
     "callbacks.ema=3": "callbacks.ema must be null, or describe an object of class Callback",
     "callbacks.ema.decay=2": "callbacks.ema.decay must lie in [0, 1]",
-    "callbacks.samples.n=0": "callbacks.samples.n must be a whole number of at least 1",
-    "callbacks.progress.refresh_every=0": "callbacks.progress.refresh_every must be a whole number of at least 1",
+    "callbacks.samples.n=0": "callbacks.samples.n must be an integer of at least 1",
+    "callbacks.progress.refresh_every=0": "callbacks.progress.refresh_every must be an integer of at least 1",
     "+callbacks.mine={_target_: no.such.Thing}": "callbacks.mine._target_=no.such.Thing: ",
     "logger.csv.folder=3": "logger.csv.folder must be text",
     "model=null": "model=null: choose model= from score",
     "model=vae": "model=vae is not a choice; choose model= from score",
-    "model._target_=sde_diffusion.sde.VPSDE": "which is none of sde_diffusion.training.ScoreModel",
+    "model._target_=sde_diffusion.sde.VPSDE": "which is neither sde_diffusion.training.ScoreModel",
     "model.betas=[0.9]": "model.betas must be a list of 2 finite numbers; got model.betas=[0.9]",
     "model.betas=[0.9,x]": "model.betas must be a list of 2 finite numbers",
     "model.compile=abc": "model.compile must be true or false; got model.compile=abc",
-    "model.warmup_steps=1.5": "model.warmup_steps must be a whole number; got model.warmup_steps=1.5",
+    "model.warmup_steps=1.5": "model.warmup_steps must be an integer; got model.warmup_steps=1.5",
     "model.lr=nan": "model.lr must be a finite number; got model.lr=nan",
     "model.lr=-1": "model.lr must be positive; got -1",
     "model.lr=${nothing}": "model.lr: Interpolation key 'nothing' not found",
     "+model.n_classes=3": "model.n_classes: ScoreModel takes no n_classes",
-    "data.batch_size=1.5": "data.batch_size must be a whole number; got data.batch_size=1.5",
-    "data.batch_size=100000000000000000000": "data.batch_size must be a whole number",
+    "data.batch_size=1.5": "data.batch_size must be an integer; got data.batch_size=1.5",
+    "data.batch_size=100000000000000000000": "data.batch_size must be an integer",
     "data.batch_size=100000000": "an epoch of 25000000000 items",
     "data.flip=inf": "data.flip must be true or false; got data.flip=inf",
-    "data=moons data.n_train=1": "data.n_train must be a whole number of at least 2",
+    "data=moons data.n_train=1": "data.n_train must be an integer of at least 2",
     "data=folder": "data.root must be given: add data.root=VALUE",
     "data=folder data.root=3": "data.root must be text; got data.root=3",
     "trainer.max_time=[1]": "trainer.max_time must be a time DAYS:HOURS:MINUTES:SECONDS",
     "trainer.max_time=00:00:00:00": "trainer.max_time must be a time",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val must be a number of at least 0 or null",
     "trainer.gradient_clip_val=inf": "trainer.gradient_clip_val must be a number of at least 0 or null",
-    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches must be a whole number of at least 1",
-    "trainer.log_every_n_steps=-1": "trainer.log_every_n_steps must be a whole number of at least 0",
-    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch must be a whole number of at least 1 or null",
-    "+trainer.max_epochs=0": "trainer.max_epochs must be a whole number, -1 (no limit) or at least 1",
+    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches must be an integer of at least 1",
+    "trainer.log_every_n_steps=-1": "trainer.log_every_n_steps must be an integer of at least 0",
+    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch must be an integer of at least 1 or null",
+    "+trainer.max_epochs=0": "trainer.max_epochs must be an integer, -1 (no limit) or at least 1",
     "+trainer.callbacks=[]": "trainer.callbacks: Trainer takes no callbacks",
     "+trainer.max_step=5": "trainer.max_step: Trainer takes no max_step (did you mean max_steps?)",
-    "network.channels=0": "network.channels must be a whole number of at least 1; got 0",
+    "network.channels=0": "network.channels must be an integer of at least 1; got 0",
     "network.embedding_dim=7": "network.embedding_dim must be even and at least 4; got 7",
     "network.embedding=foo": "network.embedding",
     "network._target_=os.system": "network._target_: 'os.system' is not a class of sde_diffusion",
@@ -67,7 +67,7 @@ WRONG = {
     "~model": "model is needed: choose model= from score",
     "~denoiser.network": "denoiser.network must be given",
     "~sde._target_": "sde must describe an object of class SDE: choose sde= from cosine",
-    "seed=-1": "seed must be a whole number from 0 to 4294967295; got seed=-1",
+    "seed=-1": "seed must be an integer from 0 to 4294967295; got seed=-1",
     "conditional=null": "conditional must be true or false; got conditional=null",
 }
 ELSEWHERE = {
@@ -78,8 +78,8 @@ ELSEWHERE = {
         "label=[1]": "label must be",
     },
     "evaluate": {
-        "level=1": "level must be a number between 0 and 1",
-        "metrics.prdc.k=0": "metrics.prdc.k must be a whole number of at least 1",
+        "confidence=1": "confidence must be a number between 0 and 1",
+        "metrics.prdc.k=0": "metrics.prdc.k must be an integer of at least 1",
         "metrics=[]": "metrics is needed: choose metrics= from energy",
         "resize=1": "resize must be true or false",
         "reference=foo": "reference must be one of sampled, fixed",
@@ -87,7 +87,7 @@ ELSEWHERE = {
         "data.root=5": "data.root must be text or null; got data.root=5",
     },
     "likelihood": {
-        "elbo.draws=0": "elbo.draws must be a whole number of at least 1",
+        "elbo.draws=0": "elbo.draws must be an integer of at least 1",
         "elbo.t_end=nan": "elbo.t_end must be a finite number or null",
         "rtol=0": "rtol must be a positive number",
         "trace=foo": "trace must be one of hutchinson",
@@ -102,7 +102,7 @@ ELSEWHERE = {
     "sweep": {
         "n=0": "n must be",
         "file=3": "file must be text",
-        "seed=-1": "seed must be a whole number of at least 0",
+        "seed=-1": "seed must be an integer of at least 0",
     },
 }
 
@@ -143,43 +143,43 @@ def test_every_key_is_known_to_the_schema(command):
     """Nothing in a configuration file is passed over: neither a key at the top, nor an argument below."""
     assert COMMANDS.keys() == GIVEN.keys()
     cfg = composed(command, GIVEN[command])
-    look = Look(cfg)
-    COMMANDS[command](look)
-    assert set(cfg) - look.seen <= {"out", "ckpt"}
+    checks = ConfigChecks(cfg)
+    COMMANDS[command](checks)
+    assert set(cfg) - checks.seen <= {"out", "ckpt"}
     for key in keys_of(cfg):
         if "." in key and not key.endswith(("_target_", ".options")):
             changed = cfg.copy()
             OmegaConf.update(changed, key, {"a": {"b": 1}}, merge=False)
             with pytest.raises(UserError):
-                COMMANDS[command](Look(changed))
+                COMMANDS[command](ConfigChecks(changed))
 
 
-def test_whole_numbers_may_be_written_as_fractions():
+def test_integers_may_be_written_as_fractions():
     cfg = composed(
         "train", ["trainer.max_steps=10.0", "seed=3.0", "model.warmup_steps=5.0", "trainer.gradient_clip_val=1.0"]
     )
-    COMMANDS["train"](Look(cfg))
+    COMMANDS["train"](ConfigChecks(cfg))
     values = (cfg.trainer.max_steps, cfg.seed, cfg.model.warmup_steps, cfg.trainer.gradient_clip_val)
     assert values == (10, 3, 5, 1.0)
     assert [type(value) for value in values] == [int, int, int, float]
     cfg = composed("likelihood", ["ckpt=x", "elbo.steps=5.0", "elbo.t_end=1.0"])
-    COMMANDS["likelihood"](Look(cfg))
+    COMMANDS["likelihood"](ConfigChecks(cfg))
     assert [type(value) for value in (cfg.elbo.steps, cfg.elbo.t_end)] == [int, float]
 
 
 def test_what_stands_in_for_the_data_stays_out_of_the_configuration():
     cfg = composed("train", [])
     before = OmegaConf.to_container(cfg)
-    COMMANDS["train"](Look(cfg))
+    COMMANDS["train"](ConfigChecks(cfg))
     assert OmegaConf.to_container(cfg) == before
 
 
 def test_costs_little():
-    """Processor time of a look at a default run; the best of ten, which other programs do not move."""
+    """Processor time that checking a default run takes; the best of ten, which other programs do not move."""
     cfg, seconds = composed("train", []), []
     for _ in range(10):
         begin = time.process_time()
-        COMMANDS["train"](Look(cfg))
+        COMMANDS["train"](ConfigChecks(cfg))
         seconds.append(time.process_time() - begin)
     assert min(seconds) < 0.05
 
@@ -190,9 +190,9 @@ def test_hints():
     assert not any(
         (fits(2**63, int), fits(0, Count), fits("", str), fits("ab", list[str]), fits({"a": 1}, dict[str, str]))
     )
-    assert words(list[Count]) == "a list of whole numbers of at least 1"
-    assert words(Count | None) == "a whole number of at least 1 or null"
-    assert at_least(2, 5).words == "a whole number from 2 to 5"
+    assert words(list[Count]) == "a list of integers of at least 1"
+    assert words(Count | None) == "an integer of at least 1 or null"
+    assert at_least(2, 5).words == "an integer from 2 to 5"
 
 
 @pytest.mark.parametrize("command", GIVEN)

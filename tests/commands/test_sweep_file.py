@@ -130,7 +130,7 @@ BAD = {
         "must be a number below 1e+300",
     ),
     "arguments with hyphens": ({"command": ["${env}", "python", "${args}"]}, "args_no_hyphens"),
-    "no runs": ({"run_cap": 0}, "run_cap must be a whole number from 1 to 10000 or null; got 0"),
+    "no runs": ({"run_cap": 0}, "run_cap must be an integer from 1 to 10000 or null; got 0"),
     "no parameters": ({"parameters": {}}, "at least one key"),
     "a bare value": ({"parameters": {"model.lr": 1}}, f"{PARAMETERS} must be a mapping"),
     "no values": ({"parameters": {"model.lr": {"values": []}}}, "needs value or values"),
@@ -142,7 +142,7 @@ BAD = {
             "method": "random",
             "parameters": {"model.lr": {"min": 1.5, "max": 2, "distribution": "int_uniform"}},
         },
-        f"{PARAMETERS}.min must be a whole number",
+        f"{PARAMETERS}.min must be an integer",
     ),
     "upside down": ({"method": "random", "parameters": {"model.lr": {"min": 2.0, "max": 1.0}}}, "min <= max"),
     "a logarithm of 0": (
@@ -309,7 +309,7 @@ LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     [
         (LAUGHS, "more than 100,000 values"),
         ("a: &a {x: 1}\n" + "b: &b\n  <<: [" + ",".join(["*a"] * 200_000) + "]", "more than 100,000 values"),
-        ("a: &a [*a]", "holds the alias"),
+        ("a: &a [*a]", "contains the alias"),
         ("[" * 100_000, "is not valid YAML"),
         ("a: 2024-13-45", "is not valid YAML"),
         ("a: " + 5000 * "9", "is not valid YAML"),

@@ -41,7 +41,7 @@ def test_a_killed_sweep_goes_on(start, command, tmp_path):
     status, printed, err = finished(start("sweep", *arguments, cwd=tmp_path))
     assert status == 0, err
     assert run_json(first)["started"] == begun
-    assert "waiting for run 001, which a killed sweep has left at work" in printed
+    assert "waiting for run 001, which is still running after its sweep was killed" in printed
 
     with (out / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -87,8 +87,8 @@ def test_a_bayesian_search_is_random_here_and_says_so(command, tmp_path):
     arguments = ("file=bayes", "n=1", "seed=5", f"out={tmp_path / 'out'}", "--", *short)
     done = command("sweep", *arguments, cwd=tmp_path)
     assert done.status == 0, done.err
-    assert "1 runs are drawn at random, seed 5" in done.out
-    assert "every run goes to its end" in done.out
+    assert "drawing 1 runs at random, seed 5" in done.out
+    assert "no run is stopped early" in done.out
     record = run_json(tmp_path / "out" / "runs" / "000")
     (point,) = read_sweep(configurations.config_folder() / "sweeps" / "bayes.yaml").points(1, seed=5)
     assert record["config"]["model"]["lr"] == point["model.lr"]
@@ -115,7 +115,7 @@ def test_a_damaged_plan_is_told(command, tmp_path, content):
 def test_damaged_metrics_are_told(tmp_path, content):
     (tmp_path / "metrics.csv").write_bytes(content)
     described = read_sweep(written(tmp_path))
-    with pytest.raises(UserError, match=r"metrics\.csv is damaged: .*the sweep runs it again"):
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged: .*to run it again"):
         _result(Run({}, [], tmp_path), described)
 
 
@@ -140,7 +140,7 @@ def test_a_failing_run_does_not_stop_the_others(start, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "arguments", "words"),
     [
-        ({}, ["n=0"], ["n must be a whole number"]),
+        ({}, ["n=0"], ["n must be an integer"]),
         ({}, ["n=3"], ["the grid has 2 points; got n=3"]),
         ({"method": "random"}, [], ["give n=NUMBER"]),
         ({"parameters": {"model.lrr": {"value": 1}}}, [], ["unknown key 'model.lrr'", "warmup_steps"]),
@@ -148,7 +148,7 @@ def test_a_failing_run_does_not_stop_the_others(start, tmp_path):
         ({"parameters": {"model.lr": {"values": [0.001, -1]}}}, [], ["model.lr=-1", "model.lr must be positive"]),
         ({}, ["--", "sde=null"], ["sde=null: choose sde= from cosine"]),
         ({}, ["--", "foo=1"], ["'foo'"]),
-        ({}, ["--", "model.lr=1"], ["model.lr=1", "a value of its own"]),
+        ({}, ["--", "model.lr=1"], ["model.lr=1", "varies this setting"]),
         ({}, ["file=nope"], ["no sweep file nope", "file=bayes, file=grid"]),
         ({}, ["file=/nope.yaml"], ["no sweep file /nope.yaml", "file=bayes, file=grid"]),
         ({}, ["--", "logger=none"], ["logger=none writes no metrics"]),

@@ -51,15 +51,15 @@ X = torch.rand(40, 3) * 2 - 1
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ({"train": Split(X * 5000)}, r"the train split of 'own' has values from -4\S+ to \S+ as models see them"),
+        ({"train": Split(X * 5000)}, r"the train split of 'own' has values from -4\S+ to \S+, but models need"),
         ({"train": Split(X), "val": Split(X * 1.1)}, "the val split .* must lie in"),
         ({"train": Split(X), "test": Split(X / 0)}, "the test split of 'own' holds NaN or infinite values"),
         ({"train": Split(X.log())}, "the train split of 'own' holds NaN or infinite values"),
         ({"train": Split(X), "val": Split(X[:0])}, "has no items in val"),
         ({"train": Split(X), "val": Split(X[:, :2])}, r"train has items of shape \[3\] with no levels, and val \[2\]"),
         ({"train": Split(torch.full((9, 2), 17).byte(), levels=17)}, "values from 1.125 to 1.125"),
-        ({"train": Split(X, torch.rand(40))}, "labels of train must be whole numbers from 0 up"),
-        ({"train": Split(X, torch.arange(40) - 1)}, "labels of train must be whole numbers from 0 up"),
+        ({"train": Split(X, torch.rand(40))}, "labels of train must be integers from 0 up"),
+        ({"train": Split(X, torch.arange(40) - 1)}, "labels of train must be integers from 0 up"),
         ({"train": Split(X, torch.arange(39))}, "one for each of its 40 items"),
     ],
 )
@@ -231,7 +231,7 @@ def test_spellings_of_split_folders():
 def test_unused_members_are_named(save, caplog):
     said = _said(caplog, Arrays(save(x_train=RNG.random((40, 3)), masks=RNG.random(3), test_labels=[1])).prepare)
     assert "not used: masks" in said
-    assert "not used: test_labels, for there are no test_images" in said
+    assert "not used: test_labels, as there are no test_images" in said
 
 
 def test_given_validation_items_are_taken(save):
@@ -244,14 +244,14 @@ def test_given_validation_items_are_taken(save):
 def test_labels_of_the_test_split_alone(save, caplog):
     x = RNG.integers(0, 256, (40, 4, 4), dtype=np.uint8)
     data = Arrays(save(train_images=x, test_images=x, test_labels=np.arange(40) % 5))
-    assert "test has labels and train and val has none; they cannot be trained on" in _said(caplog, data.prepare)
+    assert "test has labels and train and val has none; they cannot be used for training" in _said(caplog, data.prepare)
     assert data.n_classes == 0
 
 
 @pytest.mark.parametrize(
     ("train", "test", "n_classes", "message"),
     [
-        ([0, 1, 5], [0, 1, 5], 6, "labels run to 5, and of the classes up to there train lacks 2, 3, 4"),
+        ([0, 1, 5], [0, 1, 5], 6, "labels run to 5, but train lacks 2, 3, 4"),
         ([0, 1, 2], [0, 7, 9], 10, "test has the labels 7, 9 that train lacks"),
         ([10**9, 0, 1], [0, 1], 0, r"train lacks 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, \.\.\."),
         ([0, 1, 2], [0, 1], 3, ""),

@@ -139,10 +139,10 @@ def test_points_depend_on_their_seed_alone():
     ("cls", "wrong", "message"),
     [
         (Ring, {"noise": 0.0}, "noise must be positive; got 0.0"),
-        (Ring, {"n_val": 0}, "n_val must be a whole number of at least 1; got 0"),
+        (Ring, {"n_val": 0}, "n_val must be an integer of at least 1; got 0"),
         (Checkerboard, {"cells": 3}, "cells must be even and at least 2; got 3"),
         (Moons, {"noise": math.nan}, "noise must be positive; got nan"),
-        (Pinwheel, {"arms": 0}, "arms must be a whole number of at least 1; got 0"),
+        (Pinwheel, {"arms": 0}, "arms must be an integer of at least 1; got 0"),
     ],
 )
 def test_arguments_out_of_range(cls, wrong, message):

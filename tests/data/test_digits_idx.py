@@ -104,7 +104,7 @@ def test_idx_missing_files(root):
     [
         (
             lambda raw: raw[:-7],
-            "truncated or damaged: its header asks for 20x5x4 values, and 393 bytes follow it at most",
+            "truncated or damaged: its header asks for 20x5x4 values, and at most 393 bytes follow it",
         ),
         (lambda raw: raw + b"x", "truncated or damaged"),
         (lambda raw: raw[:9], "truncated or damaged.* 0 bytes follow"),
@@ -123,9 +123,9 @@ def test_idx_damaged_file(root, damage, message):
 
 
 def test_idx_that_do_not_belong_together(root):
-    with pytest.raises(UserError, match=r"data\.n_val=20 leaves nothing of 20 training images"):
+    with pytest.raises(UserError, match=r"data\.n_val=20 leaves none of 20 training images"):
         IdxImages(str(root), n_val=20).prepare()
-    with pytest.raises(ValueError, match="n_val must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="n_val must be an integer of at least 1"):
         IdxImages(str(root), n_val=0)
     (root / "t10k-images-idx3-ubyte").write_bytes(_idx(np.zeros((6, 4, 4), np.uint8)))
     with pytest.raises(UserError, match="training images are 5x4, the test images 4x4"):

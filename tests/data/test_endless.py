@@ -18,7 +18,7 @@ from sde_diffusion.commands.sweep_file import read_sweep
 from sde_diffusion.data import Arrays, Folder, IdxImages
 from sde_diffusion.data.array_files import read_arrays
 from sde_diffusion.data.idx import read_idx
-from sde_diffusion.data.tree import look
+from sde_diffusion.data.tree import find_images
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.features import read_classifier
 from sde_diffusion.modality import Points, read_samples
@@ -80,7 +80,7 @@ def test_a_folder_of_images_with_what_is_none(tmp_path, caplog):
         make(tmp_path / f"x{number}.png")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
-    assert [path.name for path in look(tmp_path).images] == [f"{number}.png" for number in range(4)]
+    assert [path.name for path in find_images(tmp_path).images] == [f"{number}.png" for number in range(4)]
     assert sum(len(split) for split in Folder(str(tmp_path)).prepare().splits.values()) == 4
     assert all(f"x{number}.png" in caplog.text for number in range(4))
 
@@ -94,10 +94,10 @@ def test_a_gzip_bomb_is_not_inflated(tmp_path):
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(idx(1, 4, 4, data=bytes(50_000_000)), 9))
     begin = time.perf_counter()
-    with pytest.raises(UserError, match=r"asks for 1x4x4 values, and more bytes than that follow"):
+    with pytest.raises(UserError, match=r"asks for 1x4x4 values, and more bytes follow"):
         read_idx(path, 3)
     path.write_bytes(gzip.compress(idx(4096, 4096, 4096, data=bytes(50_000_000)), 9))
-    with pytest.raises(UserError, match="bytes follow it at most"):
+    with pytest.raises(UserError, match="at most .* bytes follow it"):
         read_idx(path, 3)
     assert time.perf_counter() - begin < 5  # seconds; nothing is inflated
 

@@ -217,11 +217,11 @@ def test_missing_and_empty(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"size": 0}, "size must be a whole number of pixels.* or None; got 0"),
+        ({"size": 0}, "size must be a number of pixels.* or None; got 0"),
         ({"crop": "random"}, "crop must be center or none; got 'random'"),
         ({"mode": "CMYK"}, "mode must be L, RGB or None; got 'CMYK'"),
         ({"in_memory": "yes"}, "in_memory must be True, False or auto; got 'yes'"),
-        ({"num_workers": 0}, "num_workers must be a whole number of at least 1; got 0"),
+        ({"num_workers": 0}, "num_workers must be an integer of at least 1; got 0"),
     ],
 )
 def test_arguments_out_of_range(wrong, message):

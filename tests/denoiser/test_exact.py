@@ -187,7 +187,7 @@ def test_shapes_of_stds_and_weights():
         (lambda sde: GaussianDenoiser(sde, torch.ones(2), torch.ones(3)), r"broadcast to.*\[2\]; got shape \[3\]"),
         (lambda sde: EmpiricalDenoiser(sde, torch.zeros(0, 2)), r"N >= 1; got \[0, 2\]"),
         (lambda sde: EmpiricalDenoiser(sde, torch.zeros(4)), r"\[N, \*\].*got \[4\]"),
-        (lambda sde: EmpiricalDenoiser(sde, torch.zeros(4, 2), chunk=0), "chunk must be a whole number of at least 1"),
+        (lambda sde: EmpiricalDenoiser(sde, torch.zeros(4, 2), chunk=0), "chunk must be an integer of at least 1"),
     ],
 )
 def test_misfits_are_refused(make, message):

@@ -78,7 +78,7 @@ def test_both_warn_of_floats_on_another_scale(function, top):
     ("options", "message"),
     [
         ({"trace": "hutch"}, "trace must be one of hutchinson, gaussian, hutch\\+\\+, exact; got 'hutch'"),
-        ({"probes": 0}, "probes must be a whole number of at least 1; got 0"),
+        ({"probes": 0}, "probes must be an integer of at least 1; got 0"),
         ({"trace": "hutch++", "probes": 2}, "multiple of 3"),
         ({"rtol": 0.0}, "rtol must be positive"),
         ({"atol": -1e-5}, "atol must be positive"),

@@ -104,7 +104,7 @@ def test_more_draws_are_tighter_and_remain_bounds():
 
 def test_what_is_refused():
     for levels in (1, 0, -3):
-        with pytest.raises(ValueError, match=f"levels must be a whole number of at least 2; got {levels}"):
+        with pytest.raises(ValueError, match=f"levels must be an integer of at least 2; got {levels}"):
             UniformDequantisation(levels)
     zero = torch.zeros(1)
     with pytest.raises(ValueError, match="give levels"):

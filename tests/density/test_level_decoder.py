@@ -120,7 +120,7 @@ def test_below_the_true_probability_and_near_it(name, steps):
 
 def test_what_is_refused():
     for levels in (1, 0):
-        with pytest.raises(ValueError, match=f"levels must be a whole number of at least 2; got {levels}"):
+        with pytest.raises(ValueError, match=f"levels must be an integer of at least 2; got {levels}"):
             LevelDecoder(levels)
     for weights in (torch.ones(2, 4), torch.tensor([1.0, 0.0, 1.0]), torch.tensor([1.0, math.nan, 1.0])):
         with pytest.raises(ValueError, match="weights must be positive and of shape"):

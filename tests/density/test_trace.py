@@ -129,11 +129,11 @@ def test_the_names():
 def test_what_is_refused():
     for make in (Hutchinson, HutchPlusPlus, *(TRACES[name] for name in ("hutchinson", "gaussian", "hutch++"))):
         for probes in (0, -3, 1.5, math.nan, math.inf):
-            with pytest.raises(ValueError, match="probes must be a whole number of at least 1"):
+            with pytest.raises(ValueError, match="probes must be an integer of at least 1"):
                 make(probes)
     with pytest.raises(ValueError, match="multiple of 3; got 4"):
         HutchPlusPlus(4)
     with pytest.raises(ValueError, match="needs at least 3 dimensions; got 2"):
         HutchPlusPlus(9).vectors(Noise([0], (2,)))
-    with pytest.raises(ValueError, match="chunk must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="chunk must be an integer of at least 1"):
         ExactTrace(0)

@@ -33,7 +33,7 @@ def check(ended, out) -> None:
     (worked, _, err), (told, _, message) = ended
     assert worked == 0, err
     assert told == 1
-    assert f"{out} is in use by" in message or "holds a run already" in message or "exists already" in message
+    assert f"{out} is in use by" in message or "already contains a run" in message or "exists already" in message
     assert not (out / ".lock").exists()
 
 

@@ -133,9 +133,9 @@ def test_too_few_samples():
         of(x, x[:5]).compute()
     with pytest.raises(UserError, match=r"PRDC: an interval needs at least 30 samples of each side; got 29"):
         interval(of(x, x))
-    with pytest.raises(ValueError, match="k must be a whole number of at least 1; got 0"):
+    with pytest.raises(ValueError, match="k must be an integer of at least 1; got 0"):
         PRDC(Pixels((2,)), k=0)
-    with pytest.raises(ValueError, match="k_density must be a whole number of at least 1; got -1"):
+    with pytest.raises(ValueError, match="k_density must be an integer of at least 1; got -1"):
         PRDC(Pixels((2,)), k_density=-1)
 
 

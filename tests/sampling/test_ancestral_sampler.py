@@ -126,7 +126,7 @@ def test_passes_times_and_endings(steps, eta):
 def test_what_is_refused():
     for options, message in (
         ({"steps": 0}, "at least 1"),
-        ({"steps": 2.5}, "whole number"),
+        ({"steps": 2.5}, "integer"),
         ({"eta": 1.1}, r"\[0, 1\]"),
         ({"eta": -0.1}, r"\[0, 1\]"),
         ({"eta": float("nan")}, r"\[0, 1\]"),

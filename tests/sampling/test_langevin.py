@@ -195,7 +195,7 @@ def test_slower_annealing_comes_nearer_to_the_data():
 def test_what_is_refused():
     for options, message in (
         ({"levels": 1}, "at least 2"),
-        ({"levels": 2.5}, "whole number"),
+        ({"levels": 2.5}, "integer"),
         ({"steps_per_level": 0}, "at least 1"),
         ({"step_size": 0.0}, "positive"),
         ({"step_size": -1e-5}, "positive"),

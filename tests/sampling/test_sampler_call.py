@@ -26,7 +26,7 @@ def test_a_sample_depends_on_its_seed_alone(name):
     seeds = [3, -8, 10**12, *range(100, 113)]
     together = sampler(denoiser, (16, 2), seeds=seeds, dtype=torch.float64).x
     for size in (1, 7):
-        run = sample_in_batches(sampler, denoiser, (2,), seeds, size, held=["x"], dtype=torch.float64)
+        run = sample_in_batches(sampler, denoiser, (2,), seeds, size, in_memory=["x"], dtype=torch.float64)
         assert (torch.cat(run.finished.each("x")) - together).abs().max() < 1e-5
     backwards = sampler(denoiser, (16, 2), seeds=seeds[::-1], dtype=torch.float64).x
     assert (backwards.flip(0) - together).abs().max() < 1e-5
@@ -143,7 +143,7 @@ def test_seeds_and_sizes_of_any_kind():
         for shape in (torch.Size([3, 2]), np.array([3, 2]), (np.int32(3), torch.tensor(2))):
             assert torch.equal(sampler(denoiser, shape, seeds=seeds).x, expected)
     for steps in (True, np.bool_(True), "5", 5.5, np.float64(5.5), torch.tensor([5]), None, math.inf, 0, -1):
-        with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
             AncestralSampler(steps)
 
 

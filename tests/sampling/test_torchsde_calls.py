@@ -173,7 +173,7 @@ def test_what_is_refused():
         ({"method": "srk3"}, "euler, milstein, srk, euler_heun, heun, midpoint, log_ode, reversible_heun"),
         ({"atol": -1.0}, "positive"),
         ({"method": "milstein", "steps": 1}, "at least 2"),
-        ({"steps": 1.5}, "whole number"),
+        ({"steps": 1.5}, "integer"),
         ({"max_nfe": 0}, "at least 1"),
         ({"method": "adjoint_reversible_heun"}, "method must be one of"),
         ({"options": {"grad_free": True}}, "the options of euler are: dt_min=.*; got grad_free=True"),

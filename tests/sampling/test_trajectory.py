@@ -75,7 +75,7 @@ def test_frames(name, wanted):
         assert torch.equal(x0, denoiser(x, t).x0)
 
 
-def test_numpys_whole_numbers_are_numbers_of_frames():
+def test_numpys_integers_are_numbers_of_frames():
     out = SAMPLERS["ddim"](mixture(SIX["vp"]), (3, 2), trajectory=np.int64(5))
     assert len(out.times) == len(out.states) == 5
 

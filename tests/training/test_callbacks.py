@@ -49,7 +49,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
     trainer = make_trainer(
         tmp_path, Spoil(step, where), EMA(0.9), StopOnNonFinite(), saved, enable_checkpointing=True, max_steps=40
     )
-    with pytest.raises(UserError, match=rf"{message}.* at step {step}: .*checkpoints written before are kept"):
+    with pytest.raises(UserError, match=rf"{message}.* at step {step}: .*earlier checkpoints are kept"):
         trainer.fit(make_model(), ring())
     assert [p.name for p in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)

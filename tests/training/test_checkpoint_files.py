@@ -24,7 +24,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_missing_lists_its_neighbours(good: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no checkpoint .*wrong\.ckpt; in that folder there are: good\.ckpt"):
+    with pytest.raises(UserError, match=r"no checkpoint .*wrong\.ckpt; its folder has good\.ckpt"):
         read_checkpoint(good.with_name("wrong.ckpt"))
     with pytest.raises(UserError, match="its folder has none"):
         read_checkpoint(tmp_path / "wrong.ckpt")
@@ -33,7 +33,7 @@ def test_missing_lists_its_neighbours(good: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder; give a file, such as ckpt=.*good\.ckpt"):
         read_checkpoint(good.parent)
     (tmp_path / "samples.npz").touch()
-    with pytest.raises(UserError, match=r"holds arrays, not a checkpoint; evaluate takes .* samples=.*samples\.npz"):
+    with pytest.raises(UserError, match=r"contains arrays, not a checkpoint; evaluate takes .* samples=.*samples\.npz"):
         read_checkpoint(tmp_path / "samples.npz")
 
 

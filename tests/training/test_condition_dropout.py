@@ -13,7 +13,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.training import Objective, ScoreModel
 from sde_diffusion.training.dropout import ConditionDropout
-from sde_diffusion.training.steering import steered
+from sde_diffusion.training.guided_denoiser import guided_denoiser
 
 KINDS = Conditions({"label": Label(4), "rate": Measurement(), "wind": Measurement([2])})
 N = 20_000
@@ -47,7 +47,7 @@ def test_shares_of_their_own_are_drawn_by_themselves():
     assert near(found["rate"], 0.2)
     assert near(found["label"] & found["rate"], 0.06)
     assert not found["wind"].any()
-    assert ConditionDropout(KINDS, 0.3, {"rate": 0.2, "wind": 0}).left_out == ["label", "rate"]
+    assert ConditionDropout(KINDS, 0.3, {"rate": 0.2, "wind": 0}).dropped == ["label", "rate"]
 
 
 def test_a_step_trains_what_the_model_is_without_its_conditions():
@@ -88,23 +88,23 @@ def test_what_a_model_was_trained_without():
 def test_guidance_takes_its_nulls_from_the_description():
     described = KINDS.describe()
     for own, names in (({}, ["label", "rate", "wind"]), ({"wind": 0.0}, ["label", "rate"])):
-        model = make_model({**MLP, "conditions": described}, conditions=described, own_dropout=own)
-        guided = steered(model, CFG)
+        model = make_model({**MLP, "conditions": described}, conditions=described, condition_dropout=own)
+        guided = guided_denoiser(model, CFG)
         assert list(guided.null) == names
         x = torch.randn(3, 2)
         told = {"label": torch.tensor([1, 2, 3]), "rate": torch.tensor(1.0), "wind": torch.tensor([1.0, 2.0])}
         assert guided(x, 0.5, **told).x0.isfinite().all()
     model = make_model({**MLP, "conditions": described}, conditions=described, label_dropout=0)
-    with pytest.raises(UserError, match="without its label and rate and wind too, and it was trained with"):
-        steered(model, CFG)
+    with pytest.raises(UserError, match="without its label and rate and wind, but it was never trained"):
+        guided_denoiser(model, CFG)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"own_dropout": {"rat": 0.1}}, "own_dropout names rat, and the conditions are label, rate, wind"),
-        ({"own_dropout": {"rate": 2}}, r"own_dropout.rate must lie in \[0, 1\]; got 2"),
-        ({"own_dropout": 0.1}, "own_dropout must map conditions to shares"),
+        ({"condition_dropout": {"rat": 0.1}}, "condition_dropout names rat, and the conditions are label, rate, wind"),
+        ({"condition_dropout": {"rate": 2}}, r"condition_dropout.rate must lie in \[0, 1\]; got 2"),
+        ({"condition_dropout": 0.1}, "condition_dropout must map names of conditions to probabilities"),
     ],
 )
 def test_bad_shares(given, words):

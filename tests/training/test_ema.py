@@ -243,7 +243,7 @@ def test_validation_and_test_after_training_use_the_average(tmp_path: Path) -> N
     [
         ({"decay": 1.5}, r"decay must lie in \[0, 1\]; got 1.5"),
         ({"decay": -0.1}, r"decay must lie in \[0, 1\]; got -0.1"),
-        ({"start_step": -1}, "start_step must be a whole number of at least 0; got -1"),
+        ({"start_step": -1}, "start_step must be an integer of at least 0; got -1"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, Any], allowed: str) -> None:

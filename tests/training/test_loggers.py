@@ -169,14 +169,14 @@ def test_wandb_that_fails_in_mid_run_does_not_end_it(tmp_path: Path, caplog: pyt
     for step in range(3):
         logger.log_metrics({"loss": 1.0}, step)
     own = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.training.loggers"]
-    assert own == ["wandb: Connection lost; training goes on without it"]
+    assert own == ["wandb: Connection lost; training continues without it"]
 
     def late(**kwargs: object) -> None:
         raise TimeoutError
 
     logger._experiment.finish = late
     logger.finalize("success")
-    assert re.search(r"wandb: not all was uploaded in 2 s; later: wandb sync ", caplog.text)
+    assert re.search(r"wandb: the upload did not finish in 2 s; finish it with: wandb sync ", caplog.text)
 
 
 def test_wandb_modes() -> None:

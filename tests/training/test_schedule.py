@@ -74,5 +74,5 @@ def test_a_resumed_run_has_the_rates_of_the_unbroken_one(tmp_path: Path, monkeyp
 
 
 def test_a_cosine_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"max_steps, max_time or max_epochs, or take model\.schedule=constant"):
+    with pytest.raises(UserError, match=r"max_steps, max_time or max_epochs, or model\.schedule=constant"):
         rates(tmp_path, monkeypatch)

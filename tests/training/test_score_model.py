@@ -197,7 +197,7 @@ def test_step_seeds_do_not_collide(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"schedule": "linear"}, "constant, cosine"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"label_dropout": 1.5}, r"in \[0, 1\]"),
-        ({"warmup_steps": -1}, "warmup_steps must be a whole number of at least 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be an integer of at least 0"),
         ({"validation_draws": 0}, "at least 1"),
         ({"weight_decay": -1.0}, "at least 0"),
     ],

@@ -1,4 +1,4 @@
-"""A look at a composed configuration, key by key, before a command begins."""
+"""Checks of a composed configuration, key by key, before a command begins."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sde_diffusion.checks.hints import arguments_of, check, check_arguments, whole_numbers
-from sde_diffusion.commands.app import plain
+from sde_diffusion.checks.hints import arguments_of, as_integers, check, check_arguments
+from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.config import PACKAGE, build, build_around, call, takes
 from sde_diffusion.errors import UserError
 
 
-class Look:
-    """The checks that a command's schema is made of. Each raises UserError where a value does not fit.
+class ConfigChecks:
+    """The checks that a command's schema consists of. Each raises UserError if a value is not allowed.
 
     Args:
-        cfg: The configuration. A whole number that is written as a fraction, such as n=10.0, becomes whole in it.
+        cfg: The configuration. An integer written as a float, such as n=10.0, is replaced by an int in it.
 
     Attributes:
-        seen: The keys at the top that have been looked at.
+        seen: The top-level keys that have been checked.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        self.trial = cfg.copy()  # with stand-ins for what the data decide
+        self.trial = cfg.copy()  # with placeholders for values that depend on the data
         self.seen: set[str] = set()
         self.filled: set[str] = set()
 
     def fill_in(self, key: str, value: Any) -> None:
-        """Let a value stand in for one that is missing or null until the data are known."""
+        """Use a placeholder for a value that is missing or null until the data are known."""
         where, _, name = key.rpartition(".")
         parent = self.trial.get(where)
         if not isinstance(parent, DictConfig) or not parent.get("_target_"):
@@ -47,52 +47,52 @@ class Look:
             self.filled.add(key)
 
     def value(self, key: str) -> Any:
-        """A key's value in plain containers."""
+        """The value of a key, with dicts and lists in place of OmegaConf's containers."""
         self.seen.add(key)
         if key not in self.trial or OmegaConf.is_missing(self.trial, key):
             raise UserError(f"{key} is needed: {_choose(key) or f'give {key}=VALUE (see --help)'}")
-        return plain(self.trial[key])
+        return resolved(self.trial[key])
 
     def keys(self, **hints: Any) -> dict[str, Any]:
-        """Look at values by their hints."""
+        """Check values against type hints, and return them."""
         found = {}
         for key, hint in hints.items():
             value = self.value(key)
             check(key, value, hint)
-            found[key] = self._whole(key, value, hint)
+            found[key] = self._with_integers(key, value, hint)
         return found
 
-    def _whole(self, key: str, value: Any, hint: Any) -> Any:
-        found = whole_numbers(value, hint)
+    def _with_integers(self, key: str, value: Any, hint: Any) -> Any:
+        found = as_integers(value, hint)
         if repr(found) != repr(value):
             for cfg in (self.cfg, self.trial):
                 OmegaConf.update(cfg, key, found)
         return found
 
     def settings(
-        self, key: str, cls: type, rules: Mapping[str, Any] | None = None, given: tuple[str, ...] = ()
+        self, key: str, cls: type, rules: Mapping[str, Any] | None = None, reserved: tuple[str, ...] = ()
     ) -> dict[str, Any]:
-        """Look at the arguments of one class, but for those that the command gives.
+        """Check the arguments of a class, and return them.
 
         Args:
-            key: Where they stand.
+            key: The key that holds the arguments.
             cls: The class.
-            rules: Hints that take the place of the constructor's.
-            given: Arguments that cannot be set.
+            rules: Hints that replace those of the constructor.
+            reserved: Arguments that the command supplies, and that must not be set.
         """
         values = self.value(key)
         check(key, values, Mapping[str, Any])
         values = {name: value for name, value in values.items() if name != "_target_"}
-        check_arguments(cls, values, key, rules, given)
+        check_arguments(cls, values, key, rules, reserved)
         hints = {**arguments_of(cls)[0], **(rules or {})}
-        return {name: self._whole(f"{key}.{name}", value, hints[name]) for name, value in values.items()}
+        return {name: self._with_integers(f"{key}.{name}", value, hints[name]) for name, value in values.items()}
 
-    def model(self, key: str, given: tuple[str, ...]) -> tuple[type, dict[str, Any]]:
-        """Look at the class and the settings of a model, but for those that the command gives; a run of before has one.
+    def model(self, key: str, reserved: tuple[str, ...]) -> tuple[type, dict[str, Any]]:
+        """Check the class and the settings of a model, and return them; older runs name no class.
 
         Args:
-            key: Where they stand.
-            given: Arguments that cannot be set.
+            key: The key that holds them.
+            reserved: Arguments that the command supplies, and that must not be set.
         """
         from sde_diffusion.training.models import MODELS, model_class
 
@@ -101,37 +101,37 @@ class Look:
         target = values.get("_target_", MODELS[0])
         check(f"{key}._target_", target, str)
         cls = model_class(target)
-        return cls, self.settings(key, cls, given=given)
+        return cls, self.settings(key, cls, reserved=reserved)
 
     def call(self, key: str, cls: type, **arguments: Any) -> None:
-        """Build an object on trial, of settings that stand under a key."""
+        """Check arguments by building an object of a class; `key` is for messages."""
         call(cls, arguments, key)
 
-    def part(self, key: str, kind: type, **given: Any) -> Any:
-        """Look at a description of an object by building it.
+    def part(self, key: str, kind: type, **built: Any) -> Any:
+        """Check the description of an object by building it, and return the object.
 
         Args:
-            key: Where it stands.
-            kind: The class that it must be of.
-            **given: Objects in place of what describes them, which has been looked at where it stands itself.
+            key: The key that holds the description.
+            kind: Required class of the object.
+            **built: Objects to use in place of their descriptions, which have been checked under their own keys.
         """
         values = self.value(key)
         if not isinstance(values, Mapping) or "_target_" not in values:
             raise UserError(
                 f"{key} must describe an object of class {kind.__name__}: {_choose(key)}, or {{_target_: CLASS, ...}}"
             )
-        given = {name: value for name, value in given.items() if values.get(name) == self.value(name)}
-        found = build({name: value for name, value in values.items() if name not in given}, key, **given)
+        built = {name: value for name, value in built.items() if values.get(name) == self.value(name)}
+        found = build({name: value for name, value in values.items() if name not in built}, key, **built)
         check(key, found, kind)
         return found
 
     def wrapper(self, key: str, kind: type, **offered: Any) -> None:
-        """Look at a description of an object that is made around others, or null.
+        """Check the description of an object that wraps others, or null.
 
         Args:
-            key: Where it stands.
-            kind: The class that it must be of.
-            **offered: Stand-ins for what is offered to it.
+            key: The key that holds the description.
+            kind: Required class of the object.
+            **offered: Placeholders for the objects that the wrapper is offered; see `build_around`.
         """
         values = self.value(key)
         if values is None:
@@ -140,46 +140,48 @@ class Look:
             raise UserError(f"{key} must be null, or describe an object: {_choose(key)}, or {{_target_: CLASS, ...}}")
         check(key, build_around(values, key, **offered), kind)
 
-    def parts(self, key: str, hint: Any, **given: Any) -> None:
-        """Look at several descriptions, each under a name of its own."""
+    def parts(self, key: str, hint: Any, **arguments: Any) -> None:
+        """Check several descriptions under one key, by name; `arguments` are added to each."""
         values = self.value(key)
         if not isinstance(values, Mapping) or not values:
-            raise UserError(f"{key} must name some: {_choose(key) or f'{key}={{NAME: ...}}'}; got {key}={values}")
+            raise UserError(f"{key} must not be empty: {_choose(key) or f'{key}={{NAME: ...}}'}; got {key}={values}")
         for name, node in values.items():
             check(f"{key}.{name}", node, hint)
-            build(node, f"{key}.{name}", **given)
+            build(node, f"{key}.{name}", **arguments)
 
-    def places(self, key: str, kind: type, places: Any) -> None:
-        """Look at another data set than the model's own, or at where that one lies now."""
+    def data(self, key: str, kind: type, location: Any) -> None:
+        """Check the description of a data set, or else the new location of the model's own data."""
         values = self.value(key)
         check(key, values, Mapping[str, Any])
         if "_target_" not in values:
-            check(key, values, places)
+            check(key, values, location)
             return
-        nulls = {name for name in places.__annotations__ if values.get(name, ...) is None}
+        nulls = {name for name in location.__annotations__ if values.get(name, ...) is None}
         check(key, build({name: value for name, value in values.items() if name not in nulls}, key), kind)
 
     def network(self, key: str) -> nn.Module:
-        """Look at a network, without memory for its weights; a stand-in where it cannot be built for a stand-in shape.
+        """Check a network by building it without memory for its weights.
 
-        What it refuses in the shape alone cannot be told before the data are known.
+        If it cannot be built for the placeholder shape, a placeholder network is returned: whether it can be built for
+        the data's shape is known only when the data are.
         """
         with torch.device("meta"), _Unset():
             try:
                 return self.part(key, nn.Module)  # type: ignore[no-any-return]
             except UserError as error:
-                told = str(error)
-                if f"{key}.shape" not in self.filled or (told.startswith(f"{key}.") and f"{key}.shape" not in told):
+                message = str(error)
+                of_shape = f"{key}.shape" in message or not message.startswith(f"{key}.")
+                if f"{key}.shape" not in self.filled or not of_shape:
                     raise
                 return nn.Identity()
 
     def instances(self, key: str, kind: type, **fallbacks: Any) -> None:
-        """Look at what Hydra builds, of any library's classes; those of this package that keep to themselves are built.
+        """Check what Hydra builds, objects of any library's classes; those of this package are built if `fallbacks`.
 
         Args:
-            key: Where they stand, each under a name of its own, or null.
-            kind: The class that they must be of.
-            **fallbacks: Arguments in place of null.
+            key: The key that holds their descriptions, by name, or null.
+            kind: Required class of the objects.
+            **fallbacks: Objects to use for arguments that are null.
         """
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -204,12 +206,12 @@ class Look:
             if cls.__module__.startswith(f"{PACKAGE}.") and fallbacks:
                 try:
                     call(cls, arguments, where)
-                except MisconfigurationException as error:  # of a class of Lightning's that it is made from
+                except MisconfigurationException as error:  # raised by a Lightning class that it extends
                     raise UserError(f"{where}: {error}") from error
 
 
 def _find_class(key: str, target: str) -> type:
-    """A class of any library, by its dotted path."""
+    """Import a class of any library by its dotted path."""
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None)
@@ -221,7 +223,7 @@ def _find_class(key: str, target: str) -> type:
 
 
 class _Unset(TorchFunctionMode):
-    """Leaves out what sets a tensor's values, which is slow on tensors without memory, and of no use there."""
+    """Skip operations that set a tensor's values, which are slow and useless on tensors without memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, tensor = getattr(func, "__name__", ""), args[0] if args else (kwargs or {}).get("tensor")

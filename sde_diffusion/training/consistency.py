@@ -1,4 +1,4 @@
-"""Whether what a checkpoint says of its model in several places is the same."""
+"""Whether the descriptions of a model in several places of a checkpoint agree."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sde_diffusion.modality.units import Units
 from sde_diffusion.training.entries import ContentsError, leaves
 
 
-def check_agreement(checkpoint: Mapping[str, Any]) -> None:
-    """See that what is said of the model twice is the same, and no size of its network is beyond all its weights.
+def check_consistency(checkpoint: Mapping[str, Any]) -> None:
+    """Check that the descriptions of the model agree, and that no size of its network exceeds its number of weights.
 
     Raises:
-        ContentsError: If it is not.
+        ContentsError: If they do not, or one does.
     """
     hyper_parameters, run = checkpoint["hyper_parameters"], checkpoint["sde_diffusion"].get("run") or {}
     data = hyper_parameters.get("data") or {}
@@ -25,9 +25,9 @@ def check_agreement(checkpoint: Mapping[str, Any]) -> None:
             continue
         for key, value in leaves(network):
             if isinstance(value, int) and abs(value) > most:
-                raise ContentsError(f"its network's {key}={value} is more than the file has weights for")
+                raise ContentsError(f"its network's {key}={value} is too large for the weights in the file")
         if "shape" in network and "shape" in data and list(network["shape"]) != list(data["shape"]):
-            raise ContentsError(f"its network is for the shape {shown(network['shape'])}, its data {data['shape']}")
+            raise ContentsError(f"its network is for shape {shown(network['shape'])}, its data have {data['shape']}")
         if _conditions(network) != _conditions(hyper_parameters):
             raise ContentsError("its network has other conditions than the model, or another number of classes")
     try:
@@ -41,7 +41,7 @@ def check_agreement(checkpoint: Mapping[str, Any]) -> None:
 
 
 def _conditions(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells the conditions that settings name: the kind of each, and the number of classes."""
+    """The kind and the number of classes of each condition in a description."""
     short, kinds = node.get("n_classes"), node.get("conditions") or {}
     if not isinstance(kinds, dict) or not all(isinstance(kind, dict) for kind in kinds.values()):
         raise ContentsError("conditions must map names to settings")

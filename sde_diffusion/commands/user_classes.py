@@ -1,4 +1,4 @@
-"""Classes of one's own on the command line: the modules that it names, and what it puts in another class's place."""
+"""User-defined classes on the command line: their modules (`+plugins=`), and the classes that they replace."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KEY = "plugins"
 _Modules = Annotated[str | list[str], Rule(bool, "the name of a module, or a list of them: +plugins=[my_module]")]
 
 
-def adding(arguments: Sequence[str]) -> list[str]:
-    """Arguments, changed so that Hydra accepts keys that no configuration has.
+def allow_new_keys(arguments: Sequence[str]) -> list[str]:
+    """The arguments, changed so that Hydra accepts keys that no configuration has.
 
-    These are plugins, and the settings of a class of one's own that is named in the place of another:
+    These are `plugins`, and the settings of a user-defined class that replaces another one:
     sde._target_=my_module.MyPath sde.power=3.
     """
     read = [parse(argument) for argument in arguments]
@@ -40,23 +40,23 @@ def adding(arguments: Sequence[str]) -> list[str]:
     return [f"{plus(override)}{argument}" for argument, override in zip(arguments, read, strict=True)]
 
 
-def take(cfg: DictConfig, overrides: Iterable[Override]) -> None:
-    """Import the modules that a command line names, and let the classes that it names take their places.
+def apply(cfg: DictConfig, overrides: Iterable[Override]) -> None:
+    """Import the modules that a command line names, and remove settings of the classes that its own classes replace.
 
     Args:
-        cfg: The composed configuration, which is changed.
-        overrides: What was typed.
+        cfg: The composed configuration; changed in place.
+        overrides: The overrides of the command line.
 
     Raises:
         UserError: See `plugins.load`.
     """
     typed = list(overrides)
-    _load_named(typed)
-    _take_places(cfg, typed)
+    _load_plugins(typed)
+    _remove_replaced(cfg, typed)
 
 
-def _load_named(overrides: Iterable[Override]) -> None:
-    """Import the modules of `+plugins=[my_module]`; what a configuration says of plugins without that is not read."""
+def _load_plugins(overrides: Iterable[Override]) -> None:
+    """Import the modules of `+plugins=[my_module]`; `plugins` in a configuration file is ignored."""
     for override in overrides:
         if override.key_or_group == KEY and not override.is_delete():
             modules: Any = override.value()
@@ -65,12 +65,12 @@ def _load_named(overrides: Iterable[Override]) -> None:
                 plugins.load(module)
 
 
-def _take_places(cfg: DictConfig, overrides: Iterable[Override]) -> None:
-    """Leave out what the class that stood in a configuration was given, where the command line names one of one's own.
+def _remove_replaced(cfg: DictConfig, overrides: Iterable[Override]) -> None:
+    """Remove the settings of a class that the command line replaces by a user-defined one.
 
-    With `sde._target_=my_module.MyPath`, beta_min of the default path has no meaning, and its t_max may be another's.
-    Left are settings that were typed, and those that refer to other parts or are filled in later, where the class takes
-    them.
+    With `sde._target_=my_module.MyPath`, beta_min of the default path has no meaning, and the default t_max may be
+    wrong. What remains are settings from the command line, and settings that refer to other parts or are filled in
+    later, if the class takes them.
     """
     typed = [key for override in overrides if not override.is_delete() for key in _keys(override)]
     for key in typed:
@@ -80,19 +80,19 @@ def _take_places(cfg: DictConfig, overrides: Iterable[Override]) -> None:
             continue
         try:
             cls: Any = find_class(str(node._target_), where)
-        except UserError:  # told where the part is built
+        except UserError:  # reported when the object is built
             continue
         if cls.__module__.startswith(f"{PACKAGE}."):
             continue
         with open_dict(node):
             for name in [str(name) for name in node if name != "_target_"]:
-                given = any(f"{one}.".startswith(f"{where}.{name}.") for one in typed)
+                was_typed = any(f"{one}.".startswith(f"{where}.{name}.") for one in typed)
                 linked = OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name)
-                if not given and not (linked and takes(node, name)):
+                if not was_typed and not (linked and takes(node, name)):
                     del node[name]
 
 
 def _keys(override: Override) -> list[str]:
-    """The keys that an override sets, those of its value {KEY: VALUE} too."""
+    """The keys that an override sets, including those of a value {KEY: VALUE}."""
     key, value = str(override.key_or_group), override.value()
     return [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]

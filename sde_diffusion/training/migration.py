@@ -1,21 +1,21 @@
-"""Layouts of checkpoints that earlier versions wrote, brought to that of this one."""
+"""Conversion of checkpoints written by earlier versions to the present layout."""
 
 from __future__ import annotations
 
 from typing import Any
 
 _LABELS = "network.conditioning.labels."
-"""Where the embedding of labels lay when they were the only condition."""
+"""Prefix of the label embedding's weights in version 0.1.0."""
 
 
-def as_now(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Contents in today's layout.
+def migrate(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Convert the contents of a checkpoint to the present layout.
 
-    Version 0.1.0 knew one condition, labels: `n_classes` of model, network and data became `conditions`, and so did
-    the data's `class_names`.
+    Version 0.1.0 had labels as its only condition: `n_classes` of model, network and data, and `class_names` of the
+    data, are replaced by `conditions`.
 
     Args:
-        checkpoint: Contents that have been checked; changed in place.
+        checkpoint: Checked contents; changed in place.
     """
     model, run = checkpoint["hyper_parameters"], checkpoint["sde_diffusion"].get("run") or {}
     data = model.get("data") or {}

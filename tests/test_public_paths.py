@@ -1,6 +1,7 @@
 """Classes are named by the package that exports them: in every file of conf/, in checkpoints, by every data set."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from sde_diffusion import AncestralSampler, ScoreModel, log_likelihood
+from sde_diffusion import AncestralSampler, ScoreModel, log_likelihood, sde
 from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import BUILDABLE, build, find_class, public_path, with_public_paths
@@ -41,10 +42,46 @@ def test_configurations_name_public_paths():
     found = {target for path in config_folder().rglob("*.yaml") for target in targets(yaml.safe_load(path.read_text()))}
     own = {target for target in found if target.startswith("sde_diffusion.")}
     assert len(own) > 50
-    assert [target for target in own if not exported(target) or public_path(target) != target] == []
-    for target in own:  # as Hydra and the builder find them
+    for target in own:  # what Lightning runs is exported, and not found by the builder
         package, _, name = target.rpartition(".")
-        assert public_path(getattr(importlib.import_module(package), name)) == target
+        found = getattr(importlib.import_module(package), name) if exported(target) else find_class(target)
+        assert public_path(found) == target
+
+
+EXTENSION = """
+from sde_diffusion.sde import SDE
+
+
+class Extension(SDE):
+    def log_alpha(self, t):
+        return -t
+
+    def log_sigma(self, t):
+        return t.log()
+
+
+class _Private(Extension):
+    pass
+
+
+class Unrelated:
+    pass
+"""
+
+
+def test_a_module_of_a_package_need_not_be_exported(tmp_path, monkeypatch):
+    """One file of the package, which extends what it exports, is all that a configuration asks for."""
+    (tmp_path / "extension.py").write_text(EXTENSION)
+    monkeypatch.setattr(sde, "__path__", [*sde.__path__, str(tmp_path)])
+    target = "sde_diffusion.sde.Extension"
+    try:
+        made = build({"_target_": target, "t_min": 0.01, "t_max": 0.9})
+        assert (made.t_min, public_path(type(made)), find_class(target)) == (0.01, target, type(made))
+        for name in ("_Private", "Unrelated", "Missing"):
+            with pytest.raises(UserError, match="is not a class of sde_diffusion that a configuration may name"):
+                find_class(f"sde_diffusion.sde.{name}")
+    finally:
+        sys.modules.pop("sde_diffusion.sde.extension", None)
 
 
 def test_data_sets_name_public_paths(tmp_path):

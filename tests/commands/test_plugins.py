@@ -43,7 +43,7 @@ class Euler(Sampler):
         self.steps = steps
 
     def walk(self, x, run):
-        times = UniformTime().times(run.sde, self.steps, run.t_end)
+        times = UniformTime().times(run.sde, self.steps + 1, run.t_end)
         run.plan(times)
         for t, s in zip(times[:-1], times[1:]):
             run.visit(x, t)

@@ -210,7 +210,8 @@ COUNTS: dict[str, tuple[Any, Any]] = {
 """Key: another value than the run's, and what reads it off the objects that train."""
 
 BY_ITSELF = ("callbacks.samples.sampler", "guidance", "model.condition_dropout")
-"""Have tests of their own: one takes the place of `sampler`; guidance is null or a choice; and this run has no conditions."""
+"""Have tests of their own: the first takes the place of `sampler`, guidance is null or a choice, and the run has no
+conditions to drop."""
 
 NOT_ON_ONE_CPU = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 """Have no other value here that trains."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from sde_diffusion.config import build, find_class
 from sde_diffusion.data import Digits, IdxImages
 from sde_diffusion.errors import UserError
 
@@ -48,7 +48,7 @@ def test_description_rebuilds_the_data_and_is_plain():
     described = json.loads(json.dumps(data.describe()))
     assert described["shape"] == [1, 8, 8]
     assert (described["levels"], described["conditions"]["label"]["n_classes"]) == (17, 10)
-    again = instantiate(described["config"])
+    again = build(described["config"])
     assert again.describe() == data.describe()
     assert torch.equal(next(iter(again.train_dataloader()))["x"], next(iter(data.train_dataloader()))["x"])
 
@@ -151,12 +151,12 @@ CONFIGS = sorted((REPOSITORY / "conf/data").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_holds_every_argument_with_its_default(path):
-    whole = OmegaConf.create({"seed": 0, "data": OmegaConf.load(path)})  # seed: ${seed} is that of the command
-    config = {key: "???" if OmegaConf.is_missing(whole.data, key) else whole.data[key] for key in whole.data}
+    composed = OmegaConf.create({"seed": 0, "data": OmegaConf.load(path)})  # seed: ${seed} is that of the command
+    config = OmegaConf.to_container(composed, resolve=True)["data"]
     place = {key: "somewhere" for key in ("root", "path") if config.get(key) == "???"}
-    built = instantiate(config | place)
+    built = build(config | place)
     assert built.name == path.stem
-    assert isinstance(built, get_class(config["_target_"]))
+    assert isinstance(built, find_class(config["_target_"]))
     required = {"name": path.stem} if "name" in config else {}
     defaults = type(built)(**place, **required)
     arguments = {key: value for key, value in vars(defaults).items() if key in config} | required

@@ -225,8 +225,8 @@ class DataModule(LightningDataModule):
     def fingerprint(self) -> dict[str, Any] | None:
         """Number and digest of the training and validation items, by split; None if they follow from the arguments.
 
-        It distinguishes data of the same shape. The digest is of all bytes of a split up to 64 MiB, and of evenly spaced
-        items of that size from a larger one.
+        It distinguishes data of the same shape. The digest is of all bytes of a split up to 64 MiB; of a larger split,
+        evenly spaced items are used.
         """
         return {name: {"items": len(self.splits[name]), "digest": self.digest(name)} for name in ("train", "val")}
 

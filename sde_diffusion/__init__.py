@@ -1,7 +1,7 @@
 """Score-based generative models through stochastic differential equations.
 
-Names are imported when they are first asked for: `import sde_diffusion` costs next to nothing beyond `import torch`,
-and Lightning is imported with the first `ScoreModel`.
+Names are imported when they are first used, so that `import sde_diffusion` is quick, and Lightning is imported only for
+the names that need it, such as `ScoreModel`.
 """
 
 from importlib import import_module
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sde_diffusion._version import __version__
 
-_HOMES = {
+_EXPORTS = {
     "sde_diffusion.sde": (
         "SDE",
         "VPSDE",
@@ -67,9 +67,9 @@ _HOMES = {
     "sde_diffusion.training": ("Objective", "DenoisingScoreMatching", "GenerativeModel", "ScoreModel", "EMA"),
     "sde_diffusion.errors": ("UserError",),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 if TYPE_CHECKING:
     from sde_diffusion.denoiser import (
@@ -131,9 +131,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m sde_diffusion`: what there is to run."""
+"""`python -m sde_diffusion`: list the commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMANDS = ("train", "sample", "evaluate", "likelihood", "sweep")
 
 
 def main() -> int:
-    """List the commands; where one is named the wrong way, say how it is run."""
+    """List the commands; if one is given as an argument, say how to run it."""
     asked = sys.argv[1:]
     if asked and asked[0] in COMMANDS:
         print(f"error: commands are modules: python -m sde_diffusion.{' '.join(asked)}", file=sys.stderr)
@@ -28,7 +28,7 @@ def main() -> int:
         docstring = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))) or ""
         typed, _, purpose = docstring.partition("\n")[0].partition("`: ")
         print(f"  {typed.lstrip('`')}\n      {purpose[:1].upper()}{purpose[1:].removesuffix('.')}")
-    print("\nEach lists its groups and keys with --help.")
+    print("\nWith --help, each lists its groups and keys.")
     return 0
 
 

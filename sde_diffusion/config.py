@@ -1,4 +1,8 @@
-"""Building objects from plain configurations, of this package's own classes and of modules that the user has named."""
+"""Building objects from configurations: of this package's classes, and of the user's plugins.
+
+A configuration consists of plain Python containers: dicts, lists, numbers, strings, booleans and None. A dict with a
+`_target_` describes an object of that class; its other entries are the constructor's arguments.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +19,33 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.storage.memory import ran_out
 
 PACKAGE = "sde_diffusion"
-_ROOMS = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data", "metrics", "modality", "training")
-BUILDABLE = tuple(f"{PACKAGE}.{room}" for room in _ROOMS)
-"""The packages of which a configuration may name classes, each by package and name alone: `sde_diffusion.data.Moons`.
+_NAMES = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data", "metrics", "modality", "training")
+BUILDABLE = tuple(f"{PACKAGE}.{name}" for name in _NAMES)
+"""The packages of which a configuration may name classes, as in `sde_diffusion.data.Moons`: those that the package
+exports, and those of its modules that extend an abstract class which it exports. Classes that write files or use the
+network are excluded: a package lists them as `NOT_BUILDABLE`."""
 
-It may name those that the package exports, and those of its modules that extend an abstract class which it exports.
-What writes files or talks to a network a package lists as `NOT_BUILDABLE`."""
-
-_FORMER = {f"{PACKAGE}.training.Objective": f"{PACKAGE}.training.DenoisingScoreMatching"}
-"""Public paths that earlier versions wrote, and what they stand for."""
+_RENAMED = {f"{PACKAGE}.training.Objective": f"{PACKAGE}.training.DenoisingScoreMatching"}
+"""Public paths written by earlier versions, and the present ones."""
 
 
 def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
     """Build the object that a configuration describes.
 
-    A mapping with a `_target_` names a class of this package by its public path, or one of a module that the user has
-    named (`plugins.load`); its other entries, built first where they are configurations themselves, are the
-    constructor's arguments. A configuration may come out of a checkpoint: it is data, so nothing else is ever imported
-    or called for it.
+    A `_target_` names a class of this package by its public path, or a class of a module loaded by `plugins.load`. Its
+    other entries are built first, and then passed to the constructor. Since a configuration may come from a checkpoint,
+    nothing else is ever imported or called for it.
 
     Args:
-        node: Plain containers: mappings, sequences, numbers, strings, None.
-        where: The dotted key of the configuration that the node stands under, for messages.
+        node: The configuration.
+        where: Dotted key of the configuration, for messages.
         **overrides: Arguments added to the outermost constructor call.
 
     Returns:
-        The object; containers without a `_target_` come back as plain dict and list.
+        The object; dicts and lists without a `_target_` are returned with their entries built.
 
     Raises:
-        UserError: If a target is none of these classes, does not take an argument, or refuses its value.
+        UserError: If a target is not one of these classes, or its constructor does not take an argument or its value.
     """
     if isinstance(node, Mapping):
         values = {key: build(value, _inside(where, key)) for key, value in node.items() if key != "_target_"}
@@ -56,12 +58,12 @@ def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
 
 
 def build_around(node: Mapping[str, Any], where: str = "", /, **offered: Any) -> Any:
-    """`build`, with those objects for which the class has an argument of that name that the configuration leaves out.
+    """Build an object, with further arguments if its constructor takes them and the configuration does not set them.
 
     Args:
-        node: Plain containers, with a `_target_`.
+        node: The configuration, with a `_target_`.
         where: See `build`.
-        **offered: The objects.
+        **offered: The further arguments.
 
     Raises:
         UserError: See `build`.
@@ -71,7 +73,7 @@ def build_around(node: Mapping[str, Any], where: str = "", /, **offered: Any) ->
 
 
 def takes(node: Mapping[str, Any], argument: str, where: str = "") -> bool:
-    """Whether the class that a configuration names has an argument of a name.
+    """Whether the class that a configuration names takes an argument.
 
     Raises:
         UserError: If there is no such class.
@@ -81,7 +83,7 @@ def takes(node: Mapping[str, Any], argument: str, where: str = "") -> bool:
 
 
 def to_containers(value: Any) -> Any:
-    """Mappings and sequences, OmegaConf's among them, as dict and list."""
+    """Convert mappings and sequences, including OmegaConf's, to dicts and lists."""
     if isinstance(value, Mapping):
         return {key: to_containers(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -90,11 +92,11 @@ def to_containers(value: Any) -> Any:
 
 
 def settings_of(made: object, base: type) -> dict[str, Any]:
-    """`_target_` and every constructor argument: what `build` rebuilds an object of, in plain containers.
+    """The configuration of an object, from which `build` can rebuild it: `_target_` and all constructor arguments.
 
     Args:
-        made: The object, which keeps each argument in an attribute of the same name.
-        base: The class up to which constructors hand arguments on as **keywords.
+        made: The object, which must store each argument in an attribute of the same name.
+        base: The class up to which constructors pass on **keywords.
     """
     names = [
         name
@@ -111,16 +113,16 @@ def _inside(where: str, key: str) -> str:
 
 
 def public_path(target: str | type) -> str:
-    """The path by which a class is named in configurations, checkpoints and records: the package that exports it.
+    """The path by which configurations, checkpoints and records name a class: exporting package and name.
 
-    It does not say in which file the class lies, so that files can be moved. A path that does, as earlier versions
-    wrote them (`sde_diffusion.data.densities.Moons`), is understood by its package and name.
+    It does not depend on the file that defines the class, so that files can be moved. Paths that contain the file, as
+    written by earlier versions (`sde_diffusion.data.densities.Moons`), are converted.
 
     Args:
         target: A class, or a dotted path to one.
 
     Returns:
-        The path; that of a class which no package of this library exports is the one it has.
+        The public path; for classes that no package of this library exports, the path as it is.
     """
     path = f"{target.__module__}.{target.__qualname__}" if isinstance(target, type) else target
     package, *inner = path.split(".")
@@ -130,13 +132,13 @@ def public_path(target: str | type) -> str:
         home = str(getattr(getattr(importlib.import_module(PACKAGE), inner[0], None), "__module__", ""))
         inner = [*home.split(".")[1:2], *inner]
     found = f"{PACKAGE}.{inner[0]}.{inner[-1]}"
-    found = _FORMER.get(found, found)
+    found = _RENAMED.get(found, found)
     package, _, name = found.rpartition(".")
     return found if name in _exported(package) or _extension(package, name) else path
 
 
 def with_public_paths(node: Any) -> Any:
-    """Plain containers in which each `_target_` of this package is a public path."""
+    """A configuration in which each `_target_` of this package is replaced by its public path."""
     if isinstance(node, Mapping):
         return {
             key: public_path(value) if key == "_target_" and isinstance(value, str) else with_public_paths(value)
@@ -146,7 +148,7 @@ def with_public_paths(node: Any) -> Any:
 
 
 def _exported(package: str) -> Collection[str]:
-    """Names that a package exports; none for what is not a package of this library that can be named."""
+    """Names that a package exports; empty unless configurations may name its classes."""
     return importlib.import_module(package).__all__ if package in (*BUILDABLE, f"{PACKAGE}.commands") else ()
 
 
@@ -168,11 +170,11 @@ def _extension(package: str, name: str) -> type | None:
 
 
 def find_class(target: str, where: str = "") -> type:
-    """The class that a `_target_` names: one that this package exports, or one of a module that the user has named.
+    """The class that a `_target_` names: one that this package exports, or one of a plugin.
 
     Raises:
-        UserError: If there is no such class, or it is not one that a configuration may name; `plugins.PluginError`
-            where it is of another module.
+        UserError: If there is no such class, or a configuration may not name it; `plugins.PluginError` if it is of
+            another module.
     """
     package, _, name = public_path(target).rpartition(".")
     if package in BUILDABLE:
@@ -193,27 +195,27 @@ def find_class(target: str, where: str = "") -> type:
 
 
 def call(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
-    """Build an object of a class from arguments that fit its hints.
+    """Call a constructor, after checking that the arguments fit its type hints.
 
     Raises:
-        UserError: If they do not, or the constructor refuses them; with the key of the argument, below `where`.
+        UserError: If they do not, or the constructor raises an error; the message has the key of the argument.
     """
     check_arguments(cls, arguments, where)
     try:
         return cls(**arguments)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        if ran_out(error):  # which is no fault of one argument
+        if ran_out(error):  # out of memory is not the fault of one argument
             raise
         raise UserError(at_key(where, str(error) or type(error).__name__, arguments_of(cls)[0])) from error
 
 
 def at_key(where: str, message: str, names: Iterable[str]) -> str:
-    """A constructor's message with the key of the configuration in place of the argument that it begins with.
+    """A constructor's error message, with the dotted key in place of the argument's name at its beginning.
 
     Args:
-        where: The key that the constructor's settings stand under; "": none.
+        where: The key that holds the constructor's arguments; "": none.
         message: The message, such as "steps must be positive".
-        names: The constructor's arguments.
+        names: Names of the constructor's arguments.
     """
     first = re.match(r"\w*", message)
     if not where:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and hints for its messages."""
+"""The exception for mistakes that the user can correct, and hints for its messages."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in a command, a configuration or a file: what is wrong, where, what is allowed and what to try.
+    """A mistake in a command, a configuration or a file. The message says what is wrong and where, and what to do.
 
-    Commands print the message alone, without a traceback, and exit with status 1.
+    Commands print the message without a traceback, and exit with status 1.
     """
 
 
 class FinishedError(UserError):
-    """The result that a command is to write is there already."""
+    """The result of a command exists already."""
 
 
 def did_you_mean(word: str, allowed: Iterable[str], cutoff: float = 0.6) -> str:
-    """A hint for a misspelt name: " (did you mean X?)", or nothing where no allowed name is like it.
+    """A hint for a misspelt name: " (did you mean X?)", or "" if no allowed name is similar.
 
     Args:
         word: What was typed.
-        allowed: The names.
-        cutoff: How alike a name must be, from 0 to 1 (the same); see `difflib.get_close_matches`.
+        allowed: The allowed names.
+        cutoff: Minimum similarity, from 0 to 1 (identical); see `difflib.get_close_matches`.
     """
     names = {name.lower().replace("-", "_"): name for name in allowed}
     close = difflib.get_close_matches(word.lower().replace("-", "_"), names, n=1, cutoff=cutoff)

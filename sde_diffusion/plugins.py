@@ -1,7 +1,7 @@
-"""Modules of one's own, of which a configuration may name classes: those alone that the user has named.
+"""Plugins: modules of the user, whose classes configurations may name.
 
-On the command line: `+plugins=[my_module]`; in Python: `load("my_module")`. A checkpoint, a configuration or a sweep
-file can name a class of such a module, but never a module.
+They are loaded by `+plugins=[my_module]` on the command line, or `load("my_module")` in Python. A checkpoint, a
+configuration or a sweep file can name classes of loaded modules, but cannot load a module.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _named: list[str] = []
 
 
 class PluginError(UserError):
-    """A module of one's own, or a class of it, cannot be used: it is not named, not there, or raises an error."""
+    """A plugin, or a class in it, cannot be used: it has not been loaded, does not exist, or raises an error."""
 
 
 def may_be(module: str) -> bool:
-    """Whether a module's name can be one of somebody's own: neither Python's nor this package's."""
+    """Whether a module's name may be that of a plugin: neither of the standard library nor of this package."""
     words = module.split(".")
     own = words[0] == __package__ or words[0] in sys.stdlib_module_names
     return not own and all(word.isidentifier() for word in words)
@@ -35,15 +35,15 @@ def load(name: str) -> None:
     """Import a module, so that configurations may name the classes that it defines.
 
     Args:
-        name: As in `import name`. The module is looked for where Python looks, and in the current folder.
+        name: Name of the module, as in `import name`. It is searched on Python's path and in the current folder.
 
     Raises:
-        PluginError: If there is no such module, it may not be named, or it raises an error when it is imported.
+        PluginError: If there is no such module, the name is not allowed, or the import raises an error.
     """
     if name in _named:
         return
     if not may_be(name):
-        raise PluginError(f"plugins: {name!r} is not the name of a module of one's own, as in import my_module")
+        raise PluginError(f"plugins: {name!r} is not the name of a user's module, as in import my_module")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     importlib.invalidate_caches()
@@ -55,8 +55,7 @@ def load(name: str) -> None:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             hint = did_you_mean(name, [path.stem for path in Path().glob("*.py")])
             raise PluginError(
-                f"plugins: there is no module {error.name}{hint}, neither in this folder, {here}, nor where Python "
-                "looks for installed ones"
+                f"plugins: there is no module {error.name}{hint}, neither in this folder, {here}, nor on Python's path"
             ) from error
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         raise PluginError(f"plugins: {name} cannot be imported: {_place(error)}{what}") from error
@@ -64,8 +63,8 @@ def load(name: str) -> None:
 
 
 def _place(error: BaseException) -> str:
-    """The line of a plugin, or of a module of one's own that it imports, in which an error was raised."""
-    if isinstance(error, SyntaxError):  # whose message names file and line
+    """The line of a plugin, or of a module in its folder that it imports, in which an error was raised."""
+    if isinstance(error, SyntaxError):  # its message has file and line
         return ""
     importing = (__file__, importlib.__file__)
     frames = [
@@ -78,24 +77,24 @@ def _place(error: BaseException) -> str:
 
 
 def find_class(key: str, module: str, name: str) -> type:
-    """A class that a named module defines.
+    """A class that a loaded plugin defines.
 
     Args:
-        key: Where it is wanted, for messages.
-        module: Its module.
-        name: Its name there.
+        key: The key that names the class, for messages.
+        module: Name of the module.
+        name: Name of the class.
 
     Raises:
-        PluginError: If the user has not named the module, with the setting that does; or it has no such class.
+        PluginError: If the module has not been loaded (the message says how to), or has no such class.
     """
     found = sys.modules.get(module) if _is_named(module) else None
     if found is None:
         raise PluginError(
             f"{key}: {module}.{name} is not a class of {__package__}; to use the class {name} of the module {module}, "
-            f"which you must trust, add {setting('+plugins', [*_named, module])}"
+            f"if you trust it, add {setting('+plugins', [*_named, module])}"
         )
     cls = getattr(found, name, None)
-    if isinstance(cls, type) and _is_named(cls.__module__):  # not what the module has imported from elsewhere
+    if isinstance(cls, type) and _is_named(cls.__module__):  # not a class that the module imports from elsewhere
         return cls
     classes = [own for own, one in vars(found).items() if isinstance(one, type) and _is_named(one.__module__)]
     there = f"it has {', '.join(classes)}" if classes else "it has none"
@@ -103,10 +102,10 @@ def find_class(key: str, module: str, name: str) -> type:
 
 
 def _is_named(module: str) -> bool:
-    """Whether the user has named a module, or a package that it lies in."""
+    """Whether the user has loaded a module, or a package that contains it."""
     return any(f"{module}.".startswith(f"{name}.") for name in _named)
 
 
 def settings() -> dict[str, Any]:
-    """What another command line needs to find the same classes: {"+plugins": names}, or {} where none are named."""
+    """The settings that other commands need to load the same plugins: {"+plugins": names}, or {} without plugins."""
     return {"+plugins": list(_named)} if _named else {}

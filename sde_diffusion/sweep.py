@@ -1,4 +1,4 @@
-"""`python -m sde_diffusion.sweep file=grid n=6 out=DIR`: the runs of a wandb sweep file, here and without a server."""
+"""`python -m sde_diffusion.sweep file=grid n=6 out=DIR`: run a wandb sweep file on this machine, without a server."""
 
 import sys
 
@@ -6,7 +6,7 @@ from sde_diffusion.storage import signals
 
 
 def main() -> None:
-    """Entry point of the command; what stands behind `--` is added to every run's command line."""
+    """Entry point of the command; arguments after `--` are added to every run's command line."""
     signals.listen()  # before imports that take seconds
     from sde_diffusion.commands.app import command
 

@@ -1,4 +1,4 @@
-"""What a value must be, and how a wrong one is answered: arguments of Python calls, settings, their spelling."""
+"""Checks of arguments and settings, with the same error messages everywhere."""
 
 from sde_diffusion.checks.arguments import (
     as_integer,

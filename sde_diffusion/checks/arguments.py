@@ -1,4 +1,4 @@
-"""One way to check an argument, for all that Python calls take: numbers, counts, tensors of floats."""
+"""Checks of the arguments of Python calls: numbers, counts, tensors of floats."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor
 
 from sde_diffusion.checks.reprs import shown
 
-NUMBER, WHOLE, FLAG = "a number", "an integer", "true or false"
-"""What a value must be, as said after "must be": in every message, whoever checks."""
+NUMBER, INTEGER, FLAG = "a number", "an integer", "true or false"
+"""How messages describe what a value must be."""
 
 
 def integer_words(least: float, most: float = math.inf) -> str:
-    """The integers from `least` to `most`, as said after "must be"."""
-    return f"{WHOLE} {f'of at least {least}' if most == math.inf else f'from {least} to {most}'}"
+    """How messages describe the integers from `least` to `most`, after "must be"."""
+    return f"{INTEGER} {f'of at least {least}' if most == math.inf else f'from {least} to {most}'}"
 
 
 def choice_words(names: Iterable[Any]) -> str:
-    """One of some names, as said after "must be"."""
+    """How messages describe a choice of names, after "must be"."""
     known = list(map(str, names))
     return f"{'' if len(known) == 1 else 'one of '}{', '.join(known)}"
 
 
 def as_number(name: str, value: Any) -> float:
-    """An argument that must be a real number, as a float: of Python, NumPy or torch ([]), but no bool.
+    """Check that an argument is a real number of Python, NumPy or torch ([]), and return it as a float.
 
     Raises:
-        ValueError: If it is not a real number.
+        ValueError: If it is not a real number, or is a bool.
     """
     number = real(value)
     if number is None:
@@ -41,12 +41,12 @@ def as_number(name: str, value: Any) -> float:
 
 
 def as_positive(name: str, value: Any, also: str = "") -> float:
-    """An argument that must be a positive number, as a float; see `as_number`.
+    """Check that an argument is a positive number, and return it as a float; see `as_number`.
 
     Args:
-        name: The argument's.
-        value: What was given.
-        also: What else the message says.
+        name: Name of the argument.
+        value: The argument.
+        also: Addition to the message.
 
     Raises:
         ValueError: If it is not a number, or not positive.
@@ -58,41 +58,41 @@ def as_positive(name: str, value: Any, also: str = "") -> float:
 
 
 def as_integer(name: str, value: Any) -> int:
-    """An argument that must be an integer, as an int: of Python, NumPy or torch ([]), but no bool.
+    """Check that an argument is an integer of Python, NumPy or torch ([]), and return it as an int.
 
     Raises:
-        ValueError: If it is not an integer.
+        ValueError: If it is not an integer, or is a bool.
     """
-    number = _whole(value)
+    number = _integer(value)
     if number is None:
-        raise ValueError(f"{name} must be {WHOLE}; got {shown(value)}")
+        raise ValueError(f"{name} must be {INTEGER}; got {shown(value)}")
     return number
 
 
 def check_count(name: str, value: Any, least: int = 1, most: float = math.inf, also: str = "") -> int:
-    """An argument that must be an integer of at least `least` and at most `most`, as an int; see `as_integer`.
+    """Check that an argument is an integer from `least` to `most`, and return it as an int; see `as_integer`.
 
     Args:
-        name: The argument's.
-        value: What was given.
-        least: The least allowed.
-        most: The most allowed.
-        also: What else the message says is allowed.
+        name: Name of the argument.
+        value: The argument.
+        least: Smallest allowed value.
+        most: Largest allowed value.
+        also: Further allowed values, for the message.
 
     Raises:
         ValueError: If it is not an integer, or out of this range.
     """
-    number = _whole(value)
+    number = _integer(value)
     if number is None or not least <= number <= most:
         raise ValueError(f"{name} must be {integer_words(least, most)}{also}; got {shown(value)}")
     return number
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """An argument that must be true or false, as a bool: of Python, NumPy or torch ([]).
+    """Check that an argument is a bool of Python, NumPy or torch ([]), and return it as a Python bool.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is not.
     """
     found = native(value)
     if not isinstance(found, bool):
@@ -101,10 +101,10 @@ def check_bool(name: str, value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str], also: str = "") -> str:
-    """An argument that must be one of some names.
+    """Check that an argument is one of some names, and return it.
 
     Raises:
-        ValueError: If it is not; with what there is.
+        ValueError: If it is not; the message lists the names.
     """
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
@@ -113,7 +113,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[str], also: str = "") 
 
 
 def check_kind(name: str, value: Any, kind: type, or_none: bool = False) -> None:
-    """Check that an argument is an object of a class, or with `or_none` None.
+    """Check that an argument is an instance of a class, or with `or_none` None.
 
     Raises:
         TypeError: If it is not.
@@ -124,11 +124,11 @@ def check_kind(name: str, value: Any, kind: type, or_none: bool = False) -> None
 
 
 def as_numbers(name: str, value: Any) -> Tensor:
-    """Finite numbers, in any form that torch reads, as a float64 tensor; integers too, which are as exact.
+    """Check that an argument has finite numbers, in any form that torch accepts, and return a float64 tensor.
 
     Raises:
-        TypeError: If they are not numbers.
-        ValueError: If one is NaN or infinite.
+        TypeError: If it has anything else than numbers.
+        ValueError: If a number is NaN or infinite.
     """
     try:
         found = torch.as_tensor(value, dtype=torch.float64)
@@ -142,20 +142,20 @@ def as_numbers(name: str, value: Any) -> Tensor:
 def check_sizes(
     name: str, value: Any, allowed: str = "a list of positive sizes", least: int = 1, most: float = math.inf
 ) -> tuple[int, ...]:
-    """A shape, as a tuple of positive ints.
+    """Check that an argument is a shape, and return it as a tuple of positive ints.
 
     Args:
-        name: The argument's.
-        value: What was given.
+        name: Name of the argument.
+        value: The argument.
         allowed: What is allowed, for the message.
-        least: How many sizes there must be at least.
-        most: And at most.
+        least: Smallest allowed number of sizes.
+        most: Largest allowed number of sizes.
 
     Raises:
         ValueError: If it is not a sequence of so many sizes, or a size is not a positive integer.
     """
     try:
-        sizes = [_whole(size) for size in value]
+        sizes = [_integer(size) for size in value]
     except TypeError:  # not a sequence
         sizes = [None]
     found = tuple(size for size in sizes if size is not None and size > 0)
@@ -165,10 +165,10 @@ def check_sizes(
 
 
 def check_fields(settings: Any) -> None:
-    """Bring a dataclass's fields that are declared float or int to Python's own numbers (None stays, if the default).
+    """Convert a dataclass's fields of type float or int to Python's own numbers; None remains if it is the default.
 
     Raises:
-        ValueError: If one is not a number, or not an integer where one is wanted.
+        ValueError: If one is not a number, or not an integer where it must be.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -208,16 +208,16 @@ def check_batch(name: str, x: Any) -> None:
 
 
 def check_finite(name: str, x: Tensor, hint: str = "", error: type[Exception] = ValueError) -> None:
-    """Check that a batch [B, ...] holds no NaN and nothing infinite; waits for the device.
+    """Check that a batch [B, ...] has no NaN or infinite numbers. Waits for the device.
 
     Args:
-        name: What it is.
+        name: Name of the batch, for the message.
         x: [B, ...].
-        hint: What the message says in the end.
-        error: What to raise.
+        hint: End of the message.
+        error: Class of the error.
 
     Raises:
-        ValueError: If it does (or the error that is asked for), with which samples.
+        ValueError: If it has (or `error`); the message lists the samples.
     """
     fine = torch.isfinite(x).reshape(len(x), -1).all(1)
     if not bool(fine.all()):
@@ -229,19 +229,19 @@ def check_finite(name: str, x: Tensor, hint: str = "", error: type[Exception] = 
 
 
 def native(value: Any) -> Any:
-    """Python's own number or bool in place of one of NumPy or torch; other values as they are."""
+    """Convert a number or bool of NumPy or torch to Python's own; other values are returned as they are."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def real(value: Any) -> int | float | None:
-    """Python's own number for a real one of any library; None for anything else, bools among them."""
+    """Convert a real number of any library to Python's own; None for anything else, including bools."""
     value = native(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-def _whole(value: Any) -> int | None:
-    """Python's own int for an integer of any library; None for anything else."""
+def _integer(value: Any) -> int | None:
+    """Convert an integer of any library to Python's int; None for anything else."""
     number = real(value)
     return None if number is None or number % 1 != 0 else int(number)  # infinity % 1 is NaN, and so not 0

@@ -1,7 +1,7 @@
-"""Type hints as the rule for what a setting may be: whether a value fits one, and what one allows, in words.
+"""Type hints as the schema of settings: whether a value fits a hint, and how messages describe what it allows.
 
-The classes that a configuration names say in the hints of their constructors what they take. Commands state their own
-keys in the same way, ranges as `Annotated[int, Rule(...)]`.
+The type hints of a constructor are the schema of the settings of its class. Commands give their own keys type hints in
+the same way, with ranges as `Annotated[int, Rule(...)]`.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from sde_diffusion.checks import native, real
-from sde_diffusion.checks.arguments import FLAG, WHOLE, choice_words, integer_words
+from sde_diffusion.checks.arguments import FLAG, INTEGER, choice_words, integer_words
 from sde_diffusion.checks.overrides import setting
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.errors import UserError, did_you_mean
 
 _BEYOND = 2**63
-"""The least integer that no tensor holds."""
+"""The smallest positive integer that does not fit into an int64 tensor."""
 
-_UNTOLD: tuple[Any, ...] = (Any, object, Tensor)
-"""Hints that say nothing of a value in a configuration; Tensors are checked by the constructors that take them."""
+_UNCHECKED: tuple[Any, ...] = (Any, object, Tensor)
+"""Hints that any value fits; what must become a Tensor is checked by the constructor."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What of a type is allowed: `Annotated[int, Rule(lambda n: n > 0, "a positive integer")]`.
+    """A restriction of a type: `Annotated[int, Rule(lambda n: n > 0, "a positive integer")]`.
 
     Args:
         holds: Whether a value of the type is allowed.
-        words: What is allowed, as said after "must be".
+        words: How messages describe what is allowed, after "must be".
     """
 
     holds: Callable[[Any], bool]
@@ -58,10 +58,10 @@ BetweenZeroAndOne = Annotated[float, Rule(lambda x: 0 < x < 1, "a number between
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is what a hint says.
+    """Whether a value fits a hint.
 
-    Numbers must be finite, and whole ones fit into 64 bits; 10.0 is an integer, true is none. A list is a sequence
-    of any kind. Where a hint says nothing that can be looked at, such as a type variable, any value fits.
+    Numbers must be finite, and integers fit into 64 bits. 10.0 is an integer; true is not a number. Lists and tuples
+    are equivalent. Any value fits a hint that cannot be checked, such as a type variable.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     kind: Any = origin or hint
@@ -77,12 +77,12 @@ def fits(value: Any, hint: Any) -> bool:
         known = typing.get_type_hints(kind, include_extras=True)
         complete = isinstance(value, Mapping) and kind.__required_keys__ <= value.keys() <= known.keys()
         return complete and all(fits(one, known[name]) for name, one in value.items())
-    if kind in _UNTOLD or not isinstance(kind, type):
+    if kind in _UNCHECKED or not isinstance(kind, type):
         return True
     if kind in (int, float):
         number = real(value)
-        whole = kind is float or (number is not None and number % 1 == 0 and -_BEYOND <= number < _BEYOND)
-        return number is not None and abs(number) <= sys.float_info.max and whole  # neither NaN nor infinite
+        right = kind is float or (number is not None and number % 1 == 0 and -_BEYOND <= number < _BEYOND)
+        return number is not None and abs(number) <= sys.float_info.max and right  # neither NaN nor infinite
     if kind in (str, Path):
         return isinstance(value, str | Path) and bool(str(value).strip())
     if issubclass(kind, Mapping):
@@ -96,7 +96,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def words(hint: Any) -> str:
-    """What a hint allows, as said after "must be"."""
+    """How messages describe what a hint allows, after "must be"."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     kind: Any = origin or hint
     if kind is Annotated:
@@ -113,16 +113,16 @@ def words(hint: Any) -> str:
     if typing.is_typeddict(kind):
         known = typing.get_type_hints(kind, include_extras=True)
         return f"settings {{{', '.join(f'{name}: {words(one)}' for name, one in known.items())}}}"
-    plain = {int: WHOLE, float: "a finite number", bool: FLAG, str: "text", Path: "a path"}
-    if kind in plain:
-        return plain[kind]
+    simple = {int: INTEGER, float: "a finite number", bool: FLAG, str: "text", Path: "a path"}
+    if kind in simple:
+        return simple[kind]
     if kind is Callable:
         return "a function (in Python)"
-    if kind in _UNTOLD or not inspect.isclass(kind) or issubclass(kind, Mapping):
+    if kind in _UNCHECKED or not inspect.isclass(kind) or issubclass(kind, Mapping):
         return "settings {KEY: VALUE}"
     if kind in (tuple, list, Sequence, Iterable):
         fixed = kind is tuple and inner[-1:] != (...,)
-        each = re.sub(r"^an? ((?:\w+ )*?number)\b", r"\1s", words(inner[0])) if inner else ""
+        each = re.sub(r"^an? ((?:\w+ )*?(?:number|integer))\b", r"\1s", words(inner[0])) if inner else ""
         return f"a list of {f'{len(inner)} ' if fixed else ''}{each}" if each else "a list"
     return f"of class {kind.__name__}, {{_target_: CLASS, ...}}"
 
@@ -131,7 +131,7 @@ def check(key: str, value: Any, hint: Any) -> None:
     """Check that a value fits a hint.
 
     Raises:
-        UserError: If it does not; with its key, what is allowed, and what to type in its place.
+        UserError: If it does not; the message has the key, what is allowed, and the value.
     """
     if fits(value, hint):
         return
@@ -150,10 +150,15 @@ def check(key: str, value: Any, hint: Any) -> None:
 
 
 def expect(what: str, value: Any, hint: Any) -> None:
-    """Check that a value that stands in a file fits a hint.
+    """Check that a value in a file fits a hint.
+
+    Args:
+        what: The file and the entry, for the message.
+        value: The value.
+        hint: The hint.
 
     Raises:
-        UserError: If it does not; with what it is, what is allowed, and what is there.
+        UserError: If it does not; the message has what is allowed, and the value.
     """
     if not fits(value, hint):
         raise UserError(f"{what} must be {words(hint)}; got {_typed(value)}")
@@ -165,15 +170,15 @@ def _typed(value: Any) -> str:
 
 @cache
 def arguments_of(cls: type) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """What a constructor takes.
+    """The arguments of a constructor.
 
     Returns:
-        (hints by argument, defaults by argument, whether it takes any other too). Where a subclass hands its keyword
-        arguments on, and says so by `**arguments: Unpack[TypedDict]`, those of the TypedDict are among them.
+        (hints by argument, defaults by argument, whether any other argument is allowed). If a subclass passes keyword
+        arguments on, declared as `**arguments: Unpack[TypedDict]`, those of the TypedDict are included.
     """
     try:
         hints = typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
-    except (NameError, TypeError):  # names of typing time alone: nothing can be said of the types
+    except (NameError, TypeError):  # names that exist only for type checkers: the types are unknown
         hints = {}
     found, defaults, open_ = {}, {}, False
     for name, parameter in inspect.signature(cls).parameters.items():
@@ -195,23 +200,23 @@ def check_arguments(
     arguments: Mapping[str, Any],
     where: str = "",
     rules: Mapping[str, Any] | None = None,
-    given: tuple[str, ...] = (),
+    reserved: tuple[str, ...] = (),
 ) -> None:
     """Check that a constructor takes these arguments, that none is missing, and that they fit its hints or defaults.
 
     Args:
         cls: The class.
-        arguments: By name.
-        where: The key that they stand under.
-        rules: Hints that take the place of the constructor's.
-        given: Arguments that come from elsewhere, and must not be among these.
+        arguments: The arguments by name.
+        where: The key that holds the arguments.
+        rules: Hints that replace those of the constructor.
+        reserved: Arguments that are supplied otherwise, and must not be among these.
 
     Raises:
         UserError: If they do not.
     """
     hints, defaults, more = arguments_of(cls)
     rules = rules or {}
-    hints = {name: hint for name, hint in {**hints, **rules}.items() if name not in given}
+    hints = {name: hint for name, hint in {**hints, **rules}.items() if name not in reserved}
     for name, value in arguments.items():
         key = f"{where}.{name}" if where else name
         if name not in hints and not more:
@@ -227,7 +232,7 @@ def check_arguments(
 
 
 def as_integers(value: Any, hint: Any) -> Any:
-    """A value that fits a hint, with 10 in place of 10.0 where the hint allows no fractions, at each depth."""
+    """A value that fits a hint, with 10 in place of 10.0 where only integers are allowed, also in nested containers."""
     for one in (hint, *typing.get_args(hint)):
         if typing.is_typeddict(one) and isinstance(value, Mapping):
             known = typing.get_type_hints(one, include_extras=True)

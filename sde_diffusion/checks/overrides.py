@@ -1,4 +1,4 @@
-"""Settings as a person types them: KEY=VALUE in Hydra's grammar, quoted for a shell."""
+"""Settings as they are typed: KEY=VALUE in Hydra's grammar, quoted for a shell."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_BARE = re.compile(r"[A-Za-z/_.][A-Za-z0-9/_.+-]*", re.ASCII)  # text that neither Hydra nor a shell reads otherwise
+_BARE = re.compile(r"[A-Za-z/_.][A-Za-z0-9/_.+-]*", re.ASCII)  # text that needs no quotes for Hydra or a shell
 _NOT_TEXT = re.compile(r"null|true|false|yes|no|on|off|y|n|nan|inf|~", re.IGNORECASE)
 
 
 def hydra_value(value: Any) -> str:
-    """A value in Hydra's grammar, in which a comma, a bracket, a space or a letter such as ü needs quotes.
+    """A value in Hydra's grammar, in which commas, brackets, spaces and letters such as ü need quotes.
 
     Args:
-        value: Numbers, None, booleans and lists are written as Hydra reads them back; all else as text.
+        value: A number, None, a boolean, a list, or anything else, which is written as text.
 
     Returns:
-        What to write after `KEY=`, to be quoted for a shell in turn where one reads it.
+        What to write after `KEY=`; for a shell it must be quoted again.
     """
     if value is None:
         return "null"
@@ -34,12 +34,12 @@ def hydra_value(value: Any) -> str:
     if _BARE.fullmatch(text) and not _NOT_TEXT.fullmatch(text):
         return text
     text = escaped(text)
-    # Backslashes are literal but for those before a quote, of which Hydra reads two as one.
+    # Backslashes are literal, except before a quote, where Hydra reads two as one.
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
 def escaped(text: str) -> str:
-    """A text as OmegaConf must be given it to look no name in it up: each `${` is meant as such."""
+    """A text in which each `${` is escaped, so that OmegaConf does not read it as an interpolation."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
@@ -62,7 +62,7 @@ def command_line(module: str, **settings: Any) -> str:
 
 
 def interpreter() -> str:
-    """What to type for this Python: `python` where that is the one running, else its path."""
+    """What to type for this Python: `python` if that is the one running, else its path."""
     found = shutil.which("python")
     same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
     return "python" if same else shlex.quote(sys.executable)

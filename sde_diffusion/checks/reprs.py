@@ -1,4 +1,4 @@
-"""Objects that show what they were made of, and values in messages."""
+"""Representations of objects by their arguments, and of values in messages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class ShowsArguments:
-    """`Name(argument=value, ...)` for a class that keeps its constructor's arguments under their own names."""
+    """Gives a class that stores its constructor's arguments as attributes the repr `Name(argument=value, ...)`."""
 
     always_shown: tuple[str, ...] | None = None
-    """Arguments that are shown at their defaults too, unless None; None: all are."""
+    """Arguments that are shown even if they have their default, unless it is None; None: all arguments."""
 
     def __repr__(self) -> str:
         words = []
@@ -27,7 +27,7 @@ class ShowsArguments:
 
 
 def shown(value: Any, most: float = 60) -> str:
-    """A value in a repr or a message: a large tensor by its shape, a shape as a list, cut off after `most` letters."""
+    """A value in a repr or a message: large tensors by their shape, tuples as lists, at most `most` characters long."""
     if isinstance(value, Tensor) and value.numel() > 4:
         return f"tensor{list(value.shape)}"
     if isinstance(value, Tensor) and not value.ndim:
@@ -39,5 +39,5 @@ def shown(value: Any, most: float = 60) -> str:
 
 
 def few(items: Sequence[object], most: int = 10) -> str:
-    """The first of some items, for messages."""
+    """The first of several items, for messages."""
     return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")

@@ -159,8 +159,9 @@ def check_trained_for(model: ScoreModel, values: Mapping[str, Any]) -> None:
 def _read(kinds: Conditions, requested: Mapping[str, Any], n: int) -> dict[str, Tensor | None]:
     found = {name: None if value is None else kinds[name].read(name, value, n) for name, value in requested.items()}
     for name, value in requested.items():
-        if isinstance(value, str):
-            log.info("%s=%s is class %d", name, value, int(found[name][0]))  # type: ignore[index]
+        values = found[name]
+        if isinstance(value, str) and values is not None and values.ndim == 1 and not values.is_floating_point():
+            log.info("%s=%s is class %d", name, value, int(values[0]))
     return found
 
 

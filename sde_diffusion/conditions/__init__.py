@@ -1,8 +1,8 @@
-"""What is x conditioned on? Kinds of conditions, and those of a model or a data set by name.
+"""What is x conditioned on? Kinds of conditions, and the conditions of a model or a data set by name.
 
-A condition has a name, such as `label`, and a kind: what its values may be, what stands for none, how a value is read
-from a command line, and by which module a network takes it in. To add a kind, write a subclass of `Condition`
-and add it to `KINDS`; see there.
+A condition has a name, such as `label`, and a kind, which defines its allowed values, its null value, how a value is
+read from the command line, and the module that embeds it. To add a kind, write a subclass of `Condition`, and add it to
+`KINDS` if it should be recognised in data sets.
 """
 
 from sde_diffusion.conditions.base import Condition

@@ -1,4 +1,4 @@
-"""The base class of every kind of condition."""
+"""The base class of all kinds of conditions."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sde_diffusion.errors import UserError
 
 
 class Condition(ShowsArguments, ABC):
-    """One thing that a model is told of each sample: what its values may be, and how a network takes them in.
+    """A kind of condition: the allowed values, and how a network embeds them.
 
-    Values of a batch are one tensor [B, *shape]. A value that stands for none, `null`, is one of them: a model that is
-    not told a condition, and one that is told its null, do the same.
+    The values of a batch are a tensor [B, *shape]. One of them, `null`, stands for "no value": a model without the
+    condition and a model with the null value are the same.
 
-    A new kind is a subclass that keeps its constructor's arguments, plain containers, under their own names, sets the
-    attributes below, and writes the abstract methods.
+    A new kind is a subclass that stores its constructor's arguments (numbers, text, lists) in attributes of the same
+    names, sets the attributes below, and defines the abstract methods.
 
     Attributes:
-        dtype: Of the values.
-        shape: Of one sample's value; () for a number.
-        null: What stands for none, of one sample: a number, or a tensor of that shape.
-        each: What one sample's value is called, in messages.
+        dtype: Type of the values.
+        shape: Shape of one sample's value; () for a number.
+        null: The null value of one sample: a number, or a tensor of that shape.
+        each: How messages describe one sample's value.
     """
 
     dtype: ClassVar[torch.dtype]
@@ -38,35 +38,35 @@ class Condition(ShowsArguments, ABC):
     @classmethod
     @abstractmethod
     def of(cls, splits: Sequence[Tensor], names: Sequence[str] | None = None) -> Self | None:
-        """The condition that data's values are of, or None if they are of another kind.
+        """The condition of a data set's values, or None if they are of another kind.
 
         Args:
-            splits: Values of each split, [N, ...], those of the training split first.
-            names: Of the classes, if the values are classes that have names.
+            splits: Values of each split, [N, ...], beginning with the training split.
+            names: Names of the classes, if the values are named classes.
         """
 
     @abstractmethod
     def allowed(self, name: str) -> str:
-        """What values may be, for messages: "label must be integers in 0 ... 9 (or 10: no label)"."""
+        """Which values are allowed, for messages: "label must be integers in 0 ... 9 (or 10: no label)"."""
 
     @abstractmethod
     def takes(self, dtype: torch.dtype) -> bool:
-        """Whether values may come in this type."""
+        """Whether values of this type are allowed."""
 
     @abstractmethod
     def wrong(self, values: Tensor) -> str:
-        """The first value of [..., *shape] that is out of range, for the message; "" where none is."""
+        """The first value of [..., *shape] that is out of range, for messages; "" if there is none."""
 
     @abstractmethod
     def embedding(self, dim: int) -> nn.Module:
-        """A module that maps values [N, *shape] to vectors [N, dim], nulls too."""
+        """A module that maps values [N, *shape], including null values, to vectors [N, dim]."""
 
     def in_turn(self, n: int) -> Tensor | None:
-        """All that the values can be, in turn, [n, *shape]; None where they are too many to be counted."""
+        """All possible values in turn, [n, *shape]; None if they are not countable."""
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Plain containers, for checkpoints: the class by its public path, and the constructor's arguments."""
+        """The class (by public path) and the constructor's arguments, in plain Python containers, for checkpoints."""
         return settings_of(self, Condition)
 
     def nulls(self, n: int, device: torch.device | str | None = None) -> Tensor:
@@ -76,20 +76,20 @@ class Condition(ShowsArguments, ABC):
         return torch.full((n, *self.shape), self.null, dtype=self.dtype, device=device)
 
     def check(self, name: str, value: Any, batch: int, device: torch.device | None = None, wait: bool = True) -> Tensor:
-        """Values of a batch, looked at once, as embeddings take them.
+        """Check the values of a batch, and return them as embeddings take them.
 
         Args:
-            name: Of the condition.
+            name: Name of the condition.
             value: One value for each sample, or one for all: a tensor, an array, a list or a number.
             batch: Number of samples B.
-            device: Where the values are wanted.
-            wait: Whether values that lie on a GPU are looked at, for which it must be waited for.
+            device: Device of the result.
+            wait: Whether to check values on a GPU too, which must wait for it.
 
         Returns:
-            [B, *shape], of the type `dtype`.
+            [B, *shape], of type `dtype`.
 
         Raises:
-            ValueError: If values are of another type, out of their range, or there are not B of them.
+            ValueError: If values have another type, are out of range, or there are not B of them.
         """
         try:
             values = torch.as_tensor(value)
@@ -101,28 +101,28 @@ class Condition(ShowsArguments, ABC):
         if tuple(values.shape) != (*lead, *self.shape) or lead not in ((), (1,), (batch,)):
             samples = f"each of the {batch} samples" if batch > 1 else "all samples"
             raise ValueError(f"{name} must be one {self.each} for {samples}; got shape {list(values.shape)}")
-        # Under torch.compile a look at the values would break the graph.
+        # Under torch.compile, a check of the values would break the graph.
         if wait or (values.device.type == "cpu" and not torch.compiler.is_compiling()):
             wrong = self.wrong(values.to(self.dtype))
             if wrong:
                 raise ValueError(f"{self.allowed(name)}; got {wrong}")
         return values.to(device, self.dtype).expand(batch, *self.shape)
 
-    def read(self, name: str, given: Any, n: int) -> Tensor:
-        """Values of n samples from a command line.
+    def read(self, name: str, typed: Any, n: int) -> Tensor:
+        """Read values of n samples from a command line.
 
         Args:
-            name: Of the condition.
-            given: What was typed after NAME=, or the array of a file; one value for all samples, or one for each.
+            name: Name of the condition.
+            typed: What was typed after NAME=, or the array in a file: one value for all samples, or one for each.
             n: Number of samples.
 
         Returns:
             [n, *shape].
 
         Raises:
-            UserError: If it is none, or there are not n of them.
+            UserError: If a value is not allowed, or there are not n of them.
         """
         try:
-            return self.check(name, given, n)
+            return self.check(name, typed, n)
         except ValueError as error:
             raise UserError(str(error)) from error

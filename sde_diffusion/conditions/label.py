@@ -1,4 +1,4 @@
-"""Classes."""
+"""Class labels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MOST_CLASSES = 100_000
 
 
 class Label(Condition):
-    """The number of a class, 0 ... n_classes - 1; n_classes is the null class, "no label".
+    """A class number, 0 ... n_classes - 1; n_classes is the null class, "no label".
 
     Args:
-        n_classes: How many classes; at least 1.
-        names: Of the classes 0, 1, ..., where they have names; others follow without names.
+        n_classes: Number of classes, at least 1.
+        names: Names of the classes 0, 1, ...; there may be fewer names than classes.
 
     Raises:
         ValueError: If n_classes is not positive, or there are more names than classes.
@@ -36,12 +36,14 @@ class Label(Condition):
         self.n_classes = check_count("n_classes", n_classes)
         self.names = None if names is None else list(names)
         if len(self.names or ()) > self.n_classes:
-            raise ValueError(f"names must be of {n_classes} classes at most; got {len(self.names or ())}")
+            raise ValueError(
+                f"there must be at most {n_classes} names, one for each class; got {len(self.names or ())}"
+            )
         self.null = self.n_classes
 
     @classmethod
     def of(cls, splits: Sequence[Tensor], names: Sequence[str] | None = None) -> Self | None:
-        """Integers [N] from 0 up, of at most 100,000 classes, are classes."""
+        """Integers [N] from 0 up are classes, if there are at most 100,000."""
         if any(part.dtype != torch.int64 or part.ndim != 1 for part in splits):
             return None
         n_classes = max(len(names or ()), *(int(part.max()) + 1 for part in splits))
@@ -52,30 +54,30 @@ class Label(Condition):
         return f"{name} must be integers in 0 ... {self.n_classes - 1} (or {self.n_classes}: no {name})"
 
     def takes(self, dtype: torch.dtype) -> bool:
-        """Integers alone."""
+        """Only integers are allowed."""
         return dtype != torch.bool and not dtype.is_floating_point and not dtype.is_complex
 
     def wrong(self, values: Tensor) -> str:
-        """A number below 0, or beyond the null class."""
+        """Numbers below 0 or above the null class are out of range."""
         low, high = (int(end) for end in values.aminmax())
         return str(low if low < 0 else high) if low < 0 or high > self.n_classes else ""
 
     def embedding(self, dim: int) -> nn.Module:
-        """A table with a row for each class and one for the null class."""
+        """A table with a row for each class, and one for the null class."""
         return nn.Embedding(self.n_classes + 1, dim)
 
     def in_turn(self, n: int) -> Tensor:
         """0, 1, ..., n_classes - 1, 0, 1, ..."""
         return torch.arange(n) % self.n_classes
 
-    def read(self, name: str, given: Any, n: int) -> Tensor:
-        """Classes by number or by name, which wins where numbers are names; see `Condition.read`."""
-        if not isinstance(given, int | str | float):
-            return super().read(name, given, n)
-        if self.names and str(given) in self.names:
-            given = self.names.index(str(given))
-        elif self.names and isinstance(given, str):
-            raise UserError(f"{name}={given} is not a class; the classes are {', '.join(self.names)}")
-        if type(given) is not int or not 0 <= given < self.n_classes:
-            raise UserError(f"{name} must be one of 0 ... {self.n_classes - 1}; got {given}")
-        return torch.full((n,), given)
+    def read(self, name: str, typed: Any, n: int) -> Tensor:
+        """Read a class by number or name; names have priority if they are numbers. See `Condition.read`."""
+        if not isinstance(typed, int | str | float):
+            return super().read(name, typed, n)
+        if self.names and str(typed) in self.names:
+            typed = self.names.index(str(typed))
+        elif self.names and isinstance(typed, str):
+            raise UserError(f"{name}={typed} is not a class; the classes are {', '.join(self.names)}")
+        if type(typed) is not int or not 0 <= typed < self.n_classes:
+            raise UserError(f"{name} must be one of 0 ... {self.n_classes - 1}; got {typed}")
+        return torch.full((n,), typed)

@@ -17,19 +17,19 @@ from sde_diffusion.conditions.base import Condition
 
 
 class Measurement(Condition):
-    """Real numbers in units of their own, such as a temperature (shape []) or a wind (shape [2]).
+    """Real numbers in any units, such as a temperature (shape []) or a wind (shape [2]).
 
-    NaN throughout is the null value, "not measured", unless another is given. The library's networks see
-    (value - mean) / std, and a learned vector in place of the null value.
+    The null value, "not measured", is NaN in all components by default. The library's networks embed
+    (value - mean) / std, and a learned vector for the null value.
 
     Args:
-        shape: Of one sample's value; [] for a number.
-        mean: Of the data, one number for all, or one for each of the value's, a list of `shape`.
-        std: Their standard deviation, likewise; positive.
-        null_value: What stands for none, throughout; None: NaN. For networks of one's own that cannot take NaN.
+        shape: Shape of one sample's value; [] for a number.
+        mean: Mean of the values in the data, one number, or a list of `shape`.
+        std: Their standard deviation, one number, or a list of `shape`; positive.
+        null_value: The null value, in all components; None: NaN. For user-defined networks that cannot handle NaN.
 
     Raises:
-        ValueError: If mean or std is not finite or of another shape, or std not positive.
+        ValueError: If mean or std is not finite or has another shape, or std is not positive.
     """
 
     dtype = torch.float32
@@ -45,7 +45,7 @@ class Measurement(Condition):
         self.mean, self.std = mean, std
         for name, value in (("mean", mean), ("std", std)):
             try:
-                found = np.asarray(value, dtype=np.float64)  # tensors have no values where a network is built on trial
+                found = np.asarray(value, dtype=np.float64)  # not a tensor, which has no values on the meta device
             except (TypeError, ValueError):
                 raise ValueError(f"{name} must be a number or a list of numbers; got {shown(value)}") from None
             if not np.isfinite(found).all():
@@ -61,26 +61,26 @@ class Measurement(Condition):
 
     @classmethod
     def of(cls, splits: Sequence[Tensor], names: Sequence[str] | None = None) -> Self | None:
-        """Any floats are measurements; mean and standard deviation are those of the training split."""
+        """All floats are measurements; mean and standard deviation are those of the training split."""
         train = splits[0].double()
         if not all(part.is_floating_point() for part in splits):
             return None
         mean, std = train.mean(0), train.std(0, correction=0)
-        constant = std <= torch.finfo(torch.float32).eps * mean.abs()  # but for rounding
+        constant = std <= torch.finfo(torch.float32).eps * mean.abs()  # up to rounding
         std = std.masked_fill(constant, 1.0)
         return cls(list(train.shape[1:]), mean.tolist(), std.tolist())
 
     def allowed(self, name: str) -> str:
         """See `Condition.allowed`."""
         null = "NaN" if self.null_value is None else self.null_value
-        return f"{name} must be finite numbers (or {null} throughout: no {name})"
+        return f"{name} must be finite numbers (or all {null}: no {name})"
 
     def takes(self, dtype: torch.dtype) -> bool:
-        """Real numbers."""
+        """Real numbers are allowed, except bools."""
         return dtype != torch.bool and not dtype.is_complex
 
     def wrong(self, values: Tensor) -> str:
-        """Infinity, or NaN in a part of a sample's value."""
+        """Infinity, and NaN in some components of a sample's value, are out of range."""
         rows = values.reshape(-1, max(1, math.prod(self.shape)))
         missing = rows.isnan()
         bad = rows.isinf() | (missing & ~(missing.all(1, keepdim=True) & (self.null_value is None)))
@@ -92,10 +92,10 @@ class Measurement(Condition):
 
 
 class MeasurementEmbedding(nn.Module):
-    """W_2 SiLU(W_1 z + b_1) + b_2 of the standardised values z = (value - mean) / std; a learned vector for none.
+    """W_2 SiLU(W_1 z + b_1) + b_2, where z = (value - mean) / std; for the null value, a learned vector.
 
     Args:
-        kind: What the values are.
+        kind: The condition.
         dim: Size of the vector.
     """
 
@@ -106,8 +106,8 @@ class MeasurementEmbedding(nn.Module):
         super().__init__()
         for name, value in (("mean", kind.mean), ("std", kind.std)):
             filled = torch.as_tensor(value, dtype=torch.float32).expand(kind.shape)
-            self.register_buffer(name, filled.reshape(-1).clone(), persistent=False)  # they follow from `kind`
-        self.stated = kind.null_value
+            self.register_buffer(name, filled.reshape(-1).clone(), persistent=False)  # determined by `kind`
+        self.null_value = kind.null_value
         self.input = nn.Linear(max(1, math.prod(kind.shape)), dim)
         self.output = nn.Linear(dim, dim)
         self.null = nn.Parameter(torch.randn(dim))
@@ -116,6 +116,6 @@ class MeasurementEmbedding(nn.Module):
         """Map values [N, *shape] to [N, dim]."""
         rows = values.reshape(len(values), -1)
         z = ((rows - self.mean) / self.std).to(self.input.weight.dtype)
-        missing = (z.isnan() if self.stated is None else rows == self.stated).all(1, keepdim=True)
-        found = self.output(F.silu(self.input(torch.where(missing, 0.0, z))))  # NaN would spoil the gradients
+        missing = (z.isnan() if self.null_value is None else rows == self.null_value).all(1, keepdim=True)
+        found = self.output(F.silu(self.input(torch.where(missing, 0.0, z))))  # NaN would make the gradients NaN
         return torch.where(missing, self.null.to(found), found)

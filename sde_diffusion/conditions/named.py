@@ -18,18 +18,53 @@ from sde_diffusion.config import build
 KINDS: tuple[type[Condition], ...] = (Label, Measurement)
 """The kinds of conditions that this package knows."""
 
-_TAKEN = frozenset(
-    (
-        *("x", "x_t", "t", "c_noise", "n", "noise", "self", "denoiser", "shape", "seed", "seeds", "generator"),
-        *("latent", "callback", "device", "dtype", "trajectory", "create_graph", "prior", "probes", "trace", "draws"),
-        *("rtol", "atol", "method", "steps", "rows", "decoder", "t_end", "max_nfe", "images", "labels", "class_names"),
-    )
+_RESERVED = frozenset(
+    [
+        "x",
+        "x_t",
+        "t",
+        "c_noise",
+        "n",
+        "noise",
+        "self",
+        "denoiser",
+        "coordinate",
+        "grid",
+        "options",
+        "points",
+        "signals",
+        "shape",
+        "seed",
+        "seeds",
+        "generator",
+        "latent",
+        "callback",
+        "device",
+        "dtype",
+        "trajectory",
+        "create_graph",
+        "prior",
+        "probes",
+        "trace",
+        "draws",
+        "rtol",
+        "atol",
+        "method",
+        "steps",
+        "rows",
+        "decoder",
+        "t_end",
+        "max_nfe",
+        "images",
+        "labels",
+        "class_names",
+    ]
 )
-"""Names that arguments of samplers, likelihoods and objectives have, or arrays in files of samples."""
+"""Names of arguments of samplers, likelihoods and objectives, or of arrays in files of samples."""
 
 
 def kind_by_values(splits: Sequence[Tensor], names: Sequence[str] | None = None) -> Condition | None:
-    """The kind of data sets that name none: integers [N] are classes, and floats measurements; see `Condition.of`."""
+    """The condition of a data set's values: integers [N] are classes, floats are measurements; see `Condition.of`."""
     return next((found for kind in KINDS if (found := kind.of(splits, names)) is not None), None)
 
 
@@ -37,13 +72,13 @@ class Conditions(Mapping[str, Condition]):
     """Conditions by name.
 
     Args:
-        kinds: The kind of each, or its description, as `describe` returns it.
-        n_classes: Short for {"label": Label(n_classes)}, if that is not among them; 0: none.
+        kinds: The conditions, or their descriptions as returned by `describe`.
+        n_classes: Short for {"label": Label(n_classes)}; 0: no labels.
 
     Raises:
-        TypeError: If one is no condition.
-        ValueError: If a name is no word, or one that has another meaning in calls.
-        UserError: If a description is none.
+        TypeError: If a value is not a condition.
+        ValueError: If a name is not an identifier, or has another meaning in calls.
+        UserError: If a description is invalid.
     """
 
     def __init__(self, kinds: Mapping[str, Any] | None = None, n_classes: int = 0) -> None:
@@ -52,8 +87,9 @@ class Conditions(Mapping[str, Condition]):
             raise TypeError(f"conditions must map names to kinds, such as {{'label': Label(10)}}; got {shown(kinds)}")
         self._kinds: dict[str, Condition] = {}
         for name, kind in {**({"label": Label(n_classes)} if n_classes else {}), **(kinds or {})}.items():
-            if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN or hasattr(nn.ModuleDict, name):
-                raise ValueError(f"conditions: {name!r} is no name for one: take another word")
+            reserved = name in _RESERVED or hasattr(nn.ModuleDict, str(name))
+            if not isinstance(name, str) or not name.isidentifier() or reserved:
+                raise ValueError(f"conditions: {name!r} cannot be the name of a condition: choose another")
             found = build(dict(kind), f"conditions.{name}") if isinstance(kind, Mapping) else kind
             if not isinstance(found, Condition):
                 raise TypeError(f"conditions: {name} must be a kind of condition, such as Label(10); got {shown(kind)}")
@@ -72,18 +108,18 @@ class Conditions(Mapping[str, Condition]):
         return repr(self._kinds)
 
     def describe(self) -> dict[str, Any]:
-        """Plain containers, for checkpoints."""
+        """Descriptions of the conditions by name, in plain Python containers, for checkpoints."""
         return {name: kind.describe() for name, kind in self.items()}
 
     def check(
         self, given: Mapping[str, Any], batch: int, device: torch.device | None = None, wait: bool = True
     ) -> dict[str, Tensor | None]:
-        """Values of a batch as networks take them; those that are None stay so. See `Condition.check`."""
+        """Check the values of a batch, and return them as networks take them; None stays None."""
         return {
             name: None if value is None else self[name].check(name, value, batch, device, wait)
             for name, value in given.items()
         }
 
     def embeddings(self, dim: int) -> nn.ModuleDict:
-        """The modules by which a network takes them in, by name."""
+        """The embedding of each condition, by name."""
         return nn.ModuleDict({name: kind.embedding(dim) for name, kind in self.items()})

@@ -225,8 +225,8 @@ class DataModule(LightningDataModule):
     def fingerprint(self) -> dict[str, Any] | None:
         """Number and digest of the training and validation items, by split; None if they follow from the arguments.
 
-        It distinguishes data of the same shape. The digest is of all bytes of a split of up to 64 MiB, and of evenly
-        spaced items of that size of a larger one.
+        It distinguishes data of the same shape. The digest is of all bytes of a split up to 64 MiB; of a larger split,
+        evenly spaced items are used.
         """
         return {name: {"items": len(self.splits[name]), "digest": self.digest(name)} for name in ("train", "val")}
 
@@ -246,7 +246,7 @@ class DataModule(LightningDataModule):
         if not self.flip:
             return split.batch(index)
         batch = split.batch(index % len(split))
-        mirrored = (index >= len(split)).view(-1, 1, 1, 1)
+        mirrored = (index >= len(split)).view(-1, *(1,) * (batch["x"].ndim - 1))
         batch["x"] = torch.where(mirrored, batch["x"].flip(-1), batch["x"])
         return batch
 

@@ -73,7 +73,7 @@ class Sampler(ShowsArguments, ABC):
         """
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk from x at t_end up to t_max, for `invert`; only samplers with a deterministic walk define it.
+        """Walk from x at t_end up to t_max, for `invert`; samplers with a deterministic walk may define it.
 
         Args:
             x: State at t_end, [B, *dims].
@@ -83,9 +83,11 @@ class Sampler(ShowsArguments, ABC):
             The state at t_max, [B, *dims].
 
         Raises:
-            ValueError: If the walk is not deterministic with the sampler's settings.
+            ValueError: If it is not defined, or the walk is not deterministic with the sampler's settings.
         """
-        raise ValueError(f"only a deterministic walk can be inverted, and that of {type(self).__name__} draws noise")
+        raise ValueError(
+            f"{type(self).__name__} cannot be inverted: it defines no `climb`, the walk from data to noise"
+        )
 
     def __call__(
         self,

@@ -103,7 +103,7 @@ REFUSED = {
     ("label=right",): "and rate is missing: give rate=VALUE",
     ("label=right", "rate=null"): "and rate is missing: give rate=VALUE",
     ("label=right", "rate=[1,2]"): "rate must be one number for each of the 3 samples; got shape [2]",
-    ("label=right", "rate=fast"): "rate must be finite numbers (or NaN throughout: no rate); got 'fast'",
+    ("label=right", "rate=fast"): "rate must be finite numbers (or all NaN: no rate); got 'fast'",
     ("label=up", "rate=3"): "label=up is not a class; the classes are left, right",
     ("label=left", "rat=3"): "conditions of the model: label, rate (did you mean rate?)",
     ("label=left", "conditions.label=0", "rate=3"): "label is given twice",

@@ -108,7 +108,7 @@ def test_the_commands_take_it_when_it_is_named_again(name, own, command):
     refused = command(name, CKPT, *ON_A_MODEL[name], cwd=folder)
     assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
     assert "is not a class of sde_diffusion; to use the class" in refused.err
-    assert "of the module my_parts, which you must trust" in refused.err
+    assert "of the module my_parts, if you trust it" in refused.err
     assert 'add "+plugins=[my_parts]"' in refused.err
     done = command(name, OWN, CKPT, *ON_A_MODEL[name], cwd=folder)
     assert done.status == 0, done.err
@@ -127,8 +127,8 @@ def test_samples_are_those_of_the_class_itself(own, command, in_python):
 BROKEN = {
     "no_such": ("", "there is no module no_such, neither in this folder"),
     "my_part": ("", "there is no module my_part (did you mean my_parts?)"),
-    "os": ("", "'os' is not the name of a module of one's own"),
-    "sde_diffusion.storage": ("", "is not the name of a module of one's own"),
+    "os": ("", "'os' is not the name of a user's module"),
+    "sde_diffusion.storage": ("", "is not the name of a user's module"),
     "raises": ("import torch\n\ntorch.zeros(3).reshape(2)\n", "raises.py, line 3: RuntimeError: shape"),
     "misspelt": ("x = 1\ndef f(:\n", "SyntaxError: invalid syntax (misspelt.py, line 2)"),
     "lacks": ("import not_installed\n", "lacks.py, line 1: ModuleNotFoundError: No module named 'not_installed'"),

@@ -1,5 +1,6 @@
 """Kinds of conditions: what values may be, what stands for none, how networks take them in, in any number."""
 
+import inspect
 import math
 
 import numpy as np
@@ -7,9 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from sde_diffusion import MLP, VPSDE, AncestralSampler, ClassifierFreeGuidance, NetworkDenoiser, UNet, UserError
+from sde_diffusion import (
+    MLP,
+    VPSDE,
+    AncestralSampler,
+    ClassifierFreeGuidance,
+    NetworkDenoiser,
+    UNet,
+    UserError,
+    modality,
+)
 from sde_diffusion.conditions import KINDS, Condition, Conditions, Label, Measurement, kind_by_values
 from sde_diffusion.config import build
+from sde_diffusion.density import elbo, log_likelihood
+from sde_diffusion.sampling import Sampler
+from sde_diffusion.training import DenoisingScoreMatching
 
 NAN = math.nan
 KINDS_OF = {"label": Label(3, ["ant", "bee", "cow"]), "rate": Measurement([], 25.0, 4.0), "wind": Measurement([2], 1.0)}
@@ -77,7 +90,7 @@ def test_values_in_any_form(value):
         ("rate", math.inf, "rate must be finite numbers .*; got inf"),
         ("rate", "fast", "got 'fast'"),
         ("rate", True, "got bool"),
-        ("wind", [1.0, NAN], r"wind must be finite numbers \(or NaN throughout: no wind\); got nan"),
+        ("wind", [1.0, NAN], r"wind must be finite numbers \(or all NaN: no wind\); got nan"),
         ("wind", [1.0, 2.0, 3.0], r"wind must be one value of shape \[2\] for each of the 3 samples; got shape \[3\]"),
         ("label", 4, r"label must be integers in 0 ... 2 \(or 3: no label\); got 4"),
     ],
@@ -123,13 +136,13 @@ def test_kinds_of_data():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: Conditions({"seeds": Label(2)}), ValueError, "'seeds' is no name for one"),
-        (lambda: Conditions({"my rate": Label(2)}), ValueError, "'my rate' is no name"),
-        (lambda: Conditions({"type": Label(2)}), ValueError, "'type' is no name"),
+        (lambda: Conditions({"seeds": Label(2)}), ValueError, "'seeds' cannot be the name of a condition"),
+        (lambda: Conditions({"my rate": Label(2)}), ValueError, "'my rate' cannot be the name"),
+        (lambda: Conditions({"type": Label(2)}), ValueError, "'type' cannot be the name"),
         (lambda: Conditions({"rate": 3}), TypeError, "rate must be a kind of condition"),
         (lambda: Conditions([Label(2)]), TypeError, "conditions must map names to kinds"),
         (lambda: Conditions({"rate": {"_target_": "os.system"}}), UserError, "is not a class of sde_diffusion"),
-        (lambda: Label(2, ["a", "b", "c"]), ValueError, "names must be of 2 classes at most"),
+        (lambda: Label(2, ["a", "b", "c"]), ValueError, "at most 2 names, one for each class"),
         (lambda: Measurement([2], [1.0]), ValueError, r"mean must be a number or of shape \[2\]"),
         (lambda: Measurement(std=0.0), ValueError, "std must be positive"),
     ],
@@ -197,3 +210,15 @@ def test_what_float32_does_not_hold_is_refused():
     for value in (1e39, np.float64(1e39), torch.tensor([1e39, 0.0], dtype=torch.float64)):
         with pytest.raises(ValueError, match=r"rate must be finite numbers .* got inf"):
             Measurement().check("rate", value, 2)
+
+
+@pytest.mark.parametrize(
+    "call", [Sampler.__call__, Sampler.invert, log_likelihood, elbo, DenoisingScoreMatching.__call__]
+)
+def test_names_that_mean_something_else_are_refused(call):
+    """As keywords of a call, or as arrays in a file of samples."""
+    names = [p.name for p in inspect.signature(call).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    units = [kind.unit for kind in modality.KINDS]
+    for name in {*names, *units, "seeds", "labels", "class_names"}:
+        with pytest.raises(ValueError, match="cannot be the name of a condition"):
+            Conditions({name: Label(2)})

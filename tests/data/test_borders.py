@@ -52,7 +52,7 @@ X = torch.rand(40, 3) * 2 - 1
     ("splits", "message"),
     [
         ({"train": Split(X * 5000)}, r"the train split of 'own' has values from -4\S+ to \S+, but models need"),
-        ({"train": Split(X), "val": Split(X * 1.1)}, "the val split .* must lie in"),
+        ({"train": Split(X), "val": Split(X * 1.1)}, "the val split .* but models need values in"),
         ({"train": Split(X), "test": Split(X / 0)}, "the test split of 'own' holds NaN or infinite values"),
         ({"train": Split(X.log())}, "the train split of 'own' holds NaN or infinite values"),
         ({"train": Split(X), "val": Split(X[:0])}, "has no items in val"),
@@ -82,7 +82,7 @@ def test_tails_of_a_density_may_pass_the_ends(caplog):
         ({"train_images": RNG.random((40, 5))}, {"range": [0, 5000]}, r"fills 0\.02% of \[-1, 1\]"),
         ({"train_images": RNG.integers(0, 2, (40, 5), np.uint8)}, {}, r"fills 0\.39% .* data\.levels=N"),
         ({"train_images": np.eye(400)}, {"range": [0, 50]}, "standard deviation 0.00"),
-        ({"train_images": np.full((40, 5), 7, np.uint8)}, {}, "all values of the training split are the same"),
+        ({"train_images": np.full((40, 5), 7, np.uint8)}, {}, "all values of the training split are equal"),
         ({"train_images": RNG.random((40, 2)) * [1, 100]}, {"range": [0, 100]}, "column 0 .* less than 10%"),
     ],
 )

@@ -204,7 +204,7 @@ def test_not_an_image(tmp_path):
 def test_missing_and_empty(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         Folder(str(tmp_path / "nowhere")).prepare()
-    with pytest.raises(UserError, match=r"no images in it or below; files ending in \.png"):
+    with pytest.raises(UserError, match=r"no images in it or its subfolders; images are files ending in \.png"):
         Folder(str(tmp_path)).prepare()
     _fill(tmp_path, 2, folder="train")
     with pytest.raises(UserError, match="2 training items are too few to split off 1 and 1"):

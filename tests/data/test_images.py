@@ -262,7 +262,7 @@ def test_what_is_not_used_is_said(tmp_path, caplog):
     data = Folder(str(tmp_path))
     said = _said(caplog, data)
     for part in (
-        "not used, for they are in no split's folder: extra/, 0.png",
+        "not used, as they are in no split's folder: extra/, 0.png",
         "train: not used: 1 file ending in .csv; c, without images",
         "valid: not used: 1 file without an ending",
     ):

@@ -124,7 +124,7 @@ def test_seeds_by_other_names_point_to_seeds(name, call):
         *((name, "classes are given as label=") for name in ("labels", "y", "class_labels", "classes")),
         ("lable", "did you mean label="),
         ("num_samples", "first size of shape"),
-        ("num_inference_steps", "where the sampler is made"),
+        ("num_inference_steps", "argument of the sampler's constructor"),
         ("latents", "given as latent="),
     ],
 )

@@ -230,7 +230,7 @@ def test_a_prediction_of_ones_own():
     assert torch.equal(NetworkDenoiser(VPSDE(), Told(), Half())(x, 0.0).x0, 0.5 * Told()(x / 0.5, 0.0))
     named, given = (NetworkDenoiser(VPSDE(), Told(), prediction)(x, 0.5).x0 for prediction in ("edm", EDM()))
     assert torch.equal(named, given)
-    with pytest.raises(ValueError, match=r"prediction must be one of eps, .*; got <class"):
+    with pytest.raises(ValueError, match=r"prediction must be one of eps, .*; got the class EDM"):
         NetworkDenoiser(VPSDE(), Told(), EDM)
 
 

@@ -64,5 +64,5 @@ def test_levels_stay_levels_by_default(tmp_path: Path) -> None:
 
 
 def test_data_without_levels_have_no_bins() -> None:
-    with pytest.raises(ValueError, match="these data have none"):
+    with pytest.raises(ValueError, match="these data have no levels"):
         ScoreModel(DENOISER, OBJECTIVE, dequantise=True, data={"levels": None})

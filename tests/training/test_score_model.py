@@ -80,7 +80,7 @@ def test_a_model_of_objects_is_loaded_with_its_objects_given_again(tmp_path: Pat
     trainer = make_trainer(tmp_path, max_steps=3)
     trainer.fit(model, ring())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match="give them again"):
+    with pytest.raises(UserError, match="pass them"):
         ScoreModel.load_from_checkpoint(tmp_path / "a.ckpt")
     loaded = ScoreModel.load_from_checkpoint(tmp_path / "a.ckpt", **objects())
     assert same(loaded.state_dict(), model.state_dict())

@@ -22,6 +22,8 @@ _RESERVED = frozenset(
     [
         "x",
         "x_t",
+        "x0",
+        "conditions",
         "t",
         "c_noise",
         "n",

@@ -86,7 +86,7 @@ def test_every_path_with_every_denoiser(sde, denoiser):
 @pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
 @pytest.mark.parametrize("sampler", choices("sampler"))
 def test_every_sampler_in_every_command(sampler, command):
-    sampler_ = build(app.plain(compose(f"sampler={sampler}", command=command).sampler))
+    sampler_ = build(app.resolved(compose(f"sampler={sampler}", command=command).sampler))
     assert type(sampler_).__module__.startswith("sde_diffusion.sampling")
 
 
@@ -117,8 +117,8 @@ def test_every_data_set(data):
     if data in NEEDED:
         (needed,) = NEEDED[data]
         with pytest.raises(UserError, match=f"{needed.split('=')[0]} must be given"):
-            app.plain(compose(f"data={data}").data)
-    module = build(app.plain(compose(f"data={data}", *NEEDED.get(data, [])).data))
+            app.resolved(compose(f"data={data}").data)
+    module = build(app.resolved(compose(f"data={data}", *NEEDED.get(data, [])).data))
     assert type(module).__module__.startswith("sde_diffusion.data")
 
 
@@ -150,7 +150,7 @@ def test_every_experiment_is_what_its_preset_says(experiment):
             cfg.network = compose().network
     _, model = train.build_model(cfg)
     assert bool((loss_of(model) >= 0).all())
-    build(app.plain(cfg.sampler))
+    build(app.resolved(cfg.sampler))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -1,6 +1,6 @@
 """Run the tutorials' code as a reader would type it.
 
-    python docs/run.py points images    # from the root of the repository: draws docs/pictures anew
+    python docs/run.py points images    # from the root of the repository: redraws docs/pictures
 
 A page's Python blocks share one module, and its commands run in the same folder. Comments that no reader sees say what
 the quick tests change in the block after them:

@@ -60,8 +60,8 @@ BetweenZeroAndOne = Annotated[float, Rule(lambda x: 0 < x < 1, "a number between
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value fits a hint.
 
-    Numbers must be finite, and integers fit into 64 bits. 10.0 is an integer; true is not a number. Lists and tuples
-    are equivalent. Any value fits a hint that cannot be checked, such as a type variable.
+    Numbers must be finite, and integers must fit into 64 bits. 10.0 is an integer; true is not a number. Lists and
+    tuples are equivalent. Any value fits a hint that cannot be checked, such as a type variable.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     kind: Any = origin or hint

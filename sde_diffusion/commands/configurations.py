@@ -20,7 +20,7 @@ def config_folder() -> Path:
     for folder in (package.parent / "conf", package / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise UserError(f"no configurations found beside {package}: reinstall sde_diffusion")
+    raise UserError(f"no configurations found for {package}: reinstall sde_diffusion")
 
 
 def run_folder(ckpt: Any, default: str) -> str:

@@ -281,7 +281,7 @@ def _check_start(cfg: DictConfig, folder: Path) -> None:
             advice = f"resume it with {setting('ckpt', there[-1])}, or"
         except UserError as error:
             advice = f"it cannot be resumed ({error});"
-        raise UserError(f"{folder} has a run already: {advice} choose another folder with hydra.run.dir=DIR")
+        raise UserError(f"{folder} already contains a run: {advice} choose another folder with hydra.run.dir=DIR")
 
 
 def _silence() -> None:

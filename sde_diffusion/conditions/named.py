@@ -16,53 +16,15 @@ from sde_diffusion.conditions.measurement import Measurement
 from sde_diffusion.config import build
 
 KINDS: tuple[type[Condition], ...] = (Label, Measurement)
-"""The kinds of conditions that this package knows."""
+"""The kinds of conditions of this package, in the order in which data are matched with them."""
 
-_RESERVED = frozenset(
-    [
-        "x",
-        "x_t",
-        "x0",
-        "conditions",
-        "t",
-        "c_noise",
-        "n",
-        "noise",
-        "self",
-        "denoiser",
-        "coordinate",
-        "grid",
-        "options",
-        "points",
-        "signals",
-        "shape",
-        "seed",
-        "seeds",
-        "generator",
-        "latent",
-        "callback",
-        "device",
-        "dtype",
-        "trajectory",
-        "create_graph",
-        "prior",
-        "probes",
-        "trace",
-        "draws",
-        "rtol",
-        "atol",
-        "method",
-        "steps",
-        "rows",
-        "decoder",
-        "t_end",
-        "max_nfe",
-        "images",
-        "labels",
-        "class_names",
-    ]
-)
-"""Names of arguments of samplers, likelihoods and objectives, or of arrays in files of samples."""
+_OF_NETWORKS = {"self", "denoiser", "x", "x_t", "x0", "t", "c_noise", "n", "noise", "conditions"}
+_OF_SAMPLERS = {"shape", "seed", "seeds", "generator", "latent", "callback", "device", "dtype", "trajectory"}
+_OF_SOLVERS = {"method", "steps", "rtol", "atol", "max_nfe", "create_graph", "rows", "grid", "coordinate", "options"}
+_OF_LIKELIHOODS = {"prior", "probes", "trace", "draws", "decoder", "t_end"}
+_OF_FILES = {"images", "points", "signals", "labels", "class_names"}
+_RESERVED = frozenset(_OF_NETWORKS | _OF_SAMPLERS | _OF_SOLVERS | _OF_LIKELIHOODS | _OF_FILES)
+"""Names that cannot be those of conditions: arguments of calls, and arrays in files of samples."""
 
 
 def kind_by_values(splits: Sequence[Tensor], names: Sequence[str] | None = None) -> Condition | None:
@@ -116,7 +78,7 @@ class Conditions(Mapping[str, Condition]):
     def check(
         self, given: Mapping[str, Any], batch: int, device: torch.device | None = None, wait: bool = True
     ) -> dict[str, Tensor | None]:
-        """Check the values of a batch, and return them as networks take them; None stays None."""
+        """Check the values of a batch, and return them as networks take them, or None. See `Condition.check`."""
         return {
             name: None if value is None else self[name].check(name, value, batch, device, wait)
             for name, value in given.items()

@@ -105,7 +105,7 @@ NUMBER = Value(words(float), lambda value: type(value) in (int, float) and math.
 TENSOR = Value("a tensor", lambda value: isinstance(value, Tensor))
 SCALAR = Value("a number", lambda value: type(value) in (int, float) or (isinstance(value, Tensor) and not value.ndim))
 SIMPLE = Value("a number, text, true, false or null", lambda value: isinstance(value, int | float | str | type(None)))
-SETTINGS = Value("a mapping of numbers, text, lists and mappings alone", lambda value: _is_settings(value))
+SETTINGS = Value("a mapping of numbers, text, lists and mappings only", lambda value: _is_settings(value))
 _RELEASE = re.compile(r"([2-9]|[1-9]\d+)(\.\d+)+((a|b|rc|\.post|\.dev)\d+)*", re.ASCII)
 RELEASE = Value("a version from 2.0 up", lambda value: isinstance(value, str) and bool(_RELEASE.fullmatch(value)))
 

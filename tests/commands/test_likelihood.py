@@ -217,7 +217,7 @@ def test_refused(case, command, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "n", "words"), [(1.0, 32, "target_se=1 reached with 32 of 60"), (1e-6, 60, "more than target_se=1e-06")]
+    ("target", "n", "words"), [(1.0, 32, "target_se=1 reached with 32 of 60"), (1e-6, 60, "above target_se=1e-06")]
 )
 def test_a_target_for_the_standard_error(target, n, words, command, trained, tmp_path):
     """Two batches at the least, and when all items do not suffice, that is said."""

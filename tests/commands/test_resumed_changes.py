@@ -35,7 +35,7 @@ def test_other_data_of_the_same_shape_stop_a_resumed_run(command: Any, stopped: 
     said = "these are not the data that the run was trained on (train: 170 items as before, but different ones"
     assert done.status == 1
     assert said in done.err
-    assert f"add data.path={stopped / 'rows.npz'} to go on" in done.err
+    assert f"add data.path={stopped / 'rows.npz'} to continue" in done.err
     assert command("train", *words, "data.batch_size=64", cwd=stopped).status == 1  # which names no other data
     assert (stopped / "run" / "run.json").read_text() == before
     for name in ("sample", "evaluate"):
@@ -67,7 +67,7 @@ def test_settings_and_machines_that_change_the_weights_are_told_in_one_line(capl
     harmless = {**same, "trainer": {**run["trainer"], "log_every_n_steps": 3, "devices": "auto"}}
     assert changes(caplog, run, harmless, run["record"]) == ""
     other = {**same, "seed": 7, "trainer": {**run["trainer"], "precision": "64-true"}}
-    assert "Resumed with seed 0 -> 7, trainer.precision '32-true' -> '64-true': its" in changes(
+    assert "Resumed with seed 0 -> 7, trainer.precision '32-true' -> '64-true': the weights will differ" in changes(
         caplog, run, other, run["record"]
     )
     gpu = {**run["record"], "hardware": {**run["record"]["hardware"], "kind": "cuda", "devices": 4}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,8 +21,10 @@ from sde_diffusion.storage.memory import ran_out
 PACKAGE = "sde_diffusion"
 _NAMES = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data", "metrics", "modality", "training")
 BUILDABLE = tuple(f"{PACKAGE}.{name}" for name in _NAMES)
-"""The packages whose exported classes a configuration may name, as in `sde_diffusion.data.Moons`. Classes that write
-files or use the network are excluded: a package lists them as `NOT_BUILDABLE`."""
+"""The packages whose classes a configuration may name, by package and name: `sde_diffusion.data.Moons`.
+
+These are the classes that the package exports, and those in its modules that extend an abstract class which it exports.
+Classes that write files or use the network are excluded: a package lists them as `NOT_BUILDABLE`."""
 
 _RENAMED = {f"{PACKAGE}.training.Objective": f"{PACKAGE}.training.DenoisingScoreMatching"}
 """Public paths written by earlier versions, and the present ones."""
@@ -131,7 +134,8 @@ def public_path(target: str | type) -> str:
         inner = [*home.split(".")[1:2], *inner]
     found = f"{PACKAGE}.{inner[0]}.{inner[-1]}"
     found = _RENAMED.get(found, found)
-    return found if found.rpartition(".")[2] in _exported(found.rpartition(".")[0]) else path
+    package, _, name = found.rpartition(".")
+    return found if name in _exported(package) or _extension(package, name) else path
 
 
 def with_public_paths(node: Any) -> Any:
@@ -149,6 +153,23 @@ def _exported(package: str) -> Collection[str]:
     return importlib.import_module(package).__all__ if package in (*BUILDABLE, f"{PACKAGE}.commands") else ()
 
 
+def _extension(package: str, name: str) -> type | None:
+    """A class in a module of a package that extends an abstract class which the package exports; None if there is none.
+
+    So a new path or data set needs only its own file and a configuration; no other file has to be changed.
+    """
+    if package not in BUILDABLE or name.startswith("_"):
+        return None
+    home = importlib.import_module(package)
+    exported = [getattr(home, one) for one in home.__all__ if one not in getattr(home, "NOT_BUILDABLE", ())]
+    bases = tuple(one for one in exported if inspect.isabstract(one))
+    for module in pkgutil.iter_modules(home.__path__, f"{package}."):
+        found = getattr(importlib.import_module(module.name), name, None)
+        if isinstance(found, type) and found.__module__ == module.name and issubclass(found, bases):
+            return found
+    return None
+
+
 def find_class(target: str, where: str = "") -> type:
     """The class that a `_target_` names: one that this package exports, or one of a plugin.
 
@@ -163,6 +184,8 @@ def find_class(target: str, where: str = "") -> type:
             found = getattr(home, name)
             if isinstance(found, type):
                 return found
+        if extension := _extension(package, name):
+            return extension
     key = _inside(where, "_target_")
     if package.split(".")[0] == PACKAGE or not plugins.may_be(package):
         raise UserError(

@@ -29,6 +29,9 @@ TRAIN = {
     "network unet": "network=unet network.patch=1 network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
     "network.attention=[] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 network.embedding=fourier "
     "network.conditions=null",
+    "network digits": "network=digits network.patch=1 network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
+    "network.attention=[] network.head_channels=4 network.dropout=0.2 network.embedding_dim=8 network.embedding=fourier "
+    "network.conditions=null",
     "network unet_small": "network=unet_small network.patch=2 network.channels=8 network.channel_mult=[1,1] "
     "network.blocks=2 network.attention=[0] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 "
     "network.embedding=fourier network.conditions=null",

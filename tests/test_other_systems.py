@@ -47,7 +47,7 @@ def _without(folder: Path, answer) -> None:
             path.write_text("whole")
         with modules[1].opened(folder / "out" / "a") as file:
             assert file.read() == b"whole"
-        modules = [importlib.import_module(f"sde_diffusion.{name}") for name in ("storage.memory", "signals")]
+        modules = [importlib.import_module(f"sde_diffusion.{name}") for name in ("storage.memory", "storage.signals")]
         modules[0].check_fits("a little", 1, "")
         modules[1].restore(modules[1].listen())
         answer.put((len(names), lines))

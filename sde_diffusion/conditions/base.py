@@ -103,7 +103,7 @@ class Condition(ShowsArguments, ABC):
             raise ValueError(f"{name} must be one {self.each} for {samples}; got shape {list(values.shape)}")
         # Under torch.compile, a check of the values would break the graph.
         if wait or (values.device.type == "cpu" and not torch.compiler.is_compiling()):
-            wrong = self.wrong(values)
+            wrong = self.wrong(values.to(self.dtype))
             if wrong:
                 raise ValueError(f"{self.allowed(name)}; got {wrong}")
         return values.to(device, self.dtype).expand(batch, *self.shape)

@@ -66,7 +66,8 @@ class Measurement(Condition):
         if not all(part.is_floating_point() for part in splits):
             return None
         mean, std = train.mean(0), train.std(0, correction=0)
-        std = torch.where(std > 1e-6 * mean.abs(), std, 1.0)  # 1 if the values are constant up to rounding
+        constant = std <= torch.finfo(torch.float32).eps * mean.abs()  # up to rounding
+        std = std.masked_fill(constant, 1.0)
         return cls(list(train.shape[1:]), mean.tolist(), std.tolist())
 
     def allowed(self, name: str) -> str:

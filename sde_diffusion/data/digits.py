@@ -16,10 +16,15 @@ class Digits(DataModule):
     The splits are fixed: train 1,437, val 60, test 300, with each class in proportion. The validation split is small so
     that the test split can be large: the smaller it is, the larger the Fréchet distance even of perfect samples.
 
-    It takes the arguments of `DataModule`.
+    It takes the arguments of `DataModule`, batches of 64 by default.
     """
 
     name = "digits"
+
+    def __init__(
+        self, batch_size: int = 64, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
+    ) -> None:
+        super().__init__(batch_size, seed, min_batches_per_epoch, flip)
 
     def load(self) -> dict[str, Split]:
         """Read the digits from the installed scikit-learn."""

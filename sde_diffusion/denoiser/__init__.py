@@ -1,6 +1,6 @@
 """Given x_t, what do we believe about x_0? Predictions, networks made denoisers, and closed forms."""
 
-from sde_diffusion.denoiser.base import Denoiser, check_denoiser
+from sde_diffusion.denoiser.base import Denoiser, check_denoiser, in_eval_mode
 from sde_diffusion.denoiser.exact import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.denoiser.gradients import InputGradient
 from sde_diffusion.denoiser.network import NetworkDenoiser
@@ -45,4 +45,5 @@ __all__ = [
     "V",
     "Velocity",
     "check_denoiser",
+    "in_eval_mode",
 ]

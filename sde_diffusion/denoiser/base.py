@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -120,3 +121,21 @@ def check_denoiser(denoiser: object) -> None:
     else:
         how = "such as NetworkDenoiser(VPSDE(), network), or GaussianDenoiser"
     raise TypeError(f"denoiser must be a Denoiser; got {what}: {how}")
+
+
+@contextmanager
+def in_eval_mode(denoiser: nn.Module, on: bool = True) -> Iterator[None]:
+    """Turn off what differs in training, such as dropout, which draws from torch's global generator.
+
+    Args:
+        denoiser: A module whose submodules are set to evaluation mode; those in training mode return to it at the end.
+        on: Whether to do so at all.
+    """
+    training = [module for module in denoiser.modules() if module.training] if on else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_finite
-from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.denoiser import Denoiser, in_eval_mode
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.prior import GaussianPrior, LogDensity
 from sde_diffusion.density.trace import Trace, trace_of
@@ -126,7 +126,12 @@ def log_likelihood(
     estimator = trace_of(trace, probes)
     solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
     # Outside inference mode, which Lightning uses for tests and in which nothing can be differentiated.
-    with torch.inference_mode(False), torch.set_grad_enabled(create_graph), sde.on_cpu():
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(create_graph),
+        sde.on_cpu(),
+        in_eval_mode(denoiser, not create_graph),
+    ):
         conditions = {name: _recordable(value) for name, value in conditions.items()}
         process = ReverseProcess(
             lambda x, t: denoiser(x, t, **conditions),

@@ -24,7 +24,7 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
-from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.denoiser import Denoiser, in_eval_mode
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
 from sde_diffusion.density.places import Continuous, Discrete
@@ -133,6 +133,7 @@ def elbo(
         torch.inference_mode(torch.is_inference_mode_enabled() and not create_graph),
         torch.set_grad_enabled(create_graph),
         sde.on_cpu(),
+        in_eval_mode(denoiser, not create_graph),
     ):
         return _bound(
             denoiser,

@@ -13,7 +13,7 @@ from sde_diffusion.checks import as_number
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
 from sde_diffusion.guidance.interval import NoiseInterval
-from sde_diffusion.sde import Time, float64
+from sde_diffusion.sde import Time, float64, number
 
 
 class UntrainedError(ValueError):
@@ -115,12 +115,12 @@ class ClassifierFreeGuidance(Denoiser):
         return found
 
     def weight(self, t: Time) -> float | Tensor:
-        """w at t: a number if t is a single time on the CPU, else of t's shape, float64."""
+        """w at t: a number if t is a single time on the CPU (unless a gradient passes through), else of t's shape."""
         if self.interval is None:
             return self.scale
         t = float64(t)
         w = 1 + (self.scale - 1) * self.interval.window(self.sde.log_snr(t))
-        return w.item() if t.ndim == 0 and t.device.type == "cpu" else w
+        return number(w) if t.ndim == 0 and t.device.type == "cpu" else w
 
     @staticmethod
     def _beliefs(w: float | Tensor) -> int:
@@ -146,7 +146,8 @@ class ClassifierFreeGuidance(Denoiser):
         for name in left_out:
             null = self._null(name, x_t)
             given = torch.as_tensor(conditions[name], device=x_t.device).expand_as(null)
-            both[name] = torch.cat([null.to(given), given])
+            dtype = torch.promote_types(null.dtype, given.dtype)
+            both[name] = torch.cat([null.to(dtype), given.to(dtype)])
         times = t.repeat(2) if isinstance(t, Tensor) and t.shape == x_t.shape[:1] else t
         unconditional, conditional = self.denoiser(torch.cat([x_t, x_t]), times, **both).chunk(2)
         return self._rescaled(Prediction.lerp(unconditional, conditional, w), conditional)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_number
 from sde_diffusion.checks.reprs import shown
-from sde_diffusion.sde import SDE
+from sde_diffusion.sde import SDE, value_of
 
 _WIDEST = math.log(4.0)
 """Width of an edge in log(sigma/alpha)."""
@@ -51,7 +51,7 @@ class NoiseInterval:
             raise ValueError(
                 f"interval must be (low, high) with 0 <= low < high, in sigma/alpha; got ({low:g}, {high:g})"
             )
-        lowest, highest = (float((-0.5 * sde.log_snr(t)).exp()) for t in (sde.t_min, sde.t_max))
+        lowest, highest = (value_of((-0.5 * sde.log_snr(t)).exp()) for t in (sde.t_min, sde.t_max))
         if high <= lowest or low >= highest:
             raise ValueError(
                 f"interval=({low:g}, {high:g}) lies outside the walk, on which sigma/alpha goes from {lowest:.4g} to "

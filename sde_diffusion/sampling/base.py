@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_number, check_batch, check_bool, check_finite
 from sde_diffusion.checks.reprs import ShowsArguments
-from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.denoiser import Denoiser, check_denoiser, in_eval_mode
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
 from sde_diffusion.sampling.frames import Frames
@@ -199,7 +199,12 @@ class Sampler(ShowsArguments, ABC):
         """`_walked`, without a graph unless create_graph."""
         check_denoiser(denoiser)
         inference = torch.is_inference_mode_enabled() and not create_graph
-        with torch.inference_mode(inference), torch.set_grad_enabled(create_graph), denoiser.sde.on_cpu():
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(create_graph),
+            denoiser.sde.on_cpu(),
+            in_eval_mode(denoiser, not create_graph),
+        ):
             return self._walked(walk, denoiser, *arguments)
 
     def _walked(

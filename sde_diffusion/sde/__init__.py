@@ -11,7 +11,8 @@ A path of your own is a subclass of `SDE` (`base`) with methods `log_alpha` and 
 `coefficients` has functions for float64 coefficients and the states that they multiply.
 """
 
-from sde_diffusion.sde.base import SDE, check_sde
+from sde_diffusion.sde.base import SDE
+from sde_diffusion.sde.checks import check_sde
 from sde_diffusion.sde.coefficients import (
     Number,
     Time,

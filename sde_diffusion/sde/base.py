@@ -284,16 +284,3 @@ class SDE(ABC):
         if on_cpu and not torch.compiler.is_compiling() and bool((s > t).any()):
             raise ValueError("kernels run from an earlier time s to a later one t: s must not exceed t")
         return s, t
-
-
-def check_sde(sde: object) -> None:
-    """Check that an argument is a path.
-
-    Raises:
-        TypeError: If it is not, or is a class instead of an instance.
-    """
-    if isinstance(sde, SDE):
-        return
-    if isinstance(sde, type) and issubclass(sde, SDE):
-        raise TypeError(f"sde must be a path, not its class: give {sde.__name__}(), with parentheses")
-    raise TypeError(f"sde must be a path, such as VPSDE(); got {sde!r}")

@@ -51,7 +51,7 @@ class Grid(ABC):
             TypeError: If sde is not a path.
             ValueError: If points < 1, if t_end lies outside [0, t_max), or if two times coincide.
         """
-        from sde_diffusion.sde.base import check_sde  # which imports this module
+        from sde_diffusion.sde.checks import check_sde  # which imports this module
 
         check_sde(sde)
         t_end = sde.t_min if t_end is None else as_number("t_end", t_end)

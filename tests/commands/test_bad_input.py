@@ -54,7 +54,7 @@ TRAIN = {
     "a cosine without end": (["trainer.max_steps=-1"], ["max_steps", "model.schedule=constant"]),
     "no samples to draw": (["callbacks.samples.n=0"], ["callbacks.samples", "at least 1"]),
     "a seed that is none": (["seed=1.5"], ["seed", "integer", "1.5"]),
-    "a network of no width": (["network.channels=0"], ["channels", "at least 1"]),
+    "a network of no width": (["network.width=0"], ["width", "at least 1"]),
     "batches of nothing": (["data.batch_size=0"], ["batch_size", "at least 1"]),
     "an open bracket": (["model.lr=[1"], ["[1"]),
     "no value": (["model.lr"], ["model.lr"]),

@@ -261,7 +261,7 @@ def test_memory_that_does_not_hold_a_batch(trained, tmp_path, caplog):
     prior = GaussianPrior(0.0, 1.0)
     stub = Stub(None, flow={"method": "euler", "steps": 2}, bound=None)
     run = ScoringRun(cfg, model, torch.device("cpu"), stub, prior, tmp_path)
-    data = ScoredData("digits", "own", splits, 40, None, 0)
+    data = ScoredData("digits", "own", splits, 40, {}, Conditions())
     for split in ("test", "val"):
         items = data.items(split)
         scores = run.score(data, split)

@@ -209,8 +209,8 @@ COUNTS: dict[str, tuple[Any, Any]] = {
 }
 """Key: another value than the run's, and what reads it off the objects that train."""
 
-BY_ITSELF = ("callbacks.samples.sampler", "guidance")
-"""Have tests of their own: the one takes the place of `sampler`, the other is null or a choice."""
+BY_ITSELF = ("callbacks.samples.sampler", "guidance", "model.condition_dropout")
+"""Have tests of their own: one replaces `sampler`; guidance is null or a choice; and this run has no conditions."""
 
 NOT_ON_ONE_CPU = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 """Have no other value here that trains."""

@@ -183,3 +183,17 @@ def test_a_new_kind_is_a_class_with_an_embedding():
     assert ClassifierFreeGuidance(model, 2.0, {"word": Letters.null})(x, 0.5, word=words).x0.isfinite().all()
     with pytest.raises(ValueError, match="word must be letters; got another"):
         model(x, 0.5, word=[3, 99])
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1.7e9, 1000.0), (101325.0, 0.09), (290.0, 12.0), (0.0, 1e-8)])
+def test_small_spreads_about_a_large_mean_are_standardised_all_the_same(mean, std):
+    values = mean + std * torch.randn(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert Measurement.of([values]).std == pytest.approx(std, rel=0.05)
+    constant = torch.full((4000,), 0.1) * (1 + torch.rand(4000) * 1e-7)
+    assert Measurement.of([constant]).std == 1.0
+
+
+def test_what_float32_does_not_hold_is_refused():
+    for value in (1e39, np.float64(1e39), torch.tensor([1e39, 0.0], dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"rate must be finite numbers .* got inf"):
+            Measurement().check("rate", value, 2)

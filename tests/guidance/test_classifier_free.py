@@ -212,3 +212,25 @@ def test_bad_calls():
     with pytest.raises(TypeError, match="denoiser must be a Denoiser"):
         ClassifierFreeGuidance(MLP([2]), 2.0, {"label": 4})
     assert ClassifierFreeGuidance(network(n_classes=0), 1.0)(X, 0.5).x0.shape == X.shape  # 1 needs nothing to leave out
+
+
+class Warmth(Denoiser):
+    """x0 = temp / 100, where a conditional and an unconditional pass of float16 to float64 numbers meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.sde = VPSDE()
+
+    def forward(self, x_t, t, temp=None):
+        cold = torch.where(temp.isnan(), 0.0, temp) if temp.is_floating_point() else temp
+        return GaussianDenoiser(self.sde, torch.zeros(1), 1.0)(x_t, t).shifted(cold[:, None].to(x_t) / 100)
+
+
+@pytest.mark.parametrize("null", [math.nan, -0.5])
+def test_a_null_keeps_its_value_beside_integers(null):
+    x = torch.zeros(3, 1, dtype=torch.float64)
+    guided = ClassifierFreeGuidance(Warmth(), 2.0, {"temp": null})
+    zero = 0.0 if math.isnan(null) else null
+    for temp in (20, torch.tensor([20, 20, 20]), 20.0):
+        moved = guided(x, 0.5, temp=temp).x0 - Warmth()(x, 0.5, temp=torch.zeros(3)).x0
+        torch.testing.assert_close(moved, torch.full_like(x, (2 * 20 - zero) / 100), rtol=1e-6, atol=0)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from sampling_cases import SIX, Recording, gaussian, mixture
+from torch import nn
 
+from sde_diffusion import MLP, VPSDE, NetworkDenoiser, elbo, log_likelihood
 from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.sampling import AncestralSampler, Noise, ODESampler, SDESampler
 
@@ -143,3 +145,24 @@ def test_seeds_and_sizes_of_any_kind():
     for steps in (True, np.bool_(True), "5", 5.5, np.float64(5.5), torch.tensor([5]), None, math.inf, 0, -1):
         with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
             AncestralSampler(steps)
+
+
+def test_dropout_is_off_and_training_mode_comes_back():
+    torch.manual_seed(0)
+    network = MLP([2], width=16, depth=1, dropout=0.5)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    denoiser, x = NetworkDenoiser(VPSDE(), network), torch.randn(3, 2)
+    calls = {
+        "sample": lambda: AncestralSampler(steps=5)(denoiser, (3, 2)).x,
+        "likelihood": lambda: log_likelihood(denoiser, x, method="rk4", steps=4).log_prob,
+        "bound": lambda: elbo(denoiser, x, draws=4).log_prob,
+    }
+    wanted = {name: call() for name, call in calls.items() if not denoiser.eval().training}
+    denoiser.train()
+    network.dropout_of_its_own = nn.Dropout().eval()
+    for name, call in calls.items():
+        torch.testing.assert_close(call(), wanted[name], rtol=0, atol=0)
+        assert denoiser.training
+        assert network.training
+        assert not network.dropout_of_its_own.training

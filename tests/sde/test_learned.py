@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from sde_diffusion.denoiser import GaussianDenoiser, NetworkDenoiser
+from sde_diffusion.denoiser import Denoiser, GaussianDenoiser, NetworkDenoiser, Prediction
 from sde_diffusion.density import elbo, log_likelihood
+from sde_diffusion.guidance import ClassifierFreeGuidance
 from sde_diffusion.nn import MLP
 from sde_diffusion.sampling import (
     AncestralSampler,
@@ -281,3 +282,29 @@ def test_paths_without_parameters_give_plain_numbers():
     assert torch.equal(drawn, DPMSolver(5)(denoiser, **given).x)
     assert torch.autograd.grad(drawn.sum(), latent)[0].abs().min() > 0
     assert all(type(number) is float for number in numbers(VPSDE().alpha(T)))
+
+
+def test_gradients_pass_through_an_interval_of_guidance():
+    """At one time for all samples as at a time for each: the weight depends on the path's noise level."""
+
+    def score(path):
+        told = Told(GaussianDenoiser(path, X[0], 0.5), GaussianDenoiser(path, X[1], 0.8))
+        return ClassifierFreeGuidance(told, 2.5, {"label": 0}, (0.3, 3.0))
+
+    for t in (0.35, torch.full((3,), 0.35, dtype=torch.float64)):
+        path = Quick()
+        found = by_gradient(score(path)(X, t, label=1).score.square(), path)
+        wanted = by_differences(lambda path, t=t: score(path)(X, t, label=1).score.square())
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+class Told(Denoiser):
+    """One of two beliefs, by label."""
+
+    def __init__(self, *models):
+        super().__init__()
+        self.sde, self.models = models[0].sde, nn.ModuleList(models)
+
+    def forward(self, x_t, t, label):
+        first, second = (model(x_t, t) for model in self.models)
+        return Prediction.lerp(first, second, label.double())

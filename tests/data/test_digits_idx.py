@@ -151,8 +151,8 @@ CONFIGS = sorted((REPOSITORY / "conf/data").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_holds_every_argument_with_its_default(path):
-    whole = OmegaConf.create({"seed": 0, "data": OmegaConf.load(path)})  # seed: ${seed} is that of the command
-    config = {key: "???" if OmegaConf.is_missing(whole.data, key) else whole.data[key] for key in whole.data}
+    complete = OmegaConf.create({"seed": 0, "data": OmegaConf.load(path)})  # seed: ${seed} is that of the command
+    config = {key: "???" if OmegaConf.is_missing(complete.data, key) else complete.data[key] for key in complete.data}
     place = {key: "somewhere" for key in ("root", "path") if config.get(key) == "???"}
     built = instantiate(config | place)
     assert built.name == path.stem

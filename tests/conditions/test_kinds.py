@@ -124,8 +124,8 @@ def test_kinds_of_data():
     ("make", "error", "words"),
     [
         (lambda: Conditions({"seeds": Label(2)}), ValueError, "'seeds' cannot be the name of a condition"),
-        (lambda: Conditions({"my rate": Label(2)}), ValueError, "'my rate' is no name"),
-        (lambda: Conditions({"type": Label(2)}), ValueError, "'type' is no name"),
+        (lambda: Conditions({"my rate": Label(2)}), ValueError, "'my rate' cannot be the name of a condition"),
+        (lambda: Conditions({"type": Label(2)}), ValueError, "'type' cannot be the name of a condition"),
         (lambda: Conditions({"rate": 3}), TypeError, "rate must be a kind of condition"),
         (lambda: Conditions([Label(2)]), TypeError, "conditions must map names to kinds"),
         (lambda: Conditions({"rate": {"_target_": "os.system"}}), UserError, "is not a class of sde_diffusion"),

@@ -210,7 +210,7 @@ def test_missing_and_empty(tmp_path):
     with pytest.raises(UserError, match="2 training items are too few to split off 1 and 1"):
         Folder(str(tmp_path)).prepare()
     (tmp_path / "val").mkdir()
-    with pytest.raises(UserError, match=r"no images in \S*val or below"):
+    with pytest.raises(UserError, match=r"no images in \S*val or its subfolders"):
         Folder(str(tmp_path)).prepare()
 
 

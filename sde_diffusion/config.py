@@ -21,9 +21,10 @@ from sde_diffusion.storage.memory import ran_out
 PACKAGE = "sde_diffusion"
 _NAMES = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data", "metrics", "modality", "training")
 BUILDABLE = tuple(f"{PACKAGE}.{name}" for name in _NAMES)
-"""The packages of which a configuration may name classes, as in `sde_diffusion.data.Moons`: those that the package
-exports, and those of its modules that extend an abstract class which it exports. Classes that write files or use the
-network are excluded: a package lists them as `NOT_BUILDABLE`."""
+"""The packages whose classes a configuration may name, by package and name: `sde_diffusion.data.Moons`.
+
+These are the classes that the package exports, and those in its modules that extend an abstract class which it exports.
+Classes that write files or use the network are excluded: a package lists them as `NOT_BUILDABLE`."""
 
 _RENAMED = {f"{PACKAGE}.training.Objective": f"{PACKAGE}.training.DenoisingScoreMatching"}
 """Public paths written by earlier versions, and the present ones."""
@@ -153,9 +154,9 @@ def _exported(package: str) -> Collection[str]:
 
 
 def _extension(package: str, name: str) -> type | None:
-    """A class that a package does not export, of a module of it, and that extends an abstract class which it exports.
+    """A class in a module of a package that extends an abstract class which the package exports; None if there is none.
 
-    So a new path or data set needs its own file and a configuration, and no other file is changed.
+    So a new path or data set needs only its own file and a configuration; no other file has to be changed.
     """
     if package not in BUILDABLE or name.startswith("_"):
         return None

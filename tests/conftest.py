@@ -1,4 +1,4 @@
-"""Settings of the whole test run, and the commands as fixtures."""
+"""Settings of the test run, and the commands as fixtures."""
 
 import importlib
 import inspect
@@ -47,11 +47,11 @@ BUDGET = {
     "training": 120,
     "(root)": 60,
 }
-"""Seconds of one core that the quick tests of a folder may take, set-up and all: two cores are done in ten minutes."""
+"""Seconds on one core that the quick tests of a folder may take, so that two cores finish in ten minutes."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the tests of each folder took, beside what they may."""
+    """The time of the tests of each folder, and the time that they may take."""
     took: dict[str, float] = {}
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         if isinstance(report, pytest.TestReport):
@@ -69,7 +69,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @dataclass
 class Finished:
-    """How a command ended, what it printed, and where that was watched, its changes of files and calls of functions."""
+    """How a command ended, what it printed, and, if they were recorded, its changes of files and calls of functions."""
 
     status: int
     out: str
@@ -79,7 +79,7 @@ class Finished:
 
 
 class Server:
-    """Runs commands in forks of one process that has imported everything: about a second each in place of five."""
+    """Runs commands in forks of a process that has imported everything: about one second each, not five."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -113,7 +113,7 @@ def trained(command, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def start():
-    """start("train", "sde=ve", cwd=FOLDER) -> a process of its own, to be stopped as a person or a power cut would."""
+    """start("train", "sde=ve", cwd=FOLDER) -> a separate process, to be stopped as by a user or a power cut."""
 
     def begin(command: str, *overrides: str, cwd: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -24,7 +24,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def doubled(depth: int) -> list[Any]:
-    """A small file of 2^depth values: each list holds the one before twice."""
+    """A small file with 2^depth values: each list contains the previous one twice."""
     node: list[Any] = [1, 2]
     for _ in range(depth):
         node = [node, node]
@@ -56,7 +56,7 @@ def places(node: Any) -> list[Any]:
 
 
 def change_entry(checkpoint: dict[str, Any], draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
-    """Walk down to an entry, and take it away or put something else there."""
+    """Go to an entry, and remove or replace it."""
     node: Any = checkpoint
     while True:
         key = draw(st.sampled_from(places(node)))
@@ -83,7 +83,7 @@ def draw_nonsense(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Any:
 
 @st.composite
 def damaged_contents(draw: Any, content: bytes) -> bytes:
-    """A file that torch and the checksum find nothing wrong with, in which one or two entries are other ones."""
+    """A file that is valid to torch and the checksum, with one or two entries changed."""
     checkpoint = torch.load(io.BytesIO(content), weights_only=True)
     checkpoint["state_dict"] = dict(checkpoint["state_dict"])
     for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):

@@ -142,6 +142,6 @@ def scales(name: str, times: list[float] | None = None) -> dict[str, torch.Tenso
 
 
 def spread(sde: SDE, n: int = 7) -> torch.Tensor:
-    """Times over the whole path, both ends included, denser at the clean one, [n]."""
+    """Times along the path, both ends included, denser at the clean one, [n]."""
     u = torch.linspace(0, 1, n, dtype=torch.float64)
     return sde.t_min + u.square() * (sde.t_max - sde.t_min)

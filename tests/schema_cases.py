@@ -1,4 +1,4 @@
-"""Configurations composed and looked at as commands do, in this process: what a person would be told."""
+"""Configurations composed and checked as commands do, in this process: the message that a user would see."""
 
 import contextlib
 import csv
@@ -23,11 +23,11 @@ GIVEN = {
     "nfe_fid": ["ckpt=PATH"],
     "sweep": ["file=grid"],
 }
-"""What each command needs to be given."""
+"""The mandatory settings of each command."""
 
 
 def composed(command, overrides):
-    """A command's configuration, as Hydra hands it over."""
+    """A command's configuration, as composed by Hydra."""
     configurations.register_resolvers()
     overrides = configurations.nulls(overrides)
     configurations.check_groups(overrides)
@@ -41,7 +41,7 @@ def composed(command, overrides):
 
 
 def refusal(command, *overrides):
-    """The message that these overrides end with, or None where the command would begin; other errors pass."""
+    """The error message for these overrides, or None if the command would begin; other errors are not caught."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told), app.reporting_errors():
@@ -147,7 +147,7 @@ def override_lists(command):
 
 @functools.cache
 def accepted_lists(n, seed=0):
-    """n lists of settings of `train` that the schema lets pass, drawn at random."""
+    """n random lists of settings of `train` that the schema accepts."""
     source, found = random.Random(seed), []
     keys, groups = words("train")
     keys.remove("trainer.num_nodes")  # a run on ten machines waits for the others

@@ -1,4 +1,4 @@
-"""The tutorials' code runs as it stands in docs/; shortened in the quick tests (see docs/run.py)."""
+"""The code of the tutorials in docs/ runs; shortened in the quick tests (see docs/run.py)."""
 
 import importlib.util
 import itertools
@@ -17,7 +17,7 @@ _spec.loader.exec_module(docs_run)
 
 
 def follow(name, command, folder, quick):
-    """What a reader has after typing a page: its names, and its pictures, drawn anew."""
+    """Run a page as a reader would: the names that it defines, and its pictures, which are redrawn."""
 
     def typed(words):
         done = command(words[0].removeprefix("sde_diffusion."), *words[1:], cwd=folder)

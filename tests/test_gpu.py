@@ -1,4 +1,4 @@
-"""The same answers on a CUDA device as on the CPU, and no waiting for it in the walks."""
+"""The same results on a CUDA device as on the CPU, and no waiting for it in the walks."""
 
 import signal
 
@@ -192,13 +192,13 @@ def close(one, other, where: str = "") -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_stopped_run_ends_where_the_unbroken_one_does(command, tmp_path, precision):
     run = (*RUN, f"trainer.precision={precision}")
-    whole = command("train", *run, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path, signal_at=0)
-    assert whole.status == 0, whole.err
-    expected = training(tmp_path / "whole")
+    complete = command("train", *run, f"hydra.run.dir={tmp_path / 'complete'}", cwd=tmp_path, signal_at=0)
+    assert complete.status == 0, complete.err
+    expected = training(tmp_path / "complete")
     for share, number in ((0.3, signal.SIGINT), (0.6, signal.SIGTERM)):
         folder = tmp_path / f"stopped-{share}"
         typed = (*run, f"hydra.run.dir={folder}")
-        done = command("train", *typed, cwd=tmp_path, signal_at=int(share * whole.calls), number=number)
+        done = command("train", *typed, cwd=tmp_path, signal_at=int(share * complete.calls), number=number)
         assert done.status == 128 + number, done.err
         again = command("train", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", cwd=tmp_path)
         assert again.status == 0, again.err

@@ -1,4 +1,4 @@
-"""What a system without POSIX's modules lacks is done without, and said."""
+"""Systems without POSIX's modules: the package works without them, and says what is missing."""
 
 import builtins
 import errno
@@ -17,7 +17,7 @@ PRIVATE = ("wandb.sdk", "wandb.util", "wandb.apis", "wandb.proto")
 
 
 def _without(folder: Path, answer) -> None:
-    """In a process of its own: import all modules of the package anew, with what they may not count on taken away."""
+    """In a separate process: import all modules of the package, without the modules that may be missing."""
     real = builtins.__import__
 
     def checked(name, globals=None, *rest, **more):
@@ -56,7 +56,7 @@ def _without(folder: Path, answer) -> None:
 
 
 def test_no_module_needs_posix_or_what_is_private_in_wandb(tmp_path):
-    """Locks are missing then, which is said once; files are written and read as ever."""
+    """There are no locks, which is reported once; files are written and read as usual."""
     fork = multiprocessing.get_context("fork")
     answer = fork.Queue()
     process = fork.Process(target=_without, args=(tmp_path, answer))

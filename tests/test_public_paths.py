@@ -85,7 +85,7 @@ def test_a_module_of_a_package_need_not_be_exported(tmp_path, monkeypatch):
 
 
 def test_data_sets_name_public_paths(tmp_path):
-    """What `describe()` says of them, too, which holds their `config`."""
+    """Also in `describe()`, which contains their `config`."""
     np.savez(tmp_path / "x.npz", train_images=np.arange(128, dtype=np.uint8).reshape(8, 4, 4))
     needed = {
         "Arrays": {"path": str(tmp_path / "x.npz")},
@@ -158,7 +158,7 @@ def test_the_release_before_has_a_likelihood_too():
 
 
 def test_a_checkpoint_of_classes_alone_loads_for_ever():
-    """Written when labels were the only condition, `n_classes`: as it drew, was scored and was guided then."""
+    """Written when labels were the only condition, `n_classes`: the same samples, likelihoods and guidance as then."""
     model = GenerativeModel.load_from_checkpoint(RELEASES / "0.1.0-classes.ckpt")
     assert model.conditions.describe() == model.data["conditions"] == Conditions(n_classes=10).describe()
     told, sampler, shape = {"label": [3, 7]}, AncestralSampler(steps=10), (2, 1, 8, 8)

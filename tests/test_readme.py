@@ -1,4 +1,4 @@
-"""What the README and the guide tell people to type does what it says. The tutorials are in test_docs.py."""
+"""The commands and code in the README and the guide work. The tutorials are in test_docs.py."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""How soon the package and its commands answer, and what they import to do so; what the wheel holds."""
+"""How quickly the package and its commands start, what they import, and the contents of the wheel."""
 
 import json
 import os
@@ -29,7 +29,7 @@ print(json.dumps([seconds, loaded, "lightning" in sys.modules, dir(sde_diffusion
 
 
 def test_import_is_quick_and_light():
-    """Processor time beyond torch's, median of three: a clock that other programs on the machine do not move."""
+    """CPU time beyond that of torch, median of three; it does not depend on other programs."""
     answers = [json.loads(subprocess.check_output([sys.executable, "-c", IMPORT])) for _ in range(3)]
     assert median(seconds for seconds, *_ in answers) <= 0.3
     _, loaded, lightning, names = answers[0]
@@ -57,7 +57,7 @@ def test_help_is_quick_and_lists_groups_and_choices(command, tmp_path):
 
 
 def test_the_wheel_is_told_of_every_folder():
-    """A folder missing from the list would be missing from the wheel alone: from the source tree all imports work."""
+    """A folder missing from the list would be missing only in the wheel: in the source tree all imports work."""
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "sde_diffusion").rglob("__init__.py")}
     assert sorted(told) == sorted({".".join(folder.parts) for folder in folders})

@@ -1,4 +1,4 @@
-"""Numbers and counts of Python, NumPy and torch are alike wherever one is wanted; bools and words are none."""
+"""Numbers and counts of Python, NumPy and torch are equivalent in all arguments; bools and text raise errors."""
 
 import dataclasses
 import math
@@ -32,7 +32,17 @@ from sde_diffusion import (
 from sde_diffusion.checks import as_integer, as_number, check_count, check_sizes
 from sde_diffusion.data.densities import Moons
 
-WHOLE = [6, np.int64(6), np.uint8(6), np.array(6), torch.tensor(6), 6.0, np.float32(6), torch.tensor(6.0), Fraction(6)]
+INTEGERS = [
+    6,
+    np.int64(6),
+    np.uint8(6),
+    np.array(6),
+    torch.tensor(6),
+    6.0,
+    np.float32(6),
+    torch.tensor(6.0),
+    Fraction(6),
+]
 NONE = [True, np.bool_(True), torch.tensor(True), "6", None, 6j, [6], np.array([6]), torch.tensor([6]), int, object()]
 COUNTS = {
     "BetaTable": lambda n: BetaTable(n).n,
@@ -55,7 +65,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts(name):
-    for given in WHOLE:
+    for given in INTEGERS:
         found = COUNTS[name](given)
         assert type(found) is int
         assert found == 6
@@ -65,7 +75,7 @@ def test_counts(name):
 
 
 def test_numbers_come_back_as_pythons_own():
-    for given in WHOLE:
+    for given in INTEGERS:
         assert (type(as_number("x", given)), as_number("x", given)) == (float, 6.0)
         assert (type(as_integer("x", given)), as_integer("x", given)) == (int, 6)
     for given in NONE:

@@ -77,7 +77,7 @@ def test_plain_values_stay_plain():
 
 
 def test_what_the_command_line_gives():
-    """By Hydra's own reading: a group's choice, its keys, what is added, and not a longer name."""
+    """As parsed by Hydra: a group's choice, its keys, additions, and not longer names."""
     words = ["sampler=pc", "++trainer.max_steps=3", "+sampler.n_steps=2", "~logger"]
     configurations.register_resolvers()
     with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""A user's mistake ends with exit status 1 and one message that says what is allowed; nothing half-done is left."""
+"""A user's mistake: exit status 1, one message that says what is allowed, and no partial results."""
 
 import re
 import shutil
@@ -13,8 +13,8 @@ from conftest import TINY
 import sde_diffusion
 
 TRAIN = {
-    "a choice that is none": (["sde=foo"], ["sde=foo", "cosine", "edm", "rectified", "subvp", "ve", "vp"]),
-    "an experiment that is none": (["experiment=foo"], ["experiment=foo", "ddpm"]),
+    "an unknown choice": (["sde=foo"], ["sde=foo", "cosine", "edm", "rectified", "subvp", "ve", "vp"]),
+    "an unknown experiment": (["experiment=foo"], ["experiment=foo", "ddpm"]),
     "an unknown key": (["foo=1"], ["'foo'", "sde", "trainer"]),
     "an unknown model key": (["model.foo=1"], ["'model.foo'", "lr", "warmup_steps"]),
     "an unknown trainer key": (["trainer.foo=1"], ["'trainer.foo'", "max_steps"]),
@@ -43,7 +43,7 @@ TRAIN = {
         ["the 1 of the validation split are too few for 2", "trainer.devices="],
     ),
     "a GPU there is none of": (["trainer.accelerator=gpu"], ["gpu"]),
-    "a loss that nobody logs": (["callbacks.best.monitor=foo", *TINY], ["could not find", "best.monitor=foo"]),
+    "a metric that is not logged": (["callbacks.best.monitor=foo", *TINY], ["could not find", "best.monitor=foo"]),
     "a callback's number": (["+callbacks.best.every_n_epochs=-5"], ["callbacks.best", "every_n_epochs=-5", ">= 0"]),
     "the name of another file": (["callbacks.best.filename=last"], ["callbacks.best.filename=last", "choose another"]),
     "more steps than there are": (["+trainer.min_steps=9", "trainer.max_steps=8"], ["min_steps=9", "max_steps=8"]),
@@ -53,7 +53,7 @@ TRAIN = {
     ),
     "a cosine without end": (["trainer.max_steps=-1"], ["max_steps", "model.schedule=constant"]),
     "no samples to draw": (["callbacks.samples.n=0"], ["callbacks.samples", "at least 1"]),
-    "a seed that is none": (["seed=1.5"], ["seed", "integer", "1.5"]),
+    "an invalid seed": (["seed=1.5"], ["seed", "integer", "1.5"]),
     "a network of no width": (["network.width=0"], ["width", "at least 1"]),
     "batches of nothing": (["data.batch_size=0"], ["batch_size", "at least 1"]),
     "an open bracket": (["model.lr=[1"], ["[1"]),
@@ -73,7 +73,7 @@ def check(done, *parts: str) -> None:
 
 
 def no_results(folder) -> None:
-    """At most the log stands there."""
+    """Only a log may remain."""
     assert {path.name for path in folder.rglob("*") if path.is_file()} <= {"train.log", "sample.log", "evaluate.log"}
 
 
@@ -87,7 +87,7 @@ def test_train(case, command, tmp_path):
 
 
 def test_what_a_refused_run_leaves_does_not_stand_in_the_way(command, tmp_path):
-    """Refused late, when data, model and trainer are there."""
+    """Errors that are found late, after data, model and trainer have been built."""
     folder = tmp_path / "run"
     for late in ("trainer.accelerator=foo", "callbacks.samples.n=0"):
         assert command("train", *TINY, f"hydra.run.dir={folder}", late, cwd=tmp_path).status == 1
@@ -168,7 +168,7 @@ def test_checkpoints_that_are_none(command, trained, tmp_path):
 
 
 def test_what_stands_there_is_kept(command, trained, tmp_path):
-    """A second run into a run's folder, and samples over samples."""
+    """A second run in the folder of a run, and samples over samples."""
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_written(command, tmp_path):
 
 
 def test_a_loss_that_is_no_number(command, tmp_path):
-    """A learning rate of 10^20: the step is named and a checkpoint of finite weights, written before, is left."""
+    """A learning rate of 10^20: the message names the step, and an earlier checkpoint with finite weights remains."""
     folder = tmp_path / "run"
     settings = ("model.lr=1e20", "model.warmup_steps=1000", "trainer.max_steps=200", "trainer.val_check_interval=1")
     done = command("train", *TINY, *settings, f"hydra.run.dir={folder}", "callbacks.samples=null", cwd=tmp_path)
@@ -248,7 +248,7 @@ def test_the_package_lists_its_commands():
 
 
 def test_a_resumed_run_has_the_keys_of_its_own_groups(command, tmp_path):
-    """Those of the data set and the sampler it was begun with, which are not the default ones."""
+    """Keys of the run's data set and sampler, which are not the default ones."""
     run, short = tmp_path / "run", ("trainer.val_check_interval=2", "callbacks.samples=null", "network.width=16")
     begun = command(
         "train",

@@ -1,4 +1,4 @@
-"""The commands from end to end: what a run leaves, what the next command makes of it, resuming, being interrupted."""
+"""The commands from end to end: the files of a run, their use by other commands, resuming, interruptions."""
 
 import csv
 import json
@@ -130,12 +130,12 @@ def test_samples_do_not_depend_on_the_batch(command, trained, tmp_path):
         assert done.status == 0, done.err
         arrays.append(np.load(out / "samples.npz", allow_pickle=False))
         assert (out / "grid.png").is_file()
-    whole, parts = arrays
-    assert whole["images"].dtype == np.uint8
-    assert whole["images"].shape == (10, 8, 8, 1)
-    assert whole["seeds"].tolist() == list(range(7, 17))
-    assert np.abs(whole["images"].astype(int) - parts["images"]).max() <= 1  # a rounding of float32 may tip a level
-    assert len(np.unique(whole["images"].reshape(10, -1), axis=0)) == 10
+    complete, parts = arrays
+    assert complete["images"].dtype == np.uint8
+    assert complete["images"].shape == (10, 8, 8, 1)
+    assert complete["seeds"].tolist() == list(range(7, 17))
+    assert np.abs(complete["images"].astype(int) - parts["images"]).max() <= 1  # a rounding of float32 may tip a level
+    assert len(np.unique(complete["images"].reshape(10, -1), axis=0)) == 10
 
 
 def frechet(a, b):
@@ -196,7 +196,7 @@ def test_classes(command, tmp_path):
 
 
 def test_a_longer_run_from_a_checkpoint(command, trained, tmp_path):
-    """The checkpoint's own settings hold, the command line's come on top, and files go on."""
+    """The settings of the checkpoint are used, with those of the command line, and the files are continued."""
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     done = command("train", f"ckpt={last(folder)}", "trainer.max_steps=60", cwd=tmp_path)
@@ -211,7 +211,7 @@ def test_a_longer_run_from_a_checkpoint(command, trained, tmp_path):
 
 
 def test_a_resumed_run_keeps_its_callbacks_settings(command, tmp_path):
-    """Which come from the checkpoint as values only: what Hydra builds is never named by a file."""
+    """The checkpoint contributes values only: what Hydra builds is never named by a file."""
     folder = tmp_path / "run"
     settings = ("callbacks.ema.decay=0.5", "callbacks.samples=null", "callbacks.progress.refresh_every=7")
     assert command("train", *TINY, *settings, f"hydra.run.dir={folder}", cwd=tmp_path).status == 0
@@ -226,7 +226,7 @@ def test_a_resumed_run_keeps_its_callbacks_settings(command, tmp_path):
 
 
 def test_a_finished_run_has_nothing_to_do(command, trained, tmp_path):
-    """It says so and what to raise, and leaves every file but the log as it was."""
+    """It says so and which limit to raise, and changes no file except the log."""
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
@@ -261,7 +261,7 @@ def test_a_run_whose_time_is_over_has_nothing_to_do(command, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_precisions(precision, command, tmp_path):
-    """Trained with pictures, gone on with, sampled, scored."""
+    """Trained with pictures, resumed, sampled, scored."""
     folder = tmp_path / "run"
     settings = (*TINY, f"trainer.precision={precision}", "callbacks.samples.n=2", "data.min_batches_per_epoch=20")
     done = command("train", *settings, f"hydra.run.dir={folder}", cwd=tmp_path)
@@ -306,7 +306,7 @@ def test_a_copy_of_a_run_keeps_its_best(command, trained, tmp_path):
     ],
 )
 def test_losses_that_cannot_be_compared_are_not(change, said, command, trained, tmp_path):
-    """A larger loss by another measure is the best so far."""
+    """A loss that cannot be compared is the best so far, even if it is larger."""
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     settings = ("trainer.max_steps=45", "callbacks.samples=null", *change)
@@ -350,7 +350,7 @@ def test_a_resumed_run_keeps_its_model(override, command, trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_in_a_validation_does_it_again(command, start, tmp_path):
-    """The checkpoint to go on from is written after the validation: none is left out."""
+    """last.ckpt is written after the validation, so that a resumed run skips none."""
     folder = tmp_path / "run"
     process = start(
         "train",
@@ -383,7 +383,7 @@ def wait_for(path, process):
 
 @pytest.mark.slow
 def test_ctrl_c(start, tmp_path):
-    """Status 130 and a checkpoint that can be gone on with."""
+    """Status 130, and a checkpoint from which the run can be resumed."""
     folder = tmp_path / "run"
     settings = ("trainer.max_steps=1000000", "callbacks.samples=null", f"hydra.run.dir={folder}")
     process = start("train", *TINY, *settings, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Evaluation of one's own pictures and points, of two models against each other, and of many runs in one table."""
+"""Evaluation of a user's pictures and points, of two models against each other, and of many runs in one table."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def digits():
 @pytest.fixture(scope="module")
 def second(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("second") / "run"
-    done = command("train", *TINY, "seed=5", f"hydra.run.dir={folder}", cwd=folder.parent)
+    done = command("train", *TINY, "seed=5", "model.lr=0.01", f"hydra.run.dir={folder}", cwd=folder.parent)
     assert done.status == 0, done.err
     return folder / "checkpoints" / "last.ckpt"
 
@@ -47,7 +47,7 @@ def write_pictures(folder, x, suffix=".png", mode="L", size=None):
 
 
 def test_every_figure_of_three_hundred_pictures_of_ones_own(command, tmp_path, digits):
-    """A data set for which no extractor ships: figures with intervals from 300 pictures, in 16 features."""
+    """A data set without an extractor of its own: metrics with intervals from 300 pictures, in 16 features."""
     np.savez(tmp_path / "own.npz", train_images=levels(digits.tensor("train"))[:, 0].numpy())
     (tmp_path / "drawn").mkdir()
     write_pictures(tmp_path / "drawn" / "pictures", digits.tensor("val").repeat(5, 1, 1, 1)[:300])
@@ -62,7 +62,7 @@ def test_every_figure_of_three_hundred_pictures_of_ones_own(command, tmp_path, d
 
 @pytest.mark.slow
 def test_pictures_are_their_files(command, tmp_path, digits):
-    """PNG, grey and as RGB, give the very figures of the same samples in an npz; others are refused or resized."""
+    """PNG files, grey or RGB, give exactly the metrics of the same samples in an npz; others are errors or resized."""
     x = digits.tensor("val")
     np.savez(tmp_path / "own.npz", images=levels(x).movedim(1, -1).numpy())
     write_pictures(tmp_path / "grey", x)

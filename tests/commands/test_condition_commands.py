@@ -1,4 +1,4 @@
-"""Labels and measurements from the file to every command: by value, the items' own together, resumed, guided."""
+"""Labels and measurements from the file to every command: by value, from the items, resumed, guided."""
 
 import csv
 import json
@@ -82,8 +82,8 @@ def test_samples_by_value_from_the_command_line(run, model, tmp_path):
         assert done.status == 0, done.err
         found = np.load(out / "samples.npz")
         assert (found["labels"].tolist(), found["rate"].tolist()) == ([1, 1, 1], rate)
-        whole = AncestralSampler(3, eta=0.0)(model.denoiser, (3, 2), label=1, rate=torch.tensor(rate)).x
-        torch.testing.assert_close(torch.from_numpy(found["points"]), whole, rtol=0, atol=1e-5)  # cut into 2 and 1
+        complete = AncestralSampler(3, eta=0.0)(model.denoiser, (3, 2), label=1, rate=torch.tensor(rate)).x
+        torch.testing.assert_close(torch.from_numpy(found["points"]), complete, rtol=0, atol=1e-5)  # cut into 2 and 1
     done, out = run("sample", *SAMPLER, "n=3")
     assert "drawn without label and rate" in done.out + done.err
     found = np.load(out / "samples.npz")
@@ -123,13 +123,13 @@ def test_what_is_refused(run):
 
 
 def test_a_stopped_sampling_resumes_with_its_own_conditions(model, tmp_path):
-    """Stopped after the first batch: the rest is drawn under the rest of the conditions; others are refused."""
+    """Stopped after the first batch: the rest is drawn with the remaining conditions; others raise an error."""
     node = {"n": 5, "seed": 0, "batch_size": 2, "overwrite": False, "guidance": None}
     sampler = {"_target_": "sde_diffusion.sampling.AncestralSampler", "steps": 3}
     cfg, device = OmegaConf.create({**node, "sampler": sampler}), torch.device("cpu")
     told = {"label": torch.tensor([0, 1, 1, 0, 1]), "rate": torch.linspace(20, 34, 5)}
-    whole = torch.cat(list(drawing.draw(cfg, model, told, device, tmp_path / "whole").batches()))
-    torch.testing.assert_close(whole, AncestralSampler(3)(model.denoiser, (5, 2), **told).x, rtol=0, atol=1e-5)
+    complete = torch.cat(list(drawing.draw(cfg, model, told, device, tmp_path / "complete").batches()))
+    torch.testing.assert_close(complete, AncestralSampler(3)(model.denoiser, (5, 2), **told).x, rtol=0, atol=1e-5)
 
     class PowerCutError(Exception):
         pass
@@ -142,18 +142,18 @@ def test_a_stopped_sampling_resumes_with_its_own_conditions(model, tmp_path):
             raise PowerCutError
         return AncestralSampler(3)(*arguments, **options)
 
-    plan = json.loads((tmp_path / "whole" / "plan.json").read_text())
+    plan = json.loads((tmp_path / "complete" / "plan.json").read_text())
     with pytest.raises(PowerCutError):
         sample_in_batches(stopped, model.denoiser, (2,), range(5), 2, told, folder=tmp_path / "broken", plan=plan)
     other = {**told, "rate": told["rate"] + 1}
     with pytest.raises(UserError, match="overwrite=true"):
         drawing.draw(cfg, model, other, device, tmp_path / "broken")
     again = torch.cat(list(drawing.draw(cfg, model, told, device, tmp_path / "broken").batches()))
-    assert torch.equal(again, whole)
+    assert torch.equal(again, complete)
 
 
 def test_samples_to_be_compared_come_under_the_items_own_conditions_together(model, folder):
-    """Label and rate of each sample are those of one and the same item, and all items have their turn."""
+    """Label and rate of each sample are those of the same item, and all items are used."""
     split = Arrays(str(folder / "data.npz"), conditions=["rate"]).split("test")
     pairs = sorted(zip(split.label.tolist(), split.others["rate"].tolist(), strict=True))
     found = conditions.for_items(model, {}, split, 2 * len(split))
@@ -207,7 +207,7 @@ def test_likelihoods_of_items_with_what_is_known_of_them(run, model, folder, tmp
 
 
 def test_a_run_resumes_with_its_own_conditions(command, folder, ckpt, model, tmp_path):
-    """Also on data whose rates lie elsewhere: what networks subtract from them is part of the network."""
+    """Also on data with other rates: the mean that a network subtracts is part of the network."""
     other = arrays(200)
     np.savez(tmp_path / "other.npz", **{**other, "rate": other["rate"] + 1})
     settings = (f"data.path={tmp_path / 'other.npz'}", "trainer.max_steps=31", f"hydra.run.dir={tmp_path / 'run'}")

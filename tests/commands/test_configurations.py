@@ -114,7 +114,7 @@ NEEDED["fashion_mnist"] = NEEDED["mnist"]
 
 @pytest.mark.parametrize("data", choices("data"))
 def test_every_data_set(data):
-    """Composes; those that need no file build; those that do say which key is wanted."""
+    """It composes; if it needs no file it is built, and otherwise the message names the key."""
     if data in NEEDED:
         (needed,) = NEEDED[data]
         with pytest.raises(UserError, match=f"{needed.split('=')[0]} must be given"):
@@ -125,7 +125,7 @@ def test_every_data_set(data):
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_is_what_its_preset_says(experiment):
-    """Each key of a preset, and each choice, is there in the composed configuration; the model builds and learns."""
+    """The composed configuration has each key and choice of the preset, and the model can be built and trained."""
     preset = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
     overrides = [f"experiment={experiment}", *(["data.root=DIR"] if experiment == "mnist" else [])]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""Checkpoints damaged in any way: a command does its work, or says in one message what is wrong with which file."""
+"""Checkpoints damaged in any way: a command succeeds, or one message says what is wrong with which file."""
 
 import contextlib
 import random
@@ -27,7 +27,7 @@ damaged = st.one_of(damaged_contents(CONTENT), damaged_contents(CONTENT), damage
 
 
 def use(path: Path) -> None:
-    """What sampling and resuming read of a checkpoint, before they begin."""
+    """Read a checkpoint as sampling and resuming do before they begin."""
     model = ScoreModel.load_from_checkpoint(path)
     check_fit(model, read_run(str(path)), path, resuming=True)
 
@@ -223,7 +223,7 @@ def test_a_model_without_its_run_is_used_but_not_resumed(tmp_path: Path, part: s
 def test_a_later_version(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, version: str, layout: int, refused: int, warned: int
 ) -> None:
-    """A later layout is refused; a later version with the layout of this one is read, with a line about it."""
+    """A later layout raises an error; a later version with the present layout is read, with a warning."""
     checkpoint = torch.load(RELEASE, weights_only=True)
     checkpoint["sde_diffusion"].update(version=version, format=layout)
     torch.save(checkpoint, tmp_path / "later.ckpt")

@@ -1,4 +1,4 @@
-"""The evaluate command: its figures, intervals and classes, files of samples, going on after a kill, wrong inputs."""
+"""The evaluate command: metrics, intervals and classes, files of samples, resuming after a kill, wrong inputs."""
 
 import json
 
@@ -45,7 +45,7 @@ def write(path, x, labels=None):
 
 
 def test_figures_are_those_of_the_library(evaluated, command, trained, tmp_path, digits):
-    """Of a file that `sample` wrote, on the digits' 17 levels; and a checkpoint's, which skip the file's 256 levels."""
+    """Samples of a file, with the digits' 17 levels; and samples of a checkpoint, without the file's 256 levels."""
     _, report, done = evaluated
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
     assert command("sample", ckpt, "n=300", *QUICK[:2], f"out={tmp_path}", cwd=tmp_path).status == 0
@@ -91,7 +91,7 @@ def test_figures_are_those_of_the_library(evaluated, command, trained, tmp_path,
 
 
 def test_classes_and_copies(command, tmp_path, digits):
-    """The training split itself as samples: recognised, as good as can be, and found out as copies."""
+    """The training split itself as samples: recognised, as good as possible, and detected as copies."""
     labels = digits.split("train").label
     found, done = run(
         command, tmp_path / "out", write(tmp_path / "own.npz", digits.tensor("train"), labels), "data=digits", QUICK[2]
@@ -109,7 +109,7 @@ def test_classes_and_copies(command, tmp_path, digits):
 
 
 def test_features_of_the_data_are_made_once(evaluated, command, trained, tmp_path):
-    """The second run reads them; with another extractor they are made anew, beside."""
+    """The second run reads them; with another extractor, they are computed and stored separately."""
     out, report, _ = evaluated
     cache = out.parent / "outputs" / "references"
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
@@ -135,14 +135,14 @@ def test_a_killed_run_ends_with_the_same_figures(command, start, trained, tmp_pa
     assert len(kept) < 20
     assert not (tmp_path / "killed" / "metrics.json").exists()
     found, done = run(command, tmp_path / "killed", *arguments)
-    whole, _ = run(command, tmp_path / "whole", *arguments)
+    complete, _ = run(command, tmp_path / "complete", *arguments)
     assert f"resuming after {10 * len(kept)} of 200" in done.out
-    assert found["intervals"] == whole["intervals"]
+    assert found["intervals"] == complete["intervals"]
     assert not (tmp_path / "killed" / ".samples").exists()
 
 
 def test_against_the_training_split_itself(command, trained, tmp_path):
-    """No figures stand beside, and the test of memorisation, which compares two splits, is left out."""
+    """There is no baseline, and memorisation, which compares two splits, is left out."""
     found, done = run(
         command, tmp_path / "out", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=200", *QUICK, "split=train"
     )
@@ -183,7 +183,7 @@ def test_few_samples(command, trained, tmp_path):
     assert set(found["skipped"]) == {"frechet", "frechet_infinity", "sliced_wasserstein", "energy"}
     assert "kernel distance" in found["skipped"]["frechet"]
     assert "singular covariance" in done.out
-    # The training split's figures are of the data alone: from the cache they are the same, damaged ones are made anew.
+    # The baseline depends on the data only: it is read from the cache, or computed again if that is damaged.
     for damage in (None, "{"):
         (baseline,) = (tmp_path / "outputs" / "references").glob("baseline-*.json")
         if damage:
@@ -218,7 +218,7 @@ REFUSED = {
     "a folder without samples": (["samples=.", "data=digits"], ["neither a samples.npz nor pictures"]),
     "no such metric": (["samples=own.npz", "data=digits", "metrics=[foo]"], ["metrics=foo", "kernel"]),
     "no such split": (["samples=own.npz", "data=digits", "split=foo"], ["train, val, test"]),
-    "a confidence that is none": (
+    "an invalid confidence": (
         ["samples=own.npz", "data=digits", "level=2"],
         ["confidence must be a number between 0 and 1"],
     ),
@@ -245,7 +245,7 @@ def test_refused(case, command, tmp_path):
 
 
 def test_features_resume_after_their_last_batch(tmp_path):
-    """As those of a slow extractor do when it was killed; those of other samples begin anew."""
+    """As after a kill of a slow extractor; those of other samples start again."""
     x, seen = torch.arange(21.0).reshape(7, 3), []
 
     def features(x, at_most=9, **plan):

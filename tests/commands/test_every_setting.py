@@ -1,4 +1,4 @@
-"""Every key that a configuration file has has been set once, and the command came to its end."""
+"""Every key of every configuration file is set once, and the command succeeds."""
 
 import gzip
 import shlex

@@ -1,4 +1,4 @@
-"""Guidance from the command line: every command works with the steered denoiser, and says what it cannot steer."""
+"""Guidance from the command line: every command uses the guided denoiser, and says what cannot be guided."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ SAMPLER = ("sampler=ddpm", "sampler.steps=3")
 
 @pytest.fixture(scope="module")
 def classes(command, tmp_path_factory):
-    """The checkpoint of a tiny run of classes, whose pictures were guided."""
+    """The checkpoint of a tiny run with classes, whose pictures were guided."""
     folder = tmp_path_factory.mktemp("guided") / "run"
     settings = ("conditional=true", "guidance=cfg", "guidance.scale=5", f"hydra.run.dir={folder}")
     done = command("train", *TINY, *settings, cwd=folder.parent)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of places, classes and this machine is not followed: each text in it replaced by a way out."""
+"""Folders, classes and interpolations in a checkpoint are ignored: each text in it is replaced by a hostile one."""
 
 import copy
 import importlib
@@ -80,7 +80,7 @@ def folder_with(tmp_path: Path, content: bytes) -> Path:
 
 
 def hostile(canary: Path) -> dict[str, Any]:
-    """All that could lead to the canary's folder at once, in a checkpoint that still describes a run."""
+    """A checkpoint that still describes a run, with everything that could lead to the canary's folder."""
     checkpoint = torch.load(RELEASE, weights_only=True)
     kept, away, precious = checkpoint["sde_diffusion"]["run"], str(canary / "away"), str(canary / "precious.ckpt")
     (best,) = [value for key, value in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint")]
@@ -144,7 +144,7 @@ SOME = [path for path in EVERY if path[-1] in ("filename", "strategy")]
     "paths", [pytest.param(SOME, id="some"), pytest.param(EVERY, id="every", marks=pytest.mark.slow)]
 )
 def test_each_text_by_itself(tmp_path: Path, paths: list[tuple[Any, ...]]) -> None:
-    """Each is followed nowhere, by neither command: it is refused, passed over, or no place at all."""
+    """No command follows it: it is rejected, ignored, or not a path."""
     away = tmp_path / "canary" / "away"
     away.parent.mkdir()
     for path in paths:

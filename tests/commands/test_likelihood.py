@@ -1,4 +1,4 @@
-"""The likelihood command: what it writes, that it goes on after a kill, and what it refuses."""
+"""The likelihood command: its results, resuming after a kill, and wrong inputs."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def scored(command, trained, tmp_path_factory):
 
 
 def test_figures_are_those_of_the_library(scored, trained):
-    """The first batch again, put together by hand from the public functions."""
+    """The first batch, computed again with the public functions."""
     out, _ = scored
     model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
     data = build(model.data["config"]).prepare()
@@ -112,8 +112,8 @@ def test_blank_images_are_told_apart_by_typicality(command, trained, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_run_ends_with_the_same_report(how, command, start, trained, tmp_path):
     settings = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "batch_size=4", "n=100", "elbo.draws=64", "rtol=1e-6")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert command("likelihood", *settings, f"out={whole}", cwd=tmp_path).status == 0
+    complete, broken = tmp_path / "complete", tmp_path / "broken"
+    assert command("likelihood", *settings, f"out={complete}", cwd=tmp_path).status == 0
     process = start("likelihood", *settings, f"out={broken}", cwd=tmp_path)
     until = time.monotonic() + 120
     while len(list(broken.glob(".scores/*/*.safetensors"))) < 2:
@@ -130,9 +130,9 @@ def test_a_stopped_run_ends_with_the_same_report(how, command, start, trained, t
     assert (other.status, "unfinished results of another command" in other.err) == (1, True)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert command("likelihood", *settings, f"out={broken}", cwd=tmp_path).status == 0
-    a, b = read(whole), read(broken)
+    a, b = read(complete), read(broken)
     assert {**a, "seconds": None} == {**b, "seconds": None}
-    assert (whole / "likelihood.csv").read_text() == (broken / "likelihood.csv").read_text()
+    assert (complete / "likelihood.csv").read_text() == (broken / "likelihood.csv").read_text()
 
 
 def test_the_standard_error_that_is_enough(command, trained, tmp_path):
@@ -192,7 +192,7 @@ REFUSED = {
     "no such other data": (["against=foo"], ["noise", "blank", "mnist", "foo"]),
     "other data without a place": (["against=mnist"], ["against_root"]),
     "other data of another shape": (["against=moons"], ["[2]", "[1, 8, 8]"]),
-    "a target that is none": (["target_se=-1"], ["target_se must be a positive number"]),
+    "an invalid target": (["target_se=-1"], ["target_se must be a positive number"]),
     "an unknown key": (["foo=1"], ["'foo'", "rtol", "split"]),
     "a label that is true": (["label=true"], ["label must be the number or the name"]),
     "steps of a method that chooses them": (["steps=10"], ["adams chooses its own steps", "heun3"]),
@@ -220,7 +220,7 @@ def test_refused(case, command, trained, tmp_path):
     ("target", "n", "words"), [(1.0, 32, "target_se=1 reached with 32 of 60"), (1e-6, 60, "above target_se=1e-06")]
 )
 def test_a_target_for_the_standard_error(target, n, words, command, trained, tmp_path):
-    """Two batches at the least, and when all items do not suffice, that is said."""
+    """At least two batches, and a warning if all items do not suffice."""
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
     settings = ("n=60", "elbo=null", *QUICK[:2], "batch_size=16", f"target_se={target}")
     done = command("likelihood", ckpt, *settings, f"out={tmp_path}", cwd=tmp_path)
@@ -239,7 +239,7 @@ def test_what_stands_there_is_kept(scored, command, trained, tmp_path):
 
 
 def test_memory_that_does_not_hold_a_batch(trained, tmp_path, caplog):
-    """Halved until it fits, said once, for the next split too; every item is scored, in order, with its own seed."""
+    """The batch is halved until it fits, for the next split too; every item is scored, in order, with its seed."""
     from omegaconf import OmegaConf
 
     from sde_diffusion.commands.scored_data import ScoredData
@@ -277,7 +277,7 @@ def test_memory_that_does_not_hold_a_batch(trained, tmp_path, caplog):
 
 
 def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
-    """It is found by halving its batch; the others have the scores that they have without it."""
+    """It is found by halving its batch; the others have the same scores as without it."""
     from omegaconf import OmegaConf
 
     from sde_diffusion.commands.scored_data import ScoredData
@@ -320,7 +320,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
 
 @pytest.mark.slow
 def test_other_data_beyond_the_solver_count_as_impossible(command, trained, tmp_path):
-    """The command goes on: for reporting_errors data apart only the rank matters."""
+    """The command continues: to distinguish data, only the ranks matter."""
     arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "n=20", "batch_size=10", "elbo.draws=4", "rtol=1e-3")
     own = command("likelihood", *arguments, f"out={tmp_path / 'own'}", cwd=tmp_path)
     assert own.status == 0, own.err

@@ -1,4 +1,4 @@
-"""The likelihood command on rows of one's own, in the data's own units."""
+"""The likelihood command on a user's rows, in the data's own units."""
 
 import csv
 import json
@@ -67,7 +67,7 @@ def test_densities_in_the_data_s_own_units(heights, command, tmp_path):
 
 
 def test_one_item_spoils_no_other(heights, command, tmp_path):
-    """A row that no solver reaches counts as impossible; the rest have the figures that they have without it."""
+    """A row for which the solver fails counts as impossible; the others have the same scores as without it."""
     y = np.array([[2500.0, 10.0], [2600.0, 9.9], [1e30, 10.0]])
     np.savez(tmp_path / "rows.npz", points=y)
     ckpt = f"ckpt={heights / 'run' / 'checkpoints' / 'last.ckpt'}"
@@ -96,7 +96,7 @@ def test_the_table_has_one_sign(heights, command, tmp_path):
 
 
 def test_images_on_levels(trained, command, tmp_path):
-    """Levels 0 ... 16 in any of the usual arrangements, and greys of a picture brought to the nearest of them."""
+    """Levels 0 ... 16 in any of the usual layouts, and grey levels of pictures rounded to the nearest of them."""
     levels = np.random.default_rng(0).integers(0, 17, (4, 8, 8))
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
     np.save(tmp_path / "a.npy", levels)
@@ -114,7 +114,7 @@ def test_images_on_levels(trained, command, tmp_path):
 
 
 def test_unfinished_scores_are_of_their_rows(heights, command, tmp_path):
-    """Other rows in the same file are told from those that were scored before a kill."""
+    """Other rows in the same file are distinguished from those that were scored before a kill."""
     rows = np.array([[2500.0, 10.0], [2600.0, 9.9], [2400.0, 9.0], [2450.0, 9.5]])
     np.save(tmp_path / "rows.npy", rows)
     ckpt = f"ckpt={heights / 'run' / 'checkpoints' / 'last.ckpt'}"

@@ -1,4 +1,4 @@
-"""Memory and disks that are used up: one message that says what, what asks for less and what is kept; no traceback."""
+"""Memory or disk space runs out: one message says what, which settings need less and what is kept; no traceback."""
 
 import errno
 import logging
@@ -38,7 +38,7 @@ HUGE = {
 
 @pytest.mark.parametrize("case", HUGE)
 def test_what_says_that_memory_ran_out(case):
-    """As the libraries really say it."""
+    """The libraries' real messages."""
     assert ran_out(_raised(HUGE[case])) == "memory"
 
 
@@ -105,7 +105,7 @@ def test_other_errors_pass(error):
 
 
 def test_a_full_disk_behind_another_error():
-    """torch's writer stumbles over the end of a file whose writing has failed."""
+    """torch's writer raises an error at the end of a file that could not be written."""
     error = RuntimeError("unexpected pos 64 vs 0")
     error.__context__ = OSError(errno.ENOSPC, "No space left on device", "/a")
     assert no_room(error) == "cannot write /a: No space left on device"
@@ -141,7 +141,7 @@ def test_drawing_more_than_there_is(name, command, trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_scoring_resumes_with_smaller_batches(command, trained, tmp_path):
-    """What was kept counts, whatever batch_size is then; each item once."""
+    """Finished items count, whatever batch_size is later; each item once."""
     usual = ("likelihood", f"ckpt={trained}/checkpoints/last.ckpt", "n=14", "method=euler", "steps=2")
     done = command(*usual, "batch_size=14", f"out={tmp_path / 'a'}", cwd=tmp_path)
     assert done.status == 0, done.err
@@ -209,7 +209,7 @@ NAMESPACES = shutil.which("unshare") and subprocess.run(["unshare", "-rm", "true
 @pytest.mark.parametrize("options", ["size=16k", "size=28k", "size=64k", "size=300k", "ro"])
 @pytest.mark.parametrize("name", ["train", "sample", "evaluate", "likelihood", "sweep"])
 def test_full_and_read_only_disks(name, options, trained, tmp_path):
-    """On a disk of so many bytes: one message, or success; no temporary file is left and no result is cut short."""
+    """On a disk of so many bytes: one message, or success; no temporary file remains and no result is truncated."""
     place = tmp_path / "disk"
     place.mkdir()
     out, ckpt = place / "out", f"ckpt={trained}/checkpoints/last.ckpt"

@@ -21,7 +21,7 @@ def test_multirun(command, tmp_path):
 
 
 def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path):
-    """Each failure is told where it happens, and the runs that failed once more at the end."""
+    """Each failure is reported when it happens, and the failed runs are listed at the end."""
     settings = ("sde=ve,vp,edm", "denoiser=v", *SHORT, f"hydra.sweep.dir={tmp_path}")
     done = command("train", "--multirun", *settings, cwd=tmp_path)
     assert (done.status, "Traceback" in done.err) == (1, False), done.err
@@ -51,7 +51,7 @@ def test_slurm_without_its_extra(launcher, command, tmp_path):
 
 
 def test_slurm_preset():
-    """Its settings are ones that the launcher has."""
+    """The launcher has these settings."""
     config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config")
     preset = yaml.safe_load((configurations.config_folder() / "hydra" / "launcher" / "slurm.yaml").read_text())
     assert preset.pop("defaults") == ["submitit_slurm"]

@@ -1,4 +1,4 @@
-"""The benchmark of passes against Fréchet distances: its figures, its way on after a kill, what cannot run."""
+"""The benchmark of network passes against Fréchet distances: its results, resuming after a kill, wrong inputs."""
 
 import csv
 import signal
@@ -79,7 +79,7 @@ def test_best_and_its_long_walk(measured):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_figures(measured, command, start, trained, tmp_path):
-    whole, _ = measured
+    complete, _ = measured
     arguments = (f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", *SETTINGS, f"out={tmp_path / 'out'}")
     process = start("benchmarks.nfe_fid", *arguments, cwd=tmp_path)
     until = time.monotonic() + 120
@@ -91,7 +91,7 @@ def test_a_killed_run_ends_with_the_same_figures(measured, command, start, train
     process.communicate()
     assert not (tmp_path / "out" / "curves.csv").exists()
     assert command("nfe_fid", *arguments, cwd=tmp_path).status == 0
-    a, b = rows(whole), rows(tmp_path / "out")
+    a, b = rows(complete), rows(tmp_path / "out")
     assert {key: {**row, "seconds": ""} for key, row in a.items()} == {
         key: {**row, "seconds": ""} for key, row in b.items()
     }

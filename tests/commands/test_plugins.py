@@ -1,4 +1,4 @@
-"""Classes of one's own module, named on the command line by +plugins=[my_parts]; and never by a file."""
+"""Classes of a user's module, loaded on the command line by +plugins=[my_parts], and never by a file."""
 
 import csv
 import sys
@@ -73,7 +73,7 @@ ON_A_MODEL = {
 
 @pytest.fixture(scope="module")
 def own(command, tmp_path_factory):
-    """A folder with my_parts.py and a run of its path and its sampler; and what the run printed."""
+    """A folder with my_parts.py and a run with its path and its sampler; and what the run printed."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_parts.py").write_text(MODULE)
     done = command("train", OWN, *TINY, *PARTS, "hydra.run.dir=run", cwd=folder)
@@ -83,7 +83,7 @@ def own(command, tmp_path_factory):
 
 @pytest.fixture
 def in_python(own, monkeypatch):
-    """my_parts.py, imported and named here; forgotten in the end."""
+    """my_parts.py, loaded as a plugin, and unloaded at the end."""
     monkeypatch.setattr(plugins, "_named", [])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(own[0])
@@ -93,7 +93,7 @@ def in_python(own, monkeypatch):
 
 
 def test_what_is_trained_is_ones_own(own):
-    """The default path's settings go with it; the commands that are printed in the end name the module."""
+    """The default path's settings are removed; the commands printed at the end name the module."""
     folder, printed = own
     kept = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
     assert kept["hyper_parameters"]["denoiser"]["sde"] == {"_target_": "my_parts.Polynomial", "power": 3}
@@ -142,9 +142,9 @@ def test_a_module_that_cannot_be_used(module, in_python, tmp_path, monkeypatch):
     if text:
         monkeypatch.chdir(tmp_path)
         (tmp_path / f"{module}.py").write_text(text)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         plugins.load(module)
-    assert words in str(told.value)
+    assert words in str(raised.value)
     assert plugins.settings() == {"+plugins": ["my_parts"]}
 
 
@@ -174,7 +174,7 @@ def test_a_module_without_the_class(named, words, own, command):
 
 
 def test_a_checkpoint_names_no_module(own, command):
-    """What it says of plugins is not looked at, and the module that its class is of is not imported."""
+    """Its entry `plugins` is ignored, and the module of its class is not imported."""
     folder, _ = own
     kept = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
     kept["sde_diffusion"]["run"]["plugins"] = ["my_parts", "evil"]

@@ -1,4 +1,4 @@
-"""What has changed since a run was stopped is said when it is resumed: other data, other settings, another machine."""
+"""Warnings when a run is resumed with other data, other settings, or on another machine."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `train ckpt=... KEY=VALUE` does with each key: it counts in the objects that train, or is refused in words."""
+"""What `train ckpt=... KEY=VALUE` does with each key: it is used, or a message says that it cannot change."""
 
 import contextlib
 import shutil
@@ -58,11 +58,11 @@ class Seen:
 
 
 class EnoughError(Exception):
-    """The first resumed step has begun."""
+    """Raised when the first resumed step begins."""
 
 
 class Look(Callback):
-    """Keep what the first resumed step finds, after the model's own hooks of the run's start, and end the run."""
+    """Record the objects at the first resumed step, after the model's own hooks, and end the run."""
 
     def __init__(self) -> None:
         self.seen: tuple[Any, Any] | None = None
@@ -75,7 +75,7 @@ class Look(Callback):
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The configuration as the command sees it, with Hydra's own."""
+    """The configuration of the command, with Hydra's own."""
     configurations.register_resolvers()
     with hydra.initialize_config_dir(str(configurations.config_folder()), version_base="1.3"):
         cfg = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
@@ -84,7 +84,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def command(folder: Path, *overrides: str, look: bool = False) -> Seen | None:
-    """The command in this process; with look, until the first step's beginning."""
+    """The command in this process; with look, until the first step begins."""
     cfg = composed(f"hydra.run.dir='{folder}'", *overrides)
     cfg.hydra.runtime.output_dir = str(folder)
     folder.mkdir(exist_ok=True)
@@ -207,14 +207,13 @@ COUNTS: dict[str, tuple[Any, Any]] = {
     "sampler.coordinate": ("{_target_:sde_diffusion.sampling.UnitVariance}", sampler),
     "sampler.grid": ("{_target_:sde_diffusion.sde.UniformTime}", sampler),
 }
-"""Key: another value than the run's, and what reads it off the objects that train."""
+"""Key: a value other than the run's, and a function that reads it from the objects of the training."""
 
 BY_ITSELF = ("callbacks.samples.sampler", "guidance", "model.condition_dropout")
-"""Have tests of their own: the first takes the place of `sampler`, guidance is null or a choice, and the run has no
-conditions to drop."""
+"""Have tests of their own: one replaces `sampler`; guidance is null or a choice; and this run has no conditions."""
 
 NOT_ON_ONE_CPU = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
-"""Have no other value here that trains."""
+"""No other value works here."""
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> list[str]:
@@ -224,7 +223,7 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> list[str]:
 
 
 def keys() -> list[str]:
-    """Every key that the command's help page shows, but for the classes of parts, which groups choose."""
+    """Every key on the command's help page, except the classes of parts, which are chosen by groups."""
     cfg = OmegaConf.to_container(composed(), resolve=False)
     assert isinstance(cfg, dict)
     return [leaf for leaf in leaves({k: v for k, v in cfg.items() if k != "hydra"}) if not leaf.endswith("_target_")]
@@ -263,7 +262,7 @@ def test_an_override_counts(key: str, resumed: Seen) -> None:
 
 
 def test_no_override_is_the_runs_own(ckpt: str) -> None:
-    """Else the test above could not fail."""
+    """Otherwise the test above could not fail."""
     run = OmegaConf.load(Path(ckpt).parent.parent / "config.yaml")
     assert not [key for key, (value, _) in COUNTS.items() if OmegaConf.select(run, key) == value]
 
@@ -305,7 +304,7 @@ def test_another_model_is_refused(choice: str, ckpt: str, tmp_path: Path) -> Non
 
 
 def test_another_choice_takes_the_place_of_the_runs(ckpt: str, tmp_path: Path) -> None:
-    """With its own keys alone, and the run's other settings as they were."""
+    """With its own keys only, and the run's other settings unchanged."""
     words = (
         "sampler=ddim",
         "sampler.steps=3",
@@ -326,7 +325,7 @@ def test_another_choice_takes_the_place_of_the_runs(ckpt: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("names", [["best.ckpt"], ["best.ckpt", "last.ckpt"], ["last.ckpt", "best.ckpt"]])
 def test_the_advice_names_a_checkpoint_that_is_there(names: list[str], ckpt: str, tmp_path: Path) -> None:
-    """A run that was killed between its first two files has best.ckpt alone."""
+    """A run that was killed between its first two files has only best.ckpt."""
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     for name in names:  # the last one is the newest

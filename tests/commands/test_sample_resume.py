@@ -1,4 +1,4 @@
-"""Long samplings: killed, interrupted, begun anew."""
+"""Long runs of sampling: killed, interrupted, started again."""
 
 import json
 import signal
@@ -25,8 +25,8 @@ def wait_for_parts(out, process, n=2):
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_a_stopped_run_goes_on_and_ends_with_the_same_file(how, status, command, start, trained, tmp_path):
     ckpt = trained / "checkpoints" / "last.ckpt"
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert command("sample", f"ckpt={ckpt}", f"out={whole}", *SLOW_STEPS, cwd=tmp_path).status == 0
+    complete, broken = tmp_path / "complete", tmp_path / "broken"
+    assert command("sample", f"ckpt={ckpt}", f"out={complete}", *SLOW_STEPS, cwd=tmp_path).status == 0
     process = start("sample", f"ckpt={ckpt}", f"out={broken}", *SLOW_STEPS, cwd=tmp_path)
     wait_for_parts(broken, process)
     process.send_signal(how)
@@ -42,7 +42,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_file(how, status, command,
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     done = command("sample", f"ckpt={ckpt}", f"out={broken}", *SLOW_STEPS, "batch_size=64", cwd=tmp_path)
     assert done.status == 0, done.err
-    a, b = (np.load(folder / "samples.npz", allow_pickle=False) for folder in (whole, broken))
+    a, b = (np.load(folder / "samples.npz", allow_pickle=False) for folder in (complete, broken))
     assert np.array_equal(a["seeds"], b["seeds"])
     # Another batch size may round the network's sums otherwise: a grey level of 256 here and there.
     assert np.abs(a["images"].astype(int) - b["images"]).max() <= 1
@@ -75,7 +75,7 @@ def test_damaged_parts_are_named(command, start, trained, tmp_path):
 
 
 def test_a_film_shows_the_walk(command, trained, tmp_path):
-    """Frames from grey noise's belief, the data's mean, to the sample: contrast grows to the right."""
+    """Frames from the data's mean, the prediction for pure noise, to the sample: contrast grows to the right."""
     ckpt = trained / "checkpoints" / "last.ckpt"
     out = tmp_path / "out"
     arguments = (f"ckpt={ckpt}", "sampler=ddim", "sampler.steps=12", "n=4", "film=2", f"out={out}")

@@ -1,4 +1,4 @@
-"""What a configuration may say is looked at once, before a command begins: one message that names the key, or a run."""
+"""Configurations are checked once, before a command begins: one message that names the key, or a run."""
 
 import math
 import time
@@ -124,7 +124,7 @@ def test_refused(typed):
     ],
 )
 def test_refused_on_resuming(typed, words):
-    """Before the checkpoint is read, whose run gives the other settings."""
+    """Before the checkpoint is read, which has the other settings."""
     assert words in refusal("train", "ckpt=run/checkpoints/last.ckpt", f"++{typed}")
 
 
@@ -140,7 +140,7 @@ def test_refused_by_the_other_commands(command, typed):
 
 @pytest.mark.parametrize("command", GIVEN)
 def test_every_key_is_known_to_the_schema(command):
-    """Nothing in a configuration file is passed over: neither a key at the top, nor an argument below."""
+    """Everything in a configuration file is checked: top-level keys, and the arguments below."""
     assert COMMANDS.keys() == GIVEN.keys()
     cfg = composed(command, GIVEN[command])
     checks = ConfigChecks(cfg)
@@ -197,7 +197,7 @@ def test_hints():
 
 @pytest.mark.parametrize("command", GIVEN)
 def test_any_overrides(command):
-    """One message, or none; and never another exception, which `refusal` would let pass."""
+    """One message, or none; and never another exception, which `refusal` does not catch."""
 
     @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(override_lists(command))

@@ -1,4 +1,4 @@
-"""Sweep files that wandb takes, and its agent's command lines."""
+"""Sweep files that wandb accepts, and its agent's command lines."""
 
 import csv
 import math
@@ -95,8 +95,8 @@ def test_draws_are_of_their_distributions(tmp_path):
         "uniform": {"min": 0.5, "max": 2.0},
         "log": {"distribution": "log_uniform_values", "min": 0.0001, "max": 0.01},
         "steps": {"distribution": "q_uniform", "min": 0.0, "max": 0.4, "q": 0.1},
-        "whole_steps": {"distribution": "q_log_uniform_values", "min": 8, "max": 64, "q": 8},
-        "whole": {"min": 1, "max": 3},
+        "integer_steps": {"distribution": "q_log_uniform_values", "min": 8, "max": 64, "q": 8},
+        "integer": {"min": 1, "max": 3},
         "listed": {"values": ["a", "b"]},
         "named": {"distribution": "categorical", "values": [1]},
         "constant": {"distribution": "constant", "value": None},
@@ -108,10 +108,10 @@ def test_draws_are_of_their_distributions(tmp_path):
     logs = [math.log10(value) for value in columns["log"]]
     assert scipy.stats.kstest(logs, scipy.stats.uniform(-4, 2).cdf).pvalue > 1e-6
     assert set(columns["steps"]) == {0.0, 0.1, 0.2, 0.3, 0.4}
-    assert set(columns["whole_steps"]) == {8, 16, 24, 32, 40, 48, 56, 64}
-    assert set(columns["whole"]) == {1, 2, 3}
+    assert set(columns["integer_steps"]) == {8, 16, 24, 32, 40, 48, 56, 64}
+    assert set(columns["integer"]) == {1, 2, 3}
     assert (set(columns["listed"]), set(columns["named"]), set(columns["constant"])) == ({"a", "b"}, {1}, {None})
-    assert described.swept() == ["uniform", "log", "steps", "whole_steps", "whole", "listed"]
+    assert described.swept() == ["uniform", "log", "steps", "integer_steps", "integer", "listed"]
     assert described.points(5, seed=3) == points[:5]
     assert described.points(5, seed=4) != points[:5]
 
@@ -121,11 +121,11 @@ BAD = {
     "not a mapping": ([1, 2], "not a sweep file"),
     "another file": ({"lr": 1}, "lacks method and parameters"),
     "an unknown key": ({"paramters": {}}, "unknown key paramters; allowed: program"),
-    "a method that is none": ({"method": "magic"}, "grid, random, bayes; got magic"),
+    "an unknown method": ({"method": "magic"}, "grid, random, bayes; got magic"),
     "no metric": ({"metric": None}, "metric must be a mapping with a name"),
-    "a goal that is none": ({"metric": {"name": "val/loss", "goal": "min"}}, "minimize, maximize"),
+    "an unknown goal": ({"metric": {"name": "val/loss", "goal": "min"}}, "minimize, maximize"),
     "another program": ({"program": "train.py"}, "program must be sde_diffusion.train"),
-    "a number that is none": (
+    "an invalid number": (
         {"method": "random", "parameters": {"model.lr": {"min": 0.1, "max": math.inf}}},
         "must be a number below 1e+300",
     ),
@@ -167,9 +167,9 @@ def test_what_is_no_sweep(case, tmp_path):
         path.write_text(yaml.safe_dump(changes))
     else:
         path = written(tmp_path, **changes)
-    with pytest.raises(UserError, match=re.escape(words)) as told:
+    with pytest.raises(UserError, match=re.escape(words)) as raised:
         read_sweep(path)
-    assert str(path) in str(told.value)
+    assert str(path) in str(raised.value)
 
 
 def test_what_is_no_yaml(tmp_path):
@@ -209,9 +209,9 @@ COMMANDS = {
 
 @pytest.mark.parametrize("case", COMMANDS)
 def test_only_this_packages_program_is_run(case, tmp_path):
-    with pytest.raises(UserError, match="this package's own program") as told:
+    with pytest.raises(UserError, match="this package's own program") as raised:
         read_sweep(written(tmp_path, command=COMMANDS[case]))
-    assert '"${args_no_hyphens}"] with program: sde_diffusion.train' in str(told.value)
+    assert '"${args_no_hyphens}"] with program: sde_diffusion.train' in str(raised.value)
 
 
 def test_what_is_run_is_this_interpreter(tmp_path, monkeypatch):

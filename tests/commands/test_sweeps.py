@@ -26,7 +26,7 @@ def finished(process) -> tuple[int, str, str]:
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on(start, command, tmp_path):
-    """Two runs of the grid as an agent would start them, the sweep killed on the way; records, table, best command."""
+    """Two runs of the grid as an agent would start them, the sweep killed meanwhile; records, table, best command."""
     out = tmp_path / "it's, out"
     arguments = ("file=grid", "n=2", f"out={cli_value(out)}", "--", *SHORT)
     process = start("sweep", *arguments, cwd=tmp_path)
@@ -73,13 +73,13 @@ def test_a_killed_sweep_goes_on(start, command, tmp_path):
 
 
 def cli_value(path: Path) -> str:
-    """As a shell and Hydra would have it typed."""
+    """As it is typed for a shell and Hydra."""
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
 @pytest.mark.slow
 def test_a_bayesian_search_is_random_here_and_says_so(command, tmp_path):
-    """With None among the values, and a folder in which a run had been broken off."""
+    """With None among the values, and a folder in which a run had been interrupted."""
     broken = tmp_path / "out" / "runs" / "000" / "checkpoints" / "last.ckpt"
     broken.parent.mkdir(parents=True)
     broken.write_text("half")
@@ -167,7 +167,7 @@ def test_refused_before_anything_is_run(changes, arguments, words, command, tmp_
 
 
 def run_already(out: Path, number: int, *losses: float) -> None:
-    """A run that is finished, with a validation each ten steps."""
+    """A finished run, with a validation every ten steps."""
     folder = out / "runs" / f"{number:03d}"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"finished": "2026-01-01T00:00:00+00:00"}')
@@ -183,7 +183,7 @@ def run_already(out: Path, number: int, *losses: float) -> None:
     ],
 )
 def test_runs_are_in_the_metrics_order(goal, order, command, tmp_path):
-    """By the best value of each, not the last, nor one that is no number."""
+    """By the best value of each run, not the last one, and ignoring NaN."""
     metric = {"name": "val/loss", "goal": goal}
     path = written(tmp_path, metric=metric, parameters={"model.lr": {"values": [0.1, 0.2, 0.3]}})
     out = tmp_path / "out"
@@ -209,7 +209,7 @@ def test_a_metric_that_is_not_logged(command, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_ends_the_sweep_and_its_run(start, tmp_path):
-    """Status 143, one line that says how to go on, and no run left at work."""
+    """Status 143, one line that says how to resume, and no run still running."""
     out = tmp_path / "out"
     process = start("sweep", "file=grid", "n=1", f"out={out}", "--", *SHORT, "trainer.max_steps=1000000", cwd=tmp_path)
     until = time.monotonic() + 120

@@ -45,7 +45,7 @@ def _latents(command, folder, ckpt, n, shape):
 
 
 def _same_figures(command, folder, ckpt, data, n):
-    """Evaluating a checkpoint, and the file of its samples, comes to the same."""
+    """Evaluating a checkpoint and the file of its samples gives the same result."""
     figures = []
     for name, origin in (("a", [ckpt, *QUICK, f"n={n}"]), ("b", ["samples=drawn/samples.npz", *data])):
         metrics = "metrics=[energy,sliced_wasserstein]"

@@ -1,4 +1,4 @@
-"""Every public name with many wrong values for each of its arguments: one sentence of the library's own, or it works.
+"""Every public name with many wrong values for each of its arguments: one sentence from this library, or it works.
 
 What counts as a sentence: the error was raised by a `raise` of this package, not by Python or torch on its behalf, and
 its message is not empty and says what was wrong (a value's name, or what must be).
@@ -104,7 +104,7 @@ CALLS = {
     "NoiseToSignal": (sampling.NoiseToSignal, {}),
     "UnitVariance": (sampling.UnitVariance, {}),
 }
-"""What is called, and arguments with which it works: every public name, and methods and parts beside them."""
+"""Callables, and arguments with which they work: every public name, and some methods."""
 
 NOT_LOOKED_AT = {"self", "conditions", "args", "kwargs", "trajectory", "create_graph", "gaussian"}
 """Other keywords; and switches of calls, which are true or false as Python sees it."""
@@ -125,7 +125,7 @@ def arguments(name):
 
 
 def in_words(error):
-    """Whether an error is a sentence of this package's own."""
+    """Whether an error message is a sentence from this package."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     source = "".join(linecache.getline(last.filename, n) for n in range(last.lineno, last.lineno + 1))
     return "sde_diffusion" in last.filename and source.lstrip().startswith("raise ") and str(error).strip()

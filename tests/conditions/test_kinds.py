@@ -1,4 +1,4 @@
-"""Kinds of conditions: what values may be, what stands for none, how networks take them in, in any number."""
+"""Kinds of conditions: allowed values, null values, embeddings, in any number."""
 
 import inspect
 import math
@@ -137,8 +137,8 @@ def test_kinds_of_data():
     ("make", "error", "words"),
     [
         (lambda: Conditions({"seeds": Label(2)}), ValueError, "'seeds' cannot be the name of a condition"),
-        (lambda: Conditions({"my rate": Label(2)}), ValueError, "'my rate' cannot be the name"),
-        (lambda: Conditions({"type": Label(2)}), ValueError, "'type' cannot be the name"),
+        (lambda: Conditions({"my rate": Label(2)}), ValueError, "'my rate' cannot be the name of a condition"),
+        (lambda: Conditions({"type": Label(2)}), ValueError, "'type' cannot be the name of a condition"),
         (lambda: Conditions({"rate": 3}), TypeError, "rate must be a kind of condition"),
         (lambda: Conditions([Label(2)]), TypeError, "conditions must map names to kinds"),
         (lambda: Conditions({"rate": {"_target_": "os.system"}}), UserError, "is not a class of sde_diffusion"),
@@ -153,7 +153,7 @@ def test_bad_descriptions(make, error, words):
 
 
 def test_guidance_by_any_number_of_conditions():
-    """Guided along both, and along one while the other stays in both beliefs: score_u + w (score_c - score_u)."""
+    """Guided by both, and by one while the other is in both predictions: score_u + w (score_c - score_u)."""
     model, x = denoiser(), torch.randn(3, 1, 4, 4, dtype=torch.float64)
     null = {name: kind.null for name, kind in KINDS_OF.items()}
     for left_out in (("label", "rate", "wind"), ("rate",)):
@@ -164,7 +164,7 @@ def test_guidance_by_any_number_of_conditions():
 
 
 def test_a_new_kind_is_a_class_with_an_embedding():
-    """Words of two letters, as numbers [2]: validated, left out and embedded without a change anywhere else."""
+    """Text of two letters, as numbers [2]: checked, dropped and embedded without a change anywhere else."""
 
     class Letters(Condition):
         dtype, shape, each = torch.int64, (2,), "pair of letters"

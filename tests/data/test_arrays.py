@@ -164,15 +164,15 @@ def test_unusable_files(save, tmp_path):
     with pytest.raises(UserError, match=r"nothing\.npz does not exist"):
         Arrays(str(tmp_path / "nothing.npz")).prepare()
     save(train_images=_bytes(99, 40))
-    whole = tmp_path / "data.npz"
-    raw = whole.read_bytes()
-    whole.write_bytes(b"some text, no archive")
+    complete = tmp_path / "data.npz"
+    raw = complete.read_bytes()
+    complete.write_bytes(b"some text, no archive")
     with pytest.raises(UserError, match=r"is neither an \.npz nor an \.npy file"):
-        Arrays(str(whole)).prepare()
+        Arrays(str(complete)).prepare()
     for damaged in (raw[:-200], raw[:2000] + b"\0" * 500 + raw[2500:]):
-        whole.write_bytes(damaged)
+        complete.write_bytes(damaged)
         with pytest.raises(UserError, match="is damaged or truncated"):
-            Arrays(str(whole)).prepare()
+            Arrays(str(complete)).prepare()
 
 
 def test_code_in_a_file_is_not_run(tmp_path):

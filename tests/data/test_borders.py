@@ -1,4 +1,4 @@
-"""What is looked at where data enter: ranges, labels, units; what is refused, and what is said."""
+"""Checks of data: ranges, labels, units; errors and warnings."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ def save(tmp_path):
 
 
 class Own(DataModule):
-    """Splits as given, as those of a data set that somebody wrote."""
+    """A user-defined data set with these splits."""
 
     name = "own"
 

@@ -1,4 +1,4 @@
-"""Valid data files, damaged at random: read all the same, or one message that names the file, and soon."""
+"""Valid data files, damaged at random: they are read, or one message names the file, and quickly."""
 
 import gzip
 import struct
@@ -65,7 +65,7 @@ KEY = ReferenceKey(data="d", split="test", extractor="e", preprocessing="p", dat
 
 
 def _reference(path: Path) -> None:
-    """In the cache: what is damaged is made anew."""
+    """In the cache: damaged files are written again."""
     made = RANDOM.standard_normal((9, 3)).astype(np.float32)
     reference_statistics(path.parent, KEY, lambda: torch.from_numpy(made))
 
@@ -144,7 +144,7 @@ def damage(draw, data: bytes) -> bytes:
 
 
 def look(kind: str, data: bytes) -> bool:
-    """Read damaged bytes; whether that was refused, in one message that names the file."""
+    """Read damaged bytes; True if that raised an error that names the file."""
     name, _, read, _ = KINDS[kind]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("error")

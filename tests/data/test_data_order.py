@@ -78,10 +78,10 @@ def test_order_is_a_function_of_seed_and_epoch():
 @pytest.mark.parametrize("first", [0, 3, 10, 25])
 def test_stream_is_the_epochs_in_turn(first):
     order = Shuffled(100, 10, seed=2)
-    whole = torch.cat([order.indices(epoch) for epoch in range(4)])
-    assert torch.equal(torch.stack(list(islice(order.stream(first), 12))), whole[first : first + 12])
+    complete = torch.cat([order.indices(epoch) for epoch in range(4)])
+    assert torch.equal(torch.stack(list(islice(order.stream(first), 12))), complete[first : first + 12])
     order.set_epoch(2)
-    assert torch.equal(torch.stack(list(islice(order.stream(), 12))), whole[20:32])
+    assert torch.equal(torch.stack(list(islice(order.stream(), 12))), complete[20:32])
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -89,8 +89,8 @@ def test_ranks_share_the_order_of_one_process_with_the_larger_batch(world):
     ranks = [list(Shuffled(50, 4, seed=5, min_batches=9, rank=rank, world=world).indices(1)) for rank in range(world)]
     one = list(Shuffled(50, 4 * world, seed=5, min_batches=9).indices(1))
     assert {len(batches) for batches in ranks} == {len(one)}
-    for parts, whole in zip(zip(*ranks, strict=True), one, strict=True):
-        assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
+    for parts, complete in zip(zip(*ranks, strict=True), one, strict=True):
+        assert sorted(torch.cat(parts).tolist()) == sorted(complete.tolist())
 
 
 @pytest.mark.parametrize(("n", "world"), [(10, 1), (11, 3), (2, 4)])
@@ -166,37 +166,37 @@ def _fit(steps, ckpt=None, callbacks=(), data=None):
 
 
 @pytest.fixture(scope="module")
-def unbroken():
+def uninterrupted():
     return _fit(30)[0]
 
 
-def test_epochs_of_a_run_differ_and_are_the_samplers(unbroken):
+def test_epochs_of_a_run_differ_and_are_the_samplers(uninterrupted):
     order = Shuffled(23, 4, seed=7, min_batches=8)
     expected = torch.cat([order.indices(epoch) for epoch in range(3)]).tolist()
     assert len(order) == 11
-    assert unbroken == expected[:30]
+    assert uninterrupted == expected[:30]
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9, 11, 12, 22, 25])  # mid-epoch, at a validation, at an epoch's end, later
-def test_stopped_and_resumed_run_sees_the_batches_of_the_unbroken_one(stop, unbroken, tmp_path, recwarn):
+def test_stopped_and_resumed_run_sees_the_batches_of_the_uninterrupted_one(stop, uninterrupted, tmp_path, recwarn):
     before, trainer = _fit(stop)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     after, _ = _fit(30, tmp_path / "a.ckpt")
-    assert before + after == unbroken
+    assert before + after == uninterrupted
     assert not [w for w in recwarn if "not resumable" in str(w.message)]
 
 
-def test_checkpoint_written_in_mid_epoch_resumes_there(unbroken, tmp_path):
+def test_checkpoint_written_in_mid_epoch_resumes_there(uninterrupted, tmp_path):
     _fit(17, callbacks=[ModelCheckpoint(tmp_path, every_n_train_steps=7, save_top_k=-1, filename="{step}")])
     for step in (7, 14):
-        assert _fit(30, tmp_path / f"step={step}.ckpt")[0] == unbroken[step:]
+        assert _fit(30, tmp_path / f"step={step}.ckpt")[0] == uninterrupted[step:]
 
 
 @pytest.mark.parametrize("step", [4, 11, 14])
-def test_run_killed_within_a_step_repeats_that_step(step, unbroken, tmp_path):
+def test_run_killed_within_a_step_repeats_that_step(step, uninterrupted, tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         _fit(30, callbacks=[Crash(tmp_path / "a.ckpt", step)])
-    assert _fit(30, tmp_path / "a.ckpt")[0] == unbroken[step:]
+    assert _fit(30, tmp_path / "a.ckpt")[0] == uninterrupted[step:]
 
 
 def test_resuming_with_another_batch_size_is_said(tmp_path, caplog):

@@ -33,7 +33,7 @@ def test_density_integrates_to_one(cls):
 
 @pytest.mark.parametrize("cls", DENSITIES)
 def test_samples_follow_the_density(cls):
-    """χ² of 40,000 points in the cells of a 24 x 24 grid, small cells taken together."""
+    """χ² of 40,000 points in the cells of a 24 x 24 grid, with small cells merged."""
     density = cls(n_train=40_000, n_val=1, n_test=1)
     x = density.tensor("train").double()
     points, area = _cells(1.5, 240)

@@ -1,4 +1,4 @@
-"""How random splits are drawn: the right sizes, in proportion, and no class of the training split emptied."""
+"""How random splits are drawn: the right sizes, in proportion, and no class missing in the training split."""
 
 import hashlib
 
@@ -27,7 +27,7 @@ def test_no_class_is_emptied():
 
 @pytest.mark.parametrize("counts", [(1,), (2, 2), (20, 20), (1, 39)])
 def test_forty_and_two(counts):
-    """Classes of 40 and 2: by proportion alone the pair is at times drawn away as a whole."""
+    """Classes of 40 and 2 items: with proportions only, both items of the small class are sometimes drawn."""
     labels = [0] * 40 + [1] * 2
     for seed in range(50):
         rest, *parts = divide(42, counts, seed, labels)
@@ -43,7 +43,7 @@ def test_too_few_for_every_class():
 
 
 def test_what_was_drawn_before_is_drawn_still():
-    """Hashes of an earlier release's indices: figures of different runs are compared on one split."""
+    """Hashes of an earlier release's indices, as results of different runs are compared on the same split."""
     parts = divide(1797, (60, 300), 0, load_digits().target, start=0.0)
     digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
     assert digest == "8fd7dc05abadb7ac881321947d18f5a4267122bb2aa53f188d503c7c4abb01c9"

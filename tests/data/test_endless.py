@@ -1,4 +1,4 @@
-"""Files that never end, grow when they are read, or ask for more than there is: one message, at once."""
+"""Files that never end, expand when read, or claim to be larger than they are: one message, quickly."""
 
 import gzip
 import os
@@ -73,7 +73,7 @@ def test_no_reader_waits(reader, make, tmp_path):
 
 @pytest.mark.timeout(20)
 def test_a_folder_of_images_with_what_is_none(tmp_path, caplog):
-    """A pipe, a socket, a device, links in a circle, and a folder that holds itself: passed over, and said so."""
+    """A pipe, a socket, a device, circular links, and a folder that contains itself: ignored, with a warning."""
     for number in range(4):
         Image.new("L", (4, 4), 60 * number).save(tmp_path / f"{number}.png")
     for number, make in enumerate((fifo, bound, endless, loop)):
@@ -139,9 +139,9 @@ MEMBERS = {
 def test_members_are_looked_at_before_they_are_read(case, read, tmp_path):
     data, words = MEMBERS[case]
     path = archive(tmp_path / "a.npz", points__npy=data)
-    with pytest.raises(UserError, match=words) as told:
+    with pytest.raises(UserError, match=words) as raised:
         read(path)
-    assert str(path) in str(told.value)
+    assert str(path) in str(raised.value)
 
 
 def test_a_member_that_is_no_array(tmp_path):
@@ -184,7 +184,7 @@ def test_what_does_not_fit_in_memory_is_not_begun(tmp_path, monkeypatch):
 
 
 def png(width: int, height: int) -> bytes:
-    """A file that says it is so large, and holds next to nothing."""
+    """A file that claims to be this large, and is nearly empty."""
     buffer = BytesIO()
     Image.new("L", (1, 1)).save(buffer, "PNG")
     raw = bytearray(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Data are told from others of the same shape, and not from themselves."""
+"""Data are distinguished from others of the same shape, and not from themselves."""
 
 import shutil
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_items_are_counted() -> None:
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_folders_are_told_by_their_files(tmp_path: Path, in_memory: bool) -> None:
-    """And not by what decoders of other versions make of them, nor by where the folder lies."""
+    """But not by differences between decoders, nor by the location of the folder."""
     generator = np.random.default_rng(0)
     for number in range(30):
         for part in ("train", "val", "test"):

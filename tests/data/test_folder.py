@@ -156,7 +156,7 @@ def test_crop_and_stretch(tmp_path):
 
 @pytest.mark.parametrize("crop", ["center", "none"])
 def test_resizing_averages(tmp_path, crop):
-    """Shrinking noise 16 times must leave its mean, with little spread: picking single pixels would keep the spread."""
+    """Shrinking noise 16 times must keep its mean, with little spread: picking single pixels would keep the spread."""
     for i in range(4):
         _save(tmp_path / f"{i}.png", _noise(128, 128))
     x = Folder(str(tmp_path), size=8, crop=crop).split("train").x[:].double()

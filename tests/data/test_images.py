@@ -1,4 +1,4 @@
-"""Image files of every kind of value, what is found below a folder and what of it is not used."""
+"""Image files with every kind of values, which files in a folder are found, and which are not used."""
 
 import logging
 import os
@@ -111,7 +111,7 @@ def test_refused_values(tmp_path, array, kind, arguments, message):
 
 
 def test_the_written_tiffs_are_those_of_a_library(tmp_path):
-    """What stands above about values that Pillow does not read rests on these bytes."""
+    """The tests above of values that Pillow does not read rely on these bytes."""
     for array, kind in ((FLOATS, 3), (RNG.integers(0, 256, (4, 5, 3), dtype=np.uint8), 1)):
         _tiff(tmp_path / "a.tif", array, kind)
         assert np.array_equal(np.asarray(Image.open(tmp_path / "a.tif")), array)

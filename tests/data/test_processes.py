@@ -1,4 +1,4 @@
-"""Signals of random processes against their laws."""
+"""Signals of random processes against their distributions."""
 
 import numpy as np
 import torch

@@ -65,10 +65,10 @@ def test_chunks_change_nothing(chunk):
     sde, points = VPSDE(), data()
     x = torch.randn(9, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     t = torch.linspace(1e-5, 1, 9, dtype=torch.float64)
-    whole = EmpiricalDenoiser(sde, points)(x, t).x0
-    torch.testing.assert_close(EmpiricalDenoiser(sde, points, chunk)(x, t).x0, whole, rtol=1e-13, atol=1e-14)
+    complete = EmpiricalDenoiser(sde, points)(x, t).x0
+    torch.testing.assert_close(EmpiricalDenoiser(sde, points, chunk)(x, t).x0, complete, rtol=1e-13, atol=1e-14)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(EmpiricalDenoiser(sde, points[order], chunk)(x, t).x0, whole, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(EmpiricalDenoiser(sde, points[order], chunk)(x, t).x0, complete, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -19,15 +19,15 @@ from sde_diffusion.denoiser import InputGradient
 class ByPosterior(Denoiser):
     """A mixture's belief moved by grad log p(k | x_t): that of its component k alone, here the sample's label."""
 
-    def __init__(self, whole):
+    def __init__(self, complete):
         super().__init__()
-        self.whole, self.sde = whole, whole.sde
+        self.complete, self.sde = complete, complete.sde
 
     def forward(self, x_t, t, label=0):
         label = torch.as_tensor(label).expand(len(x_t))
         with InputGradient(x_t, {"label": label}) as inside:
-            prediction = self.whole(inside.x_t, t)
-            joint = self.whole._joint_log_prob(*self.whole._marginals(inside.x_t, *self.whole._scales(t)))
+            prediction = self.complete(inside.x_t, t)
+            joint = self.complete._joint_log_prob(*self.complete._marginals(inside.x_t, *self.complete._scales(t)))
             g = inside.gradient(joint.log_softmax(1).gather(1, inside.conditions["label"][:, None]).squeeze(1))
             sde, time = self.sde, torch.as_tensor(t, dtype=torch.float64)
             step = (sde.sigma(time).square() / sde.alpha(time)).reshape(-1, 1)
@@ -36,8 +36,8 @@ class ByPosterior(Denoiser):
 
 def pair(path):
     means, stds = torch.tensor([[0.8, 0.2], [-0.6, 0.5], [0.1, -0.9]]), torch.tensor([0.1, 0.15, 0.3])
-    whole = GaussianMixtureDenoiser(PATHS[path][0], means, stds, torch.tensor([0.5, 0.2, 0.3]))
-    return ByPosterior(whole), GaussianDenoiser(whole.sde, whole.means[2], whole.stds[2])
+    complete = GaussianMixtureDenoiser(PATHS[path][0], means, stds, torch.tensor([0.5, 0.2, 0.3]))
+    return ByPosterior(complete), GaussianDenoiser(complete.sde, complete.means[2], complete.stds[2])
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -43,7 +43,7 @@ def test_impossible_items_are_counted_and_left_out(levels, unit):
     # The bound is there for all of them.
     assert report["elbo"][key] == pytest.approx(float(-torch.cat([some["elbo"], gone["elbo"]]).mean()) / (5 * unit))
     json.dumps(report, allow_nan=False)
-    # For reporting_errors data apart they are less likely than anything.
+    # To distinguish data, they count as less likely than anything else.
     found = compare(some["log_prob"], gone["log_prob"])
     assert (found["auroc"], found["auroc_typicality"], found["below"]) == (1, 1, 1)
 

@@ -17,7 +17,7 @@ CHANGES = {
     **dict.fromkeys(("os.rename", "os.link", "os.symlink"), (0, 1)),
     "os.fsync": (0,),
 }
-"""The events by which Python tells of changes to files, and which of their arguments are paths."""
+"""Python's audit events for changes of files, and which of their arguments are paths."""
 
 
 class Tally:

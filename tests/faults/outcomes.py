@@ -37,14 +37,14 @@ def relative(node: Any, folder: Path) -> Any:
 
 
 def state(path: Path) -> dict:
-    """A checkpoint without what tells of the folder and of the attempts."""
+    """A checkpoint without entries that depend on the folder or the number of attempts."""
     found = torch.load(path, weights_only=True)
     found["sde_diffusion"]["run"].pop("record")
     return relative(found, path.parents[1])
 
 
 def training(folder: Path) -> dict:
-    """All that a training run leaves."""
+    """All results of a training run."""
     found: dict = {"files": names(folder)}
     for path in (*sorted(folder.glob("*.csv")), *sorted(folder.rglob("*.png"))):
         found[str(path.relative_to(folder))] = path.read_bytes()
@@ -58,7 +58,7 @@ def training(folder: Path) -> dict:
 
 
 def results(folder: Path) -> dict:
-    """All that another command leaves, without what depends on the clock."""
+    """All results of another command, without entries that depend on the clock."""
     found: dict = {"files": names(folder)}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

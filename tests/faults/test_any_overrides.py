@@ -1,4 +1,4 @@
-"""Two thousand lists of settings looked at, three hundred of those let pass trained: a run or one message."""
+"""Two thousand lists of settings checked, and training with three hundred valid ones: a run or one message."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

@@ -1,4 +1,4 @@
-"""kill -9 while a command works: started again, it ends with the results of the undisturbed one, and nothing else."""
+"""kill -9 during a command: started again, it ends with the same results as without the kill, and nothing else."""
 
 import random
 import shutil
@@ -32,8 +32,8 @@ KILLS = 20
 
 
 @pytest.fixture(scope="module")
-def unbroken(command, trained, tmp_path_factory):
-    """unbroken(name) -> (results, number of changes), from an undisturbed command, run once."""
+def uninterrupted(command, trained, tmp_path_factory):
+    """uninterrupted(name) -> (results, number of changes), of a command that is run once without a kill."""
     known = {}
 
     def run(name: str):
@@ -69,8 +69,8 @@ def killed_and_repeated(command, name, trained, out, place):
 @pytest.mark.parametrize(
     ("name", "share"), [("sample", 0.35), ("likelihood", 0.6), ("evaluate", 0.99), ("nfe_fid", 0.5)]
 )
-def test_a_kill(command, unbroken, trained, tmp_path, name, share):
-    expected, changes = unbroken(name)
+def test_a_kill(command, uninterrupted, trained, tmp_path, name, share):
+    expected, changes = uninterrupted(name)
     found = killed_and_repeated(command, name, trained, tmp_path / "out", round(share * (changes - 1)))
     assert not difference(expected, found)
 
@@ -78,8 +78,8 @@ def test_a_kill(command, unbroken, trained, tmp_path, name, share):
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_twenty_kills(command, unbroken, trained, tmp_path, name):
-    expected, changes = unbroken(name)
+def test_twenty_kills(command, uninterrupted, trained, tmp_path, name):
+    expected, changes = uninterrupted(name)
     assert changes > KILLS
     for number in range(KILLS):
         place = round(number * (changes - 1) / (KILLS - 1))
@@ -93,7 +93,7 @@ def test_twenty_kills(command, unbroken, trained, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_twenty_kills_of_a_sweep(command, tmp_path):
-    """Its runs are processes of their own, which outlive it; the next sweep waits for the one that does."""
+    """Its runs are separate processes, which may outlive it; the next sweep waits for such a run."""
     path = written(tmp_path)
     typed = (f"file={path}", "--", *SHORT)
 
@@ -101,13 +101,13 @@ def test_twenty_kills_of_a_sweep(command, tmp_path):
         place = typed.index("--")
         return command("sweep", *typed[:place], f"out={out}", *typed[place:], cwd=tmp_path, **fault)
 
-    whole = run(tmp_path / "unbroken", watch=[tmp_path])
-    assert whole.status == 0, whole.err
-    expected = results(tmp_path / "unbroken")
+    complete = run(tmp_path / "uninterrupted", watch=[tmp_path])
+    assert complete.status == 0, complete.err
+    expected = results(tmp_path / "uninterrupted")
     moments, killed = random.Random(0), 0
     for number in range(KILLS):
         out = tmp_path / str(number)
-        places = {"watch": [tmp_path], "kill_at": number} if number < whole.changes else {}
+        places = {"watch": [tmp_path], "kill_at": number} if number < complete.changes else {}
         first = run(out, **places or {"kill_after": moments.uniform(0.5, 20)})
         assert first.status in ((-signal.SIGKILL,) if places else (-signal.SIGALRM, 0)), (number, first)  # 0: too late
         killed += first.status != 0

@@ -1,4 +1,4 @@
-"""kill -9 before every change of a file that a training run makes: gone on with, it ends as the unbroken run."""
+"""kill -9 before every change of a file by a training run: resumed, it ends like the uninterrupted run."""
 
 import random
 import re
@@ -39,9 +39,9 @@ def elsewhere():
 
 
 @pytest.fixture(scope="module")
-def unbroken(command, tmp_path_factory, elsewhere):
-    """The outcome of a run that nobody disturbs, and how often it changes files."""
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
+def uninterrupted(command, tmp_path_factory, elsewhere):
+    """The results of an uninterrupted run, and how often it changes files."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     done = command("train", *RUN, f"hydra.run.dir={folder}", cwd=folder.parent, watch=[folder, elsewhere])
     assert done.status == 0, done.err
     assert done.changes > 100
@@ -59,8 +59,8 @@ def halfway(command, tmp_path_factory):
 
 
 @pytest.fixture
-def kill(command, tmp_path, unbroken, elsewhere):
-    """kill(words, folder, fault...): run, be killed, do what a person does then, and compare with the unbroken run."""
+def kill(command, tmp_path, uninterrupted, elsewhere):
+    """kill(words, folder, fault...): run, be killed, resume as a user would, and compare with the uninterrupted run."""
 
     def check(*words: str, folder: Path, **fault) -> int:
         fault = {"watch": [folder, elsewhere], "environment": {"TMPDIR": str(elsewhere)}, **fault}
@@ -71,7 +71,7 @@ def kill(command, tmp_path, unbroken, elsewhere):
         if done.status and (advice := re.search(r"resume it with (\S+),", done.err)):  # which has to be true
             done = command("train", advice[1], cwd=tmp_path)
         assert done.status == 0, (fault, done.err)
-        assert not difference(unbroken[0], training(folder)), fault
+        assert not difference(uninterrupted[0], training(folder)), fault
         assert names(elsewhere) == [], fault
         shutil.rmtree(folder)
         return status
@@ -81,8 +81,8 @@ def kill(command, tmp_path, unbroken, elsewhere):
 
 # At 0.41 best.ckpt is written for the first time, and last.ckpt is not: the advice to resume with the former is taken.
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.41, 0.7, 0.97])
-def test_some_kills_of_a_run(kill, unbroken, tmp_path, share):
-    assert kill(*RUN, folder=tmp_path / "run", kill_at=round(share * unbroken[1])) == -9
+def test_some_kills_of_a_run(kill, uninterrupted, tmp_path, share):
+    assert kill(*RUN, folder=tmp_path / "run", kill_at=round(share * uninterrupted[1])) == -9
 
 
 def test_no_advice_to_resume_within_a_step(command, tmp_path):
@@ -101,8 +101,8 @@ def test_no_advice_to_resume_within_a_step(command, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_every_kill_of_a_run(kill, unbroken, tmp_path, chunk):
-    for place in range(chunk, unbroken[1], CHUNKS):
+def test_every_kill_of_a_run(kill, uninterrupted, tmp_path, chunk):
+    for place in range(chunk, uninterrupted[1], CHUNKS):
         assert kill(*RUN, folder=tmp_path / f"run-{place}", kill_at=place) == -9
 
 
@@ -110,11 +110,11 @@ def test_every_kill_of_a_run(kill, unbroken, tmp_path, chunk):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_kill_of_a_resumed_run(kill, halfway, command, tmp_path, elsewhere, chunk):
-    shutil.copytree(halfway, tmp_path / "whole")
-    ckpt = tmp_path / "whole" / "checkpoints" / "last.ckpt"
-    whole = command("train", f"ckpt={ckpt}", cwd=tmp_path, watch=[tmp_path / "whole", elsewhere])
-    assert whole.status == 0, whole.err
-    for place in range(chunk, whole.changes, CHUNKS):
+    shutil.copytree(halfway, tmp_path / "complete")
+    ckpt = tmp_path / "complete" / "checkpoints" / "last.ckpt"
+    complete = command("train", f"ckpt={ckpt}", cwd=tmp_path, watch=[tmp_path / "complete", elsewhere])
+    assert complete.status == 0, complete.err
+    for place in range(chunk, complete.changes, CHUNKS):
         folder = tmp_path / f"run-{place}"
         shutil.copytree(halfway, folder)
         assert kill(f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", folder=folder, kill_at=place) == -9

@@ -1,4 +1,4 @@
-"""Each command, stopped by each signal at places all over its run: status, message, and the same results at the end."""
+"""Each command, stopped by each signal at many points of its run: status, message, and the same results at the end."""
 
 import signal
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def places(calls: int, n: int) -> Iterator[tuple[int, int]]:
-    """n calls all over the run, and a signal for each."""
+    """n calls spread over the run, and a signal for each."""
     for i in range(n):
         yield 1 + i * (calls - 1) // (n - 1), SIGNALS[i % len(SIGNALS)]
 
@@ -25,10 +25,10 @@ def stopped(done, number: int) -> bool:
 
 
 def check_train(command, tmp_path, n: int) -> None:
-    whole = command("train", *RUN, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path, signal_at=0)
-    assert whole.status == 0, whole.err
-    expected, too_late = training(tmp_path / "whole"), 0
-    for at, number in places(whole.calls, n):
+    complete = command("train", *RUN, f"hydra.run.dir={tmp_path / 'complete'}", cwd=tmp_path, signal_at=0)
+    assert complete.status == 0, complete.err
+    expected, too_late = training(tmp_path / "complete"), 0
+    for at, number in places(complete.calls, n):
         folder = tmp_path / str(at)
         typed = (*RUN, f"hydra.run.dir={folder}")
         done = command("train", *typed, cwd=tmp_path, signal_at=at, number=number)
@@ -45,16 +45,16 @@ def check_train(command, tmp_path, n: int) -> None:
 
 def check_results(command, name, ckpt_run, tmp_path, n: int) -> None:
     typed = words(name, ckpt_run)
-    whole = command(name, *typed, f"out={tmp_path / 'whole' / 'out'}", cwd=tmp_path, signal_at=0)
-    assert whole.status == 0, whole.err
-    for at, number in places(whole.calls, n):
+    complete = command(name, *typed, f"out={tmp_path / 'complete' / 'out'}", cwd=tmp_path, signal_at=0)
+    assert complete.status == 0, complete.err
+    for at, number in places(complete.calls, n):
         out = tmp_path / str(at) / "out"
         done = command(name, *typed, f"out={out}", cwd=tmp_path, signal_at=at, number=number)
         if stopped(done, number):
             again = command(name, *typed, f"out={out}", cwd=tmp_path)
             finished = "exists already" in again.err  # where the signal came after the last file
             assert again.status == (1 if finished else 0), (at, again.err)
-        assert not difference(results(tmp_path / "whole" / "out"), results(out)), (at, number)
+        assert not difference(results(tmp_path / "complete" / "out"), results(out)), (at, number)
 
 
 def test_train_at_some_places(command, tmp_path):
@@ -80,7 +80,7 @@ def test_results_at_many_places(name, command, trained, tmp_path):
 
 
 def test_how_to_go_on_is_said(command, trained, tmp_path):
-    """The same command with the same out=; and with it nothing is drawn twice."""
+    """The same command with the same out= resumes, and draws nothing twice."""
     typed = (*words("sample", trained), f"out={tmp_path / 'out'}")
     calls = command("sample", *typed, cwd=tmp_path, signal_at=0).calls
     typed = (*typed[:-1], f"out={tmp_path / 'again'}")
@@ -93,9 +93,9 @@ def test_how_to_go_on_is_said(command, trained, tmp_path):
 
 @pytest.mark.parametrize("then", [pytest.param("training_step:1", marks=pytest.mark.slow), "validation_step:2"])
 def test_a_stop_in_a_validation_and_a_kill_soon_after(command, tmp_path, then):
-    """The validation is made anew once, whatever happens to the run that does so."""
-    whole = command("train", *RUN, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
-    assert whole.status == 0, whole.err
+    """The validation is repeated once, even if that run is stopped too."""
+    complete = command("train", *RUN, f"hydra.run.dir={tmp_path / 'complete'}", cwd=tmp_path)
+    assert complete.status == 0, complete.err
     folder = tmp_path / "run"
     last = folder / "checkpoints" / "last.ckpt"
     done = command("train", *RUN, f"hydra.run.dir={folder}", cwd=tmp_path, signal_at="validation_step:3")
@@ -105,4 +105,4 @@ def test_a_stop_in_a_validation_and_a_kill_soon_after(command, tmp_path, then):
         assert killed.status in (-9, 143)
     again = command("train", f"ckpt={last}", cwd=tmp_path)
     assert again.status == 0, again.err
-    assert not difference(training(tmp_path / "whole"), training(folder))
+    assert not difference(training(tmp_path / "complete"), training(folder))

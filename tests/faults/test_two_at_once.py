@@ -1,4 +1,4 @@
-"""Two of every command in one folder: one works, and the other is told."""
+"""Every command twice in one folder: one runs, and the other stops with a message."""
 
 import json
 import time

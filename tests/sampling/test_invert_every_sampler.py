@@ -133,7 +133,7 @@ def test_what_is_refused():
         (HeunSampler(5, churn=1.0), r"churn = 0\) can be inverted; got churn=1"),
         (PredictorCorrector(), "corrector=none.*got predictor=reverse_diffusion, corrector=leimkuhler_matthews"),
         (AnnealedLangevin(), "AnnealedLangevin cannot be inverted"),
-        (Own(), "Own draws noise"),
+        (Own(), "Own cannot be inverted"),
         (DEISSampler(1), "at least 2"),
         (HeunSampler(1), "at least 2"),
     ):

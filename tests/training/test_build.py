@@ -1,4 +1,4 @@
-"""Building from plain configurations."""
+"""Building objects from configurations."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Callbacks: divergence is caught before it is saved, pictures are the average's, the bar counts right."""
+"""Callbacks: divergence is detected before it is saved, pictures use the average, the bar counts correctly."""
 
 import logging
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
 
 
 def test_on_a_gpu_the_loss_is_looked_at_every_so_many_steps(tmp_path: Path) -> None:
-    """Played with a model that says it is on a GPU: between looks the loss is not turned into a number."""
+    """Simulated with a model that claims to be on a GPU: between checks the loss is not converted to a number."""
 
     class Loss:
         looked = 0
@@ -156,7 +156,7 @@ def test_progress_counts_points_a_second_of_training(
     refresh_every: int,
     steps: list[int],
 ) -> None:
-    """16 images each half second are 32 a second: validations do not count, nor does the bar's own pace."""
+    """16 images per half second are 32 per second, not counting validations, at any refresh rate of the bar."""
     progress, shown = TrainingProgress(refresh_every), []
     text = progress._text
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Checkpoint files that are missing, damaged, foreign or hostile: one clear message, and nothing is run."""
+"""Checkpoint files that are missing, damaged, foreign or hostile: one clear message, and no code is run."""
 
 import os
 import random
@@ -53,7 +53,7 @@ def test_truncated_anywhere(good: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_bytes_never_give_another_error(good: Path, tmp_path: Path) -> None:
-    """Overwritten and random bytes, in both of torch's formats: refused with a message, or read where no harm shows."""
+    """Overwritten and random bytes, in both of torch's formats: an error message, or the file is read correctly."""
     content = good.read_bytes()
     torch.save(torch.load(good, weights_only=True), tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
     old = (tmp_path / "old.ckpt").read_bytes()

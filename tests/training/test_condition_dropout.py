@@ -1,4 +1,4 @@
-"""Conditions left out in training: one draw for all, unless one has a share of its own."""
+"""Conditions dropped in training: one draw for all, except those with a probability of their own."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_shares_of_their_own_are_drawn_by_themselves():
 
 
 def test_a_step_trains_what_the_model_is_without_its_conditions():
-    """With all left out the loss is that of the denoiser which is told nothing, at the same draws."""
+    """With all conditions dropped, the loss is that of the denoiser without conditions, at the same draws."""
     torch.manual_seed(1)
     network = nn.MLP([2], width=16, depth=1, embedding_dim=8, conditions=KINDS)
     for parameter in network.parameters():

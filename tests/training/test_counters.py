@@ -1,4 +1,4 @@
-"""What a run leaves does not tell how often it was resumed: the same steps, rows and pictures as an unbroken run's."""
+"""The results of a run do not depend on how often it was resumed: the same steps, rows and pictures."""
 
 import csv
 import signal
@@ -34,7 +34,7 @@ class Stop(Callback):
 
 
 def run(folder: Path, max_steps: int, *more: Callback, ckpt: Path | None = None, **options: Any) -> None:
-    """Epochs of 8 batches, a validation each 10, a row each 5, a picture each second validation."""
+    """Epochs of 8 batches, a validation every 10, a row every 5, a picture every second validation."""
     trainer = make_trainer(
         folder,
         *more,
@@ -71,29 +71,29 @@ def pictures(folder: Path) -> set[int]:
     return {int(path.stem.removeprefix("step-")) for path in (folder / "samples").iterdir()}
 
 
-def assert_as_unbroken(folder: Path, unbroken: Path, ends: tuple[int, ...] = ()) -> None:
-    """Files hold the same; at ends of its own the run drew a picture more."""
-    assert table(folder) == table(unbroken)
-    assert table(folder, "noise_levels.csv") == table(unbroken, "noise_levels.csv")
-    assert pictures(unbroken) == {20, 40, 60, 80}
+def assert_as_uninterrupted(folder: Path, uninterrupted: Path, ends: tuple[int, ...] = ()) -> None:
+    """Equal files; at its additional ends the run has drawn further pictures."""
+    assert table(folder) == table(uninterrupted)
+    assert table(folder, "noise_levels.csv") == table(uninterrupted, "noise_levels.csv")
+    assert pictures(uninterrupted) == {20, 40, 60, 80}
     assert pictures(folder) == {20, 40, 60, 80, *ends}
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
     run(folder, 80)
     assert [int(row["step"]) for row in table(folder) if row["train/loss"]] == list(range(4, 80, 5))
     assert [int(row["step"]) for row in table(folder) if row["val/loss"]] == list(range(9, 80, 10))
     return folder
 
 
-def test_thrice_resumed(unbroken: Path, tmp_path: Path) -> None:
+def test_thrice_resumed(uninterrupted: Path, tmp_path: Path) -> None:
     """Stops within an epoch (20, 30, 50) and at the end of one (40)."""
     run(tmp_path, 20)
     for steps in (30, 40, 50, 80):
         run(tmp_path, steps, ckpt=last(tmp_path))
-    assert_as_unbroken(tmp_path, unbroken, ends=(30, 50))
+    assert_as_uninterrupted(tmp_path, uninterrupted, ends=(30, 50))
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_thrice_resumed(unbroken: Path, tmp_path: Path) -> None:
         *((40, f"validating {how}") for how in ("SIGINT", "SIGTERM")),
     ],
 )
-def test_interrupted(unbroken: Path, tmp_path: Path, step: int, how: str, restored: None) -> None:
+def test_interrupted(uninterrupted: Path, tmp_path: Path, step: int, how: str, restored: None) -> None:
     with pytest.raises(SystemExit):
         run(tmp_path, 80, Stop(step, how))
     assert torch.load(last(tmp_path), weights_only=True)["global_step"] == step
     run(tmp_path, 80, ckpt=last(tmp_path))
-    assert_as_unbroken(tmp_path, unbroken)
+    assert_as_uninterrupted(tmp_path, uninterrupted)
 
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """Handlers as a program has them that was just begun, and pytest's afterwards."""
+    """Signal handlers as at the start of a program; pytest's are restored afterwards."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -122,15 +122,15 @@ def restored() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_interrupted_in_the_last_validation(unbroken: Path, tmp_path: Path, restored: None) -> None:
-    """The run has taken its last step: it ends as the unbroken one."""
+def test_interrupted_in_the_last_validation(uninterrupted: Path, tmp_path: Path, restored: None) -> None:
+    """The run has taken its last step: it ends like the uninterrupted one."""
     run(tmp_path, 80, Stop(80, "validating SIGINT"))
     assert torch.load(last(tmp_path), weights_only=True)["global_step"] == 80
-    assert_as_unbroken(tmp_path, unbroken)
+    assert_as_uninterrupted(tmp_path, uninterrupted)
 
 
-def test_from_an_earlier_state_with_rows_further_apart(unbroken: Path, tmp_path: Path) -> None:
-    """What an abandoned run logged after the checkpoint is dropped, whenever the next row comes."""
+def test_from_an_earlier_state_with_rows_further_apart(uninterrupted: Path, tmp_path: Path) -> None:
+    """Rows that an abandoned run logged after the checkpoint are dropped, whenever the next row comes."""
     run(tmp_path, 20)
     kept = last(tmp_path).rename(tmp_path / "20.ckpt")
     run(tmp_path, 40, ckpt=kept)

@@ -1,4 +1,4 @@
-"""Weight averaging: the recursion in closed form, and one test for each trap that the parent class sets."""
+"""Weight averaging: the recursion in closed form, and one test for each error of the parent class."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sde_diffusion.training import EMA, ScoreModel
 
 
 class History(Callback):
-    """The raw weights after every step, and what the model holds during each validation."""
+    """The raw weights after every step, and the model's weights during each validation."""
 
     def __init__(self) -> None:
         self.raw: list[torch.Tensor] = []
@@ -89,7 +89,7 @@ def test_accumulated_batches_update_once_a_step(tmp_path: Path) -> None:
 
 
 def test_trap_device_the_average_follows_the_model(tmp_path: Path) -> None:
-    """The model reaches its device after `setup`, where the average is made. Played with the meta device."""
+    """The model is moved to its device after `setup`, where the average is made. Simulated with the meta device."""
     model, average = make_model(), EMA()
     trainer = make_trainer(tmp_path)
     average.setup(trainer, model, "fit")
@@ -190,7 +190,7 @@ def test_resume_keeps_the_number_of_updates(tmp_path: Path) -> None:
 
 
 def test_a_second_fit_averages_anew(tmp_path: Path) -> None:
-    """The same callback in another run: it starts from the model it is given, not from its last count."""
+    """The same callback in another run: it starts from the new model, not from its last count."""
     average, history, model = EMA(0.6), History(), make_model()
     make_trainer(tmp_path, average, max_steps=9).fit(model, ring())
     make_trainer(tmp_path, average, history, max_steps=4).fit(model, ring())
@@ -223,7 +223,7 @@ def test_validation_outside_training_uses_the_loaded_average(tmp_path: Path) -> 
 
 
 def test_validation_and_test_after_training_use_the_average(tmp_path: Path) -> None:
-    """The same trainer, its callback still holding the raw weights: they are not to come back."""
+    """The same trainer, whose callback still has the raw weights: they must not be used."""
     model, history = make_model(), History()
     saved = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=5)
     trainer = make_trainer(tmp_path, EMA(0.6), history, saved, limit_val_batches=1, enable_checkpointing=True)

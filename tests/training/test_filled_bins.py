@@ -1,4 +1,4 @@
-"""Training with filled bins: what the objective sees, in training and in validation."""
+"""Training with dequantised data: what the objective gets, in training and in validation."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ DENOISER = {
 
 
 class Seen(ScoreModel):
-    """Keeps the data that its objective is given."""
+    """Records the data passed to its objective."""
 
     def __init__(self, **arguments) -> None:
         super().__init__(**arguments)

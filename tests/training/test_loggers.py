@@ -1,4 +1,4 @@
-"""Loggers: a metrics file that survives resumes and failures, and wandb that neither asks nor waits."""
+"""Loggers: a metrics file that survives resumes and failures, and wandb without prompts and long waits."""
 
 import csv
 import os
@@ -82,9 +82,9 @@ def test_csv_of_a_training_killed_and_resumed_has_every_step_once(tmp_path: Path
     with pytest.raises(RuntimeError, match="killed"):
         make_trainer(tmp_path, Kill(), logger=CSVLogger(tmp_path)).fit(make_model(), ring())
     make_trainer(tmp_path, logger=CSVLogger(tmp_path)).fit(make_model(), ring(), ckpt_path=tmp_path / "a.ckpt")
-    make_trainer(tmp_path / "unbroken", logger=CSVLogger(tmp_path / "unbroken")).fit(make_model(), ring())
+    make_trainer(tmp_path / "uninterrupted", logger=CSVLogger(tmp_path / "uninterrupted")).fit(make_model(), ring())
     assert [step for step, *_ in rows(tmp_path)] == list(range(20))
-    assert (tmp_path / "metrics.csv").read_text() == (tmp_path / "unbroken" / "metrics.csv").read_text()
+    assert (tmp_path / "metrics.csv").read_text() == (tmp_path / "uninterrupted" / "metrics.csv").read_text()
 
 
 SCRIPT = """
@@ -129,7 +129,7 @@ def test_wandb_without_a_key_logs_offline_and_says_so_once(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_wandb_with_an_unreachable_server_goes_on_offline(silent: bool, tmp_path: Path) -> None:
-    """A port that refuses, and one that listens and says nothing: the wait is `timeout`, at the start alone."""
+    """A port that refuses connections, and one that never answers: it waits for `timeout`, at the start only."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1] if silent else 9  # where nothing listens
         output, _ = run_wandb(tmp_path, WANDB_API_KEY="0" * 40, WANDB_BASE_URL=f"http://127.0.0.1:{port}")
@@ -159,7 +159,7 @@ def test_wandb_with_a_malformed_key_says_so(tmp_path: Path, monkeypatch, caplog)
 
 
 def test_wandb_that_fails_in_mid_run_does_not_end_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its own process has died, or the server does not take what is left in time."""
+    """Its own process has died, or the upload does not finish in time."""
     logger = WandbLogger(tmp_path, mode="disabled", timeout=2)
 
     def fail(*args: object, **kwargs: object) -> None:

@@ -1,4 +1,4 @@
-"""The callback that keeps the validation loss by noise level."""
+"""The callback that records the validation loss by noise level."""
 
 import csv
 import math
@@ -19,7 +19,7 @@ def rows(folder):
 
 
 class Kept(Callback):
-    """Keeps what each validation gave."""
+    """Records the losses of each validation."""
 
     def __init__(self):
         self.draws = []
@@ -53,7 +53,7 @@ def test_bins_hold_all_draws_in_order_and_average_to_the_validation_loss(tmp_pat
 
 
 def test_a_resumed_run_goes_on_with_the_file(tmp_path):
-    """What was written before its step stays, what came after is dropped: it is measured again."""
+    """Rows up to the checkpoint's step remain; later ones are dropped, and computed again."""
     trainer = make_trainer(tmp_path, LossByNoiseLevel(tmp_path, bins=2), max_steps=10, **EVERY_FIVE)
     trainer.fit(make_model(), ring())
     trainer.save_checkpoint(tmp_path / "ten.ckpt")

@@ -1,4 +1,4 @@
-"""The objective is least at the exact denoiser: trained there, and by calculus."""
+"""The objective is minimal at the exact denoiser: by training, and by calculus."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def relative_score_error(denoiser: nn.Module, exact: GaussianMixtureDenoiser, n:
 
 
 def test_training_finds_the_exact_score_of_a_mixture() -> None:
-    """Measured after 1500 steps of 512: 2.0e-4; untrained 0.045, the belief of a Gaussian of the data's variance."""
+    """Measured after 1500 steps of 512: 2.0e-4; untrained 0.045, the prediction for Gaussian data of that variance."""
     sde = VPSDE()
     means = torch.tensor([[0.6, 0.2], [-0.5, 0.5], [0.1, -0.6]])
     exact = GaussianMixtureDenoiser(sde, means, torch.tensor([0.15, 0.2, 0.1]).reshape(3, 1), torch.tensor([2.0, 1, 1]))
@@ -58,7 +58,7 @@ def test_training_finds_the_exact_score_of_a_mixture() -> None:
 
 
 class Linear(nn.Module):
-    """x0 = k x_t for all t; k is what is learnt."""
+    """x0 = k x_t for all t, where k is learnt."""
 
     def __init__(self, k: float) -> None:
         super().__init__()

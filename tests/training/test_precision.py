@@ -1,4 +1,4 @@
-"""Every precision of Lightning's trains, draws, gives likelihoods and resumes, or is refused in one sentence."""
+"""Every precision of Lightning trains, samples, gives likelihoods and resumes, or raises an error."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -40,14 +40,14 @@ def test_every_precision_is_decided_on() -> None:
 
 @pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "16-mixed"])
 def test_trains_draws_scores_and_resumes(precision: str, tmp_path: Path) -> None:
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    expected = run(whole, precision, every_step(whole), **CHECKPOINTING)
+    complete, again = tmp_path / "complete", tmp_path / "again"
+    expected = run(complete, precision, every_step(complete), **CHECKPOINTING)
     kind = torch.float64 if precision == "64-true" else torch.float32
     assert {tensor.dtype for tensor in tensors(expected["state_dict"])} == {kind}
     assert {tensor.dtype for tensor in tensors(expected["current_model_state"])} == {kind}
-    assert len(list((whole / "samples").iterdir())) == 2
-    assert_same_end(run(again, precision, ckpt=whole / "step=5.ckpt"), expected)
-    denoiser = ScoreModel.load_from_checkpoint(whole / "end.ckpt").denoiser
+    assert len(list((complete / "samples").iterdir())) == 2
+    assert_same_end(run(again, precision, ckpt=complete / "step=5.ckpt"), expected)
+    denoiser = ScoreModel.load_from_checkpoint(complete / "end.ckpt").denoiser
     x = AncestralSampler(5)(denoiser, (4, 2)).x
     assert bool(torch.isfinite(log_likelihood(denoiser, x).log_prob).all())
 
@@ -62,7 +62,7 @@ def test_fused_unless_lightning_refuses_it(precision: str, clip: float | None, t
 
 
 def test_gradients_are_clipped_in_each_precision(tmp_path: Path) -> None:
-    """With a limit of 0 nothing moves but by AdamW's epsilon: the first update is then far below the learning rate."""
+    """With a limit of 0, the first update is far below the learning rate, because of AdamW's epsilon."""
     moved = {}
     for precision in ("32-true", "bf16-mixed", "64-true"):
         for clip in (1e-12, None):

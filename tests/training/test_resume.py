@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed ends, bit for bit, where the unbroken one does."""
+"""A run that was stopped and resumed ends, bit for bit, like the uninterrupted one."""
 
 from pathlib import Path
 from typing import Any
@@ -52,29 +52,29 @@ CHECKPOINTING = {"enable_checkpointing": True}
 
 
 @pytest.fixture(scope="module", params=[points, images], ids=["points", "images"])
-def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, dict]:
-    folder = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, dict]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
     return request.param, folder, run(request.param, folder, every_step(folder), **CHECKPOINTING)
 
 
 @pytest.mark.parametrize("step", [3, 8, 11, 17])  # 8 and 11 end an epoch
-def test_resumed_from_a_checkpoint_within_the_run(unbroken: tuple, tmp_path: Path, step: int) -> None:
-    make, folder, expected = unbroken
+def test_resumed_from_a_checkpoint_within_the_run(uninterrupted: tuple, tmp_path: Path, step: int) -> None:
+    make, folder, expected = uninterrupted
     assert_same_end(run(make, tmp_path, ckpt=folder / f"step={step}.ckpt"), expected)
 
 
 @pytest.mark.parametrize("step", [8, 13])
-def test_resumed_after_a_run_that_reached_its_steps(unbroken: tuple, tmp_path: Path, step: int) -> None:
+def test_resumed_after_a_run_that_reached_its_steps(uninterrupted: tuple, tmp_path: Path, step: int) -> None:
     """The checkpoint written after training, when the model holds the average already."""
-    make, _, expected = unbroken
+    make, _, expected = uninterrupted
     run(make, tmp_path, max_steps=step)
     (tmp_path / "end.ckpt").rename(tmp_path / "stopped.ckpt")
     assert_same_end(run(make, tmp_path, ckpt=tmp_path / "stopped.ckpt"), expected)
 
 
-def test_resumed_from_a_checkpoint_written_at_a_validation(unbroken: tuple, tmp_path: Path) -> None:
-    """Validation every 5 steps changes nothing of training, and a checkpoint written by it resumes like any other."""
-    make, _, expected = unbroken
+def test_resumed_from_a_checkpoint_written_at_a_validation(uninterrupted: tuple, tmp_path: Path) -> None:
+    """Validation every 5 steps does not change the training, and its checkpoints resume like any other."""
+    make, _, expected = uninterrupted
     options = {**CHECKPOINTING, "limit_val_batches": 1, "val_check_interval": 5, "check_val_every_n_epoch": None}
     best = ModelCheckpoint(tmp_path, "{step}", monitor="val/loss", save_top_k=-1)
     assert_same_end(run(make, tmp_path, best, **options), expected)
@@ -82,22 +82,22 @@ def test_resumed_from_a_checkpoint_written_at_a_validation(unbroken: tuple, tmp_
         assert_same_end(run(make, tmp_path, ckpt=tmp_path / f"step={step}.ckpt", **options), expected)
 
 
-def test_twice_interrupted(unbroken: tuple, tmp_path: Path) -> None:
-    make, folder, expected = unbroken
+def test_twice_interrupted(uninterrupted: tuple, tmp_path: Path) -> None:
+    make, folder, expected = uninterrupted
     run(make, tmp_path, every_step(tmp_path), ckpt=folder / "step=4.ckpt", max_steps=15, **CHECKPOINTING)
     assert_same_end(run(make, tmp_path, ckpt=tmp_path / "step=14.ckpt"), expected)
 
 
 def test_with_accumulated_gradients(tmp_path: Path) -> None:
-    """Two batches a step; the stop falls in the middle of an epoch of four steps."""
+    """Two batches per step; the stop is in the middle of an epoch of four steps."""
     expected = run(points, tmp_path, every_step(tmp_path), accumulate_grad_batches=2, max_steps=10, **CHECKPOINTING)
     resumed = run(points, tmp_path, ckpt=tmp_path / "step=5.ckpt", accumulate_grad_batches=2, max_steps=10)
     assert_same_end(resumed, expected)
 
 
-def test_each_step_draws_noise_of_its_own_that_a_restart_does_not_repeat(unbroken: tuple, tmp_path: Path) -> None:
-    """Against the trap of seeding a resumed run as at its beginning."""
-    make, folder, _ = unbroken
+def test_each_step_draws_noise_of_its_own_that_a_restart_does_not_repeat(uninterrupted: tuple, tmp_path: Path) -> None:
+    """A resumed run must not be seeded as at its beginning."""
+    make, folder, _ = uninterrupted
     again = run(make, tmp_path, ckpt=folder / "step=17.ckpt", max_steps=18)
     other = torch.load(folder / "step=18.ckpt", weights_only=True)
     assert same(again["current_model_state"], other["current_model_state"])

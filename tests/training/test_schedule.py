@@ -1,4 +1,4 @@
-"""The learning rate along a run: by steps, by time where that is further, in a resumed run as in the unbroken one."""
+"""The learning rate during a run: by steps, or by time if that is further, also in a resumed run."""
 
 import math
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_shapes() -> None:
 
 
 def test_time_ends_the_cosine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 s at a second a step: the rate of step k + 1 is that of k/20 of the way."""
+    """20 s at a second per step: the rate of step k + 1 is that of progress k/20."""
     found = rates(tmp_path, monkeypatch, max_time="00:00:00:20")
     assert found == pytest.approx([0.5, *(half_cosine(k / 20) for k in range(1, 20))])
 
@@ -62,15 +62,15 @@ def test_the_nearer_end_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert by_steps == pytest.approx([0.5, 1.0, *(half_cosine((k - 2) / 8) for k in range(2, 10))])
 
 
-def test_a_resumed_run_has_the_rates_of_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_has_the_rates_of_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that earlier processes took counts."""
-    unbroken = rates(tmp_path / "unbroken", monkeypatch, max_time="00:00:00:20")
+    uninterrupted = rates(tmp_path / "uninterrupted", monkeypatch, max_time="00:00:00:20")
     first = rates(tmp_path, monkeypatch, max_steps=7, max_time="00:00:00:20")
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["callbacks"]["Timer"]["time_elapsed"]["train"] == 7
     second = rates(tmp_path, monkeypatch, ckpt=tmp_path / "last.ckpt", max_time="00:00:00:20")
     assert len(first) == 7
-    assert second == pytest.approx(unbroken[7:])
+    assert second == pytest.approx(uninterrupted[7:])
 
 
 def test_a_cosine_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

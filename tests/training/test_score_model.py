@@ -87,7 +87,7 @@ def test_a_model_of_objects_is_loaded_with_its_objects_given_again(tmp_path: Pat
 
 
 def test_learning_rates_of_both_schedules(tmp_path: Path) -> None:
-    """lr 0.01: a rise in thirds to the peak, then flat, or half a cosine whose middle is half the peak."""
+    """lr 0.01: a rise in thirds to the peak, then constant, or half a cosine with half the peak in its middle."""
     rates = {}
     for schedule in ("constant", "cosine"):
         recorder = Recorder()

@@ -1,4 +1,4 @@
-"""A signal at any place of a step or a validation: the resumed run ends, bit for bit, where the unbroken one does."""
+"""A signal at any point of a step or a validation: the resumed run ends, bit for bit, like the uninterrupted one."""
 
 import csv
 import os
@@ -54,7 +54,7 @@ class SignalAtCall(Callback):
 
 
 def run(folder: Path, *more: Callback, ckpt: Path | None = None, **options: Any) -> None:
-    """Eleven steps in epochs of four batches, a validation of three batches each five, a row each second step."""
+    """Eleven steps in epochs of four batches, a validation of three batches every five, a row every second step."""
     trainer = make_trainer(
         folder,
         *more,
@@ -80,7 +80,7 @@ def run(folder: Path, *more: Callback, ckpt: Path | None = None, **options: Any)
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """What a run leaves."""
+    """The results of a run."""
     tables = {}
     for name in ("metrics.csv", "noise_levels.csv"):
         with (folder / name).open(newline="") as file:
@@ -114,7 +114,7 @@ def no_pictures(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No pictures, which take longer than the rest; handlers as a program has them that was just begun."""
+    """No pictures, which take longest; signal handlers as at the start of a program."""
     no_pictures(monkeypatch)
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     for number in signals.SIGNALS:  # where the tests themselves run in the background, some are ignored
@@ -126,11 +126,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=lambda n: f"accumulate{n}")
-def unbroken(
+def uninterrupted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, int, dict[str, Any]]:
-    """Of how many batches a step is, how many calls the steps make, and what the run leaves."""
-    folder = tmp_path_factory.mktemp("unbroken")
+    """Number of batches per step, number of calls, and the results of the run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     counting = SignalAtCall()
     with pytest.MonkeyPatch.context() as patch:
         no_pictures(patch)
@@ -138,9 +138,9 @@ def unbroken(
     return request.param, counting.calls, left(folder)
 
 
-def stopped_and_resumed(folder: Path, unbroken: tuple[int, int, dict[str, Any]], k: int, number: int) -> str:
+def stopped_and_resumed(folder: Path, uninterrupted: tuple[int, int, dict[str, Any]], k: int, number: int) -> str:
     """Where the signal was sent; the resumed run is compared."""
-    accumulate, _, expected = unbroken
+    accumulate, _, expected = uninterrupted
     sender = SignalAtCall(k, number)
     with pytest.raises(signals.Stopped) as caught:
         run(folder, sender, accumulate_grad_batches=accumulate)
@@ -153,41 +153,43 @@ def stopped_and_resumed(folder: Path, unbroken: tuple[int, int, dict[str, Any]],
 
 
 def places(calls: int, n: int) -> list[tuple[int, int]]:
-    """n places spread over the calls, the signals by turns."""
+    """n places spread over the calls, with the signals in turn."""
     spread = [1 + i * (calls - 1) // (n - 1) for i in range(n)]
     return [(k, signals.SIGNALS[i % len(signals.SIGNALS)]) for i, k in enumerate(spread)]
 
 
-def test_a_signal_at_some_places(unbroken: tuple[int, int, dict[str, Any]], tmp_path: Path) -> None:
-    for k, number in places(unbroken[1], 8):
-        stopped_and_resumed(tmp_path / str(k), unbroken, k, number)
+def test_a_signal_at_some_places(uninterrupted: tuple[int, int, dict[str, Any]], tmp_path: Path) -> None:
+    for k, number in places(uninterrupted[1], 8):
+        stopped_and_resumed(tmp_path / str(k), uninterrupted, k, number)
 
 
 @pytest.mark.timeout(3600)
 @pytest.mark.slow
-def test_a_signal_at_every_place(unbroken: tuple[int, int, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_signal_at_every_place(uninterrupted: tuple[int, int, dict[str, Any]], tmp_path: Path) -> None:
     """Every function that is called in three steps; STOPPING_PART=i/n takes the i-th of n parts."""
     part, parts = map(int, os.environ.get("STOPPING_PART", "0/1").split("/"))
     wrong = {}
-    for k in range(1 + part, unbroken[1] + 1, parts):
+    for k in range(1 + part, uninterrupted[1] + 1, parts):
         try:
-            stopped_and_resumed(tmp_path / str(k), unbroken, k, signals.SIGNALS[k % len(signals.SIGNALS)])
+            stopped_and_resumed(tmp_path / str(k), uninterrupted, k, signals.SIGNALS[k % len(signals.SIGNALS)])
         except (AssertionError, pytest.fail.Exception) as error:
             wrong[k] = str(error)[:200]
     assert not wrong
 
 
 class Crash(Callback):
-    """An error where nothing is written any more, as at a power cut."""
+    """An error after which nothing is written, as in a power cut."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 4:
             raise ArithmeticError
 
 
-def test_the_state_after_a_validation_within_a_step(unbroken: tuple[int, int, dict[str, Any]], tmp_path: Path) -> None:
-    """Validations come every five batches: of two batches a step, between the halves of the third step."""
-    accumulate, _, expected = unbroken
+def test_the_state_after_a_validation_within_a_step(
+    uninterrupted: tuple[int, int, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Validations every five batches: with two batches per step, within the third step."""
+    accumulate, _, expected = uninterrupted
     with pytest.raises(ArithmeticError):
         run(tmp_path, Crash(), accumulate_grad_batches=accumulate, val_check_interval=5 if accumulate > 1 else 3)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3

@@ -1,4 +1,4 @@
-"""Two processes (gloo): a signal to either, to both or to their group, or the death of either, soon ends them all."""
+"""Two processes (gloo): a signal to either, to both or to their group, or the death of one, soon ends them all."""
 
 import itertools
 import os
@@ -93,7 +93,7 @@ def alive(pid: int) -> bool:
 
 
 def listens(pid: int) -> bool:
-    """Whether a process has got so far as to handle SIGTERM; before, in Python's own start, the system ends it."""
+    """Whether a process already handles SIGTERM; while Python starts, the system would end it."""
     (caught,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -200,14 +200,14 @@ def test_a_second_signal_ends_all_at_once(begin: Any) -> None:
 
 @pytest.mark.slow
 def test_stopped_and_resumed_ends_where_the_unbroken_run_does(begin: Any) -> None:
-    whole = begin(steps=200, name="whole")
-    assert whole.main.wait(200) == 0, whole.printed()
+    complete = begin(steps=200, name="complete")
+    assert complete.main.wait(200) == 0, complete.printed()
     broken = begin(steps=200)
     assert stopped(broken, signal.SIGUSR1, "second") == 138, broken.printed()
     assert 20 <= torch.load(broken.last, weights_only=True)["global_step"] < 200
     again = begin(f"ckpt={broken.last}", steps=200)
     assert again.main.wait(120) == 0, again.printed()
-    a, b = (torch.load(run.last, weights_only=True) for run in (whole, broken))
+    a, b = (torch.load(run.last, weights_only=True) for run in (complete, broken))
     for part in ("state_dict", "current_model_state", "optimizer_states"):
         assert same(a[part], b[part]), part
-    assert (whole.folder / "metrics.csv").read_text() == (broken.folder / "metrics.csv").read_text()
+    assert (complete.folder / "metrics.csv").read_text() == (broken.folder / "metrics.csv").read_text()

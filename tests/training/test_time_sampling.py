@@ -72,7 +72,7 @@ def test_importance_times_follow_g2_over_sigma2_on_the_cosine_path() -> None:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.5, 3.0)])
 def test_log_normal_noise_levels(path: str, mean: float, std: float) -> None:
-    """log(sigma / alpha) is normal, truncated to the path's range: on VE and wide std, both cuts bite."""
+    """log(sigma / alpha) is normal, truncated to the path's range: with VE and a wide std, both ends matter."""
     sde, alpha, sigma, _ = PATHS[path]
     t = torch.from_numpy(draw(LogNormalTimes(mean, std), sde, 3000))
     log_s = (column(sigma, t.tolist()) / column(alpha, t.tolist())).log()[:, 0].numpy()

@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo): they share the data, draw noise of their own, and agree on everything else."""
+"""Two processes on the CPU (gloo): they divide the data, draw different noise, and agree on everything else."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every weighting against its definition on the spelling it is named after, and the ELBO against a closed form."""
+"""Every weighting against its definition for the quantity it is named after, and the ELBO against a closed form."""
 
 import math
 
@@ -43,7 +43,7 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 
 class Wrong(nn.Module):
-    """An output of order one that is nothing in particular."""
+    """An arbitrary output of order one."""
 
     def forward(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
         return torch.sin(3 * x) - 0.4

@@ -1,4 +1,4 @@
-"""A model and a run small enough to train in a blink."""
+"""A model and a run that train in a moment."""
 
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,6 @@ def tensors(node: Any) -> list[torch.Tensor]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two nests hold the same tensors, bit for bit."""
+    """Whether two nested containers have the same tensors, bit for bit."""
     mine, theirs = tensors(a), tensors(b)
     return len(mine) == len(theirs) > 0 and all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))

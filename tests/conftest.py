@@ -32,20 +32,22 @@ TINY = (
 )
 
 BUDGET = {
+    "(root)": 35,
+    "checks": 5,
     "commands": 380,
-    "data": 60,
-    "density": 60,
-    "denoiser": 30,
+    "conditions": 5,
+    "data": 20,
+    "denoiser": 15,
+    "density": 55,
     "faults": 80,
-    "guidance": 20,
-    "metrics": 60,
-    "modality": 20,
-    "nn": 20,
-    "sampling": 130,
-    "sde": 30,
-    "storage": 30,
+    "guidance": 8,
+    "metrics": 45,
+    "modality": 10,
+    "nn": 12,
+    "sampling": 320,
+    "sde": 12,
+    "storage": 25,
     "training": 120,
-    "(root)": 60,
 }
 """Seconds on one core that the quick tests of a folder may take, so that two cores finish in ten minutes."""
 

@@ -23,7 +23,7 @@ _NAMES = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data",
 BUILDABLE = tuple(f"{PACKAGE}.{name}" for name in _NAMES)
 """The packages whose classes a configuration may name, by package and name: `sde_diffusion.data.Moons`.
 
-These are the classes that the package exports, and those in its modules that extend a class which it exports.
+These are the classes that the package exports, and those in its modules that extend an abstract class which it exports.
 Classes that write files or use the network are excluded: a package lists them as `NOT_BUILDABLE`."""
 
 _RENAMED = {f"{PACKAGE}.training.Objective": f"{PACKAGE}.training.DenoisingScoreMatching"}
@@ -162,7 +162,7 @@ def _extension(package: str, name: str) -> type | None:
         return None
     home = importlib.import_module(package)
     exported = [getattr(home, one) for one in home.__all__ if one not in getattr(home, "NOT_BUILDABLE", ())]
-    bases = tuple(one for one in exported if isinstance(one, type))
+    bases = tuple(one for one in exported if inspect.isabstract(one))
     for module in pkgutil.iter_modules(home.__path__, f"{package}."):
         found = getattr(importlib.import_module(module.name), name, None)
         if isinstance(found, type) and found.__module__ == module.name and issubclass(found, bases):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -39,7 +40,7 @@ class Common(TypedDict, total=False):
     flip: bool
 
 
-class DataModule(LightningDataModule):
+class DataModule(LightningDataModule, ABC):
     """A data set: three splits in memory, and batches {"x": float32 [B, *shape] on [-1, 1], "label": int64 [B], ...}.
 
     A new data set is a subclass that sets `name`, defines `load`, and stores each constructor argument in an attribute
@@ -80,13 +81,13 @@ class DataModule(LightningDataModule):
 
     # To be defined by a subclass
 
+    @abstractmethod
     def load(self) -> dict[str, Split]:
         """Read the splits `train`, `val` and `test`; all with the same shape and levels, values on [-1, 1].
 
         Raises:
             UserError: If the files are missing, damaged or of another kind.
         """
-        raise NotImplementedError
 
     # Properties of the data
 

@@ -32,21 +32,21 @@ TINY = (
 )
 
 BUDGET = {
-    "(root)": 35,
+    "(root)": 45,
     "checks": 5,
     "commands": 380,
     "conditions": 5,
     "data": 20,
     "denoiser": 15,
-    "density": 55,
+    "density": 65,
     "faults": 80,
     "guidance": 8,
     "metrics": 45,
     "modality": 10,
     "nn": 12,
-    "sampling": 320,
+    "sampling": 340,
     "sde": 12,
-    "storage": 25,
+    "storage": 32,
     "training": 120,
 }
 """Seconds on one core that the quick tests of a folder may take, so that two cores finish in ten minutes."""

@@ -146,12 +146,19 @@ def is_own(value: Any) -> bool:
 
 
 def check_trained_for(model: ScoreModel, values: Mapping[str, Any]) -> None:
-    """Check that a model was trained with these conditions and without all others; None means without.
+    """Check that a model was trained with these conditions and without all others.
+
+    A condition is left out if its value is None, or the null value for some sample.
 
     Raises:
         UserError: If it was not.
     """
-    without = [name for name in model.conditions if values.get(name) is None]
+
+    def left_out(name: str) -> bool:
+        value = values.get(name)
+        return value is None or (isinstance(value, Tensor) and bool(model.conditions[name].is_null(value).any()))
+
+    without = [name for name in model.conditions if left_out(name)]
     if why := model.dropout.untrained(without):
         raise UserError(f"{why}: give {' '.join(f'{name}=VALUE' for name in without)}")
 

@@ -155,6 +155,8 @@ def build_model(cfg: DictConfig) -> tuple[Any, ScoreModel]:
 
     data = build_data(resolved(cfg.data))
     conditions = data.conditions.describe() if cfg.conditional else {}
+    if not cfg.conditional and (unused := OmegaConf.select(cfg, "data.conditions")):
+        log.warning("the model will not depend on %s: add conditional=true", " and ".join(map(str, unused)))
     if cfg.conditional and not conditions:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     if (shape := OmegaConf.select(cfg, "network.shape")) is not None:  # of a resumed run

@@ -75,6 +75,12 @@ class Condition(ShowsArguments, ABC):
             return self.null.to(device, self.dtype).expand(n, *self.shape)
         return torch.full((n, *self.shape), self.null, dtype=self.dtype, device=device)
 
+    def is_null(self, values: Tensor) -> Tensor:
+        """Which of the values [N, *shape] are the null value, bool [N]."""
+        null = self.nulls(1, values.device)
+        same = (values == null) | (values.isnan() & null.isnan())
+        return same.reshape(len(values), -1).all(1)
+
     def check(self, name: str, value: Any, batch: int, device: torch.device | None = None, wait: bool = True) -> Tensor:
         """Check the values of a batch, and return them as embeddings take them.
 

@@ -102,6 +102,7 @@ def test_guided_by_both(run, model):
 REFUSED = {
     ("label=right",): "and rate is missing: give rate=VALUE",
     ("label=right", "rate=null"): "and rate is missing: give rate=VALUE",
+    ("label=right", "rate=nan"): "and rate is missing: give rate=VALUE",
     ("label=right", "rate=[1,2]"): "rate must be one number for each of the 3 samples; got shape [2]",
     ("label=right", "rate=fast"): "rate must be finite numbers (or all NaN: no rate); got 'fast'",
     ("label=up", "rate=3"): "label=up is not a class; the classes are left, right",

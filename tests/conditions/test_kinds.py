@@ -222,3 +222,10 @@ def test_names_that_mean_something_else_are_refused(call):
     for name in {*names, *units, "seeds", "labels", "class_names"}:
         with pytest.raises(ValueError, match="cannot be the name of a condition"):
             Conditions({name: Label(2)})
+
+
+def test_values_that_are_null_are_told_from_others():
+    assert Label(3).is_null(torch.tensor([0, 3, 2])).tolist() == [False, True, False]
+    assert Measurement().is_null(torch.tensor([1.0, NAN])).tolist() == [False, True]
+    assert Measurement([2]).is_null(torch.tensor([[1.0, NAN], [NAN, NAN]])).tolist() == [False, True]
+    assert Measurement(null_value=-1.0).is_null(torch.tensor([-1.0, 1.0])).tolist() == [True, False]

@@ -1,8 +1,10 @@
 """Given x_t, what do we believe about x_0? Predictions, networks made denoisers, and closed forms."""
 
 from sde_diffusion.denoiser.base import Denoiser, check_denoiser, in_eval_mode
-from sde_diffusion.denoiser.exact import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
+from sde_diffusion.denoiser.exact import EmpiricalDenoiser
 from sde_diffusion.denoiser.gradients import InputGradient
+from sde_diffusion.denoiser.mixture import GaussianDenoiser, GaussianMixtureDenoiser
+from sde_diffusion.denoiser.mixture_posterior import MixturePosteriorDenoiser
 from sde_diffusion.denoiser.network import NetworkDenoiser
 from sde_diffusion.denoiser.noise_conditioning import (
     NOISE_CONDITIONINGS,
@@ -35,6 +37,7 @@ __all__ = [
     "GaussianMixtureDenoiser",
     "InputGradient",
     "LogSigma",
+    "MixturePosteriorDenoiser",
     "NetworkDenoiser",
     "NoiseConditioning",
     "Parameterization",

@@ -27,8 +27,8 @@ class ByPosterior(Denoiser):
         label = torch.as_tensor(label).expand(len(x_t))
         with InputGradient(x_t, {"label": label}) as inside:
             prediction = self.complete(inside.x_t, t)
-            joint = self.complete._joint_log_prob(*self.complete._marginals(inside.x_t, *self.complete._scales(t)))
-            g = inside.gradient(joint.log_softmax(1).gather(1, inside.conditions["label"][:, None]).squeeze(1))
+            log_probs = self.complete.log_responsibility(inside.x_t, t)
+            g = inside.gradient(log_probs.gather(1, inside.conditions["label"][:, None]).squeeze(1))
             sde, time = self.sde, torch.as_tensor(t, dtype=torch.float64)
             step = (sde.sigma(time).square() / sde.alpha(time)).reshape(-1, 1)
         return inside.answer(prediction.shifted(step * g))

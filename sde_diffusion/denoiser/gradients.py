@@ -34,17 +34,18 @@ class InputGradient:
     Attributes:
         x_t: The state to use inside the context.
         conditions: The conditions to use inside the context.
+        keeps: Whether the caller differentiates, so that the graph is kept.
     """
 
     def __init__(self, x_t: Tensor, conditions: Mapping[str, Any] | None = None) -> None:
         conditions = dict(conditions or {})
         inputs = [value for value in (x_t, *conditions.values()) if isinstance(value, Tensor)]
-        self._keeps = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
+        self.keeps = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
         self._modes = ExitStack()
         with torch.inference_mode(False):
             self.conditions = {name: _usable(value) for name, value in conditions.items()}
             # The caller's own tensor if the caller differentiates; else a new leaf.
-            self.x_t = x_t if x_t.requires_grad and self._keeps else _usable(x_t).detach().requires_grad_()
+            self.x_t = x_t if x_t.requires_grad and self.keeps else _usable(x_t).detach().requires_grad_()
 
     def __enter__(self) -> InputGradient:
         self._modes.enter_context(torch.inference_mode(False))
@@ -68,12 +69,12 @@ class InputGradient:
             [B, *].
         """
         vector = torch.ones_like(of) if vector is None else vector
-        (found,) = torch.autograd.grad(of, self.x_t, vector, retain_graph=True, create_graph=self._keeps)
+        (found,) = torch.autograd.grad(of, self.x_t, vector, retain_graph=True, create_graph=self.keeps)
         return found
 
     def answer(self, prediction: Prediction) -> Prediction:
         """The prediction for the caller: detached, unless the caller differentiates."""
-        return prediction if self._keeps else prediction.detach()
+        return prediction if self.keeps else prediction.detach()
 
 
 def _usable(value: Any) -> Any:

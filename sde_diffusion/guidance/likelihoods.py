@@ -1,0 +1,228 @@
+r"""Approximations of p(y | x_t), the likelihood of a measurement given a noisy state.
+
+With V = Cov[x_0 | x_t], which is (sigma^2 / alpha) J for J = d x0 / d x_t, all of them move the belief x0 by
+
+    delta = V^T A^T S^-1 (y - A x0),
+
+and differ in S, the covariance of y given x_t, and in V. Only `MomentMatching` is exact for every Gaussian.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.checks import as_number, as_positive, check_count
+from sde_diffusion.checks.reprs import ShowsArguments, shown
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What is known at one (x_t, t) when a measurement is to be taken into account.
+
+    Attributes:
+        residual: y - A x0, [B, *out].
+        noise: Variance of the measurement's noise, a number.
+        spread: r^2 = sigma^2 / alpha^2, the variance of x_t / alpha given x_0, [1 or B, 1, ...] against *out.
+        forward: A, near x0: [B, *dims] -> [B, *out].
+        adjoint: A^T, near x0: [B, *out] -> [B, *dims].
+        covariance: V^T u, [B, *dims] -> [B, *dims]; one vector-Jacobian product of the denoiser.
+        filter: f(A A^T) y; see `Operator.filter`.
+    """
+
+    residual: Tensor
+    noise: float
+    spread: Tensor
+    forward: Callable[[Tensor], Tensor]
+    adjoint: Callable[[Tensor], Tensor]
+    covariance: Callable[[Tensor], Tensor]
+    filter: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+
+
+class MeasurementLikelihood(ShowsArguments, ABC):
+    """An approximation of p(y | x_t).
+
+    Attributes:
+        gradients: Vector-Jacobian products of the denoiser that a call costs.
+    """
+
+    gradients: int
+
+    @abstractmethod
+    def shift(self, guess: Guess) -> Tensor:
+        """delta, by which the belief x0 moves, [B, *dims]."""
+
+
+class MomentMatching(MeasurementLikelihood):
+    """S = noise^2 I + A V A^T: exact for Gaussian data of any covariance, and any linear A.
+
+    S^-1 is applied by conjugate gradients. V of a network is neither symmetric nor positive, so that an iteration may
+    meet negative curvature: where p^T S p <= noise^2 p^T p / 2, that sample stops. The product V^T A^T p that an
+    iteration needs is also its contribution to delta, so that none is left to be computed at the end.
+
+    Args:
+        iterations: Number of iterations, at least 1; each costs one vector-Jacobian product.
+
+    References:
+        Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization", section 4.
+    """
+
+    def __init__(self, iterations: int = 3) -> None:
+        self.iterations = check_count("iterations", iterations)
+
+    @property
+    def gradients(self) -> int:  # type: ignore[override]
+        """One for each iteration."""
+        return self.iterations
+
+    def shift(self, guess: Guess) -> Tensor:
+        """See `MeasurementLikelihood.shift`."""
+        rest = direction = guess.residual
+        size = _dot(rest, rest)
+        going = size > 0
+        delta: Tensor | None = None
+        for _ in range(self.iterations):
+            moved = guess.covariance(guess.adjoint(direction))
+            image = guess.noise * direction + guess.forward(moved)
+            curvature = _dot(direction, image)
+            going = going & (curvature > 0.5 * guess.noise * _dot(direction, direction))
+            length = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
+            step = _like(length, moved) * moved
+            delta = step if delta is None else delta + step
+            rest = rest - _like(length, rest) * image
+            new = _dot(rest, rest)
+            direction = rest + _like(torch.where(going, new / torch.where(size > 0, size, 1.0), 0.0), rest) * direction
+            size = new
+        assert delta is not None
+        return delta
+
+
+class PseudoInverse(MeasurementLikelihood):
+    """S = noise^2 I + q^2 A A^T with q^2 = r^2 s^2 / (s^2 + r^2), r = sigma / alpha: exact for N(m, s^2 I).
+
+    Args:
+        sigma_data: s, the standard deviation of the data in all directions, positive.
+
+    References:
+        Song et al. 2023, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", with s = 1.
+    """
+
+    gradients = 1
+
+    def __init__(self, sigma_data: float = 1.0) -> None:
+        self.sigma_data = as_positive("sigma_data", sigma_data)
+
+    def shift(self, guess: Guess) -> Tensor:
+        """See `MeasurementLikelihood.shift`."""
+        return guess.covariance(guess.adjoint(_whitened(guess, self.sigma_data)))
+
+
+class JacobianFree(MeasurementLikelihood):
+    """V = q^2 I in S and outside it, without derivatives of the denoiser: exact for N(m, s^2 I).
+
+    With noise = 0 it is the projection x0 + A^+ (y - A x0), whatever s; for s = inf it is that projection with weight
+    r^2 e / (noise^2 + r^2 e) along the eigenvectors of A A^T, whose eigenvalues are e.
+
+    Args:
+        sigma_data: s, the standard deviation of the data in all directions, positive; inf allowed. See `PseudoInverse`.
+
+    References:
+        Wang et al. 2023, "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model" (DDNM); Zhu et al.
+        2023, "Denoising Diffusion Models for Plug-and-Play Image Restoration" (DiffPIR).
+    """
+
+    gradients = 0
+
+    def __init__(self, sigma_data: float = 1.0) -> None:
+        self.sigma_data = as_positive("sigma_data", sigma_data)
+
+    def shift(self, guess: Guess) -> Tensor:
+        """See `MeasurementLikelihood.shift`."""
+        weighted = _whitened(guess, self.sigma_data)
+        return guess.adjoint(_like(_variance(guess, self.sigma_data), weighted) * weighted)
+
+
+class RowSum(MeasurementLikelihood):
+    """S = noise^2 I + diag(A V A^T 1), its row sums: exact if A V A^T is diagonal (TMPD).
+
+    Row sums may be negative where numbers are negatively correlated; they count as 0.
+
+    References:
+        Boys et al. 2023, "Tweedie Moment Projected Diffusions for Inverse Problems".
+    """
+
+    gradients = 2
+
+    def shift(self, guess: Guess) -> Tensor:
+        """See `MeasurementLikelihood.shift`."""
+        sums = guess.forward(guess.covariance(guess.adjoint(torch.ones_like(guess.residual))))
+        total = guess.noise + sums.clamp(min=0)
+        return guess.covariance(guess.adjoint(torch.where(total > 0, guess.residual / total, 0.0)))
+
+
+class PointEstimate(MeasurementLikelihood):
+    """S = noise^2 I: the belief is taken for x_0 itself (DPS, per sample). Samples are far too certain.
+
+    For x_0 ~ N(0, s^2), A = 1 and k = s^2 / (2 noise^2) the probability flow ends at 2 sqrt(k) D(sqrt(k)) y, D being
+    Dawson's function, with standard deviation s e^-k; the posterior has 2 k / (2 k + 1) y and s / sqrt(1 + 2 k).
+
+    Args:
+        scale: Factor of the likelihood's gradient.
+
+    References:
+        Chung et al. 2023, "Diffusion Posterior Sampling for General Noisy Inverse Problems", there with a step size in
+        place of 1 / noise^2 that depends on the number of steps.
+    """
+
+    gradients = 1
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = as_number("scale", scale)
+        if not self.scale >= 0:
+            raise ValueError(f"scale must be at least 0; got {shown(scale)}")
+
+    def shift(self, guess: Guess) -> Tensor:
+        """See `MeasurementLikelihood.shift`."""
+        if not guess.noise:
+            raise ValueError("PointEstimate divides by the noise: give noise > 0, or use JacobianFree")
+        return guess.covariance(guess.adjoint(guess.residual * (self.scale / guess.noise)))
+
+
+LIKELIHOODS: dict[str, type[MeasurementLikelihood]] = {
+    "moment_matching": MomentMatching,
+    "pseudo_inverse": PseudoInverse,
+    "jacobian_free": JacobianFree,
+    "row_sum": RowSum,
+    "point_estimate": PointEstimate,
+}
+
+
+def _variance(guess: Guess, sigma_data: float) -> Tensor:
+    """q^2 = 1 / (1 / s^2 + 1 / r^2)."""
+    return 1 / (sigma_data**-2 + 1 / guess.spread)
+
+
+def _whitened(guess: Guess, sigma_data: float) -> Tensor:
+    """(noise^2 I + q^2 A A^T)^-1 (y - A x0); 0 where both are 0."""
+    q2 = _variance(guess, sigma_data)
+
+    def response(eigenvalues: Tensor) -> Tensor:
+        total = guess.noise + _like(q2, eigenvalues) * eigenvalues
+        floor = 1e-6 * _like(q2, eigenvalues) * eigenvalues.amax()
+        return torch.where(total > floor, 1 / torch.where(total > floor, total, 1.0), 0.0)
+
+    return guess.filter(guess.residual, response)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each sample, [B]."""
+    return (a * b).flatten(1).sum(1)
+
+
+def _like(c: Tensor, x: Tensor) -> Tensor:
+    """Coefficients [1 or B, ...] of one number for each sample, to multiply x, [B, *]."""
+    return c.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,0 +1,133 @@
+"""Inverse problems: the belief about x_0 given x_t and a measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.checks import as_number, check_finite, check_kind
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.checks.reprs import shown
+from sde_diffusion.denoiser import Denoiser, InputGradient, Prediction, check_denoiser
+from sde_diffusion.guidance.likelihoods import LIKELIHOODS, Guess, MeasurementLikelihood
+from sde_diffusion.guidance.operators import Operator
+from sde_diffusion.sde import Time, expand, float64, on_device
+
+
+class PosteriorDenoiser(Denoiser):
+    """The belief given a measurement y = A(x_0) + noise n, passed as y=, for a denoiser that does not know it.
+
+    x0 -> x0 + delta, which adds the gradient of log p(y | x_t) to the score, by an approximation of this likelihood.
+    `MomentMatching` is exact if x_0 given x_t is Gaussian, for any linear A.
+
+    Args:
+        denoiser: The denoiser of the data without a measurement.
+        operator: A.
+        noise: Standard deviation of the measurement's noise on the scale of x_0, such as 0.05 on [-1, 1]; at least 0.
+        likelihood: moment_matching, pseudo_inverse, jacobian_free, row_sum or point_estimate, or a
+            `MeasurementLikelihood`.
+
+    Raises:
+        TypeError: If denoiser is not a denoiser, or operator not an operator.
+        ValueError: If noise is negative or not finite, or the likelihood unknown; from a call, if y is missing, has
+            another shape than A x_0, or is not finite.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        operator: Operator,
+        noise: float = 0.05,
+        likelihood: str | MeasurementLikelihood = "moment_matching",
+    ) -> None:
+        super().__init__()
+        check_denoiser(denoiser)
+        check_kind("operator", operator, Operator)
+        self.denoiser, self.operator = denoiser, operator
+        self.sde, self.sigma_data = denoiser.sde, denoiser.sigma_data
+        self.noise = as_number("noise", noise)
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"noise must be a finite number of at least 0, on the scale of x_0; got {shown(noise)}")
+        self.likelihood: MeasurementLikelihood = as_instance(
+            "likelihood", likelihood, LIKELIHOODS, MeasurementLikelihood
+        )
+        self.passes = denoiser.passes
+
+    @property
+    def conditions(self) -> Collection[str] | None:
+        """Those of the wrapped denoiser, and y."""
+        inner = self.denoiser.conditions
+        return None if inner is None else (*inner, "y")
+
+    def passes_at(self, t: Time) -> int:
+        """Network passes that a call at t costs: those of the wrapped denoiser."""
+        return self.denoiser.passes_at(t)
+
+    def check_conditions(
+        self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
+    ) -> dict[str, Any]:
+        """See `Denoiser.check_conditions`; y becomes floats [B, *out] from [B, *out] or [1, *out]."""
+        others = {name: value for name, value in conditions.items() if name != "y"}
+        known = self.denoiser.check_conditions(others, batch, device, wait)
+        y = torch.as_tensor(_required(conditions.get("y")), device=device)
+        if not y.is_floating_point() or y.ndim < 2 or len(y) not in (1, batch):
+            raise ValueError(f"y must be floats [{batch}, ...] or [1, ...]; got {y.dtype} {list(y.shape)}")
+        if wait or y.device.type == "cpu":
+            check_finite("y", y)
+        return {**known, "y": y.expand(batch, *y.shape[1:])}
+
+    def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
+        """Predict at (x_t, t) given y; see `Denoiser.forward`.
+
+        Raises:
+            ValueError: If y has another shape than A x_0.
+        """
+        y = _required(conditions.pop("y", None)).to(x_t.dtype)
+        if not (self.likelihood.gradients or not self.operator.linear):
+            prediction = self.denoiser(x_t, t, **conditions)
+            return self._shifted(prediction, y, t, _no_gradient, False)
+        with InputGradient(x_t, {**conditions, "y": y}) as inside:
+            y = inside.conditions.pop("y")
+            prediction = self.denoiser(inside.x_t, t, **inside.conditions)
+            found = self._shifted(prediction, y, t, inside.gradient, inside.keeps)
+            return inside.answer(found)
+
+    def _shifted(self, prediction: Prediction, y: Tensor, t: Time, gradient: Any, keeps: bool) -> Prediction:
+        x0 = prediction.x0
+        near = self.operator.linearise(x0, create_graph=keeps)
+        if near.value.shape != y.shape:
+            raise ValueError(f"y has shape {list(y.shape[1:])}, but the operator gives {list(near.value.shape[1:])}")
+        t = on_device(float64(t), x0.device)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        factor = torch.where(alpha > 0, sigma.square() / torch.where(alpha > 0, alpha, 1.0), 0.0)
+        spread = torch.where(alpha > 0, (sigma / torch.where(alpha > 0, alpha, 1.0)).square(), math.inf)
+        residual = y - near.value
+        guess = Guess(
+            residual=residual if keeps else residual.detach(),
+            noise=self.noise**2,
+            spread=spread,
+            forward=near.forward,
+            adjoint=near.adjoint,
+            covariance=lambda u: expand(factor, u) * gradient(x0, u),
+            filter=self.operator.filter,
+        )
+        delta = self.likelihood.shift(guess)
+        return prediction.shifted(torch.where(expand(alpha, delta) > 0, delta, 0.0))
+
+    def extra_repr(self) -> str:
+        """The noise and the likelihood."""
+        return f"noise={self.noise:g}, likelihood={self.likelihood}"
+
+
+def _required(y: Any) -> Any:
+    if y is None:
+        raise ValueError("give the measurement y=, one for each sample or one for all")
+    return y
+
+
+def _no_gradient(x0: Tensor, u: Tensor) -> Tensor:
+    raise AssertionError("a likelihood with gradients = 0 asked for a gradient")

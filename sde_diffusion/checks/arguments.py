@@ -57,6 +57,23 @@ def as_positive(name: str, value: Any, also: str = "") -> float:
     return number
 
 
+def as_fraction(name: str, value: Any, also: str = "") -> float:
+    """Check that an argument is a number from 0 to 1, and return it as a float; see `as_number`.
+
+    Args:
+        name: Name of the argument.
+        value: The argument.
+        also: Addition to the message.
+
+    Raises:
+        ValueError: If it is not a number, or lies outside [0, 1].
+    """
+    number = as_number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must lie in [0, 1]{also}; got {shown(value)}")
+    return number
+
+
 def as_integer(name: str, value: Any) -> int:
     """Check that an argument is an integer of Python, NumPy or torch ([]), and return it as an int.
 

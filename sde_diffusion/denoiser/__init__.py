@@ -1,8 +1,9 @@
 """Given x_t, what do we believe about x_0? Predictions, networks made denoisers, and closed forms."""
 
 from sde_diffusion.denoiser.base import Denoiser, check_denoiser, in_eval_mode
+from sde_diffusion.denoiser.conditions import repeated
 from sde_diffusion.denoiser.exact import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
-from sde_diffusion.denoiser.gradients import InputGradient
+from sde_diffusion.denoiser.gradients import InputGradient, recordable
 from sde_diffusion.denoiser.network import NetworkDenoiser
 from sde_diffusion.denoiser.noise_conditioning import (
     NOISE_CONDITIONINGS,
@@ -46,4 +47,6 @@ __all__ = [
     "Velocity",
     "check_denoiser",
     "in_eval_mode",
+    "recordable",
+    "repeated",
 ]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sde_diffusion.checks import check_count, check_kind
+from sde_diffusion.checks import check_count
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import SDE, Grid, Number, Time, add_, value_of
@@ -74,7 +74,7 @@ class MultistepSampler(Sampler):
 
     Args:
         steps: Number of network passes, at least 1.
-        grid: Spacing of the times; the path's default grid if None.
+        grid: See `Sampler`.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -82,14 +82,16 @@ class MultistepSampler(Sampler):
         ValueError: If steps < 1.
     """
 
-    belief = "x0"
-    """Which attribute of the `Prediction` the method combines: x0 or eps."""
+    always_shown: tuple[str, ...] | None = ("steps",)
 
-    def __init__(self, steps: int, grid: Grid | None = None, denoise: bool = True, t_end: float | None = None) -> None:
-        super().__init__(denoise, t_end)
-        check_kind("grid", grid, Grid, or_none=True)
+    prediction = "x0"
+    """Which form of the prediction the steps are linear in: x0, eps, score or velocity (attributes of `Prediction`)."""
+
+    def __init__(
+        self, steps: int, grid: str | Grid | None = None, denoise: bool = True, t_end: float | None = None
+    ) -> None:
+        super().__init__(denoise, t_end, grid)
         self.steps = check_count("steps", steps)
-        self.grid = grid
 
     @abstractmethod
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
@@ -129,7 +131,7 @@ class MultistepSampler(Sampler):
 
     def times(self, sde: SDE, t_end: float) -> Tensor:
         """The walk's times, from t_max down to t_end, [N + 1], float64."""
-        return (self.grid or sde.default_grid()).times(sde, self.transitions(self.steps - self.denoise) + 1, t_end)
+        return self.grid_on(sde).times(sde, self.transitions(self.steps - self.denoise) + 1, t_end)
 
     def follow(self, x: Tensor, run: Walk, times: Tensor) -> Tensor:
         """Take the method's steps from times[0] to times[-1].
@@ -153,7 +155,7 @@ class MultistepSampler(Sampler):
         before = x
         for step, t in enumerate(times[:-1]):
             run.visit(x, t)
-            belief = getattr(run.predict(x, t), self.belief)
+            belief = getattr(run.predict(x, t), self.prediction)
             if table.corrector is not None and step:
                 a, b = table.corrector[step - 1]
                 x = _combine(before, a, [belief, *past], b)
@@ -161,7 +163,7 @@ class MultistepSampler(Sampler):
             known = [*past]
             for stage in table.stages.get(step, ()):
                 inner = _combine(x, stage.from_x, known, stage.from_beliefs)
-                known.insert(0, getattr(run.predict(inner, stage.t), self.belief))
+                known.insert(0, getattr(run.predict(inner, stage.t), self.prediction))
             before = x
             x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
             if table.from_noise is not None:

@@ -1,4 +1,4 @@
-"""Adams' method with adaptive steps, as a `Method` of `ode_methods`."""
+"""Adams' method with adaptive steps, as an `ODEMethod` of `ode_methods`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Adams(Adaptive):
         return {"order": 4, **super().options(name, given)}
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """See `Method.solve`; warns if the tolerance had to be loosened."""
+        """See `ODEMethod.solve`; warns if the tolerance had to be loosened."""
         found = self.solution(solver, flow, y, ends, norm)
         if found.coarser is not None:
             off = float((found.state - found.coarser).detach().square().mean().sqrt())
@@ -49,7 +49,7 @@ class Adams(Adaptive):
         return found.state
 
     def solution(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Solution:
-        """See `Method.solution`; if the slope is rough in time, with the smallest tolerance that the passes allow."""
+        """See `ODEMethod.solution`; if the slope is rough in time, with the least tolerance that the passes allow."""
         visited: list[tuple[float, Tensor]] = []
         found = self._settled(solver, solver.monitor(flow), y, ends, norm, visited)
         for u, state in visited:

@@ -87,7 +87,7 @@ class Ends:
         return solution[-1]
 
 
-class Method(ABC):
+class ODEMethod(ABC):
     """A method for ordinary differential equations. A method of your own defines `adaptive` and `solve`."""
 
     adaptive: bool
@@ -127,12 +127,12 @@ class Method(ABC):
         return Solution(self.solve(solver, flow, y, ends, norm), None, solver.rtol)
 
 
-class FixedSteps(Method):
+class FixedSteps(ODEMethod):
     """A method of torchdiffeq with a given number of steps.
 
     Args:
         name: torchdiffeq's name of it.
-        single_pass: See `Method`.
+        single_pass: See `ODEMethod`.
     """
 
     adaptive = False
@@ -144,7 +144,7 @@ class FixedSteps(Method):
         self.single_pass = single_pass
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """See `Method.solve`."""
+        """See `ODEMethod.solve`."""
         own = dict(solver.options)
         size = own.pop("step_size", 1 / solver.steps)
         steps = math.ceil(1 / size - 1e-9)  # the last may be shorter
@@ -183,7 +183,7 @@ class FixedAdams(FixedSteps):
         return {"max_order": order + (not self.implicit), **options}
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """See `Method.solve`."""
+        """See `ODEMethod.solve`."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             solution = super().solve(solver, flow, y, ends, norm)
@@ -202,7 +202,7 @@ class FixedAdams(FixedSteps):
         return solution
 
 
-class Adaptive(Method):
+class Adaptive(ODEMethod):
     """A Runge-Kutta method of torchdiffeq with an error estimate.
 
     Args:
@@ -226,7 +226,7 @@ class Adaptive(Method):
         self.name = name
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """See `Method.solve`.
+        """See `ODEMethod.solve`.
 
         Raises:
             UserError: If the tolerance is not met.

@@ -26,6 +26,7 @@ from sde_diffusion.sde.coefficients import (
     value_of,
 )
 from sde_diffusion.sde.grids import (
+    GRIDS,
     BandLogSNR,
     BetaTable,
     GeometricLevels,
@@ -43,6 +44,7 @@ from sde_diffusion.sde.vp import VPSDE, CosineVPSDE, SubVPSDE
 
 __all__ = [
     "EDMSDE",
+    "GRIDS",
     "SDE",
     "VESDE",
     "VPSDE",

@@ -271,6 +271,18 @@ class GeometricLevels(NoiseLevels):
         return torch.linspace(low, high, self.n, dtype=torch.float64)
 
 
+GRIDS: dict[str, type[Grid]] = {
+    "uniform_time": UniformTime,
+    "quadratic_time": QuadraticTime,
+    "uniform_log_snr": UniformLogSNR,
+    "karras_rho": KarrasRho,
+    "band_log_snr": BandLogSNR,
+    "beta_table": BetaTable,
+    "geometric_levels": GeometricLevels,
+}
+"""The grids by name, with their default settings."""
+
+
 def _finite_log_snr(sde: SDE, t: float) -> Tensor:
     log_snr = sde.log_snr(t)
     if not math.isfinite(log_snr.item()):

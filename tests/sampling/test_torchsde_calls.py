@@ -9,7 +9,7 @@ from sampling_cases import SIX, Recording, gaussian, mixture
 from sde_diffusion.denoiser import Denoiser, Prediction
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, NoiseToSignal, SDESampler
-from sde_diffusion.sampling.sde import METHODS
+from sde_diffusion.sampling.sde_methods import METHODS
 from sde_diffusion.sde import EDMSDE, UniformTime
 
 PASSES = {

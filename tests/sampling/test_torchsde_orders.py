@@ -20,7 +20,7 @@ from sampling_cases import MEAN, SIX, STD, gaussian, latent, mixture, mixture_mo
 from sde_diffusion.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.sampling import Noise, NoiseToSignal, SDESampler
 from sde_diffusion.sampling.brownian import TreeBrownian
-from sde_diffusion.sampling.sde import METHODS
+from sde_diffusion.sampling.sde_methods import METHODS
 from sde_diffusion.sde import UniformLogSNR, UniformTime
 
 B, CELLS = 64, 2048

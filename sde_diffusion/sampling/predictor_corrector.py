@@ -202,6 +202,8 @@ class PredictorCorrector(Sampler):
         Song et al. 2021, "Score-Based Generative Modeling through SDEs", algorithms 1 to 5.
     """
 
+    always_shown = ("predictor", "corrector", "steps")
+
     def __init__(
         self,
         predictor: str | Predictor = "reverse_diffusion",

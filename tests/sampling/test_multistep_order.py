@@ -8,8 +8,16 @@ from sampling_cases import SIX
 from sde_diffusion.sampling import DEISSampler, DPMSolver, UniPC
 
 
-@pytest.mark.parametrize("name", SIX)
-@pytest.mark.parametrize("case", [gaussian_case, mixture_case])
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        pytest.param(
+            case, name, marks=[pytest.mark.slow] if case is gaussian_case and name not in ("vp", "cosine") else []
+        )
+        for case in (gaussian_case, mixture_case)
+        for name in SIX
+    ],
+)
 def test_order(case, name):
     """Slopes over 48, 96 and 192 passes, of walks in whose midst the belief changes all along."""
     sde, t_end = walk(name)

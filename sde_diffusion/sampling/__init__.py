@@ -14,6 +14,9 @@ Each choice of `sampler=` is a file in `conf/sampler/` that names a class, and e
 Calling a sampler (`base.Sampler.__call__`) draws x_T and hands a `walk.Walk` to the sampler's own `walk` method, which
 takes the steps. The solvers of `ode` and `sde` solve a `reverse.ReverseProcess`, as likelihoods do. Samplers of your
 own are subclasses of `Sampler` with a method `walk`, or of `MultistepSampler` with a method `coefficients`.
+
+Methods, predictors, correctors, coordinates and grids are given by name or as instances of classes of your own
+(`ODEMethod`, `SDEMethod`, `Predictor`, `Corrector`, `Coordinate`, `sde_diffusion.sde.Grid`).
 """
 
 from sde_diffusion.sampling.ancestral import AncestralSampler

@@ -127,7 +127,8 @@ class SDEMethod:
         Args:
             sde: The equation, with torchsde's `f`, and `g_prod` or `f_and_g`; see `TorchSDE`.
             y: State at times[0], [B, d].
-            times: [N], float64, increasing; integers unless adaptive.
+            times: [N], float64, increasing: both ends, and frames that are wanted in between; whole numbers unless
+                adaptive.
             brownian: W(b) - W(a) = brownian(a, b), [B, d].
             **settings: Other arguments of `torchsde.sdeint`: adaptive, rtol, atol, dt_min, options.
 

@@ -65,7 +65,19 @@ class Walk:
         return self.denoiser.sde
 
     def predict(self, x: Tensor, t: Time) -> Prediction:
-        """The prediction at (x, t). Counts its passes and calls the callback."""
+        """Ask the denoiser, with the walk's conditions; counts its network passes and calls the callback.
+
+        Args:
+            x: State at t, [B, *dims].
+            t: One time for the whole batch, [], in [t_end, t_max].
+
+        Returns:
+            The prediction at (x, t): x0, eps, score and velocity, [B, *dims] each.
+
+        Raises:
+            Stop: If the callback returns True; the sampler's call catches it.
+            UserError: With `check`, if x0 has NaN or infinite numbers.
+        """
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
         self.nfe += self.denoiser.passes_at(t)
         step, self.step = self.step, self.step + 1

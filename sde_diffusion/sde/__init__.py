@@ -7,8 +7,8 @@ Each choice of `sde=` is a file in `conf/sde/` that names a class, and each clas
     rectified           RectifiedFlow                  rectified
 
 A path of your own is a subclass of `SDE` (`base`) with methods `log_alpha` and `log_sigma`, or of `LearnedSDE`
-(`learned`) if it has parameters. `grids` has the times at which samplers step, DDPM's and NCSN's among them;
-`coefficients` has functions for float64 coefficients and the states that they multiply.
+(`learned`) if it has parameters. `grids` has the times at which samplers step, DDPM's and NCSN's among them, `GRIDS`
+their names; `coefficients` has functions for float64 coefficients and the states that they multiply.
 """
 
 from sde_diffusion.sde.base import SDE

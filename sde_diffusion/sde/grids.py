@@ -85,7 +85,11 @@ class QuadraticTime(Grid):
 
 @dataclass(frozen=True)
 class UniformLogSNR(Grid):
-    """lambda uniform: the choice of DPM-Solver (Lu et al. 2022, section 3.3). Needs t_end > 0 where sigma(0) = 0."""
+    """Log-SNR lambda uniform: the choice of DPM-Solver (Lu et al. 2022, section 3.3).
+
+    Raises:
+        ValueError: From `time`, if log-SNR is infinite at an end: it needs sigma(t_end) > 0 and alpha(t_max) > 0.
+    """
 
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
         """Map u to t; see `Grid.time`."""
@@ -95,10 +99,19 @@ class UniformLogSNR(Grid):
 
 @dataclass(frozen=True)
 class KarrasRho(Grid):
-    """(sigma/alpha)^(1/rho) uniform, with rho = 7 (Karras et al. 2022, equation 5). rho -> infinity is uniform lambda.
+    """r^(1/rho) uniform, r = sigma / alpha: r(u) = (r_end^(1/rho) + u (r_max^(1/rho) - r_end^(1/rho)))^rho.
+
+    Here r_end and r_max are those of t_end and t_max; on the EDM path r = t. A larger rho puts more of the times at low
+    noise: rho = 1 is uniform in r, and rho -> infinity uniform in log-SNR. Needs sigma(t_end) > 0 and alpha(t_max) > 0.
+
+    Args:
+        rho: The exponent, positive; 7 is EDM's.
 
     Raises:
-        ValueError: If rho <= 0.
+        ValueError: If rho <= 0; from `time`, if log-SNR is infinite at an end.
+
+    References:
+        Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5.
     """
 
     rho: float = 7.0

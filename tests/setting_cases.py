@@ -99,7 +99,7 @@ SAMPLERS = {
     f"sampler.coordinate={{_target_:sde_diffusion.sampling.UnitVariance}} {GRID}",
     "ode in steps": f"sampler=ode sampler.method=rk4 sampler.steps=4 {GRID}",
     "sde": f"sampler.method=srk sampler.steps=6 sampler.eta=0.5 sampler.one_path=true "
-    f"sampler.coordinate={{_target_:sde_diffusion.sampling.UnitVariance}} {GRID}",
+    f"sampler.coordinate=unit_variance {GRID}",
     "sde, options": f"sampler=sde sampler.method=milstein sampler.steps=6 sampler.options={{grad_free:true}} {GRID}",
     "sde, adaptive": f"sampler=sde sampler.adaptive=true sampler.rtol=0.3 sampler.atol=0.3 sampler.max_nfe=3000 "
     f"sampler.steps=20 {GRID}",

@@ -105,13 +105,25 @@ def coarse_steps(name, method):
 
 
 QUICK = ("vp", "rectified")
+SAME = ("milstein", "log_ode")
+"""Here they are Euler's method and the midpoint method, step by step (see below)."""
+
 CASES = [
     pytest.param(
-        name, method, marks=[pytest.mark.slow] if name not in QUICK or coarse_steps(name, method) > 256 else []
+        name,
+        method,
+        marks=[pytest.mark.slow] if name not in QUICK or method in SAME or coarse_steps(name, method) > 256 else [],
     )
     for name in SIX
     for method in STRONG
 ]
+
+
+@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize(("method", "other"), [("milstein", "euler"), ("log_ode", "midpoint")])
+def test_methods_that_are_the_same_here(method, other, name):
+    one, two = (solve(name, same, 8).x for same in (method, other))
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
@@ -193,7 +205,10 @@ def moments(name, method, steps, monkeypatch):
     return float(x[0]), float((x[1:] - x[0]).square().sum())
 
 
-@pytest.mark.parametrize("method", WEAK)
+WEAK_METHODS = [pytest.param(name, marks=pytest.mark.slow) if name in SAME else name for name in WEAK]
+
+
+@pytest.mark.parametrize("method", WEAK_METHODS)
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIX]
 )
@@ -214,7 +229,7 @@ def test_weak_order(name, method, monkeypatch):
         assert math.log2(few[0] / many[0]) > WEAK[method] - 0.5
 
 
-@pytest.mark.parametrize("method", WEAK)
+@pytest.mark.parametrize("method", WEAK_METHODS)
 def test_moments_of_200000_walks(method, monkeypatch):
     """With the noise itself: mean and variance are the ones computed above to within 5 standard errors (false alarms
     1.2e-6 a method), so that what is computed there is what samples have.

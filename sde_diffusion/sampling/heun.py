@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_count
+from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import Grid, KarrasRho, add, float64, number, numbers, value_of
@@ -75,7 +76,7 @@ class HeunSampler(Sampler):
         if self.churn:
             raise ValueError(f"only the deterministic walk (churn = 0) can be inverted; got churn={self.churn}")
         if self.steps == 1 and self.denoise:
-            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+            raise ValueError(NO_STEP_LEFT)
         times = self.grid_on(run.sde).times(run.sde, self.steps + (not self.denoise), run.t_end)
         return self._follow(x, run, times.flip(0), False)
 

@@ -11,7 +11,6 @@ such combination. A method is defined by its table of coefficients.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
+from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.walk import Walk, singular
-from sde_diffusion.sde import SDE, Grid, Number, Time, add_, value_of
+from sde_diffusion.sampling.walk import Walk, check_coefficients
+from sde_diffusion.sde import SDE, Grid, Number, Time, add_
 
 
 @dataclass
@@ -59,11 +59,6 @@ class Coefficients:
     from_noise: list[Number] | None = None
     stages: dict[int, list[Stage]] = field(default_factory=dict)
     corrector: list[tuple[Number, list[Number]]] | None = None
-
-    def finite(self) -> bool:
-        """Whether all coefficients are finite; at a singular end of a path some are not."""
-        rows = (self.from_x, *self.from_beliefs, self.from_noise or ())
-        return all(math.isfinite(value_of(number)) for row in rows for number in row)
 
 
 class MultistepSampler(Sampler):
@@ -126,7 +121,7 @@ class MultistepSampler(Sampler):
             ValueError: If there is no step to take.
         """
         if self.steps == 1 and self.denoise:
-            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+            raise ValueError(NO_STEP_LEFT)
         return self.follow(x, run, self.times(run.sde, run.t_end).flip(0))
 
     def times(self, sde: SDE, t_end: float) -> Tensor:
@@ -148,8 +143,7 @@ class MultistepSampler(Sampler):
             ValueError: If a coefficient is not finite.
         """
         table = self.coefficients(run.sde, times)
-        if not table.finite():
-            raise singular(run.sde)
+        check_coefficients((table.from_x, *table.from_beliefs, table.from_noise or ()), run.sde)
         run.plan(times)
         past: deque[Tensor] = deque(maxlen=max((len(b) for b in table.from_beliefs), default=1))
         before = x

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.coordinates import Coordinate, coordinate_of
 from sde_diffusion.sampling.ode_kinds import ODEMethod
@@ -79,7 +80,7 @@ class ODESampler(Sampler):
         if self.denoise and solver.single_pass and "step_size" not in solver.options:
             # The last prediction is one of the `steps` passes.
             if solver.steps < 2:
-                raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+                raise ValueError(NO_STEP_LEFT)
             solver.steps -= 1
         return solver
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,8 +19,8 @@ from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.correctors import CORRECTORS, Corrector
-from sde_diffusion.sampling.walk import Walk, singular
-from sde_diffusion.sde import SDE, Grid, Number, add_, numbers, value_of
+from sde_diffusion.sampling.walk import Walk, check_coefficients
+from sde_diffusion.sde import SDE, Grid, Number, add_, numbers
 
 
 @dataclass
@@ -234,7 +233,7 @@ class PredictorCorrector(Sampler):
         predictor, corrector = self._parts()
         times, steps = self._steps(run)
         table = [predictor.coefficients(step) for step in steps]
-        _check_finite(table, run.sde)
+        check_coefficients(table, run.sde)
         corrections = corrector.moves(run.sde, times, predictor.prediction is not None)
         draws = self.corrector_steps + 1
         run.plan(times)
@@ -259,7 +258,7 @@ class PredictorCorrector(Sampler):
                 "only the deterministic walk (predictor=probability_flow, corrector=none) can be inverted; got "
                 f"predictor={self.predictor}, corrector={self.corrector}"
             )
-        _check_finite(table, run.sde)
+        check_coefficients(table, run.sde)
         run.plan(times.flip(0))
         for step, (a, b) in zip(reversed(steps), reversed(table), strict=True):
             run.visit(x, step.s)
@@ -271,11 +270,6 @@ class PredictorCorrector(Sampler):
         """The times from t_max down to t_end, [steps + 1], and the steps between them."""
         times = self.grid_on(run.sde).times(run.sde, self.steps + 1, run.t_end)
         return times, Step.walk(run.sde, times)
-
-
-def _check_finite(table: Sequence[tuple[Number, ...]], sde: SDE) -> None:
-    if not all(math.isfinite(value_of(number)) for row in table for number in row):
-        raise singular(sde)
 
 
 def _predicted(predictor: Predictor, x: Tensor, run: Walk, t: Number, a: Number, b: Number) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_bool, check_count
 from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.coordinates import Coordinate, coordinate_of
 from sde_diffusion.sampling.flow import MonitoredDrift
@@ -103,7 +104,7 @@ class SDESampler(Sampler):
         self.coordinate = coordinate_of(coordinate)
         self.options = None if options is None else check_options(solver.name, options, solver.takes)
         if self.transitions < 1:
-            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+            raise ValueError(NO_STEP_LEFT)
 
     def solver(self) -> SDEMethod:
         """The method, from its name if it has one."""

@@ -21,7 +21,7 @@ from sde_diffusion.storage.files import opened
 
 if TYPE_CHECKING:
     from sde_diffusion.data import Split
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _from_file(name: str, value: Any) -> Any:
             raise UserError(f"{name}={value} is not an .npy file of numbers, or is damaged: {error}") from error
 
 
-def for_samples(model: ScoreModel, requested: Mapping[str, Any], n: int) -> dict[str, Tensor]:
+def for_samples(model: GenerativeModel, requested: Mapping[str, Any], n: int) -> dict[str, Tensor]:
     """Conditions for drawing n samples, [n, *] each; conditions that the samples are drawn without are left out.
 
     Requested conditions have the requested values. The others take all their values in turn, such as the classes. If
@@ -80,7 +80,7 @@ def for_samples(model: ScoreModel, requested: Mapping[str, Any], n: int) -> dict
     return _checked(model, {**turns, **_read(kinds, requested, n)})
 
 
-def for_items(model: ScoreModel, requested: Mapping[str, Any], split: Split, n: int) -> dict[str, Tensor]:
+def for_items(model: GenerativeModel, requested: Mapping[str, Any], split: Split, n: int) -> dict[str, Tensor]:
     """Conditions for drawing n samples that are compared with a split, [n, *] each; see `for_samples`.
 
     Requested conditions have the requested values. The others are taken from the split's items: for each sample, all
@@ -145,7 +145,7 @@ def is_own(value: Any) -> bool:
     return isinstance(value, str) and value == "own"
 
 
-def check_trained_for(model: ScoreModel, values: Mapping[str, Any]) -> None:
+def check_trained_for(model: GenerativeModel, values: Mapping[str, Any]) -> None:
     """Check that a model was trained with these conditions and without all others.
 
     A condition is left out if its value is None, or the null value for some sample.
@@ -172,6 +172,6 @@ def _read(kinds: Conditions, requested: Mapping[str, Any], n: int) -> dict[str, 
     return found
 
 
-def _checked(model: ScoreModel, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+def _checked(model: GenerativeModel, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     check_trained_for(model, values)
     return {name: value for name in model.conditions if (value := values.get(name)) is not None}

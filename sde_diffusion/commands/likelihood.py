@@ -30,7 +30,7 @@ from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,9 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         )
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    matched = data.matched_prior(model.denoiser.sde)
-    prior = matched if cfg.prior == "matched" else GaussianPrior.standard(model.denoiser.sde)
+    sde = denoiser_of(cfg, model).sde
+    matched = data.matched_prior(sde)
+    prior = matched if cfg.prior == "matched" else GaussianPrior.standard(sde)
     run = ScoringRun(cfg, model, device, scoring, prior, out / ".scores")
     begin = time.perf_counter()
     other = against_data(cfg, model, data)
@@ -106,7 +107,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
 
 def _report(
     cfg: DictConfig,
-    model: ScoreModel,
+    model: GenerativeModel,
     scored: ScoredData,
     run: ScoringRun,
     reports: dict[str, dict[str, Any]],
@@ -154,7 +155,7 @@ def _against(
     }
 
 
-def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
+def _bound(cfg: DictConfig, model: GenerativeModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
     """The ELBO's decoder and arguments; the time of the decoder is chosen on the validation split."""
     if cfg.elbo is None:
         return {"bound": None}

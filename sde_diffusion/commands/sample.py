@@ -26,7 +26,7 @@ from sde_diffusion.storage.files import forget, fresh
 from sde_diffusion.storage.memory import check_fits
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
 
 def _film(
     cfg: DictConfig,
-    model: ScoreModel,
+    model: GenerativeModel,
     conditions: Mapping[str, Tensor],
     device: torch.device,
     strip: Path,

@@ -22,7 +22,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Stored, modality_of, read_samples
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SampleSet:
     seconds: float
 
 
-def check_shape(data: DataModule, model: ScoreModel) -> None:
+def check_shape(data: DataModule, model: GenerativeModel) -> None:
     """Check that the data's items have the kind and the shape of the model's samples.
 
     Raises:
@@ -78,7 +78,9 @@ def stored_samples(source: str, file: Stored, data: DataModule) -> SampleSet:
     return SampleSet(len(file), lambda: map(data.modality.for_metrics, file.batches()), file.labels, origin, 0.0)
 
 
-def drawn_samples(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch.device, parts: Path) -> SampleSet:
+def drawn_samples(
+    cfg: DictConfig, model: GenerativeModel, data: DataModule, device: torch.device, parts: Path
+) -> SampleSet:
     """Draw samples from a model; finished batches are stored in the folder `parts`.
 
     Raises:

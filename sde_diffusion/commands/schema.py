@@ -157,9 +157,9 @@ def _train(checks: ConfigChecks) -> None:
     )
     conditions = dict.fromkeys(model.get("condition_dropout") or {}, Label(1))  # the real ones depend on the data
     offered = {"denoiser": denoiser, "objective": objective, "conditions": conditions, "data": {"levels": 2}}
-    checks.call(
-        "model", cls, **model, **{name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
-    )
+    taken = {name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
+    if "denoiser" in taken:  # another model makes its networks for the shape of the data, which is not known yet
+        checks.call("model", cls, **model, **taken)
     checks.instances("callbacks", Callback, sampler=sampler)
     checks.instances("logger", Logger)
     _guidance(checks)

@@ -23,7 +23,7 @@ from sde_diffusion.sde import SDE
 
 if TYPE_CHECKING:
     from sde_diffusion.data import Split
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 _MOMENT_ITEMS = 50_000
 """Maximum number of items from which the data's moments are estimated."""
@@ -112,7 +112,7 @@ class ScoredData:
         return GaussianPrior.matched(sde, x.mean(0), x.var(0, correction=0) + bins)
 
 
-def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]:
+def own_data(cfg: DictConfig, model: GenerativeModel) -> tuple[ScoredData, list[str]]:
     """The data set to score, and the names of the splits to score.
 
     Raises:
@@ -132,7 +132,7 @@ def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]
     return ScoredData(data.name, "own", data.splits, cfg.n, _requested(cfg, model), model.conditions), splits
 
 
-def _requested(cfg: DictConfig, model: ScoreModel) -> dict[str, Any]:
+def _requested(cfg: DictConfig, model: GenerativeModel) -> dict[str, Any]:
     """The requested conditions, as they were typed.
 
     Raises:
@@ -143,7 +143,7 @@ def _requested(cfg: DictConfig, model: ScoreModel) -> dict[str, Any]:
     return requested
 
 
-def row_data(cfg: DictConfig, model: ScoreModel) -> ScoredData:
+def row_data(cfg: DictConfig, model: GenerativeModel) -> ScoredData:
     """The rows of the file `cfg.x`.
 
     Raises:
@@ -158,7 +158,7 @@ def row_data(cfg: DictConfig, model: ScoreModel) -> ScoredData:
     return ScoredData(path.name, "rows", rows, cfg.n, requested, model.conditions)
 
 
-def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredData | None:
+def against_data(cfg: DictConfig, model: GenerativeModel, own: ScoredData) -> ScoredData | None:
     """The other data of `against`, to compare with the model's own; None if `against` is null.
 
     Raises:
@@ -194,7 +194,7 @@ def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredD
     return ScoredData(name, "against", {"test": data.split("test")}, cfg.n, requested, model.conditions)
 
 
-def _check_shape(name: str, shape: tuple[int, ...], levels: int | None, model: ScoreModel) -> None:
+def _check_shape(name: str, shape: tuple[int, ...], levels: int | None, model: GenerativeModel) -> None:
     if list(shape) != list(model.data["shape"]):
         raise UserError(
             f"{name} has items of shape {list(shape)}, and the model was trained on {model.data['name']} of shape "

@@ -25,7 +25,7 @@ from sde_diffusion.storage.batches import Batches, in_batches
 from sde_diffusion.storage.progress import Bar, passes
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class ScoringRun:
     def __init__(
         self,
         cfg: DictConfig,
-        model: ScoreModel,
+        model: GenerativeModel,
         device: torch.device,
         scoring: Scoring,
         prior: GaussianPrior,

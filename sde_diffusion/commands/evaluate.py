@@ -78,7 +78,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     data = load_data(cfg, model)
     wanted = {}
     if model is not None:
-        wanted = matching(model.conditions, requested_conditions(cfg, model.conditions))
+        wanted = matching(model.conditions, requested_conditions(cfg, model))
         check_shape(data, model)
     file = None if cfg.samples is None else read_source(cfg, str(cfg.samples), data)
     n = cfg.n if file is None else len(file)
@@ -104,9 +104,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     begin, before = time.perf_counter(), features.seconds
     found = measure(metrics, features, cfg.confidence, cfg.resamples, reference=cfg.reference)
     baseline, n_baseline = sides.baseline(metrics, features, samples.n)
-    real_labels = None if wanted else data.split(cfg.split).label
-    classifier = extractor if name == data.name and hasattr(extractor, "head") else None
-    classes = _classes(cfg, metrics, features, samples.labels, real_labels, classifier)
+    recognised = getattr(extractor, "recognises", None) if name == data.name else None
+    guess = None if recognised is None else features(Probabilities(extractor), FAKE).argmax(1)
+    classes = {} if wanted else _classes(cfg, metrics, features, samples, data, {recognised: guess})
     against = None
     if other is not None:
         settings = {"level": cfg.confidence, "resamples": cfg.resamples, "reference": cfg.reference}
@@ -173,8 +173,8 @@ def _check(cfg: DictConfig) -> None:
             "give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz or a folder of pictures"
         )
     if cfg.samples is not None:
-        drawing = [key for key in ("guidance", "label", "conditions", "n", "sampler", "seed") if is_overridden(key)]
-        if drawing:
+        drawing = [key for key in ("guidance", "n", "sampler", "seed") if is_overridden(key)]
+        if drawing := [*drawing, *(cfg.conditions or {})]:
             raise UserError(
                 f"{'= and '.join(drawing)}= cannot be given with samples=, but only for samples drawn from a checkpoint"
             )
@@ -238,27 +238,33 @@ def _classes(
     cfg: DictConfig,
     metrics: Mapping[str, FeatureMetric],
     features: Features,
-    labels: Tensor | None,
-    real_labels: Tensor | None,
-    classifier: nn.Module | None,
-) -> dict[str, Any]:
-    """The metrics of each class, against the data of that class, and the share that a classifier assigns to it."""
-    if labels is None or real_labels is None:
-        return {}
+    samples: SampleSet,
+    data: DataModule,
+    guesses: Mapping[str | None, Tensor | None],
+) -> dict[str, dict[str, Any]]:
+    """For each condition that is a class, the metrics of each class against the data of that class.
+
+    With a classifier's guesses of a condition, also the share of a class's samples that it assigns to the class.
+    """
     usable = {name: metric for name, metric in metrics.items() if TRAIN not in metric.sides}
-    guess = None if classifier is None else features(Probabilities(classifier), FAKE).argmax(1)
-    found: dict[str, Any] = {}
-    for label in sorted(set(labels.tolist())):
-        rows = {FAKE: labels == label, REAL: real_labels == label}
+    found: dict[str, dict[str, Any]] = {}
+    for name, kind in data.conditions.items():
+        drawn, real = samples.conditions.get(name), data.split(cfg.split).conditions.get(name)
+        if drawn is None or real is None or kind.in_turn(1) is None:
+            continue
+        found[name] = {}
+        for value in torch.unique(drawn[~kind.is_null(drawn)]):
+            rows = {FAKE: drawn == value, REAL: real == value}
 
-        def own(extractor: nn.Module, side: str, rows: dict[str, Tensor] = rows) -> Tensor:
-            return features(extractor, side)[rows[side]]
+            def own(extractor: nn.Module, side: str, rows: dict[str, Tensor] = rows) -> Tensor:
+                return features(extractor, side)[rows[side]]
 
-        counts = {"n": int(rows[FAKE].sum()), "n_reference": int(rows[REAL].sum())}
-        figures = measure(usable, own, cfg.confidence, cfg.resamples, reference=cfg.reference).figures
-        found[str(label)] = counts | {key: figure.as_dict() for key, figure in figures.items()}
-        if guess is not None:
-            found[str(label)]["recognised"] = float((guess[rows[FAKE]] == label).double().mean())
+            figures = measure(usable, own, cfg.confidence, cfg.resamples, reference=cfg.reference).figures
+            one: dict[str, Any] = {"n": int(rows[FAKE].sum()), "n_reference": int(rows[REAL].sum())}
+            one |= {key: figure.as_dict() for key, figure in figures.items()}
+            if (guess := guesses.get(name)) is not None:
+                one["recognised"] = float((guess[rows[FAKE]] == value).double().mean())
+            found[name][kind.words(value)] = one
     return found
 
 
@@ -284,11 +290,12 @@ def _log_report(report: dict[str, Any], metrics: Mapping[str, FeatureMetric], fo
     for metric in metrics.values():
         if metric.note and set(metric.names) <= set(found.figures):
             log.info("  (%s)", metric.note)
-    for label, figures in report.get("classes", {}).items():
-        known = [f"{key} {figures[key]['value']:.4g}" for key in found.figures if key in figures]
-        share = [f"recognised {figures['recognised']:.1%}"] if "recognised" in figures else []
-        if share or known:
-            log.info("  class %s (%d samples): %s", label, figures["n"], ", ".join([*share, *known]))
+    for condition, classes in report.get("classes", {}).items():
+        for name, figures in classes.items():
+            known = [f"{key} {figures[key]['value']:.4g}" for key in found.figures if key in figures]
+            share = [f"recognised {figures['recognised']:.1%}"] if "recognised" in figures else []
+            if share or known:
+                log.info("  %s %s (%d samples): %s", condition, name, figures["n"], ", ".join([*share, *known]))
     for name, reason in report["skipped"].items():
         log.info("  no %s: %s", name, reason)
     log.info("seconds: %s", ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))

@@ -101,7 +101,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     forget(out / ".scores")
-    _log_report(report, reports, [result, table, *([picture] if values else [])])
+    _log_report(report, reports, scored.in_words(), [result, table, *([picture] if values else [])])
     return report
 
 
@@ -132,8 +132,7 @@ def _report(
         "quote": quoted(reports[split], levels),
         **more,
         **{key: cfg[key] for key in (*settings, "batch_size", "seed")},
-        "label": scored.reported("label"),
-        "conditions": {name: scored.reported(name) for name in model.conditions if name != "label"},
+        "conditions": {name: scored.reported(name) for name in model.conditions},
         "batch_sizes": run.sizes,  # those that were used; smaller than batch_size where memory ran out
         "guidance": resolved(cfg.guidance),
         "elbo_settings": None if cfg.elbo is None else {**resolved(cfg.elbo), "t_end": t_end},
@@ -188,7 +187,7 @@ def _write_table(path: Path, scores: dict[str, dict[str, Tensor]]) -> None:
             table.writerows([split, *(f"{value:.10g}" for value in row)] for row in rows)
 
 
-def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: list[Path]) -> None:
+def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], conditions: str, paths: list[Path]) -> None:
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats_per_dim"
     per = unit.replace("_per_", "/")
     for split, values in reports.items():
@@ -213,7 +212,7 @@ def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], path
             )
     uniform = "" if report["uniform"] is None else f"; the uniform distribution has {report['uniform']:.3f}"
     log.info("  lower is better; ± is one standard error of the mean over the items%s", uniform)
-    log.info("  %s", ", ".join(f"{key}={report[key]}" for key in ("prior", "trace", "label")))
+    log.info("  prior=%s, trace=%s%s", report["prior"], report["trace"], f"; given {conditions}" if conditions else "")
     if report["own_units"] is not None:
         own = report["own_units"]
         density = plus_minus(own["log_density"], own["std_error"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,14 +32,14 @@ class SampleSet:
     Attributes:
         n: Number of samples N.
         batches: Returns an iterator over batches [B, *shape], as metrics take them.
-        labels: Class numbers, [N], if known.
+        conditions: Their conditions by name, [N, *] each, if known.
         origin: What the report says of their origin.
         seconds: Time that drawing them took.
     """
 
     n: int
     batches: Callable[[], Iterator[Tensor]]
-    labels: Tensor | None
+    conditions: Mapping[str, Tensor]
     origin: dict[str, Any]
     seconds: float
 
@@ -68,14 +68,15 @@ def read_source(cfg: DictConfig, source: str, data: DataModule) -> Stored:
     """
     path = Path(source)
     if path.is_dir() and not (path / "samples.npz").is_file():
-        return Stored(read_pictures(path, data.modality, cfg.resize), None, data.modality)
-    return read_samples(path / "samples.npz" if path.is_dir() else path, data.modality)
+        return Stored(read_pictures(path, data.modality, cfg.resize), {}, data.modality)
+    classes = [name for name, kind in data.conditions.items() if kind.in_turn(1) is not None]
+    return read_samples(path / "samples.npz" if path.is_dir() else path, data.modality, classes)
 
 
 def stored_samples(source: str, file: Stored, data: DataModule) -> SampleSet:
     """The samples of a file or folder that `read_source` has read."""
     origin = {"samples": source, "nfe": None, "sampler": None, "seeds": None}
-    return SampleSet(len(file), lambda: map(data.modality.for_metrics, file.batches()), file.labels, origin, 0.0)
+    return SampleSet(len(file), lambda: map(data.modality.for_metrics, file.batches()), file.classes, origin, 0.0)
 
 
 def drawn_samples(
@@ -87,7 +88,7 @@ def drawn_samples(
         UserError: If the configuration does not allow it.
     """
     seeds = check_seeds(cfg)
-    requested = requested_conditions(cfg, model.conditions)
+    requested = requested_conditions(cfg, model)
     conditions = for_items(model, requested, data.split(cfg.split), cfg.n)
     drawn = draw(cfg, model, conditions, device, parts)
     origin = {
@@ -96,13 +97,12 @@ def drawn_samples(
         "guidance": resolved(cfg.guidance),
         "seeds": [seeds[0], seeds[-1]],
         "batch_sizes": drawn.finished.sizes,  # those that were used; smaller than batch_size where memory ran out
-        "label": None if requested.get("label") is None else int(conditions["label"][0]),
-        "conditions": {name: value for name, value in (resolved(cfg.conditions) or {}).items() if name != "label"},
+        "conditions": resolved(cfg.conditions) or {},
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": model.digest,
     }
     batches = functools.partial(_for_metrics, data, drawn)
-    return SampleSet(drawn.n, batches, conditions.get("label"), origin, drawn.seconds)
+    return SampleSet(drawn.n, batches, conditions, origin, drawn.seconds)
 
 
 def _for_metrics(data: DataModule, drawn: Sampled) -> Iterator[Tensor]:

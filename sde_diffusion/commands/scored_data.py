@@ -75,6 +75,11 @@ class ScoredData:
             return self.common[condition][0].tolist()
         return "own" if condition in self.own else None
 
+    def in_words(self) -> str:
+        """The conditions for the log: "label=own, rate=26.5"."""
+        values = {name: self.kinds[name].words(value[0]) for name, value in self.common.items()}
+        return ", ".join(f"{name}={'own' if name in self.own else values.get(name, 'none')}" for name in self.kinds)
+
     def count(self, split: str) -> int:
         """Number of items of a split to score."""
         return len(self.parts[split]) if self.limit is None else min(self.limit, len(self.parts[split]))
@@ -138,7 +143,7 @@ def _requested(cfg: DictConfig, model: GenerativeModel) -> dict[str, Any]:
     Raises:
         UserError: If the model was not trained with these conditions and without the others.
     """
-    requested = requested_conditions(cfg, model.conditions)
+    requested = requested_conditions(cfg, model)
     check_trained_for(model, requested)
     return requested
 
@@ -153,8 +158,8 @@ def row_data(cfg: DictConfig, model: GenerativeModel) -> ScoredData:
         raise UserError(f"x must be a file of rows, .npy, .npz or .csv; got x={cfg.x}")
     path = Path(cfg.x)
     requested = _requested(cfg, model)
-    others = [name for name, value in requested.items() if is_own(value) and name != "label"]
-    rows = {"rows": read_rows(path, model.data, others)}
+    own = {name: model.conditions[name] for name, value in requested.items() if is_own(value)}
+    rows = {"rows": read_rows(path, model.data, own)}
     return ScoredData(path.name, "rows", rows, cfg.n, requested, model.conditions)
 
 

@@ -35,7 +35,7 @@ def guided_denoiser(model: BaseModel, guidance: Mapping[str, Any] | None) -> Den
         found: Denoiser = build_around(guidance, "guidance", denoiser=model.denoiser, null=null)
     except UserError as error:
         if isinstance(error.__cause__, UntrainedError):
-            names = " and ".join(model.conditions) or "label"
+            names = " and ".join(model.conditions) or "conditions"
             raise UserError(f"this guidance also needs the model without its {names}, but {_lacking(model)}") from error
         raise
     return found
@@ -43,5 +43,5 @@ def guided_denoiser(model: BaseModel, guidance: Mapping[str, Any] | None) -> Den
 
 def _lacking(model: BaseModel) -> str:
     if not model.conditions:
-        return "it has no classes: train one with conditional=true"
+        return "it has none: train one with conditional=true"
     return "it was never trained without (model.label_dropout=0): train one with model.label_dropout=0.1"

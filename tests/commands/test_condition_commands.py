@@ -84,12 +84,13 @@ def test_samples_by_value_from_the_command_line(run, model, tmp_path):
         assert (found["labels"].tolist(), found["rate"].tolist()) == ([1, 1, 1], rate)
         complete = AncestralSampler(3, eta=0.0)(model.denoiser, (3, 2), label=1, rate=torch.tensor(rate)).x
         torch.testing.assert_close(torch.from_numpy(found["points"]), complete, rtol=0, atol=1e-5)  # cut into 2 and 1
-    done, out = run("sample", *SAMPLER, "n=3")
-    assert "drawn without label and rate" in done.out + done.err
-    found = np.load(out / "samples.npz")
-    assert set(found.files) & {"rate", "labels"} == set()
     alone = AncestralSampler(3, eta=0.0)(model.denoiser, (3, 2)).x
-    torch.testing.assert_close(torch.from_numpy(found["points"]), alone, rtol=0, atol=1e-5)
+    for typed in ((), ("label=none",), ("label=null", "rate=None")):
+        done, out = run("sample", *SAMPLER, "n=3", *typed)
+        assert "given label=none, rate=none" in done.out
+        found = np.load(out / "samples.npz")
+        assert set(found.files) & {"rate", "labels"} == set()
+        torch.testing.assert_close(torch.from_numpy(found["points"]), alone, rtol=0, atol=1e-5)
 
 
 def test_guided_by_both(run, model):
@@ -107,7 +108,7 @@ REFUSED = {
     ("label=right", "rate=fast"): "rate must be finite numbers (or all NaN: no rate); got 'fast'",
     ("label=up", "rate=3"): "label=up is not a class; the classes are left, right",
     ("label=left", "rat=3"): "conditions of the model: label, rate (did you mean rate?)",
-    ("label=left", "conditions.label=0", "rate=3"): "label is given twice",
+    ("label=none", "rate=3"): "and label is missing: give label=VALUE, or none for all of them",
     ("label=left", "rate=none.npy"): "none.npy",
     ("label=left", "rate=3", "sed=3"): "unknown key 'sed' (did you mean seed?)",
 }
@@ -172,12 +173,12 @@ def test_evaluation(run, folder):
     assert done.status == 0, done.err
     split = Arrays(str(folder / "data.npz"), conditions=["rate"]).split("train")
     report = json.loads((out / "metrics.json").read_text())
-    assert {name: one["n_reference"] for name, one in report["classes"].items()} == {
-        str(label): int((split.label == label).sum()) for label in (0, 1)
+    assert {name: one["n_reference"] for name, one in report["classes"]["label"].items()} == {
+        name: int((split.label == number).sum()) for number, name in enumerate(("left", "right"))
     }
     done, out = run("evaluate", *SAMPLER, "n=30", "metrics=[energy]", "cache=cache", "split=train", "label=left")
     report = json.loads((out / "metrics.json").read_text())
-    assert (report["n_reference"], report["label"]) == (int((split.label == 0).sum()), 0)
+    assert (report["n_reference"], report["conditions"]) == (int((split.label == 0).sum()), {"label": "left"})
 
 
 def test_likelihoods_of_items_with_what_is_known_of_them(run, model, folder, tmp_path):
@@ -189,7 +190,8 @@ def test_likelihoods_of_items_with_what_is_known_of_them(run, model, folder, tmp
     done, out = run("likelihood", "n=3", "label=own", "rate=own", "batch_size=2", *options)
     assert done.status == 0, done.err
     report = json.loads((out / "likelihood.json").read_text())
-    assert (report["label"], report["conditions"]) == ("own", {"rate": "own"})
+    assert report["conditions"] == {"label": "own", "rate": "own"}
+    assert "given label=own, rate=own" in done.out
 
     def scores():
         with (out / "likelihood.csv").open(newline="") as file:

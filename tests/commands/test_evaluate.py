@@ -96,16 +96,16 @@ def test_classes_and_copies(command, tmp_path, digits):
     found, done = run(
         command, tmp_path / "out", write(tmp_path / "own.npz", digits.tensor("train"), labels), "data=digits", QUICK[2]
     )
-    assert set(found["classes"]) == {str(label) for label in range(10)}
-    assert sum(one["n"] for one in found["classes"].values()) == len(labels)
-    for label, one in found["classes"].items():
+    assert set(found["classes"]["label"]) == {str(label) for label in range(10)}
+    assert sum(one["n"] for one in found["classes"]["label"].values()) == len(labels)
+    for label, one in found["classes"]["label"].items():
         assert one["recognised"] > 0.95
         assert one["n_reference"] == int((digits.split("test").label == int(label)).sum())
         assert one["kernel_distance"]["low"] < 0.5  # of the class's own data: near 0; another class is tens away
     assert found["memorisation_share"] > 0.99
     assert found["memorisation_z"] > 3
     assert found["frechet_distance"] == pytest.approx(found["training_split"]["frechet_distance"], rel=1e-6)
-    assert "class 7" in done.out
+    assert "label 7" in done.out
 
 
 def test_features_of_the_data_are_made_once(evaluated, command, trained, tmp_path):
@@ -159,8 +159,8 @@ def test_one_class_against_its_own_data(command, tmp_path, digits):
     assert found["n_reference"] == int((digits.split("test").label == 3).sum())
     assert "classes" not in found
     every, _ = run(command, tmp_path / "all", ckpt, "n=30", *QUICK, "metrics=[kernel,energy]")
-    assert (every["n_reference"], len(every["classes"])) == (300, 10)
-    for label in ("x", "99"):
+    assert (every["n_reference"], len(every["classes"]["label"])) == (300, 10)
+    for label in ("x", "99", "true"):
         few = command("evaluate", ckpt, f"label={label}", *QUICK, f"out={tmp_path / 'x'}", cwd=tmp_path)
         assert (few.status, "label must be one of 0 ... 9" in few.err) == (1, True), few.err
 

@@ -95,8 +95,8 @@ def command(folder: Path, *overrides: str, look: bool = False) -> Seen | None:
     OmegaConf.set_struct(cfg, True)
     spy, original, kept = Look(), train.build_trainer, {}
 
-    def spied(cfg: DictConfig, model: Any, folder: Path) -> Any:
-        kept["cfg"], trainer = cfg, original(cfg, model, folder)
+    def spied(cfg: DictConfig, folder: Path) -> Any:
+        kept["cfg"], trainer = cfg, original(cfg, folder)
         if look:
             trainer.callbacks.insert(0, spy)
         return trainer

@@ -115,8 +115,7 @@ class ScoringRun:
         """How many network passes to expect."""
         flow, bound = self.scoring.flow, self.scoring.bound
         if METHODS[flow["method"]].adaptive:
-            usual = "50 to 150, with a network that is rough in time 300 to 1,500, and "
-            count = f"{usual if flow['method'] == 'adams' else ''}at most {flow['max_nfe']:,} (max_nfe)"
+            count = f"as many as rtol and atol need, at most {flow['max_nfe']:,} (max_nfe)"
         else:
             count = f"those of {flow['steps'] or 50} steps of {flow['method']}"
         times = f", {self.scoring.draws} times" if self.scoring.draws > 1 else ""

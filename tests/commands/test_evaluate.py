@@ -222,6 +222,8 @@ REFUSED = {
         ["samples=own.npz", "data=digits", "level=2"],
         ["confidence must be a number between 0 and 1"],
     ),
+    "other samples of another shape": (["samples=own.npz", "data=digits", "against=large.npz"], ["[1, 9, 9]"]),
+    "other samples of another kind": (["samples=own.npz", "data=digits", "against=points.npz"], ["holds points"]),
     "an extractor of another shape": (["samples=own.npz", "data=digits", "extractor=mnist"], ["mnist", "pixels"]),
     "inception without weights": (["samples=own.npz", "data=digits", "extractor=inception"], ["inception", "fid"]),
 }
@@ -236,12 +238,14 @@ def test_refused(case, command, tmp_path):
     write(tmp_path / "labels.npz", own, torch.zeros(3))
     np.savez(tmp_path / "floats.npz", images=np.zeros((40, 8, 8, 1), np.float32))
     np.savez(tmp_path / "other.npz", stuff=np.zeros(3))
+    np.savez(tmp_path / "points.npz", points=np.zeros((40, 2)))
     (tmp_path / "words.npz").write_text("hello")
     done = command("evaluate", *overrides, f"out={tmp_path / 'out'}", cwd=tmp_path)
     assert (done.status, "Traceback" in done.err + done.out) == (1, False), done.err
     for part in parts:
         assert part in done.err, (part, done.err)
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "outputs").exists()  # refused before the features of the data are computed
 
 
 def test_features_resume_after_their_last_batch(tmp_path):

@@ -30,6 +30,7 @@ def classes(command, tmp_path_factory):
     settings = ("conditional=true", "guidance=cfg", "guidance.scale=5", f"hydra.run.dir={folder}")
     done = command("train", *TINY, *settings, cwd=folder.parent)
     assert done.status == 0, done.err
+    assert done.out.count("guidance=cfg guidance.scale=5") == 3  # in the commands to try next
     return folder / "checkpoints" / "last.ckpt"
 
 

@@ -98,9 +98,9 @@ def _guidance(cfg: DictConfig) -> dict[str, Any]:
     node = resolved(cfg.guidance)
     if node is None:
         return {}
-    for path in sorted((config_folder() / "guidance").glob("*.yaml")):
-        usual = resolved(OmegaConf.load(path))
-        if isinstance(usual, dict) and usual.get("_target_") == node["_target_"]:
-            changed = {f"guidance.{key}": value for key, value in node.items() if usual.get(key) != value}
-            return {"guidance": path.stem, **changed}
-    return {f"+guidance.{key}": value for key, value in node.items()}
+    choices = {
+        path.stem: resolved(OmegaConf.load(path)) or {} for path in (config_folder() / "guidance").glob("*.yaml")
+    }
+    usual = next((name for name, own in choices.items() if own.get("_target_") == node["_target_"]), "cfg")
+    changed = {f"guidance.{key}": value for key, value in node.items() if choices[usual].get(key) != value}
+    return {"guidance": usual, **changed}

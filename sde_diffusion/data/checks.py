@@ -172,6 +172,6 @@ def _check_others(name: str, splits: Mapping[str, Split]) -> None:
                 )
             if bad := int((~values.reshape(len(part), -1).isfinite()).any(1).sum()):
                 raise UserError(
-                    f"{name!r}: {condition} of {split} is NaN (missing) or infinite for {bad} of {len(part)} items: remove "
-                    f"them, or fill in a value; a model learns to do without {condition} from the others too"
+                    f"{name!r}: {condition} of {split} is NaN (missing) or infinite for {bad} of {len(part)} items: "
+                    f"remove them, or fill in a value; a model learns to do without {condition} from the others too"
                 )

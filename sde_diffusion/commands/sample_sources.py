@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import resolved
-from sde_diffusion.commands.conditions import for_items, requested_conditions
+from sde_diffusion.commands.conditions import for_items, in_words, requested_conditions
 from sde_diffusion.commands.drawing import check_seeds, draw
 from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.sample_folder import read_pictures
@@ -23,6 +24,9 @@ from sde_diffusion.modality import Stored, modality_of, read_samples
 
 if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ def drawn_source(
         raise UserError(f"{data.name} has {has}, and {cfg.ckpt} generates {made}")
     conditions = for_items(model, requested_conditions(cfg, model), data.split(cfg.split), cfg.n)
     denoiser_of(cfg, model)  # raises its errors now
+    if model.conditions:
+        log.info("given %s", in_words(model.conditions, conditions))
 
     def samples() -> SampleSet:
         drawn = draw(cfg, model, conditions, device, parts)

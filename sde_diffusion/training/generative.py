@@ -39,9 +39,10 @@ class GenerativeModel(BaseModel):
     """A model trained with AdamW, warm-up and a learning rate schedule, whose checkpoints can rebuild it.
 
     A new kind of model is a subclass that makes its modules in the constructor and defines `training_loss` and
-    `validation_losses`; see `BaseModel` for what else it may have. All of its parameters are trained. It stores further
-    constructor arguments by `save_hyperparameters({...})`, as plain Python containers (dicts, lists, numbers, strings),
-    so that the checkpoint has all that `load_from_checkpoint` needs.
+    `validation_losses`. It may set `conditions`, `dropout` and `denoiser`, and override `draw_samples` and `summary`;
+    see `sde_diffusion.training.base.BaseModel`. All of its parameters are trained. It stores further constructor
+    arguments by `save_hyperparameters({...})`, as plain Python containers (dicts, lists, numbers, strings), so that the
+    checkpoint has all that `load_from_checkpoint` needs.
 
     All random numbers of a training step are a function of (seed, step, process), so that a resumed run draws the same
     as an uninterrupted one. To this end each step seeds torch's global generator.

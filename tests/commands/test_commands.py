@@ -181,13 +181,13 @@ def test_vectors(command, tmp_path):
 def test_classes(command, tmp_path):
     run = tmp_path / "run"
     assert command("train", *TINY, "conditional=true", f"hydra.run.dir={run}", cwd=tmp_path).status == 0
-    for typed, want in ((["label=3"], [3] * 12), ([], [*range(10), 0, 1])):
-        out = tmp_path / "".join(["drawn", *typed])
+    for name, typed, want in (("threes", ["label=3"], [3] * 12), ("all", [], [*range(10), 0, 1])):
+        out = tmp_path / name
         done = command("sample", f"ckpt={last(run)}", "n=12", *typed, f"out={out}", *DDPM, cwd=tmp_path)
         assert done.status == 0, done.err
         arrays = np.load(out / "samples.npz", allow_pickle=False)
         assert arrays["labels"].tolist() == want
-    threes, all_in_turn = (np.load(tmp_path / name / "samples.npz")["images"] for name in ("drawnlabel=3", "drawn"))
+    threes, all_in_turn = (np.load(tmp_path / name / "samples.npz")["images"] for name in ("threes", "all"))
     same = (threes == all_in_turn).reshape(12, -1).all(1)
     assert same[3]  # sample 3 has label 3 in both; the labels of the others differ
     assert not same.all()

@@ -94,7 +94,7 @@ class Bench:
             denoiser = denoiser_of(cfg, model)
             if cfg.exact:
                 denoiser = EmpiricalDenoiser(denoiser.sde, self.data.tensor("train")).to(self.device)
-            requested = requested_conditions(cfg, model.conditions)
+            requested = requested_conditions(cfg, model)
             conditions = for_items(model, requested, self.data.split(cfg.split), cfg.n)
             rows = items_with(self.data.split(cfg.split), matching(model.conditions, requested))
             self.models[name] = Model(denoiser, conditions, model.digest)

@@ -138,7 +138,9 @@ EVALUATE = {
 NFE_FID = (
     "exact=true nfe=[3] long=5 seeds=[0,150] n=150 split=test extractor=pca8 confidence=0.9 batch_size=64 device=cpu "
 )
-NFE_FID += "overwrite=true wandb=null label=null conditions=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
+NFE_FID += (
+    "overwrite=true wandb=null conditions=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
+)
 NFE_FID += "{_target_:sde_diffusion.sampling.AncestralSampler}}}"
 SWEEP = "file=grid n=1 seed=1"
 

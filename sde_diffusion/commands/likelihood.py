@@ -30,7 +30,7 @@ from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -59,23 +59,10 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     model, device = load_model(cfg)
     data, splits = own_data(cfg, model)
     scored, splits = (data, splits) if cfg.x is None else (row_data(cfg, model), ["rows"])
-    flow = {key: cfg[key] for key in ("rtol", "atol", "method", "steps", "max_nfe")}
-    try:
-        scoring = Scoring(
-            levels=data.levels,
-            draws=cfg.draws,
-            trace=cfg.trace,
-            probes=cfg.probes,
-            flow=flow,
-            **_bound(cfg, model, device, data),
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
-    matched = data.matched_prior(model.denoiser.sde)
-    prior = matched if cfg.prior == "matched" else GaussianPrior.standard(model.denoiser.sde)
-    run = ScoringRun(cfg, model, device, scoring, prior, out / ".scores")
-    begin = time.perf_counter()
     other = against_data(cfg, model, data)
+    matched = data.matched_prior(denoiser_of(cfg, model).sde)
+    run = _run(cfg, model, device, data, matched, out / ".scores")
+    scoring, begin = run.scoring, time.perf_counter()
     scores = {split: run.score(scored, split) for split in splits}
     other_scores = None if other is None else run.score(other, other.splits[0])
     size = math.prod(model.data["shape"])
@@ -87,26 +74,53 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
             values["log_density"] = values["log_prob"] - units.log_volume(size)
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}
     own = None if units is None else in_own_units(scores[splits[-1]]["log_density"], units, size)
-    report = _report(cfg, model, scored, run, reports, own_units=own, terminal_kl=matched.kl(prior, size))  # kl: nats
+    report = _report(
+        cfg, model, scored, run, reports, own_units=own, terminal_kl=matched.kl(run.prior, size)
+    )  # kl: nats
     if other is not None and other_scores is not None:
         report["against"] = _against(other.name, scores[splits[-1]], other_scores, size, scoring.levels)
     every = scores if other is None or other_scores is None else {**scores, other.name: other_scores}
-    found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in every.items()}
-    values = {name: per_dim(some, size, scoring.levels) for name, some in found.items() if len(some)}
-    if values:
-        pictures.save(pictures.histogram(values, "bits/dim" if scoring.levels else "nats/dim"), picture)
+    drawn = _draw_histogram(picture, every, size, scoring.levels)
     report["seconds"] = run.seconds + time.perf_counter() - begin - run.scored_now
     _write_table(table, scores if other_scores is None else {**scores, "against": other_scores})
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     forget(out / ".scores")
-    _log_report(report, reports, [result, table, *([picture] if values else [])])
+    _log_report(report, reports, scored.in_words(), [result, table, *([picture] if drawn else [])])
     return report
+
+
+def _run(
+    cfg: DictConfig,
+    model: GenerativeModel,
+    device: torch.device,
+    data: ScoredData,
+    matched: GaussianPrior,
+    folder: Path,
+) -> ScoringRun:
+    """What scores the data, as the configuration asks for."""
+    flow = {key: cfg[key] for key in ("rtol", "atol", "method", "steps", "max_nfe")}
+    settings = {"draws": cfg.draws, "trace": cfg.trace, "probes": cfg.probes, "flow": flow}
+    try:
+        scoring = Scoring(levels=data.levels, **settings, **_bound(cfg, model, device, data))
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    prior = matched if cfg.prior == "matched" else GaussianPrior.standard(denoiser_of(cfg, model).sde)
+    return ScoringRun(cfg, model, device, scoring, prior, folder)
+
+
+def _draw_histogram(path: Path, scores: dict[str, dict[str, Tensor]], size: int, levels: int | None) -> bool:
+    """Draw the finite values of all items; returns whether there are any."""
+    found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in scores.items()}
+    values = {name: per_dim(some, size, levels) for name, some in found.items() if len(some)}
+    if values:
+        pictures.save(pictures.histogram(values, "bits/dim" if levels else "nats/dim"), path)
+    return bool(values)
 
 
 def _report(
     cfg: DictConfig,
-    model: ScoreModel,
+    model: GenerativeModel,
     scored: ScoredData,
     run: ScoringRun,
     reports: dict[str, dict[str, Any]],
@@ -131,8 +145,7 @@ def _report(
         "quote": quoted(reports[split], levels),
         **more,
         **{key: cfg[key] for key in (*settings, "batch_size", "seed")},
-        "label": scored.reported("label"),
-        "conditions": {name: scored.reported(name) for name in model.conditions if name != "label"},
+        "conditions": {name: scored.reported(name) for name in model.conditions},
         "batch_sizes": run.sizes,  # those that were used; smaller than batch_size where memory ran out
         "guidance": resolved(cfg.guidance),
         "elbo_settings": None if cfg.elbo is None else {**resolved(cfg.elbo), "t_end": t_end},
@@ -154,7 +167,7 @@ def _against(
     }
 
 
-def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
+def _bound(cfg: DictConfig, model: GenerativeModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
     """The ELBO's decoder and arguments; the time of the decoder is chosen on the validation split."""
     if cfg.elbo is None:
         return {"bound": None}
@@ -187,7 +200,7 @@ def _write_table(path: Path, scores: dict[str, dict[str, Tensor]]) -> None:
             table.writerows([split, *(f"{value:.10g}" for value in row)] for row in rows)
 
 
-def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: list[Path]) -> None:
+def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], conditions: str, paths: list[Path]) -> None:
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats_per_dim"
     per = unit.replace("_per_", "/")
     for split, values in reports.items():
@@ -212,7 +225,7 @@ def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], path
             )
     uniform = "" if report["uniform"] is None else f"; the uniform distribution has {report['uniform']:.3f}"
     log.info("  lower is better; ± is one standard error of the mean over the items%s", uniform)
-    log.info("  %s", ", ".join(f"{key}={report[key]}" for key in ("prior", "trace", "label")))
+    log.info("  prior=%s, trace=%s%s", report["prior"], report["trace"], f"; given {conditions}" if conditions else "")
     if report["own_units"] is not None:
         own = report["own_units"]
         density = plus_minus(own["log_density"], own["std_error"])
@@ -222,14 +235,17 @@ def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], path
         log.info("  to quote: %.4f %s, %s", report["quote"][unit] or math.nan, per, report["quote"]["because"])
     log.info("  %s", report["convention"])
     if "against" in report:
-        other = report["against"]
-        figure = plus_minus(other[unit], other["std_error"])
-        aurocs = f"AUROC {other['auroc']:.3f}, of typicality {other['auroc_typicality']:.3f}"
-        log.info("against %s: %s; %s", other["data"], figure, aurocs)
-        log.info("  %s: %s", other["data"], other["verdict"])
-        if "by_elbo" in other:
-            bound = other["by_elbo"]
-            figures = (bound["auroc"], bound["auroc_typicality"], bound["verdict"])
-            log.info("  by the ELBO: AUROC %.3f, of typicality %.3f; %s", *figures)
+        _log_against(report["against"], unit)
     for path in paths:
         log.info("%s", path)
+
+
+def _log_against(other: dict[str, Any], unit: str) -> None:
+    figure = plus_minus(other[unit], other["std_error"])
+    aurocs = f"AUROC {other['auroc']:.3f}, of typicality {other['auroc_typicality']:.3f}"
+    log.info("against %s: %s; %s", other["data"], figure, aurocs)
+    log.info("  %s: %s", other["data"], other["verdict"])
+    if "by_elbo" in other:
+        bound = other["by_elbo"]
+        figures = (bound["auroc"], bound["auroc_typicality"], bound["verdict"])
+        log.info("  by the ELBO: AUROC %.3f, of typicality %.3f; %s", *figures)

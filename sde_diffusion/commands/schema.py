@@ -28,7 +28,6 @@ from sde_diffusion.checks.hints import (
 from sde_diffusion.commands.config_checks import ConfigChecks
 
 Seed = Annotated[int, Rule(lambda n: True, "an integer of at most 64 bits")]
-Label = Annotated[int | str | None, Rule(lambda label: True, "the number or the name of a class, or null")]
 Split = Literal["train", "val", "test"]
 
 
@@ -157,9 +156,9 @@ def _train(checks: ConfigChecks) -> None:
     )
     conditions = dict.fromkeys(model.get("condition_dropout") or {}, Label(1))  # the real ones depend on the data
     offered = {"denoiser": denoiser, "objective": objective, "conditions": conditions, "data": {"levels": 2}}
-    checks.call(
-        "model", cls, **model, **{name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
-    )
+    taken = {name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
+    if "denoiser" in taken:  # another model makes its networks for the shape of the data, which is not known yet
+        checks.call("model", cls, **model, **taken)
     checks.instances("callbacks", Callback, sampler=sampler)
     checks.instances("logger", Logger)
     _guidance(checks)
@@ -182,7 +181,7 @@ def _guidance(checks: ConfigChecks) -> None:
 def _sample(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
-    checks.keys(ckpt=str, n=Count, seed=Seed, label=Label, film=Natural, batch_size=Count, device=str, overwrite=bool)
+    checks.keys(ckpt=str, n=Count, seed=Seed, film=Natural, batch_size=Count, device=str, overwrite=bool)
     checks.keys(conditions=Mapping[str, Any] | None)
     checks.part("sampler", Sampler)
     _guidance(checks)
@@ -193,7 +192,7 @@ def _evaluate(checks: ConfigChecks) -> None:
     from sde_diffusion.metrics import Classifier
     from sde_diffusion.sampling import Sampler
 
-    checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed, label=Label)
+    checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed)
     checks.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None)
     checks.keys(split=Split, extractor=str | None, confidence=BetweenZeroAndOne, resamples=Natural)
     checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
@@ -208,7 +207,7 @@ def _likelihood(checks: ConfigChecks) -> None:
     from sde_diffusion.density.trace import TRACES
     from sde_diffusion.sampling.ode_methods import ODESolver
 
-    checks.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None, label=Label)
+    checks.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None)
     checks.keys(conditions=Mapping[str, Any] | None)
     flow = checks.keys(method=str, rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
     checks.call("", ODESolver, **flow)
@@ -229,7 +228,7 @@ def _nfe_fid(checks: ConfigChecks) -> None:
 
     checks.keys(ckpt=str | list[str], exact=bool, long=Count | None, n=Count)
     checks.keys(nfe=_some(Count, "[5,10]"), seeds=_some(Seed, "[0]"))
-    checks.keys(label=Label, conditions=Mapping[str, Any] | None, split=Literal["val", "test"])
+    checks.keys(conditions=Mapping[str, Any] | None, split=Literal["val", "test"])
     checks.keys(extractor=str | None, confidence=BetweenZeroAndOne)
     checks.data("data", DataModule, Location)
     checks.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)

@@ -25,7 +25,7 @@ from sde_diffusion.storage.batches import Batches, in_batches
 from sde_diffusion.storage.progress import Bar, passes
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class ScoringRun:
     def __init__(
         self,
         cfg: DictConfig,
-        model: ScoreModel,
+        model: GenerativeModel,
         device: torch.device,
         scoring: Scoring,
         prior: GaussianPrior,
@@ -115,8 +115,7 @@ class ScoringRun:
         """How many network passes to expect."""
         flow, bound = self.scoring.flow, self.scoring.bound
         if METHODS[flow["method"]].adaptive:
-            usual = "50 to 150, with a network that is rough in time 300 to 1,500, and "
-            count = f"{usual if flow['method'] == 'adams' else ''}at most {flow['max_nfe']:,} (max_nfe)"
+            count = f"as many as rtol and atol need, at most {flow['max_nfe']:,} (max_nfe)"
         else:
             count = f"those of {flow['steps'] or 50} steps of {flow['method']}"
         times = f", {self.scoring.draws} times" if self.scoring.draws > 1 else ""

@@ -49,6 +49,20 @@ class Label(Condition):
         n_classes = max(len(names or ()), *(int(part.max()) + 1 for part in splits))
         return cls(n_classes, names) if n_classes <= _MOST_CLASSES else None
 
+    @property
+    def what(self) -> str:
+        """The number of classes."""
+        return f"{self.n_classes} class{'es' * (self.n_classes > 1)}"
+
+    def words(self, value: Tensor) -> str:
+        """The class's name, or its number if it has none. See `Condition.words`."""
+        names, number = self.names or [], int(value)
+        return names[number] if 0 <= number < len(names) else super().words(value)
+
+    def is_none(self, typed: Any) -> bool:
+        """A class may be called none. See `Condition.is_none`."""
+        return super().is_none(typed) and typed not in (self.names or ())
+
     def allowed(self, name: str) -> str:
         """See `Condition.allowed`."""
         return f"{name} must be integers in 0 ... {self.n_classes - 1} (or {self.n_classes}: no {name})"
@@ -81,3 +95,8 @@ class Label(Condition):
         if type(typed) is not int or not 0 <= typed < self.n_classes:
             raise UserError(f"{name} must be one of 0 ... {self.n_classes - 1}; got {typed}")
         return torch.full((n,), typed)
+
+
+def numbered(names: Sequence[str]) -> str:
+    """Names of classes with their numbers: "0 cat, 1 dog"."""
+    return ", ".join(f"{number} {name}" for number, name in enumerate(names))

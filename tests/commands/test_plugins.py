@@ -20,7 +20,7 @@ MODULE = """
 import dataclasses
 from subprocess import Popen
 import torch
-from sde_diffusion import SDE, Sampler, UniformTime
+from sde_diffusion import SDE, GenerativeModel, Sampler, UniformTime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,29 @@ class Net(torch.nn.Module):
 
     def forward(self, x, t):
         return self.layers(torch.cat([x, t[:, None]], dim=1))
+
+
+class Gaussian(GenerativeModel):
+    '''N(mean, std^2) by maximum likelihood.'''
+
+    def __init__(self, start=0.0, lr=0.05, data=None, **others):
+        super().__init__(lr, data=data, **others)
+        self.save_hyperparameters({"start": start})
+        self.mean = torch.nn.Parameter(torch.full(data["shape"], start))
+        self.log_std = torch.nn.Parameter(torch.zeros(data["shape"]))
+
+    def _losses(self, x):
+        law = torch.distributions.Normal(self.mean, self.log_std.exp())
+        return -law.log_prob(x).flatten(1).sum(1)
+
+    def training_loss(self, batch):
+        return self._losses(self.filled(batch["x"])).mean()
+
+    def validation_losses(self, batch, generator):
+        return {"losses": self._losses(batch["x"])}
+
+    def draw_samples(self, sampler, denoiser, shape, **options):
+        return torch.distributions.Normal(self.mean, self.log_std.exp()).sample(shape[:1])
 """
 OWN = "+plugins=[my_parts]"
 PARTS = ("data=moons", "sde._target_=my_parts.Polynomial", "sde.power=3", "sampler._target_=my_parts.Euler")
@@ -122,6 +145,39 @@ def test_samples_are_those_of_the_class_itself(own, command, in_python):
     assert float(model.denoiser.sde.alpha(torch.tensor(0.5, dtype=torch.float64))) == 1 - 0.5**3
     x = in_python.Euler(steps=3)(model.denoiser, (3, 2), seeds=[0, 1, 2]).x
     np.testing.assert_allclose(np.load("drawn/samples.npz")["points"], x, atol=1e-5)
+
+
+GAUSSIAN = ("data=moons", "model._target_=my_parts.Gaussian", "model.start=0.25", "trainer.max_steps=300")
+
+
+def test_a_model_that_is_no_denoiser(own, command, in_python):
+    """Trained, validated, stored, resumed and loaded by the same commands; what needs a denoiser refuses it."""
+    folder, _ = own
+    words = ("trainer.val_check_interval=100", "sde=ve", "hydra.run.dir=gaussian")
+    done = command("train", OWN, *GAUSSIAN, *words, cwd=folder)
+    assert done.status == 0, done.err
+    assert "model    my_parts.Gaussian, 4 parameters" in done.out
+    assert "a Gaussian has no sde: these settings have no effect" in done.out
+    assert "Next:" not in done.out
+    assert (folder / "gaussian/samples/step-0000300.png").is_file()
+    assert not (folder / "gaussian/noise_levels.csv").exists()
+    ckpt = "gaussian/checkpoints/last.ckpt"
+    done = command("train", OWN, f"ckpt={ckpt}", "trainer.max_steps=600", cwd=folder)
+    assert done.status == 0, done.err
+    model = GenerativeModel.load_from_checkpoint(folder / ckpt)
+    assert model.hparams["start"] == 0.25
+    x = build(model.data["config"]).tensor("train")  # whose moments the fit has; those of a batch are off by 0.04
+    torch.testing.assert_close(model.mean.detach(), x.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(model.log_std.exp().detach(), x.std(0), atol=0.05, rtol=0)
+    for name in ("sample", "evaluate", "likelihood"):
+        done = command(name, OWN, f"ckpt={ckpt}", "out=refused", cwd=folder)
+        assert done.err == (
+            f"error: {ckpt} contains a Gaussian (my_parts.Gaussian, 4 parameters), and this command needs a denoiser\n"
+        )
+        assert not (folder / "refused").exists()
+    done = command("train", OWN, *GAUSSIAN, "guidance=cfg", "hydra.run.dir=refused", cwd=folder)
+    assert done.err == "error: guidance= needs a denoiser, and a Gaussian has none: leave it out\n"
+    assert not (folder / "refused").exists()
 
 
 BROKEN = {

@@ -76,7 +76,7 @@ ELSEWHERE = {
         "n=0": "n must be",
         "film=-1": "film must be",
         "ckpt=''": "ckpt must be text",
-        "label=[1]": "label must be",
+        "conditions=3": "conditions must be",
     },
     "evaluate": {
         "confidence=1": "confidence must be a number between 0 and 1",

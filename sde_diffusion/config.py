@@ -19,7 +19,19 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.storage.memory import ran_out
 
 PACKAGE = "sde_diffusion"
-_NAMES = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data", "metrics", "modality", "training")
+_NAMES = (
+    "sde",
+    "denoiser",
+    "guidance",
+    "nn",
+    "conditions",
+    "sampling",
+    "density",
+    "data",
+    "metrics",
+    "modality",
+    "training",
+)
 BUILDABLE = tuple(f"{PACKAGE}.{name}" for name in _NAMES)
 """The packages whose classes a configuration may name, by package and name: `sde_diffusion.data.Moons`.
 
@@ -58,19 +70,26 @@ def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
     return node
 
 
-def build_around(node: Mapping[str, Any], where: str = "", /, **offered: Any) -> Any:
+def build_around(node: Any, where: str = "", /, **offered: Any) -> Any:
     """Build an object, with further arguments if its constructor takes them and the configuration does not set them.
 
     Args:
-        node: The configuration, with a `_target_`.
+        node: The configuration; one without a `_target_`, such as a name or null, is returned as it is.
         where: See `build`.
         **offered: The further arguments.
 
     Raises:
         UserError: See `build`.
     """
-    names = arguments_of(find_class(str(node.get("_target_")), where))[0]
+    if not is_description(node):
+        return node
+    names = arguments_of(find_class(str(node["_target_"]), where))[0]
     return build(node, where, **{name: value for name, value in offered.items() if name in names and name not in node})
+
+
+def is_description(node: Any) -> bool:
+    """Whether a configuration describes an object."""
+    return isinstance(node, Mapping) and "_target_" in node
 
 
 def takes(node: Mapping[str, Any], argument: str, where: str = "") -> bool:

@@ -54,6 +54,7 @@ def at_least(least: int, most: float = math.inf) -> Rule:
 Count = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
 Positive = Annotated[float, Rule(lambda x: x > 0, "a positive number")]
+Described = Annotated[Mapping[str, Any], Rule(lambda node: "_target_" in node, "settings {_target_: CLASS, ...}")]
 BetweenZeroAndOne = Annotated[float, Rule(lambda x: 0 < x < 1, "a number between 0 and 1")]
 
 

@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sde_diffusion.checks.hints import arguments_of, as_integers, check, check_arguments
+from sde_diffusion.checks.hints import Described, arguments_of, as_integers, check, check_arguments, fits, words
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.config import PACKAGE, build, build_around, call, takes
+from sde_diffusion.config import PACKAGE, build, build_around, call, is_description, takes
 from sde_diffusion.errors import UserError
 
 
@@ -49,9 +49,11 @@ class ConfigChecks:
     def value(self, key: str) -> Any:
         """The value of a key, with dicts and lists in place of OmegaConf's containers."""
         self.seen.add(key)
-        if key not in self.trial or OmegaConf.is_missing(self.trial, key):
+        where, _, name = key.rpartition(".")
+        parent = self.trial[where] if where else self.trial
+        if name not in parent or OmegaConf.is_missing(parent, name):
             raise UserError(f"{key} is needed: {_choose(key) or f'give {key}=VALUE (see --help)'}")
-        return resolved(self.trial[key])
+        return resolved(parent[name])
 
     def keys(self, **hints: Any) -> dict[str, Any]:
         """Check values against type hints, and return them."""
@@ -116,7 +118,7 @@ class ConfigChecks:
             **built: Objects to use in place of their descriptions, which have been checked under their own keys.
         """
         values = self.value(key)
-        if not isinstance(values, Mapping) or "_target_" not in values:
+        if not is_description(values):
             raise UserError(
                 f"{key} must describe an object of class {kind.__name__}: {_choose(key)}, or {{_target_: CLASS, ...}}"
             )
@@ -125,20 +127,26 @@ class ConfigChecks:
         check(key, found, kind)
         return found
 
-    def wrapper(self, key: str, kind: type, **offered: Any) -> None:
-        """Check the description of an object that wraps others, or null.
+    def choice(self, key: str, kind: type, others: Any = None, **offered: Any) -> Any:
+        """Check the description of an object, or a value that stands for one, such as a name; returns either.
 
         Args:
-            key: The key that holds the description.
+            key: The key that holds it.
             kind: Required class of the object.
-            **offered: Placeholders for the objects that the wrapper is offered; see `build_around`.
+            others: Hint of the values that may be given in place of a description; null by default.
+            **offered: Placeholders for the arguments that the object is offered; see `build_around`.
         """
-        values = self.value(key)
-        if values is None:
-            return
-        if not isinstance(values, Mapping) or "_target_" not in values:
-            raise UserError(f"{key} must be null, or describe an object: {_choose(key)}, or {{_target_: CLASS, ...}}")
-        check(key, build_around(values, key, **offered), kind)
+        value = self.value(key)
+        found = build_around(value, key, **offered)
+        if is_description(value):
+            check(key, found, kind)
+        elif not fits(value, others) and (choices := _choose(key)):
+            raise UserError(
+                f"{key} must be {words(others)}, or describe an object: {choices}, or {{_target_: CLASS, ...}}"
+            )
+        else:
+            check(key, value, others | Described)
+        return found
 
     def parts(self, key: str, hint: Any, **arguments: Any) -> None:
         """Check several descriptions under one key, by name; `arguments` are added to each."""
@@ -191,7 +199,7 @@ class ConfigChecks:
             where = f"{key}.{name}"
             if node is None:
                 continue
-            if not isinstance(node, Mapping) or "_target_" not in node:
+            if not is_description(node):
                 raise UserError(
                     f"{where} must be null, or describe an object of class {kind.__name__}, "
                     f"{{_target_: CLASS, ...}}; got {where}={node}"

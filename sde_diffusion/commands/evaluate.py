@@ -82,7 +82,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         check_shape(data, model)
     file = None if cfg.samples is None else read_source(cfg, str(cfg.samples), data)
     n = cfg.n if file is None else len(file)
-    name, extractor = extractor_for(cfg.extractor, data, min(n, len(items_with(data.split(cfg.split), wanted))))
+    name, extractor = extractor_for(
+        resolved(cfg.extractor), data, min(n, len(items_with(data.split(cfg.split), wanted)))
+    )
     width: Any = extractor.num_features
     check_fits(f"{n} samples as {width} features", 8 * n * width, "take fewer")
     extractor = extractor.to(device)
@@ -105,7 +107,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     found = measure(metrics, features, cfg.confidence, cfg.resamples, reference=cfg.reference)
     baseline, n_baseline = sides.baseline(metrics, features, samples.n)
     real_labels = None if wanted else data.split(cfg.split).label
-    classifier = extractor if name == data.name and hasattr(extractor, "head") else None
+    classifier = extractor if name == data.extractor and hasattr(extractor, "head") else None
     classes = _classes(cfg, metrics, features, samples.labels, real_labels, classifier)
     against = None
     if other is not None:

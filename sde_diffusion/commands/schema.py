@@ -18,6 +18,7 @@ from torch import Tensor
 from sde_diffusion.checks.hints import (
     BetweenZeroAndOne,
     Count,
+    Described,
     Natural,
     Positive,
     Rule,
@@ -32,9 +33,6 @@ Label = Annotated[int | str | None, Rule(lambda label: True, "the number or the 
 Split = Literal["train", "val", "test"]
 
 
-Described = Annotated[Mapping[str, Any], Rule(lambda node: "_target_" in node, "settings {_target_: CLASS, ...}")]
-
-
 class Location(TypedDict, total=False):
     """The new location of a model's own data."""
 
@@ -47,7 +45,8 @@ class Bound(TypedDict):
 
     steps: Count | None
     draws: Count | None
-    decoder: Literal["frequencies", "uniform"]
+    decoder: Literal["frequencies", "uniform"] | Described
+    grid: Described | None
     t_end: float | None
 
 
@@ -176,7 +175,7 @@ def _guidance(checks: ConfigChecks) -> None:
         def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
             return Prediction(self.sde, x_t, t, x_t)
 
-    checks.wrapper("guidance", Denoiser, denoiser=Placeholder(), null={"label": 0})
+    checks.choice("guidance", Denoiser, denoiser=Placeholder(), null={"label": 0})
 
 
 def _sample(checks: ConfigChecks) -> None:
@@ -195,7 +194,7 @@ def _evaluate(checks: ConfigChecks) -> None:
 
     checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed, label=Label)
     checks.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None)
-    checks.keys(split=Split, extractor=str | None, confidence=BetweenZeroAndOne, resamples=Natural)
+    checks.keys(split=Split, extractor=str | Described | None, confidence=BetweenZeroAndOne, resamples=Natural)
     checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     checks.part("sampler", Sampler)
     _guidance(checks)
@@ -205,15 +204,23 @@ def _evaluate(checks: ConfigChecks) -> None:
 
 def _likelihood(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
+    from sde_diffusion.density import Decoder, Prior, Trace
     from sde_diffusion.density.trace import TRACES
-    from sde_diffusion.sampling.ode_methods import ODESolver
+    from sde_diffusion.sampling import Method
+    from sde_diffusion.sampling.ode_methods import METHODS, ODESolver
+    from sde_diffusion.sde import VPSDE, Grid
 
     checks.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None, label=Label)
     checks.keys(conditions=Mapping[str, Any] | None)
-    flow = checks.keys(method=str, rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
-    checks.call("", ODESolver, **flow)
-    checks.keys(trace=Literal[tuple(TRACES)], probes=Count, draws=Count, prior=Literal["standard", "matched"])
-    checks.keys(elbo=Bound | None, target_se=Positive | None)
+    flow = checks.keys(rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
+    checks.call("", ODESolver, method=checks.choice("method", Method, Literal[tuple(METHODS)]), **flow)
+    checks.choice("grid", Grid)
+    checks.choice("trace", Trace, Literal[tuple(TRACES)], **checks.keys(probes=Count))
+    checks.choice("prior", Prior, Literal["standard", "matched"], sde=VPSDE())
+    checks.keys(draws=Count, elbo=Bound | None, target_se=Positive | None)
+    if checks.value("elbo") is not None:
+        checks.choice("elbo.decoder", Decoder, Literal["frequencies", "uniform"], levels=2)
+        checks.choice("elbo.grid", Grid)
     checks.keys(against=str | None, against_root=str | None, against_path=str | None)
     checks.data("data", DataModule, Location)
     checks.keys(seed=Seed, batch_size=Count, device=str, overwrite=bool)
@@ -230,7 +237,7 @@ def _nfe_fid(checks: ConfigChecks) -> None:
     checks.keys(ckpt=str | list[str], exact=bool, long=Count | None, n=Count)
     checks.keys(nfe=_some(Count, "[5,10]"), seeds=_some(Seed, "[0]"))
     checks.keys(label=Label, conditions=Mapping[str, Any] | None, split=Literal["val", "test"])
-    checks.keys(extractor=str | None, confidence=BetweenZeroAndOne)
+    checks.keys(extractor=str | Described | None, confidence=BetweenZeroAndOne)
     checks.data("data", DataModule, Location)
     checks.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)
     checks.parts("samplers", Entry)

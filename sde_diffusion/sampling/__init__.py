@@ -27,6 +27,7 @@ from sde_diffusion.sampling.langevin import AnnealedLangevin
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sampling.ode import ODESampler
+from sde_diffusion.sampling.ode_kinds import Method
 from sde_diffusion.sampling.predictor_corrector import Predictor, PredictorCorrector
 from sde_diffusion.sampling.reverse import ReverseProcess
 from sde_diffusion.sampling.sde import SDESampler
@@ -42,6 +43,7 @@ __all__ = [
     "DEISSampler",
     "DPMSolver",
     "HeunSampler",
+    "Method",
     "MultistepSampler",
     "Noise",
     "NoiseToSignal",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sde_diffusion.checks.hints import Described, arguments_of, as_integers, check, check_arguments, fits, words
+from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.config import PACKAGE, build, build_around, call, is_description, takes
+from sde_diffusion.config import PACKAGE, build, build_around, call, find_class, is_description, takes
 from sde_diffusion.errors import UserError
 
 
@@ -25,7 +25,7 @@ class ConfigChecks:
         cfg: The configuration. An integer written as a float, such as n=10.0, is replaced by an int in it.
 
     Attributes:
-        seen: The top-level keys that have been checked.
+        seen: The keys that have been checked.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -124,7 +124,7 @@ class ConfigChecks:
             )
         built = {name: value for name, value in built.items() if values.get(name) == self.value(name)}
         found = build({name: value for name, value in values.items() if name not in built}, key, **built)
-        check(key, found, kind)
+        _expect_kind(key, values, type(found), kind)
         return found
 
     def choice(self, key: str, kind: type, others: Any = None, **offered: Any) -> Any:
@@ -139,7 +139,7 @@ class ConfigChecks:
         value = self.value(key)
         found = build_around(value, key, **offered)
         if is_description(value):
-            check(key, found, kind)
+            _expect_kind(key, value, type(found), kind)
         elif not fits(value, others) and (choices := _choose(key)):
             raise UserError(
                 f"{key} must be {words(others)}, or describe an object: {choices}, or {{_target_: CLASS, ...}}"
@@ -165,7 +165,8 @@ class ConfigChecks:
             check(key, values, location)
             return
         nulls = {name for name in location.__annotations__ if values.get(name, ...) is None}
-        check(key, build({name: value for name, value in values.items() if name not in nulls}, key), kind)
+        found = build({name: value for name, value in values.items() if name not in nulls}, key)
+        _expect_kind(key, values, type(found), kind)
 
     def network(self, key: str) -> nn.Module:
         """Check a network by building it without memory for its weights.
@@ -183,16 +184,14 @@ class ConfigChecks:
                     raise
                 return nn.Identity()
 
-    def instances(self, key: str, kind: type, **fallbacks: Any) -> None:
-        """Check what Hydra builds, objects of any library's classes; those of this package are built if `fallbacks`.
+    def instances(self, key: str, kind: type, **offered: Any) -> None:
+        """Check descriptions of objects of any library's classes; those of this package are built if any are `offered`.
 
         Args:
-            key: The key that holds their descriptions, by name, or null.
+            key: The key that holds the descriptions, by name, or null.
             kind: Required class of the objects.
-            **fallbacks: Objects to use for arguments that are null.
+            **offered: See `build_around`.
         """
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
         values = self.value(key)
         check(key, values, Mapping[str, Any])
         for name, node in values.items():
@@ -202,32 +201,20 @@ class ConfigChecks:
             if not is_description(node):
                 raise UserError(
                     f"{where} must be null, or describe an object of class {kind.__name__}, "
-                    f"{{_target_: CLASS, ...}}; got {where}={node}"
+                    f"{{_target_: CLASS, ...}}; got {where}={hydra_value(node)}"
                 )
-            cls = _find_class(f"{where}._target_", str(node["_target_"]))
-            arguments = {name: value for name, value in node.items() if not name.startswith("_")}
-            for argument, fallback in fallbacks.items():
-                if argument in arguments:
-                    node = arguments[argument]
-                    arguments[argument] = fallback if node is None else build(node, f"{where}.{argument}")
-            check_arguments(cls, arguments, where)
-            if cls.__module__.startswith(f"{PACKAGE}.") and fallbacks:
-                try:
-                    call(cls, arguments, where)
-                except MisconfigurationException as error:  # raised by a Lightning class that it extends
-                    raise UserError(f"{where}: {error}") from error
+            cls = find_class(str(node["_target_"]), where, any_library=True)
+            _expect_kind(where, node, cls, kind)
+            if cls.__module__.startswith(f"{PACKAGE}.") and offered:
+                build_around(node, where, any_library=True, **offered)
+            else:
+                check_arguments(cls, {name: value for name, value in node.items() if name != "_target_"}, where)
 
 
-def _find_class(key: str, target: str) -> type:
-    """Import a class of any library by its dotted path."""
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{key}={target}: {error}") from error
-    if not isinstance(found, type):
-        raise UserError(f"{key} must name a class, MODULE.CLASS; got {key}={target}")
-    return found
+def _expect_kind(key: str, node: Mapping[str, Any], cls: type, kind: type) -> None:
+    if not issubclass(cls, kind):
+        key = f"{key}._target_"
+        raise UserError(f"{key} must name a class that extends {kind.__name__}; got {key}={node['_target_']}")
 
 
 class _Unset(TorchFunctionMode):

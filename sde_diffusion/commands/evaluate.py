@@ -39,6 +39,7 @@ from sde_diffusion.metrics import (
     TRAIN,
     FeatureMetric,
     Features,
+    IntervalSettings,
     Measured,
     Probabilities,
     measure,
@@ -104,15 +105,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     about = {side: key.data_digest + key.extractor_digest for side, key in sides.keys.items()}
     other = _other_samples(cfg, data, features_of, out, about)
     begin, before = time.perf_counter(), features.seconds
-    found = measure(metrics, features, cfg.confidence, cfg.resamples, reference=cfg.reference)
+    found = measure(metrics, features, **_intervals(cfg))
     baseline, n_baseline = sides.baseline(metrics, features, samples.n)
     real_labels = None if wanted else data.split(cfg.split).label
     classifier = extractor if name == data.extractor and hasattr(extractor, "head") else None
     classes = _classes(cfg, metrics, features, samples.labels, real_labels, classifier)
     against = None
     if other is not None:
-        settings = {"level": cfg.confidence, "resamples": cfg.resamples, "reference": cfg.reference}
-        against = comparison.compare(lambda: make()[0], features, extractor, other, samples.origin["seeds"], **settings)
+        seeds = samples.origin["seeds"]
+        against = comparison.compare(lambda: make()[0], features, extractor, other, seeds, **_intervals(cfg))
     statistics = time.perf_counter() - begin - (features.seconds - before)
     skipped = unsuitable | found.skipped
     if not found.figures:
@@ -146,6 +147,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         comparison.log_comparison(against, signs)
     log.info("%s\n%s", result, grid)
     return report
+
+
+def _intervals(cfg: DictConfig) -> IntervalSettings:
+    return {"confidence": cfg.confidence, "resamples": cfg.resamples, "reference": cfg.reference}
 
 
 def _report(
@@ -257,7 +262,7 @@ def _classes(
             return features(extractor, side)[rows[side]]
 
         counts = {"n": int(rows[FAKE].sum()), "n_reference": int(rows[REAL].sum())}
-        figures = measure(usable, own, cfg.confidence, cfg.resamples, reference=cfg.reference).figures
+        figures = measure(usable, own, **_intervals(cfg)).figures
         found[str(label)] = counts | {key: figure.as_dict() for key, figure in figures.items()}
         if guess is not None:
             found[str(label)]["recognised"] = float((guess[rows[FAKE]] == label).double().mean())
@@ -270,7 +275,7 @@ def _log_report(report: dict[str, Any], metrics: Mapping[str, FeatureMetric], fo
         f"{report['n']} samples{passes}, against {report['n_reference']} of {report['data']} {report['split']}, "
         f"in {report['features']} features of {report['extractor']}"
     )
-    confidence = next(iter(found.figures.values())).level
+    confidence = next(iter(found.figures.values())).confidence
     log.info("%-26s%10s   %-24s%16s", "", "samples", f"{confidence:.0%} interval", "training split")
     signs = {key: "+" if metric.higher_is_better else "-" for metric in metrics.values() for key in metric.names}
     for key, figure in found.figures.items():

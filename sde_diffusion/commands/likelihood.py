@@ -172,7 +172,7 @@ def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: Score
             "frequencies": lambda: LevelDecoder.frequencies(levels, data.some("train")),
             "uniform": lambda: LevelDecoder(levels),
         }
-    offered = {} if levels is None else {"levels": levels}
+    offered: dict[str, Any] = {} if levels is None else {"levels": levels}
     named = build_around(bound.pop("decoder"), "elbo.decoder", **offered)
     decoder: Decoder = as_instance("elbo.decoder", named, decoders, Decoder)
     if bound["t_end"] is None:

@@ -7,7 +7,6 @@ configuration, record, log, metrics, checkpoints, sample grids and a loss plot.
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import re
 import warnings
@@ -203,30 +202,27 @@ def _summary(kinds: Mapping[str, Any] | None) -> str:
 
 
 def _trainer(cfg: DictConfig, model: ScoreModel, folder: Path) -> Trainer:
-    from hydra.utils import get_class, instantiate
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
 
-    from sde_diffusion.config import build
+    from sde_diffusion.config import build, build_around
     from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
     from sde_diffusion.training.precision import check_precision
     from sde_diffusion.training.stopping import StopBetweenSteps
 
-    callbacks = []
-    for node in cfg.callbacks.values():
-        if node is None:
-            continue
-        extra = {}
-        if "sampler" in node:
-            # Not built by Hydra, which would build any class: it may come from a checkpoint.
-            extra["sampler"] = build(resolved(node.sampler or cfg.sampler), "sampler")
-            node = node.copy()
-            node.sampler = None
-        if "denoiser_of" in inspect.signature(get_class(node._target_)).parameters:
-            named = plugins.settings().get("+plugins", [])
-            extra["denoiser_of"] = functools.partial(_guided, guidance=resolved(cfg.guidance), modules=named)
-        callbacks.append(instantiate(node, **extra, _convert_="all"))
-    loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
+    named = plugins.settings().get("+plugins", [])
+    offered = {
+        "sampler": build(resolved(cfg.sampler), "sampler"),
+        "denoiser_of": functools.partial(_guided, guidance=resolved(cfg.guidance), modules=named),
+    }
+    callbacks, loggers = (
+        [
+            build_around(node, f"{key}.{name}", any_library=True, **offered)
+            for name, node in resolved(cfg[key]).items()
+            if node is not None
+        ]
+        for key in ("callbacks", "logger")
+    )
     options = {"max_epochs": -1, **resolved(cfg.trainer)}  # Lightning's default, without max_steps, is 1000 epochs
     if not any(isinstance(callback, StopBetweenSteps) for callback in callbacks):  # without LastCheckpoint
         callbacks.append(StopBetweenSteps())

@@ -15,7 +15,7 @@ from sde_diffusion.config import PACKAGE, find_class, takes
 from sde_diffusion.errors import UserError
 
 KEY = "plugins"
-_Modules = Annotated[str | list[str], Rule(bool, "the name of a module, or a list of them: +plugins=[my_module]")]
+_Modules = Annotated[str | list[str], Rule("the name of a module, or a list of them: +plugins=[my_module]", bool)]
 
 
 def allow_new_keys(arguments: Sequence[str]) -> list[str]:

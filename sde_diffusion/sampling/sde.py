@@ -16,7 +16,7 @@ from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.coordinates import Coordinate
 from sde_diffusion.sampling.flow import MonitoredDrift
 from sde_diffusion.sampling.reverse import ReverseProcess, solver_frames
-from sde_diffusion.sampling.solver_options import BOOLEAN, NOT_NEGATIVE, Option, check_options
+from sde_diffusion.sampling.solver_options import NotNegative, check_options
 from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import Grid, Number
 
@@ -118,12 +118,12 @@ class Method:
     levy_area: str = "none"
     single_pass: bool = False
 
-    takes: Mapping[str, Option] = field(default_factory=lambda: {"dt_min": NOT_NEGATIVE})
+    takes: Mapping[str, Any] = field(default_factory=lambda: {"dt_min": NotNegative})
 
 
 METHODS: dict[str, Method] = {
     "euler": Method("ito", single_pass=True),
-    "milstein": Method("ito", single_pass=True, takes={"dt_min": NOT_NEGATIVE, "grad_free": BOOLEAN}),
+    "milstein": Method("ito", single_pass=True, takes={"dt_min": NotNegative, "grad_free": bool}),
     "srk": Method("ito", levy_area="space-time"),
     "euler_heun": Method("stratonovich", single_pass=True),
     "heun": Method("stratonovich"),

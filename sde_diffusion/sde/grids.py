@@ -95,10 +95,21 @@ class UniformLogSNR(Grid):
 
 @dataclass(frozen=True)
 class KarrasRho(Grid):
-    """(sigma/alpha)^(1/rho) uniform, with rho = 7 (Karras et al. 2022, equation 5). rho -> infinity is uniform lambda.
+    """EDM's noise levels, also called Karras sigmas: r = sigma / alpha, with r^(1/rho) uniform in u.
+
+    r(u) = (a + u (b - a))^rho, where a^rho and b^rho are r at t_end (u = 0) and at t_max (u = 1). On `EDMSDE`, where
+    alpha = 1, these are EDM's levels. The larger rho, the more steps there are at little noise: rho = 1 is uniform in
+    r, and rho -> infinity uniform in log-SNR.
+
+    Args:
+        rho: The exponent, positive; EDM takes 7.
 
     Raises:
-        ValueError: If rho <= 0.
+        ValueError: If rho <= 0, or log-SNR is infinite at an end.
+
+    References:
+        Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5;
+        `get_sigmas_karras` in k-diffusion, `use_karras_sigmas` in diffusers.
     """
 
     rho: float = 7.0

@@ -251,7 +251,7 @@ def test_one_message_of_a_command(value, words, own, command):
     [
         ("my_parts.Polynomal", "my_parts has no class Polynomal of its own (did you mean Polynomial?); it has"),
         ("my_parts.Popen", "my_parts has no class Popen of its own"),  # which it only imports
-        ("my_parts.Euler", "sde must be of class SDE"),
+        ("my_parts.Euler", "sde._target_ must name a class that extends SDE; got sde._target_=my_parts.Euler"),
     ],
 )
 def test_a_module_without_the_class(named, words, own, command):

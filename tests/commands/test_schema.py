@@ -91,7 +91,7 @@ ELSEWHERE = {
         "elbo.t_end=nan": "elbo.t_end must be a finite number or null",
         "rtol=0": "rtol must be a positive number",
         "trace=foo": "trace must be one of hutchinson",
-        "steps=10": "adams chooses its own steps",
+        "steps=10": "steps cannot be given with adams, which chooses its own steps",
         "split=[1]": "split must be text or a list of text",
     },
     "nfe_fid": {

@@ -105,15 +105,16 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     about = {side: key.data_digest + key.extractor_digest for side, key in sides.keys.items()}
     other = _other_samples(cfg, data, features_of, out, about)
     begin, before = time.perf_counter(), features.seconds
-    found = measure(metrics, features, **_intervals(cfg))
+    settings = IntervalSettings(confidence=cfg.confidence, resamples=cfg.resamples, reference=cfg.reference)
+    found = measure(metrics, features, **settings)
     baseline, n_baseline = sides.baseline(metrics, features, samples.n)
     real_labels = None if wanted else data.split(cfg.split).label
     classifier = extractor if name == data.extractor and hasattr(extractor, "head") else None
-    classes = _classes(cfg, metrics, features, samples.labels, real_labels, classifier)
+    classes = _classes(settings, metrics, features, samples.labels, real_labels, classifier)
     against = None
     if other is not None:
         seeds = samples.origin["seeds"]
-        against = comparison.compare(lambda: make()[0], features, extractor, other, seeds, **_intervals(cfg))
+        against = comparison.compare(lambda: make()[0], features, extractor, other, seeds, **settings)
     statistics = time.perf_counter() - begin - (features.seconds - before)
     skipped = unsuitable | found.skipped
     if not found.figures:
@@ -147,10 +148,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         comparison.log_comparison(against, signs)
     log.info("%s\n%s", result, grid)
     return report
-
-
-def _intervals(cfg: DictConfig) -> IntervalSettings:
-    return {"confidence": cfg.confidence, "resamples": cfg.resamples, "reference": cfg.reference}
 
 
 def _report(
@@ -242,7 +239,7 @@ def _metrics(
 
 
 def _classes(
-    cfg: DictConfig,
+    settings: IntervalSettings,
     metrics: Mapping[str, FeatureMetric],
     features: Features,
     labels: Tensor | None,
@@ -262,7 +259,7 @@ def _classes(
             return features(extractor, side)[rows[side]]
 
         counts = {"n": int(rows[FAKE].sum()), "n_reference": int(rows[REAL].sum())}
-        figures = measure(usable, own, **_intervals(cfg)).figures
+        figures = measure(usable, own, **settings).figures
         found[str(label)] = counts | {key: figure.as_dict() for key, figure in figures.items()}
         if guess is not None:
             found[str(label)]["recognised"] = float((guess[rows[FAKE]] == label).double().mean())

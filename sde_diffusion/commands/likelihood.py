@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.app import is_overridden, resolved
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.commands.outliers import compare
@@ -224,7 +225,7 @@ def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], path
             )
     uniform = "" if report["uniform"] is None else f"; the uniform distribution has {report['uniform']:.3f}"
     log.info("  lower is better; ± is one standard error of the mean over the items%s", uniform)
-    log.info("  %s", ", ".join(f"{key}={report[key]}" for key in ("prior", "trace", "label")))
+    log.info("  %s", ", ".join(f"{key}={hydra_value(report[key])}" for key in ("prior", "trace", "label")))
     if report["own_units"] is not None:
         own = report["own_units"]
         density = plus_minus(own["log_density"], own["std_error"])

@@ -101,7 +101,7 @@ class Bench:
             if cfg.exact and conditions:
                 raise UserError("exact=true ignores classes: use a checkpoint of a model without them")
         n = min(cfg.n * len(cfg.seeds), len(rows))
-        self.extractor_name, extractor = extractor_for(cfg.extractor, self.data, n)
+        self.extractor_name, extractor = extractor_for(resolved(cfg.extractor), self.data, n)
         self.extractor = extractor.to(self.device)
         self.extractor_digest = fingerprint(extractor)
         real, width = self.data.split(cfg.split).tensor(rows), int(self.extractor.num_features)

@@ -116,6 +116,7 @@ SAMPLERS = {
 SAMPLE = "n=5 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
 LIKELIHOOD = {
     "most": "split=[train,test] conditions=null n=6 method=dopri5 rtol=1e-3 atol=1e-3 max_nfe=3000 trace=hutch++ probes=3 prior=matched "
+    "grid={_target_:sde_diffusion.sde.BandLogSNR} elbo.grid={_target_:sde_diffusion.sde.UniformLogSNR} "
     "elbo.steps=20 elbo.draws=5 elbo.decoder=uniform elbo.t_end=0.01 target_se=0.001 against=noise seed=3 batch_size=3 "
     "device=cpu overwrite=true",
     "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from sde_diffusion.config import call, takes
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Trainer
 
     from sde_diffusion.data import DataModule
     from sde_diffusion.denoiser import Denoiser
@@ -119,16 +118,27 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     Raises:
         UserError: If the settings do not allow it.
     """
-    from hydra.utils import instantiate
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
 
+    from sde_diffusion.config import build, build_around
     from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
     from sde_diffusion.training.precision import check_precision
     from sde_diffusion.training.stopping import StopBetweenSteps
 
-    callbacks = [_callback(node, cfg) for node in cfg.callbacks.values() if node is not None]
-    loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node is not None]
+    named = plugins.settings().get("+plugins", [])
+    offered = {
+        "sampler": build(resolved(cfg.sampler), "sampler"),
+        "denoiser_of": functools.partial(_guided, guidance=resolved(cfg.guidance), modules=named),
+    }
+    callbacks, loggers = (
+        [
+            build_around(node, f"{key}.{name}", any_library=True, **offered)
+            for name, node in resolved(cfg[key]).items()
+            if node is not None
+        ]
+        for key in ("callbacks", "logger")
+    )
     options = {"max_epochs": -1, **resolved(cfg.trainer)}  # Lightning's default, without max_steps, is 1000 epochs
     if not any(isinstance(callback, StopBetweenSteps) for callback in callbacks):  # without LastCheckpoint
         callbacks.append(StopBetweenSteps())
@@ -148,24 +158,6 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         raise UserError(f"trainer: {error}{override_hint('trainer')}") from error
     check_precision(str(trainer.precision))
     return trainer
-
-
-def _callback(node: DictConfig, cfg: DictConfig) -> Callback:
-    from hydra.utils import get_class, instantiate
-
-    from sde_diffusion.config import build
-
-    extra: dict[str, Any] = {}
-    if "sampler" in node:
-        # Not built by Hydra, which would build any class: it may come from a checkpoint.
-        extra["sampler"] = build(resolved(node.sampler or cfg.sampler), "sampler")
-        node = node.copy()
-        node.sampler = None
-    if "denoiser_of" in inspect.signature(get_class(node._target_)).parameters:
-        named = plugins.settings().get("+plugins", [])
-        extra["denoiser_of"] = functools.partial(_guided, guidance=resolved(cfg.guidance), modules=named)
-    found: Callback = instantiate(node, **extra, _convert_="all")
-    return found
 
 
 def _guided(model: BaseModel, guidance: Any, modules: Sequence[str]) -> Denoiser | None:

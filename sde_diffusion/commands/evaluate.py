@@ -87,7 +87,7 @@ def _log_report(report: dict[str, Any], metrics: Mapping[str, FeatureMetric], fo
         f"{report['n']} samples{passes}, against {report['n_reference']} of {report['data']} {report['split']}, "
         f"in {report['features']} features of {report['extractor']}"
     )
-    confidence = next(iter(found.figures.values())).level
+    confidence = next(iter(found.figures.values())).confidence
     log.info("%-26s%10s   %-24s%16s", "", "samples", f"{confidence:.0%} interval", "training split")
     signs = {key: "+" if metric.higher_is_better else "-" for metric in metrics.values() for key in metric.names}
     for key, figure in found.figures.items():

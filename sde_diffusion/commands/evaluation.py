@@ -25,7 +25,17 @@ from sde_diffusion.commands.sample_sources import SampleSet, Source, drawn_sourc
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
-from sde_diffusion.metrics import FAKE, REAL, TRAIN, FeatureMetric, Features, Measured, Probabilities, measure
+from sde_diffusion.metrics import (
+    FAKE,
+    REAL,
+    TRAIN,
+    FeatureMetric,
+    Features,
+    IntervalSettings,
+    Measured,
+    Probabilities,
+    measure,
+)
 from sde_diffusion.storage import record
 from sde_diffusion.storage.memory import check_fits
 
@@ -60,7 +70,7 @@ class Evaluation:
         self.other = None if cfg.against is None else _other_source(cfg, data, out)
         n = self.source.n
         items = len(items_with(data.split(cfg.split), self.wanted))
-        self.extractor_name, extractor = extractor_for(cfg.extractor, data, min(n, items))
+        self.extractor_name, extractor = extractor_for(resolved(cfg.extractor), data, min(n, items))
         width: Any = extractor.num_features
         check_fits(f"{n} samples as {width} features", 8 * n * width, "take fewer")
         self.extractor = extractor.to(self.device)
@@ -103,7 +113,7 @@ class Evaluation:
             UserError: If none of the metrics can be computed.
         """
         cfg, features, samples, metrics = self.cfg, self.features, self.samples, self.metrics
-        settings = {"level": cfg.confidence, "resamples": cfg.resamples, "reference": cfg.reference}
+        settings = IntervalSettings(confidence=cfg.confidence, resamples=cfg.resamples, reference=cfg.reference)
         begin, before = time.perf_counter(), features.seconds
         self.found = found = measure(metrics, features, **settings)
         skipped = self.unsuitable | found.skipped
@@ -140,14 +150,14 @@ class Evaluation:
             **record.provenance(),
         }
 
-    def _classes(self, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def _classes(self, settings: IntervalSettings) -> dict[str, dict[str, Any]]:
         """For each condition that is a class, the metrics of each class against the data of that class.
 
         If the extractor is a classifier of a condition, also the share of a class's samples that it recognises.
         """
         features, samples, data = self.features, self.samples, self.data
         usable = {name: metric for name, metric in self.metrics.items() if TRAIN not in metric.sides}
-        recognised = getattr(self.extractor, "recognises", None) if self.extractor_name == data.name else None
+        recognised = getattr(self.extractor, "recognises", None) if self.extractor_name == data.extractor else None
         found: dict[str, dict[str, Any]] = {}
         for name, kind in data.conditions.items():
             drawn, real = samples.conditions.get(name), data.split(self.cfg.split).conditions.get(name)

@@ -15,12 +15,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.app import is_overridden, resolved
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.commands.outliers import compare
 from sde_diffusion.commands.scored_data import ScoredData, against_data, own_data, row_data
 from sde_diffusion.commands.scoring_run import ScoringRun
-from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, best_place
+from sde_diffusion.config import build, build_around
+from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, Prior, best_place
 from sde_diffusion.density.scoring import COLUMNS, Scoring
 from sde_diffusion.density.summary import in_own_units, per_dim, plus_minus, quoted, summary
 from sde_diffusion.errors import UserError
@@ -74,9 +77,9 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
             values["log_density"] = values["log_prob"] - units.log_volume(size)
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}
     own = None if units is None else in_own_units(scores[splits[-1]]["log_density"], units, size)
-    report = _report(
-        cfg, model, scored, run, reports, own_units=own, terminal_kl=matched.kl(run.prior, size)
-    )  # kl: nats
+    # In nats; there is no closed form for other priors.
+    kl = matched.kl(run.prior, size) if isinstance(run.prior, GaussianPrior) else None
+    report = _report(cfg, model, scored, run, reports, own_units=own, terminal_kl=kl)
     if other is not None and other_scores is not None:
         report["against"] = _against(other.name, scores[splits[-1]], other_scores, size, scoring.levels)
     every = scores if other is None or other_scores is None else {**scores, other.name: other_scores}
@@ -99,13 +102,16 @@ def _run(
     folder: Path,
 ) -> ScoringRun:
     """What scores the data, as the configuration asks for."""
-    flow = {key: cfg[key] for key in ("rtol", "atol", "method", "steps", "max_nfe")}
-    settings = {"draws": cfg.draws, "trace": cfg.trace, "probes": cfg.probes, "flow": flow}
+    flow = {key: build(resolved(cfg[key]), key) for key in ("rtol", "atol", "method", "steps", "max_nfe", "grid")}
+    trace = build_around(resolved(cfg.trace), "trace", probes=cfg.probes)
+    settings = {"draws": cfg.draws, "trace": trace, "probes": cfg.probes, "flow": flow}
     try:
         scoring = Scoring(levels=data.levels, **settings, **_bound(cfg, model, device, data))
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    prior = matched if cfg.prior == "matched" else GaussianPrior.standard(denoiser_of(cfg, model).sde)
+    sde = denoiser_of(cfg, model).sde
+    priors = {"standard": GaussianPrior.standard(sde), "matched": matched}
+    prior: Prior = as_instance("prior", build_around(resolved(cfg.prior), "prior", sde=sde), priors, Prior)
     return ScoringRun(cfg, model, device, scoring, prior, folder)
 
 
@@ -128,7 +134,7 @@ def _report(
 ) -> dict[str, Any]:
     """The contents of `likelihood.json`: the results of the last split, `more`, and how they were computed."""
     split, levels = list(reports)[-1], run.scoring.levels
-    settings = ("target_se", "draws", "prior", "method", "rtol", "atol", "steps", "trace", "probes")
+    settings = ("target_se", "draws", "prior", "method", "rtol", "atol", "steps", "grid", "trace", "probes")
     t_end = (run.scoring.bound or {}).get("t_end")
     return {
         **reports[split],
@@ -144,7 +150,7 @@ def _report(
         "columns": COLUMNS,
         "quote": quoted(reports[split], levels),
         **more,
-        **{key: cfg[key] for key in (*settings, "batch_size", "seed")},
+        **{key: resolved(cfg[key]) for key in (*settings, "batch_size", "seed")},
         "conditions": {name: scored.reported(name) for name in model.conditions},
         "batch_sizes": run.sizes,  # those that were used; smaller than batch_size where memory ran out
         "guidance": resolved(cfg.guidance),
@@ -172,15 +178,22 @@ def _bound(cfg: DictConfig, model: GenerativeModel, device: torch.device, data: 
     if cfg.elbo is None:
         return {"bound": None}
     bound = resolved(cfg.elbo)
-    name = bound.pop("decoder")
-    decoder: Decoder = GaussianDecoder()
-    if data.levels is not None:
-        weighted = name == "frequencies"
-        decoder = LevelDecoder.frequencies(data.levels, data.some("train")) if weighted else LevelDecoder(data.levels)
+    bound["grid"] = build(bound["grid"], "elbo.grid")
+    levels = data.levels
+    decoders: dict[str, Any] = dict.fromkeys(("frequencies", "uniform"), GaussianDecoder)
+    if levels is not None:
+        decoders = {
+            "frequencies": lambda: LevelDecoder.frequencies(levels, data.some("train")),
+            "uniform": lambda: LevelDecoder(levels),
+        }
+    offered: dict[str, Any] = {} if levels is None else {"levels": levels}
+    named = build_around(bound.pop("decoder"), "elbo.decoder", **offered)
+    decoder: Decoder = as_instance("elbo.decoder", named, decoders, Decoder)
     if bound["t_end"] is None:
         denoiser = denoiser_of(cfg, model)
         x, conditions = data.batch("val", data.some_items("val", _PLACING_ITEMS), device)
-        places, settings = decoder.places(denoiser.sde), {"steps": None, "draws": 32, "rows": cfg.batch_size}
+        places = decoder.places(denoiser.sde)
+        settings = {"steps": None, "draws": 32, "rows": cfg.batch_size, "grid": bound["grid"]}
         bound["t_end"] = best_place(denoiser, decoder, x, places, **settings, **conditions)
     return {"decoder": decoder, "bound": {**bound, "rows": cfg.batch_size}}
 
@@ -225,7 +238,8 @@ def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], cond
             )
     uniform = "" if report["uniform"] is None else f"; the uniform distribution has {report['uniform']:.3f}"
     log.info("  lower is better; ± is one standard error of the mean over the items%s", uniform)
-    log.info("  prior=%s, trace=%s%s", report["prior"], report["trace"], f"; given {conditions}" if conditions else "")
+    settings = ", ".join(f"{key}={hydra_value(report[key])}" for key in ("prior", "trace"))
+    log.info("  %s%s", settings, f"; given {conditions}" if conditions else "")
     if report["own_units"] is not None:
         own = report["own_units"]
         density = plus_minus(own["log_density"], own["std_error"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sde_diffusion.checks.reprs import few
 from sde_diffusion.conditions import Condition
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Modality, modality_of
@@ -57,8 +58,7 @@ def read_rows(path: Path, data: Mapping[str, Any], kinds: Mapping[str, Condition
     rows = modality.encode(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64)))
     bad = (~rows.flatten(1).isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
-        some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise UserError(f"{path}: {len(bad)} of {len(rows)} rows have NaN, infinite or huge values: rows {some}")
+        raise UserError(f"{path}: {len(bad)} of {len(rows)} rows have NaN, infinite or huge values: rows {few(bad, 5)}")
     return Split(rows, label, others=conditions)
 
 

@@ -14,7 +14,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.adams import RoughError, adams
 from sde_diffusion.sampling.flow import Flow, MonitoredDrift
 from sde_diffusion.sampling.ode_kinds import Adaptive, Ends, Norm, Solution
-from sde_diffusion.sampling.solver_options import Option, integer
+from sde_diffusion.sampling.solver_options import integer
 
 if TYPE_CHECKING:
     from sde_diffusion.sampling.ode_methods import ODESolver
@@ -30,7 +30,7 @@ two solutions, in requested tolerances, for which a further one is computed; and
 class Adams(Adaptive):
     """This library's Adams method; see `adams` and `ODESolver`."""
 
-    takes: Mapping[str, Option] = {"order": integer(1, 6)}  # beyond, its steps are tiny
+    takes: Mapping[str, Any] = {"order": integer(1, 6)}  # beyond, its steps are tiny
 
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """`order`, 4 by default."""

@@ -102,7 +102,10 @@ class ODESolver:
         self.name = method if isinstance(method, str) else type(method).__name__
         if steps is not None and self.method.adaptive:
             fixed = ", ".join(name for name, other in METHODS.items() if not other.adaptive)
-            raise ValueError(f"{self.name} chooses its own steps by rtol and atol; methods that take steps: {fixed}")
+            raise ValueError(
+                f"steps cannot be given with {self.name}, which chooses its own steps by rtol and atol; got {steps}; "
+                f"methods that take steps: {fixed}"
+            )
         self.rtol, self.atol = as_positive("rtol", rtol), as_positive("atol", atol)
         self.steps = check_count("steps", 50 if steps is None else steps)
         self.max_nfe = check_count("max_nfe", max_nfe)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.sampling.reverse import ReverseProcess
-from sde_diffusion.sampling.solver_options import BOOLEAN, NOT_NEGATIVE, Option
+from sde_diffusion.sampling.solver_options import NotNegative
 from sde_diffusion.sde import Number
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class SDEMethod:
     adapter: type[TorchSDE] = AdditiveNoise
     levy_area: str = "none"
     single_pass: bool = False
-    takes: Mapping[str, Option] = field(default_factory=lambda: {"dt_min": NOT_NEGATIVE})
+    takes: Mapping[str, Any] = field(default_factory=lambda: {"dt_min": NotNegative})
 
     def solve(self, sde: TorchSDE, y: Tensor, times: Tensor, brownian: SeededBrownian, **settings: Any) -> Tensor:
         """Solve dy = f dtau + g dW from times[0] to times[-1].
@@ -146,7 +146,7 @@ class SDEMethod:
 
 _METHODS = (
     SDEMethod("euler", "ito", single_pass=True),
-    SDEMethod("milstein", "ito", single_pass=True, takes={"dt_min": NOT_NEGATIVE, "grad_free": BOOLEAN}),
+    SDEMethod("milstein", "ito", single_pass=True, takes={"dt_min": NotNegative, "grad_free": bool}),
     SDEMethod("srk", "ito", levy_area="space-time"),
     SDEMethod("euler_heun", "stratonovich", single_pass=True),
     SDEMethod("heun", "stratonovich"),

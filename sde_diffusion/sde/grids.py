@@ -99,19 +99,21 @@ class UniformLogSNR(Grid):
 
 @dataclass(frozen=True)
 class KarrasRho(Grid):
-    """r^(1/rho) uniform, r = sigma / alpha: r(u) = (r_end^(1/rho) + u (r_max^(1/rho) - r_end^(1/rho)))^rho.
+    """EDM's noise levels, also called Karras sigmas: r = sigma / alpha, with r^(1/rho) uniform in u.
 
-    Here r_end and r_max are those of t_end and t_max; on the EDM path r = t. A larger rho puts more of the times at low
-    noise: rho = 1 is uniform in r, and rho -> infinity uniform in log-SNR. Needs sigma(t_end) > 0 and alpha(t_max) > 0.
+    r(u) = (a + u (b - a))^rho, where a^rho and b^rho are r at t_end (u = 0) and at t_max (u = 1). On the EDM path
+    r = t, and these are EDM's levels. The larger rho, the more times lie at low noise: rho = 1 is uniform in r, and
+    rho -> infinity uniform in log-SNR. Needs sigma(t_end) > 0 and alpha(t_max) > 0.
 
     Args:
-        rho: The exponent, positive; 7 is EDM's.
+        rho: The exponent, positive; EDM takes 7.
 
     Raises:
         ValueError: If rho <= 0; from `time`, if log-SNR is infinite at an end.
 
     References:
-        Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5.
+        Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5;
+        `get_sigmas_karras` in k-diffusion, `use_karras_sigmas` in diffusers.
     """
 
     rho: float = 7.0

@@ -194,7 +194,7 @@ REFUSED = {
     "other data of another shape": (["against=moons"], ["[2]", "[1, 8, 8]"]),
     "an invalid target": (["target_se=-1"], ["target_se must be a positive number"]),
     "an unknown key": (["foo=1"], ["'foo'", "rtol", "split"]),
-    "steps of a method that chooses them": (["steps=10"], ["adams chooses its own steps", "heun3"]),
+    "steps of a method that chooses them": (["steps=10"], ["steps cannot be given with adams", "heun3"]),
     "a tolerance that cannot be met": (
         ["method=dopri5", "rtol=1e-14", "atol=1e-14", "n=2", "elbo=null", "max_nfe=500"],
         ["cannot meet", "t =", "method=adams"],

@@ -1,6 +1,7 @@
 """Classes of a user's module, loaded on the command line by +plugins=[my_parts], and never by a file."""
 
 import csv
+import json
 import sys
 
 import numpy as np
@@ -20,7 +21,8 @@ MODULE = """
 import dataclasses
 from subprocess import Popen
 import torch
-from sde_diffusion import SDE, GenerativeModel, Sampler, UniformTime
+from sde_diffusion import SDE, ExactTrace, GaussianDecoder, GaussianPrior, GenerativeModel, Sampler, UniformTime
+from sde_diffusion.sampling import ODEMethod
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,53 @@ class Euler(Sampler):
             x = x + float(s - t) * run.predict(x, t).velocity
         run.visit(x, times[-1])
         return run.predict(x, times[-1]).x0 if self.denoise else x
+
+
+class EulerMethod(ODEMethod):
+    adaptive = False
+
+    def solve(self, solver, flow, y, ends, norm):
+        size = (ends.end - ends.start) / solver.steps
+        for n in range(solver.steps):
+            y = y + size * flow.drift(ends.start + n * size, y)
+        return y
+
+
+class Scaled(ExactTrace):
+    def __init__(self, probes, scale=2.0):
+        super().__init__()
+        self.probes, self.scale = probes, scale
+
+    def divergence(self, products, vectors):
+        return self.scale * super().divergence(products, vectors)
+
+
+class Lifted(GaussianPrior):
+    def __init__(self, sde, nats=0.0):
+        super().__init__(0.0, float(sde.sigma(sde.t_max)) ** 2)
+        self.nats = nats
+
+    def _log_prob(self, x, spread):
+        return super()._log_prob(x, spread) + self.nats
+
+
+class Confident(GaussianDecoder):
+    def __init__(self, nats=0.0):
+        self.nats = nats
+
+    def expected(self, sde, t_end, x, noise):
+        return super().expected(sde, t_end, x, noise) + self.nats
+
+
+class Halves(torch.nn.Module):
+    num_features = 2
+
+    def __init__(self, shape, by=2.0):
+        super().__init__()
+        self.shape, self.by = shape, by
+
+    def forward(self, x):
+        return x.flatten(1)[:, :2] / self.by
 
 
 class Net(torch.nn.Module):
@@ -88,8 +137,28 @@ PARTS = ("data=moons", "sde._target_=my_parts.Polynomial", "sde.power=3", "sampl
 CKPT = "ckpt=run/checkpoints/last.ckpt"
 ON_A_MODEL = {
     "sample": ("sampler._target_=my_parts.Euler", "sampler.steps=3", "n=3", "out=drawn"),
-    "evaluate": ("sampler=ddim", "sampler.steps=2", "n=30", "metrics=[energy]", "out=scores"),
-    "likelihood": ("method=euler", "steps=2", "n=3", "elbo=null", "out=likelihood"),
+    "evaluate": (
+        "sampler=ddim",
+        "sampler.steps=2",
+        "n=30",
+        "metrics=[energy]",
+        "out=scores",
+        "extractor._target_=my_parts.Halves",
+        "extractor.by=4",
+    ),
+    "likelihood": (
+        *(
+            "steps=2",
+            "n=3",
+            "elbo.draws=8",
+            "elbo.t_end=0.01",
+            "out=likelihood",
+            "method._target_=my_parts.EulerMethod",
+        ),
+        *("trace._target_=my_parts.Scaled", "trace.scale=1.0", "grid._target_=sde_diffusion.sde.UniformTime"),
+        *("prior._target_=my_parts.Lifted", "prior.nats=3.0"),
+        *("elbo.decoder._target_=my_parts.Confident", "elbo.decoder.nats=7.0"),
+    ),
     "train": ("trainer.max_steps=32",),
 }
 
@@ -135,6 +204,23 @@ def test_the_commands_take_it_when_it_is_named_again(name, own, command):
     assert 'add "+plugins=[my_parts]"' in refused.err
     done = command(name, OWN, CKPT, *ON_A_MODEL[name], cwd=folder)
     assert done.status == 0, done.err
+
+
+def test_likelihood_and_evaluate_compute_with_ones_own_parts(own, command):
+    """The same parts of the library, chosen by name, give the same numbers but for what ones own add to them."""
+    folder, _ = own
+    parts = ("method=euler", "trace=exact", "grid._target_=sde_diffusion.sde.UniformTime")
+    for settings in ((OWN, *ON_A_MODEL["likelihood"]), (OWN, *ON_A_MODEL["likelihood"][:4], "out=named", *parts)):
+        done = command("likelihood", CKPT, *settings, "overwrite=true", cwd=folder)
+        assert done.status == 0, done.err
+    mine, named = (list(csv.DictReader((folder / f"{name}/likelihood.csv").open())) for name in ("likelihood", "named"))
+    for column, added in (("log_prob", 3), ("elbo", 10), ("elbo_reconstruction", 7)):
+        difference = [float(one[column]) - float(other[column]) for one, other in zip(mine, named, strict=True)]
+        assert difference == pytest.approx([added] * 3, abs=1e-6), column
+    done = command("evaluate", OWN, CKPT, *ON_A_MODEL["evaluate"], "overwrite=true", cwd=folder)
+    assert done.status == 0, done.err
+    report = json.loads((folder / "scores/metrics.json").read_text())
+    assert (report["extractor"], report["features"]) == ("my_parts.Halves(by=4)", 2)
 
 
 def test_samples_are_those_of_the_class_itself(own, command, in_python):
@@ -221,7 +307,7 @@ def test_one_message_of_a_command(value, words, own, command):
     [
         ("my_parts.Polynomal", "my_parts has no class Polynomal of its own (did you mean Polynomial?); it has"),
         ("my_parts.Popen", "my_parts has no class Popen of its own"),  # which it only imports
-        ("my_parts.Euler", "sde must be of class SDE"),
+        ("my_parts.Euler", "sde._target_ must name a class that extends SDE; got sde._target_=my_parts.Euler"),
     ],
 )
 def test_a_module_without_the_class(named, words, own, command):

@@ -84,7 +84,7 @@ def test_both_warn_of_floats_on_another_scale(function, top):
         ({"atol": -1e-5}, "atol must be positive"),
         ({"rtol": math.nan}, "rtol must be positive"),
         ({"method": "dopri6"}, "method must be one of adams, dopri5"),
-        ({"steps": 20}, "adams chooses its own steps"),
+        ({"steps": 20}, "steps cannot be given with adams, which chooses its own steps"),
         ({"method": "rk4", "steps": 0}, "steps must be"),
         ({"max_nfe": 0}, "at least 1"),
         ({"options": {"order": 0}}, "options of adams are: order=1 to"),

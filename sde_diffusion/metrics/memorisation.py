@@ -23,8 +23,8 @@ class Memorisation(FeatureMetric):
 
         E p = N / (N + M),   var p = [N M / (T (T - 1))] sum_j (c_j - n / T)^2 / n^2,   T = N + M
 
-    with c_j the number of the n generated samples whose neighbour is j. If several items are equally near, such as copies
-    of one in both splits, each counts as an equal part of the neighbour. This holds whatever the quality of the model;
+    with c_j the number of the n generated samples whose neighbour is j. If several items are equally near, as copies
+    of one in both splits are, each counts as an equal part of the neighbour. This holds whatever the quality of the model;
     z > 3 has a false-alarm rate of 0.1% (normal approximation). It indicates memorisation if the splits were drawn at
     random from one source; otherwise z also depends on how the splits differ.
 

@@ -130,8 +130,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         n_training_split=n_baseline,
         seconds={"sampling": samples.seconds, "features": features.seconds, "statistics": statistics},
     )
-    drawn, real = (data.modality.from_metrics(first(side(), 256)) for side in (samples.batches, sides.batches[REAL]))
-    pictures.save(data.modality.beside(drawn, real), grid)
+    shown = (first(side(), data.modality.most_drawn) for side in (samples.batches, sides.batches[REAL]))
+    pictures.save(data.modality.beside(*map(data.modality.from_metrics, shown)), grid)
     if _is_multirun():
         comparison.store_features(out, about, features(extractor, FAKE), samples.origin["seeds"])
     with writing(result) as temporary:

@@ -23,10 +23,10 @@ class Memorisation(FeatureMetric):
 
         E p = N / (N + M),   var p = [N M / (T (T - 1))] sum_j (c_j - n / T)^2 / n^2,   T = N + M
 
-    with c_j the number of the n generated samples whose neighbour is j. If several items are equally near, as copies
-    of one in both splits are, each counts as an equal part of the neighbour. This holds whatever the quality of the model;
-    z > 3 has a false-alarm rate of 0.1% (normal approximation). It indicates memorisation if the splits were drawn at
-    random from one source; otherwise z also depends on how the splits differ.
+    with c_j the number of the n generated samples whose neighbour is j. Items that are equally near, as copies of one
+    in both splits are, count as equal parts of the neighbour. This holds whatever the quality of the model; z > 3 has a
+    false-alarm rate of 0.1% (normal approximation). It indicates memorisation if the splits were drawn at random from
+    one source; otherwise z also depends on how the splits differ.
 
     The test that compares distances of samples and of test data to the training split (C_T, Meehan et al. 2020) is not
     included: it also reports copying if a model is only too narrow, even over many cells (benchmarks/README.md).

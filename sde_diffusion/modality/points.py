@@ -56,7 +56,7 @@ class Points(Modality):
         drawing, (panels,) = pictures.figure((4.5 * len(sets), 4.5), (1, len(sets)))
         low, high = pictures.limits(torch.cat(list(shown.values()))[:, :2])
         for panel, (name, data) in zip(panels, shown.items(), strict=True):
-            panel.set_title(f"{name} ({len(data)})")
+            panel.set_title(f"{name}: {len(data):,} points")
             panel.set_xlabel("$x_1$")
             panel.locator_params(axis="x", nbins=5)
             panel.set_xlim(low[0], high[0])

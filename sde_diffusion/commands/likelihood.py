@@ -224,7 +224,10 @@ def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], path
         )
         log.info("    (log-density on [-1, 1], minus %.6g, the log of the ranges' volume)", own["log_volume"])
     if "elbo" in report:
-        log.info("  to quote: %.4f %s, %s", report["quote"][unit] or math.nan, per, report["quote"]["because"])
+        reason, *more = report["quote"]["because"].split("; ")
+        log.info("  to quote: %.4f %s, %s", report["quote"][unit] or math.nan, per, reason)
+        for fact in more:
+            log.info("    (%s)", fact)
     for fact in report["convention"].split("; "):
         log.info("  %s", fact)
     if "against" in report:

@@ -67,7 +67,10 @@ class ScoringRun:
         cfg, name = self.cfg, f"{data.name} {split}"
         items = data.items(split)
         n = len(items)
-        log.info("%s: %d items, %d at once; %s", name, n, min(n, self.size), self._passes())
+        if not self.sizes:  # once for all splits
+            for line in self._passes():
+                log.info("%s", line)
+        log.info("%s: %d items, %d at once", name, n, min(n, self.size))
 
         def work(some: range, shown: Bar) -> dict[str, Tensor]:
             begin = time.perf_counter()
@@ -111,17 +114,18 @@ class ScoringRun:
         order = scores["index"].argsort()
         return {name: values[order] for name, values in scores.items()}
 
-    def _passes(self) -> str:
-        """How many network passes to expect."""
+    def _passes(self) -> list[str]:
+        """How many network passes to expect, one fact a line."""
         flow, bound = self.scoring.flow, self.scoring.bound
-        if METHODS[flow["method"]].adaptive:
-            usual = "50 to 150, with a network that is rough in time 300 to 1,500, and "
-            count = f"{usual if flow['method'] == 'adams' else ''}at most {flow['max_nfe']:,} (max_nfe)"
-        else:
+        usual = "usually 50 to 150 (300 to 1,500 if the network is rough in time), " if flow["method"] == "adams" else ""
+        count = f"{usual}at most {flow['max_nfe']:,} (max_nfe)"
+        if not METHODS[flow["method"]].adaptive:
             count = f"those of {flow['steps'] or 50} steps of {flow['method']}"
         times = f", {self.scoring.draws} times" if self.scoring.draws > 1 else ""
-        also = "" if bound is None else f"; {bound['draws'] or bound['steps'] or 128} for each item's bound"
-        return f"network passes of a batch: {count}{times}{also}"
+        lines = [f"network passes of a batch by the flow: {count}{times}"]
+        if bound is not None:
+            lines.append(f"network passes of an item by the ELBO: {bound['draws'] or bound['steps'] or 128}")
+        return lines
 
     def _batch(self, data: ScoredData, split: str, items: Tensor) -> dict[str, Tensor]:
         """Scores of some items. If the solver fails for one of them, the others are still scored."""

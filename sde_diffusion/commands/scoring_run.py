@@ -117,12 +117,10 @@ class ScoringRun:
     def _passes(self) -> list[str]:
         """How many network passes to expect, one fact a line."""
         flow, bound = self.scoring.flow, self.scoring.bound
-        usual = (
-            "usually 50 to 150 (300 to 1,500 if the network is rough in time), " if flow["method"] == "adams" else ""
-        )
-        count = f"{usual}at most {flow['max_nfe']:,} (max_nfe)"
-        if not METHODS[flow["method"]].adaptive:
-            count = f"those of {flow['steps'] or 50} steps of {flow['method']}"
+        count = f"those of {flow['steps'] or 50} steps of {flow['method']}"
+        if METHODS[flow["method"]].adaptive:
+            usual = "usually 50 to 150 (300 to 1,500 if the network is rough in time), "
+            count = f"{usual if flow['method'] == 'adams' else ''}at most {flow['max_nfe']:,} (max_nfe)"
         times = f", {self.scoring.draws} times" if self.scoring.draws > 1 else ""
         lines = [f"network passes of a batch by the flow: {count}{times}"]
         if bound is not None:

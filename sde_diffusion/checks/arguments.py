@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks.reprs import few, shown
+from sde_diffusion.checks.reprs import few, shown, with_article
 from sde_diffusion.errors import did_you_mean
 
 NUMBER, INTEGER, FLAG = "a number", "an integer", "true or false"
@@ -133,7 +133,7 @@ def check_kind(name: str, value: Any, kind: type, or_none: bool = False) -> None
         TypeError: If it is not.
     """
     if not isinstance(value, kind) and not (or_none and value is None):
-        what = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+        what = with_article(kind)
         raise TypeError(f"{name} must be {what} (an instance, not a name or a class); got {shown(value)}")
 
 

@@ -183,7 +183,7 @@ class Evaluation:
         """Samples beside data."""
         modality = self.data.modality
         sides = (self.samples.batches, self.sides.batches[REAL])
-        return modality.beside(*(modality.from_metrics(first(side(), 256)) for side in sides))
+        return modality.beside(*(modality.from_metrics(first(side(), modality.most_drawn)) for side in sides))
 
     def keep_features(self) -> None:
         """In a multirun, store the features of the samples where the other runs find them."""

@@ -120,7 +120,8 @@ def _draw_histogram(path: Path, scores: dict[str, dict[str, Tensor]], size: int,
     found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in scores.items()}
     values = {name: per_dim(some, size, levels) for name, some in found.items() if len(some)}
     if values:
-        pictures.save(pictures.histogram(values, "bits/dim" if levels else "nats/dim"), path)
+        label = f"-log p by the flow, {'bits/dim' if levels else 'nats/dim'} (lower: more likely)"
+        pictures.save(pictures.histogram(values, label), path)
     return bool(values)
 
 
@@ -217,13 +218,13 @@ def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], cond
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats_per_dim"
     per = unit.replace("_per_", "/")
     for split, values in reports.items():
-        figure = plus_minus(values[unit], values["std_error"])
-        line = f"{report['data']} {split}: -log p = {figure} {per}"
-        if "elbo" in values:
-            bound = "-ELBO" if report["uniform"] is None else "of the levels themselves, at most (-ELBO)"
-            line += f"; {bound} {plus_minus(values['elbo'][unit], values['elbo']['std_error'])}"
         items = "item" if values["n"] == 1 else "items"
-        log.info("%s  (%d %s, %.0f passes)", line, values["n"], items, values["nfe"]["mean"] or math.nan)
+        passes = values["nfe"]["mean"] or math.nan
+        log.info("%s %s, %d %s, %.0f network passes each", report["data"], split, values["n"], items, passes)
+        log.info("  -log p by the flow: %s %s", plus_minus(values[unit], values["std_error"]), per)
+        if "elbo" in values:
+            bound = plus_minus(values["elbo"][unit], values["elbo"]["std_error"])
+            log.info("  -log p by the ELBO: at most %s %s", bound, per)
         if "impossible" in values:
             log.warning(
                 "  %d items could not be solved: they count as impossible, and are left out", values["impossible"]
@@ -236,30 +237,36 @@ def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], cond
                 f"tolerance, and an item's value may be off by {off[unit]:.2g} {per} (the difference from a solution "
                 "with four times that tolerance)"
             )
-    uniform = "" if report["uniform"] is None else f"; the uniform distribution has {report['uniform']:.3f}"
-    log.info("  lower is better; ± is one standard error of the mean over the items%s", uniform)
-    settings = ", ".join(f"{key}={hydra_value(report[key])}" for key in ("prior", "trace"))
-    log.info("  %s%s", settings, f"; given {conditions}" if conditions else "")
+    log.info("  lower is better; ± is one standard error of the mean over the items")
+    if report["uniform"] is not None:
+        log.info("  the uniform distribution over the levels has %.3f %s", report["uniform"], per)
+    log.info("  settings: %s", ", ".join(f"{key}={hydra_value(report[key])}" for key in ("prior", "trace")))
+    if conditions:
+        log.info("  given %s", conditions)
     if report["own_units"] is not None:
         own = report["own_units"]
-        density = plus_minus(own["log_density"], own["std_error"])
-        volume = f"after subtracting a log-volume of {own['log_volume']:.6g}"
-        log.info("  in the data's own units: log p = %s nats, %s", density, volume)
+        log.info(
+            "  in the data's own units: log p = %s nats per item", plus_minus(own["log_density"], own["std_error"])
+        )
+        log.info("    (log-density on [-1, 1], minus %.6g, the log of the ranges' volume)", own["log_volume"])
     if "elbo" in report:
-        log.info("  to quote: %.4f %s, %s", report["quote"][unit] or math.nan, per, report["quote"]["because"])
-    log.info("  %s", report["convention"])
+        reason, *more = report["quote"]["because"].split("; ")
+        log.info("  to quote: %.4f %s, %s", report["quote"][unit] or math.nan, per, reason)
+        for fact in more:
+            log.info("    (%s)", fact)
+    for fact in report["convention"].split("; "):
+        log.info("  %s", fact)
     if "against" in report:
-        _log_against(report["against"], unit)
+        _log_against(report["against"], unit, per)
     for path in paths:
         log.info("%s", path)
 
 
-def _log_against(other: dict[str, Any], unit: str) -> None:
+def _log_against(other: dict[str, Any], unit: str, per: str) -> None:
     figure = plus_minus(other[unit], other["std_error"])
-    aurocs = f"AUROC {other['auroc']:.3f}, of typicality {other['auroc_typicality']:.3f}"
-    log.info("against %s: %s; %s", other["data"], figure, aurocs)
-    log.info("  %s: %s", other["data"], other["verdict"])
-    if "by_elbo" in other:
-        bound = other["by_elbo"]
-        figures = (bound["auroc"], bound["auroc_typicality"], bound["verdict"])
-        log.info("  by the ELBO: AUROC %.3f, of typicality %.3f; %s", *figures)
+    log.info("against %s, %d items: -log p by the flow: %s %s", other["data"], other["n"], figure, per)
+    for name, found in (("flow", other), ("ELBO", other.get("by_elbo"))):
+        if found is not None:
+            log.info("  by the %s: %s", name, found["verdict"])
+            figures = (found["auroc"], found["auroc_typicality"])
+            log.info("    (AUROC %.3f, of typicality %.3f; 1: always told apart, 0.5: by chance alone)", *figures)

@@ -69,7 +69,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     drawn = draw(cfg, model, conditions, device, parts)
     names = {name: kind.names for name, kind in model.conditions.items() if kind.names}
     modality = modality_of(model.data)
-    pictures.save(modality.draw(first(drawn.batches(), 256)), grid)
+    pictures.save(modality.draw(first(drawn.batches(), modality.most_drawn)), grid)
     if cfg.film:
         _film(cfg, model, conditions, device, *film)
     found = write_samples(result, modality, drawn.batches(), seeds, conditions, names)

@@ -221,13 +221,13 @@ def _likelihood(checks: ConfigChecks) -> None:
     from sde_diffusion.density.trace import TRACES
     from sde_diffusion.sampling import ODEMethod
     from sde_diffusion.sampling.ode_methods import METHODS, ODESolver
-    from sde_diffusion.sde import VPSDE, Grid
+    from sde_diffusion.sde import GRIDS, VPSDE, Grid
 
     checks.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None)
     checks.keys(conditions=Mapping[str, Any] | None)
     flow = checks.keys(rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
     checks.call("", ODESolver, method=checks.choice("method", ODEMethod, Literal[tuple(METHODS)]), **flow)
-    checks.choice("grid", Grid)
+    checks.choice("grid", Grid, Literal[tuple(GRIDS)] | None)
     checks.choice("trace", Trace, Literal[tuple(TRACES)], **checks.keys(probes=Count))
     checks.choice("prior", Prior, Literal["standard", "matched"], sde=VPSDE())
     checks.keys(draws=Count, elbo=Bound | None, target_se=Positive | None)

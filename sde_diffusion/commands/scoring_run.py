@@ -66,7 +66,10 @@ class ScoringRun:
         cfg, name = self.cfg, f"{data.name} {split}"
         items = data.items(split)
         n = len(items)
-        log.info("%s: %d items, %d at once; %s", name, n, min(n, self.size), self._passes())
+        if not self.sizes:  # once for all splits
+            for line in self._passes():
+                log.info("%s", line)
+        log.info("%s: %d items, %d at once", name, n, min(n, self.size))
 
         def work(some: range, shown: Bar) -> dict[str, Tensor]:
             begin = time.perf_counter()
@@ -110,17 +113,18 @@ class ScoringRun:
         order = scores["index"].argsort()
         return {name: values[order] for name, values in scores.items()}
 
-    def _passes(self) -> str:
-        """How many network passes to expect."""
+    def _passes(self) -> list[str]:
+        """How many network passes to expect, one fact a line."""
         flow, bound = self.scoring.flow, self.scoring.bound
         solver = ODESolver(flow["method"])
+        count = f"those of {flow['steps'] or 50} steps of {solver.name}"
         if solver.method.adaptive:
             count = f"as many as rtol and atol need, at most {flow['max_nfe']:,} (max_nfe)"
-        else:
-            count = f"those of {flow['steps'] or 50} steps of {solver.name}"
         times = f", {self.scoring.draws} times" if self.scoring.draws > 1 else ""
-        also = "" if bound is None else f"; {bound['draws'] or bound['steps'] or 128} for each item's bound"
-        return f"network passes of a batch: {count}{times}{also}"
+        lines = [f"network passes of a batch by the flow: {count}{times}"]
+        if bound is not None:
+            lines.append(f"network passes of an item by the ELBO: {bound['draws'] or bound['steps'] or 128}")
+        return lines
 
     def _batch(self, data: ScoredData, split: str, items: Tensor) -> dict[str, Tensor]:
         """Scores of some items. If the solver fails for one of them, the others are still scored."""

@@ -66,13 +66,14 @@ class Evaluation:
             self.source = stored_source(cfg, str(cfg.samples), data)
         else:
             self.wanted = matching(model.conditions, requested_conditions(cfg, model))
-            self.source = drawn_source(cfg, model, data, self.device, out / ".samples")
-        self.other = None if cfg.against is None else _other_source(cfg, data, out)
-        n = self.source.n
+        n = cfg.n if model is not None else self.source.n
         items = len(items_with(data.split(cfg.split), self.wanted))
         self.extractor_name, extractor = extractor_for(resolved(cfg.extractor), data, min(n, items))
         width: Any = extractor.num_features
         check_fits(f"{n} samples as {width} features", 8 * n * width, "take fewer")
+        if model is not None:
+            self.source = drawn_source(cfg, model, data, self.device, out / ".samples")
+        self.other = None if cfg.against is None else _other_source(cfg, data, out)
         self.extractor = extractor.to(self.device)
         self.sides = DataSides(cfg, data, self.extractor_name, extractor, self.wanted)
         self.metrics, self.unsuitable = self._metrics()

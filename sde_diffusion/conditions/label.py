@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.conditions.base import Condition
 from sde_diffusion.errors import UserError
 
@@ -23,7 +24,7 @@ class Label(Condition):
         names: Names of the classes 0, 1, ...; there may be fewer names than classes.
 
     Raises:
-        ValueError: If n_classes is not positive, or there are more names than classes.
+        ValueError: If n_classes is not positive, names is not a list of words, or there are more names than classes.
 
     References:
         Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", section 3.2 (the null class).
@@ -34,6 +35,8 @@ class Label(Condition):
 
     def __init__(self, n_classes: int, names: Sequence[str] | None = None) -> None:
         self.n_classes = check_count("n_classes", n_classes)
+        if not (names is None or (isinstance(names, Sequence) and all(isinstance(name, str) for name in names))):
+            raise ValueError(f"names must be a list of words, one for each class; got {shown(names)}")
         self.names = None if names is None else list(names)
         if len(self.names or ()) > self.n_classes:
             raise ValueError(

@@ -174,7 +174,7 @@ REFUSED = {
     "no such split": (["split=foo"], ["foo", "train, val, test"]),
     "no split": (["split=[]"], ["split=[] is empty", "train, val, test"]),
     "a bound of steps in words": (["elbo.steps=ten"], ["elbo.steps must be an integer", "ten"]),
-    "a bound that is no settings": (["elbo=false"], ["elbo must be settings {steps: ", "or null; got elbo=False"]),
+    "a bound that is no settings": (["elbo=false"], ["elbo must be settings {steps: ", "or null; got elbo=false"]),
     "a seed beyond 64 bits": (["seed=9223372036854775808"], ["seed must be an integer", "64 bits"]),
     "other data that are not there": (["against=mnist", "against_root=/nowhere"], ["against_root", "/nowhere"]),
     "no such method": (["method=foo"], ["adams", "dopri5", "foo"]),

@@ -87,8 +87,8 @@ def test_both_warn_of_floats_on_another_scale(function, top):
         ({"steps": 20}, "steps cannot be given with adams, which chooses its own steps"),
         ({"method": "rk4", "steps": 0}, "steps must be"),
         ({"max_nfe": 0}, "at least 1"),
-        ({"options": {"order": 0}}, "options of adams are: order=1 to"),
-        ({"options": {"degree": 4}}, "options of adams are: order=1 to"),
+        ({"options": {"order": 0}}, "options of adams are: order=an integer from 1 to 6"),
+        ({"options": {"degree": 4}}, "options of adams are: order=an integer from 1 to 6"),
         ({"grid": BetaTable(8, 0.1, 0.6)}, "BetaTable"),
     ],
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from sde_diffusion.denoiser import Denoiser, Prediction
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.frames import Frames
 from sde_diffusion.sampling.noise import Noise
-from sde_diffusion.sde import SDE, Time, value_of
+from sde_diffusion.sde import SDE, Number, Time, value_of
 
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
 """Called with (step, t, x_t, x0) after each prediction; if it returns True, the walk ends and returns x0."""
@@ -65,7 +66,19 @@ class Walk:
         return self.denoiser.sde
 
     def predict(self, x: Tensor, t: Time) -> Prediction:
-        """The prediction at (x, t). Counts its passes and calls the callback."""
+        """Ask the denoiser, with the walk's conditions; counts its network passes and calls the callback.
+
+        Args:
+            x: State at t, [B, *dims].
+            t: One time for the whole batch, [], in [t_end, t_max].
+
+        Returns:
+            The prediction at (x, t): x0, eps, score and velocity, [B, *dims] each.
+
+        Raises:
+            Stop: If the callback returns True; the sampler's call catches it.
+            UserError: With `check`, if x0 has NaN or infinite numbers.
+        """
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
         self.nfe += self.denoiser.passes_at(t)
         step, self.step = self.step, self.step + 1
@@ -99,3 +112,13 @@ def singular(sde: SDE) -> ValueError:
         f"this method's coefficients are not finite all along the walk, as {sde} is singular at an end: give it "
         "t_min > 0 (or the sampler t_end > 0) and t_max < 1"
     )
+
+
+def check_coefficients(rows: Iterable[Iterable[Number]], sde: SDE) -> None:
+    """Check that the coefficients of all steps are finite; at a singular end of a path some are not.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not all(math.isfinite(value_of(number)) for row in rows for number in row):
+        raise singular(sde)

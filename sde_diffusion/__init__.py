@@ -36,7 +36,7 @@ _EXPORTS = {
         "GaussianMixtureDenoiser",
         "EmpiricalDenoiser",
     ),
-    "sde_diffusion.guidance": ("ClassifierFreeGuidance",),
+    "sde_diffusion.guidance": ("ClassifierFreeGuidance", "ClassifierGuidance", "AutoGuidance", "Composition"),
     "sde_diffusion.nn": ("MLP", "UNet"),
     "sde_diffusion.conditions": ("Condition", "Label", "Measurement"),
     "sde_diffusion.sampling": (
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
         log_likelihood,
     )
     from sde_diffusion.errors import UserError
-    from sde_diffusion.guidance import ClassifierFreeGuidance
+    from sde_diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance, Composition
     from sde_diffusion.nn import MLP, UNet
     from sde_diffusion.sampling import (
         AncestralSampler,

@@ -24,6 +24,7 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         sde: The path.
+        shape: Shape of one sample; None if it is unknown, or any.
         sigma_data: Root mean square of the data, on the scale of x_0; None if unknown.
         passes: Largest number of network passes that a call costs, including those of wrapped denoisers; a closed form
             counts as one.
@@ -32,6 +33,7 @@ class Denoiser(nn.Module, ABC):
     sde: SDE
     sigma_data: float | None = None
     passes: int = 1
+    shape: tuple[int, ...] | None = None
 
     @property
     def conditions(self) -> Collection[str] | None:
@@ -103,8 +105,12 @@ def check_times(t: Time, batch: int) -> Time:
     return t
 
 
-def check_denoiser(denoiser: object) -> None:
+def check_denoiser(denoiser: object, name: str = "denoiser") -> None:
     """Check that an argument is a denoiser, or one compiled by torch.compile.
+
+    Args:
+        denoiser: The argument.
+        name: Its name.
 
     Raises:
         TypeError: If it is not; the message says how to make a denoiser of it.
@@ -120,7 +126,7 @@ def check_denoiser(denoiser: object) -> None:
         how = "a network is made one by NetworkDenoiser(sde, network)"
     else:
         how = "such as NetworkDenoiser(VPSDE(), network), or GaussianDenoiser"
-    raise TypeError(f"denoiser must be a Denoiser; got {what}: {how}")
+    raise TypeError(f"{name} must be a Denoiser; got {what}: {how}")
 
 
 @contextmanager

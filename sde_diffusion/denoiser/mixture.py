@@ -101,7 +101,7 @@ class GaussianMixtureDenoiser(Denoiser):
         Returns:
             [B], float64.
         """
-        return self._joint_log_prob(x, check_times(t, len(x)), conditions)[0].logsumexp(1)
+        return self._joint_log_prob(x, t, conditions)[0].logsumexp(1)
 
     def log_responsibility(self, x_t: Tensor, t: Time, **conditions: Any) -> Tensor:
         """log p(k | x_t), of the component that x_0 came from: the exact classifier of the components.
@@ -114,7 +114,7 @@ class GaussianMixtureDenoiser(Denoiser):
         Returns:
             [B, K], float64.
         """
-        return self._joint_log_prob(x_t, check_times(t, len(x_t)), conditions)[0].log_softmax(1)
+        return self._joint_log_prob(x_t, t, conditions)[0].log_softmax(1)
 
     def covariance(self, x_t: Tensor, t: Time, **conditions: Any) -> Tensor:
         """Cov[x_0 | x_t] = sum_k p(k | x_t) (C_k(t) + x0_k x0_k^T) - x0 x0^T, of flattened data.
@@ -130,7 +130,7 @@ class GaussianMixtureDenoiser(Denoiser):
         Returns:
             [B, D, D], float64.
         """
-        share, means, _ = self._at(x_t, check_times(t, len(x_t)), conditions)
+        share, means, _ = self._at(x_t, t, conditions)
         alpha, sigma = self._scales(t)
         within = ((self.stds * sigma).square() / self._variance(alpha, sigma)).flatten(2)
         inner = torch.diag_embed(within)
@@ -213,6 +213,7 @@ class GaussianMixtureDenoiser(Denoiser):
     def _joint_log_prob(self, x: Tensor, t: Time, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k + log q_t(x | k), [B, K], the means, and offset / variance along the eigenvectors, [B, K, *]."""
         check_like(x, self.stds, one_for_more=len(self.stds) == 1 and self.basis is None)
+        t = check_times(t, len(x))
         alpha, sigma = self._scales(t)
         means, log_weights = self._means(conditions)
         offset = self._turned(x.double().unsqueeze(1) - alpha * means)

@@ -73,6 +73,8 @@ class NetworkDenoiser(Denoiser):
             raise ValueError(f"sigma_data (the data's standard deviation) must be positive, finite; got {sigma_data}")
         self.sde = sde
         self.network = network
+        shape = getattr(network, "shape", None)
+        self.shape = tuple(shape) if isinstance(shape, list | tuple) else None
         self.sigma_data = sigma_data
         self.parameterization: Parameterization = as_instance(
             "prediction", prediction, PARAMETERIZATIONS, Parameterization

@@ -12,7 +12,8 @@ Given x_t = alpha x_0 + sigma eps, the belief x0 = E[x_0 | x_t] determines all o
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,15 +100,12 @@ class Prediction:
 
     @staticmethod
     def lerp(a: Prediction, b: Prediction, w: float | Tensor) -> Prediction:
-        """(1 - w) a + w b, of any two beliefs at the same (x_t, t), networks' or closed forms.
-
-        Each form (x0, eps, score, velocity) is affine in x0 with the same coefficients, so each is combined from the
-        same form of a and b, and no digits are lost in conversions. w may lie outside [0, 1], as in guidance.
+        """(1 - w) a + w b, of any two beliefs at the same (x_t, t); see `affine`.
 
         Args:
             a: The belief at w = 0, bit for bit.
             b: The belief at w = 1, bit for bit.
-            w: A number or [B], one for each sample.
+            w: A number or [B], one for each sample. It may lie outside [0, 1], as in guidance.
 
         Returns:
             The combined belief.
@@ -115,19 +113,45 @@ class Prediction:
         Raises:
             ValueError: If w is not a number, or the number of weights is neither one nor B.
         """
-        many = isinstance(w, Tensor) and (w.ndim > 0 or w.device.type != "cpu" or w.requires_grad)
-        number = None if many else as_number("w", w)
-        if number == 0 or number == 1:
-            return b if number else a
-        weights = float64(w if number is None else number)
-        if weights.shape not in ((), (1,), (len(a.x_t),)):
-            raise ValueError(f"w must be a number or [{len(a.x_t)}], one for each sample; got {list(weights.shape)}")
+        return Prediction.affine(a, [(b, w)])
+
+    @staticmethod
+    def affine(base: Prediction, others: Sequence[tuple[Prediction, float | Tensor]]) -> Prediction:
+        """base + sum_i w_i (other_i - base), of any beliefs at the same (x_t, t), networks' or closed forms.
+
+        Each form (x0, eps, score, velocity) is affine in x0 with the same coefficients, so each is combined from the
+        same form of the beliefs, and no digits are lost in conversions.
+
+        Args:
+            base: A belief; its weight is 1 - sum_i w_i.
+            others: Further beliefs and their weights, each a number or [B], one for each sample.
+
+        Returns:
+            The combined belief; `base` itself if all weights are the number 0, or the only other one if its weight is
+            the number 1.
+
+        Raises:
+            ValueError: If a weight is not a number, or the number of weights is neither one nor B.
+        """
+        terms = [(other, _weight(w, len(base.x_t))) for other, w in others]
+        terms = [(other, w) for other, w in terms if isinstance(w, Tensor) or w != 0]
+        if not terms:
+            return base
+        (first, weight), *more = terms
+        if not more and not isinstance(weight, Tensor) and weight == 1:
+            return first
 
         def form(name: str) -> Tensor:
-            start, end = getattr(a, name), getattr(b, name)
-            return torch.lerp(start, end, expand(weights, start) if number is None else number)
+            start = getattr(base, name)
+            found = torch.lerp(start, getattr(first, name), expand_weight(weight, start))
+            for other, w in more:
+                found = found + expand_weight(w, start) * (getattr(other, name) - start)
+            return found
 
-        return _FormByForm(a.sde, a.x_t, a.t, form)
+        def expand_weight(w: float | Tensor, like: Tensor) -> Any:
+            return expand(w, like) if isinstance(w, Tensor) else w
+
+        return _FormByForm(base.sde, base.x_t, base.t, form)
 
     def shifted(self, delta: Tensor) -> Prediction:
         """The belief with x0 + delta in place of x0.
@@ -201,3 +225,12 @@ class _FormByForm(Prediction):
     def velocity(self) -> Tensor:
         """Velocity of the probability flow, [B, *]."""
         return self._form("velocity")
+
+
+def _weight(w: float | Tensor, batch: int) -> float | Tensor:
+    """A weight of a belief: a number, or a float64 tensor, [] or [B]."""
+    if not isinstance(w, Tensor) or (w.ndim == 0 and w.device.type == "cpu" and not w.requires_grad):
+        return as_number("w", w)
+    if w.shape not in ((), (1,), (batch,)):
+        raise ValueError(f"w must be a number or [{batch}], one for each sample; got {list(w.shape)}")
+    return float64(w)

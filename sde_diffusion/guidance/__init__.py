@@ -1,6 +1,11 @@
 """How do we steer a denoiser? Denoisers that wrap other denoisers, and the measurements that they may be given."""
 
+from sde_diffusion.guidance.adjustment import Adjustment
+from sde_diffusion.guidance.auto import AutoGuidance
+from sde_diffusion.guidance.classifier import ClassifierGuidance
 from sde_diffusion.guidance.classifier_free import ClassifierFreeGuidance, UntrainedError
+from sde_diffusion.guidance.combination import Combination
+from sde_diffusion.guidance.composition import Composition
 from sde_diffusion.guidance.likelihoods import (
     LIKELIHOODS,
     JacobianFree,
@@ -10,13 +15,19 @@ from sde_diffusion.guidance.likelihoods import (
     PseudoInverse,
     RowSum,
 )
+from sde_diffusion.guidance.network_classifier import NetworkClassifier
 from sde_diffusion.guidance.operators import Blur, Downsample, Grey, LinearOperator, Mask, Nonlinear, Operator
 from sde_diffusion.guidance.posterior import PosteriorDenoiser
 
 __all__ = [
     "LIKELIHOODS",
+    "Adjustment",
+    "AutoGuidance",
     "Blur",
     "ClassifierFreeGuidance",
+    "ClassifierGuidance",
+    "Combination",
+    "Composition",
     "Downsample",
     "Grey",
     "JacobianFree",
@@ -24,6 +35,7 @@ __all__ = [
     "Mask",
     "MeasurementLikelihood",
     "MomentMatching",
+    "NetworkClassifier",
     "Nonlinear",
     "Operator",
     "PointEstimate",

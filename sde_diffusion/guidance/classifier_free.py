@@ -2,90 +2,121 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_fraction, as_number
 from sde_diffusion.checks.reprs import shown
-from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser, repeated
-from sde_diffusion.guidance.interval import NoiseInterval
-from sde_diffusion.sde import Time, float64, number
+from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.guidance.adjustment import Adjustment
+from sde_diffusion.guidance.combination import Combination, is_used
+from sde_diffusion.guidance.scale import GuidanceScale, Scale
+from sde_diffusion.sde import Time
 
 
 class UntrainedError(ValueError):
     """The unconditional model is needed, but no null value of a condition is given."""
 
 
-class ClassifierFreeGuidance(Denoiser):
+class ClassifierFreeGuidance(Combination):
     """score = score_u + w (score_c - score_u), from the unconditional and the conditional score of one denoiser.
 
-    w = 1 is the conditional model and w = 0 the unconditional one, in one network pass each. Otherwise both are
-    evaluated in one pass of twice the batch, which counts as two. (In papers w is often one less.) Samples do not
-    follow p_c^w p_u^(1-w), which has this score only at t = 0, and those of the reverse SDE have another distribution
-    than those of the probability flow. `log_likelihood` of a guided denoiser is the density of its own flow.
+    w = 1 is the conditional model and w = 0 the unconditional one, in one network pass each, bit for bit. Otherwise
+    both are evaluated in one pass of twice the batch, which counts as two. (In papers w is often one less.) Samples do
+    not follow p_c^w p_u^(1-w), which has this score only at t = 0, and those of the reverse SDE have another
+    distribution than those of the probability flow; the Langevin steps of a `PredictorCorrector` bring them to it.
+    `log_likelihood` of a guided denoiser is the density of its own flow.
+
+    With a negative condition n, from which samples are to move away,
+
+        score = score_u + w (score_c - score_u) - v (score_n - score_u),
+
+    in one pass of three times the batch. By default v = w - 1, as if n took the place of the unconditional model:
+    score_n + w (score_c - score_n), in two passes.
+
+    CFG++ (Chung et al. 2024) is not a combination of beliefs: for DDIM it equals this guidance with a scale that grows
+    without bound with the number of steps.
 
     Args:
         denoiser: A denoiser that was trained with and without the conditions.
-        scale: w, at least 0.
+        scale: w, at least 0: a number, one for each sample [B], or a function from the log-SNR lambda, [] or [B], to a
+            number or a tensor of its shape.
         null: For each condition that the unconditional model does not get, the value that means "none", such as
             {"label": n_classes}: a number, or a tensor of the shape of one sample's condition. Other conditions are
             passed in both cases.
         interval: (low, high): guide where sigma / alpha is in this interval, and use the conditional model alone, in
             one pass, elsewhere. The edges are smooth: see `NoiseInterval`. None: guide everywhere.
-        rescale: phi in [0, 1]: the guided x0 is multiplied by 1 - phi + phi std(x0_c) / std(x0), with the standard
-            deviation of each sample over its dimensions. It reduces the contrast that a large scale adds to images.
+        rescale: phi in [0, 1], against the contrast that a large scale adds to images; see `Adjustment`.
+        threshold: p in (0, 1], such as 0.995, for data in [-1, 1]: dynamic thresholding; see `Adjustment`.
+        parallel: eta >= 0, the factor of the part of the guidance that is parallel to x0_c; see `Adjustment`.
+        negative: Values of the negative condition, such as {"label": 7}, in the same form as `null`.
+        negative_scale: v, at least 0, in the same form as `scale`; None: w - 1.
 
     Raises:
-        TypeError: If denoiser is not a denoiser, or null not a mapping.
-        ValueError: If scale is negative or not finite, null names no condition of the denoiser, the interval is empty
-            or outside the path's, or rescale outside [0, 1]; from a call, if none of the conditions of `null` is given.
+        TypeError: If denoiser is not a denoiser, or null or negative not a mapping.
+        ValueError: If a scale is negative or not finite, null or negative name no condition of the denoiser, negative
+            has no effect, the interval is empty or outside the path's, or another argument out of its range; from a
+            call, if none of the conditions of `null` is given, or all are equal to `negative`.
 
     References:
         Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", equation 6; Kynkaanniemi et al. 2024, "Applying
-        Guidance in a Limited Interval"; Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are
-        Flawed", section 3.4 (there of the network's output, here of x0).
+        Guidance in a Limited Interval"; Bradley & Nakkiran 2024, "Classifier-Free Guidance is a Predictor-Corrector".
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        scale: float = 2.0,
+        scale: Scale = 2.0,
         null: Mapping[str, Any] | None = None,
         interval: Sequence[float] | None = None,
         rescale: float = 0.0,
+        threshold: float | None = None,
+        parallel: float = 1.0,
+        negative: Mapping[str, Any] | None = None,
+        negative_scale: Scale | None = None,
     ) -> None:
         super().__init__()
         check_denoiser(denoiser)
-        self.denoiser, self.sde, self.sigma_data = denoiser, denoiser.sde, denoiser.sigma_data
-        self.scale = as_number("scale", scale)
-        if not 0 <= self.scale < math.inf:
-            raise ValueError(
-                f"scale must be a finite number of at least 0 (1: the conditional model, 0: the unconditional one; a "
-                f"paper's w is often this less 1); got {shown(scale)}"
-            )
-        self.null = self._check_null({} if null is None else null)
-        self.interval = NoiseInterval.of(interval, self.sde)
-        self.rescale = as_fraction("rescale", rescale)
-        most = max(self._beliefs(w) for w in (self.scale, 1.0 if self.interval is None else 0.5 * (1 + self.scale)))
-        self.passes = most * denoiser.passes
-
-    def _check_null(self, null: Mapping[str, Any]) -> dict[str, Any]:
-        if not isinstance(null, Mapping):
-            raise TypeError(f"null must map conditions to values, such as {{'label': 10}}; got {shown(null)}")
-        known = self.denoiser.conditions
-        if known is not None and (strange := [name for name in null if name not in known]):
-            takes = f"takes {', '.join(known)}" if known else "takes none"
-            raise ValueError(f"null names {', '.join(strange)}, and {type(self.denoiser).__name__} {takes}")
-        if not null and self.scale != 1:
+        self.denoiser, self.shape = denoiser, denoiser.shape
+        self.sde, self.sigma_data = denoiser.sde, denoiser.sigma_data
+        self._scale = GuidanceScale(scale, self.sde, interval)
+        self.scale = self._scale.scale
+        self.adjust = Adjustment(parallel, rescale, threshold)
+        self.null, self.negative = self._values("null", null), self._values("negative", negative)
+        self.negative_scale: GuidanceScale | None = None
+        if negative_scale is not None:
+            what = "0: no negative condition"
+            self.negative_scale = GuidanceScale(negative_scale, self.sde, interval, 0.0, "negative_scale", what)
+        self._check_negative()
+        if not self.null and is_used(self.weights_at(None)[0]):
             raise UntrainedError(
                 "null must say which value of a condition stands for none, such as {'label': 10} for 10 classes; it "
                 "names no condition"
             )
-        return dict(null)
+        self.passes = self.most_passes()
+
+    def _values(self, name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        given = {} if given is None else given
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name} must map conditions to values, such as {{'label': 10}}; got {shown(given)}")
+        known = self.denoiser.conditions
+        if known is not None and (strange := [one for one in given if one not in known]):
+            takes = f"takes {', '.join(known)}" if known else "takes none"
+            raise ValueError(f"{name} names {', '.join(strange)}, and {type(self.denoiser).__name__} {takes}")
+        return dict(given)
+
+    def _check_negative(self) -> None:
+        own = self.negative_scale
+        if self.negative and (self._scale.fixed == 1 if own is None else own.fixed == 0):
+            raise ValueError(
+                "negative has no effect at scale=1: give a scale greater than 1, or negative_scale"
+                if own is None
+                else "negative has no effect with negative_scale=0"
+            )
+        if own is not None and not self.negative:
+            raise ValueError("negative_scale needs a negative condition, such as negative={'label': 7}")
 
     @property
     def conditions(self) -> Collection[str] | None:
@@ -98,74 +129,63 @@ class ClassifierFreeGuidance(Denoiser):
         """See `Denoiser.check_conditions`; calls that of the wrapped denoiser.
 
         Raises:
-            ValueError: Also if none of the conditions of `null` is given, and the scale needs one.
+            ValueError: Also if none of the conditions of `null` is given, and the scale needs one, or if they are equal
+                to `negative` for all samples.
         """
         known = self.denoiser.check_conditions(conditions, batch, device, wait)
         self._left_out(known)
+        if self.negative and wait:
+            negative = self.denoiser.check_conditions({**known, **self.negative}, batch, device, wait)
+            if all(_equal(negative[name], known.get(name)) for name in self.negative):
+                what = ", ".join(f"{name}={shown(value)}" for name, value in self.negative.items())
+                raise ValueError(f"negative must differ from the condition itself; both are {what}")
         return known
 
     def _left_out(self, conditions: Mapping[str, Any]) -> list[str]:
         """The names of the given conditions that the unconditional model does not get."""
-        found = [name for name in self.null if conditions.get(name) is not None]
-        if not found and self.scale not in (0, 1):
-            needed = " or ".join(f"{name}=" for name in self.null)
-            raise ValueError(f"guidance with scale={self.scale:g} needs a condition to go by: give {needed}")
+        by = {**self.null, **self.negative}
+        found = [name for name in by if conditions.get(name) is not None]
+        if not found and self._scale.fixed not in (0, 1):
+            needed = " or ".join(f"{name}=" for name in by)
+            raise ValueError(f"guidance with scale={self._scale} needs a condition to go by: give {needed}")
         return found
 
-    def weight(self, t: Time) -> float | Tensor:
-        """w at t: a number if t is a single time on the CPU (unless a gradient passes through), else of t's shape."""
-        if self.interval is None:
-            return self.scale
-        t = float64(t)
-        w = 1 + (self.scale - 1) * self.interval.window(self.sde.log_snr(t))
-        return number(w) if t.ndim == 0 and t.device.type == "cpu" else w
+    @property
+    def experts(self) -> Sequence[Denoiser]:
+        """The denoiser without the conditions, with the negative ones, and with the conditions."""
+        return (self.denoiser,) * 3
 
-    @staticmethod
-    def _beliefs(w: float | Tensor) -> int:
-        """Number of predictions that a weight needs."""
-        return 2 if isinstance(w, Tensor) or w not in (0, 1) else 1
+    def weights_at(self, t: Time | None) -> Sequence[float | Tensor]:
+        """1 - w + v, -v and w."""
+        more = self._scale.excess(t)
+        if not self.negative:
+            return -more, 0.0, 1 + more
+        if self.negative_scale is None:
+            return 0.0, -more, 1 + more
+        away = self.negative_scale.excess(t)
+        return away - more, -away, 1 + more
 
-    def passes_at(self, t: Time) -> int:
-        """Network passes that a call at t costs: those of the denoiser, twice unless w is 0 or 1 there."""
-        return self._beliefs(self.weight(t)) * self.denoiser.passes_at(t)
-
-    def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
-        """Predict at (x_t, t); see `Denoiser.forward`.
-
-        Raises:
-            ValueError: If none of the conditions of `null` is given, and the scale needs one.
-        """
-        left_out, w = self._left_out(conditions), self.weight(t)
-        if self._beliefs(w) == 1:
-            nulls = {name: self._null(name, x_t) for name in (self.null if w == 0 else ())}
-            one: Prediction = self.denoiser(x_t, t, **{**conditions, **nulls})
-            return one
-        both = {name: repeated(value, 2, len(x_t)) for name, value in conditions.items()}
-        for name in left_out:
-            null = self._null(name, x_t)
-            given = torch.as_tensor(conditions[name], device=x_t.device).expand_as(null)
-            dtype = torch.promote_types(null.dtype, given.dtype)
-            both[name] = torch.cat([null.to(dtype), given.to(dtype)])
-        times = t.repeat(2) if isinstance(t, Tensor) and t.shape == x_t.shape[:1] else t
-        unconditional, conditional = self.denoiser(torch.cat([x_t, x_t]), times, **both).chunk(2)
-        return self._rescaled(Prediction.lerp(unconditional, conditional, w), conditional)
-
-    def _null(self, name: str, x_t: Tensor) -> Tensor:
-        """The null value of a condition for each sample, [B, *]."""
-        value = self.null[name]
-        if isinstance(value, Tensor):
-            return value.to(x_t.device, non_blocking=True).expand(len(x_t), *value.shape)
-        return torch.full((len(x_t),), value, device=x_t.device)
-
-    def _rescaled(self, guided: Prediction, conditional: Prediction) -> Prediction:
-        if not self.rescale:
-            return guided
-        x0 = guided.x0
-        now, wanted = (x.flatten(1).std(1, correction=0) for x in (x0, conditional.x0))
-        factor = torch.where(now > 0, wanted / now - 1, 0.0)  # one dimension has no contrast
-        return guided.shifted(self.rescale * factor.reshape(-1, *(1,) * (x0.ndim - 1)) * x0)
+    def conditions_of(self, term: int, conditions: Mapping[str, Any], x_t: Tensor) -> dict[str, Any]:
+        """Those of the call, with null values or negative ones in place of some."""
+        names = self._left_out(conditions) or list(self.null)
+        values = ({name: self.null[name] for name in names if name in self.null}, self.negative, {})[term]
+        return {**conditions, **{name: _for_each(value, x_t) for name, value in values.items()}}
 
     def extra_repr(self) -> str:
         """The arguments other than the denoiser."""
-        ends = None if self.interval is None else (self.interval.low, self.interval.high)
-        return f"scale={self.scale:g}, null={shown(self.null)}, interval={ends}, rescale={self.rescale:g}"
+        interval = self._scale.interval
+        ends = None if interval is None else (interval.low, interval.high)
+        text = f"scale={self._scale}, null={shown(self.null)}, interval={ends}, adjust={self.adjust}"
+        away = "" if self.negative_scale is None else f", negative_scale={self.negative_scale}"
+        return f"{text}, negative={shown(self.negative)}{away}" if self.negative else text
+
+
+def _for_each(value: Any, x_t: Tensor) -> Tensor:
+    """A value for each sample, [B, *]."""
+    if isinstance(value, Tensor):
+        return value.to(x_t.device, non_blocking=True).expand(len(x_t), *value.shape)
+    return torch.full((len(x_t),), value, device=x_t.device)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return bool((a == b).all()) if isinstance(a, Tensor) and isinstance(b, Tensor) else False

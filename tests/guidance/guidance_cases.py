@@ -6,7 +6,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from sde_diffusion import SDE, Denoiser, GaussianDenoiser, GaussianMixtureDenoiser, Prediction
+from sde_diffusion import SDE, ClassifierGuidance, Denoiser, GaussianDenoiser, GaussianMixtureDenoiser, Prediction
 from sde_diffusion.denoiser.exact import ExactPrediction
 
 
@@ -33,6 +33,20 @@ def gaussians(sde: SDE, size: int = 1) -> Classes:
     """Class 0 is N(1, 0.5^2) in each dimension, the null class N(0, 1)."""
     ones = torch.ones(size, dtype=torch.float64)
     return Classes(GaussianDenoiser(sde, M * ones, S_C), GaussianDenoiser(sde, 0 * ones, S_U))
+
+
+def by_classifier(sde: SDE) -> ClassifierGuidance:
+    """The same from N(0, 1) and p(c | x_t) = q_c(x_t) / 5 q_u(x_t), at most 2 e^(2/3) / 5 < 1, with scale 3.
+
+    Such a class exists: N(0, 1) is a mixture of 1/5 of N(1, 0.5^2) and of the rest.
+    """
+    conditional, unconditional = gaussians(sde).beliefs
+
+    def logits(x_t: Tensor, t: Tensor) -> Tensor:
+        log_p = conditional.log_prob(x_t, t) - unconditional.log_prob(x_t, t) - math.log(5)
+        return torch.stack([log_p, torch.log(-torch.expm1(log_p))], 1)
+
+    return ClassifierGuidance(unconditional, logits, 3.0)
 
 
 def classes_of(mixture: GaussianMixtureDenoiser) -> Classes:

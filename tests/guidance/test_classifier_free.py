@@ -2,10 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from guidance_cases import classes_of, gaussians
-from reference_paths import PATHS, spread
+from guidance_cases import Classes, classes_of, gaussians
 from torch import nn
 
 from sde_diffusion import (
@@ -23,46 +23,9 @@ from sde_diffusion import (
     elbo,
     log_likelihood,
 )
-from sde_diffusion.denoiser import InputGradient
 
 SPELLINGS = ("x0", "eps", "score", "velocity")
 MEANS, STDS = [[0.8, 0.2], [-0.6, 0.5], [0.1, -0.9]], [0.1, 0.15, 0.3]
-
-
-class ByClassifier(Denoiser):
-    """A mixture's belief, moved by w times the gradient of the exact log p(k | x_t)."""
-
-    def __init__(self, mixture, w):
-        super().__init__()
-        self.mixture, self.sde, self.w = mixture, mixture.sde, w
-
-    def forward(self, x_t, t, label):
-        each = [GaussianDenoiser(self.sde, m, s) for m, s in zip(self.mixture.means, self.mixture.stds, strict=True)]
-        with InputGradient(x_t) as inside:
-            logs = torch.stack([one.log_prob(inside.x_t, t) for one in each], 1)
-            g = inside.gradient((logs + self.mixture.log_weights).log_softmax(1)[torch.arange(len(label)), label])
-        move = self.w * g * (self.sde.sigma(t).square() / self.sde.alpha(t))[:, None]
-        return inside.answer(self.mixture(x_t, t).shifted(move))
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_it_is_guidance_by_the_exact_class_posterior(path):
-    """p(k | x_t) = p_k(x_t) w_k / p(x_t), so that s_u + w grad log p(k | x_t) is s_u + w (s_k - s_u)."""
-    sde = PATHS[path][0]
-    mixture = GaussianMixtureDenoiser(sde, MEANS, STDS, [0.5, 0.2, 0.3])
-    t = spread(sde, 9)[1:-1]
-    scale = (sde.alpha(t).square() + sde.sigma(t).square()).sqrt()[:, None]
-    x = scale * torch.randn(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    label = torch.arange(7) % 3
-    conditional = classes_of(mixture)(x, t, label=label)
-    for w in (1.0, 2.5):
-        guided = ClassifierFreeGuidance(classes_of(mixture), w, {"label": 3})(x, t, label=label)
-        other = ByClassifier(mixture, w)(x, t, label=label)
-        for name in SPELLINGS:
-            one, two = getattr(guided, name), getattr(other, name)
-            assert ((one - two).abs() / (1 + two.abs())).max() < 1e-10
-            if w == 1:
-                assert torch.equal(one, getattr(conditional, name))
 
 
 def network(prediction="edm", n_classes=4):
@@ -128,7 +91,7 @@ def test_an_interval_of_noise_levels():
     sde, inner = VPSDE(), mixture_at()
     guided = ClassifierFreeGuidance(inner, 3.0, {"label": 3}, interval=(0.2, 3.2))
     weights = {
-        r: guided.weight(float(sde.time(torch.tensor(-2 * math.log(r), dtype=torch.float64))))
+        r: guided.weights_at(float(sde.time(torch.tensor(-2 * math.log(r), dtype=torch.float64))))[-1]
         for r in (0.05, 0.099, 0.2, 0.401, 0.8, 1.59, 3.2, 6.5, 50.0)
     }
     assert list(weights.values()) == pytest.approx([1, 1, 2, 3, 3, 3, 2, 1, 1], abs=1e-8)
@@ -158,6 +121,75 @@ def test_rescaling_takes_back_contrast():
         torch.testing.assert_close(belief.eps, (x - alpha * belief.x0) / sigma)
     alone = ClassifierFreeGuidance(gaussians(sde), 4.0, {"label": 1}, rescale=1)(x[:, :1], t, label=0)
     assert bool(alone.x0.isfinite().all())  # one number has no contrast
+
+
+@pytest.mark.parametrize("size", [3, 200])
+def test_dynamic_thresholding(size):
+    """x0 is clipped to the p-quantile of its absolute values, if that is more than 1, and divided by it."""
+    zero, t = torch.zeros(size, dtype=torch.float64), 0.5
+    inner = Classes(*(GaussianDenoiser(VPSDE(), zero, s) for s in (0.5, 1.0)))  # beliefs proportional to x
+    x = 5 * torch.randn(4, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    x[0] /= 50  # all within [-1, 1]: nothing to do
+    belief = ClassifierFreeGuidance(inner, 4.0, {"label": 1}, threshold=0.9)(x, t, label=0)
+    before = ClassifierFreeGuidance(inner, 4.0, {"label": 1})(x, t, label=0).x0
+    for row, was in zip(belief.x0, before, strict=True):
+        q = max(1.0, float(np.quantile(was.abs(), 0.9, method="inverted_cdf")))
+        torch.testing.assert_close(row, was.clamp(-q, q) / q)
+    assert torch.equal(belief.x0[0], before[0])
+    assert before[0].abs().max() < 1 < before[1:].abs().amax(1).min()
+    alpha, sigma = VPSDE().alpha(t), VPSDE().sigma(t)
+    torch.testing.assert_close(belief.eps, (x - alpha * belief.x0) / sigma)
+    one = ClassifierFreeGuidance(inner, 1.0, {"label": 1}, threshold=0.9, rescale=0.7, parallel=0.0)
+    assert torch.equal(one(x, t, label=0).eps, inner(x, t, label=torch.zeros(4, dtype=torch.int64)).eps)
+
+
+def test_the_parallel_part():
+    inner, x, t = mixture_at(), X.double(), 0.4
+    alone = inner(x, t, label=LABEL % 3).x0
+    plain = ClassifierFreeGuidance(inner, 4.0, {"label": 3})(x, t, label=LABEL % 3).x0
+    for eta in (0.0, 0.3):
+        found = ClassifierFreeGuidance(inner, 4.0, {"label": 3}, parallel=eta)(x, t, label=LABEL % 3).x0
+        for i in range(5):
+            along = torch.outer(alone[i], alone[i]) / alone[i].square().sum()
+            change = plain[i] - alone[i]
+            torch.testing.assert_close(found[i], alone[i] + change - (1 - eta) * along @ change)
+
+
+def test_a_negative_condition_in_one_pass():
+    denoiser, seen = network(), []
+    denoiser.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
+    c, n, u = (denoiser(X, 0.3, label=label).eps for label in (LABEL, torch.full((5,), 2), torch.full((5,), 4)))
+    for v, rows, want in ((0.5, 15, u + 3 * (c - u) - 0.5 * (n - u)), (None, 10, n + 3 * (c - n))):
+        guided = ClassifierFreeGuidance(denoiser, 3.0, {"label": 4}, negative={"label": 2}, negative_scale=v)
+        seen.clear()
+        torch.testing.assert_close(guided(X, 0.3, label=LABEL).eps, want, rtol=2e-5, atol=2e-6)
+        assert seen == [rows]
+        assert guided.passes == guided.passes_at(0.3) == rows // 5
+    without = ClassifierFreeGuidance(denoiser, 3.0, None, negative={"label": 2})  # needs no null value
+    torch.testing.assert_close(without(X, 0.3, label=LABEL).eps, want, rtol=2e-5, atol=2e-6)
+    inside = ClassifierFreeGuidance(denoiser, 3.0, None, (0.2, 3.2), negative={"label": 2})
+    assert torch.equal(inside(X, 1e-3, label=LABEL).eps, denoiser(X, 1e-3, label=LABEL).eps)
+    assert [inside.passes_at(t) for t in (1e-3, 0.1)] == [1, 2]
+
+
+def test_scales_by_noise_level_and_by_sample():
+    inner, sde, x = mixture_at(), VPSDE(), X.double()
+    label = LABEL % 3
+
+    def ramp(log_snr):
+        return 1 + (2 - log_snr).clamp(0, 4)
+
+    guided = ClassifierFreeGuidance(inner, ramp, {"label": 3})
+    times = sde.time(torch.tensor([3.0, 2.5, 1.0, -1.0, -5.0], dtype=torch.float64))
+    together = guided(x, times, label=label).score
+    by_sample = ClassifierFreeGuidance(inner, torch.tensor([1.0, 1, 2, 4, 5]), {"label": 3})
+    torch.testing.assert_close(by_sample(x, times, label=label).score, together)
+    for i, w in enumerate((1.0, 1, 2, 4, 5)):
+        want = ClassifierFreeGuidance(inner, w, {"label": 3})(x[i : i + 1], times[i], label=label[i : i + 1]).score
+        torch.testing.assert_close(together[i : i + 1], want)
+        torch.testing.assert_close(guided(x[i : i + 1], times[i], label=label[i : i + 1]).score, want)
+        assert guided.passes_at(times[i]) == (1 if i < 2 else 2)
+    assert guided.passes == 2
 
 
 class Captioned(nn.Module):
@@ -193,6 +225,16 @@ def test_any_named_conditions_are_left_out():
         ({"interval": (200, 300)}, r"interval=\(200, 300\) lies outside the walk, .* goes from 0.001 to 152.2"),
         ({"interval": (0, 1e-4)}, "lies outside the walk"),
         ({"rescale": 1.1}, r"rescale must lie in \[0, 1\]"),
+        ({"threshold": 0}, r"threshold must be a quantile in \(0, 1\], such as 0.995"),
+        ({"threshold": 255}, "threshold must be a quantile"),
+        ({"parallel": -1}, "parallel must be a finite number of at least 0"),
+        ({"negative": {"label": 1}, "scale": 1}, "negative has no effect at scale=1: give a scale greater than 1, or"),
+        ({"negative": {"label": 1}, "negative_scale": 0}, "negative has no effect with negative_scale=0"),
+        ({"negative": {"label": 1}, "negative_scale": -1}, "negative_scale must be a finite number of at least 0"),
+        ({"negative_scale": 1}, "negative_scale needs a negative condition"),
+        ({"negative": {"text": 1}}, "negative names text, and NetworkDenoiser takes label"),
+        ({"scale": lambda log_snr: log_snr}, "scale must be a finite number of at least 0"),
+        ({"scale": lambda log_snr: "2"}, "scale must be a number"),
     ],
 )
 def test_bad_arguments(given, message):
@@ -211,6 +253,14 @@ def test_bad_calls():
         AncestralSampler(2)(guided, (2, 2), label=7)
     with pytest.raises(TypeError, match="denoiser must be a Denoiser"):
         ClassifierFreeGuidance(MLP([2]), 2.0, {"label": 4})
+    away = ClassifierFreeGuidance(network(), 2.0, {"label": 4}, negative={"label": 2})
+    with pytest.raises(ValueError, match="negative must differ from the condition itself; both are label=2"):
+        AncestralSampler(2)(away, (2, 2), label=2)
+    assert AncestralSampler(2)(away, (2, 2), label=torch.tensor([1, 2])).nfe == 4
+    with pytest.raises(ValueError, match=r"label must be integers in 0 ... 3"):
+        AncestralSampler(2)(ClassifierFreeGuidance(network(), 2.0, negative={"label": 9}), (2, 2), label=2)
+    with pytest.raises(ValueError, match=r"w must be a number or \[5\], one for each sample; got \[3\]"):
+        ClassifierFreeGuidance(network(), torch.ones(3), {"label": 4})(X, 0.5, label=1)
     assert ClassifierFreeGuidance(network(n_classes=0), 1.0)(X, 0.5).x0.shape == X.shape  # 1 needs nothing to leave out
 
 

@@ -29,6 +29,7 @@ from sde_diffusion.training.weighting import (
 if TYPE_CHECKING:
     from sde_diffusion.training.callbacks import SampleGrid, StopOnNonFinite, TrainingProgress
     from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
+    from sde_diffusion.training.classifier import Classifier
     from sde_diffusion.training.ema import EMA
     from sde_diffusion.training.generative import GenerativeModel
     from sde_diffusion.training.loggers import CSVLogger, WandbLogger
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "BestCheckpoint": "checkpoint_callbacks",
     "CSVLogger": "loggers",
+    "Classifier": "classifier",
     "EMA": "ema",
     "FinalValidation": "checkpoint_callbacks",
     "GenerativeModel": "generative",
@@ -56,6 +58,7 @@ __all__ = [
     "EMA",
     "BestCheckpoint",
     "CSVLogger",
+    "Classifier",
     "DenoisingScoreMatching",
     "DiscreteTimes",
     "EDMWeighting",

@@ -91,7 +91,7 @@ class Bench:
                     f"{ckpt} is of {data.name} {list(data.shape)} and the first checkpoint of {self.data.name} "
                     f"{list(self.data.shape)}, with another {cfg.split} split: compare models of one data set"
                 )
-            denoiser = denoiser_of(cfg, model)
+            denoiser = denoiser_of(model)
             if cfg.exact:
                 denoiser = EmpiricalDenoiser(denoiser.sde, self.data.tensor("train")).to(self.device)
             requested = requested_conditions(cfg, model)

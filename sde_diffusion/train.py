@@ -12,8 +12,9 @@ def main() -> None:
     follow_launcher()
     from sde_diffusion.commands.app import command
     from sde_diffusion.commands.resuming import allow_stored_keys
+    from sde_diffusion.commands.trained_for import name_other_model
 
-    sys.argv = allow_stored_keys(sys.argv)
+    sys.argv = allow_stored_keys(name_other_model(sys.argv))
     command("train", processes=True)
 
 

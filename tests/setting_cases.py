@@ -9,8 +9,18 @@ TRAIN = {
     "model": "model=score model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.01 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2 seed=3",
     "conditional": "conditional=true model.label_dropout=0.3 model.condition_dropout={label:0.2} network.conditions=null",
-    "guidance": "conditional=true guidance=cfg guidance.scale=3 guidance.interval=[0.2,1.6] guidance.rescale=0.5",
+    "guidance": "conditional=true guidance=cfg guidance.scale=3 guidance.interval=[0.2,1.6] guidance.rescale=0.5 "
+    "guidance.threshold=0.99 guidance.parallel=0.5 guidance.negative={label:3} guidance.negative_scale=0.5",
+    "guidance auto": "guidance=auto guidance.weak=CKPT guidance.scale=1.5 guidance.interval=[0.2,1.6] guidance.rescale=0.5 "
+    "guidance.threshold=0.99 guidance.parallel=0.5",
+    "guidance compose": "conditional=true guidance=compose guidance.denoisers=null guidance.weights=[2,-1] "
+    "guidance.conditions=[{label:3},{}]",
     "guidance none": "guidance=none",
+    "model classifier": "model=classifier model.of=CKPT model.sde={_target_:sde_diffusion.sde.VESDE} model.sigma_data=0.4 "
+    "model.times={_target_:sde_diffusion.training.UniformTimes} model.network.patch=1 model.network.channels=8 "
+    "model.network.channel_mult=[1,1] model.network.blocks=2 model.network.dropout=0.2 model.network.embedding_dim=8 "
+    "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant "
+    "model.dequantise=true model.validation_draws=2",
     "compile": "model.compile=true",
     "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
     "callbacks.non_finite.every_n_steps=2 callbacks.samples.n=5 callbacks.samples.every_n_validations=2 callbacks.noise_levels.bins=4 "

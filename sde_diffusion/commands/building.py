@@ -44,7 +44,7 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
         UserError: If the configuration or the data do not allow it.
     """
     from sde_diffusion.checks.hints import arguments_of
-    from sde_diffusion.training.guided_denoiser import guided_denoiser
+    from sde_diffusion.training.guided_denoiser import check_pictures
     from sde_diffusion.training.models import MODELS, model_class
 
     data = build_data(resolved(cfg.data))
@@ -67,7 +67,7 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
         )
     except UserError as error:  # `denoiser` contains copies of network and sde: use the names of these groups
         raise UserError(re.sub(r"^denoiser\.(network|sde)\b", r"\1", str(error))) from error
-    guided_denoiser(model, resolved(cfg.guidance))  # raises its errors now
+    check_pictures(model, resolved(cfg.guidance))  # raises its errors now
     model.run = {key: resolved(cfg[key]) for key in STORED_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
     return data, model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -127,17 +127,25 @@ class ConfigChecks:
         _expect_kind(key, values, type(found), kind)
         return found
 
-    def choice(self, key: str, kind: type, others: Any = None, **offered: Any) -> Any:
+    def choice(
+        self,
+        key: str,
+        kind: type,
+        others: Any = None,
+        prepare: Callable[[Any], Any] = lambda node: node,
+        **offered: Any,
+    ) -> Any:
         """Check the description of an object, or a value that stands for one, such as a name; returns either.
 
         Args:
             key: The key that holds it.
             kind: Required class of the object.
             others: Hint of the values that may be given in place of a description; null by default.
+            prepare: Replaces parts of a description before it is built.
             **offered: Placeholders for the arguments that the object is offered; see `build_around`.
         """
         value = self.value(key)
-        found = build_around(value, key, **offered)
+        found = build_around(prepare(value) if is_description(value) else value, key, **offered)
         if is_description(value):
             _expect_kind(key, value, type(found), kind)
         elif not fits(value, others) and (choices := _choose(key)):

@@ -47,11 +47,12 @@ def draw(
         "checkpoint": model.digest,
         "sampler": resolved(cfg.sampler),
         "guidance": resolved(cfg.guidance),
+        **({"guides": model.guides} if model.guides else {}),
         "n": cfg.n,
         "seed": cfg.seed,
         "conditions": digests(conditions),
     }
-    sampler, denoiser = build(plan["sampler"]), denoiser_of(cfg, model)
+    sampler, denoiser = build(plan["sampler"]), denoiser_of(model)
     try:
         return sample_in_batches(
             sampler,

@@ -63,7 +63,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     data, splits = own_data(cfg, model)
     scored, splits = (data, splits) if cfg.x is None else (row_data(cfg, model), ["rows"])
     other = against_data(cfg, model, data)
-    matched = data.matched_prior(denoiser_of(cfg, model).sde)
+    matched = data.matched_prior(denoiser_of(model).sde)
     run = _run(cfg, model, device, data, matched, out / ".scores")
     scoring, begin = run.scoring, time.perf_counter()
     scores = {split: run.score(scored, split) for split in splits}
@@ -109,7 +109,7 @@ def _run(
         scoring = Scoring(levels=data.levels, **settings, **_bound(cfg, model, device, data))
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    sde = denoiser_of(cfg, model).sde
+    sde = denoiser_of(model).sde
     priors = {"standard": GaussianPrior.standard(sde), "matched": matched}
     prior: Prior = as_instance("prior", build_around(resolved(cfg.prior), "prior", sde=sde), priors, Prior)
     return ScoringRun(cfg, model, device, scoring, prior, folder)
@@ -191,7 +191,7 @@ def _bound(cfg: DictConfig, model: GenerativeModel, device: torch.device, data: 
     named = build_around(bound.pop("decoder"), "elbo.decoder", **offered)
     decoder: Decoder = as_instance("elbo.decoder", named, decoders, Decoder)
     if bound["t_end"] is None:
-        denoiser = denoiser_of(cfg, model)
+        denoiser = denoiser_of(model)
         x, conditions = data.batch("val", data.some_items("val", _PLACING_ITEMS), device)
         places = decoder.places(denoiser.sde)
         settings = {"steps": None, "draws": 32, "rows": cfg.batch_size, "grid": bound["grid"]}

@@ -29,11 +29,14 @@ _PLACES = ("root", "path")
 
 
 def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
-    """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one).
+    """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one), guided by `cfg.guidance`.
 
     Raises:
-        UserError: If the checkpoint cannot be read, its model has no denoiser, or the device is not available.
+        UserError: If the checkpoint cannot be read, its model has no denoiser or does not support this guidance, or the
+            device is not available.
     """
+    from sde_diffusion.training.guided_denoiser import guide
+
     device = device_of(cfg)
     model = _load(cfg.ckpt, device)
     if model.denoiser is None:
@@ -42,23 +45,17 @@ def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
             f"{cfg.ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "
-            "data=DataModule.describe() to {type(model).__name__} before training, or use the model in Python"
+            f"data=DataModule.describe() to {type(model).__name__} before training, or use the model in Python"
         )
     modality_of(model.data)  # raises its errors now, not after sampling
+    guide(model, resolved(cfg.guidance))
     return model, device
 
 
-def denoiser_of(cfg: DictConfig, model: GenerativeModel) -> Denoiser:
-    """The denoiser that a command uses: the model's, with the guidance of `cfg.guidance`.
-
-    Raises:
-        UserError: If the model does not support this guidance.
-    """
-    from sde_diffusion.training.guided_denoiser import guided_denoiser
-
-    found = guided_denoiser(model, resolved(cfg.guidance))
-    assert found is not None  # checked by `load_model`
-    return found
+def denoiser_of(model: GenerativeModel) -> Denoiser:
+    """The denoiser that a command uses: the model's, which `load_model` has guided."""
+    assert model.denoiser is not None  # checked by `load_model`
+    return model.denoiser
 
 
 def _load(ckpt: str, device: torch.device) -> GenerativeModel:

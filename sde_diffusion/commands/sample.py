@@ -105,7 +105,7 @@ def _film(
     shape = (cfg.film, *model.data["shape"])
     seeds = range(cfg.seed, cfg.seed + cfg.film)
     sampler: Sampler = build(resolved(cfg.sampler))
-    denoiser = denoiser_of(cfg, model)
+    denoiser = denoiser_of(model)
     walk = sampler(denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **own)
     assert walk.trajectory is not None
     assert walk.states is not None

@@ -16,7 +16,6 @@ from torch import Tensor
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import for_items, in_words, requested_conditions
 from sde_diffusion.commands.drawing import check_seeds, draw
-from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.sample_folder import read_pictures
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
@@ -98,7 +97,6 @@ def drawn_source(
     if has != made:
         raise UserError(f"{data.name} has {has}, and {cfg.ckpt} generates {made}")
     conditions = for_items(model, requested_conditions(cfg, model), data.split(cfg.split), cfg.n)
-    denoiser_of(cfg, model)  # raises its errors now
     if model.conditions:
         log.info("given %s", in_words(model.conditions, conditions))
 

@@ -173,6 +173,7 @@ def _guidance(checks: ConfigChecks) -> None:
     """Check the guidance by wrapping it around a placeholder that takes any condition, with all noise levels."""
     from sde_diffusion.denoiser import Denoiser, Prediction
     from sde_diffusion.sde import SDE, RectifiedFlow, Time
+    from sde_diffusion.training.guidance_models import with_models
 
     class Placeholder(Denoiser):
         sde: SDE = RectifiedFlow(t_min=0.0, t_max=1.0)
@@ -180,7 +181,13 @@ def _guidance(checks: ConfigChecks) -> None:
         def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
             return Prediction(self.sde, x_t, t, x_t)
 
-    checks.choice("guidance", Denoiser, denoiser=Placeholder(), null={"label": 0})
+    denoiser = Placeholder()
+    offered = {"denoiser": denoiser, "denoisers": denoiser, "null": {"label": 0}}
+
+    def with_placeholders(node: Mapping[str, Any]) -> dict[str, Any]:
+        return with_models(node, lambda key, path, part: denoiser if part == "denoiser" else abs, offered)
+
+    checks.choice("guidance", Denoiser, prepare=with_placeholders, **offered)
 
 
 def _sample(checks: ConfigChecks) -> None:

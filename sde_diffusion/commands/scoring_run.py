@@ -42,7 +42,7 @@ class ScoringRun:
         folder: Path,
     ) -> None:
         self.cfg, self.model, self.device = cfg, model, device
-        self.denoiser = denoiser_of(cfg, model)
+        self.denoiser = denoiser_of(model)
         self.scoring, self.prior = scoring, prior
         settings = {
             key: value
@@ -53,6 +53,7 @@ class ScoringRun:
         self.plan = {
             "checkpoint": model.digest,
             "settings": settings,
+            **({"guides": model.guides} if model.guides else {}),
             "scores": list(SCORES),
             "prior": f"{float(prior(at)):.10g}",  # it depends on the data too
         }

@@ -24,6 +24,7 @@ from sde_diffusion.commands.processes import LostProcessError, is_follower, proc
 from sde_diffusion.commands.resumed_changes import warn_of_changes
 from sde_diffusion.commands.resuming import expect_same_data, limit_reached, read_run, resumed
 from sde_diffusion.commands.run_report import announce, conclude, finish, record_run
+from sde_diffusion.commands.trained_for import with_other_model
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage import record, signals
 from sde_diffusion.storage.files import writing
@@ -63,8 +64,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     _silence()
     checkpoint = read_run(cfg.ckpt) if cfg.ckpt else {}
-    if checkpoint:
-        cfg = resumed(cfg, checkpoint)
+    cfg = resumed(cfg, checkpoint) if checkpoint else with_other_model(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     with no_larger_than(checkpoint["state_dict"], str(cfg.ckpt)) if checkpoint else nullcontext():
         data, model = build_model(cfg)

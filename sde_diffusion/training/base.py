@@ -29,6 +29,7 @@ class BaseModel(LightningModule, ABC):
             it.
         run: Configuration of the run, stored in checkpoints for resuming.
         digest: SHA-256 of the checkpoint from which a command has loaded the model.
+        guides: SHA-256 of the checkpoints of further models that guide its denoiser, by path.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class BaseModel(LightningModule, ABC):
         self.denoiser: Denoiser | None = None
         self.run: dict[str, Any] = {}
         self.digest = ""
+        self.guides: dict[str, str] = {}
 
     def conditions_of(self, batch: Batch) -> dict[str, Tensor]:
         """The conditions in a batch.

@@ -124,11 +124,13 @@ class SampleGrid(Callback):
     def _draw(
         self, model: BaseModel, shape: Sequence[int], batch: Mapping[str, Tensor], **options: Any
     ) -> Tensor | None:
-        conditions = self._conditions(model, batch)
+        denoiser, conditions = self.denoiser_of(model), self._conditions(model, batch)
+        if denoiser is not None and denoiser.conditions is not None:  # a guidance may fix some
+            conditions = {name: values for name, values in conditions.items() if name in denoiser.conditions}
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         state = torch.random.get_rng_state()
         try:
-            denoiser, options = self.denoiser_of(model), {"dtype": dtype, **conditions, **options}
+            options = {"dtype": dtype, **conditions, **options}
             return model.draw_samples(self.sampler, denoiser, (self.n, *shape), **options)
         finally:
             torch.random.set_rng_state(state)

@@ -13,10 +13,20 @@ from omegaconf import OmegaConf
 from PIL import Image
 from schema_cases import refusal
 
-from sde_diffusion import MLP, VPSDE, AncestralSampler, NetworkDenoiser, Objective, ScoreModel, UserError
+from sde_diffusion import (
+    MLP,
+    VPSDE,
+    AncestralSampler,
+    AutoGuidance,
+    Composition,
+    NetworkDenoiser,
+    Objective,
+    ScoreModel,
+    UserError,
+)
 from sde_diffusion.commands import drawing
 from sde_diffusion.modality import Images
-from sde_diffusion.training.guided_denoiser import guided_denoiser
+from sde_diffusion.training.guided_denoiser import guide, guided_denoiser
 
 CFG = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance"}
 DIGITS = Images((1, 8, 8), levels=17)
@@ -120,14 +130,16 @@ def test_a_stopped_run_resumes_with_its_own_guidance_alone(classes, monkeypatch,
     monkeypatch.setattr(
         drawing, "sample_in_batches", lambda _, denoiser, *__, plan, **___: seen.append((plan, denoiser))
     )
-    model = ScoreModel.load_from_checkpoint(classes)
+    models = []
     for guidance in (None, {**CFG, "scale": 3.0}, {**CFG, "scale": 4.0}):
         node = {"n": 2, "seed": 0, "batch_size": 2, "overwrite": False, "guidance": guidance}
         cfg = OmegaConf.create({**node, "sampler": {"_target_": "sde_diffusion.sampling.AncestralSampler"}})
-        drawing.draw(cfg, model, {"label": torch.tensor([1, 1])}, torch.device("cpu"), tmp_path)
+        models.append(ScoreModel.load_from_checkpoint(classes))
+        guide(models[-1], guidance)
+        drawing.draw(cfg, models[-1], {"label": torch.tensor([1, 1])}, torch.device("cpu"), tmp_path)
     plans = [plan for plan, _ in seen]
     assert all(plans.count(plan) == 1 for plan in plans)
-    assert seen[0][1] is model.denoiser
+    assert all(denoiser is model.denoiser for model, (_, denoiser) in zip(models, seen, strict=True))
     assert [denoiser.scale for _, denoiser in seen[1:]] == [3.0, 4.0]
 
 
@@ -157,12 +169,80 @@ def test_what_a_model_does_not_allow(model, settings, words):
 
 REFUSED = {
     "scale=-1": "scale must be a finite number of at least 0 (1: the conditional model",
-    "scale=.inf": "scale must be a finite number; got",
-    "scale=high": "scale must be a finite number; got",
+    "scale=.inf": "scale must be a number; got '.inf'",
+    "scale=high": "scale must be a number; got 'high'",
     "interval=[2,1]": "interval must be (low, high) with 0 <= low < high, in sigma/alpha; got (2, 1)",
     "interval=[2]": "interval must be",
     "rescale=2": "rescale must lie in [0, 1]; got 2",
 }
+
+
+def test_models_named_by_checkpoints(run, classes):
+    """A weaker model, and several conditions of the model itself: as in Python; the composition takes no label."""
+    good = ScoreModel.load_from_checkpoint(classes).denoiser
+    best = classes.with_name("best.ckpt")
+    weak = ScoreModel.load_from_checkpoint(best).denoiser
+    settings = {
+        "auto": (f"guidance.weak={best}", "guidance.scale=3", "label=2"),
+        "compose": ("guidance.weights=[1,1,-1]", "guidance.conditions=[{label:3},{label:5},{}]"),
+    }
+    wanted = {
+        "auto": AncestralSampler(3, eta=1.0)(AutoGuidance(good, weak, 3.0), (2, 1, 8, 8), label=2),
+        "compose": AncestralSampler(3, eta=1.0)(
+            Composition(good, [1, 1, -1], [{"label": 3}, {"label": 5}, {"label": 10}]), (2, 1, 8, 8)
+        ),
+    }
+    for name, want in wanted.items():
+        done, out = run("sample", *SAMPLER, "n=2", f"guidance={name}", *settings[name])
+        assert done.status == 0, done.err
+        assert f"{want.nfe} network passes each" in done.out
+        found = np.load(out / "samples.npz")
+        assert np.array_equal(found["images"], DIGITS.to_file(want.x))
+        assert ("label" in found or "labels" in found) == (name == "auto")
+
+
+WEAK = {"_target_": "sde_diffusion.guidance.AutoGuidance"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "guidance.weak must be the path of a checkpoint: add guidance.weak=PATH"),
+        ({"weak": "none.ckpt"}, "none.ckpt"),
+        (
+            {"_target_": "sde_diffusion.guidance.ClassifierGuidance", "classifier": "{classes}"},
+            "guidance.classifier={classes} is a checkpoint of a ScoreModel, which has no classifier",
+        ),
+        (
+            {"_target_": "sde_diffusion.guidance.Composition", "weights": [1, 1], "denoisers": ["{classes}"] * 2},
+            "guidance.weights must sum to 1, and [1.0, 1.0] sum to 2",
+        ),
+        ({**CFG, "negative": {"label": 10}}, "guidance.negative.label must be one of 0 ... 9; got 10"),
+    ],
+)
+def test_models_that_do_not_fit(classes, settings, words):
+    filled = {
+        key: value.format(classes=classes)
+        if isinstance(value, str)
+        else [one.format(classes=classes) for one in value]
+        if key == "denoisers"
+        else value
+        for key, value in settings.items()
+    }
+    with pytest.raises(UserError, match=re.escape(words.format(classes=classes))):
+        guided_denoiser(ScoreModel.load_from_checkpoint(classes), {**WEAK, **filled})
+
+
+def test_a_weak_model_of_other_data(classes, trained):
+    """One without classes, and one of other data: both are named."""
+    with pytest.raises(UserError, match=r"guidance.weak must take the same conditions as the denoiser; it takes no"):
+        guided_denoiser(
+            ScoreModel.load_from_checkpoint(classes), {**WEAK, "weak": str(trained / "checkpoints" / "last.ckpt")}
+        )
+    model = ScoreModel.load_from_checkpoint(classes)
+    model.data = {**model.data, "shape": [1, 9, 9]}
+    with pytest.raises(UserError, match=r"is a model of other data: their shape is \[1, 8, 8\], here it is \[1, 9, 9"):
+        guided_denoiser(model, {**WEAK, "weak": str(classes)})
 
 
 def test_what_is_refused_at_once():
@@ -171,3 +251,10 @@ def test_what_is_refused_at_once():
     for command in ("train", "evaluate", "likelihood", "nfe_fid"):
         assert "guidance.scale must be" in refusal(command, "guidance=cfg", "guidance.scale=-1")
     assert refusal("sample", "guidance=cfg", "guidance.interval=[0.2,1.6]", "guidance.rescale=0.7") is None
+    assert "guidance.weak must be the path of a checkpoint" in refusal("sample", "guidance=auto")
+    assert refusal("sample", "guidance=auto", "guidance.weak=w.ckpt") is None
+    assert refusal("sample", "guidance=classifier", "guidance.classifier=c.ckpt", "guidance.on=x0") is None
+    assert "add the unconditional model" in refusal("sample", "guidance=compose", "guidance.weights=[1,1]")
+    assert (
+        refusal("sample", "guidance=compose", "guidance.denoisers=[a.ckpt,b.ckpt]", "guidance.weights=[2,-1]") is None
+    )

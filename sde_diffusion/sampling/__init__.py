@@ -26,6 +26,7 @@ from sde_diffusion.sampling.heun import HeunSampler
 from sde_diffusion.sampling.langevin import AnnealedLangevin
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
+from sde_diffusion.sampling.noised import noised
 from sde_diffusion.sampling.ode import ODESampler
 from sde_diffusion.sampling.predictor_corrector import Predictor, PredictorCorrector
 from sde_diffusion.sampling.reverse import ReverseProcess
@@ -56,4 +57,5 @@ __all__ = [
     "UniPC",
     "UnitVariance",
     "Walk",
+    "noised",
 ]

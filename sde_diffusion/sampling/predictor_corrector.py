@@ -225,7 +225,7 @@ class PredictorCorrector(Sampler):
         draws = self.corrector_steps + 1
         run.plan(times)
         for i, (step, correct, (from_x, from_belief, std)) in enumerate(zip(steps, corrections, table, strict=True)):
-            run.visit(x, step.t)
+            x = run.visit(x, step.t)
             if correct is not None:
                 for j in range(self.corrector_steps):
                     x = correct(x, run, run.normal(i * draws + j))
@@ -235,7 +235,7 @@ class PredictorCorrector(Sampler):
             x = moved
             if std and i + 1 < self.steps:
                 x = add_(x, run.normal(i * draws + self.corrector_steps), std)
-        run.visit(x, times[-1])
+        x = run.visit(x, times[-1])
         return run.predict(x, times[-1]).x0 if self.denoise else x
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:

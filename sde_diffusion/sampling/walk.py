@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.frames import Frames
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sde import SDE, Time, value_of
+from sde_diffusion.sde.truncated import TruncatedSDE
 
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
 """Called with (step, t, x_t, x0) after each prediction; if it returns True, the walk ends and returns x0."""
@@ -47,6 +49,11 @@ class Walk:
         nfe: Network passes so far.
         step: Number of the next prediction, for callbacks; with guidance a prediction costs several passes.
         frames: States to record along the walk; None for none.
+        t_start: Where the walk begins; the path's t_max if None.
+        gradients: Vector-Jacobian products of the denoiser so far.
+        given: Whether the state at t_start was given (`latent`) rather than drawn from the prior.
+        log_evidence: Estimates of log p(y), [B], of samplers that have some.
+        replace: Function of (x_t, t) that changes the state at each time of the walk; None for none.
     """
 
     denoiser: Denoiser
@@ -58,16 +65,30 @@ class Walk:
     nfe: int = 0
     step: int = 0
     frames: Frames | None = None
+    t_start: float | None = None
+    gradients: int = 0
+    given: bool = False
+    log_evidence: Tensor | None = None
+    replace: Callable[[Tensor, Time], Tensor] | None = None
 
-    @property
+    @cached_property
     def sde(self) -> SDE:
-        """The denoiser's path."""
-        return self.denoiser.sde
+        """The denoiser's path, up to t_start."""
+        sde = self.denoiser.sde
+        if self.t_start is None or self.t_start == sde.t_max:
+            return sde
+        return TruncatedSDE(path=sde, t_min=min(sde.t_min, self.t_end), t_max=self.t_start)
 
     def predict(self, x: Tensor, t: Time) -> Prediction:
         """The prediction at (x, t). Counts its passes and calls the callback."""
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
-        self.nfe += self.denoiser.passes_at(t)
+        self.report(prediction, x, t, self.denoiser.passes_at(t), self.denoiser.gradients)
+        return prediction
+
+    def report(self, prediction: Prediction, x: Tensor, t: Time, passes: int, gradients: int) -> None:
+        """Count the passes and vector-Jacobian products of a prediction at (x, t), and call the callback."""
+        self.nfe += passes
+        self.gradients += gradients
         step, self.step = self.step, self.step + 1
         if self.callback is not None or self.check:
             x0 = prediction.x0
@@ -76,17 +97,23 @@ class Walk:
                 check_finite(what, x0, REMEDY, UserError)
             if self.callback is not None and self.callback(step, value_of(t), x, x0):
                 raise Stop(x, x0)
-        return prediction
 
     def plan(self, times: Tensor) -> None:
         """Announce the times of the walk, [N + 1], so that frames can be chosen among them."""
         if self.frames is not None:
             self.frames.choose(times)
 
-    def visit(self, x: Tensor, t: Time) -> None:
-        """Report the state x at one of these times; it is recorded if that time was chosen."""
+    def visit(self, x: Tensor, t: Time) -> Tensor:
+        """Report the state x at one of these times, and continue with the state that is returned.
+
+        This is x itself, unless the walk is one that replaces what is known (`replace`). It is recorded if that time
+        was chosen.
+        """
+        if self.replace is not None:
+            x = self.replace(x, t)
         if self.frames is not None:
             self.frames.visit(x, t)
+        return x
 
     def normal(self, step: int) -> Tensor:
         """Standard normals of step 0, 1, ..., independent of those of other steps, [B, *dims]."""

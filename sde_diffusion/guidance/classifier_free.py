@@ -73,7 +73,7 @@ class ClassifierFreeGuidance(Denoiser):
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must lie in [0, 1]; got {shown(rescale)}")
         most = max(self._beliefs(w) for w in (self.scale, 1.0 if self.interval is None else 0.5 * (1 + self.scale)))
-        self.passes = most * denoiser.passes
+        self.passes, self.gradients = most * denoiser.passes, most * denoiser.gradients
 
     def _check_null(self, null: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(null, Mapping):

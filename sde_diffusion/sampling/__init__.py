@@ -11,6 +11,9 @@ Each choice of `sampler=` is a file in `conf/sampler/` that names a class, and e
     ode             ODESampler           ode; its solver ode_methods, ode_kinds, ode_adams
     sde             SDESampler           sde; its Brownian motion brownian
 
+Samplers of posteriors take a `guidance.PosteriorDenoiser`, and y=: `Replacement`, `RePaint`, `TwistedSMC`. Others take
+it too, as any denoiser.
+
 Calling a sampler (`base.Sampler.__call__`) draws x_T and hands a `walk.Walk` to the sampler's own `walk` method, which
 takes the steps. The solvers of `ode` and `sde` solve a `reverse.ReverseProcess`, as likelihoods do. Samplers of your
 own are subclasses of `Sampler` with a method `walk`, or of `MultistepSampler` with a method `coefficients`.
@@ -29,8 +32,11 @@ from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sampling.noised import noised
 from sde_diffusion.sampling.ode import ODESampler
 from sde_diffusion.sampling.predictor_corrector import Predictor, PredictorCorrector
+from sde_diffusion.sampling.repaint import RePaint
+from sde_diffusion.sampling.replacement import Replacement
 from sde_diffusion.sampling.reverse import ReverseProcess
 from sde_diffusion.sampling.sde import SDESampler
+from sde_diffusion.sampling.twisted import TwistedSMC
 from sde_diffusion.sampling.walk import Callback, Walk
 
 __all__ = [
@@ -49,11 +55,14 @@ __all__ = [
     "ODESampler",
     "Predictor",
     "PredictorCorrector",
+    "RePaint",
+    "Replacement",
     "ReverseProcess",
     "SDESampler",
     "Sampler",
     "Samples",
     "State",
+    "TwistedSMC",
     "UniPC",
     "UnitVariance",
     "Walk",

@@ -54,6 +54,7 @@ class Walk:
         given: Whether the state at t_start was given (`latent`) rather than drawn from the prior.
         log_evidence: Estimates of log p(y), [B], of samplers that have some.
         replace: Function of (x_t, t) that changes the state at each time of the walk; None for none.
+        planned: Whether these times have been announced.
     """
 
     denoiser: Denoiser
@@ -70,6 +71,7 @@ class Walk:
     given: bool = False
     log_evidence: Tensor | None = None
     replace: Callable[[Tensor, Time], Tensor] | None = None
+    planned: bool = False
 
     @cached_property
     def sde(self) -> SDE:
@@ -80,7 +82,16 @@ class Walk:
         return TruncatedSDE(path=sde, t_min=min(sde.t_min, self.t_end), t_max=self.t_start)
 
     def predict(self, x: Tensor, t: Time) -> Prediction:
-        """The prediction at (x, t). Counts its passes and calls the callback."""
+        """The prediction at (x, t). Counts its passes and calls the callback.
+
+        Raises:
+            ValueError: If the state is to be changed at each time of the walk, and the sampler has announced none.
+        """
+        if self.replace is not None and not self.planned:
+            raise ValueError(
+                "replacement needs a sampler with steps of a grid, at which the state can be changed, such as "
+                "AncestralSampler, HeunSampler, DPMSolver or PredictorCorrector"
+            )
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
         self.report(prediction, x, t, self.denoiser.passes_at(t), self.denoiser.gradients)
         return prediction
@@ -100,6 +111,7 @@ class Walk:
 
     def plan(self, times: Tensor) -> None:
         """Announce the times of the walk, [N + 1], so that frames can be chosen among them."""
+        self.planned = True
         if self.frames is not None:
             self.frames.choose(times)
 

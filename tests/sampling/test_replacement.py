@@ -60,6 +60,10 @@ def test_repaint_reduces_the_bias():
     assert abs(means[0] - 0.62) < 0.06
     assert abs(means[1] - 0.85) < 0.06
     assert abs(means[2] - 0.9) < 0.06
+    # Without correlation nothing is learnt: jumps up and down preserve the unit variance, to 4 standard errors and 4%.
+    posterior = PosteriorDenoiser(correlated(SIX["edm"], 0.0), FIRST, 0.0)
+    found = RePaint(100, 10, 4)(posterior, (2000, 2), y=ONE, dtype=torch.float64).x[:, 1]
+    assert abs(found.std() - 1) < 4 / 4000**0.5 + 0.04
 
 
 def test_the_passes_of_repaint():
@@ -120,17 +124,29 @@ def test_noise_of_the_measurement_is_no_bias():
     assert abs(found[:, 1].std() / 0.5 - 1) < 4 / (2 * n) ** 0.5 + 0.05
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [
-        Replacement(AncestralSampler(6, 1.0)),
-        Replacement(DPMSolver(6)),
-        Replacement(HeunSampler(6)),
-        Replacement(PredictorCorrector(steps=6)),
-        RePaint(8, 2, 2),
-    ],
-    ids=repr,
-)
+SAMPLERS = [
+    Replacement(AncestralSampler(6, 1.0)),
+    Replacement(DPMSolver(6)),
+    Replacement(HeunSampler(6)),
+    Replacement(PredictorCorrector(steps=6)),
+    RePaint(8, 2, 2),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_the_network_sees_what_is_known(sampler):
+    """The last prediction, at t_end, is made at alpha y + sigma z, for a y that the model would never reach."""
+    seen = []
+    posterior = PosteriorDenoiser(correlated(SIX["vp"], 0.5), FIRST, 0.0)
+    y = torch.full((1, 1), 50.0)
+    found = sampler(posterior, (2, 2), y=y, callback=lambda step, t, x, x0: seen.append((t, x)), dtype=torch.float64)
+    t, x = seen[-1]
+    assert t == SIX["vp"].t_min
+    assert (x[:, 0] - 50).abs().max() < 0.05
+    assert torch.equal(found.x[:, 0], torch.full((2,), 50.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_each_sample_is_its_own(sampler):
     posterior = PosteriorDenoiser(correlated(SIX["vp"], 0.9), FIRST, 0.05)
     y = random(8, 1, seed=3)

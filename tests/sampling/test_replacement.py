@@ -133,16 +133,17 @@ SAMPLERS = [
 ]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, Replacement(PredictorCorrector("ancestral", "none", 6))], ids=repr)
 def test_the_network_sees_what_is_known(sampler):
-    """The last prediction, at t_end, is made at alpha y + sigma z, for a y that the model would never reach."""
+    """At the beginning of each step alpha y + sigma z, for a y that the model would never reach."""
     seen = []
     posterior = PosteriorDenoiser(correlated(SIX["vp"], 0.5), FIRST, 0.0)
     y = torch.full((1, 1), 50.0)
     found = sampler(posterior, (2, 2), y=y, callback=lambda step, t, x, x0: seen.append((t, x)), dtype=torch.float64)
-    t, x = seen[-1]
-    assert t == SIX["vp"].t_min
-    assert (x[:, 0] - 50).abs().max() < 0.05
+    sde = SIX["vp"]
+    for t, x in dict(seen).items():  # the last at each time: Heun's method evaluates the end of a step first
+        if "leimkuhler" not in repr(sampler) or t == sde.t_min:  # whose steps end with noise
+            assert (x[:, 0] - sde.alpha(t) * 50).abs().max() < 7 * sde.sigma(t)
     assert torch.equal(found.x[:, 0], torch.full((2,), 50.0, dtype=torch.float64))
 
 

@@ -174,10 +174,11 @@ def test_mistakes():
 
 
 def test_a_bad_twist_is_corrected():
-    """A likelihood of half the strength: particles are resampled often. To 4 standard errors, and 3% for the steps."""
-    posterior = PosteriorDenoiser(four_modes(VP), OPERATOR, 0.4, PointEstimate(0.5))
-    found = TwistedSMC(60, 32)(posterior, (100, 2), y=Y[:1], dtype=torch.float64)
+    """A likelihood that is too weak, and its S too small. The evidence to 4 standard errors (false alarms 6e-5), and 5%
+    for the steps; its relative spread is .27, and .52 if weights remained after particles are resampled."""
+    posterior = PosteriorDenoiser(four_modes(VP), OPERATOR, 0.4, PointEstimate(0.7))
+    found = TwistedSMC(40, 32)(posterior, (200, 2), y=Y[:1], dtype=torch.float64)
     exact = four_modes(VP).posterior(OPERATOR, 0.4).log_evidence(Y[:1])
     ratio = (found.log_evidence - exact).exp()
-    assert abs(ratio.mean() - 1) < 4 * ratio.std() / 10 + 0.03
-    assert ratio.std() < 0.5
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / 200**0.5 + 0.05
+    assert ratio.std() < 0.39

@@ -83,6 +83,12 @@ class KnownPart:
         self.draws += 1
         return x + self.operator.adjoint(self.operator.filter(alpha * self.y + z - self.operator(x), weight))
 
+    def covers(self, t: Time) -> bool:
+        """Whether all that is measured is replaced at t: y has no more noise than x_t."""
+        eigenvalues = self.operator.spectrum(self.y.shape[1:])
+        least = eigenvalues[eigenvalues > 1e-6 * eigenvalues.amax()].amin().item()
+        return value_of(self.sde.sigma(t)) ** 2 * least >= value_of(self.sde.alpha(t)) ** 2 * self.variance
+
     def projected(self, x0: Tensor) -> Tensor:
         """x0 + A^+ (y - A x0) if the measurement has no noise; else x0 as it is."""
         return x0 if self.variance else x0 + self.operator.pinv(self.y - self.operator(x0))

@@ -20,7 +20,8 @@ class RePaint(Sampler):
     close to Gaussian; modes do not mix where noise is small.
 
     Network passes: steps + jump (resamples - 1) n, with n = ceil((steps - jump) / jump) jumps of each round: 2,410 by
-    default. A jump up is one draw from q(x_t | x_s), the composition of its steps.
+    default. A jump up is one draw from q(x_t | x_s), the composition of its steps. With noise in y there are fewer, as
+    none begins at a noise level below that of y, where nothing is replaced that would bring y back.
 
     Args:
         steps: Number of noise levels, at least 2.
@@ -55,11 +56,12 @@ class RePaint(Sampler):
         self.resamples = check_count("resamples", resamples)
         self.grid = grid
 
-    def levels(self) -> list[int]:
-        """Number of each noise level that the walk visits, in order; 0 is t_end."""
-        left = dict.fromkeys(range(0, self.steps - self.jump, self.jump), self.resamples - 1)
+    def levels(self, lowest: int = 0) -> list[int]:
+        """Number of each noise level that the walk visits, in order; 0 is t_end. No jump begins below `lowest`."""
+        jumps = (level for level in range(0, self.steps - self.jump, self.jump) if level >= lowest)
+        left = dict.fromkeys(jumps, self.resamples - 1)
         visited = [self.steps - self.denoise]
-        while (here := visited[-1]) > 0 or left[0]:
+        while (here := visited[-1]) > 0 or left.get(0):
             if left.get(here):
                 left[here] -= 1
                 visited.append(here + self.jump)
@@ -69,9 +71,9 @@ class RePaint(Sampler):
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Down the grid and up again; see `Sampler.walk`."""
-        sde, levels = run.sde, self.levels()
-        known = KnownPart(run, type(self).__name__)
-        times = (self.grid or sde.default_grid()).times(sde, levels[0] + 1, run.t_end)
+        sde, known = run.sde, KnownPart(run, type(self).__name__)
+        times = (self.grid or sde.default_grid()).times(sde, self.steps + (not self.denoise), run.t_end)
+        levels = self.levels(sum(not known.covers(t) for t in times))
         down = numbers(torch.stack(sde.posterior_coefficients(times[1:], times[:-1]), 1).flip(0))
         times = times.flip(0)
         up = numbers(torch.stack(sde.transition(times[: -self.jump], times[self.jump :]), 1))

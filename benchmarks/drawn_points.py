@@ -94,14 +94,14 @@ class Bench:
             denoiser = denoiser_of(cfg, model)
             if cfg.exact:
                 denoiser = EmpiricalDenoiser(denoiser.sde, self.data.tensor("train")).to(self.device)
-            requested = requested_conditions(cfg, model.conditions)
+            requested = requested_conditions(cfg, model)
             conditions = for_items(model, requested, self.data.split(cfg.split), cfg.n)
             rows = items_with(self.data.split(cfg.split), matching(model.conditions, requested))
             self.models[name] = Model(denoiser, conditions, model.digest)
             if cfg.exact and conditions:
                 raise UserError("exact=true ignores classes: use a checkpoint of a model without them")
         n = min(cfg.n * len(cfg.seeds), len(rows))
-        self.extractor_name, extractor = extractor_for(cfg.extractor, self.data, n)
+        self.extractor_name, extractor = extractor_for(resolved(cfg.extractor), self.data, n)
         self.extractor = extractor.to(self.device)
         self.extractor_digest = fingerprint(extractor)
         real, width = self.data.split(cfg.split).tensor(rows), int(self.extractor.num_features)

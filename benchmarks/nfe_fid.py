@@ -118,7 +118,7 @@ def _row(cfg: DictConfig, bench: Bench, name: str, nfe: int, found: dict[Point, 
             "seconds": 0.0,
             "reason": reasons[0],
         }
-    measure = interval(bench.metric(measured), level=cfg.confidence)[FRECHET]
+    measure = interval(bench.metric(measured), confidence=cfg.confidence)[FRECHET]
     seconds = sum(one.seconds for one in measured)
     figures = {FRECHET: measure.value, "low": measure.low, "high": measure.high, "seconds": seconds}
     return {**row, **figures, "reason": ""}
@@ -144,7 +144,7 @@ def _best(
     gaps = []
     for row in able[1:]:
         other = bench.metric([found[Point(row["sampler"], nfe, seed)] for seed in cfg.seeds])
-        gaps.append(difference(mine, other, level=cfg.confidence)[FRECHET])
+        gaps.append(difference(mine, other, confidence=cfg.confidence)[FRECHET])
     if gaps:
         # All others are compared: the third may be less correlated with the best than the second is.
         ahead = sum(gap.high < 0 for gap in gaps)
@@ -156,7 +156,7 @@ def _best(
         if not any(one.reason for one in walk):
             end = bench.metric(walk)
             result["long"] = float(end.compute())
-            gap = difference(mine, end, level=cfg.confidence)[FRECHET]
+            gap = difference(mine, end, confidence=cfg.confidence)[FRECHET]
             result["over"] = (
                 f"{first[FRECHET] / result['long']:.3f} ({gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}])"
             )

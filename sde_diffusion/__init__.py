@@ -18,6 +18,7 @@ _EXPORTS = {
         "VESDE",
         "EDMSDE",
         "RectifiedFlow",
+        "LearnedSDE",
         "Grid",
         "UniformTime",
         "QuadraticTime",
@@ -37,6 +38,7 @@ _EXPORTS = {
     ),
     "sde_diffusion.guidance": ("ClassifierFreeGuidance",),
     "sde_diffusion.nn": ("MLP", "UNet"),
+    "sde_diffusion.conditions": ("Condition", "Label", "Measurement"),
     "sde_diffusion.sampling": (
         "Sampler",
         "Samples",
@@ -76,6 +78,7 @@ _MODULES = {name: module for module, names in _EXPORTS.items() for name in names
 __all__ = [*_MODULES, "__version__"]
 
 if TYPE_CHECKING:
+    from sde_diffusion.conditions import Condition, Label, Measurement
     from sde_diffusion.denoiser import (
         Denoiser,
         EmpiricalDenoiser,
@@ -129,6 +132,7 @@ if TYPE_CHECKING:
         GeometricLevels,
         Grid,
         KarrasRho,
+        LearnedSDE,
         QuadraticTime,
         RectifiedFlow,
         SubVPSDE,

@@ -11,15 +11,28 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from sde_diffusion import plugins
 from sde_diffusion.checks.hints import arguments_of, check_arguments
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.storage.memory import ran_out
 
 PACKAGE = "sde_diffusion"
-_NAMES = ("sde", "denoiser", "guidance", "nn", "conditions", "sampling", "data", "metrics", "modality", "training")
+_NAMES = (
+    "sde",
+    "denoiser",
+    "guidance",
+    "nn",
+    "conditions",
+    "sampling",
+    "density",
+    "data",
+    "metrics",
+    "modality",
+    "training",
+)
 BUILDABLE = tuple(f"{PACKAGE}.{name}" for name in _NAMES)
 """The packages whose classes a configuration may name, by package and name: `sde_diffusion.data.Moons`.
 
@@ -30,7 +43,7 @@ _RENAMED = {f"{PACKAGE}.training.Objective": f"{PACKAGE}.training.DenoisingScore
 """Public paths written by earlier versions, and the present ones."""
 
 
-def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
+def build(node: Any, where: str = "", /, *, any_library: bool = False, **overrides: Any) -> Any:
     """Build the object that a configuration describes.
 
     A `_target_` names a class of this package by its public path, or a class of a module loaded by `plugins.load`. Its
@@ -40,6 +53,8 @@ def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
     Args:
         node: The configuration.
         where: Dotted key of the configuration, for messages.
+        any_library: Whether the outermost `_target_` may name a class of any library: of a configuration that is not
+            from a checkpoint.
         **overrides: Arguments added to the outermost constructor call.
 
     Returns:
@@ -52,25 +67,34 @@ def build(node: Any, where: str = "", /, **overrides: Any) -> Any:
         values = {key: build(value, _inside(where, key)) for key, value in node.items() if key != "_target_"}
         if "_target_" not in node:
             return values
-        return call(find_class(str(node["_target_"]), where), {**values, **overrides}, where)
+        return call(find_class(str(node["_target_"]), where, any_library), {**values, **overrides}, where)
     if isinstance(node, list | tuple):
         return [build(value, f"{where}[{number}]") for number, value in enumerate(node)]
     return node
 
 
-def build_around(node: Mapping[str, Any], where: str = "", /, **offered: Any) -> Any:
+def build_around(node: Any, where: str = "", /, *, any_library: bool = False, **offered: Any) -> Any:
     """Build an object, with further arguments if its constructor takes them and the configuration does not set them.
 
     Args:
-        node: The configuration, with a `_target_`.
+        node: The configuration; one without a `_target_`, such as a name or null, is returned as it is.
         where: See `build`.
+        any_library: See `build`.
         **offered: The further arguments.
 
     Raises:
         UserError: See `build`.
     """
-    names = arguments_of(find_class(str(node.get("_target_")), where))[0]
-    return build(node, where, **{name: value for name, value in offered.items() if name in names and name not in node})
+    if not is_description(node):
+        return node
+    names = arguments_of(find_class(str(node["_target_"]), where, any_library))[0]
+    offered = {name: value for name, value in offered.items() if name in names and node.get(name) is None}
+    return build(node, where, any_library=any_library, **offered)
+
+
+def is_description(node: Any) -> bool:
+    """Whether a configuration describes an object."""
+    return isinstance(node, Mapping) and "_target_" in node
 
 
 def takes(node: Mapping[str, Any], argument: str, where: str = "") -> bool:
@@ -153,6 +177,16 @@ def _exported(package: str) -> Collection[str]:
     return importlib.import_module(package).__all__ if package in (*BUILDABLE, f"{PACKAGE}.commands") else ()
 
 
+@cache
+def _classes(package: str) -> list[str]:
+    """Names of the exported classes of a package that configurations may name."""
+    if package not in BUILDABLE:
+        return []
+    home = importlib.import_module(package)
+    allowed = {*home.__all__} - {*getattr(home, "NOT_BUILDABLE", ())}
+    return sorted(name for name in allowed if isinstance(getattr(home, name), type))
+
+
 def _extension(package: str, name: str) -> type | None:
     """A class in a module of a package that extends an abstract class which the package exports; None if there is none.
 
@@ -161,7 +195,7 @@ def _extension(package: str, name: str) -> type | None:
     if package not in BUILDABLE or name.startswith("_"):
         return None
     home = importlib.import_module(package)
-    exported = [getattr(home, one) for one in home.__all__ if one not in getattr(home, "NOT_BUILDABLE", ())]
+    exported = [getattr(home, one) for one in _classes(package)]
     bases = tuple(one for one in exported if inspect.isabstract(one))
     for module in pkgutil.iter_modules(home.__path__, f"{package}."):
         found = getattr(importlib.import_module(module.name), name, None)
@@ -170,8 +204,13 @@ def _extension(package: str, name: str) -> type | None:
     return None
 
 
-def find_class(target: str, where: str = "") -> type:
-    """The class that a `_target_` names: one that this package exports, or one of a plugin.
+def find_class(target: str, where: str = "", any_library: bool = False) -> type:
+    """The class that a `_target_` names: one that this package exports, one of a plugin, or one of any library.
+
+    Args:
+        target: Its dotted path.
+        where: Dotted key of the configuration, for messages.
+        any_library: See `build`.
 
     Raises:
         UserError: If there is no such class, or a configuration may not name it; `plugins.PluginError` if it is of
@@ -179,20 +218,36 @@ def find_class(target: str, where: str = "") -> type:
     """
     package, _, name = public_path(target).rpartition(".")
     if package in BUILDABLE:
-        home = importlib.import_module(package)
-        if name in home.__all__ and name not in getattr(home, "NOT_BUILDABLE", ()):
-            found = getattr(home, name)
-            if isinstance(found, type):
-                return found
+        if name in _classes(package):
+            return getattr(importlib.import_module(package), name)  # type: ignore[no-any-return]
         if extension := _extension(package, name):
             return extension
     key = _inside(where, "_target_")
+    if any_library:
+        return _import_class(key, package, name)
     if package.split(".")[0] == PACKAGE or not plugins.may_be(package):
-        raise UserError(
-            f"{key}: {target!r} is not a class of {PACKAGE} that a configuration may name; those are exported by "
-            f"{', '.join(BUILDABLE)}"
-        )
+        those = _classes(package)
+        there = f"{package} has {', '.join(those)}" if those else f"those are in {', '.join(BUILDABLE)}"
+        hint = did_you_mean(name, those)
+        raise UserError(f"{key}: {target!r} is not a class of {PACKAGE} that a configuration may name{hint}; {there}")
     return plugins.find_class(key, package, name)
+
+
+def _import_class(key: str, module: str, name: str) -> type:
+    try:
+        home = importlib.import_module(module)
+    except (ImportError, ValueError) as error:  # an empty name
+        raise UserError(f"{key}={module}.{name}: {error}") from error
+    found = getattr(home, name, None)
+    if not isinstance(found, type):
+        classes = [one for one in getattr(home, "__all__", vars(home)) if isinstance(getattr(home, one, None), type)]
+        hint = did_you_mean(name, classes)
+        raise UserError(f"{key} must name a class, MODULE.CLASS; got {key}={module}.{name}{hint}")
+    return found
+
+
+_MISTAKES = (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError)
+"""Errors by which constructors refuse their arguments, besides those that a library defines."""
 
 
 def call(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
@@ -204,8 +259,9 @@ def call(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
     check_arguments(cls, arguments, where)
     try:
         return cls(**arguments)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        if ran_out(error):  # out of memory is not the fault of one argument
+    except Exception as error:
+        refused = isinstance(error, _MISTAKES) or type(error).__module__ != "builtins"
+        if isinstance(error, UserError) or not refused or ran_out(error):  # memory is not the fault of one argument
             raise
         raise UserError(at_key(where, str(error) or type(error).__name__, arguments_of(cls)[0])) from error
 

@@ -99,7 +99,7 @@ SAMPLERS = {
     f"sampler.coordinate={{_target_:sde_diffusion.sampling.UnitVariance}} {GRID}",
     "ode in steps": f"sampler=ode sampler.method=rk4 sampler.steps=4 {GRID}",
     "sde": f"sampler.method=srk sampler.steps=6 sampler.eta=0.5 sampler.one_path=true "
-    f"sampler.coordinate={{_target_:sde_diffusion.sampling.UnitVariance}} {GRID}",
+    f"sampler.coordinate=unit_variance {GRID}",
     "sde, options": f"sampler=sde sampler.method=milstein sampler.steps=6 sampler.options={{grad_free:true}} {GRID}",
     "sde, adaptive": f"sampler=sde sampler.adaptive=true sampler.rtol=0.3 sampler.atol=0.3 sampler.max_nfe=3000 "
     f"sampler.steps=20 {GRID}",
@@ -116,6 +116,7 @@ SAMPLERS = {
 SAMPLE = "n=5 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
 LIKELIHOOD = {
     "most": "split=[train,test] conditions=null n=6 method=dopri5 rtol=1e-3 atol=1e-3 max_nfe=3000 trace=hutch++ probes=3 prior=matched "
+    "grid={_target_:sde_diffusion.sde.BandLogSNR} elbo.grid={_target_:sde_diffusion.sde.UniformLogSNR} "
     "elbo.steps=20 elbo.draws=5 elbo.decoder=uniform elbo.t_end=0.01 target_se=0.001 against=noise seed=3 batch_size=3 "
     "device=cpu overwrite=true",
     "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null",
@@ -138,7 +139,9 @@ EVALUATE = {
 NFE_FID = (
     "exact=true nfe=[3] long=5 seeds=[0,150] n=150 split=test extractor=pca8 confidence=0.9 batch_size=64 device=cpu "
 )
-NFE_FID += "overwrite=true wandb=null label=null conditions=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
+NFE_FID += (
+    "overwrite=true wandb=null conditions=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
+)
 NFE_FID += "{_target_:sde_diffusion.sampling.AncestralSampler}}}"
 SWEEP = "file=grid n=1 seed=1"
 

@@ -1,6 +1,7 @@
 """Checks of arguments and settings, with the same error messages everywhere."""
 
 from sde_diffusion.checks.arguments import (
+    as_fraction,
     as_integer,
     as_number,
     as_numbers,
@@ -19,6 +20,7 @@ from sde_diffusion.checks.arguments import (
 )
 
 __all__ = [
+    "as_fraction",
     "as_integer",
     "as_number",
     "as_numbers",

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks.reprs import shown
+from sde_diffusion.checks.reprs import few, shown, with_article
+from sde_diffusion.errors import did_you_mean
 
 NUMBER, INTEGER, FLAG = "a number", "an integer", "true or false"
 """How messages describe what a value must be."""
@@ -54,6 +55,18 @@ def as_positive(name: str, value: Any, also: str = "") -> float:
     number = as_number(name, value)
     if not number > 0:
         raise ValueError(f"{name} must be positive{also}; got {shown(value)}")
+    return number
+
+
+def as_fraction(name: str, value: Any, also: str = "", inside: bool = False) -> float:
+    """Check that an argument is a number from 0 to 1, or with `inside` between them; see `as_positive`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    number = as_number(name, value)
+    if not (0 < number < 1 if inside else 0 <= number <= 1):
+        raise ValueError(f"{name} must lie {'between 0 and 1' if inside else 'in [0, 1]'}{also}; got {shown(value)}")
     return number
 
 
@@ -108,7 +121,8 @@ def check_choice(name: str, value: Any, allowed: Iterable[str], also: str = "") 
     """
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{name} must be {choice_words(names)}{also}; got {shown(value)}")
+        hint = did_you_mean(value, names) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be {choice_words(names)}{also}; got {shown(value)}{hint}")
     return value
 
 
@@ -119,7 +133,7 @@ def check_kind(name: str, value: Any, kind: type, or_none: bool = False) -> None
         TypeError: If it is not.
     """
     if not isinstance(value, kind) and not (or_none and value is None):
-        what = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+        what = with_article(kind)
         raise TypeError(f"{name} must be {what} (an instance, not a name or a class); got {shown(value)}")
 
 
@@ -222,10 +236,7 @@ def check_finite(name: str, x: Tensor, hint: str = "", error: type[Exception] = 
     fine = torch.isfinite(x).reshape(len(x), -1).all(1)
     if not bool(fine.all()):
         lost = (~fine).nonzero().flatten().tolist()
-        raise error(
-            f"{name} is not finite for {len(lost)} of {len(x)} samples (numbers {', '.join(map(str, lost[:8]))}"
-            f"{', ...' if len(lost) > 8 else ''}){hint}"
-        )
+        raise error(f"{name} is not finite for {len(lost)} of {len(x)} samples (numbers {few(lost, 8)}){hint}")
 
 
 def native(value: Any) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import native, real
 from sde_diffusion.checks.arguments import FLAG, INTEGER, choice_words, integer_words
-from sde_diffusion.checks.overrides import setting
+from sde_diffusion.checks.overrides import hydra_value, setting
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.errors import UserError, did_you_mean
 
@@ -35,26 +35,27 @@ _UNCHECKED: tuple[Any, ...] = (Any, object, Tensor)
 
 @dataclass(frozen=True)
 class Rule:
-    """A restriction of a type: `Annotated[int, Rule(lambda n: n > 0, "a positive integer")]`.
+    """A restriction of a type: `Annotated[int, Rule("a positive integer", lambda n: n > 0)]`.
 
     Args:
-        holds: Whether a value of the type is allowed.
         words: How messages describe what is allowed, after "must be".
+        holds: Whether a value of the type is allowed.
     """
 
-    holds: Callable[[Any], bool]
     words: str
+    holds: Callable[[Any], bool]
 
 
 def at_least(least: int, most: float = math.inf) -> Rule:
     """The integers from `least` to `most`."""
-    return Rule(lambda n: least <= n <= most, integer_words(least, most))
+    return Rule(integer_words(least, most), lambda n: least <= n <= most)
 
 
 Count = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
-Positive = Annotated[float, Rule(lambda x: x > 0, "a positive number")]
-BetweenZeroAndOne = Annotated[float, Rule(lambda x: 0 < x < 1, "a number between 0 and 1")]
+Positive = Annotated[float, Rule("a positive number", lambda x: x > 0)]
+Described = Annotated[Mapping[str, Any], Rule("settings {_target_: CLASS, ...}", lambda node: "_target_" in node)]
+BetweenZeroAndOne = Annotated[float, Rule("a number between 0 and 1", lambda x: 0 < x < 1)]
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -144,9 +145,17 @@ def check(key: str, value: Any, hint: Any) -> None:
                 if name in one.__required_keys__ and name not in value:
                     raise UserError(f"{key}.{name} must be given: add {key}.{name}=VALUE")
                 check(f"{key}.{name}", value.get(name), known[name])
-    number = real(value) is not None and fits("text", hint)
-    quotes = f" (text made of digits needs quotes: {setting(key, str(value))})" if number else ""
-    raise UserError(f"{key} must be {words(hint)}; got {key}={_typed(value)}{quotes}")
+    note = did_you_mean(value, _names(hint)) if isinstance(value, str) else ""
+    if real(value) is not None and fits("text", hint):
+        note = f" (text made of digits needs quotes: {setting(key, str(value))})"
+    raise UserError(f"{key} must be {words(hint)}; got {key}={_typed(value)}{note}")
+
+
+def _names(hint: Any) -> list[str]:
+    """The names that a hint allows."""
+    if typing.get_origin(hint) is Literal:
+        return [name for name in typing.get_args(hint) if isinstance(name, str)]
+    return [name for one in typing.get_args(hint) for name in _names(one)]
 
 
 def expect(what: str, value: Any, hint: Any) -> None:
@@ -165,7 +174,9 @@ def expect(what: str, value: Any, hint: Any) -> None:
 
 
 def _typed(value: Any) -> str:
-    return value if isinstance(value, str) else "null" if value is None else shown(value)
+    """A value as it is typed, but without quotes, and no longer than fits into a message."""
+    text = hydra_value(value) if isinstance(value, list | tuple | Mapping | bool | None) else ""
+    return value if isinstance(value, str) else text if 0 < len(text) <= 60 else shown(value)
 
 
 @cache

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sde_diffusion.checks.reprs import shown
+from sde_diffusion.checks.reprs import shown, with_article
+from sde_diffusion.errors import did_you_mean
 
 
 def as_instance(name: str, value: Any, table: Mapping[str, Any], kind: Any, own: str = "") -> Any:
@@ -25,6 +26,8 @@ def as_instance(name: str, value: Any, table: Mapping[str, Any], kind: Any, own:
         value = table[value]
         value = value() if isinstance(value, type) or not isinstance(value, kind) else value
     if isinstance(value, type) or not isinstance(value, kind):
-        own = own or f"a {kind.__name__}"
-        raise ValueError(f"{name} must be one of {', '.join(table)}; got {shown(value)} (or give {own} of your own)")
+        own = own or with_article(kind)
+        hint = did_you_mean(value, table) if isinstance(value, str) else ""
+        names = ", ".join(table)
+        raise ValueError(f"{name} must be one of {names}; got {shown(value)}{hint}; or give {own} of your own")
     return value

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def hydra_value(value: Any) -> str:
     """A value in Hydra's grammar, in which commas, brackets, spaces and letters such as ü need quotes.
 
     Args:
-        value: A number, None, a boolean, a list, or anything else, which is written as text.
+        value: A number, None, a boolean, a list, a mapping, or anything else, which is written as text.
 
     Returns:
         What to write after `KEY=`; for a shell it must be quoted again.
@@ -28,8 +29,10 @@ def hydra_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{','.join(map(hydra_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{hydra_value(one)}' for key, one in value.items())}}}"
     text = str(value)
     if _BARE.fullmatch(text) and not _NOT_TEXT.fullmatch(text):
         return text

@@ -38,6 +38,11 @@ def shown(value: Any, most: float = 60) -> str:
     return text if len(text) <= most else f"{type(value).__name__} {text[:50]}..."
 
 
+def with_article(kind: type) -> str:
+    """A class in a message: "a Trace", "an ODEMethod"."""
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+
+
 def few(items: Sequence[object], most: int = 10) -> str:
     """The first of several items, for messages."""
     return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")

@@ -86,7 +86,8 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
                 conf = HydraConfig.get()
                 out = conf.sweep.dir if conf.mode == RunMode.MULTIRUN else conf.runtime.output_dir
                 log.warning("finished work is kept: the same command with %s resumes there", setting("out", out))
-            _remove_if_unused(Path(HydraConfig.get().runtime.output_dir))
+            refused = isinstance(error, SystemExit) and not stopped
+            _remove_if_unused(Path(HydraConfig.get().runtime.output_dir), f"{name}.log" if refused else None)
             if HydraConfig.get().mode != RunMode.MULTIRUN or stopped:
                 raise
             if not isinstance(error, SystemExit):
@@ -124,11 +125,11 @@ def _locked_folder(name: str) -> Iterator[None]:
         yield
 
 
-def _remove_if_unused(folder: Path) -> None:
-    """Remove an output folder that holds only an empty log, created by Hydra before the command was rejected."""
+def _remove_if_unused(folder: Path, log_name: str | None) -> None:
+    """Remove an output folder that holds only empty logs, and the log of a command that was refused."""
     with suppress(OSError, ValueError):
         there = list(folder.iterdir())
-        if all(path.suffix == ".log" and not path.stat().st_size for path in there):
+        if all(path.name == log_name or (path.suffix == ".log" and not path.stat().st_size) for path in there):
             for path in there:
                 path.unlink()
             for made in (folder, *list(Path(folder.relative_to(Path.cwd())).parents)[:-1]):  # outputs/train too

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sde_diffusion.metrics import FAKE, FeatureMetric, Features, measure_differences, point_estimates
+from sde_diffusion.metrics import FAKE, FeatureMetric, Features, IntervalSettings, measure_differences, point_estimates
 from sde_diffusion.storage.files import read_json, readable, writing
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def compare(
     extractor: nn.Module,
     other: OtherSamples,
     seeds: list[int] | None,
-    **settings: Any,
+    **settings: Unpack[IntervalSettings],
 ) -> dict[str, Any]:
     """The metrics of other samples, and the differences: those of the samples minus those of the others.
 
@@ -56,7 +56,7 @@ def compare(
         extractor: The extractor of all features.
         other: The other samples.
         seeds: First and last seed of the samples; None if unknown.
-        **settings: level, resamples and reference of the intervals.
+        **settings: See `IntervalSettings`.
 
     Returns:
         name, n, paired (whether sample i has the same seed on both sides), figures (the values of the other samples),

@@ -21,35 +21,30 @@ from sde_diffusion.storage.files import opened
 
 if TYPE_CHECKING:
     from sde_diffusion.data import Split
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.base import BaseModel
 
 log = logging.getLogger(__name__)
 
 
-def requested_conditions(cfg: DictConfig, kinds: Conditions) -> dict[str, Any]:
+def requested_conditions(cfg: DictConfig, model: BaseModel) -> dict[str, Any]:
     """The conditions that a configuration sets, by name, as they were typed; None stands for "without it".
 
     Args:
-        cfg: A configuration with `label` (null: not set) and `conditions`. Paths of .npy files are replaced by their
-            arrays.
-        kinds: The model's conditions.
+        cfg: A configuration with `conditions`. Paths of .npy files are replaced by their arrays.
+        model: The model.
 
     Raises:
-        UserError: If the model has no such condition, one is given twice, or a file cannot be read.
+        UserError: If the model has no such condition, or a file cannot be read.
     """
-    found = dict(resolved(cfg.conditions) or {})
-    if cfg.label is not None:
-        if "label" in found:
-            raise UserError("label is given twice: leave label= or conditions.label= out")
-        found = {"label": cfg.label, **found}
+    kinds, found = model.conditions, dict(resolved(cfg.conditions) or {})
     for name in found:
-        if name == "label" and name not in kinds:
-            raise UserError("this model has no classes: leave label out (train one with conditional=true)")
+        if name not in kinds and name in (model.data.get("conditions") or {}):
+            raise UserError(f"this model was trained without {name}: leave {name} out (see conditional=true of train)")
         if name not in kinds:
             takes = f"{', '.join(kinds)}{did_you_mean(name, kinds)}" if kinds else "none"
             bare = OmegaConf.create({**cfg, "conditions": {}})
             raise UserError(f"{unknown_key(str(name), bare)}; conditions of the model: {takes}")
-    return {name: _from_file(name, value) for name, value in found.items()}
+    return {name: None if kinds[name].is_none(value) else _from_file(name, value) for name, value in found.items()}
 
 
 def _from_file(name: str, value: Any) -> Any:
@@ -63,7 +58,7 @@ def _from_file(name: str, value: Any) -> Any:
             raise UserError(f"{name}={value} is not an .npy file of numbers, or is damaged: {error}") from error
 
 
-def for_samples(model: ScoreModel, requested: Mapping[str, Any], n: int) -> dict[str, Tensor]:
+def for_samples(model: BaseModel, requested: Mapping[str, Any], n: int) -> dict[str, Tensor]:
     """Conditions for drawing n samples, [n, *] each; conditions that the samples are drawn without are left out.
 
     Requested conditions have the requested values. The others take all their values in turn, such as the classes. If
@@ -73,14 +68,14 @@ def for_samples(model: ScoreModel, requested: Mapping[str, Any], n: int) -> dict
         UserError: If a value is not allowed, or the model was not trained without a condition that is missing.
     """
     kinds = model.conditions
-    turns = {name: kind.in_turn(n) for name, kind in kinds.items() if name not in requested}
+    turns: dict[str, Tensor | None] = {name: kind.in_turn(n) for name, kind in kinds.items() if name not in requested}
     if not requested and any(values is None for values in turns.values()):
         log.info("drawn without %s: set them with NAME=VALUE", " and ".join(kinds))
         turns = dict.fromkeys(turns)
     return _checked(model, {**turns, **_read(kinds, requested, n)})
 
 
-def for_items(model: ScoreModel, requested: Mapping[str, Any], split: Split, n: int) -> dict[str, Tensor]:
+def for_items(model: BaseModel, requested: Mapping[str, Any], split: Split, n: int) -> dict[str, Tensor]:
     """Conditions for drawing n samples that are compared with a split, [n, *] each; see `for_samples`.
 
     Requested conditions have the requested values. The others are taken from the split's items: for each sample, all
@@ -145,7 +140,16 @@ def is_own(value: Any) -> bool:
     return isinstance(value, str) and value == "own"
 
 
-def check_trained_for(model: ScoreModel, values: Mapping[str, Any]) -> None:
+def in_words(kinds: Conditions, values: Mapping[str, Tensor]) -> str:
+    """Conditions of samples, [n, *] each, in words: "label=cat, rate=26.5"; those that vary: "label: 10 values"."""
+    found = []
+    for name, kind in kinds.items():
+        some = torch.unique(values[name], dim=0) if name in values else kind.nulls(1)
+        found.append(f"{name}={kind.words(some[0])}" if len(some) == 1 else f"{name}: {len(some)} values")
+    return ", ".join(found)
+
+
+def check_trained_for(model: BaseModel, values: Mapping[str, Any]) -> None:
     """Check that a model was trained with these conditions and without all others.
 
     A condition is left out if its value is None, or the null value for some sample.
@@ -160,18 +164,14 @@ def check_trained_for(model: ScoreModel, values: Mapping[str, Any]) -> None:
 
     without = [name for name in model.conditions if left_out(name)]
     if why := model.dropout.untrained(without):
-        raise UserError(f"{why}: give {' '.join(f'{name}=VALUE' for name in without)}")
+        none = "" if model.dropout.untrained(list(model.conditions)) else ", or none for all of them"
+        raise UserError(f"{why}: give {' '.join(f'{name}=VALUE' for name in without)}{none}")
 
 
 def _read(kinds: Conditions, requested: Mapping[str, Any], n: int) -> dict[str, Tensor | None]:
-    found = {name: None if value is None else kinds[name].read(name, value, n) for name, value in requested.items()}
-    for name, value in requested.items():
-        values = found[name]
-        if isinstance(value, str) and values is not None and values.ndim == 1 and not values.is_floating_point():
-            log.info("%s=%s is class %d", name, value, int(values[0]))
-    return found
+    return {name: None if value is None else kinds[name].read(name, value, n) for name, value in requested.items()}
 
 
-def _checked(model: ScoreModel, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+def _checked(model: BaseModel, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     check_trained_for(model, values)
     return {name: value for name in model.conditions if (value := values.get(name)) is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +10,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sde_diffusion.checks.hints import arguments_of, as_integers, check, check_arguments
+from sde_diffusion.checks.hints import Described, arguments_of, as_integers, check, check_arguments, fits, words
+from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.config import PACKAGE, build, build_around, call, takes
+from sde_diffusion.config import PACKAGE, build, build_around, call, find_class, is_description, takes
 from sde_diffusion.errors import UserError
 
 
@@ -25,7 +25,7 @@ class ConfigChecks:
         cfg: The configuration. An integer written as a float, such as n=10.0, is replaced by an int in it.
 
     Attributes:
-        seen: The top-level keys that have been checked.
+        seen: The keys that have been checked.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -49,9 +49,11 @@ class ConfigChecks:
     def value(self, key: str) -> Any:
         """The value of a key, with dicts and lists in place of OmegaConf's containers."""
         self.seen.add(key)
-        if key not in self.trial or OmegaConf.is_missing(self.trial, key):
+        where, _, name = key.rpartition(".")
+        parent = self.trial[where] if where else self.trial
+        if name not in parent or OmegaConf.is_missing(parent, name):
             raise UserError(f"{key} is needed: {_choose(key) or f'give {key}=VALUE (see --help)'}")
-        return resolved(self.trial[key])
+        return resolved(parent[name])
 
     def keys(self, **hints: Any) -> dict[str, Any]:
         """Check values against type hints, and return them."""
@@ -116,29 +118,35 @@ class ConfigChecks:
             **built: Objects to use in place of their descriptions, which have been checked under their own keys.
         """
         values = self.value(key)
-        if not isinstance(values, Mapping) or "_target_" not in values:
+        if not is_description(values):
             raise UserError(
                 f"{key} must describe an object of class {kind.__name__}: {_choose(key)}, or {{_target_: CLASS, ...}}"
             )
         built = {name: value for name, value in built.items() if values.get(name) == self.value(name)}
         found = build({name: value for name, value in values.items() if name not in built}, key, **built)
-        check(key, found, kind)
+        _expect_kind(key, values, type(found), kind)
         return found
 
-    def wrapper(self, key: str, kind: type, **offered: Any) -> None:
-        """Check the description of an object that wraps others, or null.
+    def choice(self, key: str, kind: type, others: Any = None, **offered: Any) -> Any:
+        """Check the description of an object, or a value that stands for one, such as a name; returns either.
 
         Args:
-            key: The key that holds the description.
+            key: The key that holds it.
             kind: Required class of the object.
-            **offered: Placeholders for the objects that the wrapper is offered; see `build_around`.
+            others: Hint of the values that may be given in place of a description; null by default.
+            **offered: Placeholders for the arguments that the object is offered; see `build_around`.
         """
-        values = self.value(key)
-        if values is None:
-            return
-        if not isinstance(values, Mapping) or "_target_" not in values:
-            raise UserError(f"{key} must be null, or describe an object: {_choose(key)}, or {{_target_: CLASS, ...}}")
-        check(key, build_around(values, key, **offered), kind)
+        value = self.value(key)
+        found = build_around(value, key, **offered)
+        if is_description(value):
+            _expect_kind(key, value, type(found), kind)
+        elif not fits(value, others) and (choices := _choose(key)):
+            raise UserError(
+                f"{key} must be {words(others)}, or describe an object: {choices}, or {{_target_: CLASS, ...}}"
+            )
+        else:
+            check(key, value, others | Described)
+        return found
 
     def parts(self, key: str, hint: Any, **arguments: Any) -> None:
         """Check several descriptions under one key, by name; `arguments` are added to each."""
@@ -157,7 +165,8 @@ class ConfigChecks:
             check(key, values, location)
             return
         nulls = {name for name in location.__annotations__ if values.get(name, ...) is None}
-        check(key, build({name: value for name, value in values.items() if name not in nulls}, key), kind)
+        found = build({name: value for name, value in values.items() if name not in nulls}, key)
+        _expect_kind(key, values, type(found), kind)
 
     def network(self, key: str) -> nn.Module:
         """Check a network by building it without memory for its weights.
@@ -175,51 +184,37 @@ class ConfigChecks:
                     raise
                 return nn.Identity()
 
-    def instances(self, key: str, kind: type, **fallbacks: Any) -> None:
-        """Check what Hydra builds, objects of any library's classes; those of this package are built if `fallbacks`.
+    def instances(self, key: str, kind: type, **offered: Any) -> None:
+        """Check descriptions of objects of any library's classes; those of this package are built if any are `offered`.
 
         Args:
-            key: The key that holds their descriptions, by name, or null.
+            key: The key that holds the descriptions, by name, or null.
             kind: Required class of the objects.
-            **fallbacks: Objects to use for arguments that are null.
+            **offered: See `build_around`.
         """
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
         values = self.value(key)
         check(key, values, Mapping[str, Any])
         for name, node in values.items():
             where = f"{key}.{name}"
             if node is None:
                 continue
-            if not isinstance(node, Mapping) or "_target_" not in node:
+            if not is_description(node):
                 raise UserError(
                     f"{where} must be null, or describe an object of class {kind.__name__}, "
-                    f"{{_target_: CLASS, ...}}; got {where}={node}"
+                    f"{{_target_: CLASS, ...}}; got {where}={hydra_value(node)}"
                 )
-            cls = _find_class(f"{where}._target_", str(node["_target_"]))
-            arguments = {name: value for name, value in node.items() if not name.startswith("_")}
-            for argument, fallback in fallbacks.items():
-                if argument in arguments:
-                    node = arguments[argument]
-                    arguments[argument] = fallback if node is None else build(node, f"{where}.{argument}")
-            check_arguments(cls, arguments, where)
-            if cls.__module__.startswith(f"{PACKAGE}.") and fallbacks:
-                try:
-                    call(cls, arguments, where)
-                except MisconfigurationException as error:  # raised by a Lightning class that it extends
-                    raise UserError(f"{where}: {error}") from error
+            cls = find_class(str(node["_target_"]), where, any_library=True)
+            _expect_kind(where, node, cls, kind)
+            if cls.__module__.startswith(f"{PACKAGE}.") and offered:
+                build_around(node, where, any_library=True, **offered)
+            else:
+                check_arguments(cls, {name: value for name, value in node.items() if name != "_target_"}, where)
 
 
-def _find_class(key: str, target: str) -> type:
-    """Import a class of any library by its dotted path."""
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{key}={target}: {error}") from error
-    if not isinstance(found, type):
-        raise UserError(f"{key} must name a class, MODULE.CLASS; got {key}={target}")
-    return found
+def _expect_kind(key: str, node: Mapping[str, Any], cls: type, kind: type) -> None:
+    if not issubclass(cls, kind):
+        key = f"{key}._target_"
+        raise UserError(f"{key} must name a class that extends {kind.__name__}; got {key}={node['_target_']}")
 
 
 class _Unset(TorchFunctionMode):

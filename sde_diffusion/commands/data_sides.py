@@ -15,9 +15,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from sde_diffusion import __version__
+from sde_diffusion.checks.hints import check
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import items_with
 from sde_diffusion.commands.loading import random_order
+from sde_diffusion.config import build_around, is_description
 from sde_diffusion.data import DataModule, Split
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import (
@@ -27,7 +30,6 @@ from sde_diffusion.metrics import (
     FeatureMetric,
     Features,
     ReferenceKey,
-    extractor_names,
     fingerprint,
     load_extractor,
     point_estimates,
@@ -130,11 +132,11 @@ class DataSides:
         return found, len(rows)
 
 
-def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.Module]:
-    """A feature extractor by name. The default has the data set's name if there is one, else it is the modality's.
+def extractor_for(chosen: Any, data: DataModule, n: int) -> tuple[str, nn.Module]:
+    """A feature extractor. The default is that of the data set, or else of its modality.
 
     Args:
-        name: Name of the extractor; None: the default.
+        chosen: Name of the extractor, or its description {_target_: CLASS, ...}; None: the default.
         data: The data set.
         n: The smaller of the numbers of samples and data items; extractors without weights adapt their width to it.
 
@@ -142,16 +144,29 @@ def extractor_for(name: str | None, data: DataModule, n: int) -> tuple[str, nn.M
         (name, extractor).
 
     Raises:
-        UserError: If there is no such extractor, or it takes samples of another shape.
+        UserError: If there is no such extractor, it is not one, or it takes samples of another shape.
     """
-    default = data.name if data.name in extractor_names() else data.modality.extractor(n)
-    name = untrained_name(name or default, n)
     train = data.split("train")
 
-    def some() -> Tensor:
-        return data.modality.for_metrics(train.tensor(random_order(len(train))[:_PCA_ITEMS]))
+    def some(most: int = _PCA_ITEMS) -> Tensor:
+        return data.modality.for_metrics(train.tensor(random_order(len(train))[:most]))
 
-    return name, load_extractor(name, data.shape, data=some)
+    if not is_description(chosen):
+        name = untrained_name(chosen or data.extractor or data.modality.extractor(n), n)
+        return name, load_extractor(name, data.shape, data=some)
+    own = build_around(chosen, "extractor", shape=data.shape)
+    check("extractor", own, nn.Module)
+    own = own.eval().requires_grad_(False)
+    x = some(2)
+    found = own(x)
+    wanted = [len(x), getattr(own, "num_features", None)]
+    if not isinstance(found, Tensor) or list(found.shape) != wanted:
+        raise UserError(
+            f"extractor must return features [B, num_features], with an int num_features; {type(own).__name__} has "
+            f"num_features={wanted[1]}, and returns {shown(getattr(found, 'shape', found))} for {len(x)} items"
+        )
+    arguments = ", ".join(f"{key}={value}" for key, value in chosen.items() if key != "_target_")
+    return f"{chosen['_target_']}({arguments})", own
 
 
 def _read(path: Path) -> dict[str, float] | None:

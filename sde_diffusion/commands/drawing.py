@@ -19,13 +19,13 @@ from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
 
 def draw(
-    cfg: DictConfig, model: ScoreModel, conditions: Mapping[str, Tensor], device: torch.device, folder: Path
+    cfg: DictConfig, model: GenerativeModel, conditions: Mapping[str, Tensor], device: torch.device, folder: Path
 ) -> Sampled:
     """Draw the samples that a configuration asks for, in batches that are stored as they are finished.
 

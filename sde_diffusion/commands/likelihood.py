@@ -15,12 +15,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.app import is_overridden, resolved
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.commands.outliers import compare
 from sde_diffusion.commands.scored_data import ScoredData, against_data, own_data, row_data
 from sde_diffusion.commands.scoring_run import ScoringRun
-from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, best_place
+from sde_diffusion.config import build, build_around
+from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, Prior, best_place
 from sde_diffusion.density.scoring import COLUMNS, Scoring
 from sde_diffusion.density.summary import in_own_units, per_dim, plus_minus, quoted, summary
 from sde_diffusion.errors import UserError
@@ -30,7 +33,7 @@ from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -59,23 +62,10 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     model, device = load_model(cfg)
     data, splits = own_data(cfg, model)
     scored, splits = (data, splits) if cfg.x is None else (row_data(cfg, model), ["rows"])
-    flow = {key: cfg[key] for key in ("rtol", "atol", "method", "steps", "max_nfe")}
-    try:
-        scoring = Scoring(
-            levels=data.levels,
-            draws=cfg.draws,
-            trace=cfg.trace,
-            probes=cfg.probes,
-            flow=flow,
-            **_bound(cfg, model, device, data),
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
-    matched = data.matched_prior(model.denoiser.sde)
-    prior = matched if cfg.prior == "matched" else GaussianPrior.standard(model.denoiser.sde)
-    run = ScoringRun(cfg, model, device, scoring, prior, out / ".scores")
-    begin = time.perf_counter()
     other = against_data(cfg, model, data)
+    matched = data.matched_prior(denoiser_of(cfg, model).sde)
+    run = _run(cfg, model, device, data, matched, out / ".scores")
+    scoring, begin = run.scoring, time.perf_counter()
     scores = {split: run.score(scored, split) for split in splits}
     other_scores = None if other is None else run.score(other, other.splits[0])
     size = math.prod(model.data["shape"])
@@ -87,26 +77,57 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
             values["log_density"] = values["log_prob"] - units.log_volume(size)
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}
     own = None if units is None else in_own_units(scores[splits[-1]]["log_density"], units, size)
-    report = _report(cfg, model, scored, run, reports, own_units=own, terminal_kl=matched.kl(prior, size))  # kl: nats
+    # In nats; there is no closed form for other priors.
+    kl = matched.kl(run.prior, size) if isinstance(run.prior, GaussianPrior) else None
+    report = _report(cfg, model, scored, run, reports, own_units=own, terminal_kl=kl)
     if other is not None and other_scores is not None:
         report["against"] = _against(other.name, scores[splits[-1]], other_scores, size, scoring.levels)
     every = scores if other is None or other_scores is None else {**scores, other.name: other_scores}
-    found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in every.items()}
-    values = {name: per_dim(some, size, scoring.levels) for name, some in found.items() if len(some)}
-    if values:
-        pictures.save(pictures.histogram(values, "bits/dim" if scoring.levels else "nats/dim"), picture)
+    drawn = _draw_histogram(picture, every, size, scoring.levels)
     report["seconds"] = run.seconds + time.perf_counter() - begin - run.scored_now
     _write_table(table, scores if other_scores is None else {**scores, "against": other_scores})
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     forget(out / ".scores")
-    _log_report(report, reports, [result, table, *([picture] if values else [])])
+    _log_report(report, reports, scored.in_words(), [result, table, *([picture] if drawn else [])])
     return report
+
+
+def _run(
+    cfg: DictConfig,
+    model: GenerativeModel,
+    device: torch.device,
+    data: ScoredData,
+    matched: GaussianPrior,
+    folder: Path,
+) -> ScoringRun:
+    """What scores the data, as the configuration asks for."""
+    flow = {key: build(resolved(cfg[key]), key) for key in ("rtol", "atol", "method", "steps", "max_nfe", "grid")}
+    trace = build_around(resolved(cfg.trace), "trace", probes=cfg.probes)
+    settings = {"draws": cfg.draws, "trace": trace, "probes": cfg.probes, "flow": flow}
+    try:
+        scoring = Scoring(levels=data.levels, **settings, **_bound(cfg, model, device, data))
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    sde = denoiser_of(cfg, model).sde
+    priors = {"standard": GaussianPrior.standard(sde), "matched": matched}
+    prior: Prior = as_instance("prior", build_around(resolved(cfg.prior), "prior", sde=sde), priors, Prior)
+    return ScoringRun(cfg, model, device, scoring, prior, folder)
+
+
+def _draw_histogram(path: Path, scores: dict[str, dict[str, Tensor]], size: int, levels: int | None) -> bool:
+    """Draw the finite values of all items; returns whether there are any."""
+    found = {name: parts["log_prob"][parts["log_prob"].isfinite()] for name, parts in scores.items()}
+    values = {name: per_dim(some, size, levels) for name, some in found.items() if len(some)}
+    if values:
+        label = f"-log p by the flow, {'bits/dim' if levels else 'nats/dim'} (lower: more likely)"
+        pictures.save(pictures.histogram(values, label), path)
+    return bool(values)
 
 
 def _report(
     cfg: DictConfig,
-    model: ScoreModel,
+    model: GenerativeModel,
     scored: ScoredData,
     run: ScoringRun,
     reports: dict[str, dict[str, Any]],
@@ -114,7 +135,7 @@ def _report(
 ) -> dict[str, Any]:
     """The contents of `likelihood.json`: the results of the last split, `more`, and how they were computed."""
     split, levels = list(reports)[-1], run.scoring.levels
-    settings = ("target_se", "draws", "prior", "method", "rtol", "atol", "steps", "trace", "probes")
+    settings = ("target_se", "draws", "prior", "method", "rtol", "atol", "steps", "grid", "trace", "probes")
     t_end = (run.scoring.bound or {}).get("t_end")
     return {
         **reports[split],
@@ -130,9 +151,8 @@ def _report(
         "columns": COLUMNS,
         "quote": quoted(reports[split], levels),
         **more,
-        **{key: cfg[key] for key in (*settings, "batch_size", "seed")},
-        "label": scored.reported("label"),
-        "conditions": {name: scored.reported(name) for name in model.conditions if name != "label"},
+        **{key: resolved(cfg[key]) for key in (*settings, "batch_size", "seed")},
+        "conditions": {name: scored.reported(name) for name in model.conditions},
         "batch_sizes": run.sizes,  # those that were used; smaller than batch_size where memory ran out
         "guidance": resolved(cfg.guidance),
         "elbo_settings": None if cfg.elbo is None else {**resolved(cfg.elbo), "t_end": t_end},
@@ -154,20 +174,27 @@ def _against(
     }
 
 
-def _bound(cfg: DictConfig, model: ScoreModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
+def _bound(cfg: DictConfig, model: GenerativeModel, device: torch.device, data: ScoredData) -> dict[str, Any]:
     """The ELBO's decoder and arguments; the time of the decoder is chosen on the validation split."""
     if cfg.elbo is None:
         return {"bound": None}
     bound = resolved(cfg.elbo)
-    name = bound.pop("decoder")
-    decoder: Decoder = GaussianDecoder()
-    if data.levels is not None:
-        weighted = name == "frequencies"
-        decoder = LevelDecoder.frequencies(data.levels, data.some("train")) if weighted else LevelDecoder(data.levels)
+    bound["grid"] = build(bound["grid"], "elbo.grid")
+    levels = data.levels
+    decoders: dict[str, Any] = dict.fromkeys(("frequencies", "uniform"), GaussianDecoder)
+    if levels is not None:
+        decoders = {
+            "frequencies": lambda: LevelDecoder.frequencies(levels, data.some("train")),
+            "uniform": lambda: LevelDecoder(levels),
+        }
+    offered: dict[str, Any] = {} if levels is None else {"levels": levels}
+    named = build_around(bound.pop("decoder"), "elbo.decoder", **offered)
+    decoder: Decoder = as_instance("elbo.decoder", named, decoders, Decoder)
     if bound["t_end"] is None:
         denoiser = denoiser_of(cfg, model)
         x, conditions = data.batch("val", data.some_items("val", _PLACING_ITEMS), device)
-        places, settings = decoder.places(denoiser.sde), {"steps": None, "draws": 32, "rows": cfg.batch_size}
+        places = decoder.places(denoiser.sde)
+        settings = {"steps": None, "draws": 32, "rows": cfg.batch_size, "grid": bound["grid"]}
         bound["t_end"] = best_place(denoiser, decoder, x, places, **settings, **conditions)
     return {"decoder": decoder, "bound": {**bound, "rows": cfg.batch_size}}
 
@@ -187,17 +214,17 @@ def _write_table(path: Path, scores: dict[str, dict[str, Tensor]]) -> None:
             table.writerows([split, *(f"{value:.10g}" for value in row)] for row in rows)
 
 
-def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], paths: list[Path]) -> None:
+def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], conditions: str, paths: list[Path]) -> None:
     unit = "bits_per_dim" if "bits_per_dim" in report else "nats_per_dim"
     per = unit.replace("_per_", "/")
     for split, values in reports.items():
-        figure = plus_minus(values[unit], values["std_error"])
-        line = f"{report['data']} {split}: -log p = {figure} {per}"
-        if "elbo" in values:
-            bound = "-ELBO" if report["uniform"] is None else "of the levels themselves, at most (-ELBO)"
-            line += f"; {bound} {plus_minus(values['elbo'][unit], values['elbo']['std_error'])}"
         items = "item" if values["n"] == 1 else "items"
-        log.info("%s  (%d %s, %.0f passes)", line, values["n"], items, values["nfe"]["mean"] or math.nan)
+        passes = values["nfe"]["mean"] or math.nan
+        log.info("%s %s, %d %s, %.0f network passes each", report["data"], split, values["n"], items, passes)
+        log.info("  -log p by the flow: %s %s", plus_minus(values[unit], values["std_error"]), per)
+        if "elbo" in values:
+            bound = plus_minus(values["elbo"][unit], values["elbo"]["std_error"])
+            log.info("  -log p by the ELBO: at most %s %s", bound, per)
         if "impossible" in values:
             log.warning(
                 "  %d items could not be solved: they count as impossible, and are left out", values["impossible"]
@@ -210,26 +237,36 @@ def _log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], path
                 f"tolerance, and an item's value may be off by {off[unit]:.2g} {per} (the difference from a solution "
                 "with four times that tolerance)"
             )
-    uniform = "" if report["uniform"] is None else f"; the uniform distribution has {report['uniform']:.3f}"
-    log.info("  lower is better; ± is one standard error of the mean over the items%s", uniform)
-    log.info("  %s", ", ".join(f"{key}={report[key]}" for key in ("prior", "trace", "label")))
+    log.info("  lower is better; ± is one standard error of the mean over the items")
+    if report["uniform"] is not None:
+        log.info("  the uniform distribution over the levels has %.3f %s", report["uniform"], per)
+    log.info("  settings: %s", ", ".join(f"{key}={hydra_value(report[key])}" for key in ("prior", "trace")))
+    if conditions:
+        log.info("  given %s", conditions)
     if report["own_units"] is not None:
         own = report["own_units"]
-        density = plus_minus(own["log_density"], own["std_error"])
-        volume = f"after subtracting a log-volume of {own['log_volume']:.6g}"
-        log.info("  in the data's own units: log p = %s nats, %s", density, volume)
+        log.info(
+            "  in the data's own units: log p = %s nats per item", plus_minus(own["log_density"], own["std_error"])
+        )
+        log.info("    (log-density on [-1, 1], minus %.6g, the log of the ranges' volume)", own["log_volume"])
     if "elbo" in report:
-        log.info("  to quote: %.4f %s, %s", report["quote"][unit] or math.nan, per, report["quote"]["because"])
-    log.info("  %s", report["convention"])
+        reason, *more = report["quote"]["because"].split("; ")
+        log.info("  to quote: %.4f %s, %s", report["quote"][unit] or math.nan, per, reason)
+        for fact in more:
+            log.info("    (%s)", fact)
+    for fact in report["convention"].split("; "):
+        log.info("  %s", fact)
     if "against" in report:
-        other = report["against"]
-        figure = plus_minus(other[unit], other["std_error"])
-        aurocs = f"AUROC {other['auroc']:.3f}, of typicality {other['auroc_typicality']:.3f}"
-        log.info("against %s: %s; %s", other["data"], figure, aurocs)
-        log.info("  %s: %s", other["data"], other["verdict"])
-        if "by_elbo" in other:
-            bound = other["by_elbo"]
-            figures = (bound["auroc"], bound["auroc_typicality"], bound["verdict"])
-            log.info("  by the ELBO: AUROC %.3f, of typicality %.3f; %s", *figures)
+        _log_against(report["against"], unit, per)
     for path in paths:
         log.info("%s", path)
+
+
+def _log_against(other: dict[str, Any], unit: str, per: str) -> None:
+    figure = plus_minus(other[unit], other["std_error"])
+    log.info("against %s, %d items: -log p by the flow: %s %s", other["data"], other["n"], figure, per)
+    for name, found in (("flow", other), ("ELBO", other.get("by_elbo"))):
+        if found is not None:
+            log.info("  by the %s: %s", name, found["verdict"])
+            figures = (found["auroc"], found["auroc_typicality"])
+            log.info("    (AUROC %.3f, of typicality %.3f; 1: always told apart, 0.5: by chance alone)", *figures)

@@ -20,7 +20,7 @@ from sde_diffusion.modality.units import Units
 if TYPE_CHECKING:
     from sde_diffusion.data import DataModule
     from sde_diffusion.denoiser import Denoiser
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -28,24 +28,27 @@ _PLACES = ("root", "path")
 """Keys for the location of the data; null if it has not changed since training, or the data set has no such key."""
 
 
-def load_model(cfg: DictConfig) -> tuple[ScoreModel, torch.device]:
+def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
     """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one).
 
     Raises:
-        UserError: If the checkpoint cannot be read, or the device is not available.
+        UserError: If the checkpoint cannot be read, its model has no denoiser, or the device is not available.
     """
     device = device_of(cfg)
     model = _load(cfg.ckpt, device)
+    if model.denoiser is None:
+        what = model.summary()["model"]
+        raise UserError(f"{cfg.ckpt} contains a {type(model).__name__} ({what}), and this command needs a denoiser")
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
             f"{cfg.ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "
-            "data=DataModule.describe() to ScoreModel before training, or use the model in Python"
+            "data=DataModule.describe() to {type(model).__name__} before training, or use the model in Python"
         )
     modality_of(model.data)  # raises its errors now, not after sampling
     return model, device
 
 
-def denoiser_of(cfg: DictConfig, model: ScoreModel) -> Denoiser:
+def denoiser_of(cfg: DictConfig, model: GenerativeModel) -> Denoiser:
     """The denoiser that a command uses: the model's, with the guidance of `cfg.guidance`.
 
     Raises:
@@ -53,18 +56,18 @@ def denoiser_of(cfg: DictConfig, model: ScoreModel) -> Denoiser:
     """
     from sde_diffusion.training.guided_denoiser import guided_denoiser
 
-    return guided_denoiser(model, resolved(cfg.guidance))
+    found = guided_denoiser(model, resolved(cfg.guidance))
+    assert found is not None  # checked by `load_model`
+    return found
 
 
-def _load(ckpt: str, device: torch.device) -> ScoreModel:
+def _load(ckpt: str, device: torch.device) -> GenerativeModel:
     """A checkpoint's model, with the digest of the very file it was read from: a running training may replace it."""
-    from sde_diffusion.training import GenerativeModel, ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
     for _ in range(5):
         before = _identity(ckpt)
         model = GenerativeModel.load_from_checkpoint(ckpt, map_location=device)
-        if not isinstance(model, ScoreModel):
-            raise UserError(f"{ckpt} contains a {type(model).__name__}; this command needs a ScoreModel")
         with Path(ckpt).open("rb") as file:
             model.digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _identity(ckpt) == before:
@@ -102,7 +105,7 @@ def device_of(cfg: DictConfig) -> torch.device:
     return device
 
 
-def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
+def load_data(cfg: DictConfig, model: GenerativeModel | None) -> DataModule:
     """The data set that `cfg.data` names, or else the model's own, perhaps at another location.
 
     Float data are mapped to [-1, 1] by the model's units.
@@ -116,7 +119,7 @@ def load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
     return data
 
 
-def use_model_units(data: DataModule, model: ScoreModel) -> None:
+def use_model_units(data: DataModule, model: GenerativeModel) -> None:
     """Map float data to [-1, 1] by the units of a model of the same shape; older checkpoints store no units."""
     if "units" not in model.data or data.levels is not None or list(data.shape) != list(model.data["shape"]):
         return
@@ -126,7 +129,7 @@ def use_model_units(data: DataModule, model: ScoreModel) -> None:
     data.change_units(units)
 
 
-def _load_data(cfg: DictConfig, model: ScoreModel | None) -> DataModule:
+def _load_data(cfg: DictConfig, model: GenerativeModel | None) -> DataModule:
     chosen = resolved(cfg.data)
     if chosen.get("_target_"):
         data = build_data({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})

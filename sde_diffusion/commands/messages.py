@@ -33,13 +33,17 @@ def explain(error: BaseException) -> str:
     absent = re.match(r"Could not override '(\w+)'", str(error))
     if absent and absent[1] == "sweeps":
         return "sweeps= is not a group: the files of conf/sweeps are for wandb sweep and python -m sde_diffusion.sweep"
-    if absent and (config_folder() / absent[1]).is_dir():
+    if absent and (config_folder() / absent[1]).is_dir() and "={" not in str(error):
         return f"no {absent[1]}= here (the settings of training are stored in the checkpoint); see --help"
     if isinstance(error, OverrideParseException) and "=" not in error.override:
+        if choices := sorted(path.stem for path in (config_folder() / error.override).glob("*.yaml")):
+            return f"{error.override!r} is not KEY=VALUE: choose {error.override}= from {', '.join(choices)}"
         groups = sorted(path.parent.name for path in config_folder().glob(f"*/{glob.escape(error.override)}.yaml"))
-        path = "file" if Path(error.override).suffix in ("", ".yaml") else "ckpt"
+        suffix = Path(error.override).suffix
+        path = "file" if groups or suffix == ".yaml" else "ckpt" if suffix else ""
         key = next((group for group in groups if group != "sweeps"), path)
-        return f"{error.override!r} is not KEY=VALUE; did you mean {setting(key, error.override)}?"
+        hint = f"; did you mean {setting(key, error.override)}?" if key else "; --help lists the keys"
+        return f"{error.override!r} is not KEY=VALUE{hint}"
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override!r} is not KEY=VALUE in Hydra's grammar: a value with =, commas, spaces or brackets needs "
@@ -75,10 +79,12 @@ def unknown_key(key: str, parent: DictConfig) -> str:
     if not parent:
         return f"unknown key {key!r}: {where} is null or empty; add to it with +{key}=VALUE"
     known = [name for name in _dotted(parent._get_root()) if not name.startswith("hydra.")]
-    by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}  # the first of several
-    hint = did_you_mean(key, known, cutoff=0.75)
-    if not hint and (close := difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)):
-        hint = f" (did you mean {by_last_part[close[0]]}?)"
+    beside = {name: f"{where}.{name}" if where else name for name in map(str, parent)}
+    others = {name.rpartition(".")[2]: name for name in reversed(known)}  # the first of several
+    hint = ""
+    for names, cutoff in ((others, 0.85), (beside, 0.7)):
+        if close := difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=cutoff):
+            hint = f" (did you mean {names[close[0]]}?)"
     place = f" in {where}" if where else ""
     return f"unknown key {key!r}{hint}; allowed{place}: {', '.join(sorted(str(name) for name in parent))}"
 

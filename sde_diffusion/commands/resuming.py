@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion.checks.overrides import setting
@@ -19,7 +18,7 @@ from sde_diffusion.commands.app import as_typed, is_overridden, overrides, resol
 from sde_diffusion.commands.configurations import parse
 from sde_diffusion.commands.messages import unknown_key
 from sde_diffusion.commands.resumed_changes import escape_interpolations
-from sde_diffusion.config import with_public_paths
+from sde_diffusion.config import find_class, with_public_paths
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def _restore_callbacks(found: DictConfig, stored: Mapping[str, Any]) -> None:
         if settings is None:  # removed in the checkpoint's run
             found.callbacks[name] = None
             continue
-        arguments = inspect.signature(get_object(str(own.get("_target_")))).parameters
+        arguments = inspect.signature(find_class(str(own.get("_target_")), f"callbacks.{name}", True)).parameters
         for key, value in settings.items():
             if key in arguments and _is_setting(arguments[key], own.get(key), value):
                 own[key] = value
@@ -246,7 +245,7 @@ def limit_reached(checkpoint: dict[str, Any], trainer: Trainer) -> str:
 
 
 def callback_settings(node: Any) -> Any:
-    """Settings of callbacks for a checkpoint: without classes, as Hydra builds callbacks, and without interpolations.
+    """Settings of callbacks for a checkpoint: without their classes, which may be any, and without interpolations.
 
     A sampler is stored with its class: it is built by `config.build`, of this package's classes only.
     """

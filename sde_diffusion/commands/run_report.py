@@ -10,18 +10,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from sde_diffusion import plugins
 from sde_diffusion.checks.overrides import command_line
-from sde_diffusion.commands.app import as_typed, overrides
+from sde_diffusion.commands.app import as_typed, overrides, resolved
+from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.conditions import numbered
 from sde_diffusion.storage import record
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
 
-def record_run(cfg: DictConfig, model: ScoreModel, trainer: Trainer, folder: Path) -> None:
+def record_run(cfg: DictConfig, model: GenerativeModel, trainer: Trainer, folder: Path) -> None:
     """Record what is run: in the folder, in the checkpoints, and with the loggers that store configurations."""
     # In a multirun, these are the overrides of this run; those of hydra.* are not included.
     words = [as_typed(override) for override in overrides()]
@@ -44,17 +46,17 @@ def _relative(node: Any, folder: Path) -> Any:
     return str(Path(node).relative_to(folder)) if inside else node
 
 
-def announce(cfg: DictConfig, model: ScoreModel, data: Any, folder: Path) -> None:
+def announce(cfg: DictConfig, model: GenerativeModel, data: Any, folder: Path) -> None:
     """Log what is trained, on which data, and in which folder."""
-    parameters = sum(p.numel() for p in model.denoiser.parameters())
     log.info("data     %s: %d training %s", data.name, len(data.split("train")), data.modality.kind)
-    if data.class_names:
-        log.info("classes  %s", ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names)))
+    for name, kind in data.conditions.items():
+        names = f" ({numbered(kind.names)})" if kind.names else ""
+        heading = "given" if name in model.conditions else "unused"
+        log.info("%-8s %s: %s%s", heading, name, kind.what, names)
     if data.units:
         log.info("units    %s in the data is scaled to [-1, 1]", data.units)
-    log.info("path     %s", model.denoiser.sde)
-    prediction = cfg.denoiser.get("prediction", "its own")
-    log.info("model    %s, %s parameters, prediction %s", cfg.network._target_, f"{parameters:,}", prediction)
+    for heading, text in model.summary().items():
+        log.info("%-8s %s", heading, text)
     log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
 
 
@@ -69,8 +71,8 @@ def finish(folder: Path, metrics: dict[str, float]) -> None:
     record.finish(folder, metrics)
 
 
-def conclude(folder: Path, last: Path) -> None:
-    """Log which files the run has written, and which commands to try next."""
+def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) -> None:
+    """Log which files the run has written, and which commands to try next, with the guidance of the run's pictures."""
     log.info("")
     log.info("Done. In %s:", folder)
     for name, what in (
@@ -83,8 +85,22 @@ def conclude(folder: Path, last: Path) -> None:
     ):
         if (folder / name).exists():
             log.info("  %-16s %s", name, what)
+    if model.denoiser is None:
+        return
     log.info("Next:")
-    own = plugins.settings()
-    log.info("  %s", command_line("sde_diffusion.sample", **own, ckpt=last, n=64))
-    for name in ("evaluate", "likelihood"):
-        log.info("  %s", command_line(f"sde_diffusion.{name}", **own, ckpt=last))
+    for name, more in (("sample", {"n": 64}), ("evaluate", {}), ("likelihood", {})):
+        settings = {**plugins.settings(), "ckpt": last, **_guidance(cfg), **more}
+        log.info("  %s", command_line(f"sde_diffusion.{name}", **settings))
+
+
+def _guidance(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that give another command the guidance of this run."""
+    node = resolved(cfg.guidance)
+    if node is None:
+        return {}
+    choices = {
+        path.stem: resolved(OmegaConf.load(path)) or {} for path in (config_folder() / "guidance").glob("*.yaml")
+    }
+    usual = next((name for name, own in choices.items() if own.get("_target_") == node["_target_"]), "cfg")
+    changed = {f"guidance.{key}": value for key, value in node.items() if choices[usual].get(key) != value}
+    return {"guidance": usual, **changed}

@@ -15,9 +15,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import resolved
-from sde_diffusion.commands.conditions import for_samples, requested_conditions
+from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions
 from sde_diffusion.commands.drawing import check_seeds, draw, first
 from sde_diffusion.commands.loading import denoiser_of, load_model
+from sde_diffusion.conditions import numbered
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of, pictures, write_samples
@@ -26,7 +27,7 @@ from sde_diffusion.storage.files import forget, fresh
 from sde_diffusion.storage.memory import check_fits
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +60,16 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     if cfg.film > cfg.n:
         raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
     model, device = load_model(cfg)
-    conditions = for_samples(model, requested_conditions(cfg, model.conditions), cfg.n)
+    conditions = for_samples(model, requested_conditions(cfg, model), cfg.n)
     values = cfg.n * math.prod(model.data["shape"])
     wanted = f"n={cfg.n} samples of shape {model.data['shape']}"
     check_fits(wanted, 2 * values * (4 if model.data["levels"] is None else 1), "draw fewer; the next with seed=NUMBER")
+    if model.conditions:
+        log.info("given %s", in_words(model.conditions, conditions))
     drawn = draw(cfg, model, conditions, device, parts)
-    names = getattr(model.conditions.get("label"), "names", None) or []
+    names = {name: kind.names for name, kind in model.conditions.items() if kind.names}
     modality = modality_of(model.data)
-    pictures.save(modality.draw(first(drawn.batches(), 256)), grid)
+    pictures.save(modality.draw(first(drawn.batches(), modality.most_drawn)), grid)
     if cfg.film:
         _film(cfg, model, conditions, device, *film)
     found = write_samples(result, modality, drawn.batches(), seeds, conditions, names)
@@ -78,8 +81,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         log.info("batches of %s: samples of an adaptive solver depend on them, within its tolerance", sizes)
     scale = "on 0 ... 255" if found.dtype == np.uint8 else "in the data's own units"
     log.info("%s: %s %s, %s", modality.unit, found.dtype, list(found.shape), scale)
-    if names:
-        log.info("labels: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
+    for name in names:
+        log.info("%s: %s", name, numbered(names[name]))
     for path in (result, grid, *(film if cfg.film else ())):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
@@ -87,7 +90,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
 
 def _film(
     cfg: DictConfig,
-    model: ScoreModel,
+    model: GenerativeModel,
     conditions: Mapping[str, Tensor],
     device: torch.device,
     strip: Path,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,19 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import resolved
-from sde_diffusion.commands.conditions import for_items, requested_conditions
+from sde_diffusion.commands.conditions import for_items, in_words, requested_conditions
 from sde_diffusion.commands.drawing import check_seeds, draw
+from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.sample_folder import read_pictures
-from sde_diffusion.commands.sampling_run import Sampled
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Stored, modality_of, read_samples
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,27 +36,31 @@ class SampleSet:
     Attributes:
         n: Number of samples N.
         batches: Returns an iterator over batches [B, *shape], as metrics take them.
-        labels: Class numbers, [N], if known.
+        conditions: Their conditions by name, [N, *] each, if known.
         origin: What the report says of their origin.
         seconds: Time that drawing them took.
     """
 
     n: int
     batches: Callable[[], Iterator[Tensor]]
-    labels: Tensor | None
+    conditions: Mapping[str, Tensor]
     origin: dict[str, Any]
     seconds: float
 
 
-def check_shape(data: DataModule, model: ScoreModel) -> None:
-    """Check that the data's items have the kind and the shape of the model's samples.
+@dataclass(frozen=True)
+class Source:
+    """Samples that have been checked, but may not be drawn yet.
 
-    Raises:
-        UserError: If they are not.
+    Attributes:
+        name: Where they are from.
+        n: Number of samples N.
+        samples: Returns them; draws those of a checkpoint.
     """
-    has, made = data.modality.kind, modality_of(model.data).kind
-    if has != made:
-        raise UserError(f"{data.name} has {has}, and the model generates {made}")
+
+    name: str
+    n: int
+    samples: Callable[[], SampleSet]
 
 
 def is_checkpoint(source: str) -> bool:
@@ -60,48 +68,58 @@ def is_checkpoint(source: str) -> bool:
     return not source.endswith(".npz") and not Path(source).is_dir()
 
 
-def read_source(cfg: DictConfig, source: str, data: DataModule) -> Stored:
-    """Read the samples of a file, or of a folder: of the samples.npz in it, or else of its pictures.
+def stored_source(cfg: DictConfig, source: str, data: DataModule) -> Source:
+    """The samples of a file, or of a folder: of the samples.npz in it, or else of its pictures.
 
     Raises:
         UserError: If there are none, or they have another shape or kind than the data.
     """
     path = Path(source)
     if path.is_dir() and not (path / "samples.npz").is_file():
-        return Stored(read_pictures(path, data.modality, cfg.resize), None, data.modality)
-    return read_samples(path / "samples.npz" if path.is_dir() else path, data.modality)
-
-
-def stored_samples(source: str, file: Stored, data: DataModule) -> SampleSet:
-    """The samples of a file or folder that `read_source` has read."""
+        file = Stored(read_pictures(path, data.modality, cfg.resize), {}, data.modality)
+    else:
+        classes = [name for name, kind in data.conditions.items() if kind.in_turn(1) is not None]
+        file = read_samples(path / "samples.npz" if path.is_dir() else path, data.modality, classes)
     origin = {"samples": source, "nfe": None, "sampler": None, "seeds": None}
-    return SampleSet(len(file), lambda: map(data.modality.for_metrics, file.batches()), file.labels, origin, 0.0)
+    batches = functools.partial(_for_metrics, data, file.batches)
+    return Source(source, len(file), lambda: SampleSet(len(file), batches, file.classes, origin, 0.0))
 
 
-def drawn_samples(cfg: DictConfig, model: ScoreModel, data: DataModule, device: torch.device, parts: Path) -> SampleSet:
-    """Draw samples from a model; finished batches are stored in the folder `parts`.
+def drawn_source(
+    cfg: DictConfig, model: GenerativeModel, data: DataModule, device: torch.device, parts: Path
+) -> Source:
+    """The samples of a model; finished batches are stored in the folder `parts`.
 
     Raises:
-        UserError: If the configuration does not allow it.
+        UserError: If the configuration does not allow it, or the samples have another shape or kind than the data.
     """
     seeds = check_seeds(cfg)
-    requested = requested_conditions(cfg, model.conditions)
-    conditions = for_items(model, requested, data.split(cfg.split), cfg.n)
-    drawn = draw(cfg, model, conditions, device, parts)
-    origin = {
-        "nfe": drawn.nfe,
-        "sampler": resolved(cfg.sampler),
-        "guidance": resolved(cfg.guidance),
-        "seeds": [seeds[0], seeds[-1]],
-        "batch_sizes": drawn.finished.sizes,  # those that were used; smaller than batch_size where memory ran out
-        "label": None if requested.get("label") is None else int(conditions["label"][0]),
-        "conditions": {name: value for name, value in (resolved(cfg.conditions) or {}).items() if name != "label"},
-        "ckpt": str(cfg.ckpt),
-        "checkpoint_sha256": model.digest,
-    }
-    batches = functools.partial(_for_metrics, data, drawn)
-    return SampleSet(drawn.n, batches, conditions.get("label"), origin, drawn.seconds)
+    has, made = data.modality.kind, modality_of(model.data).kind
+    if has != made:
+        raise UserError(f"{data.name} has {has}, and {cfg.ckpt} generates {made}")
+    conditions = for_items(model, requested_conditions(cfg, model), data.split(cfg.split), cfg.n)
+    denoiser_of(cfg, model)  # raises its errors now
+    if model.conditions:
+        log.info("given %s", in_words(model.conditions, conditions))
+
+    def samples() -> SampleSet:
+        drawn = draw(cfg, model, conditions, device, parts)
+        origin = {
+            "nfe": drawn.nfe,
+            "sampler": resolved(cfg.sampler),
+            "guidance": resolved(cfg.guidance),
+            "seeds": [seeds[0], seeds[-1]],
+            "batch_sizes": drawn.finished.sizes,  # those that were used; smaller than batch_size where memory ran out
+            "conditions": resolved(cfg.conditions) or {},
+            "ckpt": str(cfg.ckpt),
+            "checkpoint_sha256": model.digest,
+        }
+        return SampleSet(
+            drawn.n, functools.partial(_for_metrics, data, drawn.batches), conditions, origin, drawn.seconds
+        )
+
+    return Source(str(cfg.ckpt), cfg.n, samples)
 
 
-def _for_metrics(data: DataModule, drawn: Sampled) -> Iterator[Tensor]:
-    return map(data.modality.for_metrics, drawn.batches())
+def _for_metrics(data: DataModule, batches: Callable[[], Iterator[Tensor]]) -> Iterator[Tensor]:
+    return map(data.modality.for_metrics, batches())

@@ -18,6 +18,7 @@ from torch import Tensor
 from sde_diffusion.checks.hints import (
     BetweenZeroAndOne,
     Count,
+    Described,
     Natural,
     Positive,
     Rule,
@@ -25,14 +26,13 @@ from sde_diffusion.checks.hints import (
     at_least,
     words,
 )
+from sde_diffusion.commands import user_classes
 from sde_diffusion.commands.config_checks import ConfigChecks
+from sde_diffusion.config import find_class, is_description
+from sde_diffusion.errors import UserError, did_you_mean
 
-Seed = Annotated[int, Rule(lambda n: True, "an integer of at most 64 bits")]
-Label = Annotated[int | str | None, Rule(lambda label: True, "the number or the name of a class, or null")]
+Seed = Annotated[int, Rule("an integer of at most 64 bits", lambda n: True)]
 Split = Literal["train", "val", "test"]
-
-
-Described = Annotated[Mapping[str, Any], Rule(lambda node: "_target_" in node, "settings {_target_: CLASS, ...}")]
 
 
 class Location(TypedDict, total=False):
@@ -47,7 +47,8 @@ class Bound(TypedDict):
 
     steps: Count | None
     draws: Count | None
-    decoder: Literal["frequencies", "uniform"]
+    decoder: Literal["frequencies", "uniform"] | Described
+    grid: Described | None
     t_end: float | None
 
 
@@ -61,11 +62,11 @@ class Entry(TypedDict):
 
 def _some(hint: Any, example: str) -> Any:
     """The hint of a list that is not empty."""
-    return Annotated[list[hint], Rule(bool, f"{words(list[hint])}, such as {example}")]
+    return Annotated[list[hint], Rule(f"{words(list[hint])}, such as {example}", bool)]
 
 
 def _no_limit(what: str) -> Rule:
-    return Rule(lambda n: n == -1 or n >= 1, f"an integer, -1 ({what}) or at least 1")
+    return Rule(f"an integer, -1 ({what}) or at least 1", lambda n: n == -1 or n >= 1)
 
 
 def _is_duration(value: Any) -> bool:
@@ -74,7 +75,7 @@ def _is_duration(value: Any) -> bool:
     return bool(value) and min(value.values()) >= 0 and max(value.values()) > 0
 
 
-_SHARE = Annotated[int | float, Rule(lambda x: x > 0, "a positive number of batches, or a share of them")]
+_SHARE = Annotated[int | float, Rule("a positive number of batches, or a share of them", lambda x: x > 0)]
 
 TRAINER: Mapping[str, Any] = MappingProxyType(
     {
@@ -84,12 +85,12 @@ TRAINER: Mapping[str, Any] = MappingProxyType(
         "min_epochs": Natural | None,
         "max_time": Annotated[
             str | Mapping[Literal["days", "hours", "minutes", "seconds"], int],
-            Rule(_is_duration, "a time DAYS:HOURS:MINUTES:SECONDS, such as 00:00:05:00"),
+            Rule("a time DAYS:HOURS:MINUTES:SECONDS, such as 00:00:05:00", _is_duration),
         ]
         | None,
         "num_nodes": Count,
         "devices": Annotated[int, _no_limit("all")] | str | list[Natural],
-        "gradient_clip_val": Annotated[float, Rule(lambda x: x >= 0, "a number of at least 0")] | None,
+        "gradient_clip_val": Annotated[float, Rule("a number of at least 0", lambda x: x >= 0)] | None,
         "gradient_clip_algorithm": Literal["norm", "value"] | None,
         "accumulate_grad_batches": Count,
         "val_check_interval": Count,
@@ -131,6 +132,9 @@ def check(command: str, cfg: DictConfig, resumed: bool = False) -> None:
             checks.instances("callbacks", Callback, sampler=AncestralSampler(1))
             return
     COMMANDS[command](checks)
+    known = {"out", "ckpt", user_classes.KEY, *checks.seen}
+    for key in sorted(set(map(str, cfg)) - known):  # added with +
+        raise UserError(f"unknown key {key!r}{did_you_mean(key, known)}; allowed: {', '.join(sorted(known))}")
 
 
 def _train(checks: ConfigChecks) -> None:
@@ -157,9 +161,9 @@ def _train(checks: ConfigChecks) -> None:
     )
     conditions = dict.fromkeys(model.get("condition_dropout") or {}, Label(1))  # the real ones depend on the data
     offered = {"denoiser": denoiser, "objective": objective, "conditions": conditions, "data": {"levels": 2}}
-    checks.call(
-        "model", cls, **model, **{name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
-    )
+    taken = {name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
+    if "denoiser" in taken:  # another model makes its networks for the shape of the data, which is not known yet
+        checks.call("model", cls, **model, **taken)
     checks.instances("callbacks", Callback, sampler=sampler)
     checks.instances("logger", Logger)
     _guidance(checks)
@@ -176,13 +180,13 @@ def _guidance(checks: ConfigChecks) -> None:
         def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
             return Prediction(self.sde, x_t, t, x_t)
 
-    checks.wrapper("guidance", Denoiser, denoiser=Placeholder(), null={"label": 0})
+    checks.choice("guidance", Denoiser, denoiser=Placeholder(), null={"label": 0})
 
 
 def _sample(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
-    checks.keys(ckpt=str, n=Count, seed=Seed, label=Label, film=Natural, batch_size=Count, device=str, overwrite=bool)
+    checks.keys(ckpt=str, n=Count, seed=Seed, film=Natural, batch_size=Count, device=str, overwrite=bool)
     checks.keys(conditions=Mapping[str, Any] | None)
     checks.part("sampler", Sampler)
     _guidance(checks)
@@ -193,27 +197,43 @@ def _evaluate(checks: ConfigChecks) -> None:
     from sde_diffusion.metrics import Classifier
     from sde_diffusion.sampling import Sampler
 
-    checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed, label=Label)
+    checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed)
     checks.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None)
-    checks.keys(split=Split, extractor=str | None, confidence=BetweenZeroAndOne, resamples=Natural)
+    checks.keys(split=Split, confidence=BetweenZeroAndOne, resamples=Natural)
     checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     checks.part("sampler", Sampler)
     _guidance(checks)
     checks.data("data", DataModule, Location)
+    _extractor(checks)
     checks.parts("metrics", Described, extractor=Classifier((1, 8, 8), (4,), 4, 3))
+
+
+def _extractor(checks: ConfigChecks) -> None:
+    """Check an extractor's class and settings; it is built for the data's shape."""
+    chosen = checks.keys(extractor=str | Described | None)["extractor"]
+    if is_description(chosen):
+        checks.settings("extractor", find_class(str(chosen["_target_"]), "extractor"), reserved=("shape",))
 
 
 def _likelihood(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
+    from sde_diffusion.density import Decoder, Prior, Trace
     from sde_diffusion.density.trace import TRACES
-    from sde_diffusion.sampling.ode_methods import ODESolver
+    from sde_diffusion.sampling import ODEMethod
+    from sde_diffusion.sampling.ode_methods import METHODS, ODESolver
+    from sde_diffusion.sde import GRIDS, VPSDE, Grid
 
-    checks.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None, label=Label)
+    checks.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None)
     checks.keys(conditions=Mapping[str, Any] | None)
-    flow = checks.keys(method=str, rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
-    checks.call("", ODESolver, **flow)
-    checks.keys(trace=Literal[tuple(TRACES)], probes=Count, draws=Count, prior=Literal["standard", "matched"])
-    checks.keys(elbo=Bound | None, target_se=Positive | None)
+    flow = checks.keys(rtol=Positive, atol=Positive, steps=Count | None, max_nfe=Count)
+    checks.call("", ODESolver, method=checks.choice("method", ODEMethod, Literal[tuple(METHODS)]), **flow)
+    checks.choice("grid", Grid, Literal[tuple(GRIDS)] | None)
+    checks.choice("trace", Trace, Literal[tuple(TRACES)], **checks.keys(probes=Count))
+    checks.choice("prior", Prior, Literal["standard", "matched"], sde=VPSDE())
+    checks.keys(draws=Count, elbo=Bound | None, target_se=Positive | None)
+    if checks.value("elbo") is not None:
+        checks.choice("elbo.decoder", Decoder, Literal["frequencies", "uniform"], levels=2)
+        checks.choice("elbo.grid", Grid)
     checks.keys(against=str | None, against_root=str | None, against_path=str | None)
     checks.data("data", DataModule, Location)
     checks.keys(seed=Seed, batch_size=Count, device=str, overwrite=bool)
@@ -229,10 +249,11 @@ def _nfe_fid(checks: ConfigChecks) -> None:
 
     checks.keys(ckpt=str | list[str], exact=bool, long=Count | None, n=Count)
     checks.keys(nfe=_some(Count, "[5,10]"), seeds=_some(Seed, "[0]"))
-    checks.keys(label=Label, conditions=Mapping[str, Any] | None, split=Literal["val", "test"])
-    checks.keys(extractor=str | None, confidence=BetweenZeroAndOne)
+    checks.keys(conditions=Mapping[str, Any] | None, split=Literal["val", "test"])
+    checks.keys(confidence=BetweenZeroAndOne)
     checks.data("data", DataModule, Location)
     checks.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)
+    _extractor(checks)
     checks.parts("samplers", Entry)
     _guidance(checks)
 

@@ -23,7 +23,7 @@ from sde_diffusion.sde import SDE
 
 if TYPE_CHECKING:
     from sde_diffusion.data import Split
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 _MOMENT_ITEMS = 50_000
 """Maximum number of items from which the data's moments are estimated."""
@@ -75,6 +75,11 @@ class ScoredData:
             return self.common[condition][0].tolist()
         return "own" if condition in self.own else None
 
+    def in_words(self) -> str:
+        """The conditions for the log: "label=own, rate=26.5"."""
+        values = {name: self.kinds[name].words(value[0]) for name, value in self.common.items()}
+        return ", ".join(f"{name}={'own' if name in self.own else values.get(name, 'none')}" for name in self.kinds)
+
     def count(self, split: str) -> int:
         """Number of items of a split to score."""
         return len(self.parts[split]) if self.limit is None else min(self.limit, len(self.parts[split]))
@@ -112,7 +117,7 @@ class ScoredData:
         return GaussianPrior.matched(sde, x.mean(0), x.var(0, correction=0) + bins)
 
 
-def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]:
+def own_data(cfg: DictConfig, model: GenerativeModel) -> tuple[ScoredData, list[str]]:
     """The data set to score, and the names of the splits to score.
 
     Raises:
@@ -132,18 +137,18 @@ def own_data(cfg: DictConfig, model: ScoreModel) -> tuple[ScoredData, list[str]]
     return ScoredData(data.name, "own", data.splits, cfg.n, _requested(cfg, model), model.conditions), splits
 
 
-def _requested(cfg: DictConfig, model: ScoreModel) -> dict[str, Any]:
+def _requested(cfg: DictConfig, model: GenerativeModel) -> dict[str, Any]:
     """The requested conditions, as they were typed.
 
     Raises:
         UserError: If the model was not trained with these conditions and without the others.
     """
-    requested = requested_conditions(cfg, model.conditions)
+    requested = requested_conditions(cfg, model)
     check_trained_for(model, requested)
     return requested
 
 
-def row_data(cfg: DictConfig, model: ScoreModel) -> ScoredData:
+def row_data(cfg: DictConfig, model: GenerativeModel) -> ScoredData:
     """The rows of the file `cfg.x`.
 
     Raises:
@@ -153,12 +158,12 @@ def row_data(cfg: DictConfig, model: ScoreModel) -> ScoredData:
         raise UserError(f"x must be a file of rows, .npy, .npz or .csv; got x={cfg.x}")
     path = Path(cfg.x)
     requested = _requested(cfg, model)
-    others = [name for name, value in requested.items() if is_own(value) and name != "label"]
-    rows = {"rows": read_rows(path, model.data, others)}
+    own = {name: model.conditions[name] for name, value in requested.items() if is_own(value)}
+    rows = {"rows": read_rows(path, model.data, own)}
     return ScoredData(path.name, "rows", rows, cfg.n, requested, model.conditions)
 
 
-def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredData | None:
+def against_data(cfg: DictConfig, model: GenerativeModel, own: ScoredData) -> ScoredData | None:
     """The other data of `against`, to compare with the model's own; None if `against` is null.
 
     Raises:
@@ -194,7 +199,7 @@ def against_data(cfg: DictConfig, model: ScoreModel, own: ScoredData) -> ScoredD
     return ScoredData(name, "against", {"test": data.split("test")}, cfg.n, requested, model.conditions)
 
 
-def _check_shape(name: str, shape: tuple[int, ...], levels: int | None, model: ScoreModel) -> None:
+def _check_shape(name: str, shape: tuple[int, ...], levels: int | None, model: GenerativeModel) -> None:
     if list(shape) != list(model.data["shape"]):
         raise UserError(
             f"{name} has items of shape {list(shape)}, and the model was trained on {model.data['name']} of shape "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 import warnings
@@ -16,16 +15,16 @@ from torch import Tensor
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.scored_data import ScoredData
-from sde_diffusion.density import GaussianPrior
+from sde_diffusion.density import Prior
 from sde_diffusion.density.scoring import SCORES, Scoring
 from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus
 from sde_diffusion.errors import UserError
-from sde_diffusion.sampling.ode_methods import METHODS
+from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.storage.batches import Batches, in_batches
 from sde_diffusion.storage.progress import Bar, passes
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.module import ScoreModel
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +35,10 @@ class ScoringRun:
     def __init__(
         self,
         cfg: DictConfig,
-        model: ScoreModel,
+        model: GenerativeModel,
         device: torch.device,
         scoring: Scoring,
-        prior: GaussianPrior,
+        prior: Prior,
         folder: Path,
     ) -> None:
         self.cfg, self.model, self.device = cfg, model, device
@@ -50,12 +49,12 @@ class ScoringRun:
             for key, value in resolved(cfg).items()
             if key not in ("ckpt", "out", "overwrite", "device", "batch_size")  # these may change on resuming
         }
-        moments = b"".join(moment.double().contiguous().numpy().tobytes() for moment in (prior.mean, prior.variance))
+        at = torch.randn(1, *model.data["shape"], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         self.plan = {
             "checkpoint": model.digest,
             "settings": settings,
             "scores": list(SCORES),
-            "prior": hashlib.sha256(moments).hexdigest(),
+            "prior": f"{float(prior(at)):.10g}",  # it depends on the data too
         }
         self.folder = folder
         self.seconds, self.scored_now = 0.0, 0.0
@@ -67,7 +66,10 @@ class ScoringRun:
         cfg, name = self.cfg, f"{data.name} {split}"
         items = data.items(split)
         n = len(items)
-        log.info("%s: %d items, %d at once; %s", name, n, min(n, self.size), self._passes())
+        if not self.sizes:  # once for all splits
+            for line in self._passes():
+                log.info("%s", line)
+        log.info("%s: %d items, %d at once", name, n, min(n, self.size))
 
         def work(some: range, shown: Bar) -> dict[str, Tensor]:
             begin = time.perf_counter()
@@ -111,17 +113,18 @@ class ScoringRun:
         order = scores["index"].argsort()
         return {name: values[order] for name, values in scores.items()}
 
-    def _passes(self) -> str:
-        """How many network passes to expect."""
+    def _passes(self) -> list[str]:
+        """How many network passes to expect, one fact a line."""
         flow, bound = self.scoring.flow, self.scoring.bound
-        if METHODS[flow["method"]].adaptive:
-            usual = "50 to 150, with a network that is rough in time 300 to 1,500, and "
-            count = f"{usual if flow['method'] == 'adams' else ''}at most {flow['max_nfe']:,} (max_nfe)"
-        else:
-            count = f"those of {flow['steps'] or 50} steps of {flow['method']}"
+        solver = ODESolver(flow["method"])
+        count = f"those of {flow['steps'] or 50} steps of {solver.name}"
+        if solver.method.adaptive:
+            count = f"as many as rtol and atol need, at most {flow['max_nfe']:,} (max_nfe)"
         times = f", {self.scoring.draws} times" if self.scoring.draws > 1 else ""
-        also = "" if bound is None else f"; {bound['draws'] or bound['steps'] or 128} for each item's bound"
-        return f"network passes of a batch: {count}{times}{also}"
+        lines = [f"network passes of a batch by the flow: {count}{times}"]
+        if bound is not None:
+            lines.append(f"network passes of an item by the ELBO: {bound['draws'] or bound['steps'] or 128}")
+        return lines
 
     def _batch(self, data: ScoredData, split: str, items: Tensor) -> dict[str, Tensor]:
         """Scores of some items. If the solver fails for one of them, the others are still scored."""

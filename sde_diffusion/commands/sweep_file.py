@@ -64,16 +64,16 @@ DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
 _METRIC = "a mapping with a name, such as val/loss, and a goal, one of minimize, maximize"
 _RULES: dict[str, Any] = {
     "method": Literal["grid", "random", "bayes"],
-    "metric": Annotated[dict[str, Any], Rule(lambda one: "name" in one and one.get("goal") in _GOALS, _METRIC)],
+    "metric": Annotated[dict[str, Any], Rule(_METRIC, lambda one: "name" in one and one.get("goal") in _GOALS)],
     "program": Literal[MODULE],
     "run_cap": Annotated[int, at_least(1, MOST_RUNS)] | None,
-    "parameters": Annotated[dict[Any, Any], Rule(bool, "at least one key with its values")],
+    "parameters": Annotated[dict[Any, Any], Rule("at least one key with its values", bool)],
 }
 """Type hints of a file's entries."""
 
 _LARGEST = 1e300
 _NUMBER = Annotated[
-    float, Rule(lambda x: abs(x) < _LARGEST, f"a number below {_LARGEST} (with a decimal point: 1.0e-3, not 1e-3)")
+    float, Rule(f"a number below {_LARGEST} (with a decimal point: 1.0e-3, not 1e-3)", lambda x: abs(x) < _LARGEST)
 ]
 
 

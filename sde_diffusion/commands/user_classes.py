@@ -15,20 +15,20 @@ from sde_diffusion.config import PACKAGE, find_class, takes
 from sde_diffusion.errors import UserError
 
 KEY = "plugins"
-_Modules = Annotated[str | list[str], Rule(bool, "the name of a module, or a list of them: +plugins=[my_module]")]
+_Modules = Annotated[str | list[str], Rule("the name of a module, or a list of them: +plugins=[my_module]", bool)]
 
 
 def allow_new_keys(arguments: Sequence[str]) -> list[str]:
     """The arguments, changed so that Hydra accepts keys that no configuration has.
 
-    These are `plugins`, and the settings of a user-defined class that replaces another one:
+    These are `plugins`, and the settings of a class that replaces another one, or a name:
     sde._target_=my_module.MyPath sde.power=3.
     """
     read = [parse(argument) for argument in arguments]
     named = [
         f"{str(one.key_or_group).rpartition('.')[0]}."
         for one in read
-        if one and str(one.key_or_group).endswith("._target_") and not str(one.value()).startswith(f"{PACKAGE}.")
+        if one and str(one.key_or_group).endswith("._target_")
     ]
 
     def plus(override: Override | None) -> str:

@@ -6,8 +6,8 @@ read from the command line, and the module that embeds it. To add a kind, write 
 """
 
 from sde_diffusion.conditions.base import Condition
-from sde_diffusion.conditions.label import Label
+from sde_diffusion.conditions.label import Label, numbered
 from sde_diffusion.conditions.measurement import Measurement
 from sde_diffusion.conditions.named import KINDS, Conditions, kind_by_values
 
-__all__ = ["KINDS", "Condition", "Conditions", "Label", "Measurement", "kind_by_values"]
+__all__ = ["KINDS", "Condition", "Conditions", "Label", "Measurement", "kind_by_values", "numbered"]

@@ -28,12 +28,14 @@ class Condition(ShowsArguments, ABC):
         shape: Shape of one sample's value; () for a number.
         null: The null value of one sample: a number, or a tensor of that shape.
         each: How messages describe one sample's value.
+        names: Names of the values 0, 1, ..., if they are named classes.
     """
 
     dtype: ClassVar[torch.dtype]
     shape: tuple[int, ...] = ()
     null: int | float | Tensor
     each: str
+    names: Sequence[str] | None = None
 
     @classmethod
     @abstractmethod
@@ -64,6 +66,19 @@ class Condition(ShowsArguments, ABC):
     def in_turn(self, n: int) -> Tensor | None:
         """All possible values in turn, [n, *shape]; None if they are not countable."""
         return None
+
+    @property
+    def what(self) -> str:
+        """What the values are, in words: "a number"."""
+        return f"a {self.each}"
+
+    def words(self, value: Tensor) -> str:
+        """One sample's value [*shape] in words: a number, a list of numbers, or "none" for the null value."""
+        return "none" if bool(self.is_null(value.cpu().unsqueeze(0))) else _short(value.tolist())
+
+    def is_none(self, typed: Any) -> bool:
+        """Whether what was typed on a command line means "without this condition": null, or none."""
+        return typed is None or (isinstance(typed, str) and typed.lower() == "none")
 
     def describe(self) -> dict[str, Any]:
         """The class (by public path) and the constructor's arguments, in plain Python containers, for checkpoints."""
@@ -132,3 +147,7 @@ class Condition(ShowsArguments, ABC):
             return self.check(name, typed, n)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _short(value: Any) -> str:
+    return f"[{','.join(map(_short, value))}]" if isinstance(value, list) else f"{value:g}"

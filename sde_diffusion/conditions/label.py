@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.conditions.base import Condition
 from sde_diffusion.errors import UserError
 
@@ -23,7 +24,7 @@ class Label(Condition):
         names: Names of the classes 0, 1, ...; there may be fewer names than classes.
 
     Raises:
-        ValueError: If n_classes is not positive, or there are more names than classes.
+        ValueError: If n_classes is not positive, names is not a list of words, or there are more names than classes.
 
     References:
         Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", section 3.2 (the null class).
@@ -34,6 +35,8 @@ class Label(Condition):
 
     def __init__(self, n_classes: int, names: Sequence[str] | None = None) -> None:
         self.n_classes = check_count("n_classes", n_classes)
+        if not (names is None or (isinstance(names, Sequence) and all(isinstance(name, str) for name in names))):
+            raise ValueError(f"names must be a list of words, one for each class; got {shown(names)}")
         self.names = None if names is None else list(names)
         if len(self.names or ()) > self.n_classes:
             raise ValueError(
@@ -48,6 +51,20 @@ class Label(Condition):
             return None
         n_classes = max(len(names or ()), *(int(part.max()) + 1 for part in splits))
         return cls(n_classes, names) if n_classes <= _MOST_CLASSES else None
+
+    @property
+    def what(self) -> str:
+        """The number of classes."""
+        return f"{self.n_classes} class{'es' * (self.n_classes > 1)}"
+
+    def words(self, value: Tensor) -> str:
+        """The class's name, or its number if it has none. See `Condition.words`."""
+        names, number = self.names or [], int(value)
+        return names[number] if 0 <= number < len(names) else super().words(value)
+
+    def is_none(self, typed: Any) -> bool:
+        """A class may be called none. See `Condition.is_none`."""
+        return super().is_none(typed) and typed not in (self.names or ())
 
     def allowed(self, name: str) -> str:
         """See `Condition.allowed`."""
@@ -81,3 +98,8 @@ class Label(Condition):
         if type(typed) is not int or not 0 <= typed < self.n_classes:
             raise UserError(f"{name} must be one of 0 ... {self.n_classes - 1}; got {typed}")
         return torch.full((n,), typed)
+
+
+def numbered(names: Sequence[str]) -> str:
+    """Names of classes with their numbers: "0 cat, 1 dog"."""
+    return ", ".join(f"{number} {name}" for number, name in enumerate(names))

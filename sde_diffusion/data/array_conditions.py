@@ -13,6 +13,9 @@ from sde_diffusion.checks.reprs import few
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.npz import Array
 
+ARRAYS = {"label": "labels"}
+"""Names of the arrays of conditions that are not called like them."""
+
 
 def read_condition(
     path: Path, name: str, found: Mapping[str, Array], sizes: Mapping[str, int], names: tuple[str, ...] | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sde_diffusion.checks.reprs import few
-from sde_diffusion.data.names import array_names
+from sde_diffusion.data.names import array_names, described
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import opened
 from sde_diffusion.storage.memory import check_fits
@@ -62,7 +62,7 @@ def read_arrays(path: Path, conditions: Sequence[str] = ()) -> dict[str, Array]:
         arrays = read_arrays_of(path, choose, "train_images")
     except ForeignFileError as error:
         raise UserError(f"{error}; tables of numbers must end in {', '.join(_TABLES)}") from error
-    renamed = [f"{name} as {role}" for role, name in roles.items() if role != name]
+    renamed = [f"{name} as {described(role)}" for role, name in roles.items() if role != name]
     if renamed:
         log.info("%s: read %s", path, few(renamed))
     return {role: arrays[name] for role, name in roles.items()}

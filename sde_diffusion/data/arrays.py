@@ -19,6 +19,7 @@ from sde_diffusion.data.array_conditions import read_class_names, read_condition
 from sde_diffusion.data.array_files import read_arrays
 from sde_diffusion.data.checks import low_and_high
 from sde_diffusion.data.module import SPLITS, Common, DataModule
+from sde_diffusion.data.names import described
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import kind_by_shape
@@ -192,7 +193,7 @@ class Arrays(DataModule):
         elif layout in ("NHWC", "NLC"):
             array = np.moveaxis(array, -1, 1)
         read = f"{len(array)} {kind_by_shape(array.shape[1:]).unit} of shape {list(array.shape[1:])}"
-        log.info("%s: %s %s %s read as %s%s", self.path, key, array.dtype, shape, read, doubt)
+        log.info("%s: %s, %s %s, read as %s%s", self.path, described(key), array.dtype, shape, read, doubt)
         return array
 
     def _check(self, key: str, array: Array) -> None:
@@ -231,7 +232,8 @@ class Arrays(DataModule):
                     f"data.range=[{lo:g},{hi:g}]; set data.range={_around(float(low), float(high))} or wider{auto}"
                 )
         if self.range is None and array.min() >= 0:
-            log.warning("%s: %s lies in [0, 1]; if that is its range, set data.range=[0,1]", self.path, key)
+            what = described(key)
+            log.warning("%s: %s lie in [0, 1]; if that is their range, set data.range=[0,1]", self.path, what)
 
     def _conditions(self, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, dict[str, Tensor]]:
         """The values of each condition by split, with labels under `label`; sets the names of classes."""

@@ -170,5 +170,8 @@ def _check_others(name: str, splits: Mapping[str, Split]) -> None:
                 raise UserError(
                     f"{name!r}: {condition} of {split} must be {wanted[-1]} {list(wanted[:-1])}; got {found}"
                 )
-            if not bool(values.isfinite().all()):
-                raise UserError(f"{name!r}: {condition} of {split} holds NaN or infinite values: remove those items")
+            if bad := int((~values.reshape(len(part), -1).isfinite()).any(1).sum()):
+                raise UserError(
+                    f"{name!r}: {condition} of {split} is NaN (missing) or infinite for {bad} of {len(part)} items: "
+                    f"remove them, or fill in a value; a model learns to do without {condition} from the others too"
+                )

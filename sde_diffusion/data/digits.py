@@ -19,7 +19,7 @@ class Digits(DataModule):
     It takes the arguments of `DataModule`, batches of 64 by default.
     """
 
-    name = "digits"
+    name = extractor = "digits"
 
     def __init__(
         self, batch_size: int = 64, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False

@@ -127,6 +127,7 @@ class IdxImages(DataModule):
         self._sides = height_and_width(size)
         self.size = list(size) if isinstance(size, Sequence) else size
         self.root, self.name, self.n_val = str(Path(root).expanduser().absolute()), name, n_val
+        self.extractor = "mnist" if name == "mnist" and size is None else None  # the classifier trained on it
 
     def _find(self, kind: str) -> Path:
         names = [name + end for name in (kind, kind.replace("-idx", ".idx")) for end in ("", ".gz")]

@@ -63,6 +63,7 @@ class DataModule(LightningDataModule, ABC):
     bounded: bool = True  # whether all values must lie in data_range; False for densities, whose tails may exceed it
     units: Units | None = None  # units of float data; None: they are on [-1, 1] already, or have levels
     modality_class: type[Modality] | None = None  # modality of the items; None: by their shape
+    extractor: str | None = None  # name of the default feature extractor of metrics; None: that of the modality
     class_names: tuple[str, ...] | None = None  # names of the classes 0, 1, ..., if there are any; set by `load`
     value_names: Mapping[str, Sequence[str]] = MappingProxyType({})  # names of the classes of other conditions
     why_no_labels: str = ""  # why there are no labels, as the end of a message; set by `load`

@@ -69,6 +69,13 @@ def array_names(names: Iterable[str], where: str, conditions: Sequence[str] = ()
     return _unique(((wanted.get(name.lower()) or _role(name.lower()), name) for name in names), where)
 
 
+def described(role: str) -> str:
+    """An array's standard name in words, whatever kind of data it holds: "the training items", "the test labels"."""
+    split, _, what = role.partition("_")
+    words = {"train": "training", "val": "validation", "test": "test"}
+    return f"the {words[split]} {'items' if what == 'images' else what}" if split in words else "the class names"
+
+
 def _role(name: str) -> str | None:
     """The standard name of an array, by its name in lower case; None if it is not a usual one."""
     if name in _ITEMS or name in _SPLITS:

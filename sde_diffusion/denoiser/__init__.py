@@ -1,8 +1,9 @@
 """Given x_t, what do we believe about x_0? Predictions, networks made denoisers, and closed forms."""
 
 from sde_diffusion.denoiser.base import Denoiser, check_denoiser, in_eval_mode
+from sde_diffusion.denoiser.conditions import repeated
 from sde_diffusion.denoiser.exact import EmpiricalDenoiser
-from sde_diffusion.denoiser.gradients import InputGradient
+from sde_diffusion.denoiser.gradients import InputGradient, recordable
 from sde_diffusion.denoiser.mixture import GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.denoiser.mixture_posterior import MixturePosteriorDenoiser
 from sde_diffusion.denoiser.network import NetworkDenoiser
@@ -49,4 +50,6 @@ __all__ = [
     "Velocity",
     "check_denoiser",
     "in_eval_mode",
+    "recordable",
+    "repeated",
 ]

@@ -31,9 +31,9 @@ class Denoiser(nn.Module, ABC):
     """
 
     sde: SDE
+    gradients: int = 0
     sigma_data: float | None = None
     passes: int = 1
-    gradients: int = 0
 
     @property
     def conditions(self) -> Collection[str] | None:

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from torch import Tensor
+
 _SEEDS = "for reproducible results give seeds=, one integer for each sample"
 _LABEL = "classes are given as label=, integers"
 _STEPS = "this is an argument of the sampler's constructor, as in AncestralSampler(steps=50)"
@@ -72,3 +74,10 @@ def _unknown(name: str, allowed: Collection[str] | None, owner: str) -> str:
     if close:
         hint = known.get(close[0], f"did you mean {close[0]}=?")
     return f"{owner} takes no condition {name!r} ({what}){': ' if hint else ''}{hint}"
+
+
+def repeated(value: Any, times: int, batch: int) -> Any:
+    """A condition for `times` copies of a batch: a tensor with a row for each sample is repeated, others stay."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
+        return value.repeat(times, *(1,) * (value.ndim - 1))
+    return value

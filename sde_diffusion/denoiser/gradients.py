@@ -43,9 +43,9 @@ class InputGradient:
         self.keeps = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
         self._modes = ExitStack()
         with torch.inference_mode(False):
-            self.conditions = {name: _usable(value) for name, value in conditions.items()}
+            self.conditions = {name: recordable(value) for name, value in conditions.items()}
             # The caller's own tensor if the caller differentiates; else a new leaf.
-            self.x_t = x_t if x_t.requires_grad and self.keeps else _usable(x_t).detach().requires_grad_()
+            self.x_t = x_t if x_t.requires_grad and self.keeps else recordable(x_t).detach().requires_grad_()
 
     def __enter__(self) -> InputGradient:
         self._modes.enter_context(torch.inference_mode(False))
@@ -77,6 +77,6 @@ class InputGradient:
         return prediction if self.keeps else prediction.detach()
 
 
-def _usable(value: Any) -> Any:
+def recordable(value: Any) -> Any:
     """A value that can be saved for backward; a tensor made in inference mode is cloned."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value

@@ -40,9 +40,7 @@ def check_call(
         first = check_count("seed", seed, least=-(2**63))
         found = list(range(first, first + len(x)))
     else:
-        found = as_seeds(seeds)
-    if len(found) != len(x):
-        raise ValueError(f"one seed for each sample is needed: {len(x)} samples, {len(found)} seeds")
+        found = as_seeds(seeds, len(x))
     size, usual = float(x.double().square().mean().sqrt()), max(1.0, denoiser.sigma_data or 0.0)
     if size > _FAR * usual:
         warnings.warn(

@@ -20,17 +20,18 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_finite
-from sde_diffusion.denoiser import Denoiser, in_eval_mode
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.denoiser import Denoiser, in_eval_mode, recordable
 from sde_diffusion.density.arguments import check_call
-from sde_diffusion.density.prior import GaussianPrior, LogDensity
+from sde_diffusion.density.prior import GaussianPrior, LogDensity, log_density
 from sde_diffusion.density.trace import Trace, trace_of
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, ReverseProcess
 from sde_diffusion.sampling.arguments import check_dtype, check_t_end
-from sde_diffusion.sampling.coordinates import Coordinate, UnitVariance
-from sde_diffusion.sampling.ode_kinds import Method
+from sde_diffusion.sampling.coordinates import Coordinate, UnitVariance, coordinate_of
+from sde_diffusion.sampling.ode_kinds import ODEMethod, Solution
 from sde_diffusion.sampling.ode_methods import ODESolver
-from sde_diffusion.sde import BandLogSNR, Grid, float64, value_of
+from sde_diffusion.sde import GRIDS, BandLogSNR, Grid, float64, value_of
 
 
 @dataclass
@@ -70,11 +71,11 @@ def log_likelihood(
     *,
     seeds: Sequence[int] | None = None,
     prior: LogDensity | None = None,
-    method: str | Method = "adams",
+    method: str | ODEMethod = "adams",
     steps: int | None = None,
     options: Mapping[str, Any] | None = None,
-    coordinate: Coordinate | None = None,
-    grid: Grid | None = None,
+    coordinate: str | Coordinate | None = None,
+    grid: str | Grid | None = None,
     t_end: float | None = None,
     max_nfe: int = 10_000,
     dtype: torch.dtype = torch.float64,
@@ -98,11 +99,11 @@ def log_likelihood(
         seed: The probes of sample i are a function of seed + i, unless seeds are given.
         seeds: One integer for each sample.
         prior: Log-density at t_max in place of N(0, sigma(t_max)^2 I): [B, *dims] -> [B] (see `GaussianPrior.matched`).
-        method: As for `ODESolver`: a name or a `Method` of your own.
+        method: As for `ODESolver`: a name or an `ODEMethod` of your own.
         steps: As for `ODESolver`.
         options: As for `ODESolver`.
-        coordinate: The variable that is solved for; `UnitVariance()` by default.
-        grid: Time change in which the solver steps; `BandLogSNR()` by default.
+        coordinate: The variable that is solved for, as for `ODESampler`; `UnitVariance()` by default.
+        grid: Time change in which the solver steps, a name of `GRIDS` or a `Grid`; `BandLogSNR()` by default.
         t_end: The time of x; the path's t_min by default.
         max_nfe: Largest number of network passes of an adaptive method.
         dtype: Type of the state: float64, or float32, which cannot meet tolerances below about 1e-5.
@@ -132,53 +133,44 @@ def log_likelihood(
         sde.on_cpu(),
         in_eval_mode(denoiser, not create_graph),
     ):
-        conditions = {name: _recordable(value) for name, value in conditions.items()}
+        conditions = {name: recordable(value) for name, value in conditions.items()}
         process = ReverseProcess(
             lambda x, t: denoiser(x, t, **conditions),
             sde,
-            BandLogSNR() if grid is None else grid,
+            as_instance("grid", BandLogSNR() if grid is None else grid, GRIDS, Grid),
             t_end,
-            coordinate=UnitVariance() if coordinate is None else coordinate,
+            coordinate=coordinate_of(UnitVariance() if coordinate is None else coordinate),
             passes_at=denoiser.passes_at,
         )
         x = x.to(dtype) if create_graph else x.detach().clone().to(dtype)
-        noise = Noise(seeds, x.shape[1:], x.device, dtype)
-        flow = _DensityFlow(process, estimator, estimator.vectors(noise), x.shape, create_graph)
-        y = (x * process.scale(0.0)).flatten(1)
-        start = torch.cat([y, y.new_zeros(len(y), estimator.columns)], 1)
-        found = solver.solution(flow, start, 0.0, 1.0, flow.worst)
-        state = found.state
-        if not bool(torch.isfinite(state).all()):
-            # Looking at each pass would have waited for the device each time: walk again and look.
-            flow.check = True
-            solver(flow, start, 0.0, 1.0, flow.worst)
-            raise UserError(f"the flow leaves the finite numbers on {sde}: smaller tolerances or more steps may help")
-        size = y.shape[1]
-        scales = process.scale(0.0), process.scale(1.0)
-        stretch = size * (float64(scales[0]).log() - float64(scales[1]).log())
+        vectors = estimator.vectors(Noise(seeds, x.shape[1:], x.device, dtype))
+        flow = _DensityFlow(process, estimator, vectors, x.shape, create_graph)
+        found = _solved(solver, flow, x)
         ending = GaussianPrior.standard(sde) if prior is None else prior
-
-        def read(state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Latents, their log-density under the prior, and the estimates of the integral of the divergence."""
-            latent = (state[:, :size] / scales[1]).reshape(x.shape)
-            density = ending(latent).double()
-            if density.shape != (len(x),):
-                raise ValueError(f"prior must answer [B] = [{len(x)}] log-densities; got {list(density.shape)}")
-            return latent, density, state[:, size:].double() * size
-
-        latent, density, estimates = read(state)
-        log_prob = density + estimates.mean(1) + stretch
+        latent, density, estimates = flow.read(found.state, ending)
+        log_prob = density + estimates.mean(1) + flow.stretch
         error = estimates.std(1) / estimator.columns**0.5 if estimator.columns > 1 else None
         solver_error = None
         if found.coarser is not None:
-            _, there, others = read(found.coarser)
-            solver_error = (log_prob - there - others.mean(1) - stretch).detach().abs()
+            _, there, others = flow.read(found.coarser, ending)
+            solver_error = (log_prob - there - others.mean(1) - flow.stretch).detach().abs()
         return Likelihood(log_prob, density, latent, error, flow.nfe, solver_error, found.rtol)
 
 
-def _recordable(value: Any) -> Any:
-    """A condition that can be saved for backward; a tensor made in inference mode is cloned."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+def _solved(solver: ODESolver, flow: _DensityFlow, x: Tensor) -> Solution:
+    """The flow's solution from x to the latents.
+
+    Raises:
+        UserError: If it has NaN or infinite numbers; the message says at which t, and for which samples.
+    """
+    start = flow.start(x)
+    found = solver.solution(flow, start, 0.0, 1.0, flow.worst)
+    if not bool(torch.isfinite(found.state).all()):
+        # Looking at each pass would have waited for the device each time: walk again and look.
+        flow.check = True
+        solver(flow, start, 0.0, 1.0, flow.worst)
+        raise UserError(f"the flow leaves the finite numbers on {flow.sde}: smaller tolerances or more steps may help")
+    return found
 
 
 class _DensityFlow:
@@ -199,6 +191,28 @@ class _DensityFlow:
         self.create_graph = create_graph
         self.check = False
         self.nfe = 0
+        self._scales = process.scale(0.0), process.scale(1.0)
+
+    @property
+    def stretch(self) -> Tensor:
+        """log |dy/dx| at the data less that at the noise, D log(scale(0) / scale(1)); [], float64."""
+        data, noise = self._scales
+        return self.size * (float64(data).log() - float64(noise).log())
+
+    def start(self, x: Tensor) -> Tensor:
+        """The state [y, 0] at u = 0 from data [B, *dims]; [B, D + columns]."""
+        y = (x * self._scales[0]).flatten(1)
+        return torch.cat([y, y.new_zeros(len(y), self.trace.columns)], 1)
+
+    def read(self, state: Tensor, prior: LogDensity) -> tuple[Tensor, Tensor, Tensor]:
+        """What a state at u = 1 says.
+
+        Returns:
+            The latents, [B, *dims], their log-density under the prior, [B], and the estimates of the integral of the
+            divergence, [B, columns].
+        """
+        latent = (state[:, : self.size] / self._scales[1]).reshape(self.shape)
+        return latent, log_density(prior, latent).double(), state[:, self.size :].double() * self.size
 
     def drift(self, u: Tensor | float, state: Tensor) -> Tensor:
         """d[y, int div / D]/du."""

@@ -24,7 +24,8 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
-from sde_diffusion.denoiser import Denoiser, in_eval_mode
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.denoiser import Denoiser, in_eval_mode, repeated
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
 from sde_diffusion.density.places import Continuous, Discrete
@@ -32,7 +33,7 @@ from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, Sample
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
 from sde_diffusion.sampling.arguments import check_dtype, check_t_end
-from sde_diffusion.sde import SDE, Grid, UniformLogSNR, float64, number
+from sde_diffusion.sde import GRIDS, SDE, Grid, UniformLogSNR, float64, number
 
 _SIGMA_DATA = 0.5  # an assumed scale of the data, which affects only the variance
 _PRIOR_WEIGHT = 4  # weight, in differences of strata, of the prior for the control variate's slope
@@ -72,7 +73,7 @@ def elbo(
     *,
     decoder: Decoder | None = None,
     prior: LogDensity | None = None,
-    grid: Grid | None = None,
+    grid: str | Grid | None = None,
     t_end: float | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
@@ -100,8 +101,8 @@ def elbo(
         decoder: p(x | z_0): `GaussianDecoder()` by default, for a bound on a density; `LevelDecoder(L)` for data on
             levels.
         prior: Log-density at t_max; N(0, sigma(t_max)^2 I) by default.
-        grid: Spacing of the steps, and density of the draws; uniform in log-SNR by default, for which every draw in
-            continuous time has the same weight.
+        grid: Spacing of the steps, and density of the draws, a name of `GRIDS` or a `Grid`; uniform in log-SNR by
+            default, for which every draw in continuous time has the same weight.
         t_end: The time of z_0; the decoder's `place` by default.
         seed: The draws of sample i are a function of seed + i, unless seeds are given.
         seeds: One integer for each sample.
@@ -145,7 +146,7 @@ def elbo(
             rows,
             GaussianDecoder() if decoder is None else decoder,
             GaussianPrior.standard(sde) if prior is None else prior,
-            UniformLogSNR() if grid is None else grid,
+            as_instance("grid", UniformLogSNR() if grid is None else grid, GRIDS, Grid),
             t_end,
         )
 
@@ -212,9 +213,9 @@ def _errors(
         part = places[start : start + at_once]
         t, weight = (value.to(x.device) for value in times(part.flatten()))
         eps = torch.cat([noise.normal(ELBO_DRAWS + 1 + start + i) for i in range(len(part))])
-        repeated = {key: _repeat(value, len(part), len(x)) for key, value in conditions.items()}
+        own = {key: repeated(value, len(part), len(x)) for key, value in conditions.items()}
         clean = x.repeat(len(part), *(1,) * (x.ndim - 1))
-        belief = denoiser(sde.perturb(clean, t, eps), t, **repeated).eps
+        belief = denoiser(sde.perturb(clean, t, eps), t, **own).eps
         error, square = ((v.flatten(1).double().square().sum(1)) for v in (belief - eps, eps))
         control = (square - eps[0].numel()) * (1 + sde.log_snr(t).neg().exp() / _SIGMA_DATA**2) ** -2
         for values, rows_of in ((error, terms), (control, controls)):
@@ -277,13 +278,6 @@ def best_place(denoiser: Denoiser, decoder: Decoder, x: Tensor, places: Sequence
         One of places.
     """
     return max(places, key=lambda t: float(elbo(denoiser, x, decoder=decoder, t_end=t, **options).log_prob.mean()))
-
-
-def _repeat(value: Any, times: int, batch: int) -> Any:
-    """A condition for `times` copies of the batch: a tensor with a row for each sample is repeated."""
-    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
-        return value.repeat(times, *(1,) * (value.ndim - 1))
-    return value
 
 
 def _prior_kl(sde: SDE, t: float, prior: LogDensity, x: Tensor, noise: Tensor) -> Tensor:

@@ -16,6 +16,18 @@ LogDensity = Callable[[Tensor], Tensor]
 """Log-density at t_max: [B, *] -> [B], in nats."""
 
 
+def log_density(prior: LogDensity, x: Tensor) -> Tensor:
+    """The log-density of a prior at x [B, *], in nats; [B].
+
+    Raises:
+        ValueError: If the prior's answer is not of shape [B].
+    """
+    found = prior(x)
+    if found.shape != (len(x),):
+        raise ValueError(f"prior must answer [B] = [{len(x)}] log-densities; got {list(found.shape)}")
+    return found
+
+
 class Prior(ABC):
     """A density at t_max whose expected logarithm under q(x_T | x_0) is known or can be estimated."""
 
@@ -50,9 +62,7 @@ class SampledPrior(Prior):
         Raises:
             ValueError: If the log-density is not of shape [B].
         """
-        log_prob = self.log_prob(mean + std * noise)
-        if log_prob.shape != (len(mean),):
-            raise ValueError(f"prior must answer [B] = [{len(mean)}] log-densities; got {list(log_prob.shape)}")
+        log_prob = log_density(self.log_prob, mean + std * noise)
         excess = noise.flatten(1).double().square().sum(1) - noise[0].numel()
         return log_prob + 0.5 * excess
 

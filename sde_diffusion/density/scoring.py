@@ -88,15 +88,15 @@ class Scoring:
     def convention(self) -> str:
         """What the numbers mean, in words."""
         if self.levels is None:
-            return "log-density in nats of continuous data on [-1, 1], at t_min; no bins, hence no bits per dimension"
+            return "log-density of continuous data on [-1, 1], at t_min, in nats; no bins, hence no bits per dimension"
         fill = UniformDequantisation(self.levels)
         low, high = fill.data_range
         words = (
-            f"data on {self.levels} levels from -1 to 1, bins of width {fill.width:.6g} about them from {low:.6g} to "
-            f"{high:.6g}; log-probability bounded by the log of the mean density at t_min over {self.draws} uniform "
+            f"data on {self.levels} levels from -1 to 1, each the middle of a bin of width {fill.width:.6g} (the bins: "
+            f"{low:.6g} to {high:.6g}); by the flow: log of the mean density at t_min over {self.draws} uniform "
             f"draw{'s' if self.draws > 1 else ''} from the bin, plus the log of the bin's size"
         )
-        bounded = "; ELBO of the log-probability, with a decoder on the levels themselves"
+        bounded = "; by the ELBO: with a decoder on the levels themselves"
         return words if self.bound is None else words + bounded
 
     def impossible(

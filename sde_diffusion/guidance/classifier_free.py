@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number
+from sde_diffusion.checks import as_fraction, as_number
 from sde_diffusion.checks.reprs import shown
-from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser
+from sde_diffusion.denoiser import Denoiser, Prediction, check_denoiser, repeated
 from sde_diffusion.guidance.interval import NoiseInterval
 from sde_diffusion.sde import Time, float64, number
 
@@ -69,11 +69,9 @@ class ClassifierFreeGuidance(Denoiser):
             )
         self.null = self._check_null({} if null is None else null)
         self.interval = NoiseInterval.of(interval, self.sde)
-        self.rescale = as_number("rescale", rescale)
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"rescale must lie in [0, 1]; got {shown(rescale)}")
+        self.rescale = as_fraction("rescale", rescale)
         most = max(self._beliefs(w) for w in (self.scale, 1.0 if self.interval is None else 0.5 * (1 + self.scale)))
-        self.passes, self.gradients = most * denoiser.passes, most * denoiser.gradients
+        self.passes = most * denoiser.passes
 
     def _check_null(self, null: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(null, Mapping):
@@ -142,7 +140,7 @@ class ClassifierFreeGuidance(Denoiser):
             nulls = {name: self._null(name, x_t) for name in (self.null if w == 0 else ())}
             one: Prediction = self.denoiser(x_t, t, **{**conditions, **nulls})
             return one
-        both = {name: _twice(value, x_t) for name, value in conditions.items()}
+        both = {name: repeated(value, 2, len(x_t)) for name, value in conditions.items()}
         for name in left_out:
             null = self._null(name, x_t)
             given = torch.as_tensor(conditions[name], device=x_t.device).expand_as(null)
@@ -171,10 +169,3 @@ class ClassifierFreeGuidance(Denoiser):
         """The arguments other than the denoiser."""
         ends = None if self.interval is None else (self.interval.low, self.interval.high)
         return f"scale={self.scale:g}, null={shown(self.null)}, interval={ends}, rescale={self.rescale:g}"
-
-
-def _twice(value: Any, x_t: Tensor) -> Any:
-    """A condition for two copies of the batch."""
-    if isinstance(value, Tensor) and value.ndim and len(value) == len(x_t):
-        return torch.cat([value, value])
-    return value

@@ -12,7 +12,7 @@ from sde_diffusion.metrics.features import Classifier, Pixels, extractor_names, 
 from sde_diffusion.metrics.frechet import FrechetDistance, frechet_distance
 from sde_diffusion.metrics.frechet_infinity import FrechetInfinity
 from sde_diffusion.metrics.inception_score import InceptionScore, Probabilities
-from sde_diffusion.metrics.intervals import Interval, difference, interval, report
+from sde_diffusion.metrics.intervals import Interval, IntervalSettings, difference, interval, report
 from sde_diffusion.metrics.measuring import (
     DerivedExtractor,
     Features,
@@ -42,6 +42,7 @@ __all__ = [
     "FrechetInfinity",
     "InceptionScore",
     "Interval",
+    "IntervalSettings",
     "KernelDistance",
     "Measured",
     "Memorisation",

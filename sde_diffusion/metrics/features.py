@@ -82,6 +82,9 @@ class Classifier(nn.Module):
         name: Name for error messages.
     """
 
+    recognises = "label"
+    """The condition of the data whose classes it predicts."""
+
     def __init__(
         self,
         shape: Sequence[int],

@@ -18,19 +18,21 @@ Intervals of their differences against a fixed reference are somewhat too short 
 from __future__ import annotations
 
 import math
+import typing
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, check_choice, check_count
+from sde_diffusion.checks import as_fraction, check_choice, check_count
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import FeatureMetric
-from sde_diffusion.metrics.spread import spread
+from sde_diffusion.metrics.spread import Spread, spread
 
 Reference = Literal["sampled", "fixed"]
+CONFIDENCE = 0.95
 
 
 class TooFewError(UserError):
@@ -46,14 +48,14 @@ class Interval:
         low: Lower end of the interval.
         high: Upper end.
         std_error: Standard error of `value`.
-        level: Confidence, the nominal coverage, in (0, 1).
+        confidence: Nominal coverage, in (0, 1).
     """
 
     value: float
     low: float
     high: float
     std_error: float
-    level: float
+    confidence: float
 
     def as_dict(self) -> dict[str, float | None]:
         """Numbers for a JSON file, None for NaN."""
@@ -68,9 +70,45 @@ class Interval:
         return f"{self.value:.4g} {self.ends}"
 
 
-def interval(
-    metric: FeatureMetric, level: float = 0.95, resamples: int = 200, seed: int = 0, reference: Reference = "sampled"
-) -> dict[str, Interval]:
+class IntervalSettings(TypedDict, total=False):
+    """How intervals are computed.
+
+    Keys:
+        confidence: Nominal coverage, in (0, 1); 0.95 by default.
+        resamples: Number of halves that are evaluated, 200 by default; for nearest neighbours also of groups times
+            rounds, of which fewer, down to 6 halves and 5 rounds, are used if there are more than `spread.MANY_PAIRS`
+            pairs. 0 omits the second-order correction, so that intervals near a perfect score are up to 1.2 times
+            wider; those of nearest neighbours then rest on a single round of groups, and are rough.
+        seed: Of the halves and groups; 0 by default.
+        reference: `sampled`, the default: the real side is a sample too, and the interval includes its randomness;
+            `fixed`: the real side defines the target, as when everybody compares with the same 50,000 images.
+    """
+
+    confidence: float
+    resamples: int
+    seed: int
+    reference: Reference
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Checked `IntervalSettings`."""
+
+    confidence: float = CONFIDENCE
+    resamples: int = 200
+    seed: int = 0
+    reference: Reference = "sampled"
+
+    def __post_init__(self) -> None:
+        as_fraction("confidence", self.confidence, inside=True)
+        check_count("resamples", self.resamples, least=0)
+        check_choice("reference", self.reference, typing.get_args(Reference))
+
+    def spread(self, metric: FeatureMetric, real: Tensor, fake: Tensor) -> Spread:
+        return spread(metric, real, fake, self.resamples, self.seed, self.reference == "fixed")
+
+
+def interval(metric: FeatureMetric, **settings: Unpack[IntervalSettings]) -> dict[str, Interval]:
     """A metric's values with confidence intervals, over all processes.
 
     An interval is for the expected value at these numbers of samples: distances and manifolds depend on them, so only
@@ -79,14 +117,7 @@ def interval(
 
     Args:
         metric: The metric.
-        level: Confidence, in (0, 1).
-        resamples: Number of halves that are evaluated; for nearest neighbours also of groups times rounds, of which
-            fewer, down to 6 halves and 5 rounds, are used if there are more than `spread.MANY_PAIRS` pairs. 0 omits
-            the second-order correction, so that intervals near a perfect score are up to 1.2 times wider; those of
-            nearest neighbours then rest on a single round of groups, and are rough.
-        seed: Of the halves and groups.
-        reference: `sampled`: the real side is a sample too, and the interval includes its randomness; `fixed`: the real
-            side defines the target, as when everybody compares with the same 50,000 images.
+        **settings: See `IntervalSettings`.
 
     Returns:
         An `Interval` for each of the metric's `names`.
@@ -95,20 +126,15 @@ def interval(
         UserError: If there are too few samples.
         ValueError: If an argument is out of its range.
     """
-    return report(metric, level, resamples, seed, reference)[0]
+    return report(metric, **settings)[0]
 
 
-def report(
-    metric: FeatureMetric, level: float = 0.95, resamples: int = 200, seed: int = 0, reference: Reference = "sampled"
-) -> tuple[dict[str, Interval], dict[str, float]]:
+def report(metric: FeatureMetric, **settings: Unpack[IntervalSettings]) -> tuple[dict[str, Interval], dict[str, float]]:
     """A metric's values with intervals, and its `details`, such as the z of `Memorisation`; over all processes.
 
     Args:
         metric: The metric.
-        level: As for `interval`.
-        resamples: As for `interval`.
-        seed: As for `interval`.
-        reference: As for `interval`.
+        **settings: See `IntervalSettings`.
 
     Returns:
         What `interval` returns, and numbers that have no interval, by name.
@@ -117,27 +143,27 @@ def report(
         UserError: If there are too few samples.
         ValueError: If an argument is out of its range.
     """
-    fixed = _is_fixed(level, resamples, reference)
+    wanted = _Settings(**settings)
     with metric.synchronised():
         real, fake = metric.sets()
-        z = _quantile(metric, level, len(real), len(fake))
+        z = _quantile(metric, wanted.confidence, len(real), len(fake))
         # The spread first: what halves need holds for some metrics what the values need.
-        variances = spread(metric, real, fake, resamples, seed, fixed).variances()
+        variances = wanted.spread(metric, real, fake).variances()
         values = metric.values(real, fake)
-        ends = _ends(metric, values, metric.lift(real, fake), variances, metric.trials(real, fake, fixed), z)
+        ends = _ends(
+            metric,
+            values,
+            metric.lift(real, fake),
+            variances,
+            metric.trials(real, fake, wanted.reference == "fixed"),
+            z,
+        )
         error = (variances[0] - variances[1]).sqrt() * _slope(metric, values)
-        found = _named(metric.names, level, *(metric.present(x) for x in (values, *ends)), error)
+        found = _named(metric.names, wanted.confidence, *(metric.present(x) for x in (values, *ends)), error)
         return found, metric.details(real, fake)
 
 
-def difference(
-    a: FeatureMetric,
-    b: FeatureMetric,
-    level: float = 0.95,
-    resamples: int = 200,
-    seed: int = 0,
-    reference: Reference = "sampled",
-) -> dict[str, Interval]:
+def difference(a: FeatureMetric, b: FeatureMetric, **settings: Unpack[IntervalSettings]) -> dict[str, Interval]:
     """Values of `a` minus those of `b`, with confidence intervals: is one model or sampler better than the other?
 
     Sample i of one is paired with sample i of the other, so that what both share through the same seed or the same
@@ -146,10 +172,7 @@ def difference(
     Args:
         a: Metric of the first model's samples.
         b: Metric of the same class of the second's, in the same order of seeds, against the same real data.
-        level: As for `interval`.
-        resamples: As for `interval`.
-        seed: As for `interval`.
-        reference: As for `interval`.
+        **settings: See `IntervalSettings`.
 
     Returns:
         An `Interval` for each of the metric's `names`; a difference is significant if its interval excludes 0.
@@ -158,7 +181,7 @@ def difference(
         ValueError: If the metrics are of different classes, or have different real data or numbers of samples.
         UserError: If there are too few samples.
     """
-    fixed = _is_fixed(level, resamples, reference)
+    wanted = _Settings(**settings)
     if type(a) is not type(b):
         raise ValueError(f"a difference takes two metrics of one class; got {type(a).__name__}, {type(b).__name__}")
     with a.synchronised(), b.synchronised():
@@ -169,8 +192,8 @@ def difference(
             f"a difference takes the same real data and equal numbers of samples; got real and generated features of "
             f"shapes {shapes[:2]} and {shapes[2:]}, {'the same' if shapes[0] == shapes[2] else 'other'} numbers of real"
         )
-    z = _quantile(a, level, *(shape[0] for shape in shapes[:2]))
-    spreads = [spread(metric, *pair, resamples, seed, fixed) for metric, pair in zip((a, b), sets, strict=True)]
+    z = _quantile(a, wanted.confidence, *(shape[0] for shape in shapes[:2]))
+    spreads = [wanted.spread(metric, *pair) for metric, pair in zip((a, b), sets, strict=True)]
     values = [metric.values(*pair) for metric, pair in zip((a, b), sets, strict=True)]
     first, second = spreads[0].minus(spreads[1], _slope(a, values[0]), _slope(b, values[1])).variances()
     gap = a.present(values[0]) - b.present(values[1])
@@ -179,18 +202,10 @@ def difference(
     least = torch.tensor([2.0 * (name in a.proportions) for name in a.names], device=gap.device) / shapes[1][0] ** 2
     error = torch.maximum(first - second, least).sqrt()
     margin = z * error
-    return _named(a.names, level, gap, gap - margin, gap + margin, error)
+    return _named(a.names, wanted.confidence, gap, gap - margin, gap + margin, error)
 
 
-def _is_fixed(level: float, resamples: int, reference: str) -> bool:
-    """Check the settings of an interval; returns whether the reference is fixed."""
-    if not 0 < as_number("level", level) < 1:
-        raise ValueError(f"level must lie between 0 and 1; got {level!r}")
-    check_count("resamples", resamples, least=0)
-    return check_choice("reference", reference, ("sampled", "fixed")) == "fixed"
-
-
-def _quantile(metric: FeatureMetric, level: float, *counts: int) -> float:
+def _quantile(metric: FeatureMetric, confidence: float, *counts: int) -> float:
     """Student's quantile with n / 4 degrees of freedom for n samples of the smaller side.
 
     A variance of n values of kurtosis k has 2n / (k - 1); influences are close to squares, where k is 9 or more.
@@ -201,7 +216,7 @@ def _quantile(metric: FeatureMetric, level: float, *counts: int) -> float:
             f"{type(metric).__name__}: an interval needs at least {metric.least_for_intervals} samples of each side; "
             f"got {few}"
         )
-    return float(student.ppf((1 + level) / 2, few / 4))
+    return float(student.ppf((1 + confidence) / 2, few / 4))
 
 
 def _ends(
@@ -244,7 +259,7 @@ def _slope(metric: FeatureMetric, values: Tensor) -> Tensor:
     return slope
 
 
-def _named(names: tuple[str, ...], level: float, *columns: Tensor) -> dict[str, Interval]:
+def _named(names: tuple[str, ...], confidence: float, *columns: Tensor) -> dict[str, Interval]:
     """Intervals by name, from their values, ends and standard errors, [S] each."""
     value, low, high, error = (column.tolist() for column in columns)
-    return {name: Interval(value[i], low[i], high[i], error[i], level) for i, name in enumerate(names)}
+    return {name: Interval(value[i], low[i], high[i], error[i], confidence) for i, name in enumerate(names)}

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.base import FeatureMetric
 from sde_diffusion.metrics.checks import check_samples
-from sde_diffusion.metrics.intervals import Interval, Reference, TooFewError, difference, report
+from sde_diffusion.metrics.intervals import CONFIDENCE, Interval, IntervalSettings, TooFewError, difference, report
 
 CACHED = 2**17  # largest number of values that pass through an extractor at once on a CPU
 
@@ -114,20 +114,14 @@ class Measured:
 def measure(
     metrics: Mapping[str, FeatureMetric],
     features: Callable[[nn.Module, str], Tensor],
-    level: float = 0.95,
-    resamples: int = 200,
-    seed: int = 0,
-    reference: Reference = "sampled",
+    **settings: Unpack[IntervalSettings],
 ) -> Measured:
     """Compute metrics of the same samples, with confidence intervals; one that fails does not stop the others.
 
     Args:
         metrics: The metrics; they are cleared before and afterwards.
         features: Function from an extractor and a set to features, such as `Features`.
-        level: Confidence of the intervals, in (0, 1).
-        resamples: As for `interval`.
-        seed: As for `interval`.
-        reference: As for `interval`.
+        **settings: See `IntervalSettings`.
 
     Returns:
         The values with their intervals (NaN if there are too few samples for them), details, and what was skipped.
@@ -136,10 +130,11 @@ def measure(
 
     def take(metric: FeatureMetric) -> None:
         try:
-            figures, details = report(metric, level, resamples, seed, reference)
+            figures, details = report(metric, **settings)
         except TooFewError:
             values, details = metric.point_estimates(), {}
-            figures = {name: Interval(value, math.nan, math.nan, math.nan, level) for name, value in values.items()}
+            unknown = (math.nan, math.nan, math.nan, settings.get("confidence", CONFIDENCE))
+            figures = {name: Interval(value, *unknown) for name, value in values.items()}
         found.figures.update(figures)
         found.details.update(details)
 
@@ -164,10 +159,7 @@ def measure_differences(
     pairs: Mapping[str, tuple[FeatureMetric, FeatureMetric]],
     features: Callable[[nn.Module, str], Tensor],
     others: Callable[[nn.Module, str], Tensor],
-    level: float = 0.95,
-    resamples: int = 200,
-    seed: int = 0,
-    reference: Reference = "sampled",
+    **settings: Unpack[IntervalSettings],
 ) -> Measured:
     """Metrics of one set of samples minus those of another of the same size, against the same data; see `difference`.
 
@@ -175,10 +167,7 @@ def measure_differences(
         pairs: Two instances of each metric, for the two sets; cleared afterwards.
         features: As for `measure`, for the first set.
         others: As for `measure`, for the second set.
-        level: As for `interval`.
-        resamples: As for `interval`.
-        seed: As for `interval`.
-        reference: As for `interval`.
+        **settings: See `IntervalSettings`.
 
     Returns:
         The differences as `figures`, and what was skipped.
@@ -188,7 +177,7 @@ def measure_differences(
         try:
             _fill(one, features)
             _fill(other, others)
-            found.figures.update(difference(one, other, level, resamples, seed, reference))
+            found.figures.update(difference(one, other, **settings))
         except UserError as error:
             found.skipped[name] = str(error)
         finally:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric
 from sde_diffusion.metrics.checks import check_features
-from sde_diffusion.metrics.pairwise import nearest
+from sde_diffusion.metrics.pairwise import nearest_shares
 
 
 class Memorisation(FeatureMetric):
@@ -23,9 +23,10 @@ class Memorisation(FeatureMetric):
 
         E p = N / (N + M),   var p = [N M / (T (T - 1))] sum_j (c_j - n / T)^2 / n^2,   T = N + M
 
-    with c_j the number of the n generated samples whose neighbour is j. This holds whatever the quality of the model;
-    z > 3 has a false-alarm rate of 0.1% (normal approximation). It indicates memorisation if the splits were drawn at
-    random from one source; otherwise z also depends on how the splits differ.
+    with c_j the number of the n generated samples whose neighbour is j. Items that are equally near, as copies of one
+    in both splits are, count as equal parts of the neighbour. This holds whatever the quality of the model; z > 3 has a
+    false-alarm rate of 0.1% (normal approximation). It indicates memorisation if the splits were drawn at random from
+    one source; otherwise z also depends on how the splits differ.
 
     The test that compares distances of samples and of test data to the training split (C_T, Meehan et al. 2020) is not
     included: it also reports copying if a model is only too narrow, even over many cells (benchmarks/README.md).
@@ -71,14 +72,10 @@ class Memorisation(FeatureMetric):
         return {"memorisation_z": float(self._z(real, fake))}
 
     def _neighbours(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """The index of each generated sample's nearest neighbour, [n], and 1.0 if it is of the training split, [n]."""
+        """How many generated samples have each item as their nearest, [T], and the share of training items, [n]."""
 
         def search() -> tuple[Tensor, Tensor]:
-            # In a fixed random order: of points at equal distances the first is taken, which would otherwise always be
-            # in the training split.
-            order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).to(real.device)
-            index = order[nearest(fake, real[order])[1]]
-            return index, (index < self._n_train).double()
+            return nearest_shares(fake, real, (torch.arange(len(real), device=real.device) < self._n_train).to(real))
 
         return self._once(real, fake, search)
 
@@ -92,8 +89,8 @@ class Memorisation(FeatureMetric):
         return train / (train + test)
 
     def _z(self, real: Tensor, fake: Tensor) -> Tensor:
-        index, label = self._neighbours(real, fake)
-        counts, p, total = index.bincount(minlength=len(real)).double(), label.mean(), len(real)
+        counts, label = self._neighbours(real, fake)
+        p, total = label.mean(), len(real)
         spread = (counts - counts.mean()).square().sum() / len(fake) ** 2
         variance = self._n_train * self._n_test / (total * (total - 1)) * spread
         return torch.where(variance > 0, (p - self._n_train / total) / variance.sqrt(), 0.0)
@@ -102,14 +99,13 @@ class Memorisation(FeatureMetric):
         """See `FeatureMetric`; samples with the same neighbour are not independent, unless the splits are fixed."""
         if fixed:
             return super().trials(real, fake, fixed)
-        counts = self._neighbours(real, fake)[0].bincount().double()
+        counts = self._neighbours(real, fake)[0]
         return (len(fake) ** 2 / counts.square().sum()).unsqueeze(0)
 
     def influence(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """See `FeatureMetric`; the one or the other is used, see `influences`."""
-        index, label = self._neighbours(real, fake)
+        counts, label = self._neighbours(real, fake)
         # Samples with the same neighbour share its label, and the sizes of the splits are fixed, as in var p.
-        counts = index.bincount(minlength=len(real)).double()
         own = (torch.arange(len(real), device=real.device) < self._n_train).double()
         psi = (counts - counts.mean()) * (own - label.mean()) * (len(real) / len(fake))
         return psi.unsqueeze(0), label.unsqueeze(0)

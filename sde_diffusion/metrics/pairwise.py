@@ -69,21 +69,29 @@ def centred(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     return real.double() - middle, fake.double() - middle
 
 
-def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance [N] of each x to the nearest y, and that y's index [N]; of equally near ones the first.
+def nearest_shares(x: Tensor, y: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many x have each y as their nearest, [M], and the mark of each x's nearest, [N].
 
+    Several y at equal distances, up to rounding, are counted as equal parts of one, and their mean mark is returned.
     The search is in float32, and repeated in float64 where rounding might change the order of the two nearest.
 
     Args:
         x: [N, D] float64, close to the origin.
         y: [M, D] float64, M >= 1.
+        marks: [M] float64.
     """
     a, b = x.float(), y.float()
     least, index = _two_nearest(a, b)
-    near = torch.nonzero(~(least[:, 1] - least[:, 0] > 4 * rounding(a, least[:, 0]))).squeeze(1)
-    index[near] = _two_nearest(x[near], y)[1]
-    exact = [(x[rows] - y[index[rows]]).square().sum(1) for rows in slices(len(x))]
-    return torch.cat([x.new_empty(0), *exact]), index
+    clear = least[:, 1] - least[:, 0] > 4 * rounding(a, least[:, 0])
+    counts, found = index[clear].bincount(minlength=len(y)).to(x), marks[index]
+    for rows in torch.split(torch.nonzero(~clear).squeeze(1), 64):
+        some = x[rows]
+        distance = _two_nearest(some, y)[0][:, 0]
+        limit = (distance + 4 * rounding(some, distance)).unsqueeze(1)
+        near = torch.cat([squared_distances(some, y[columns]) <= limit for columns in slices(len(y))], 1).to(x)
+        shares = near / near.sum(1, keepdim=True)
+        counts, found[rows] = counts + shares.sum(0), shares @ marks
+    return counts, found
 
 
 def _two_nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,12 @@ and read only if both are as requested.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,14 +39,17 @@ class DamagedReferenceError(UserError):
 def fingerprint(item: nn.Module | Tensor | Iterable[Tensor]) -> str:
     """SHA-256 of tensors in their order, or of an extractor's class, width and weights.
 
-    It does not depend on an extractor's code: after a change of that, increase the number in `FORMAT`, or delete the
-    files.
+    It depends on the code of a user's own extractor, but not of this package's: after a change of that, increase the
+    number in `FORMAT`.
     """
     digest = hashlib.sha256()
     tensors: Iterable[tuple[object, Tensor]]
     if isinstance(item, nn.Module):
         tensors = item.state_dict().items()
         digest.update(f"{type(item).__name__} {getattr(item, 'num_features', None)}".encode())
+        if type(item).__module__.split(".")[0] not in ("sde_diffusion", "torch"):
+            with suppress(OSError):  # a class without a file
+                digest.update(inspect.getsource(inspect.getmodule(type(item)) or type(item)).encode())
     else:
         tensors = enumerate([item] if isinstance(item, Tensor) else item)
     for name, tensor in tensors:
@@ -77,7 +82,7 @@ class ReferenceKey:
     def file(self, folder: Path) -> Path:
         """The file of the statistics: a different one for each key, even of two data sets of the same name."""
         short = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
-        stem = "-".join(re.sub(r"\W+", "_", part) for part in (self.data, self.split, self.extractor))
+        stem = "-".join(re.sub(r"\W+", "_", part) for part in (self.data, self.split, self.extractor))[:150]
         return folder / f"{stem}-{short}.safetensors"
 
 

@@ -52,6 +52,9 @@ class Modality(ABC):
     few_dimensions: ClassVar[bool] = False
     """Whether metrics that are meant for points are computed by default."""
 
+    most_drawn: ClassVar[int] = 5000
+    """Maximum number of samples in one of a command's pictures."""
+
     def __init__(self, shape: Sequence[int], levels: int | None = None, units: Units | None = None) -> None:
         self.shape = self.check_shape(shape)
         self.levels = None if levels is None else check_count("levels", levels, least=2, most=256)
@@ -200,7 +203,7 @@ class Modality(ABC):
         """
         rows = self._film_rows(trajectory.shape[1])
         drawing, axes = pictures.figure((1.1 * len(times), self._film_height * rows + 0.5), (rows, len(times)))
-        drawing.suptitle(r"belief $E[x_0 \mid x_t]$ along the walk", fontsize=8)
+        drawing.suptitle(r"predicted $x_0$ at time t, from noise (left) to data (right)", fontsize=8)
         ends = self._film_limits(trajectory)
         for column, t in enumerate(times):
             axes[0][column].set_title(f"t = {t:.3g}", fontsize=7)

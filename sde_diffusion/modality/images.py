@@ -29,6 +29,7 @@ class Images(Modality):
     """
 
     unit, axes = "images", "CHW"
+    most_drawn = 256
     bounded = True
     mirrored = True
 
@@ -88,7 +89,7 @@ class Images(Modality):
 
     def beside(self, x: Tensor, reference: Tensor) -> Image:
         """Two grids of images."""
-        sets = {f"samples ({len(x)})": x, f"data ({len(reference)})": reference}
+        sets = {f"samples: {len(x)} images": x, f"data: {len(reference)} images": reference}
         return pictures.side_by_side({name: self.draw(images) for name, images in sets.items()}, 24, 12, 16)
 
     def _plot_frame(self, panel: Any, x: Tensor, row: int, ends: tuple[list[float], list[float]]) -> None:

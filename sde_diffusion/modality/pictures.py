@@ -111,9 +111,10 @@ def loss_by_level(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
     shown = [steps[round(i * (len(steps) - 1) / max(1, most - 1))] for i in range(most)]
     for index, step in enumerate(dict.fromkeys(shown)):
         curve = [(row["log_snr"], row["loss"]) for row in rows if row["step"] == step]
-        shade = f"C{index}" if len(steps) == 1 else (0.1 + 0.13 * index, 0.25 + 0.09 * index, 0.55)
+        share = index / max(1, min(most, len(steps)) - 1)
+        shade = "C0" if len(steps) == 1 else (0.1 + 0.65 * share, 0.25 + 0.45 * share, 0.55)
         axes.plot(*zip(*curve, strict=True), ".-", color=shade, label=f"step {step:,}")
-    axes.set_xlabel(r"$\log(\alpha^2 / \sigma^2)$: noise on the left, data on the right")
+    axes.set_xlabel(r"log-SNR, $\log(\alpha^2 / \sigma^2)$: noise on the left, data on the right")
     axes.set_ylabel("validation loss")
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
@@ -129,7 +130,7 @@ def histogram(values: dict[str, Tensor], label: str) -> Image.Image:
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     for index, (name, numbers) in enumerate(values.items()):
         style: dict[str, Any] = {"histtype": "stepfilled", "lw": 1.5, "ec": f"C{index}", "fc": (f"C{index}", 0.15)}
-        legend = f"{name}: mean {float(numbers.mean()):.3f} ({len(numbers)})"
+        legend = f"{name}: mean {float(numbers.mean()):.3f} ({len(numbers):,} items)"
         axes.hist(numbers.numpy(), bins=edges, density=True, label=legend, **style)
     axes.set_xlabel(label)
     axes.set_ylabel("density")

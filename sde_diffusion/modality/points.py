@@ -56,16 +56,17 @@ class Points(Modality):
         drawing, (panels,) = pictures.figure((4.5 * len(sets), 4.5), (1, len(sets)))
         low, high = pictures.limits(torch.cat(list(shown.values()))[:, :2])
         for panel, (name, data) in zip(panels, shown.items(), strict=True):
-            panel.set_title(f"{name} ({len(data)})")
-            panel.set_xlabel("$x_1$")
+            panel.set_title(f"{name}: {len(data):,} points")
+            size = data.shape[1]
+            panel.set_xlabel("$x_1$" if size <= 2 else f"column 1 of {size}")
             panel.locator_params(axis="x", nbins=5)
             panel.set_xlim(low[0], high[0])
-            if data.shape[1] == 1:
+            if size == 1:
                 panel.hist(data[:, 0].numpy(), bins=np.linspace(low[0], high[0], 41), density=True)
                 panel.set_ylabel("density")
                 continue
             panel.plot(data[:, 0], data[:, 1], ".", color="0.5" if name == "data" else "tab:blue", markersize=2)
-            panel.set_ylabel("$x_2$" if data.shape[1] == 2 else f"$x_2$ (2 of {data.shape[1]} columns)")
+            panel.set_ylabel("$x_2$" if size == 2 else f"column 2 of {size}")
             panel.set_ylim(low[1], high[1])
             panel.set_box_aspect(1)
         return pictures.render(drawing)

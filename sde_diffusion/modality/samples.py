@@ -1,8 +1,8 @@
 """Files of samples, `samples.npz`: writing and reading.
 
 Such a file has an array of samples, named by the modality's `unit` (`images`, `points`, `signals`) and laid out by its
-`to_file`; `seeds`, int64 [N]; for class-conditional models `labels`, int64 [N], and `class_names` if they are known;
-and the values of the other conditions of each sample, under their names, [N, *].
+`to_file`; `seeds`, int64 [N]; the conditions of each sample under their names, [N, *]; and names of classes, if they
+are known, as `NAME_names`. The condition `label` is stored as `labels`, int64 [N], and `class_names`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from sde_diffusion.modality.described import KINDS
 from sde_diffusion.storage.files import writing
 from sde_diffusion.storage.npz import ForeignFileError, read_arrays_of
 
+_ARRAYS = {"label": ("labels", "class_names")}
+
+
+def _arrays_of(condition: str) -> tuple[str, str]:
+    """Names of the arrays that hold a condition's values, and the names of its classes."""
+    return _ARRAYS.get(condition, (condition, f"{condition}_names"))
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -30,12 +37,12 @@ class Stored:
 
     Attributes:
         kept: The samples as stored, [N, ...].
-        labels: Their classes, int64 [N], or None.
+        classes: Their classes by condition, int64 [N] each.
         modality: Their kind of data.
     """
 
     kept: Tensor
-    labels: Tensor | None
+    classes: Mapping[str, Tensor]
     modality: Modality
 
     def __len__(self) -> int:
@@ -52,7 +59,7 @@ def write_samples(
     batches: Iterable[Tensor],
     seeds: range,
     conditions: Mapping[str, Tensor] = MappingProxyType({}),
-    class_names: Sequence[str] = (),
+    names: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Array:
     """Write a `samples.npz` atomically.
 
@@ -61,28 +68,28 @@ def write_samples(
         modality: Their kind of data.
         batches: The samples, [B, *shape] as models return them.
         seeds: The seeds of the N samples.
-        conditions: The conditions of each sample by name, [N, *]; `label` is stored as `labels`.
-        class_names: Names of the classes 0, 1, ..., if known.
+        conditions: The conditions of each sample by name, [N, *].
+        names: Names of the classes 0, 1, ... of the conditions that are named classes.
 
     Returns:
         The samples as stored, [N, ...].
     """
     samples = np.concatenate([modality.to_file(x) for x in batches])
     arrays = {"seeds": np.arange(seeds.start, seeds.stop, dtype=np.int64), modality.unit: samples}
-    arrays |= {"labels" if name == "label" else name: values.numpy() for name, values in conditions.items()}
-    if len(class_names):
-        arrays["class_names"] = np.asarray(class_names, dtype=str)
+    arrays |= {_arrays_of(name)[0]: values.numpy() for name, values in conditions.items()}
+    arrays |= {_arrays_of(name)[1]: np.asarray(words, dtype=str) for name, words in names.items()}
     with writing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return samples
 
 
-def read_samples(path: Path, modality: Modality) -> Stored:
+def read_samples(path: Path, modality: Modality, classes: Sequence[str] = ()) -> Stored:
     """Read a `samples.npz`.
 
     Args:
-        path: The file; seeds and labels are optional.
+        path: The file; seeds and conditions are optional.
         modality: The kind of data that the samples must be of.
+        classes: Names of the conditions to read, if the file has them; those that are classes.
 
     Returns:
         The samples.
@@ -98,7 +105,7 @@ def read_samples(path: Path, modality: Modality) -> Stored:
 
     def choose(names: list[str]) -> list[str]:
         found.extend(names)
-        return [name for name in (unit, "labels") if name in names]
+        return [name for name in (unit, *(_arrays_of(one)[0] for one in classes)) if name in names]
 
     try:
         arrays = read_arrays_of(path, choose, None)
@@ -118,23 +125,25 @@ def read_samples(path: Path, modality: Modality) -> Stored:
         raise UserError(f"{path}: samples of shape {list(shape)}, and the data's is {list(modality.shape)}")
     if not len(array):
         raise UserError(f"{path} holds no samples")
-    labels = class_numbers(arrays.get("labels"), len(array), path)
+    numbers = {one: _class_numbers(arrays, _arrays_of(one)[0], len(array), path) for one in classes}
     if array.dtype != np.uint8:
         with np.errstate(over="ignore"):  # values that overflow raise an error below
             array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError(f"{path}: samples hold NaN or infinite values")
-    return Stored(torch.from_numpy(array), labels, modality)
+    known = {one: values for one, values in numbers.items() if values is not None}
+    return Stored(torch.from_numpy(array), known, modality)
 
 
-def class_numbers(labels: Array | None, n: int, path: Path) -> Tensor | None:
-    """Check the labels of n items of a file; returns int64 [n], or None if there are none.
+def _class_numbers(arrays: Mapping[str, Array], name: str, n: int, path: Path) -> Tensor | None:
+    """The class numbers of n samples, int64 [n]; None if the file has none.
 
     Raises:
         UserError: If they are not integers [n].
     """
-    if labels is None:
+    found = arrays.get(name)
+    if found is None:
         return None
-    if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise UserError(f"{path}: labels must be integers [{n}]; got {labels.dtype} {list(labels.shape)}")
-    return torch.from_numpy(labels.astype(np.int64))
+    if found.shape != (n,) or found.dtype.kind not in "iu":
+        raise UserError(f"{path}: {name} must be integers [{n}]; got {found.dtype} {list(found.shape)}")
+    return torch.from_numpy(found.astype(np.int64))

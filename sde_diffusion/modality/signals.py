@@ -42,7 +42,7 @@ class Signals(Modality):
         drawing = pictures.blank_figure((2.4 * columns + 0.6, 1.35 * rows + 0.7))
         self._waveforms(drawing, x, (rows, columns), _ends(x))
         if len(x) > rows * columns:
-            drawing.suptitle(f"{rows * columns} of {len(x)} signals", fontsize=10)
+            drawing.suptitle(f"the first {rows * columns} signals", fontsize=10)
         self._name_channels(drawing)
         return pictures.render(drawing)
 
@@ -56,7 +56,7 @@ class Signals(Modality):
         top, middle, bottom = drawing.subfigures(3, 1, height_ratios=(4.4, 2, 2))
         ends = _ends(torch.cat(list(sets.values())))
         for part, (name, signals) in zip(top.subfigures(1, 2, wspace=0.03), sets.items(), strict=True):
-            part.suptitle(f"{name} ({len(signals)})", fontsize=11)
+            part.suptitle(f"{name}: {len(signals):,} signals", fontsize=11)
             self._waveforms(part, signals, (3, 2), ends)
         self._name_channels(top)
         shown = min(self.shape[0], _CHANNELS)

@@ -9,7 +9,7 @@ Each choice of `sampler=` is a file in `conf/sampler/` that names a class, and e
     dpm, unipc      DPMSolver, UniPC     dpm_solver
     deis            DEISSampler          deis
     ode             ODESampler           ode; its solver ode_methods, ode_kinds, ode_adams
-    sde             SDESampler           sde; its Brownian motion brownian
+    sde             SDESampler           sde; its methods sde_methods, its Brownian motion brownian
 
 Samplers of posteriors take a `guidance.PosteriorDenoiser`, and y=: `Replacement`, `RePaint`, `TwistedSMC`. Others take
 it too, as any denoiser.
@@ -17,12 +17,15 @@ it too, as any denoiser.
 Calling a sampler (`base.Sampler.__call__`) draws x_T and hands a `walk.Walk` to the sampler's own `walk` method, which
 takes the steps. The solvers of `ode` and `sde` solve a `reverse.ReverseProcess`, as likelihoods do. Samplers of your
 own are subclasses of `Sampler` with a method `walk`, or of `MultistepSampler` with a method `coefficients`.
+
+Methods, predictors, correctors, coordinates and grids are given by name or as instances of classes of your own
+(`ODEMethod`, `SDEMethod`, `Predictor`, `Corrector`, `Coordinate`, `sde_diffusion.sde.Grid`).
 """
 
 from sde_diffusion.sampling.ancestral import AncestralSampler
 from sde_diffusion.sampling.base import Sampler, Samples
-from sde_diffusion.sampling.coordinates import Coordinate, NoiseToSignal, State, UnitVariance
-from sde_diffusion.sampling.correctors import Corrector
+from sde_diffusion.sampling.coordinates import COORDINATES, Coordinate, NoiseToSignal, State, UnitVariance
+from sde_diffusion.sampling.correctors import CORRECTORS, Corrector
 from sde_diffusion.sampling.deis import DEISSampler
 from sde_diffusion.sampling.dpm_solver import DPMSolver, UniPC
 from sde_diffusion.sampling.heun import HeunSampler
@@ -31,15 +34,20 @@ from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sampling.noised import noised
 from sde_diffusion.sampling.ode import ODESampler
-from sde_diffusion.sampling.predictor_corrector import Predictor, PredictorCorrector
+from sde_diffusion.sampling.ode_kinds import ODEMethod
+from sde_diffusion.sampling.predictor_corrector import PREDICTORS, Predictor, PredictorCorrector
 from sde_diffusion.sampling.repaint import RePaint
 from sde_diffusion.sampling.replacement import Replacement
 from sde_diffusion.sampling.reverse import ReverseProcess
 from sde_diffusion.sampling.sde import SDESampler
+from sde_diffusion.sampling.sde_methods import SDEMethod
 from sde_diffusion.sampling.twisted import TwistedSMC
 from sde_diffusion.sampling.walk import Callback, Walk
 
 __all__ = [
+    "COORDINATES",
+    "CORRECTORS",
+    "PREDICTORS",
     "AncestralSampler",
     "AnnealedLangevin",
     "Callback",
@@ -52,12 +60,14 @@ __all__ = [
     "MultistepSampler",
     "Noise",
     "NoiseToSignal",
+    "ODEMethod",
     "ODESampler",
     "Predictor",
     "PredictorCorrector",
     "RePaint",
     "Replacement",
     "ReverseProcess",
+    "SDEMethod",
     "SDESampler",
     "Sampler",
     "Samples",

@@ -100,47 +100,30 @@ def adams(
     if start == end:
         return y
     u, length = start, abs(end - start)
-    ahead_of = list(places)
-    slopes, places = [drift(u, y)], [u]
-    before: Tensor | None = None
-    turns = taken = 0
-    # A first step of order 1, if the slope changes by its own size over the interval.
-    steepness = float(norm(slopes[0].detach() / (atol + rtol * y.detach().abs()))) * length
-    if not steepness < torch.inf:
+    ahead_of, turns, taken = list(places), _Turns(), 0
+    slopes, nodes = [drift(u, y)], [u]
+    h = _first_step(slopes[0], y, length, rtol, atol, norm)
+    if h is None:
         return None
-    h = length * (0.005 if steepness < 1e4 else 0.5 / steepness**0.5)
     while True:
-        remaining = abs(end - u)
-        last = h >= 0.999 * remaining
+        last = h >= 0.999 * abs(end - u)
         step = end - u if last else (h if end > start else -h)
-        back = [(place - u) / step for place in places]
-        predicted = _combine(y, step, slopes, _integrals(back))
         ahead = end if last else u + step
-        new = drift(ahead, predicted)
-        weights = _integrals([1.0, *back])
-        lower = [*_integrals([1.0, *back[:-1]]), 0.0]
-        corrected = _combine(y, step, [new, *slopes], weights)
-        error = _combine(None, step, [new, *slopes], [a - b for a, b in zip(weights, lower, strict=True)])
+        back = [(node - u) / step for node in nodes]
+        seen, corrected, error = _step(drift, y, ahead, step, slopes, back)
         scale = torch.maximum(y.abs(), corrected.abs()).mul(rtol).add(atol)
         relative = error.detach() / scale.detach()
         size = float(norm(relative))
         if size <= 1:
             while keep is not None and ahead_of and (ahead_of[0] - ahead) * step <= 0:
                 place = ahead_of.pop(0)
-                part = (place - u) / step
-                nodes = [node / part for node in (1.0, *back)] if part else []
-                keep(place, _combine(y, part * step, [new, *slopes], _integrals(nodes)) if part else y)
+                keep(place, _interpolate(y, (place - u) / step, step, seen, back))
             if last:
                 return corrected
             u, y = ahead, corrected
-            slopes, places = [new, *slopes][:order], [ahead, *places][:order]
+            slopes, nodes = seen[:order], [ahead, *nodes][:order]
             taken += 1
-            if turns < _TURNS:
-                turns = turns + 1 if before is not None and float((relative * before).sum()) < 0 else 0
-                before = relative
-                turned = turns == _TURNS
-            else:
-                turned = False
+            turned = turns.reached(relative)
             if turned or (test_roughness and taken % _TESTED_EVERY == 0):
                 within = step if abs(step) <= abs(end - u) else end - u
                 roughness = _roughness(drift, u, y, within, scale, norm)
@@ -154,6 +137,72 @@ def adams(
         h = abs(step) * min(max(_SAFETY * max(size, 1e-10) ** (-1 / (len(back) + 1)), _SHRINK), most)
         if h < smallest_step * length:
             return None
+
+
+class _Turns:
+    """Counts consecutive steps whose errors alternate in sign, up to `_TURNS`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.before: Tensor | None = None
+
+    def reached(self, error: Tensor) -> bool:
+        """Whether `_TURNS` is reached with this step's error, [B, *]; never again after that."""
+        if self.count == _TURNS:
+            return False
+        alternates = self.before is not None and float((error * self.before).sum()) < 0
+        self.count = self.count + 1 if alternates else 0
+        self.before = error
+        return self.count == _TURNS
+
+
+def _first_step(
+    slope: Tensor, y: Tensor, length: float, rtol: float, atol: float, norm: Callable[[Tensor], Tensor]
+) -> float | None:
+    """Length of the first step, of order 1, if the slope changes by its own size over the interval.
+
+    Returns:
+        None if the slope is NaN or infinite.
+    """
+    steepness = float(norm(slope.detach() / (atol + rtol * y.detach().abs()))) * length
+    if not steepness < torch.inf:
+        return None
+    return length * (0.005 if steepness < 1e4 else 0.5 / steepness**0.5)
+
+
+def _step(
+    drift: Callable[[float, Tensor], Tensor],
+    y: Tensor,
+    ahead: float,
+    step: float,
+    slopes: list[Tensor],
+    back: list[float],
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Predict, evaluate, correct; one pass.
+
+    Args:
+        drift: The slope.
+        y: State at the beginning.
+        ahead: u at the end.
+        step: Length of the step, signed.
+        slopes: The last slopes, nearest first.
+        back: Where they are, in units of the step (0 its beginning, 1 its end).
+
+    Returns:
+        The slopes with that at the end before them, the corrected state there, and the estimate of its error.
+    """
+    seen = [drift(ahead, _combine(y, step, slopes, _integrals(back))), *slopes]
+    weights = _integrals([1.0, *back])
+    lower = [*_integrals([1.0, *back[:-1]]), 0.0]
+    error = _combine(None, step, seen, [a - b for a, b in zip(weights, lower, strict=True)])
+    return seen, _combine(y, step, seen, weights), error
+
+
+def _interpolate(y: Tensor, part: float, step: float, seen: list[Tensor], back: list[float]) -> Tensor:
+    """The state after a part of a step, by the polynomial through the slopes that `_step` has seen."""
+    if not part:
+        return y
+    return _combine(y, part * step, seen, _integrals([node / part for node in (1.0, *back)]))
 
 
 def _roughness(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number
+from sde_diffusion.checks import as_fraction
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import SDE, Grid, numbers
@@ -21,7 +21,7 @@ class AncestralSampler(MultistepSampler):
     Args:
         steps: Number of network passes, at least 1.
         eta: Scale of the posterior's noise, in [0, 1].
-        grid: Spacing of the times; the path's default grid if None.
+        grid: See `Sampler`.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -33,18 +33,18 @@ class AncestralSampler(MultistepSampler):
         Implicit Models", equation 12, here for any alpha and sigma.
     """
 
+    always_shown = ("steps", "eta")
+
     def __init__(
         self,
         steps: int = 50,
         eta: float = 0.0,
-        grid: Grid | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
         super().__init__(steps, grid, denoise, t_end)
-        self.eta = as_number("eta", eta)
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1] (0: DDIM, 1: DDPM); got {eta!r}")
+        self.eta = as_fraction("eta", eta, " (0: DDIM, 1: DDPM)")
 
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """Collected on x0 and x_t, with eps = (x_t - alpha_t x0) / sigma_t; see `MultistepSampler.coefficients`."""

@@ -11,6 +11,8 @@ from torch import nn
 from sde_diffusion.checks import as_number, check_finite, check_floats, check_sizes
 from sde_diffusion.sde import SDE
 
+NO_STEP_LEFT = "with denoise=True one step goes to the last prediction: steps must be at least 2"
+
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of a batch, as a tuple.

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, check_batch, check_bool, check_finite
+from sde_diffusion.checks import as_number, check_batch, check_bool
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.denoiser import Denoiser, check_denoiser, in_eval_mode
-from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.arguments import (
     check_device,
     check_dtype,
@@ -23,10 +23,10 @@ from sde_diffusion.sampling.arguments import (
     check_t_end,
     check_t_start,
 )
-from sde_diffusion.sampling.frames import Frames
+from sde_diffusion.sampling.frames import EachPass, Frames
 from sde_diffusion.sampling.noise import Noise, as_seeds
-from sde_diffusion.sampling.walk import PRIOR_DRAW, REMEDY, Callback, Stop, Walk
-from sde_diffusion.sde import number
+from sde_diffusion.sampling.walk import PRIOR_DRAW, Callback, Stop, Walk, completed
+from sde_diffusion.sde import GRIDS, SDE, Grid, number
 
 
 @dataclass
@@ -61,16 +61,22 @@ class Sampler(ShowsArguments, ABC):
     Args:
         denoise: Return the belief x0 at the end of the walk (True), or the state at t_end (False).
         t_end: The time where the walk ends; the path's t_min by default.
+        grid: Spacing of the times, a name of `GRIDS` or a `Grid`; the path's default grid if None.
 
     Raises:
-        ValueError: If denoise is not a bool, or t_end not a number.
+        ValueError: If denoise is not a bool, t_end not a number, or grid neither a name nor a `Grid`.
     """
 
-    always_shown = ("method", "predictor", "corrector", "steps", "order", "eta")
+    always_shown: tuple[str, ...] | None = ()
 
-    def __init__(self, denoise: bool = True, t_end: float | None = None) -> None:
+    def __init__(self, denoise: bool = True, t_end: float | None = None, grid: str | Grid | None = None) -> None:
         self.denoise = check_bool("denoise", denoise)
         self.t_end = None if t_end is None else as_number("t_end", t_end)
+        self.grid: Grid | None = None if grid is None else as_instance("grid", grid, GRIDS, Grid)
+
+    def grid_on(self, sde: SDE) -> Grid:
+        """The grid of a walk on a path."""
+        return sde.default_grid() if self.grid is None else self.grid
 
     @abstractmethod
     def walk(self, x: Tensor, run: Walk) -> Tensor:
@@ -241,9 +247,7 @@ class Sampler(ShowsArguments, ABC):
         conditions: dict[str, Any],
     ) -> Samples:
         """Check the other arguments of a call, and walk; see `__call__`."""
-        seeds = as_seeds(range(shape[0]) if seeds is None else seeds)
-        if len(seeds) != shape[0]:
-            raise ValueError(f"one seed for each sample is needed: shape {shape} asks for {shape[0]}, got {len(seeds)}")
+        seeds = as_seeds(range(shape[0]) if seeds is None else seeds, shape[0])
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of (step, t, x_t, x0); got {callback!r}")
         check_dtype(dtype)
@@ -259,39 +263,22 @@ class Sampler(ShowsArguments, ABC):
             x = noise.normal(PRIOR_DRAW) * number(sde.sigma(sde.t_max))
         else:
             x = latent.to(device=device, dtype=dtype)
-        beliefs: list[Tensor] = []
-        states: list[Tensor] = []
-        times: list[float] = []
-
-        def record(step: int, t: float, x: Tensor, x0: Tensor) -> bool | None:
-            beliefs.append(x0)
-            states.append(x.clone())
-            times.append(t)
-            return callback(step, t, x, x0) if callback is not None else None
-
+        passes = EachPass(callback) if trajectory is True else None
         frames = None if isinstance(trajectory, bool) else Frames(trajectory, t_end, start)
-        each = trajectory is True
         begin = partial(Walk, denoiser, noise, t_end, conditions, t_start=start, given=latent is not None)
-        run = begin(record if each else callback, frames=frames)
-        result = _finish(walk, x, run)
-        if not bool(torch.isfinite(result).all()):
-            # Checking each step would have waited for the device each time. The noise can be repeated: walk again, and
-            # check.
-            _finish(walk, x, begin(check=True))
-            check_finite("the sampler's result", result, REMEDY, UserError)
+        run = begin(passes or callback, frames=frames)
+        result = completed(walk, x, run, begin(check=True))
         drawn = partial(Samples, result, run.nfe, gradients=run.gradients, log_evidence=run.log_evidence)
+        if passes is not None:
+            return drawn(_stack(passes.beliefs, x), passes.times, _stack(passes.states, x))
         if frames is not None:
-            states, times = frames.states, frames.times
-            beliefs = [run.denoiser(x, t, **run.conditions).x0 for x, t in zip(states, times, strict=True)]
-        elif not each:
-            return drawn()
-        kept = [torch.stack(frame) if frame else x.new_empty(0, *shape) for frame in (beliefs, states)]
-        return drawn(trajectory=kept[0], times=times, states=kept[1])
+            beliefs = [
+                run.denoiser(x, t, **run.conditions).x0 for x, t in zip(frames.states, frames.times, strict=True)
+            ]
+            return drawn(_stack(beliefs, x), frames.times, _stack(frames.states, x))
+        return drawn()
 
 
-def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:
-    """The walk's result, or the belief where a callback ended it."""
-    try:
-        return walk(x, run)
-    except Stop as stop:
-        return stop.x0
+def _stack(frames: list[Tensor], x: Tensor) -> Tensor:
+    """Frames of x's shape, [frames, B, *dims]."""
+    return torch.stack(frames) if frames else x.new_empty(0, *x.shape)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_positive
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Prediction
 from sde_diffusion.sde import SDE, add, float64, number
 
@@ -99,3 +100,23 @@ class UnitVariance(Coordinate):
 
     def _variance(self, sde: SDE, t: Tensor) -> Tensor:
         return (sde.alpha(t) * self.sigma_data).square() + sde.sigma(t).square()
+
+
+COORDINATES: dict[str, type[Coordinate]] = {
+    "state": State,
+    "noise_to_signal": NoiseToSignal,
+    "unit_variance": UnitVariance,
+}
+"""The coordinates by name, with their default settings."""
+
+
+def coordinate_of(coordinate: str | Coordinate | None) -> Coordinate | None:
+    """The coordinate of a name; one of the user's own, or None, as it is.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if coordinate is None:
+        return None
+    found: Coordinate = as_instance("coordinate", coordinate, COORDINATES, Coordinate)
+    return found

@@ -29,7 +29,7 @@ class DEISSampler(MultistepSampler):
     Args:
         steps: Number of network passes, at least 1.
         order: Number of predictions to use, 1 to 4.
-        grid: Spacing of the times; the path's default grid if None.
+        grid: See `Sampler`.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -41,13 +41,14 @@ class DEISSampler(MultistepSampler):
         Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models", equation 12 (iPNDM is its pseudo-free form).
     """
 
-    belief = "eps"
+    always_shown = ("steps", "order")
+    prediction = "eps"
 
     def __init__(
         self,
         steps: int = 10,
         order: int = 4,
-        grid: Grid | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
@@ -76,7 +77,7 @@ class _Upwards(DEISSampler):
     last steps, and a polynomial in r would extrapolate far beyond its nodes; q shrinks to 0, as r does walking down.
     """
 
-    belief = "x0"
+    prediction = "x0"
 
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """Adams-Bashforth weights on the grid's own spacing in q."""

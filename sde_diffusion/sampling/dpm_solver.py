@@ -37,7 +37,7 @@ class DPMSolver(MultistepSampler):
         singlestep: Use predictions within the step instead of those of earlier steps.
         singlestep_start: Multistep: take the first step by the singlestep method of order 2.
         eta: Scale of the noise, at least 0: 1 is the reverse SDE, 0 the probability flow.
-        grid: Spacing of the times; uniform in log-SNR by default. If the last step is much longer in log-SNR than those
+        grid: See `Sampler`; uniform in log-SNR by default. If the last step is much longer in log-SNR than those
             before it, as with uniform t down to 1e-5, the polynomial extrapolates far beyond its nodes, and a walk of
             few steps fails.
         denoise: See `Sampler`.
@@ -51,6 +51,8 @@ class DPMSolver(MultistepSampler):
         its ports) uses half of the second divided difference and is of order 2 whatever the start; this one uses all.
     """
 
+    always_shown = ("steps", "order", "eta")
+
     def __init__(
         self,
         steps: int = 10,
@@ -58,7 +60,7 @@ class DPMSolver(MultistepSampler):
         singlestep: bool = False,
         singlestep_start: bool = False,
         eta: float = 0.0,
-        grid: Grid | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
@@ -142,7 +144,7 @@ class UniPC(MultistepSampler):
     Args:
         steps: Number of network passes, at least 1.
         order: Order of the predictor, 1, 2 or 3 (see above).
-        grid: Spacing of the times; uniform in log-SNR by default (see `DPMSolver`).
+        grid: See `Sampler`; uniform in log-SNR by default (see `DPMSolver`).
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -153,11 +155,13 @@ class UniPC(MultistepSampler):
         Zhao et al. 2023, "UniPC", algorithms 1 and 2 with B_2(h) = e^h - 1; for three and more nodes B(h) cancels.
     """
 
+    always_shown = ("steps", "order")
+
     def __init__(
         self,
         steps: int = 10,
         order: int = 2,
-        grid: Grid | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:

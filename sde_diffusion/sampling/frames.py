@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -17,6 +17,27 @@ class Timed(Protocol):
 
     def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
         """t, and dt/du, at u."""
+
+
+class EachPass:
+    """A walk's callback that records belief and state at each network pass.
+
+    Args:
+        callback: A callback that is called too.
+    """
+
+    def __init__(self, callback: Callable[[int, float, Tensor, Tensor], bool | None] | None) -> None:
+        self.callback = callback
+        self.beliefs: list[Tensor] = []
+        self.states: list[Tensor] = []
+        self.times: list[float] = []
+
+    def __call__(self, step: int, t: float, x: Tensor, x0: Tensor) -> bool | None:
+        """Record; see `walk.Callback`."""
+        self.beliefs.append(x0)
+        self.states.append(x.clone())
+        self.times.append(t)
+        return None if self.callback is None else self.callback(step, t, x, x0)
 
 
 class Frames:

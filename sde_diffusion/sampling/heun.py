@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, as_positive, check_count, check_kind
+from sde_diffusion.checks import as_number, as_positive, check_count
+from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import Grid, KarrasRho, add, float64, number, numbers, value_of
@@ -31,7 +32,7 @@ class HeunSampler(Sampler):
         churn_min: Smallest r at which noise is added (S_tmin).
         churn_max: Largest r at which noise is added (S_tmax).
         churn_noise: S_noise, the factor of the added noise, positive.
-        grid: Spacing of the times; rho = 7 by default.
+        grid: See `Sampler`; `KarrasRho()` by default.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -44,6 +45,8 @@ class HeunSampler(Sampler):
         on other paths by the change of variables of its section 4.
     """
 
+    always_shown = ("steps",)
+
     def __init__(
         self,
         steps: int = 18,
@@ -51,23 +54,21 @@ class HeunSampler(Sampler):
         churn_min: float = 0.0,
         churn_max: float = math.inf,
         churn_noise: float = 1.0,
-        grid: Grid | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
-        super().__init__(denoise, t_end)
-        check_kind("grid", grid, Grid, or_none=True)
+        super().__init__(denoise, t_end, KarrasRho() if grid is None else grid)
         self.steps = check_count("steps", steps)
         self.churn = as_number("churn", churn)
         if not self.churn >= 0:
             raise ValueError(f"churn must not be negative; got {churn!r}")
         self.churn_min, self.churn_max = as_number("churn_min", churn_min), as_number("churn_max", churn_max)
         self.churn_noise = as_positive("churn_noise", churn_noise)
-        self.grid = KarrasRho() if grid is None else grid
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
-        times = self.grid.times(run.sde, self.steps + (not self.denoise), run.t_end)
+        times = self.grid_on(run.sde).times(run.sde, self.steps + (not self.denoise), run.t_end)
         return self._follow(x, run, times, self.denoise)
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
@@ -75,8 +76,8 @@ class HeunSampler(Sampler):
         if self.churn:
             raise ValueError(f"only the deterministic walk (churn = 0) can be inverted; got churn={self.churn}")
         if self.steps == 1 and self.denoise:
-            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
-        times = self.grid.times(run.sde, self.steps + (not self.denoise), run.t_end)
+            raise ValueError(NO_STEP_LEFT)
+        times = self.grid_on(run.sde).times(run.sde, self.steps + (not self.denoise), run.t_end)
         return self._follow(x, run, times.flip(0), False)
 
     def _follow(self, x: Tensor, run: Walk, times: Tensor, denoise: bool) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_positive, check_count, check_kind
+from sde_diffusion.checks import as_positive, check_count
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.walk import Walk, singular
 from sde_diffusion.sde import Grid, Number, UniformLogSNR, expand, number, numbers
@@ -43,7 +43,7 @@ class AnnealedLangevin(Sampler):
         levels: Number of noise levels L, at least 2; `ncsnv2_levels` by default.
         steps_per_level: Number of steps T at each noise level, at least 1.
         step_size: epsilon, positive; `ncsnv2_step_size` by default.
-        grid: Spacing of the noise levels; uniform in log-SNR (geometric in sigma / alpha) by default.
+        grid: See `Sampler`; uniform in log-SNR (geometric in sigma / alpha) by default.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -61,17 +61,15 @@ class AnnealedLangevin(Sampler):
         levels: int | None = None,
         steps_per_level: int = 5,
         step_size: float | None = None,
-        grid: Grid | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
-        super().__init__(denoise, t_end)
-        check_kind("grid", grid, Grid, or_none=True)
+        super().__init__(denoise, t_end, UniformLogSNR() if grid is None else grid)
         also = ", or None for NCSNv2's rule"
         self.levels = None if levels is None else check_count("levels", levels, least=2, also=also)
         self.steps_per_level = check_count("steps_per_level", steps_per_level)
         self.step_size = None if step_size is None else as_positive("step_size", step_size, also)
-        self.grid = UniformLogSNR() if grid is None else grid
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the noise levels; see `Sampler.walk`."""
@@ -82,7 +80,7 @@ class AnnealedLangevin(Sampler):
         if not math.isfinite(span):
             raise singular(sde)
         levels = self.levels or ncsnv2_levels(x[0].numel(), span)
-        times = self.grid.times(sde, levels, run.t_end)
+        times = self.grid_on(sde).times(sde, levels, run.t_end)
         sigma = sde.sigma(times)
         alpha = numbers(sde.alpha(times))
         if self.step_size is None:

@@ -60,11 +60,12 @@ class KnownPart:
         self.draws = 0
         self.sde = run.sde
         try:
-            self.operator.filter(self.y, torch.ones_like)
+            eigenvalues = self.operator.spectrum(out)
         except ValueError as error:
             raise ValueError(
                 f"{sampler} replaces the known part of a state, for which the eigenvectors of A A^T are needed: {error}"
             ) from None
+        self.least = float(eigenvalues[eigenvalues > 1e-6 * eigenvalues.amax()].amin())
         run.denoiser = posterior.denoiser
         run.conditions = {name: value for name, value in run.conditions.items() if name != "y"}
 
@@ -85,9 +86,7 @@ class KnownPart:
 
     def covers(self, t: Time) -> bool:
         """Whether all that is measured is replaced at t: y has no more noise than x_t."""
-        eigenvalues = self.operator.spectrum(self.y.shape[1:])
-        least = eigenvalues[eigenvalues > 1e-6 * eigenvalues.amax()].amin().item()
-        return value_of(self.sde.sigma(t)) ** 2 * least >= value_of(self.sde.alpha(t)) ** 2 * self.variance
+        return value_of(self.sde.sigma(t)) ** 2 * self.least >= value_of(self.sde.alpha(t)) ** 2 * self.variance
 
     def projected(self, x0: Tensor) -> Tensor:
         """x0 + A^+ (y - A x0) if the measurement has no noise; else x0 as it is."""

@@ -11,7 +11,6 @@ such combination. A method is defined by its table of coefficients.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -19,10 +18,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sde_diffusion.checks import check_count, check_kind
+from sde_diffusion.checks import check_count
+from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.walk import Walk, singular
-from sde_diffusion.sde import SDE, Grid, Number, Time, add_, value_of
+from sde_diffusion.sampling.walk import Walk, check_coefficients
+from sde_diffusion.sde import SDE, Grid, Number, Time, add_
 
 
 @dataclass
@@ -60,11 +60,6 @@ class Coefficients:
     stages: dict[int, list[Stage]] = field(default_factory=dict)
     corrector: list[tuple[Number, list[Number]]] | None = None
 
-    def finite(self) -> bool:
-        """Whether all coefficients are finite; at a singular end of a path some are not."""
-        rows = (self.from_x, *self.from_beliefs, self.from_noise or ())
-        return all(math.isfinite(value_of(number)) for row in rows for number in row)
-
 
 class MultistepSampler(Sampler):
     """Base of samplers that are defined by the `coefficients` of their steps.
@@ -74,7 +69,7 @@ class MultistepSampler(Sampler):
 
     Args:
         steps: Number of network passes, at least 1.
-        grid: Spacing of the times; the path's default grid if None.
+        grid: See `Sampler`.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -82,14 +77,16 @@ class MultistepSampler(Sampler):
         ValueError: If steps < 1.
     """
 
-    belief = "x0"
-    """Which attribute of the `Prediction` the method combines: x0 or eps."""
+    always_shown: tuple[str, ...] | None = ("steps",)
 
-    def __init__(self, steps: int, grid: Grid | None = None, denoise: bool = True, t_end: float | None = None) -> None:
-        super().__init__(denoise, t_end)
-        check_kind("grid", grid, Grid, or_none=True)
+    prediction = "x0"
+    """Which form of the prediction the steps are linear in: x0, eps, score or velocity (attributes of `Prediction`)."""
+
+    def __init__(
+        self, steps: int, grid: str | Grid | None = None, denoise: bool = True, t_end: float | None = None
+    ) -> None:
+        super().__init__(denoise, t_end, grid)
         self.steps = check_count("steps", steps)
-        self.grid = grid
 
     @abstractmethod
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
@@ -124,12 +121,12 @@ class MultistepSampler(Sampler):
             ValueError: If there is no step to take.
         """
         if self.steps == 1 and self.denoise:
-            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+            raise ValueError(NO_STEP_LEFT)
         return self.follow(x, run, self.times(run.sde, run.t_end).flip(0))
 
     def times(self, sde: SDE, t_end: float) -> Tensor:
         """The walk's times, from t_max down to t_end, [N + 1], float64."""
-        return (self.grid or sde.default_grid()).times(sde, self.transitions(self.steps - self.denoise) + 1, t_end)
+        return self.grid_on(sde).times(sde, self.transitions(self.steps - self.denoise) + 1, t_end)
 
     def follow(self, x: Tensor, run: Walk, times: Tensor) -> Tensor:
         """Take the method's steps from times[0] to times[-1].
@@ -146,14 +143,13 @@ class MultistepSampler(Sampler):
             ValueError: If a coefficient is not finite.
         """
         table = self.coefficients(run.sde, times)
-        if not table.finite():
-            raise singular(run.sde)
+        check_coefficients((table.from_x, *table.from_beliefs, table.from_noise or ()), run.sde)
         run.plan(times)
         past: deque[Tensor] = deque(maxlen=max((len(b) for b in table.from_beliefs), default=1))
         before = x
         for step, t in enumerate(times[:-1]):
             x = run.visit(x, t)
-            belief = getattr(run.predict(x, t), self.belief)
+            belief = getattr(run.predict(x, t), self.prediction)
             if table.corrector is not None and step:
                 a, b = table.corrector[step - 1]
                 x = _combine(before, a, [belief, *past], b)
@@ -161,7 +157,7 @@ class MultistepSampler(Sampler):
             known = [*past]
             for stage in table.stages.get(step, ()):
                 inner = _combine(x, stage.from_x, known, stage.from_beliefs)
-                known.insert(0, getattr(run.predict(inner, stage.t), self.belief))
+                known.insert(0, getattr(run.predict(inner, stage.t), self.prediction))
             before = x
             x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
             if table.from_noise is not None:

@@ -44,11 +44,15 @@ def _mix(x: Tensor) -> Tensor:
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
-def as_seeds(seeds: Sequence[int]) -> list[int]:
+def as_seeds(seeds: Sequence[int], count: int | None = None) -> list[int]:
     """Seeds as Python integers, from a sequence, an array or a tensor.
 
+    Args:
+        seeds: The seeds.
+        count: How many there must be; None: any number.
+
     Raises:
-        ValueError: If there are none, or one is not an integer.
+        ValueError: If there are none or not so many, or one is not an integer.
     """
     try:
         values = seeds.tolist() if hasattr(seeds, "tolist") else list(seeds)
@@ -57,6 +61,8 @@ def as_seeds(seeds: Sequence[int]) -> list[int]:
         values, found = [], []
     if not found or len(found) != len(values):
         raise ValueError(f"seeds must be one integer for each sample, such as range(8); got {seeds!r:.80}")
+    if count not in (None, len(found)):
+        raise ValueError(f"one seed for each sample is needed: {count} samples, {len(found)} seeds")
     return found
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_diffusion.checks import check_kind
+from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.coordinates import Coordinate
-from sde_diffusion.sampling.ode_kinds import Method
+from sde_diffusion.sampling.coordinates import Coordinate, coordinate_of
+from sde_diffusion.sampling.ode_kinds import ODEMethod
 from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.sampling.reverse import ReverseProcess, solver_frames
 from sde_diffusion.sampling.walk import Walk
@@ -30,14 +30,15 @@ class ODESampler(Sampler):
     sample depends on its batch (by about 2e-4 at the default tolerances).
 
     Args:
-        method: One of these names (see `ODESolver`), or a `Method` of your own.
+        method: One of these names (see `ODESolver`), or an `ODEMethod` of your own.
         rtol: Relative tolerance, positive, of adaptive methods and of the iterations of implicit_adams.
         atol: Absolute tolerance, positive, of the same.
         steps: Number of steps of a method that is not adaptive, at least 1 (2 for euler with `denoise`); 50 by default.
         max_nfe: Largest number of network passes of an adaptive method.
         options: See `ODESolver`.
-        coordinate: The variable that is solved for: `State` (x itself, the default), `NoiseToSignal` or `UnitVariance`.
-        grid: Time change in which the solver steps; the path's default grid if None.
+        coordinate: The variable that is solved for: state (x itself, the default), noise_to_signal, unit_variance, or a
+            `Coordinate`.
+        grid: See `Sampler`; the time change in which the solver steps, not one of the lists of noise levels.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -50,28 +51,27 @@ class ODESampler(Sampler):
         Song et al. 2021, "Score-Based Generative Modeling through SDEs", section 4.3.
     """
 
+    always_shown = ("method", "steps")
+
     def __init__(
         self,
-        method: str | Method = "dopri5",
+        method: str | ODEMethod = "dopri5",
         rtol: float = 1e-5,
         atol: float = 1e-5,
         steps: int | None = None,
         max_nfe: int = 10_000,
         options: Mapping[str, Any] | None = None,
-        coordinate: Coordinate | None = None,
-        grid: Grid | None = None,
+        coordinate: str | Coordinate | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
-        super().__init__(denoise, t_end)
-        check_kind("coordinate", coordinate, Coordinate, or_none=True)
-        check_kind("grid", grid, Grid, or_none=True)
+        super().__init__(denoise, t_end, grid)
         solver = ODESolver(method, rtol, atol, steps, max_nfe, options)
         self.method, self.rtol, self.atol, self.max_nfe = method, solver.rtol, solver.atol, solver.max_nfe
         self.steps = None if steps is None else solver.steps
         self.options = None if options is None else dict(options)
-        self.coordinate = coordinate
-        self.grid = grid
+        self.coordinate = coordinate_of(coordinate)
         self.solver()  # raises errors now rather than at the first call
 
     def solver(self) -> ODESolver:
@@ -80,7 +80,7 @@ class ODESampler(Sampler):
         if self.denoise and solver.single_pass and "step_size" not in solver.options:
             # The last prediction is one of the `steps` passes.
             if solver.steps < 2:
-                raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+                raise ValueError(NO_STEP_LEFT)
             solver.steps -= 1
         return solver
 
@@ -94,9 +94,13 @@ class ODESampler(Sampler):
         return self._solve(x, run, 0.0, 1.0)
 
     def _solve(self, x: Tensor, run: Walk, start: float, end: float) -> Tensor:
-        grid = self.grid or run.sde.default_grid()
         process = ReverseProcess(
-            run.predict, run.sde, grid, run.t_end, coordinate=self.coordinate, passes_at=run.denoiser.passes_at
+            run.predict,
+            run.sde,
+            self.grid_on(run.sde),
+            run.t_end,
+            coordinate=self.coordinate,
+            passes_at=run.denoiser.passes_at,
         )
         y = self.solver()(process, x * process.scale(start), start, end, **solver_frames(run, process, start, end))
         return y / process.scale(end)

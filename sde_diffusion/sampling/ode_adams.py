@@ -1,4 +1,4 @@
-"""Adams' method with adaptive steps, as a `Method` of `ode_methods`."""
+"""Adams' method with adaptive steps, as an `ODEMethod` of `ode_methods`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.adams import RoughError, adams
 from sde_diffusion.sampling.flow import Flow, MonitoredDrift
 from sde_diffusion.sampling.ode_kinds import Adaptive, Ends, Norm, Solution
-from sde_diffusion.sampling.solver_options import Option, integer
+from sde_diffusion.sampling.solver_options import integer
 
 if TYPE_CHECKING:
     from sde_diffusion.sampling.ode_methods import ODESolver
@@ -30,14 +30,14 @@ two solutions, in requested tolerances, for which a further one is computed; and
 class Adams(Adaptive):
     """This library's Adams method; see `adams` and `ODESolver`."""
 
-    takes: Mapping[str, Option] = {"order": integer(1, 6)}  # beyond, its steps are tiny
+    takes: Mapping[str, Any] = {"order": integer(1, 6)}  # beyond, its steps are tiny
 
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """`order`, 4 by default."""
         return {"order": 4, **super().options(name, given)}
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """See `Method.solve`; warns if the tolerance had to be loosened."""
+        """See `ODEMethod.solve`; warns if the tolerance had to be loosened."""
         found = self.solution(solver, flow, y, ends, norm)
         if found.coarser is not None:
             off = float((found.state - found.coarser).detach().square().mean().sqrt())
@@ -49,7 +49,7 @@ class Adams(Adaptive):
         return found.state
 
     def solution(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Solution:
-        """See `Method.solution`; if the slope is rough in time, with the smallest tolerance that the passes allow."""
+        """See `ODEMethod.solution`; if the slope is rough in time, with the least tolerance that the passes allow."""
         visited: list[tuple[float, Tensor]] = []
         found = self._settled(solver, solver.monitor(flow), y, ends, norm, visited)
         for u, state in visited:

@@ -7,25 +7,14 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks.hints import Count, Positive
 from sde_diffusion.sampling.flow import Flow, MonitoredDrift
-from sde_diffusion.sampling.solver_options import (
-    AT_LEAST_ONE,
-    BOOLEAN,
-    COUNT,
-    NOT_NEGATIVE,
-    PLACES,
-    POSITIVE,
-    SHARE,
-    Option,
-    check_options,
-    integer,
-    one_of,
-)
+from sde_diffusion.sampling.solver_options import AtLeastOne, NotNegative, Places, Share, check_options, integer
 
 if TYPE_CHECKING:
     from sde_diffusion.sampling.ode_methods import ODESolver
@@ -87,7 +76,7 @@ class Ends:
         return solution[-1]
 
 
-class Method(ABC):
+class ODEMethod(ABC):
     """A method for ordinary differential equations. A method of your own defines `adaptive` and `solve`."""
 
     adaptive: bool
@@ -96,7 +85,7 @@ class Method(ABC):
     single_pass = False
     """Whether it takes a given number of steps of one network pass each."""
 
-    takes: Mapping[str, Option] = {}
+    takes: Mapping[str, Any] = {}
     """Its options."""
 
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,24 +116,24 @@ class Method(ABC):
         return Solution(self.solve(solver, flow, y, ends, norm), None, solver.rtol)
 
 
-class FixedSteps(Method):
+class FixedSteps(ODEMethod):
     """A method of torchdiffeq with a given number of steps.
 
     Args:
         name: torchdiffeq's name of it.
-        single_pass: See `Method`.
+        single_pass: See `ODEMethod`.
     """
 
     adaptive = False
 
-    takes: Mapping[str, Option] = {"step_size": SHARE, "interp": one_of("linear", "cubic"), "perturb": BOOLEAN}
+    takes: Mapping[str, Any] = {"step_size": Share, "interp": Literal["linear", "cubic"], "perturb": bool}
 
     def __init__(self, name: str, single_pass: bool = False) -> None:
         self.name = name
         self.single_pass = single_pass
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """See `Method.solve`."""
+        """See `ODEMethod.solve`."""
         own = dict(solver.options)
         size = own.pop("step_size", 1 / solver.steps)
         steps = math.ceil(1 / size - 1e-9)  # the last may be shorter
@@ -172,7 +161,7 @@ class FixedAdams(FixedSteps):
         super().__init__(name)
         self.implicit = implicit
         orders = (4, 12) if implicit else (3, 11)
-        self.takes = {"order": integer(*orders), "max_order": integer(4, 12), "max_iters": COUNT, **FixedSteps.takes}
+        self.takes = {"order": integer(*orders), "max_order": integer(4, 12), "max_iters": Count, **FixedSteps.takes}
 
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """`order`, 4 by default, which torchdiffeq calls `max_order`, and the others."""
@@ -183,7 +172,7 @@ class FixedAdams(FixedSteps):
         return {"max_order": order + (not self.implicit), **options}
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """See `Method.solve`."""
+        """See `ODEMethod.solve`."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             solution = super().solve(solver, flow, y, ends, norm)
@@ -202,7 +191,7 @@ class FixedAdams(FixedSteps):
         return solution
 
 
-class Adaptive(Method):
+class Adaptive(ODEMethod):
     """A Runge-Kutta method of torchdiffeq with an error estimate.
 
     Args:
@@ -210,23 +199,23 @@ class Adaptive(Method):
     """
 
     adaptive = True
-    takes: Mapping[str, Option] = {
-        "min_step": NOT_NEGATIVE,
-        "max_step": POSITIVE,
-        "first_step": POSITIVE,
-        "step_t": PLACES,
-        "jump_t": PLACES,
-        "safety": SHARE,
-        "ifactor": AT_LEAST_ONE,
-        "dfactor": SHARE,
-        "max_num_steps": COUNT,
+    takes: Mapping[str, Any] = {
+        "min_step": NotNegative,
+        "max_step": Positive,
+        "first_step": Positive,
+        "step_t": Places,
+        "jump_t": Places,
+        "safety": Share,
+        "ifactor": AtLeastOne,
+        "dfactor": Share,
+        "max_num_steps": Count,
     }
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def solve(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Tensor:
-        """See `Method.solve`.
+        """See `ODEMethod.solve`.
 
         Raises:
             UserError: If the tolerance is not met.
@@ -265,7 +254,7 @@ class SciPy(Adaptive):
     solvers = ("RK23", "RK45", "DOP853")
     """The explicit ones; the others form matrices of the squared size of the batch."""
 
-    takes: Mapping[str, Option] = {"solver": one_of(*solvers), "max_step": POSITIVE}
+    takes: Mapping[str, Any] = {"solver": Literal[solvers], "max_step": Positive}
 
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """`solver`, RK45 by default, and the others."""

@@ -17,14 +17,14 @@ from sde_diffusion.sampling.ode_kinds import (
     FixedAdams,
     FixedSteps,
     Keep,
-    Method,
     Norm,
+    ODEMethod,
     SciPy,
     Solution,
     worst_rms,
 )
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, ODEMethod] = {
     "adams": Adams("adams"),
     **{name: Adaptive(name) for name in ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")},
     "scipy_solver": SciPy("scipy_solver"),
@@ -77,7 +77,7 @@ class ODESolver:
     grid_constructor (use `grid`), implicit (use the name), and SciPy's implicit methods and min_step.
 
     Args:
-        method: One of these names, or a `Method` of your own.
+        method: One of these names, or an `ODEMethod` of your own.
         rtol: Relative tolerance, positive, of adaptive methods and of the iterations of implicit_adams.
         atol: Absolute tolerance, positive, of the same.
         steps: Number of steps of a method that is not adaptive, at least 1; 50 by default.
@@ -91,18 +91,21 @@ class ODESolver:
 
     def __init__(
         self,
-        method: str | Method,
+        method: str | ODEMethod,
         rtol: float = 1e-5,
         atol: float = 1e-5,
         steps: int | None = None,
         max_nfe: int = 10_000,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.method: Method = as_instance("method", method, METHODS, Method)
+        self.method: ODEMethod = as_instance("method", method, METHODS, ODEMethod)
         self.name = method if isinstance(method, str) else type(method).__name__
         if steps is not None and self.method.adaptive:
             fixed = ", ".join(name for name, other in METHODS.items() if not other.adaptive)
-            raise ValueError(f"{self.name} chooses its own steps by rtol and atol; methods that take steps: {fixed}")
+            raise ValueError(
+                f"steps cannot be given with {self.name}, which chooses its own steps by rtol and atol; got {steps}; "
+                f"methods that take steps: {fixed}"
+            )
         self.rtol, self.atol = as_positive("rtol", rtol), as_positive("atol", atol)
         self.steps = check_count("steps", 50 if steps is None else steps)
         self.max_nfe = check_count("max_nfe", max_nfe)

@@ -14,19 +14,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_positive, check_count, check_kind
+from sde_diffusion.checks import as_positive, check_count
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import ShowsArguments
-from sde_diffusion.sampling.ancestral import AncestralSampler
 from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.correctors import CORRECTORS, Corrector, NoCorrector
-from sde_diffusion.sampling.walk import Walk, singular
-from sde_diffusion.sde import SDE, Grid, Number, add_, numbers, value_of
+from sde_diffusion.sampling.correctors import CORRECTORS, Corrector
+from sde_diffusion.sampling.walk import Walk, check_coefficients
+from sde_diffusion.sde import SDE, Grid, Number, add_, numbers
 
 
 @dataclass
 class Step:
-    """The coefficients of a step from t to s, computed in float64.
+    """The scales of a step of the walk from t to s < t, computed in float64.
 
     Attributes:
         t: Time at which the step begins.
@@ -70,17 +69,30 @@ class Step:
 
 
 class Predictor(ShowsArguments, ABC):
-    """A step of the reverse process: x_s = a x_t + b belief + c z."""
+    """A step of the reverse process, x_s = a x_t + b m(x_t, t) + c z: a prediction m and fresh noise z ~ N(0, I)."""
 
-    belief: str | None = "score"
-    """Which attribute of the `Prediction` it combines; None if it needs no network pass."""
-
-    invertible = False
-    """Whether its steps are those of DDIM, which `invert` can take in the other direction."""
+    prediction: str | None = "score"
+    """The form of the prediction m that the step is linear in: x0, eps, score or velocity (attributes of `Prediction`).
+    None if it needs no network pass."""
 
     @abstractmethod
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
-        """a, b and c."""
+        """The factors (a, b, c) of x_t, m and z.
+
+        They are numbers, the same for all samples and dimensions; on a learned path tensors [] with gradients. If one
+        is infinite, as at a singular end of a path, the sampler raises an error.
+
+        Args:
+            step: The step from t to s, with the scales of the path at both ends and of its kernels.
+        """
+
+    def climb(self, step: Step) -> tuple[Number, Number] | None:
+        """The factors (a, b) of the step back from s to t, x_t = a x_s + b m(x_s, s), for `invert`.
+
+        Returns:
+            None if there is no such step, as for every predictor that draws noise.
+        """
+        return None
 
 
 class ReverseDiffusion(Predictor):
@@ -94,7 +106,7 @@ class ReverseDiffusion(Predictor):
 class Ancestral(Predictor):
     """x_s drawn from q(x_s | x_t, x0) (Ho et al. 2020, algorithm 2), on any path."""
 
-    belief = "x0"
+    prediction = "x0"
 
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
         """The coefficients of the posterior's mean, and its standard deviation."""
@@ -117,22 +129,26 @@ class ProbabilityFlow(Predictor):
     rectified path, the first steps have scale << 1, and each would scale x by about 3 / 2.
     """
 
-    belief = "x0"
-    invertible = True
+    prediction = "x0"
 
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
         """sigma_s / sigma, alpha_s - alpha sigma_s / sigma, and no noise."""
         shrink = step.sigma_s / step.sigma
         return shrink, step.alpha_s - step.alpha * shrink, 0.0
 
+    def climb(self, step: Step) -> tuple[Number, Number]:
+        """sigma / sigma_s and alpha - alpha_s sigma / sigma_s: the same step, with s and t exchanged."""
+        grow = step.sigma / step.sigma_s if step.sigma_s else math.inf
+        return grow, step.alpha - step.alpha_s * grow
+
 
 class Stay(Predictor):
     """x_s = x_t / scale, which keeps x / alpha: the corrector alone takes the walk to the data, as in NCSN."""
 
-    belief = None
+    prediction = None
 
     def coefficients(self, step: Step) -> tuple[Number, Number, Number]:
-        """1 / scale, and neither belief nor noise."""
+        """1 / scale, and neither prediction nor noise."""
         return 1 / step.scale if step.scale else math.inf, 0.0, 0.0
 
 
@@ -173,7 +189,7 @@ class PredictorCorrector(Sampler):
         steps: Number of predictor steps, at least 1.
         snr: Signal-to-noise ratio of the Langevin steps, positive: 0.16 CIFAR-10, 0.17 CelebA, 0.075 LSUN.
         corrector_steps: Langevin steps at each time, at least 1.
-        grid: Spacing of the times; the path's default grid if None.
+        grid: See `Sampler`.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -185,6 +201,8 @@ class PredictorCorrector(Sampler):
         Song et al. 2021, "Score-Based Generative Modeling through SDEs", algorithms 1 to 5.
     """
 
+    always_shown = ("predictor", "corrector", "steps")
+
     def __init__(
         self,
         predictor: str | Predictor = "reverse_diffusion",
@@ -192,18 +210,16 @@ class PredictorCorrector(Sampler):
         steps: int = 1000,
         snr: float = 0.16,
         corrector_steps: int = 1,
-        grid: Grid | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
-        super().__init__(denoise, t_end)
-        check_kind("grid", grid, Grid, or_none=True)
+        super().__init__(denoise, t_end, grid)
         self.snr = as_positive("snr", snr, " (0.16 for CIFAR-10)")
         self.predictor, self.corrector = predictor, corrector
         self._parts()  # checks the names
         self.steps = check_count("steps", steps)
         self.corrector_steps = check_count("corrector_steps", corrector_steps)
-        self.grid = grid
 
     def _parts(self) -> tuple[Predictor, Corrector]:
         """The predictor and the corrector, from their names if they have one."""
@@ -214,36 +230,51 @@ class PredictorCorrector(Sampler):
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the grid; see `Sampler.walk`."""
-        times = (self.grid or run.sde.default_grid()).times(run.sde, self.steps + 1, run.t_end)
         predictor, corrector = self._parts()
-        steps = Step.walk(run.sde, times)
+        times, steps = self._steps(run)
         table = [predictor.coefficients(step) for step in steps]
-        if not all(math.isfinite(value_of(number)) for row in table for number in row):
-            raise singular(run.sde)
-        predicted = predictor.belief is not None
-        corrections = corrector.moves(run.sde, times, predicted)
+        check_coefficients(table, run.sde)
+        corrections = corrector.moves(run.sde, times, predictor.prediction is not None)
         draws = self.corrector_steps + 1
         run.plan(times)
-        for i, (step, correct, (from_x, from_belief, std)) in enumerate(zip(steps, corrections, table, strict=True)):
+        for i, (step, correct, (a, b, c)) in enumerate(zip(steps, corrections, table, strict=True)):
             x = run.visit(x, step.t)
             if correct is not None:
                 for j in range(self.corrector_steps):
                     x = correct(x, run, run.normal(i * draws + j))
-            moved = x * from_x
-            if predictor.belief is not None:
-                moved = add_(moved, getattr(run.predict(x, step.t), predictor.belief), from_belief)
-            x = moved
-            if std and i + 1 < self.steps:
-                x = add_(x, run.normal(i * draws + self.corrector_steps), std)
+            x = _predicted(predictor, x, run, step.t, a, b)
+            if c and i + 1 < self.steps:
+                x = add_(x, run.normal(i * draws + self.corrector_steps), c)
         x = run.visit(x, times[-1])
         return run.predict(x, times[-1]).x0 if self.denoise else x
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """The probability flow's steps up; see `Sampler.climb`."""
+        """The predictor's steps up, if it has any, without a corrector; see `Sampler.climb`."""
         predictor, corrector = self._parts()
-        if not (predictor.invertible and isinstance(corrector, NoCorrector)):
+        times, steps = self._steps(run)
+        table = [factors for step in steps if (factors := predictor.climb(step)) is not None]
+        if len(table) < len(steps) or any(corrector.moves(run.sde, times)):
             raise ValueError(
                 "only the deterministic walk (predictor=probability_flow, corrector=none) can be inverted; got "
                 f"predictor={self.predictor}, corrector={self.corrector}"
             )
-        return AncestralSampler(self.steps, grid=self.grid, denoise=False).climb(x, run)  # the same steps
+        check_coefficients(table, run.sde)
+        run.plan(times.flip(0))
+        for step, (a, b) in zip(reversed(steps), reversed(table), strict=True):
+            run.visit(x, step.s)
+            x = _predicted(predictor, x, run, step.s, a, b)
+        run.visit(x, times[0])
+        return x
+
+    def _steps(self, run: Walk) -> tuple[Tensor, list[Step]]:
+        """The times from t_max down to t_end, [steps + 1], and the steps between them."""
+        times = self.grid_on(run.sde).times(run.sde, self.steps + 1, run.t_end)
+        return times, Step.walk(run.sde, times)
+
+
+def _predicted(predictor: Predictor, x: Tensor, run: Walk, t: Number, a: Number, b: Number) -> Tensor:
+    """The predictor's step without noise, a x + b m(x, t)."""
+    moved = x * a
+    if predictor.prediction is None:
+        return moved
+    return add_(moved, getattr(run.predict(x, t), predictor.prediction), b)

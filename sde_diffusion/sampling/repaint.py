@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_count, check_kind
+from sde_diffusion.checks import check_count
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.measured import KnownPart
 from sde_diffusion.sampling.walk import Walk
@@ -27,7 +27,7 @@ class RePaint(Sampler):
         steps: Number of noise levels, at least 2.
         jump: Number of steps of a jump, from 1 to steps - 1.
         resamples: How often the steps of a jump are taken, at least 1.
-        grid: Spacing of the times; the path's default grid if None.
+        grid: See `Sampler`.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -40,21 +40,21 @@ class RePaint(Sampler):
         published schedule of jumps.
     """
 
+    always_shown = ("steps", "jump", "resamples")
+
     def __init__(
         self,
         steps: int = 250,
         jump: int = 10,
         resamples: int = 10,
-        grid: Grid | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
-        super().__init__(denoise, t_end)
-        check_kind("grid", grid, Grid, or_none=True)
+        super().__init__(denoise, t_end, grid)
         self.steps = check_count("steps", steps, least=2)
         self.jump = check_count("jump", jump, most=self.steps - 1)
         self.resamples = check_count("resamples", resamples)
-        self.grid = grid
 
     def levels(self, lowest: int = 0) -> list[int]:
         """Number of each noise level that the walk visits, in order; 0 is t_end. No jump begins below `lowest`."""
@@ -72,7 +72,7 @@ class RePaint(Sampler):
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Down the grid and up again; see `Sampler.walk`."""
         sde, known = run.sde, KnownPart(run, type(self).__name__)
-        times = (self.grid or sde.default_grid()).times(sde, self.steps + (not self.denoise), run.t_end)
+        times = self.grid_on(sde).times(sde, self.steps + (not self.denoise), run.t_end)
         levels = self.levels(sum(not known.covers(t) for t in times))
         down = numbers(torch.stack(sde.posterior_coefficients(times[1:], times[:-1]), 1).flip(0))
         times = times.flip(0)

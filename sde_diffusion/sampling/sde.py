@@ -2,136 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, as_positive, check_bool, check_choice, check_count, check_kind
+from sde_diffusion.checks import as_number, as_positive, check_bool, check_count
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.coordinates import Coordinate
+from sde_diffusion.sampling.coordinates import Coordinate, coordinate_of
 from sde_diffusion.sampling.flow import MonitoredDrift
 from sde_diffusion.sampling.reverse import ReverseProcess, solver_frames
-from sde_diffusion.sampling.solver_options import BOOLEAN, NOT_NEGATIVE, Option, check_options
+from sde_diffusion.sampling.sde_methods import METHODS, Drift, SDEMethod
+from sde_diffusion.sampling.solver_options import check_options
 from sde_diffusion.sampling.walk import Walk
-from sde_diffusion.sde import Grid, Number
-
-Drift = Callable[[float, Tensor], Tensor]
-
-
-class TorchSDE:
-    """Adapter that presents a reverse process to torchsde: flattened, in increasing time tau = -steps u.
-
-    Every step has length one exactly, so that rounding cannot add a tiny last step.
-
-    Args:
-        process: The process.
-        drift: Its drift, (u, y [B, *dims]) -> dy/du.
-        shape: Shape of the state, [B, *dims].
-        steps: Number of steps.
-        up: Whether tau = steps u instead, from data to noise, for a deterministic process.
-        sde_type: ito or stratonovich, as the method requires; the two are the same, as the diffusion does not depend on
-            the state.
-        memory: Number of drifts that are cached, for solvers that evaluate the same one again (torchsde does so once
-            before the first step, `srk` in each step, and an adaptive solver after each rejected step).
-    """
-
-    noise_type: str
-
-    def __init__(
-        self,
-        process: ReverseProcess,
-        drift: Drift,
-        shape: torch.Size,
-        steps: int,
-        sde_type: str,
-        memory: int = 1,
-        up: bool = False,
-    ) -> None:
-        self.process = process
-        self.drift = drift
-        self.shape = shape
-        self.rate = (1 if up else -1) / steps  # of u against tau
-        self.sde_type = sde_type
-        self.memory = memory
-        self._known: OrderedDict[tuple[float, int], tuple[Tensor, Tensor]] = OrderedDict()
-
-    def f(self, tau: Tensor, y: Tensor) -> Tensor:
-        """Drift dy/dtau, [B, d]."""
-        place = float(tau)
-        key = (place, id(y))  # the cache holds the tensor too, so that no other can have its identity
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key][1]
-        drift: Tensor = self.drift(place * self.rate, y.view(self.shape)).flatten(1).mul_(self.rate)
-        self._known[key] = y, drift
-        if len(self._known) > self.memory:
-            self._known.popitem(last=False)
-        return drift
-
-    def diffusion(self, tau: Tensor) -> Number:
-        """Diffusion coefficient in tau."""
-        return self.process.diffusion(float(tau) * self.rate) * math.sqrt(abs(self.rate))
-
-
-class AdditiveNoise(TorchSDE):
-    """For methods that are cheaper, or of higher order, if the diffusion does not depend on the state."""
-
-    noise_type = "additive"
-
-    def g_prod(self, tau: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Diffusion times v, [B, d]."""
-        return v * self.diffusion(tau)
-
-
-class DiagonalNoise(TorchSDE):
-    """For methods that need the diffusion itself, which as additive noise would be a matrix [B, d, d]."""
-
-    noise_type = "diagonal"
-
-    def f_and_g(self, tau: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift, and the diffusion of each dimension (one number, expanded)."""
-        diffusion = self.diffusion(tau)
-        if not isinstance(diffusion, Tensor):
-            diffusion = torch.full((), diffusion, dtype=y.dtype, device=y.device)
-        return self.f(tau, y), diffusion.to(y).expand_as(y)
-
-
-@dataclass(frozen=True)
-class Method:
-    """What one of torchsde's methods requires.
-
-    Attributes:
-        sde_type: ito or stratonovich.
-        adapter: The form of the diffusion.
-        levy_area: What it requires of the Brownian motion, by torchsde's name.
-        single_pass: Whether each step costs one network pass, and there are no others.
-        takes: Its options.
-    """
-
-    sde_type: str
-    adapter: type[TorchSDE] = AdditiveNoise
-    levy_area: str = "none"
-    single_pass: bool = False
-
-    takes: Mapping[str, Option] = field(default_factory=lambda: {"dt_min": NOT_NEGATIVE})
-
-
-METHODS: dict[str, Method] = {
-    "euler": Method("ito", single_pass=True),
-    "milstein": Method("ito", single_pass=True, takes={"dt_min": NOT_NEGATIVE, "grad_free": BOOLEAN}),
-    "srk": Method("ito", levy_area="space-time"),
-    "euler_heun": Method("stratonovich", single_pass=True),
-    "heun": Method("stratonovich"),
-    "midpoint": Method("stratonovich"),
-    "log_ode": Method("stratonovich", levy_area="foster"),
-    "reversible_heun": Method("stratonovich", DiagonalNoise),
-}
-"""torchsde's methods by name: all but adjoint_reversible_heun, which is only for gradients."""
+from sde_diffusion.sde import Grid
 
 
 class SDESampler(Sampler):
@@ -157,7 +44,7 @@ class SDESampler(Sampler):
     Brownian path is resolved down to 2^-30 of the walk, below which it is smooth.
 
     Args:
-        method: euler, milstein, euler_heun, srk, heun, midpoint, log_ode or reversible_heun.
+        method: euler, milstein, euler_heun, srk, heun, midpoint, log_ode or reversible_heun, or an `SDEMethod`.
         steps: Number of steps, at least 1 (see above; with euler, milstein and `denoise` at least 2).
         eta: Scale of the noise, at least 0: 1 is the reverse SDE, 0 the probability flow.
         adaptive: Whether to choose the steps by an error estimate.
@@ -169,8 +56,9 @@ class SDESampler(Sampler):
             draws.
         options: Options of torchsde: dt_min, the smallest step of an adaptive solver, as a share of the walk (it
             continues with that step, with a warning); and grad_free of milstein, which has no effect here.
-        coordinate: The variable that is solved for: `State` (x itself, the default), `NoiseToSignal` or `UnitVariance`.
-        grid: Spacing of the times; the path's default grid if None.
+        coordinate: The variable that is solved for: state (x itself, the default), noise_to_signal, unit_variance, or a
+            `Coordinate`.
+        grid: See `Sampler`.
         denoise: See `Sampler`.
         t_end: See `Sampler`.
 
@@ -184,9 +72,11 @@ class SDESampler(Sampler):
         and Accurate Gradients for Neural SDEs" (reversible_heun).
     """
 
+    always_shown = ("method", "steps", "eta")
+
     def __init__(
         self,
-        method: str = "euler",
+        method: str | SDEMethod = "euler",
         steps: int = 1000,
         eta: float = 1.0,
         adaptive: bool = False,
@@ -195,15 +85,14 @@ class SDESampler(Sampler):
         max_nfe: int = 10_000,
         one_path: bool = False,
         options: Mapping[str, Any] | None = None,
-        coordinate: Coordinate | None = None,
-        grid: Grid | None = None,
+        coordinate: str | Coordinate | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
-        super().__init__(denoise, t_end)
-        check_kind("coordinate", coordinate, Coordinate, or_none=True)
-        check_kind("grid", grid, Grid, or_none=True)
-        self.method = check_choice("method", method, METHODS)
+        super().__init__(denoise, t_end, grid)
+        self.method = method
+        solver = self.solver()  # checks the name
         self.steps = check_count("steps", steps)
         self.eta = as_number("eta", eta)
         if not self.eta >= 0:
@@ -212,16 +101,20 @@ class SDESampler(Sampler):
         self.rtol, self.atol = as_positive("rtol", rtol), as_positive("atol", atol)
         self.max_nfe = check_count("max_nfe", max_nfe)
         self.one_path = check_bool("one_path", one_path)
-        self.coordinate = coordinate
-        self.grid = grid
-        self.options = None if options is None else check_options(method, options, METHODS[method].takes)
+        self.coordinate = coordinate_of(coordinate)
+        self.options = None if options is None else check_options(solver.name, options, solver.takes)
         if self.transitions < 1:
-            raise ValueError("with denoise=True one step goes to the last prediction: steps must be at least 2")
+            raise ValueError(NO_STEP_LEFT)
+
+    def solver(self) -> SDEMethod:
+        """The method, from its name if it has one."""
+        found: SDEMethod = as_instance("method", self.method, METHODS, SDEMethod)
+        return found
 
     @property
     def transitions(self) -> int:
         """Number of steps of the walk; with one pass a step, the last prediction is one of the `steps` passes."""
-        return self.steps - (self.denoise and METHODS[self.method].single_pass)
+        return self.steps - (self.denoise and self.solver().single_pass)
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Solve the reverse SDE; see `Sampler.walk`."""
@@ -235,15 +128,17 @@ class SDESampler(Sampler):
         return self._solve(x, run, 0.0, 1.0)
 
     def _solve(self, x: Tensor, run: Walk, start: float, end: float) -> Tensor:
-        # Imported here: SciPy comes with it, half a second that `import sde_diffusion` need not cost.
-        import torchsde
+        from sde_diffusion.sampling.brownian import StepBrownian, TreeBrownian  # which imports torchsde
 
-        from sde_diffusion.sampling.brownian import StepBrownian, TreeBrownian
-
-        method, steps, up = METHODS[self.method], self.transitions, end > start
-        grid = self.grid or run.sde.default_grid()
+        method, steps, up = self.solver(), self.transitions, end > start
         process = ReverseProcess(
-            run.predict, run.sde, grid, run.t_end, self.eta, self.coordinate, passes_at=run.denoiser.passes_at
+            run.predict,
+            run.sde,
+            self.grid_on(run.sde),
+            run.t_end,
+            self.eta,
+            self.coordinate,
+            passes_at=run.denoiser.passes_at,
         )
         monitor = MonitoredDrift(process, self.max_nfe)
         drift: Drift = monitor if self.adaptive else process.drift
@@ -260,9 +155,7 @@ class SDESampler(Sampler):
         smallest = own.pop("dt_min", 0.0) * steps
         options = {"adaptive": self.adaptive, "rtol": self.rtol, "atol": self.atol, "dt_min": smallest, "options": own}
         try:
-            # torchsde tests g_prod with torch's global generator, whose state is restored.
-            with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-                found = torchsde.sdeint(adapter, y, span, bm=brownian, method=self.method, dt=1.0, **options)
+            found = method.solve(adapter, y, span, brownian, **options)
         except AssertionError:  # torchsde's only answer to an error estimate of NaN
             if not monitor.broken():
                 raise

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_count, check_kind
+from sde_diffusion.checks import check_count
 from sde_diffusion.denoiser import Prediction
 from sde_diffusion.guidance.posterior import Twist
 from sde_diffusion.sampling.base import Sampler
@@ -51,24 +51,24 @@ class TwistedSMC(Sampler):
         Wu et al. 2023, "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models", algorithm 1.
     """
 
+    always_shown = ("steps", "particles")
+
     def __init__(
         self,
         steps: int = 100,
         particles: int = 64,
-        grid: Grid | None = None,
+        grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
     ) -> None:
-        super().__init__(denoise, t_end)
-        check_kind("grid", grid, Grid, or_none=True)
+        super().__init__(denoise, t_end, BandLogSNR() if grid is None else grid)
         self.steps = check_count("steps", steps)
         self.particles = check_count("particles", particles)
-        self.grid = BandLogSNR() if grid is None else grid
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk all particles down the grid; see `Sampler.walk`."""
         sde = run.sde
-        times = self.grid.times(sde, self.steps + (not self.denoise), run.t_end)
+        times = self.grid_on(sde).times(sde, self.steps + (not self.denoise), run.t_end)
         table = torch.stack(sde.posterior_coefficients(times[1:], times[:-1]), 1)
         if not bool((table.isfinite() & (table[:, 2:] > 0)).all()):
             raise singular(sde)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_finite
@@ -14,7 +16,7 @@ from sde_diffusion.denoiser import Denoiser, Prediction
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.frames import Frames
 from sde_diffusion.sampling.noise import Noise
-from sde_diffusion.sde import SDE, Time, value_of
+from sde_diffusion.sde import SDE, Number, Time, value_of
 from sde_diffusion.sde.truncated import TruncatedSDE
 
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
@@ -82,9 +84,18 @@ class Walk:
         return TruncatedSDE(path=sde, t_min=min(sde.t_min, self.t_end), t_max=self.t_start)
 
     def predict(self, x: Tensor, t: Time) -> Prediction:
-        """The prediction at (x, t). Counts its passes and calls the callback.
+        """Ask the denoiser, with the walk's conditions; counts its network passes and calls the callback.
+
+        Args:
+            x: State at t, [B, *dims].
+            t: One time for the whole batch, [], in [t_end, t_max].
+
+        Returns:
+            The prediction at (x, t): x0, eps, score and velocity, [B, *dims] each.
 
         Raises:
+            Stop: If the callback returns True; the sampler's call catches it.
+            UserError: With `check`, if x0 has NaN or infinite numbers.
             ValueError: If the state is to be changed at each time of the walk, and the sampler has announced none.
         """
         if self.replace is not None and not self.planned:
@@ -132,9 +143,48 @@ class Walk:
         return self.noise.normal(PRIOR_DRAW + 1 + step)
 
 
+def completed(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk, again: Walk) -> Tensor:
+    """The walk's result.
+
+    Args:
+        walk: The sampler's `walk` or `climb`.
+        x: State at its beginning.
+        run: The walk.
+        again: The same walk with checks, which is taken if the result has NaN or infinite numbers.
+
+    Raises:
+        UserError: If it has NaN or infinite numbers.
+    """
+    result = _finish(walk, x, run)
+    if not bool(torch.isfinite(result).all()):
+        # Checking each step would have waited for the device each time. The noise can be repeated: walk again, and
+        # check.
+        _finish(walk, x, again)
+        check_finite("the sampler's result", result, REMEDY, UserError)
+    return result
+
+
+def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:
+    """The walk's result, or the belief where a callback ended it."""
+    try:
+        return walk(x, run)
+    except Stop as stop:
+        return stop.x0
+
+
 def singular(sde: SDE) -> ValueError:
     """The error to raise if a method's coefficients are infinite at an end of its walk."""
     return ValueError(
         f"this method's coefficients are not finite all along the walk, as {sde} is singular at an end: give it "
         "t_min > 0 (or the sampler t_end > 0) and t_max < 1"
     )
+
+
+def check_coefficients(rows: Iterable[Iterable[Number]], sde: SDE) -> None:
+    """Check that the coefficients of all steps are finite; at a singular end of a path some are not.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not all(math.isfinite(value_of(number)) for row in rows for number in row):
+        raise singular(sde)

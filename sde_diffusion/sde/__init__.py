@@ -7,8 +7,8 @@ Each choice of `sde=` is a file in `conf/sde/` that names a class, and each clas
     rectified           RectifiedFlow                  rectified
 
 A path of your own is a subclass of `SDE` (`base`) with methods `log_alpha` and `log_sigma`, or of `LearnedSDE`
-(`learned`) if it has parameters. `grids` has the times at which samplers step, DDPM's and NCSN's among them;
-`coefficients` has functions for float64 coefficients and the states that they multiply.
+(`learned`) if it has parameters. `grids` and `noise_levels` have the times at which samplers step, DDPM's and NCSN's
+among them; `coefficients` has functions for float64 coefficients and the states that they multiply.
 """
 
 from sde_diffusion.sde.base import SDE
@@ -25,24 +25,16 @@ from sde_diffusion.sde.coefficients import (
     on_device,
     value_of,
 )
-from sde_diffusion.sde.grids import (
-    BandLogSNR,
-    BetaTable,
-    GeometricLevels,
-    Grid,
-    KarrasRho,
-    NoiseLevels,
-    QuadraticTime,
-    UniformLogSNR,
-    UniformTime,
-)
+from sde_diffusion.sde.grids import BandLogSNR, Grid, KarrasRho, QuadraticTime, UniformLogSNR, UniformTime
 from sde_diffusion.sde.learned import LearnedSDE
+from sde_diffusion.sde.noise_levels import GRIDS, BetaTable, GeometricLevels, NoiseLevels
 from sde_diffusion.sde.rectified import RectifiedFlow
 from sde_diffusion.sde.ve import EDMSDE, VESDE
 from sde_diffusion.sde.vp import VPSDE, CosineVPSDE, SubVPSDE
 
 __all__ = [
     "EDMSDE",
+    "GRIDS",
     "SDE",
     "VESDE",
     "VPSDE",

@@ -85,7 +85,11 @@ class QuadraticTime(Grid):
 
 @dataclass(frozen=True)
 class UniformLogSNR(Grid):
-    """lambda uniform: the choice of DPM-Solver (Lu et al. 2022, section 3.3). Needs t_end > 0 where sigma(0) = 0."""
+    """Log-SNR lambda uniform: the choice of DPM-Solver (Lu et al. 2022, section 3.3).
+
+    Raises:
+        ValueError: From `time`, if log-SNR is infinite at an end: it needs sigma(t_end) > 0 and alpha(t_max) > 0.
+    """
 
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
         """Map u to t; see `Grid.time`."""
@@ -95,10 +99,21 @@ class UniformLogSNR(Grid):
 
 @dataclass(frozen=True)
 class KarrasRho(Grid):
-    """(sigma/alpha)^(1/rho) uniform, with rho = 7 (Karras et al. 2022, equation 5). rho -> infinity is uniform lambda.
+    """EDM's noise levels, also called Karras sigmas: r = sigma / alpha, with r^(1/rho) uniform in u.
+
+    r(u) = (a + u (b - a))^rho, where a^rho and b^rho are r at t_end (u = 0) and at t_max (u = 1). On the EDM path
+    r = t, and these are EDM's levels. The larger rho, the more times lie at low noise: rho = 1 is uniform in r, and
+    rho -> infinity uniform in log-SNR. Needs sigma(t_end) > 0 and alpha(t_max) > 0.
+
+    Args:
+        rho: The exponent, positive; EDM takes 7.
 
     Raises:
-        ValueError: If rho <= 0.
+        ValueError: If rho <= 0; from `time`, if log-SNR is infinite at an end.
+
+    References:
+        Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5;
+        `get_sigmas_karras` in k-diffusion, `use_karras_sigmas` in diffusers.
     """
 
     rho: float = 7.0
@@ -148,132 +163,6 @@ class BandLogSNR(Grid):
         inside = u + (u.clamp(1e-9, 1 - 1e-9) - u).detach()
         w = (end + inside * (start - end)).exp()
         return _pin(sde.time(2 * (torch.log1p(-w / self.high) - (w - self.low).log())), u, sde, t_end)
-
-
-class NoiseLevels(Grid):
-    """Base of the discrete grids: a finite list of noise levels, from clean to noisy, each with its time on the path.
-
-    u maps to the nearest noise level: a walk with fewer points skips some of the list.
-    """
-
-    @abstractmethod
-    def log_snr(self) -> Tensor:
-        """Log-SNR lambda of the noise levels, [N], float64, strictly decreasing (clean to noisy)."""
-
-    def level_times(self, sde: SDE) -> Tensor:
-        """Times of all noise levels on a path, [N], float64, increasing.
-
-        Raises:
-            ValueError: If a noise level lies beyond the path's t_max, or below its t = 0.
-        """
-        log_snr = self.log_snr()
-        # The last noise level is often the path's own end, and the inverse may round past it.
-        times = sde.time(log_snr)
-        if times[-1] > sde.t_max * (1 + 1e-9):
-            raise ValueError(
-                f"{self} reaches log-SNR {log_snr[-1]:.4f}, beyond the end of {sde} "
-                f"({sde.log_snr(sde.t_max).item():.4f}): give the path t_max={times[-1].item() * 1.0001:.5g} or more"
-            )
-        times = times.clamp(max=sde.t_max)
-        missed = (sde.log_snr(times) - log_snr).abs().max().item()
-        if not missed < 1e-6:
-            raise ValueError(
-                f"{self} has noise levels that {sde} does not reach (log-SNR off by {missed:.3g}): "
-                "widen the path's range of noise levels"
-            )
-        return times
-
-    def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
-        """Map u to the time of the nearest noise level at or after t_end; see `Grid.time`.
-
-        A walk that begins before the path's end begins at its own t_max, and takes the noise levels below.
-        """
-        times, whole = self.level_times(sde.whole), sde.whole
-        # The walk begins with the noise of t_max: a first noise level far below would get the wrong amount.
-        if (whole.log_snr(times[-1]) - whole.log_snr(whole.t_max)).item() > 0.1:
-            raise ValueError(
-                f"{self} ends at t = {times[-1].item():.5g} of {whole}, below the t_max where samplers begin: give the "
-                f"path t_max={times[-1].item():.5g}"
-            )
-        times = times[times >= t_end * (1 - 1e-9)]  # the cleanest may round below the path's own end
-        if not len(times):
-            raise ValueError(f"{self} has no level at or after t_end={t_end:g} on {sde}")
-        if times[-1] > sde.t_max:
-            times = torch.cat([times[times < sde.t_max], times.new_tensor([sde.t_max])])
-        return times[(u * (len(times) - 1)).round().long()]
-
-
-@dataclass(frozen=True)
-class BetaTable(NoiseLevels):
-    """DDPM's N steps: beta_i = linspace(beta_start, beta_end, N), alpha_bar_i = prod_{j <= i} (1 - beta_j).
-
-    lambda_i = log(alpha_bar_i / (1 - alpha_bar_i)): on a variance-preserving path step i is at the time where alpha^2 =
-    alpha_bar_i exactly, so q(x_i | x_j) and the posteriors equal DDPM's to the last digit. The last step of the default
-    table lies a little beyond t = 1 of the default VP path: give the path t_max=1.004.
-
-    Args:
-        n: Number of steps N, at least 1.
-        beta_start: beta_1 in (0, 1).
-        beta_end: beta_N in [beta_start, 1).
-
-    Raises:
-        ValueError: If n < 1 or the betas are not in (0, 1) and non-decreasing.
-
-    References:
-        Ho et al. 2020, "Denoising Diffusion Probabilistic Models", section 4.
-    """
-
-    n: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.n < 1 or not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"a beta table needs n >= 1 and 0 < beta_start <= beta_end < 1; got n={self.n}, "
-                f"beta_start={self.beta_start}, beta_end={self.beta_end} (usual: 1000, 1e-4, 0.02)"
-            )
-
-    def log_snr(self) -> Tensor:
-        """log(alpha_bar / (1 - alpha_bar)) through log1p and expm1."""
-        betas = torch.linspace(self.beta_start, self.beta_end, self.n, dtype=torch.float64)
-        log_alpha_bar = torch.log1p(-betas).cumsum(0)
-        return log_alpha_bar - (-torch.expm1(log_alpha_bar)).log()
-
-
-@dataclass(frozen=True)
-class GeometricLevels(NoiseLevels):
-    """NCSN's L noise levels, geometric from sigma_min to sigma_max, for paths with alpha = 1.
-
-    Args:
-        n: Number of noise levels L, at least 2.
-        sigma_min: Smallest noise level, positive.
-        sigma_max: Largest noise level.
-
-    Raises:
-        ValueError: If n < 2 or not 0 < sigma_min < sigma_max.
-
-    References:
-        Song & Ermon 2019, "Generative Modeling by Estimating Gradients of the Data Distribution", section 4.
-    """
-
-    n: int = 10
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.n < 2 or not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"geometric levels need n >= 2 and 0 < sigma_min < sigma_max; got n={self.n}, "
-                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
-            )
-
-    def log_snr(self) -> Tensor:
-        """-2 log sigma_i."""
-        low, high = -2 * math.log(self.sigma_min), -2 * math.log(self.sigma_max)
-        return torch.linspace(low, high, self.n, dtype=torch.float64)
 
 
 def _finite_log_snr(sde: SDE, t: float) -> Tensor:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -23,8 +23,8 @@ from sde_diffusion.modality import Modality, modality_of, pictures
 from sde_diffusion.sampling import Sampler
 from sde_diffusion.storage import progress
 from sde_diffusion.storage.progress import Bar
+from sde_diffusion.training.base import BaseModel
 from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
-from sde_diffusion.training.module import ScoreModel
 from sde_diffusion.training.schedule import timer_of
 
 __all__ = [
@@ -43,7 +43,8 @@ class SampleGrid(Callback):
     """Draw samples with the averaged weights at every `every_n_validations`-th validation, and at the last one.
 
     The seeds are always the same. A resumed run draws at the same validations as an uninterrupted one. The pictures are
-    written to `folder/step-N.png`, and sent to every logger that takes images (wandb).
+    written to `folder/step-N.png`, and sent to every logger that takes images (wandb). A model whose `draw_samples`
+    returns None gets no pictures.
 
     Args:
         folder: Folder of the pictures.
@@ -63,7 +64,7 @@ class SampleGrid(Callback):
         sampler: Sampler,
         n: int = 64,
         every_n_validations: int = 1,
-        denoiser_of: Callable[[ScoreModel], Denoiser] | None = None,
+        denoiser_of: Callable[[BaseModel], Denoiser | None] | None = None,
     ) -> None:
         check_kind("sampler", sampler, Sampler)
         n, every_n_validations = check_count("n", n), check_count("every_n_validations", every_n_validations)
@@ -80,11 +81,11 @@ class SampleGrid(Callback):
         Raises:
             UserError: If it does not.
         """
-        assert isinstance(pl_module, ScoreModel)
-        if not trainer.is_global_zero or "shape" not in pl_module.data:
+        model = cast(BaseModel, pl_module)
+        if not trainer.is_global_zero or "shape" not in model.data:
             return
         try:
-            self._draw(pl_module, pl_module.data["shape"], {}, callback=lambda *_: True)
+            self._draw(model, model.data["shape"], {}, callback=lambda *_: True)
         except ValueError as error:
             raise UserError(f"the sampler of callbacks.samples: {error}") from error
 
@@ -96,14 +97,16 @@ class SampleGrid(Callback):
             return
         if not trainer.should_stop and (self._validations + 1) % self.every_n_validations:
             return
-        assert isinstance(pl_module, ScoreModel)
-        picture = _modality(pl_module, batch).draw(self._draw(pl_module, batch["x"].shape[1:], batch))
+        drawn = self._draw(cast(BaseModel, pl_module), batch["x"].shape[1:], batch)
+        if drawn is None:
+            return
+        picture = _modality(pl_module, batch).draw(drawn)
         pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if (log_image := getattr(logger, "log_image", None)) is not None:
                 log_image(key="samples", images=[picture], step=trainer.global_step)
 
-    def _conditions(self, model: ScoreModel, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _conditions(self, model: BaseModel, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """The conditions to draw samples with.
 
         If all conditions are countable, such as classes, their values in turn. Otherwise those of the first items of a
@@ -118,12 +121,15 @@ class SampleGrid(Callback):
                 found = {name: kind.nulls(self.n) for name, kind in model.conditions.items()}
         return {name: values.to(model.device) for name, values in found.items()}
 
-    def _draw(self, model: ScoreModel, shape: Sequence[int], batch: Mapping[str, Tensor], **options: Any) -> Tensor:
+    def _draw(
+        self, model: BaseModel, shape: Sequence[int], batch: Mapping[str, Tensor], **options: Any
+    ) -> Tensor | None:
         conditions = self._conditions(model, batch)
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         state = torch.random.get_rng_state()
         try:
-            return self.sampler(self.denoiser_of(model), (self.n, *shape), dtype=dtype, **conditions, **options).x
+            denoiser, options = self.denoiser_of(model), {"dtype": dtype, **conditions, **options}
+            return model.draw_samples(self.sampler, denoiser, (self.n, *shape), **options)
         finally:
             torch.random.set_rng_state(state)
 

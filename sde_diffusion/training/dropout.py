@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number
+from sde_diffusion.checks import as_fraction
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.conditions import Conditions
 
@@ -33,7 +33,7 @@ class ConditionDropout:
     """
 
     def __init__(self, conditions: Conditions, probability: float, separate: Mapping[str, float] | None = None) -> None:
-        self.conditions, self.probability = conditions, _probability("label_dropout", probability)
+        self.conditions, self.probability = conditions, as_fraction("label_dropout", probability)
         if separate is not None and not isinstance(separate, Mapping):
             raise ValueError(
                 "condition_dropout must map names of conditions to probabilities, such as {label: 0.2}; got "
@@ -42,7 +42,7 @@ class ConditionDropout:
         if unknown := [name for name in separate or {} if name not in conditions]:
             known = ", ".join(conditions) or "none"
             raise ValueError(f"condition_dropout names {', '.join(unknown)}, and the conditions are {known}")
-        self.separate = {name: _probability(f"condition_dropout.{name}", p) for name, p in (separate or {}).items()}
+        self.separate = {name: as_fraction(f"condition_dropout.{name}", p) for name, p in (separate or {}).items()}
 
     @property
     def together(self) -> list[str]:
@@ -79,10 +79,3 @@ class ConditionDropout:
                 f"this model was trained with all of {', '.join(self.together)} or with none, and {lacking} is missing"
             )
         return ""
-
-
-def _probability(name: str, value: float) -> float:
-    probability = as_number(name, value)
-    if not 0 <= probability <= 1:
-        raise ValueError(f"{name} must lie in [0, 1]; got {value!r}")
-    return probability

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sde_diffusion.checks import as_number, check_bool, check_count
+from sde_diffusion.checks import as_fraction, check_bool, check_count
 
 
 class EMA(WeightAveraging):
@@ -40,9 +40,7 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.999, warmup: bool = True, start_step: int = 0) -> None:
         super().__init__(use_buffers=False)
-        self.decay = as_number("decay", decay)
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must lie in [0, 1]; got {decay!r}")
+        self.decay = as_fraction("decay", decay)
         self.warmup = check_bool("warmup", warmup)
         self.start_step = check_count("start_step", start_step, least=0)
         self.updates = 0

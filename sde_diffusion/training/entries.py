@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks.hints import Natural, words
+from sde_diffusion.checks.hints import Natural, Rule, words
 from sde_diffusion.checks.reprs import shown
 
 DEEPEST, MOST = 100, 10_000_000  # nesting depth of containers; total number of values, repeated ones included
@@ -22,17 +22,13 @@ class ContentsError(ValueError):
     """An entry of a checkpoint is missing, or is not what it must be."""
 
 
-@dataclass(frozen=True)
-class Value:
-    """One value. `what` describes the allowed values, and `holds` says whether a value is allowed."""
-
-    what: str
-    holds: Callable[[Any], bool]
+class Value(Rule):
+    """One value."""
 
     def check(self, value: Any, place: str) -> None:
         """Raise ContentsError unless the value is of this kind."""
         if not self.holds(value):
-            raise ContentsError(f"{place} must be {self.what}; got {shown(value)}")
+            raise ContentsError(f"{place} must be {self.words}; got {shown(value)}")
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,6 +25,7 @@ from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.plugins import PluginError
 from sde_diffusion.storage.memory import ran_out
+from sde_diffusion.training.base import BaseModel, Batch
 from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoint
 from sde_diffusion.training.checkpoint_contents import FORMAT
 from sde_diffusion.training.models import MODELS, model_class
@@ -34,16 +34,15 @@ from sde_diffusion.training.schedule import SCHEDULES, Schedule, cosine_schedule
 from sde_diffusion.training.stopping import unfinished
 from sde_diffusion.training.weights import check_weights, no_larger_than
 
-Batch = dict[str, Tensor]
 
-
-class GenerativeModel(LightningModule, ABC):
+class GenerativeModel(BaseModel):
     """A model trained with AdamW, warm-up and a learning rate schedule, whose checkpoints can rebuild it.
 
     A new kind of model is a subclass that makes its modules in the constructor and defines `training_loss` and
-    `validation_losses`. All of its parameters are trained. It stores further constructor arguments by
-    `save_hyperparameters({...})`, as plain Python containers (dicts, lists, numbers, strings), so that the checkpoint
-    has all that `load_from_checkpoint` needs.
+    `validation_losses`. It may set `conditions`, `dropout` and `denoiser`, and override `draw_samples` and `summary`;
+    see `sde_diffusion.training.base.BaseModel`. All of its parameters are trained. It stores further constructor
+    arguments by `save_hyperparameters({...})`, as plain Python containers (dicts, lists, numbers, strings), so that the
+    checkpoint has all that `load_from_checkpoint` needs.
 
     All random numbers of a training step are a function of (seed, step, process), so that a resumed run draws the same
     as an uninterrupted one. To this end each step seeds torch's global generator.
@@ -95,7 +94,7 @@ class GenerativeModel(LightningModule, ABC):
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a description, DataModule.describe(), or None; got {shown(data)}")
         dequantise, data = check_bool("dequantise", dequantise), to_containers(data)
-        self.data: dict[str, Any] = dict(data or {})
+        self.data = dict(data or {})
         if dequantise and not self.data.get("levels"):
             raise ValueError("dequantise=true adds noise to data with levels, and these data have no levels")
         named = {"schedule": schedule} if isinstance(schedule, str) else {}  # a checkpoint contains no functions
@@ -114,8 +113,6 @@ class GenerativeModel(LightningModule, ABC):
         )
         self._logged: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
-        self.digest = ""  # SHA-256 of the checkpoint from which a command has loaded the model
-        self.run: dict[str, Any] = {}  # the configuration of the run, stored in checkpoints for resuming
 
     # -- to be defined by a subclass ------------------------------------------------------------------------------
 
@@ -132,7 +129,7 @@ class GenerativeModel(LightningModule, ABC):
             generator: Generator of all random numbers, on the CPU.
 
         Returns:
-            `losses`, [B], and further values for callbacks, [B] each.
+            `losses`, [B], and further values for callbacks, [B] each, such as `log_snr` for `LossByNoiseLevel`.
         """
 
     @classmethod

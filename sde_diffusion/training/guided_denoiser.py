@@ -9,10 +9,10 @@ from sde_diffusion.config import build_around
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.guidance import UntrainedError
-from sde_diffusion.training.module import ScoreModel
+from sde_diffusion.training.base import BaseModel
 
 
-def guided_denoiser(model: ScoreModel, guidance: Mapping[str, Any] | None) -> Denoiser:
+def guided_denoiser(model: BaseModel, guidance: Mapping[str, Any] | None) -> Denoiser | None:
     """A model's denoiser, wrapped by a guidance.
 
     Args:
@@ -21,25 +21,27 @@ def guided_denoiser(model: ScoreModel, guidance: Mapping[str, Any] | None) -> De
         guidance: Settings {_target_: a class of guidance/, ...}; None: no guidance.
 
     Returns:
-        The denoiser.
+        The denoiser; None if the model has none.
 
     Raises:
         UserError: If the model or its path does not support the guidance.
     """
     if guidance is None:
         return model.denoiser
+    if model.denoiser is None:
+        raise UserError(f"guidance= needs a denoiser, and a {type(model).__name__} has none: leave it out")
     null = {name: model.conditions[name].null for name in model.dropout.dropped}
     try:
         found: Denoiser = build_around(guidance, "guidance", denoiser=model.denoiser, null=null)
     except UserError as error:
         if isinstance(error.__cause__, UntrainedError):
-            names = " and ".join(model.conditions) or "label"
+            names = " and ".join(model.conditions) or "conditions"
             raise UserError(f"this guidance also needs the model without its {names}, but {_lacking(model)}") from error
         raise
     return found
 
 
-def _lacking(model: ScoreModel) -> str:
+def _lacking(model: BaseModel) -> str:
     if not model.conditions:
-        return "it has no classes: train one with conditional=true"
+        return "it has none: train one with conditional=true"
     return "it was never trained without (model.label_dropout=0): train one with model.label_dropout=0.1"

@@ -11,14 +11,14 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch.loggers as pl_loggers
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from sde_diffusion.checks import as_number
+from sde_diffusion.checks import as_number, check_choice
 from sde_diffusion.storage.files import flush, writing
 from sde_diffusion.storage.lock import check_held
 
@@ -128,13 +128,12 @@ class WandbLogger(pl_loggers.WandbLogger):
         self,
         folder: str | Path,
         project: str = "sde_diffusion",
-        mode: str | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
         timeout: float = 5.0,
         **settings: Any,
     ) -> None:
-        modes = ("online", "offline", "disabled")
-        if mode is not None and mode not in modes:
-            raise ValueError(f"wandb mode must be one of {', '.join(modes)}, or null; got {mode!r}")
+        if mode is not None:
+            check_choice("mode", mode, ("online", "offline", "disabled"), ", or null")
         self._timeout = as_number("timeout", timeout)
         if not 0 < self._timeout < math.inf:
             raise ValueError(f"timeout must be a positive number of seconds; got {timeout}")

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_bool, check_kind
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.config import build, to_containers, with_public_paths
+from sde_diffusion.config import build, public_path, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.training.base import Batch
 from sde_diffusion.training.dropout import ConditionDropout
-from sde_diffusion.training.generative import Batch, GenerativeModel
+from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
 
@@ -99,18 +100,18 @@ class ScoreModel(GenerativeModel):
         return self.objective(self.denoiser, x0, **self.objective.draw(self.denoiser, x0), **conditions).mean()
 
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Losses at fixed noise and stratified times `t`; see `GenerativeModel.validation_losses`."""
+        """Losses at fixed noise and stratified times, and the times' log-SNR; see `GenerativeModel`."""
         draws = self.objective.draw(self.denoiser, batch["x"], generator)
         x0 = self.filled(batch["x"], generator)
         losses = self.objective(self.denoiser, x0, **draws, **self.conditions_of(batch))
-        return {"losses": losses, **{name: value for name, value in draws.items() if value.ndim == 1}}
+        found = {"losses": losses, **{name: value for name, value in draws.items() if value.ndim == 1}}
+        return {**found, "log_snr": self.denoiser.sde.log_snr(draws["t"])} if "t" in draws else found
 
-    def conditions_of(self, batch: Batch) -> dict[str, Tensor]:
-        """The conditions in a batch.
-
-        Raises:
-            ValueError: If one is missing.
-        """
-        if lacking := [name for name in self.conditions if name not in batch]:
-            raise ValueError(f"batches must have {', '.join(lacking)}, which the model is conditioned on")
-        return {name: batch[name] for name in self.conditions}
+    def summary(self) -> dict[str, str]:
+        """The path; the network, its number of parameters, and what it predicts."""
+        described = self.hparams.get("denoiser") or {}
+        network = (described.get("network") or {}).get("_target_") or public_path(type(self.denoiser))
+        parameters = sum(p.numel() for p in self.parameters())
+        prediction = described.get("prediction", "its own")
+        model = f"{network}, {parameters:,} parameters, prediction {prediction}"
+        return {"path": str(self.denoiser.sde), "model": model}

@@ -14,7 +14,6 @@ from torch import Tensor
 from sde_diffusion.checks import check_count
 from sde_diffusion.modality import pictures
 from sde_diffusion.storage.files import writing
-from sde_diffusion.training.module import ScoreModel
 
 COLUMNS = ("step", "log_snr", "loss", "std_error", "n")
 KINDS = {"step": int, "n": int}
@@ -24,7 +23,8 @@ class LossByNoiseLevel(Callback):
     """Validation loss against log-SNR, at each validation: `folder/noise_levels.csv` and `noise_levels.png`.
 
     The draws are those of the validation loss, with fixed noise and stratified times, so that two validations can be
-    compared bin by bin. With several processes, only the first one's part of the validation split is used.
+    compared bin by bin. With several processes, only the first one's part of the validation split is used. A model
+    whose `validation_losses` have no `log_snr` has no noise levels, and no files are written.
 
     Args:
         folder: Folder of the files.
@@ -60,20 +60,19 @@ class LossByNoiseLevel(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the losses of a batch."""
-        if not trainer.sanity_checking and trainer.is_global_zero:
+        if not trainer.sanity_checking and trainer.is_global_zero and "log_snr" in outputs:
             self._draws.append(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average the losses by noise level, and write both files."""
         if not self._draws:
             return
-        assert isinstance(pl_module, ScoreModel)
-        t, loss = (torch.cat([draws[name] for draws in self._draws]).double().cpu() for name in ("t", "losses"))
+        columns = ("log_snr", "losses")
+        log_snr, loss = (torch.cat([draws[name] for draws in self._draws]).double().cpu() for name in columns)
         self._draws.clear()
-        log_snr = pl_module.denoiser.sde.log_snr(t)
         order = log_snr.argsort()
         self._rows = [row for row in self._rows if row["step"] != trainer.global_step]
-        for part in order.tensor_split(min(self.bins, max(1, len(t) // 2))):
+        for part in order.tensor_split(min(self.bins, max(1, len(loss) // 2))):
             some = loss[part]
             error = float(some.std()) / len(some) ** 0.5
             values = (trainer.global_step, float(log_snr[part].median()), float(some.mean()), error, len(some))

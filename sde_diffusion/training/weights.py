@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from sde_diffusion.checks.reprs import few
 from sde_diffusion.training.entries import ContentsError
 
 
@@ -67,12 +68,12 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         "of another kind of number": kind,
     }
     if any(parts.values()):
-        found = [f"{len(names)} {what} ({_few(names)})" for what, names in parts.items() if names]
+        found = [f"{len(names)} {what} ({few(names, 3)})" for what, names in parts.items() if names]
         raise ContentsError(f"its weights do not fit its network: {'; '.join(found)}")
     names = [name for name, _ in model.named_parameters()]
     lost = [name for name in names if not bool(torch.isfinite(weights[name]).all())]
     if lost:
-        raise ContentsError(f"its weights have NaN or infinite values, in {_few(lost)}")
+        raise ContentsError(f"its weights have NaN or infinite values, in {few(lost, 3)}")
 
 
 def check_moments(model: nn.Module, optimizer: Mapping[str, Any]) -> None:
@@ -94,7 +95,3 @@ def check_moments(model: nn.Module, optimizer: Mapping[str, Any]) -> None:
 
 def _kind(dtype: torch.dtype) -> str:
     return "float" if dtype.is_floating_point else "complex" if dtype.is_complex else "integer"
-
-
-def _few(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

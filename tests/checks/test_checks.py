@@ -106,8 +106,11 @@ def test_paths_keep_pythons_own_numbers_and_so_their_hash():
         (lambda: PredictorCorrector(snr="x"), "snr must be a number; got 'x'"),
         (lambda: ScoreModel({}, {}, lr="a"), "lr must be a number; got 'a'"),
         (lambda: ODESampler(rtol="a"), "rtol must be a number; got 'a'"),
-        (lambda: DPMSolver(grid="karras"), r"grid must be a Grid \(an instance, not a name or a class\); got 'karras'"),
-        (lambda: ODESampler(coordinate="state"), "coordinate must be a Coordinate .*; got 'state'"),
+        (
+            lambda: DPMSolver(grid="karras"),
+            r"grid must be one of .*; got 'karras' \(did you mean karras_rho\?\); or give a Grid of your own",
+        ),
+        (lambda: ODESampler(coordinate=0), "coordinate must be one of state, noise_to_signal, unit_variance; got 0"),
         (lambda: SDESampler(adaptive="no"), "adaptive must be true or false; got 'no'"),
         (lambda: DPMSolver(denoise="no"), "denoise must be true or false; got 'no'"),
         (lambda: DEISSampler(order="2"), "order of DEIS must be an integer from 1 to 4; got '2'"),

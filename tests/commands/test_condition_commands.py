@@ -84,12 +84,13 @@ def test_samples_by_value_from_the_command_line(run, model, tmp_path):
         assert (found["labels"].tolist(), found["rate"].tolist()) == ([1, 1, 1], rate)
         complete = AncestralSampler(3, eta=0.0)(model.denoiser, (3, 2), label=1, rate=torch.tensor(rate)).x
         torch.testing.assert_close(torch.from_numpy(found["points"]), complete, rtol=0, atol=1e-5)  # cut into 2 and 1
-    done, out = run("sample", *SAMPLER, "n=3")
-    assert "drawn without label and rate" in done.out + done.err
-    found = np.load(out / "samples.npz")
-    assert set(found.files) & {"rate", "labels"} == set()
     alone = AncestralSampler(3, eta=0.0)(model.denoiser, (3, 2)).x
-    torch.testing.assert_close(torch.from_numpy(found["points"]), alone, rtol=0, atol=1e-5)
+    for typed in ((), ("label=none",), ("label=null", "rate=None")):
+        done, out = run("sample", *SAMPLER, "n=3", *typed)
+        assert "given label=none, rate=none" in done.out
+        found = np.load(out / "samples.npz")
+        assert set(found.files) & {"rate", "labels"} == set()
+        torch.testing.assert_close(torch.from_numpy(found["points"]), alone, rtol=0, atol=1e-5)
 
 
 def test_guided_by_both(run, model):
@@ -107,7 +108,7 @@ REFUSED = {
     ("label=right", "rate=fast"): "rate must be finite numbers (or all NaN: no rate); got 'fast'",
     ("label=up", "rate=3"): "label=up is not a class; the classes are left, right",
     ("label=left", "rat=3"): "conditions of the model: label, rate (did you mean rate?)",
-    ("label=left", "conditions.label=0", "rate=3"): "label is given twice",
+    ("label=none", "rate=3"): "and label is missing: give label=VALUE, or none for all of them",
     ("label=left", "rate=none.npy"): "none.npy",
     ("label=left", "rate=3", "sed=3"): "unknown key 'sed' (did you mean seed?)",
 }
@@ -118,7 +119,7 @@ def test_what_is_refused(run):
         done, out = run("sample", "n=3", *settings)
         assert (done.status, done.err.count("error: "), "Traceback" in done.err) == (1, 1, False), done.err
         assert words in done.err, settings
-        assert not (out / "samples.npz").exists()
+        assert not out.exists()
     done, _ = run("likelihood", "n=2", "label=own")
     assert "and rate is missing: give rate=VALUE" in done.err
 
@@ -172,12 +173,12 @@ def test_evaluation(run, folder):
     assert done.status == 0, done.err
     split = Arrays(str(folder / "data.npz"), conditions=["rate"]).split("train")
     report = json.loads((out / "metrics.json").read_text())
-    assert {name: one["n_reference"] for name, one in report["classes"].items()} == {
-        str(label): int((split.label == label).sum()) for label in (0, 1)
+    assert {name: one["n_reference"] for name, one in report["classes"]["label"].items()} == {
+        name: int((split.label == number).sum()) for number, name in enumerate(("left", "right"))
     }
     done, out = run("evaluate", *SAMPLER, "n=30", "metrics=[energy]", "cache=cache", "split=train", "label=left")
     report = json.loads((out / "metrics.json").read_text())
-    assert (report["n_reference"], report["label"]) == (int((split.label == 0).sum()), 0)
+    assert (report["n_reference"], report["conditions"]) == (int((split.label == 0).sum()), {"label": "left"})
 
 
 def test_likelihoods_of_items_with_what_is_known_of_them(run, model, folder, tmp_path):
@@ -189,7 +190,8 @@ def test_likelihoods_of_items_with_what_is_known_of_them(run, model, folder, tmp
     done, out = run("likelihood", "n=3", "label=own", "rate=own", "batch_size=2", *options)
     assert done.status == 0, done.err
     report = json.loads((out / "likelihood.json").read_text())
-    assert (report["label"], report["conditions"]) == ("own", {"rate": "own"})
+    assert report["conditions"] == {"label": "own", "rate": "own"}
+    assert "given label=own, rate=own" in done.out
 
     def scores():
         with (out / "likelihood.csv").open(newline="") as file:
@@ -205,6 +207,37 @@ def test_likelihoods_of_items_with_what_is_known_of_them(run, model, folder, tmp
     done, _ = run("likelihood", "n=3", "label=right", "rate=33", *options)
     assert done.status == 0, done.err
     assert [scores()[item] for item in items.tolist()] == pytest.approx(told.tolist(), abs=1e-4)
+
+
+def test_classes_with_names_under_another_name_than_label(command, tmp_path):
+    """Their names are used in the log, by the command line, in files and reports, and for the rows of a file."""
+    x, words = arrays(60)["train_x"], arrays(60)["train_labels"]
+    np.savez(tmp_path / "data.npz", train_x=x, side=words)
+    data = ("data=arrays", "data.path=data.npz", "data.conditions=[side]", "conditional=true")
+    done = command("train", *TINY, *data, "model.label_dropout=0", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert "given    side: 2 classes (0 left, 1 right)" in done.out
+    ckpt = "ckpt=run/checkpoints/last.ckpt"
+    done = command("sample", ckpt, *SAMPLER, "n=3", "side=right", "out=drawn", cwd=tmp_path)
+    assert "given side=right" in done.out
+    with np.load(tmp_path / "drawn" / "samples.npz") as found:
+        assert (found["side"].tolist(), found["side_names"].tolist()) == ([1, 1, 1], ["left", "right"])
+    for typed in ("side=none", "side=null"):
+        done = command("sample", ckpt, *SAMPLER, "n=3", typed, "out=refused", cwd=tmp_path)
+        assert done.err == "error: this model was never trained without side: give side=VALUE\n"
+    samples = ("samples=drawn/samples.npz", "data=arrays", "data.path=data.npz", "+data.conditions=[side]")
+    done = command("evaluate", *samples, "split=train", "metrics=[energy]", "out=scores", cwd=tmp_path)
+    assert done.status == 0, done.err
+    report = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert {name: one["n"] for name, one in report["classes"]["side"].items()} == {"right": 3}
+    np.savez(tmp_path / "rows.npz", x=x[:2], side=np.array(["right", "right"]))
+    scores = []
+    for typed in ("side=own", "side=right"):
+        words = (ckpt, "x=rows.npz", typed, "elbo=null", "method=rk4", "steps=2", "trace=exact", "out=scored")
+        done = command("likelihood", *words, "overwrite=true", cwd=tmp_path)
+        assert f"given {typed}" in done.out, done.err
+        scores.append(json.loads((tmp_path / "scored" / "likelihood.json").read_text())["nats_per_dim"])
+    assert scores[0] == scores[1]
 
 
 def test_a_run_resumes_with_its_own_conditions(command, folder, ckpt, model, tmp_path):

@@ -96,16 +96,16 @@ def test_classes_and_copies(command, tmp_path, digits):
     found, done = run(
         command, tmp_path / "out", write(tmp_path / "own.npz", digits.tensor("train"), labels), "data=digits", QUICK[2]
     )
-    assert set(found["classes"]) == {str(label) for label in range(10)}
-    assert sum(one["n"] for one in found["classes"].values()) == len(labels)
-    for label, one in found["classes"].items():
+    assert set(found["classes"]["label"]) == {str(label) for label in range(10)}
+    assert sum(one["n"] for one in found["classes"]["label"].values()) == len(labels)
+    for label, one in found["classes"]["label"].items():
         assert one["recognised"] > 0.95
         assert one["n_reference"] == int((digits.split("test").label == int(label)).sum())
         assert one["kernel_distance"]["low"] < 0.5  # of the class's own data: near 0; another class is tens away
     assert found["memorisation_share"] > 0.99
     assert found["memorisation_z"] > 3
     assert found["frechet_distance"] == pytest.approx(found["training_split"]["frechet_distance"], rel=1e-6)
-    assert "class 7" in done.out
+    assert "label 7" in done.out
 
 
 def test_features_of_the_data_are_made_once(evaluated, command, trained, tmp_path):
@@ -159,8 +159,8 @@ def test_one_class_against_its_own_data(command, tmp_path, digits):
     assert found["n_reference"] == int((digits.split("test").label == 3).sum())
     assert "classes" not in found
     every, _ = run(command, tmp_path / "all", ckpt, "n=30", *QUICK, "metrics=[kernel,energy]")
-    assert (every["n_reference"], len(every["classes"])) == (300, 10)
-    for label in ("x", "99"):
+    assert (every["n_reference"], len(every["classes"]["label"])) == (300, 10)
+    for label in ("x", "99", "true"):
         few = command("evaluate", ckpt, f"label={label}", *QUICK, f"out={tmp_path / 'x'}", cwd=tmp_path)
         assert (few.status, "label must be one of 0 ... 9" in few.err) == (1, True), few.err
 
@@ -222,6 +222,8 @@ REFUSED = {
         ["samples=own.npz", "data=digits", "level=2"],
         ["confidence must be a number between 0 and 1"],
     ),
+    "other samples of another shape": (["samples=own.npz", "data=digits", "against=large.npz"], ["[1, 9, 9]"]),
+    "other samples of another kind": (["samples=own.npz", "data=digits", "against=points.npz"], ["holds points"]),
     "an extractor of another shape": (["samples=own.npz", "data=digits", "extractor=mnist"], ["mnist", "pixels"]),
     "inception without weights": (["samples=own.npz", "data=digits", "extractor=inception"], ["inception", "fid"]),
 }
@@ -236,12 +238,14 @@ def test_refused(case, command, tmp_path):
     write(tmp_path / "labels.npz", own, torch.zeros(3))
     np.savez(tmp_path / "floats.npz", images=np.zeros((40, 8, 8, 1), np.float32))
     np.savez(tmp_path / "other.npz", stuff=np.zeros(3))
+    np.savez(tmp_path / "points.npz", points=np.zeros((40, 2)))
     (tmp_path / "words.npz").write_text("hello")
     done = command("evaluate", *overrides, f"out={tmp_path / 'out'}", cwd=tmp_path)
     assert (done.status, "Traceback" in done.err + done.out) == (1, False), done.err
     for part in parts:
         assert part in done.err, (part, done.err)
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "outputs").exists()  # refused before the features of the data are computed
 
 
 def test_features_resume_after_their_last_batch(tmp_path):

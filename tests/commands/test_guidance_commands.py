@@ -30,6 +30,7 @@ def classes(command, tmp_path_factory):
     settings = ("conditional=true", "guidance=cfg", "guidance.scale=5", f"hydra.run.dir={folder}")
     done = command("train", *TINY, *settings, cwd=folder.parent)
     assert done.status == 0, done.err
+    assert done.out.count("guidance=cfg guidance.scale=5") == 3  # in the commands to try next
     return folder / "checkpoints" / "last.ckpt"
 
 
@@ -138,7 +139,7 @@ def model_of(n_classes, label_dropout=0.1):
 @pytest.mark.parametrize(
     ("model", "settings", "words"),
     [
-        (partial(model_of, 0), {}, "has no classes: train one with conditional=true"),
+        (partial(model_of, 0), {}, "it has none: train one with conditional=true"),
         (
             partial(model_of, 4, 0.0),
             {},

@@ -137,7 +137,7 @@ REFUSED = {
     "words": ("x=words.csv", "not a table of numbers"),
     "no file": ("x=3", "x must be text or null; got x=3"),
     "a split beside": ("split=val", "leave split=val out"),
-    "no classes": ("label=0", "no classes"),
+    "no classes": ("label=0", "conditions of the model: none"),
     "all out of reach": ("max_nfe=3", "the solver brings no item"),
 }
 

@@ -1,6 +1,7 @@
 """Classes of a user's module, loaded on the command line by +plugins=[my_parts], and never by a file."""
 
 import csv
+import json
 import sys
 
 import numpy as np
@@ -20,7 +21,8 @@ MODULE = """
 import dataclasses
 from subprocess import Popen
 import torch
-from sde_diffusion import SDE, Sampler, UniformTime
+from sde_diffusion import SDE, ExactTrace, GaussianDecoder, GaussianPrior, GenerativeModel, Sampler, UniformTime
+from sde_diffusion.sampling import ODEMethod
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,53 @@ class Euler(Sampler):
         return run.predict(x, times[-1]).x0 if self.denoise else x
 
 
+class EulerMethod(ODEMethod):
+    adaptive = False
+
+    def solve(self, solver, flow, y, ends, norm):
+        size = (ends.end - ends.start) / solver.steps
+        for n in range(solver.steps):
+            y = y + size * flow.drift(ends.start + n * size, y)
+        return y
+
+
+class Scaled(ExactTrace):
+    def __init__(self, probes, scale=2.0):
+        super().__init__()
+        self.probes, self.scale = probes, scale
+
+    def divergence(self, products, vectors):
+        return self.scale * super().divergence(products, vectors)
+
+
+class Lifted(GaussianPrior):
+    def __init__(self, sde, nats=0.0):
+        super().__init__(0.0, float(sde.sigma(sde.t_max)) ** 2)
+        self.nats = nats
+
+    def _log_prob(self, x, spread):
+        return super()._log_prob(x, spread) + self.nats
+
+
+class Confident(GaussianDecoder):
+    def __init__(self, nats=0.0):
+        self.nats = nats
+
+    def expected(self, sde, t_end, x, noise):
+        return super().expected(sde, t_end, x, noise) + self.nats
+
+
+class Halves(torch.nn.Module):
+    num_features = 2
+
+    def __init__(self, shape, by=2.0):
+        super().__init__()
+        self.shape, self.by = shape, by
+
+    def forward(self, x):
+        return x.flatten(1)[:, :2] / self.by
+
+
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -59,14 +108,57 @@ class Net(torch.nn.Module):
 
     def forward(self, x, t):
         return self.layers(torch.cat([x, t[:, None]], dim=1))
+
+
+class Gaussian(GenerativeModel):
+    '''N(mean, std^2) by maximum likelihood.'''
+
+    def __init__(self, start=0.0, lr=0.05, data=None, **others):
+        super().__init__(lr, data=data, **others)
+        self.save_hyperparameters({"start": start})
+        self.mean = torch.nn.Parameter(torch.full(data["shape"], start))
+        self.log_std = torch.nn.Parameter(torch.zeros(data["shape"]))
+
+    def _losses(self, x):
+        law = torch.distributions.Normal(self.mean, self.log_std.exp())
+        return -law.log_prob(x).flatten(1).sum(1)
+
+    def training_loss(self, batch):
+        return self._losses(self.filled(batch["x"])).mean()
+
+    def validation_losses(self, batch, generator):
+        return {"losses": self._losses(batch["x"])}
+
+    def draw_samples(self, sampler, denoiser, shape, **options):
+        return torch.distributions.Normal(self.mean, self.log_std.exp()).sample(shape[:1])
 """
 OWN = "+plugins=[my_parts]"
 PARTS = ("data=moons", "sde._target_=my_parts.Polynomial", "sde.power=3", "sampler._target_=my_parts.Euler")
 CKPT = "ckpt=run/checkpoints/last.ckpt"
 ON_A_MODEL = {
     "sample": ("sampler._target_=my_parts.Euler", "sampler.steps=3", "n=3", "out=drawn"),
-    "evaluate": ("sampler=ddim", "sampler.steps=2", "n=30", "metrics=[energy]", "out=scores"),
-    "likelihood": ("method=euler", "steps=2", "n=3", "elbo=null", "out=likelihood"),
+    "evaluate": (
+        "sampler=ddim",
+        "sampler.steps=2",
+        "n=30",
+        "metrics=[energy]",
+        "out=scores",
+        "extractor._target_=my_parts.Halves",
+        "extractor.by=4",
+    ),
+    "likelihood": (
+        *(
+            "steps=2",
+            "n=3",
+            "elbo.draws=8",
+            "elbo.t_end=0.01",
+            "out=likelihood",
+            "method._target_=my_parts.EulerMethod",
+        ),
+        *("trace._target_=my_parts.Scaled", "trace.scale=1.0", "grid._target_=sde_diffusion.sde.UniformTime"),
+        *("prior._target_=my_parts.Lifted", "prior.nats=3.0"),
+        *("elbo.decoder._target_=my_parts.Confident", "elbo.decoder.nats=7.0"),
+    ),
     "train": ("trainer.max_steps=32",),
 }
 
@@ -114,6 +206,23 @@ def test_the_commands_take_it_when_it_is_named_again(name, own, command):
     assert done.status == 0, done.err
 
 
+def test_likelihood_and_evaluate_compute_with_ones_own_parts(own, command):
+    """The same parts of the library, chosen by name, give the same numbers but for what ones own add to them."""
+    folder, _ = own
+    parts = ("method=euler", "trace=exact", "grid._target_=sde_diffusion.sde.UniformTime")
+    for settings in ((OWN, *ON_A_MODEL["likelihood"]), (OWN, *ON_A_MODEL["likelihood"][:4], "out=named", *parts)):
+        done = command("likelihood", CKPT, *settings, "overwrite=true", cwd=folder)
+        assert done.status == 0, done.err
+    mine, named = (list(csv.DictReader((folder / f"{name}/likelihood.csv").open())) for name in ("likelihood", "named"))
+    for column, added in (("log_prob", 3), ("elbo", 10), ("elbo_reconstruction", 7)):
+        difference = [float(one[column]) - float(other[column]) for one, other in zip(mine, named, strict=True)]
+        assert difference == pytest.approx([added] * 3, abs=1e-6), column
+    done = command("evaluate", OWN, CKPT, *ON_A_MODEL["evaluate"], "overwrite=true", cwd=folder)
+    assert done.status == 0, done.err
+    report = json.loads((folder / "scores/metrics.json").read_text())
+    assert (report["extractor"], report["features"]) == ("my_parts.Halves(by=4)", 2)
+
+
 def test_samples_are_those_of_the_class_itself(own, command, in_python):
     folder, _ = own
     drawn = command("sample", "plugins=my_parts", CKPT, *ON_A_MODEL["sample"], "overwrite=true", cwd=folder)
@@ -122,6 +231,39 @@ def test_samples_are_those_of_the_class_itself(own, command, in_python):
     assert float(model.denoiser.sde.alpha(torch.tensor(0.5, dtype=torch.float64))) == 1 - 0.5**3
     x = in_python.Euler(steps=3)(model.denoiser, (3, 2), seeds=[0, 1, 2]).x
     np.testing.assert_allclose(np.load("drawn/samples.npz")["points"], x, atol=1e-5)
+
+
+GAUSSIAN = ("data=moons", "model._target_=my_parts.Gaussian", "model.start=0.25", "trainer.max_steps=300")
+
+
+def test_a_model_that_is_no_denoiser(own, command, in_python):
+    """Trained, validated, stored, resumed and loaded by the same commands; what needs a denoiser refuses it."""
+    folder, _ = own
+    words = ("trainer.val_check_interval=100", "sde=ve", "hydra.run.dir=gaussian")
+    done = command("train", OWN, *GAUSSIAN, *words, cwd=folder)
+    assert done.status == 0, done.err
+    assert "model    my_parts.Gaussian, 4 parameters" in done.out
+    assert "a Gaussian has no sde: these settings have no effect" in done.out
+    assert "Next:" not in done.out
+    assert (folder / "gaussian/samples/step-0000300.png").is_file()
+    assert not (folder / "gaussian/noise_levels.csv").exists()
+    ckpt = "gaussian/checkpoints/last.ckpt"
+    done = command("train", OWN, f"ckpt={ckpt}", "trainer.max_steps=600", cwd=folder)
+    assert done.status == 0, done.err
+    model = GenerativeModel.load_from_checkpoint(folder / ckpt)
+    assert model.hparams["start"] == 0.25
+    x = build(model.data["config"]).tensor("train")  # whose moments the fit has; those of a batch are off by 0.04
+    torch.testing.assert_close(model.mean.detach(), x.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(model.log_std.exp().detach(), x.std(0), atol=0.05, rtol=0)
+    for name in ("sample", "evaluate", "likelihood"):
+        done = command(name, OWN, f"ckpt={ckpt}", "out=refused", cwd=folder)
+        assert done.err == (
+            f"error: {ckpt} contains a Gaussian (my_parts.Gaussian, 4 parameters), and this command needs a denoiser\n"
+        )
+        assert not (folder / "refused").exists()
+    done = command("train", OWN, *GAUSSIAN, "guidance=cfg", "hydra.run.dir=refused", cwd=folder)
+    assert done.err == "error: guidance= needs a denoiser, and a Gaussian has none: leave it out\n"
+    assert not (folder / "refused").exists()
 
 
 BROKEN = {
@@ -165,7 +307,7 @@ def test_one_message_of_a_command(value, words, own, command):
     [
         ("my_parts.Polynomal", "my_parts has no class Polynomal of its own (did you mean Polynomial?); it has"),
         ("my_parts.Popen", "my_parts has no class Popen of its own"),  # which it only imports
-        ("my_parts.Euler", "sde must be of class SDE"),
+        ("my_parts.Euler", "sde._target_ must name a class that extends SDE; got sde._target_=my_parts.Euler"),
     ],
 )
 def test_a_module_without_the_class(named, words, own, command):

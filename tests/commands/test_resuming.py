@@ -93,16 +93,16 @@ def command(folder: Path, *overrides: str, look: bool = False) -> Seen | None:
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     OmegaConf.set_struct(cfg, True)
-    spy, original, kept = Look(), train._trainer, {}
+    spy, original, kept = Look(), train.build_trainer, {}
 
-    def spied(cfg: DictConfig, model: Any, folder: Path) -> Any:
-        kept["cfg"], trainer = cfg, original(cfg, model, folder)
+    def spied(cfg: DictConfig, folder: Path) -> Any:
+        kept["cfg"], trainer = cfg, original(cfg, folder)
         if look:
             trainer.callbacks.insert(0, spy)
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_trainer", spied)
+        patch.setattr(train, "build_trainer", spied)
         with contextlib.suppress(EnoughError):
             train.train(cfg)
     return Seen(*spy.seen, spy.seen[0].datamodule, kept["cfg"], spy.deterministic) if spy.seen else None
@@ -338,7 +338,7 @@ def test_the_advice_names_a_checkpoint_that_is_there(names: list[str], ckpt: str
 @pytest.mark.parametrize(("data", "shape"), [("moons", r"\[2\]"), ("ring", r"\[2\]")])
 def test_data_of_another_shape_are_refused(data: str, shape: str, ckpt: str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=rf"items of shape \[1, 8, 8\] and 0 classes, and {data} has items of shape {shape}"
+        UserError, match=rf"items of shape \[1, 8, 8\] and no conditions, and {data} has items of shape {shape}"
     ):
         command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", f"data={data}")
     assert not list((tmp_path / "run").iterdir())

@@ -69,7 +69,7 @@ def test_images_of_floats_come_back_in_their_units(command, tmp_path):
     assert np.abs(found["images"] - (made.clamp(-1, 1).numpy().transpose(0, 2, 3, 1) + 1) * 2500).max() < 2
     assert kept["units"] == {"low": [0.0], "high": [5000.0]}
     assert found["class_names"].tolist() == kept["conditions"]["label"]["names"] == ["12", "cat", "0"]
-    assert "labels: 0 12, 1 cat, 2 0" in done.out
+    assert "label: 0 12, 1 cat, 2 0" in done.out
     stored = read_samples(tmp_path / "drawn" / "samples.npz", Images([1, 5, 6], units=Units((0.0,), (5000.0,))))
     assert np.abs(next(stored.batches()).numpy() - made.clamp(-1, 1).numpy()).max() < 1e-3
     grid = np.asarray(Image.open(tmp_path / "drawn" / "grid.png").convert("L"))

@@ -68,6 +68,8 @@ WORKS = {
     "LevelDecoder": {"levels": 17},
     "Hutchinson": {"probes": 2},
     "HutchPlusPlus": {"probes": 3},
+    "Label": {"n_classes": 3},
+    "Measurement": {"shape": [2]},
     "ScoreModel": {"denoiser": NET, "objective": sd.Objective()},
 }
 """Arguments with which each public name works."""
@@ -76,6 +78,8 @@ NOT_CALLED = {
     "SDE": "abstract",
     "Grid": "abstract",
     "Sampler": "abstract",
+    "LearnedSDE": "abstract",
+    "Condition": "abstract",
     "Denoiser": "abstract",
     "GenerativeModel": "abstract",
     "Prediction": "made by denoisers, in each pass",

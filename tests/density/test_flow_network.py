@@ -37,7 +37,9 @@ def test_the_density_integrates_to_one(name):
     assert (density * (log_prob - normal)).sum() > 0.01
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("vp", "rectified") else pytest.param(name, marks=pytest.mark.slow) for name in PATHS]
+)
 def test_the_latent_goes_back_to_x(name):
     denoiser = network(PATHS[name], 2).double()
     x = points(5, 2)
@@ -138,11 +140,12 @@ def test_inference_mode_and_no_grad():
         torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(p.numel()))
     label = torch.tensor([0, 2, 1, 0])
     x = points(4, 2)
-    plain = log_likelihood(denoiser, x, label=label)
+    loose = {"rtol": 1e-2, "atol": 1e-2}
+    plain = log_likelihood(denoiser, x, **loose, label=label)
     with torch.no_grad():
-        assert torch.equal(log_likelihood(denoiser, x, label=label).log_prob, plain.log_prob)
+        assert torch.equal(log_likelihood(denoiser, x, **loose, label=label).log_prob, plain.log_prob)
     with torch.inference_mode():
-        result = log_likelihood(denoiser, x.clone(), label=label.clone(), prior=lambda x: -x.square().sum(1))
+        result = log_likelihood(denoiser, x.clone(), **loose, label=label.clone(), prior=lambda x: -x.square().sum(1))
     torch.testing.assert_close(result.log_prob - result.prior, plain.log_prob - plain.prior)
     assert not result.log_prob.requires_grad
     assert not plain.log_prob.requires_grad

@@ -43,7 +43,7 @@ def test_an_interval_holds_the_value_and_can_be_drawn_again(name, reference):
         assert one.low < one.value < one.high
         assert one.std_error > 0
     assert interval(metric, resamples=40, reference=reference) == found
-    narrow = interval(metric, level=0.5, resamples=40, reference=reference)
+    narrow = interval(metric, confidence=0.5, resamples=40, reference=reference)
     assert all(found[key].low < narrow[key].low < narrow[key].high < found[key].high for key in found)
 
 
@@ -68,7 +68,7 @@ def test_a_share_of_all_has_a_width():
     assert found["precision"].high == pytest.approx(1)
     assert 0.9 < found["precision"].low < 0.99  # Wilson's of 100 in 100: 0.963
     assert str(Interval(0.5, 0.25, 1.0, 0.1, 0.95)) == "0.5 [0.25, 1]"
-    assert list(Interval(0.5, 0.25, 1.0, 0.1, 0.95).as_dict()) == ["value", "low", "high", "std_error", "level"]
+    assert list(Interval(0.5, 0.25, 1.0, 0.1, 0.95).as_dict()) == ["value", "low", "high", "std_error", "confidence"]
 
 
 @pytest.mark.parametrize("name", ["frechet", "kernel", "sliced_wasserstein", "prdc"])
@@ -100,7 +100,7 @@ def test_differences_of_what_does_not_compare():
 def test_bad_arguments():
     metric = cases.fed(cases.SMOOTH["kernel"][1], cases.draw(20, 5, 0), cases.draw(20, 5, 1))
     for arguments, part in (
-        ({"level": 1.0}, "between 0 and 1"),
+        ({"confidence": 1.0}, "between 0 and 1"),
         ({"resamples": -1}, "at least 0"),
         ({"reference": "x"}, "sampled, fixed"),
     ):

@@ -127,6 +127,25 @@ def test_data_with_exact_ties_are_no_copies(atoms):
     assert -1.5 < sum(z) / 10 < 1.5
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_splits_of_the_same_items_show_nothing(copies):
+    """Whatever the model: each sample's neighbours are the two copies of one item, so z is 0, also where the training
+    split has some items several times as often as the test split.
+    """
+    items = normal(300, 0)
+    for fake in (items[:100] + 0.01 * normal(100, 1), normal(200, 2), 0.1 * normal(200, 3), items):
+        found = of(items.repeat(copies, 1), items, fake).compute()
+        assert found["memorisation_z"] == pytest.approx(0, abs=1e-9)
+        assert found["memorisation_share"] == pytest.approx(0.5)
+
+
+def test_neighbours_at_equal_distances_are_shared():
+    """Samples halfway between one of 21 training and one of 20 test items: half of each, so (1/21) / (1/21 + 1/20)."""
+    line = torch.arange(41.0).unsqueeze(1)
+    found = of(line[::2], line[1::2], line[:40] + 0.5).compute()
+    assert found["memorisation_share"] == pytest.approx(20 / 41)
+
+
 def test_copies_off_the_data_are_found_however_dense_the_data():
     """Points on a line, samples beside it: the nearest differ from the next by less than float32 resolves."""
     line = 2 * torch.rand(40_000, generator=torch.Generator().manual_seed(0)) - 1

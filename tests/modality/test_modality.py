@@ -43,16 +43,17 @@ def test_samples_come_back_from_their_file(case, tmp_path):
     modality, name, formula = FILES[case]
     x, path = noise(9, modality.shape), tmp_path / "samples.npz"
     labels = torch.arange(9) % 2
-    write_samples(path, modality, torch.split(x, 4), range(5, 14), {"label": labels}, ("cat", "dog"))
+    write_samples(path, modality, torch.split(x, 4), range(5, 14), {"label": labels, "side": labels}, NAMES)
     with np.load(path, allow_pickle=False) as file:
         held = dict(file)
-    assert set(held) == {name, "seeds", "labels", "class_names"}
+    assert set(held) == {name, "seeds", "labels", "class_names", "side", "side_names"}
+    assert (held["class_names"].tolist(), held["side_names"].tolist()) == (["cat", "dog"], ["left", "right"])
     assert held["seeds"].tolist() == list(range(5, 14))
     expected = np.asarray(formula(x.double().numpy()))
     assert held[name].dtype == (np.uint8 if case in ("levels", "mask", "of old, units not known") else np.float32)
     np.testing.assert_allclose(held[name], expected, rtol=1e-6, atol=1e-5)
-    stored = read_samples(path, modality)
-    assert torch.equal(stored.labels, labels)
+    stored = read_samples(path, modality, ["label", "side"])
+    assert all(torch.equal(stored.classes[condition], labels) for condition in NAMES)
     back = torch.cat(list(stored.batches(4)))
     if case == "mask":
         x = x.sign()
@@ -62,6 +63,7 @@ def test_samples_come_back_from_their_file(case, tmp_path):
     assert (back - x).abs().max() < (1 / 255 + 1e-6 if held[name].dtype == np.uint8 else 1e-6)
 
 
+NAMES = {"label": ["cat", "dog"], "side": ["left", "right"]}
 OWN = np.zeros((4, 2, 6), np.float32)
 REFUSED = {
     "another modality": ({"points": np.zeros((4, 12))}, r"holds points, and the data are signals of shape \[2, 6\]"),
@@ -79,7 +81,7 @@ def test_files_of_other_samples_are_refused(case, tmp_path):
     arrays, words = REFUSED[case]
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(UserError, match=words):
-        read_samples(tmp_path / "x.npz", Signals([2, 6]))
+        read_samples(tmp_path / "x.npz", Signals([2, 6]), ["label"])
 
 
 def test_images_are_refused_for_points_and_the_other_way_round(tmp_path):

@@ -16,7 +16,7 @@ from sde_diffusion.sampling import Sampler
 
 CONF = Path(__file__).parents[2] / "conf" / "sampler"
 SETTINGS = {
-    "ode": {"rtol": 1e-9, "atol": 1e-9},  # steps are chosen for a whole batch: to within the tolerance
+    "ode": {"rtol": 1e-8, "atol": 1e-8},  # steps are chosen for a whole batch: to within the tolerance
     "heun": {"steps": 12, "churn": 6.0},
     "dpm": {"steps": 12, "eta": 1.0},
     "langevin": {"levels": 12, "steps_per_level": 2},
@@ -58,15 +58,13 @@ def test_in_batches_of_1_and_7_and_in_another_order(name, together):
 
 
 def test_in_two_processes(together, tmp_path):
-    halves = []
-    for part in ("[:32]", "[32:]"):
-        file = tmp_path / f"{len(halves)}.npz"
-        code = f"""
+    """Another process draws every other sample of this one."""
+    file = tmp_path / "drawn.npz"
+    code = f"""
 import numpy, test_every_sampler as tests
-numpy.savez(r"{file}", **{{name: tests.draw(name, tests.SEEDS{part}) for name in tests.NAMES}})
+numpy.savez(r"{file}", **{{name: tests.draw(name, tests.SEEDS[::2]) for name in tests.NAMES}})
 """
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
-        halves.append(np.load(file))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+    drawn = np.load(file)
     for name in NAMES:
-        both = np.concatenate([half[name] for half in halves])
-        assert np.abs(both - together[name].numpy()).max() < 1e-5, name
+        assert np.abs(drawn[name] - together[name][::2].numpy()).max() < 1e-5, name

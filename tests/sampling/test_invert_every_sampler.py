@@ -58,8 +58,14 @@ def errors(sampler, sde, t_end):
     ]
 
 
-@pytest.mark.parametrize("method", STEPS)
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        pytest.param(name, method, marks=[pytest.mark.slow] if (i + j) % 2 else [])
+        for i, name in enumerate(SIX)
+        for j, method in enumerate(STEPS)
+    ],
+)
 def test_up_and_back(name, method):
     """On the default grid both errors fall at the order of the method, or faster."""
     sde, (order, build) = SIX[name], STEPS[method]

@@ -8,8 +8,16 @@ from sampling_cases import SIX
 from sde_diffusion.sampling import DEISSampler, DPMSolver, UniPC
 
 
-@pytest.mark.parametrize("name", SIX)
-@pytest.mark.parametrize("case", [gaussian_case, mixture_case])
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        pytest.param(
+            case, name, marks=[pytest.mark.slow] if case is gaussian_case and name not in ("vp", "cosine") else []
+        )
+        for case in (gaussian_case, mixture_case)
+        for name in SIX
+    ],
+)
 def test_order(case, name):
     """Slopes over 48, 96 and 192 passes, of walks in whose midst the belief changes all along."""
     sde, t_end = walk(name)
@@ -19,16 +27,25 @@ def test_order(case, name):
         assert all(abs(slope - order) < 0.3 for slope in slopes(errors)), (method, slopes(errors))
 
 
-@pytest.mark.parametrize("grid", [None, "path"])
-def test_order_on_other_grids(grid):
+@pytest.mark.parametrize(
+    ("grid", "name"),
+    [
+        (None, "vp"),
+        ("path", "vp"),
+        ("path", "rectified"),
+        (None, "edm"),
+        pytest.param(None, "rectified", marks=pytest.mark.slow),
+        pytest.param("path", "edm", marks=pytest.mark.slow),
+    ],
+)
+def test_order_on_other_grids(grid, name):
     """The order does not hang on equal steps: the sampler's own default grid and the path's own."""
-    for name in ("vp", "rectified", "edm"):
-        sde, t_end = walk(name, noisy=2.0)
-        denoiser, x, exact = mixture_case(sde, t_end)
-        for method, (order, build) in DETERMINISTIC.items():
-            chosen = sde.default_grid() if grid == "path" else None
-            errors = [error(build(n, **options(t_end, chosen)), denoiser, x, exact) for n in (96, 192)]
-            assert abs(slopes(errors)[0] - order) < 0.3, (name, method, slopes(errors))
+    sde, t_end = walk(name, noisy=2.0)
+    denoiser, x, exact = mixture_case(sde, t_end)
+    for method, (order, build) in DETERMINISTIC.items():
+        chosen = sde.default_grid() if grid == "path" else None
+        errors = [error(build(n, **options(t_end, chosen)), denoiser, x, exact) for n in (96, 192)]
+        assert abs(slopes(errors)[0] - order) < 0.3, (method, slopes(errors))
 
 
 @pytest.mark.parametrize("name", SIX)

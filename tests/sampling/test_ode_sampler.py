@@ -6,7 +6,7 @@ from sampling_cases import MEAN, SIX, STD, Recording, gaussian, gaussian_flow, l
 
 from sde_diffusion.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.sampling import ODESampler, ReverseProcess
-from sde_diffusion.sampling.ode_kinds import Adaptive, Method
+from sde_diffusion.sampling.ode_kinds import Adaptive, ODEMethod
 from sde_diffusion.sampling.ode_methods import METHODS
 from sde_diffusion.sde import VESDE, KarrasRho, QuadraticTime, UniformLogSNR, UniformTime
 
@@ -123,7 +123,7 @@ def test_what_is_refused():
             ODESampler(**options)
 
 
-class HeunsMethod(Method):
+class HeunsMethod(ODEMethod):
     """A method of one's own, in twenty steps."""
 
     adaptive = False

@@ -25,8 +25,7 @@ from order_cases import SMOOTH, mixture_case, mixture_flow, slopes, walk
 from sampling_cases import latent, mixture
 
 from sde_diffusion.sampling import AncestralSampler, DPMSolver, HeunSampler, Noise, UniPC
-from sde_diffusion.sde import VPSDE, BetaTable
-from sde_diffusion.sde.grids import NoiseLevels
+from sde_diffusion.sde import VPSDE, BetaTable, NoiseLevels
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[bench]'")

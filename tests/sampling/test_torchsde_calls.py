@@ -1,5 +1,6 @@
 """What SDESampler asks of the denoiser and reports to its caller: passes, randomness, seeds, failures, refusals."""
 
+import functools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from sampling_cases import SIX, Recording, gaussian, mixture
 from sde_diffusion.denoiser import Denoiser, Prediction
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise, NoiseToSignal, SDESampler
-from sde_diffusion.sampling.sde import METHODS
+from sde_diffusion.sampling.sde_methods import METHODS
 from sde_diffusion.sde import EDMSDE, UniformTime
 
 PASSES = {
@@ -61,9 +62,9 @@ def test_passes(method, one_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_adaptive_passes(method):
     denoiser = Recording(gaussian(SIX["vp"]))
-    out = SDESampler(method, steps=5, adaptive=True, rtol=0.05, atol=0.05, t_end=0.1)(denoiser, (3, 3))
+    out = SDESampler(method, steps=5, adaptive=True, rtol=0.2, atol=0.2, t_end=0.3)(denoiser, (3, 3))
     assert out.nfe == len(denoiser.calls) == different(denoiser)
-    assert min(denoiser.times) == denoiser.times[-1] == 0.1
+    assert min(denoiser.times) == denoiser.times[-1] == 0.3
 
 
 @pytest.mark.parametrize("options", [{}, {"adaptive": True, "rtol": 0.5, "atol": 0.5}], ids=["steps", "adaptive"])
@@ -80,10 +81,10 @@ def test_torch_keeps_its_random_state(method, options):
 @pytest.mark.parametrize("one_path", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sample_depends_on_its_seed_alone(method, one_path):
-    sampler = SDESampler(method, steps=12, one_path=one_path, t_end=0.05)
+    sampler = SDESampler(method, steps=6, one_path=one_path, t_end=0.05)
     denoiser = mixture(SIX["subvp"])
-    seeds = [5, 6, 10**9, -3, 0]
-    together = sampler(denoiser, (5, 2), seeds=seeds, dtype=torch.float64).x
+    seeds = [5, 10**9, -3]
+    together = sampler(denoiser, (3, 2), seeds=seeds, dtype=torch.float64).x
     alone = torch.cat([sampler(denoiser, (1, 2), seeds=[seed], dtype=torch.float64).x for seed in seeds])
     assert (together - alone).abs().max() < 1e-9 * together.abs().max()
     assert together.unique(dim=0).shape == together.shape
@@ -93,6 +94,7 @@ def test_one_path_keeps_the_sample_while_steps_and_methods_change():
     """By default each number of steps has a noise of its own; one_path makes more steps of the same sample."""
     denoiser = gaussian(SIX["edm"])
 
+    @functools.cache
     def draw(one_path, method="heun", steps=64):
         sampler = SDESampler(method, steps, one_path=one_path, denoise=False, t_end=0.5)
         return sampler(denoiser, (50, 3), dtype=torch.float64).x
@@ -126,7 +128,7 @@ def test_types_and_images(method):
     denoiser = gaussian(SIX["subvp"])
     latent = torch.randn(4, 2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for coordinate in (None, NoiseToSignal()):
-        sampler = SDESampler(method, steps=100, t_end=0.4, coordinate=coordinate)
+        sampler = SDESampler(method, steps=40, t_end=0.4, coordinate=coordinate)
         low, high = (
             sampler(denoiser, latent.shape, latent=latent, dtype=dtype).x for dtype in (torch.float32, torch.float64)
         )
@@ -137,7 +139,7 @@ def test_types_and_images(method):
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_numbers_that_are_none(method, adaptive):
-    sampler = SDESampler(method, steps=8, adaptive=adaptive, rtol=0.1, atol=0.1)
+    sampler = SDESampler(method, steps=8, adaptive=adaptive, rtol=0.5, atol=0.5)
 
     def first_sample_is_nan_below_half(x, t):
         return torch.cat([x[:1] * (math.nan if t < 0.5 else 0.5), 0.5 * x[1:]])

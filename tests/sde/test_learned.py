@@ -236,25 +236,24 @@ def test_a_denoiser_owns_its_path():
     assert "sde.bend" in gaussian(path).state_dict()
 
 
-def test_parameters_on_another_device_than_the_times(monkeypatch):
-    """Here all is on one: the path is made to take copies, through which values and gradients are the same."""
-    monkeypatch.setattr(Bent, "_copies", lambda path, device: {n: p.clone() for n, p in path.named_parameters()})
-    for name in ("diffusion", "log_snr_rate", "time", "transition", "drift", "prior_log_prob"):
-        path = Bent()
-        found = METHODS[name](path)
-        with monkeypatch.context() as patched:
-            patched.setattr(Bent, "_copies", lambda path, device: None)
-            other = Bent()
-            expected = METHODS[name](other)
-        assert torch.equal(found, expected)
-        assert by_gradient(found, path).tolist() == pytest.approx(by_gradient(expected, other).tolist(), rel=1e-12)
-    path = Quick()
-    with path.on_cpu():
-        held = path._fetched
-        drawn = AncestralSampler(3)(gaussian(path), (2, 2), create_graph=True).x
-    assert held is not None
-    assert path._fetched is None
-    assert by_gradient(drawn, path).abs().min() > 0
+class Cubic(Bent):
+    """Of one vector of parameters, which, unlike a number, cannot be multiplied with a tensor on another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor([-4.0, 9.0, 1.0], dtype=torch.float64))
+
+    def gamma(self, t):
+        return torch.stack([torch.ones_like(t), t, t**3], -1) @ self.weights
+
+
+def test_answers_lie_on_the_device_of_the_times():
+    """Where the path's parameters are on another: here the meta device, without values; test_gpu compares values."""
+    path, x, s, t = Cubic(), *(value.to("meta") for value in (X, S, T))
+    answers = {name: getattr(path, name)(t) for name in ("alpha", "sigma_rate", "log_snr_rate", "diffusion")}
+    answers |= {"drift": path.drift(x, t), "perturb": path.perturb(x, t, x), "transition": path.transition(s, t)[1]}
+    assert {name: answer.device.type for name, answer in answers.items()} == dict.fromkeys(answers, "meta")
+    assert path.diffusion(T).device.type == path.diffusion(0.4).device.type == "cpu"
 
 
 def test_an_optimizer_moves_the_path_that_samplers_then_walk():

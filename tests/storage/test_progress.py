@@ -1,8 +1,13 @@
 """Progress without a terminal."""
 
+import io
 import logging
+import re
+import sys
+import time
 from contextlib import suppress
 
+import rich
 import torch
 
 from sde_diffusion.storage import progress
@@ -30,28 +35,59 @@ def test_silence_for_short_work(caplog):
     assert not caplog.records
 
 
-def test_work_within_work_shares_the_display(monkeypatch, caplog):
-    """Its bar comes and goes below the other's, also where it ends with an error; a quiet one leaves no lines."""
+def test_work_within_work_writes_its_own_lines(monkeypatch, caplog):
+    """Also where it ends with an error; a quiet one leaves no lines, and passes are counted in its block alone."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     caplog.set_level(logging.INFO)
     module = torch.nn.Identity()
-    with progress.bar("points", total=2) as outer:
+    with progress.bar("points", total=2):
         for quiet in (False, True):
             with suppress(ZeroDivisionError), progress.bar("sampling", total=8, quiet=quiet) as inner:
-                assert inner._display is outer._display
-                assert len(outer._display.tasks) == 2
                 inner.text = "0.5 bits/dim"
                 with progress.passes(inner, module):
                     module(torch.zeros(1))
                     now[0] += 40
                     module(torch.zeros(1))
                 raise ZeroDivisionError
-            assert [task.id for task in outer._display.tasks] == [outer.id]
-    assert progress._display is None
-    module(torch.zeros(1))  # no longer counted
+    now[0] += 100
+    module(torch.zeros(1))
     lines = [record.getMessage() for record in caplog.records]
     assert lines == ["sampling  0 of 8, 0:40 so far  (0.5 bits/dim; pass 2 of this batch)"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_the_bars_of_work_within_work_are_shown_together(monkeypatch):
+    """The inner bar comes below the outer one, and goes with its work, also where that ends with an error."""
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    rich.reconfigure()
+
+    def frame(wanted):
+        """The next picture of the display for which `wanted` is true."""
+        begun, before = time.monotonic(), len(terminal.getvalue())
+        while time.monotonic() < begun + 20:
+            time.sleep(0.02)
+            plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()[before:])
+            for text in plain.split("points")[1:]:
+                if wanted(text):
+                    return text
+        raise AssertionError(repr(plain))
+
+    with progress.bar("points", total=2) as outer:
+        with suppress(ZeroDivisionError), progress.bar("sampling", total=8) as inner:
+            inner.update(3, text="0.5 bits/dim")
+            assert "3/8 0.5 bits/dim" in frame(lambda text: "bits/dim" in text)
+            raise ZeroDivisionError
+        outer.update(1)
+        assert "1/2" in frame(lambda text: "1/2" in text and "sampling" not in text)
+    with progress.bar("another", total=2):
+        pass
 
 
 def test_no_more_lines_than_long_work_needs(monkeypatch, caplog):

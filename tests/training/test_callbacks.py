@@ -1,6 +1,8 @@
 """Callbacks: divergence is detected before it is saved, pictures use the average, the bar counts correctly."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Images
 from sde_diffusion.sampling import AncestralSampler, Sampler, Walk
+from sde_diffusion.storage import progress
 from sde_diffusion.training import EMA, ScoreModel, callbacks
 from sde_diffusion.training.callbacks import SampleGrid, StopOnNonFinite, TrainingProgress
 
@@ -146,6 +149,30 @@ class Clock(Callback):
         self.now += 100
 
 
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is told to the bar: its total, then step and text of each update, and None when it is taken away."""
+    told: list[Any] = []
+    bar = progress.bar
+
+    @contextmanager
+    def recorded(name: str, total: float | None, *arguments: Any) -> Iterator[Any]:
+        told.append(total)
+        with bar(name, total, *arguments) as made:
+            update = made.update
+
+            def note(step: int, *, text: str, **options: Any) -> None:
+                told.append((step, text))
+                update(step, text=text, **options)
+
+            made.update = note  # type: ignore[method-assign, assignment]
+            yield made
+        told.append(None)
+
+    monkeypatch.setattr(progress, "bar", recorded)
+    return told
+
+
 @pytest.mark.parametrize(
     ("refresh_every", "steps"), [(3, [3, 5, 6, 9, 10, 12, 15, 15, 18, 20]), (1000, [5, 10, 15, 20])]
 )
@@ -153,24 +180,21 @@ def test_progress_counts_points_a_second_of_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    shown: list[Any],
     refresh_every: int,
     steps: list[int],
 ) -> None:
-    """16 images per half second are 32 per second, not counting validations, at any refresh rate of the bar."""
-    progress, shown = TrainingProgress(refresh_every), []
-    text = progress._text
-    monkeypatch.setattr(
-        progress, "_text", lambda trainer: shown.append((trainer.global_step, text(trainer))) or shown[-1][1]
-    )
+    """16 points per half second are 32 per second, not counting validations, at any refresh rate of the bar."""
+    bar, clock = TrainingProgress(refresh_every), Clock(monkeypatch)
     with caplog.at_level(logging.INFO, "sde_diffusion.storage.progress"):
-        make_trainer(tmp_path, Clock(monkeypatch), progress, enable_progress_bar=True, **EVERY_FIVE).fit(
-            make_model(), ring()
-        )
+        make_trainer(tmp_path, clock, bar, enable_progress_bar=True, **EVERY_FIVE).fit(make_model(), ring())
     lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.storage.progress"]
     assert [line.split()[:2] for line in lines] == [["step", "5"], ["step", "10"], ["step", "15"], ["step", "20"]]
-    assert [step for step, _ in shown] == steps
-    assert all(line.endswith("  32 points/s") for _, line in shown)
     assert all("val " in line for line in lines)
+    total, *updates, end = shown
+    assert (total, end) == (20, None)
+    assert [step for step, _ in updates] == steps
+    assert all(text.endswith("  32 points/s") for _, text in updates)
 
 
 def test_without_a_terminal_a_line_now_and_then(
@@ -178,8 +202,7 @@ def test_without_a_terminal_a_line_now_and_then(
 ) -> None:
     """Half a minute is 60 steps."""
     with caplog.at_level(logging.INFO, "sde_diffusion.storage.progress"):
-        progress = TrainingProgress()
-        make_trainer(tmp_path, Clock(monkeypatch), progress, enable_progress_bar=True, max_steps=200).fit(
+        make_trainer(tmp_path, Clock(monkeypatch), TrainingProgress(), enable_progress_bar=True, max_steps=200).fit(
             make_model(), ring()
         )
     lines = [record.getMessage() for record in caplog.records if record.name == "sde_diffusion.storage.progress"]
@@ -188,20 +211,11 @@ def test_without_a_terminal_a_line_now_and_then(
     assert lines[0].endswith("  32 points/s)")
 
 
-def test_progress_bar_follows_the_steps(tmp_path: Path) -> None:
-    class Look(Callback):
-        def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-            seen.append(progress._bar.completed)
-            totals.add(progress._bar.total)
-
-    seen: list[float] = []
-    totals: set[float] = set()
-    progress = TrainingProgress(refresh_every=4)
-    trainer = make_trainer(tmp_path, progress, Look(), enable_progress_bar=True, max_steps=10)
-    trainer.fit(make_model(), ring())
-    assert seen == [0, 0, 0, 4, 4, 4, 4, 8, 8, 8]
-    assert totals == {10}
-    assert progress._bar is None
+def test_the_bar_is_taken_away_when_a_run_fails(tmp_path: Path, shown: list[Any]) -> None:
+    trainer = make_trainer(tmp_path, Spoil(8, "data"), StopOnNonFinite(), TrainingProgress(4), enable_progress_bar=True)
+    with pytest.raises(UserError, match="loss became nan"):
+        trainer.fit(make_model(), ring())
+    assert [shown[0], shown[1][0], shown[-1]] == [20, 4, None]
 
 
 @pytest.mark.parametrize("make", [lambda: StopOnNonFinite(0), lambda: SampleGrid(".", AncestralSampler(), n=0)])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import make_model, make_trainer, ring, same
+from tiny import MLP, make_model, make_trainer, ring, same
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sde_diffusion.training import EMA, ScoreModel
 
@@ -65,27 +66,41 @@ def test_average_is_the_recursion_written_out(tmp_path: Path, warmup: bool) -> N
     assert (history.raw[-1] - flat(model)).abs().max() > 1e-3  # and is not the raw weights
 
 
-def test_one_multi_tensor_update_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    update = torch._foreach_lerp_
+class Operations(TorchDispatchMode):
+    """Counts the operations on tensors."""
 
-    def counted(tensors: Any, others: Any, weight: float) -> None:
-        calls.append((len(tensors), weight))
-        update(tensors, others, weight)
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
 
-    monkeypatch.setattr(torch, "_foreach_lerp_", counted)
-    model = make_model()
-    make_trainer(tmp_path, EMA(0.6), max_steps=7).fit(model, ring())
-    assert [count for count, _ in calls] == [len(list(model.parameters()))] * 7
-    assert [1 - weight for _, weight in calls] == pytest.approx(
-        [2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17]
-    )
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_takes_as_many_operations_however_many_parameters(tmp_path: Path) -> None:
+    class Counted(EMA):
+        def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+            with Operations() as operations:
+                super().on_train_batch_end(*args, **kwargs)
+            made.append(operations.made)
+
+    found = []
+    for depth in (1, 6):
+        made: list[int] = []
+        make_trainer(tmp_path, Counted(0.6), max_steps=4).fit(make_model({**MLP, "depth": depth}), ring())
+        found.append(made)
+    assert found[0] == found[1]
+    assert all(found[0])
 
 
 def test_accumulated_batches_update_once_a_step(tmp_path: Path) -> None:
-    average = EMA(0.9)
-    make_trainer(tmp_path, average, max_steps=3, accumulate_grad_batches=2).fit(make_model(), ring())
-    assert average.updates == 3
+    history, model = History(), make_model()
+    make_trainer(tmp_path, EMA(0.6), history, max_steps=6, accumulate_grad_batches=2).fit(model, ring())
+    history.raw = history.raw[1::2]
+    assert len(history.raw) == 6
+    expected = averages(history, 0.6, warmup=True)[-1]
+    torch.testing.assert_close(flat(model).double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_trap_device_the_average_follows_the_model(tmp_path: Path) -> None:
@@ -95,10 +110,12 @@ def test_trap_device_the_average_follows_the_model(tmp_path: Path) -> None:
     average.setup(trainer, model, "fit")
     model.to("meta")
     average.on_fit_start(trainer, model)
-    assert average._average_model is not None
-    assert {p.device.type for p in average._average_model.module.parameters()} == {"meta"}
-    for tensors in average._pairs:
-        assert {p.device.type for p in tensors} == {"meta"}
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 1
+    average.on_train_batch_end(trainer, model, None, None, 0)
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
+    average.on_save_checkpoint(trainer, model, checkpoint)
+    for part in ("state_dict", "current_model_state"):
+        assert {value.device.type for value in checkpoint[part].values()} == {"meta"}
 
 
 def test_trap_delayed_start_validates_the_current_weights(tmp_path: Path) -> None:
@@ -179,14 +196,15 @@ def test_trap_integer_buffers_are_copied(tmp_path: Path) -> None:
         assert checkpoint["state_dict"]["count"] == checkpoint["current_model_state"]["count"] == step
 
 
-def test_resume_keeps_the_number_of_updates(tmp_path: Path) -> None:
-    first = make_trainer(tmp_path, EMA(0.999), max_steps=6)
+def test_a_resumed_run_averages_as_an_unbroken_one(tmp_path: Path) -> None:
+    history, later, model = History(), History(), make_model()
+    first = make_trainer(tmp_path, EMA(0.6), history, max_steps=6)
     first.fit(make_model(), ring())
     first.save_checkpoint(tmp_path / "a.ckpt")
-    average = EMA(0.999)
-    make_trainer(tmp_path, average, max_steps=9).fit(make_model(), ring(), ckpt_path=tmp_path / "a.ckpt")
-    assert average.updates == 9
-    assert average._next_decay(10) == pytest.approx(11 / 20)
+    make_trainer(tmp_path, EMA(0.6), later, max_steps=9).fit(model, ring(), ckpt_path=tmp_path / "a.ckpt")
+    history.raw += later.raw
+    expected = averages(history, 0.6, warmup=True)[-1]
+    torch.testing.assert_close(flat(model).double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_second_fit_averages_anew(tmp_path: Path) -> None:

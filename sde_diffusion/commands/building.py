@@ -1,0 +1,169 @@
+"""Build the model and the trainer that a configuration describes."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from sde_diffusion import plugins
+from sde_diffusion.commands.app import is_overridden, override_hint, resolved
+from sde_diffusion.commands.loading import build_data
+from sde_diffusion.commands.resuming import STORED_GROUPS, callback_settings
+from sde_diffusion.conditions import Conditions
+from sde_diffusion.config import call, takes
+from sde_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from sde_diffusion.data import DataModule
+    from sde_diffusion.denoiser import Denoiser
+    from sde_diffusion.training.base import BaseModel
+    from sde_diffusion.training.generative import GenerativeModel
+
+log = logging.getLogger(__name__)
+
+
+def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
+    """Build the data module and the model of a configuration.
+
+    Args:
+        cfg: The composed configuration. The values that depend on the data are filled in: `network.shape`,
+            `network.conditions`, and `denoiser.sigma_data` if it is null.
+
+    Returns:
+        (data module, model).
+
+    Raises:
+        UserError: If the configuration or the data do not allow it.
+    """
+    from sde_diffusion.checks.hints import arguments_of
+    from sde_diffusion.training.guided_denoiser import guided_denoiser
+    from sde_diffusion.training.models import MODELS, model_class
+
+    data = build_data(resolved(cfg.data))
+    conditions = _conditions(cfg, data)
+    _fill_in(cfg, data, conditions)
+    settings = resolved(cfg.model)
+    cls = model_class(settings.pop("_target_", MODELS[0]))
+    taken = arguments_of(cls)[0]
+    offered = {"denoiser": resolved(cfg.denoiser), "objective": resolved(cfg.objective), "data": data.describe()}
+    offered |= {"conditions": conditions, "seed": cfg.seed}
+    if conditions and not ("conditions" in taken and ("denoiser" not in taken or takes(cfg.network, "conditions"))):
+        where = cfg.network._target_ if "conditions" in taken else cls.__name__
+        raise UserError(f"conditional=true needs a network with an argument conditions; {where} has none")
+    parts = () if "denoiser" in taken else ("sde", "network", "denoiser")
+    if unused := [key for key in (*parts, *offered) if key not in taken and is_overridden(key)]:
+        log.warning("a %s has no %s: %s", cls.__name__, " or ".join(unused), "these settings have no effect")
+    try:
+        model: GenerativeModel = call(
+            cls, {**{name: value for name, value in offered.items() if name in taken}, **settings}, "model"
+        )
+    except UserError as error:  # `denoiser` contains copies of network and sde: use the names of these groups
+        raise UserError(re.sub(r"^denoiser\.(network|sde)\b", r"\1", str(error))) from error
+    guided_denoiser(model, resolved(cfg.guidance))  # raises its errors now
+    model.run = {key: resolved(cfg[key]) for key in STORED_GROUPS}
+    model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
+    return data, model
+
+
+def _conditions(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
+    """Descriptions of the conditions that the model will have; those of its network if a run is resumed.
+
+    Raises:
+        UserError: If the data have none, or others than the network of the resumed run.
+    """
+    conditions = data.conditions.describe() if cfg.conditional else {}
+    if not cfg.conditional and (unused := OmegaConf.select(cfg, "data.conditions")):
+        log.warning("the model will not depend on %s: add conditional=true", " and ".join(map(str, unused)))
+    if cfg.conditional and not conditions:
+        raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
+    if (shape := OmegaConf.select(cfg, "network.shape")) is None:
+        return conditions
+    own = resolved(cfg.network.get("conditions")) or {}  # their means and ranges are part of the network
+    both = ((shape, own), (data.shape, conditions))
+    built, has = (f"items of shape {list(size)} and {_in_words(kinds)}" for size, kinds in both)
+    if built != has:
+        raise UserError(
+            f"the network was built for {built}, and {data.name} has {has}: use data like those that the model was "
+            "trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
+        )
+    return own
+
+
+def _in_words(described: Mapping[str, Any]) -> str:
+    """Conditions in words: "label: 10 classes, rate: a number"."""
+    return ", ".join(f"{name}: {kind.what}" for name, kind in Conditions(described).items()) or "no conditions"
+
+
+def _fill_in(cfg: DictConfig, data: DataModule, conditions: Mapping[str, Any]) -> None:
+    """Fill in the values that depend on the data."""
+    with open_dict(cfg):
+        for name, value in (("shape", list(data.shape)), ("conditions", conditions)):
+            if takes(cfg.network, name):  # user-defined networks may have a fixed shape
+                cfg.network[name] = value
+        if cfg.denoiser.get("sigma_data") is None and takes(cfg.denoiser, "sigma_data"):
+            cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
+
+
+def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+    """Build Lightning's trainer, with the callbacks and loggers of a configuration.
+
+    Raises:
+        UserError: If the settings do not allow it.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Trainer
+
+    from sde_diffusion.config import build, build_around
+    from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
+    from sde_diffusion.training.precision import check_precision
+    from sde_diffusion.training.stopping import StopBetweenSteps
+
+    named = plugins.settings().get("+plugins", [])
+    offered = {
+        "sampler": build(resolved(cfg.sampler), "sampler"),
+        "denoiser_of": functools.partial(_guided, guidance=resolved(cfg.guidance), modules=named),
+    }
+    callbacks, loggers = (
+        [
+            build_around(node, f"{key}.{name}", any_library=True, **offered)
+            for name, node in resolved(cfg[key]).items()
+            if node is not None
+        ]
+        for key in ("callbacks", "logger")
+    )
+    options = {"max_epochs": -1, **resolved(cfg.trainer)}  # Lightning's default, without max_steps, is 1000 epochs
+    if not any(isinstance(callback, StopBetweenSteps) for callback in callbacks):  # without LastCheckpoint
+        callbacks.append(StopBetweenSteps())
+    if 0 < options["max_steps"] < (options.get("min_steps") or 0):
+        raise UserError(
+            f"trainer.min_steps={options['min_steps']} is more than trainer.max_steps={options['max_steps']}"
+        )
+    try:
+        trainer = Trainer(
+            default_root_dir=folder,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[*(options.pop("plugins", None) or []), SealedCheckpointIO()],
+            **options,
+        )
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException, ImportError) as error:
+        raise UserError(f"trainer: {error}{override_hint('trainer')}") from error
+    check_precision(str(trainer.precision))
+    return trainer
+
+
+def _guided(model: BaseModel, guidance: Any, modules: Sequence[str]) -> Denoiser | None:
+    """See `guided_denoiser`; loads the user's modules first, for processes that ddp_spawn has started."""
+    from sde_diffusion.training.guided_denoiser import guided_denoiser
+
+    for module in modules:
+        plugins.load(module)
+    return guided_denoiser(model, guidance)

@@ -113,7 +113,8 @@ def test_each_sample_has_its_own_particles():
         together = sampler(posterior, (64, 2), y=y, dtype=torch.float64)
         for i in (0, 63):
             mine = y[i : i + 1] if len(y) > 1 else y
-            alone = sampler(posterior, (1, 2), seeds=[i], y=mine, dtype=torch.float64)
+            with torch.inference_mode():
+                alone = sampler(posterior, (1, 2), seeds=[i], y=mine, dtype=torch.float64)
             torch.testing.assert_close(alone.x[0], together.x[i], rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(alone.log_evidence[0], together.log_evidence[i], rtol=1e-9, atol=1e-9)
         assert torch.pdist(together.x).min() > 1e-9

@@ -98,8 +98,9 @@ class Operator(nn.Module, ABC):
         Raises:
             ValueError: If data of this shape cannot be measured.
         """
+        place = next((buffer.device for buffer in self.buffers()), None)
         with torch.no_grad():
-            return tuple(self(torch.zeros(1, *dims)).shape[1:])
+            return tuple(self(torch.zeros(1, *dims, device=place)).shape[1:])
 
 
 def _inverse(eigenvalues: Tensor) -> Tensor:

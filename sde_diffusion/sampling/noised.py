@@ -18,7 +18,7 @@ def noised(sde: SDE, x0: Tensor, t: float, seeds: Sequence[int] | None = None) -
 
     The later t, the less of x0 is left. For data N(m, s^2) and r = sigma_t / alpha_t, v = s^2 + r^2, the probability
     flow leads to m + (x0 - m) s / sqrt(v) with standard deviation r s / sqrt(v), and the reverse SDE to m + (x0 - m)
-    s^2 / v with variance s^4 r^2 / v^2 + s^2 r^2 / v. The mean is that of the data only where r is much larger than s.
+    s^2 / v with variance s^4 r^2 / v^2 + s^2 r^2 / v. Corrector steps lead further away from x0.
 
     Args:
         sde: The path.

@@ -36,7 +36,7 @@ class TwistedSMC(Sampler):
     Callbacks and frames see the particle of the largest weight at their time.
 
     Args:
-        steps: Number of network passes of a particle, at least 1.
+        steps: Number of network passes of a particle, at least 1 (2 without `denoise`); the last is at t_end.
         particles: Number of particles of each sample, at least 1.
         grid: Spacing of the times; `BandLogSNR` by default, for which the error of few steps is small on any path.
         denoise: See `Sampler`; if False, the state at t_end is weighted by p~.
@@ -62,13 +62,14 @@ class TwistedSMC(Sampler):
         t_end: float | None = None,
     ) -> None:
         super().__init__(denoise, t_end, BandLogSNR() if grid is None else grid)
-        self.steps = check_count("steps", steps)
+        also = "" if self.denoise else " with denoise=False, where the last pass weighs the state at t_end"
+        self.steps = check_count("steps", steps, least=1 + (not self.denoise), also=also)
         self.particles = check_count("particles", particles)
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk all particles down the grid; see `Sampler.walk`."""
         sde = run.sde
-        times = self.grid_on(sde).times(sde, self.steps + (not self.denoise), run.t_end)
+        times = self.grid_on(sde).times(sde, self.steps, run.t_end)
         table = torch.stack(sde.posterior_coefficients(times[1:], times[:-1]), 1)
         if not bool((table.isfinite() & (table[:, 2:] > 0)).all()):
             raise singular(sde)

@@ -64,10 +64,13 @@ def test_evidence_in_many_steps():
 
 @pytest.mark.slow
 def test_modes_with_many_particles():
-    """256 particles, 400 draws for each of 4 measurements: the total variation of the modes' weights."""
-    _, x = ratios(TwistedSMC(100, 256), MomentMatching(1), 400)
+    """64 particles, 1000 draws for each of 4 measurements: the total variation of the modes' weights.
+
+    Measured .01 to .02, of which about .015 is the spread of 1000 draws.
+    """
+    _, x = ratios(TwistedSMC(100, 64), JacobianFree(0.6), 1000)
     share, exact = weights_of_modes(x)
-    assert (share - exact).abs().sum(1).mean() / 2 < 0.04
+    assert (share - exact).abs().sum(1).mean() / 2 < 0.03
 
 
 def test_gaussians_are_exact():
@@ -130,6 +133,7 @@ def test_passes_gradients_frames_and_callbacks():
     assert {row[2].shape for row in seen} == {row[3].shape for row in seen} == {(3, 2)}
     assert found.states.shape == found.trajectory.shape == (4, 3, 2)
     assert torch.equal(sampler(posterior, (3, 2), y=Y[:3], callback=lambda step, *row: step == 2).x, seen[2][3])
+    assert TwistedSMC(6, 5, denoise=False)(posterior, (3, 2), y=Y[:3]).nfe == 6 * 5
     # Of other samplers: as many a pass as the likelihood says.
     assert AncestralSampler(7)(posterior, (3, 2), y=Y[:3]).gradients == 7 * 2
     assert AncestralSampler(7)(four_modes(VP), (3, 2)).gradients == 0
@@ -170,6 +174,8 @@ def test_mistakes():
     for arguments in ((0, 4), (4, 0), (4, 2.5)):
         with pytest.raises(ValueError, match="must be an integer of at least 1"):
             TwistedSMC(*arguments)
+    with pytest.raises(ValueError, match="at least 2 with denoise=False"):
+        TwistedSMC(1, 4, denoise=False)
     with pytest.raises(ValueError, match="TwistedSMC cannot be inverted"):
         sampler.invert(PosteriorDenoiser(mixture, OPERATOR, 0.1), torch.zeros(1, 2), y=Y[:1])
 

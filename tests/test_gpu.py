@@ -246,7 +246,8 @@ def test_a_full_device(command, trained, tmp_path):
     free, _ = torch.cuda.mem_get_info()
     held = torch.empty(free - 3 * 2**30 // 2, dtype=torch.uint8, device="cuda")
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
-    done = command("train", *GPU, "network=mlp", "network.width=16384", "network.depth=3", f"hydra.run.dir={tmp_path}", cwd=tmp_path)
+    large = ("network=mlp", "network.width=16384", "network.depth=3")
+    done = command("train", *GPU, *large, f"hydra.run.dir={tmp_path}", cwd=tmp_path)
     assert done.status == 1, done.err
     assert "Traceback" not in done.err
     assert "error: memory of the device ran out" in done.err, done.err

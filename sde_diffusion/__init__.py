@@ -51,6 +51,10 @@ _EXPORTS = {
         "DPMSolver",
         "UniPC",
         "DEISSampler",
+        "Replacement",
+        "RePaint",
+        "TwistedSMC",
+        "noised",
     ),
     "sde_diffusion.density": (
         "log_likelihood",
@@ -108,10 +112,14 @@ if TYPE_CHECKING:
         HeunSampler,
         ODESampler,
         PredictorCorrector,
+        RePaint,
+        Replacement,
         Sampler,
         Samples,
         SDESampler,
+        TwistedSMC,
         UniPC,
+        noised,
     )
     from sde_diffusion.sde import (
         EDMSDE,

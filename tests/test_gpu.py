@@ -22,10 +22,14 @@ from sde_diffusion import (
     NetworkDenoiser,
     Objective,
     PredictorCorrector,
+    RePaint,
+    Replacement,
+    TwistedSMC,
     UniPC,
     elbo,
     log_likelihood,
 )
+from sde_diffusion.guidance import Mask, MomentMatching, PosteriorDenoiser
 from sde_diffusion.sampling import Noise, Walk
 from sde_diffusion.training import EMA, DiscreteTimes, EDMWeighting, ImportanceTimes, LogNormalTimes
 
@@ -48,6 +52,23 @@ def test_samples_are_the_same(sampler):
         for device in ("cpu", "cuda")
     )
     torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [Replacement(AncestralSampler(20, eta=1.0)), RePaint(12, 3, 3), TwistedSMC(12, 8), AncestralSampler(12)],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_posterior_samples_are_the_same(sampler):
+    means, y, results = torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), torch.linspace(-1, 1, 50).reshape(-1, 1), []
+    for device in ("cpu", "cuda"):
+        mixture = GaussianMixtureDenoiser(VPSDE(), means, 0.3)
+        posterior = PosteriorDenoiser(mixture, Mask(torch.tensor([1, 0])), 0.1, MomentMatching(1)).to(device)
+        found = sampler(posterior, (50, 2), y=y, dtype=torch.float64)
+        results.append(found.x.cpu())
+        if found.log_evidence is not None:
+            results[-1] = torch.cat([found.x, found.log_evidence.unsqueeze(1)], 1).cpu()
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 
 
 def test_objective_is_the_same_and_its_gradient_too():
@@ -225,7 +246,8 @@ def test_a_full_device(command, trained, tmp_path):
     free, _ = torch.cuda.mem_get_info()
     held = torch.empty(free - 3 * 2**30 // 2, dtype=torch.uint8, device="cuda")
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
-    done = command("train", *GPU, "network.width=16384", "network.depth=3", f"hydra.run.dir={tmp_path}", cwd=tmp_path)
+    large = ("network=mlp", "network.width=16384", "network.depth=3")
+    done = command("train", *GPU, *large, f"hydra.run.dir={tmp_path}", cwd=tmp_path)
     assert done.status == 1, done.err
     assert "Traceback" not in done.err
     assert "error: memory of the device ran out" in done.err, done.err

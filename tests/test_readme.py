@@ -45,7 +45,7 @@ def test_commands_compose_and_build_what_they_name(command, composed):
     overrides = [override for override in overrides if not override.startswith("--")]
     if "--multirun" in command:
         overrides = [override.split(",")[0] for override in overrides]
-    cfg = composed(config, overrides=with_conditions(config, overrides))
+    cfg = composed(config, overrides=with_conditions(config, [module, *overrides])[1:])
     if config not in ("likelihood", "sweep"):
         assert build(resolved(cfg.sampler)) is not None
     if config == "train":

@@ -28,9 +28,11 @@ class Denoiser(nn.Module, ABC):
         sigma_data: Root mean square of the data, on the scale of x_0; None if unknown.
         passes: Largest number of network passes that a call costs, including those of wrapped denoisers; a closed form
             counts as one.
+        gradients: Largest number of vector-Jacobian products that a call costs, including those of wrapped denoisers.
     """
 
     sde: SDE
+    gradients: int = 0
     sigma_data: float | None = None
     passes: int = 1
     shape: tuple[int, ...] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,23 @@ from sde_diffusion.denoiser import Denoiser, InputGradient, Prediction, check_de
 from sde_diffusion.guidance.likelihoods import LIKELIHOODS, Guess, MeasurementLikelihood
 from sde_diffusion.guidance.operators import Operator
 from sde_diffusion.sde import Time, expand, float64, on_device
+
+
+@dataclass(frozen=True)
+class Twist:
+    """What a measurement says at one (x_t, t), for samplers that weigh states.
+
+    Attributes:
+        prediction: The belief without the measurement.
+        shift: delta, by which the measurement moves its x0, [B, *dims].
+        log_prob: log p(y | x_t), [B], float64.
+        gradients: Vector-Jacobian products that this has cost.
+    """
+
+    prediction: Prediction
+    shift: Tensor
+    log_prob: Tensor
+    gradients: int
 
 
 class PosteriorDenoiser(Denoiser):
@@ -56,6 +74,7 @@ class PosteriorDenoiser(Denoiser):
             "likelihood", likelihood, LIKELIHOODS, MeasurementLikelihood
         )
         self.passes = denoiser.passes
+        self.gradients = denoiser.gradients + self.likelihood.gradients
 
     @property
     def conditions(self) -> Collection[str] | None:
@@ -89,14 +108,35 @@ class PosteriorDenoiser(Denoiser):
         y = _required(conditions.pop("y", None)).to(x_t.dtype)
         if not (self.likelihood.gradients or not self.operator.linear):
             prediction = self.denoiser(x_t, t, **conditions)
-            return self._shifted(prediction, y, t, _no_gradient, False)
+            delta = self.likelihood.shift(self._guess(prediction, y, t, _no_gradient, False))
+            return prediction.shifted(self._where_known(delta, t))
         with InputGradient(x_t, {**conditions, "y": y}) as inside:
             y = inside.conditions.pop("y")
             prediction = self.denoiser(inside.x_t, t, **inside.conditions)
-            found = self._shifted(prediction, y, t, inside.gradient, inside.keeps)
-            return inside.answer(found)
+            delta = self.likelihood.shift(self._guess(prediction, y, t, inside.gradient, inside.keeps))
+            return inside.answer(prediction.shifted(self._where_known(delta, t)))
 
-    def _shifted(self, prediction: Prediction, y: Tensor, t: Time, gradient: Any, keeps: bool) -> Prediction:
+    def twist(self, x_t: Tensor, t: Time, **conditions: Any) -> Twist:
+        """What `forward` adds to the wrapped denoiser's belief, and log p(y | x_t), without gradients.
+
+        Raises:
+            ValueError: If the likelihood has no log p(y | x_t), or y has another shape than A x_0.
+        """
+        calls: list[Tensor] = []
+        y = _required(conditions.pop("y", None)).to(x_t.dtype)
+        with InputGradient(x_t, {**conditions, "y": y}) as inside:
+            y = inside.conditions.pop("y")
+            prediction = self.denoiser(inside.x_t, t, **inside.conditions)
+
+            def gradient(x0: Tensor, u: Tensor) -> Tensor:
+                calls.append(u)
+                return inside.gradient(x0, u)
+
+            delta, log_prob = self.likelihood.twist(self._guess(prediction, y, t, gradient, False))
+            shift, count = self._where_known(delta, t).detach(), self.denoiser.gradients + len(calls)
+            return Twist(prediction.detach(), shift, log_prob.detach(), count)
+
+    def _guess(self, prediction: Prediction, y: Tensor, t: Time, gradient: Any, keeps: bool) -> Guess:
         x0 = prediction.x0
         near = self.operator.linearise(x0, create_graph=keeps)
         if near.value.shape != y.shape:
@@ -106,7 +146,7 @@ class PosteriorDenoiser(Denoiser):
         factor = torch.where(alpha > 0, sigma.square() / torch.where(alpha > 0, alpha, 1.0), 0.0)
         spread = torch.where(alpha > 0, (sigma / torch.where(alpha > 0, alpha, 1.0)).square(), math.inf)
         residual = y - near.value
-        guess = Guess(
+        return Guess(
             residual=residual if keeps else residual.detach(),
             noise=self.noise**2,
             spread=spread,
@@ -114,9 +154,13 @@ class PosteriorDenoiser(Denoiser):
             adjoint=near.adjoint,
             covariance=lambda u: expand(factor, u) * gradient(x0, u),
             filter=self.operator.filter,
+            spectrum=lambda: self.operator.spectrum(y.shape[1:]).to(x0.device),
         )
-        delta = self.likelihood.shift(guess)
-        return prediction.shifted(torch.where(expand(alpha, delta) > 0, delta, 0.0))
+
+    def _where_known(self, delta: Tensor, t: Time) -> Tensor:
+        """Delta, or 0 at times at which nothing is known of x_0."""
+        alpha = self.sde.alpha(on_device(float64(t), delta.device))
+        return torch.where(expand(alpha, delta) > 0, delta, 0.0)
 
     def extra_repr(self) -> str:
         """The noise and the likelihood."""

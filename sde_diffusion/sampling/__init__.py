@@ -11,6 +11,9 @@ Each choice of `sampler=` is a file in `conf/sampler/` that names a class, and e
     ode             ODESampler           ode; its solver ode_methods, ode_kinds, ode_adams
     sde             SDESampler           sde; its methods sde_methods, its Brownian motion brownian
 
+Samplers of posteriors take a `guidance.PosteriorDenoiser`, and y=: `Replacement`, `RePaint`, `TwistedSMC`. Others take
+it too, as any denoiser.
+
 Calling a sampler (`base.Sampler.__call__`) draws x_T and hands a `walk.Walk` to the sampler's own `walk` method, which
 takes the steps. The solvers of `ode` and `sde` solve a `reverse.ReverseProcess`, as likelihoods do. Samplers of your
 own are subclasses of `Sampler` with a method `walk`, or of `MultistepSampler` with a method `coefficients`.
@@ -29,12 +32,16 @@ from sde_diffusion.sampling.heun import HeunSampler
 from sde_diffusion.sampling.langevin import AnnealedLangevin
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
+from sde_diffusion.sampling.noised import noised
 from sde_diffusion.sampling.ode import ODESampler
 from sde_diffusion.sampling.ode_kinds import ODEMethod
 from sde_diffusion.sampling.predictor_corrector import PREDICTORS, Predictor, PredictorCorrector
+from sde_diffusion.sampling.repaint import RePaint
+from sde_diffusion.sampling.replacement import Replacement
 from sde_diffusion.sampling.reverse import ReverseProcess
 from sde_diffusion.sampling.sde import SDESampler
 from sde_diffusion.sampling.sde_methods import SDEMethod
+from sde_diffusion.sampling.twisted import TwistedSMC
 from sde_diffusion.sampling.walk import Callback, Walk
 
 __all__ = [
@@ -57,13 +64,17 @@ __all__ = [
     "ODESampler",
     "Predictor",
     "PredictorCorrector",
+    "RePaint",
+    "Replacement",
     "ReverseProcess",
     "SDEMethod",
     "SDESampler",
     "Sampler",
     "Samples",
     "State",
+    "TwistedSMC",
     "UniPC",
     "UnitVariance",
     "Walk",
+    "noised",
 ]

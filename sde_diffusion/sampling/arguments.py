@@ -48,6 +48,18 @@ def check_t_end(t_end: Any, sde: SDE) -> float:
     return end
 
 
+def check_t_start(t_start: Any, t_end: float, sde: SDE) -> float:
+    """The time of a walk's beginning; the path's t_max for None.
+
+    Raises:
+        ValueError: If it does not lie after t_end, on the path.
+    """
+    start = sde.t_max if t_start is None else as_number("t_start", t_start)
+    if not t_end < start <= sde.t_max:
+        raise ValueError(f"t_start must lie in (t_end, t_max] = ({t_end:g}, {sde.t_max:g}] of {sde}; got {t_start}")
+    return start
+
+
 def check_dtype(dtype: Any) -> None:
     """Check that the state's type is float32 or float64, which are precise enough.
 

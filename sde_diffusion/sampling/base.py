@@ -5,20 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number, check_batch, check_bool, check_finite
+from sde_diffusion.checks import as_number, check_batch, check_bool
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.denoiser import Denoiser, check_denoiser, in_eval_mode
-from sde_diffusion.errors import UserError
-from sde_diffusion.sampling.arguments import check_device, check_dtype, check_latent, check_shape, check_t_end
+from sde_diffusion.sampling.arguments import (
+    check_device,
+    check_dtype,
+    check_latent,
+    check_shape,
+    check_t_end,
+    check_t_start,
+)
 from sde_diffusion.sampling.frames import EachPass, Frames
 from sde_diffusion.sampling.noise import Noise, as_seeds
-from sde_diffusion.sampling.walk import PRIOR_DRAW, REMEDY, Callback, Stop, Walk
+from sde_diffusion.sampling.walk import PRIOR_DRAW, Callback, Stop, Walk, completed
 from sde_diffusion.sde import GRIDS, SDE, Grid, number
 
 
@@ -32,6 +39,8 @@ class Samples:
         trajectory: The beliefs x0 along the walk, [frames, B, *dims]; None unless asked for.
         times: The times of these frames; None unless asked for.
         states: The states x_t at these times, [frames, B, *dims]; None unless asked for.
+        gradients: Vector-Jacobian products of the network for each sample, each about as costly as a pass.
+        log_evidence: Estimates of log p(y) for each sample, [B], float64; None unless the sampler makes some.
     """
 
     x: Tensor
@@ -39,10 +48,12 @@ class Samples:
     trajectory: Tensor | None = None
     times: list[float] | None = None
     states: Tensor | None = None
+    gradients: int = 0
+    log_evidence: Tensor | None = None
 
 
 class Sampler(ShowsArguments, ABC):
-    """A way to walk from noise at t_max back to data.
+    """A way to walk from noise at t_max (or a noisy state at t_start) back to data.
 
     A subclass defines `walk`. Each constructor argument is an attribute of the same name: the repr, which can be
     evaluated, names the class and the arguments that differ from their defaults.
@@ -69,10 +80,10 @@ class Sampler(ShowsArguments, ABC):
 
     @abstractmethod
     def walk(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk from x at t_max to t_end.
+        """Walk from x at the path's t_max to t_end; `run.sde` is the path, up to t_start if the walk begins there.
 
         Args:
-            x: State at t_max, [B, *dims].
+            x: State at run.sde.t_max, [B, *dims].
             run: The denoiser, the noise, and the record of the walk.
 
         Returns:
@@ -80,14 +91,14 @@ class Sampler(ShowsArguments, ABC):
         """
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk from x at t_end up to t_max, for `invert`; samplers with a deterministic walk may define it.
+        """Walk from x at t_end up to run.sde.t_max, for `invert`; samplers with a deterministic walk may define it.
 
         Args:
             x: State at t_end, [B, *dims].
             run: The denoiser and the record of the walk.
 
         Returns:
-            The state at t_max, [B, *dims].
+            The state at run.sde.t_max, [B, *dims].
 
         Raises:
             ValueError: If it is not defined, or the walk is not deterministic with the sampler's settings.
@@ -107,6 +118,7 @@ class Sampler(ShowsArguments, ABC):
         dtype: torch.dtype = torch.float32,
         trajectory: bool | int | Sequence[float] = False,
         create_graph: bool = False,
+        t_start: float | None = None,
         **conditions: Any,
     ) -> Samples:
         """Draw samples.
@@ -117,7 +129,7 @@ class Sampler(ShowsArguments, ABC):
             seeds: One integer for each sample, in a list, an array, a tensor or a range; range(B) by default. Sample i
                 depends on seeds[i] alone; with an adaptive solver, whose steps depend on the batch, to within its
                 tolerance.
-            latent: x_T, [B, *dims], in place of a draw from the prior N(0, sigma(t_max)^2 I).
+            latent: The state at t_start, [B, *dims], in place of a draw from the prior N(0, sigma(t_max)^2 I).
             callback: Called with (step, t, x_t, x0) after each prediction, step = 0, 1, ...; if it returns True, the
                 walk ends and returns x0.
             device: Where to sample; the denoiser's device by default.
@@ -130,6 +142,8 @@ class Sampler(ShowsArguments, ABC):
                 of each frame costs a further network pass, which is not counted in `nfe`.
             create_graph: Keep the graph, for derivatives of the samples with respect to latent, network and the
                 parameters of a learned path; for few steps and small data.
+            t_start: Where the walk begins, in (t_end, t_max]; t_max by default. An earlier start needs `latent`, such
+                as data with noise (`noised`; SDEdit). The number of steps is the same: they are on [t_end, t_start].
             **conditions: Passed to the denoiser, such as label=, one class for each sample or one for all.
 
         Returns:
@@ -137,15 +151,15 @@ class Sampler(ShowsArguments, ABC):
 
         Raises:
             TypeError: If the denoiser is not one, or does not take one of the conditions.
-            ValueError: If shape, seeds and latent do not fit together, t_end lies outside the path, or the path is
-                singular there (or at t_max) in a way that the method cannot pass.
+            ValueError: If shape, seeds and latent do not fit together, t_start or t_end lies outside the path, there is
+                no latent for a t_start, or the path is singular at an end in a way that the method cannot pass.
             UserError: If a sample has NaN or infinite numbers; the message says at which network pass and t, and in
                 which samples.
         """
         shape = check_shape(shape)
         if latent is not None:
             check_latent(latent, shape)
-        arguments = (shape, seeds, latent, callback, device, dtype, trajectory, conditions)
+        arguments = (shape, seeds, latent, callback, device, dtype, trajectory, t_start, conditions)
         return self._perform(create_graph, self.walk, denoiser, *arguments)
 
     def invert(
@@ -157,9 +171,10 @@ class Sampler(ShowsArguments, ABC):
         dtype: torch.dtype = torch.float32,
         trajectory: bool | int | Sequence[float] = False,
         create_graph: bool = False,
+        t_start: float | None = None,
         **conditions: Any,
     ) -> Samples:
-        """The noise that data come from: the sampler's steps in the other direction, from t_end to t_max.
+        """The noise that data come from: the sampler's steps in the other direction, from t_end to t_max (or t_start).
 
         For samplers that are deterministic with their settings. Passed as `latent` to the same sampler, the result
         returns to x, to within the error of the method (its order in the step length, or its tolerance); with
@@ -174,17 +189,18 @@ class Sampler(ShowsArguments, ABC):
             dtype: Type of the state, float32 or float64.
             trajectory: See `__call__`.
             create_graph: See `__call__`; with respect to x too.
+            t_start: Where the walk up ends, and that of the sampler would begin; t_max by default.
             **conditions: Passed to the denoiser, such as label=[B].
 
         Returns:
-            The latents at t_max, and the number of network passes: with `denoise` one less than for sampling, since
+            The latents at t_start, and the number of network passes: with `denoise` one less than for sampling, since
             none is spent on x0.
 
         Raises:
             TypeError: If the denoiser is not one, or x is not a tensor of floats.
             ValueError: If x is not [B, *dims] or not finite, if the sampler is not deterministic, if there is no step
-                to take (steps = 1 with `denoise`), if t_end lies outside the path, or, for methods that divide by
-                sigma, if sigma(t_end) = 0.
+                to take (steps = 1 with `denoise`), if t_start or t_end lies outside the path, or, for methods that
+                divide by sigma, if sigma(t_end) = 0.
             UserError: If a latent has NaN or infinite numbers; the message says at which network pass and t, and in
                 which samples.
 
@@ -199,7 +215,7 @@ class Sampler(ShowsArguments, ABC):
                 return stop.x
 
         check_batch("x", x)
-        arguments = (tuple(x.shape), None, x, callback, device, dtype, trajectory, conditions)
+        arguments = (tuple(x.shape), None, x, callback, device, dtype, trajectory, t_start, conditions)
         return self._perform(create_graph, climb, denoiser, *arguments)
 
     def _perform(
@@ -227,6 +243,7 @@ class Sampler(ShowsArguments, ABC):
         device: torch.device | str | None,
         dtype: torch.dtype,
         trajectory: bool | int | Sequence[float],
+        t_start: float | None,
         conditions: dict[str, Any],
     ) -> Samples:
         """Check the other arguments of a call, and walk; see `__call__`."""
@@ -236,46 +253,30 @@ class Sampler(ShowsArguments, ABC):
         check_dtype(dtype)
         sde = denoiser.sde
         t_end = check_t_end(self.t_end, sde)
+        start = check_t_start(t_start, t_end, sde)
         device = check_device(device, denoiser)
         conditions = denoiser.check_conditions(conditions, shape[0], device)
         noise = Noise(seeds, shape[1:], device, dtype)
+        if latent is None and start < sde.t_max:
+            raise ValueError(f"a walk from t_start={start:g} needs latent=, the state there: see sampling.noised")
         if latent is None:
             x = noise.normal(PRIOR_DRAW) * number(sde.sigma(sde.t_max))
         else:
             x = latent.to(device=device, dtype=dtype)
         passes = EachPass(callback) if trajectory is True else None
-        frames = None if isinstance(trajectory, bool) else Frames(trajectory, t_end, sde.t_max)
-        run = Walk(denoiser, noise, t_end, conditions, passes or callback, frames=frames)
-        result = _result(walk, x, run)
+        frames = None if isinstance(trajectory, bool) else Frames(trajectory, t_end, start)
+        begin = partial(Walk, denoiser, noise, t_end, conditions, t_start=start, given=latent is not None)
+        run = begin(passes or callback, frames=frames)
+        result = completed(walk, x, run, begin(check=True))
+        drawn = partial(Samples, result, run.nfe, gradients=run.gradients, log_evidence=run.log_evidence)
         if passes is not None:
-            return Samples(result, run.nfe, _stack(passes.beliefs, x), passes.times, _stack(passes.states, x))
+            return drawn(_stack(passes.beliefs, x), passes.times, _stack(passes.states, x))
         if frames is not None:
-            beliefs = [denoiser(x, t, **conditions).x0 for x, t in zip(frames.states, frames.times, strict=True)]
-            return Samples(result, run.nfe, _stack(beliefs, x), frames.times, _stack(frames.states, x))
-        return Samples(result, run.nfe)
-
-
-def _result(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:
-    """The walk's result.
-
-    Raises:
-        UserError: If it has NaN or infinite numbers.
-    """
-    result = _finish(walk, x, run)
-    if not bool(torch.isfinite(result).all()):
-        # Checking each step would have waited for the device each time. The noise can be repeated: walk again, and
-        # check.
-        _finish(walk, x, Walk(run.denoiser, run.noise, run.t_end, run.conditions, check=True))
-        check_finite("the sampler's result", result, REMEDY, UserError)
-    return result
-
-
-def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:
-    """The walk's result, or the belief where a callback ended it."""
-    try:
-        return walk(x, run)
-    except Stop as stop:
-        return stop.x0
+            beliefs = [
+                run.denoiser(x, t, **run.conditions).x0 for x, t in zip(frames.states, frames.times, strict=True)
+            ]
+            return drawn(_stack(beliefs, x), frames.times, _stack(frames.states, x))
+        return drawn()
 
 
 def _stack(frames: list[Tensor], x: Tensor) -> Tensor:

@@ -92,7 +92,9 @@ class HeunSampler(Sampler):
         raised_alpha, raised_r = numbers(sde.alpha(starts)), numbers(raised)
         y = x / alpha[0]
         for step in range(len(r)):
-            run.visit(x, times[step])
+            seen = run.visit(x, times[step])
+            if seen is not x:
+                x, y = seen, seen / alpha[step]
             here, scale = raised_r[step], raised_alpha[step]
             if here > r[step]:
                 y = add(y, run.normal(step), self.churn_noise * number(float64(here**2 - r[step] ** 2).sqrt()))

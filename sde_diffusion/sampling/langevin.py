@@ -91,7 +91,7 @@ class AnnealedLangevin(Sampler):
         for level, t in enumerate(times):
             if level:
                 x = x * (alpha[level] / alpha[level - 1])
-            run.visit(x, t)
+            x = run.visit(x, t)
             for j in range(self.steps_per_level):
                 z = run.normal(level * self.steps_per_level + j)
                 x = langevin_step(x, run.predict(x, t).score, z, relative * sigma[level].square())

@@ -148,7 +148,7 @@ class MultistepSampler(Sampler):
         past: deque[Tensor] = deque(maxlen=max((len(b) for b in table.from_beliefs), default=1))
         before = x
         for step, t in enumerate(times[:-1]):
-            run.visit(x, t)
+            x = run.visit(x, t)
             belief = getattr(run.predict(x, t), self.prediction)
             if table.corrector is not None and step:
                 a, b = table.corrector[step - 1]
@@ -162,8 +162,7 @@ class MultistepSampler(Sampler):
             x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
             if table.from_noise is not None:
                 x = add_(x, run.normal(step), table.from_noise[step])
-        run.visit(x, times[-1])
-        return x
+        return run.visit(x, times[-1])
 
 
 def _combine(x: Tensor, a: Number, beliefs: Sequence[Tensor], b: Sequence[Number]) -> Tensor:

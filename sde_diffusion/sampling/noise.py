@@ -9,6 +9,8 @@ normals are by Box and Muller, from 32 bits each, so that none exceeds 6.8 in si
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 import operator
 from collections.abc import Sequence
@@ -85,25 +87,58 @@ class Noise:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         signed = [_signed(seed) for seed in as_seeds(seeds)]
-        self.dims = check_sizes("dims", dims, least=0)
         self.dtype = dtype
         self.device = torch.device(device)
-        self._pairs = -(-math.prod(self.dims) // 2)
         keys = torch.tensor(signed, dtype=torch.int64, device=device)
         # Hashed twice with different offsets, so that the streams of seeds 0, 1, 2, ... are unrelated.
         self._keys = _mix(_mix(keys + _signed(_WEYL)) + _signed(_MIX_2))
-        self._weyl = torch.arange(1, self._pairs + 1, dtype=torch.int64, device=device).mul_(_signed(_WEYL))
+        self._lay_out(dims)
+
+    def _lay_out(self, dims: Sequence[int]) -> None:
+        self.dims = check_sizes("dims", dims, least=0)
+        self._pairs = -(-math.prod(self.dims) // 2)
+        self._weyl = torch.arange(1, self._pairs + 1, dtype=torch.int64, device=self.device).mul_(_signed(_WEYL))
+
+    def stream(self, name: str, dims: Sequence[int] | None = None, n: int = 1) -> Noise:
+        """Further streams of the same samples, independent of these and of those of other names.
+
+        Args:
+            name: What the draws are for.
+            dims: Shape of one draw; that of these streams by default.
+            n: Number of streams for each sample.
+
+        Returns:
+            The noise of B n streams, those of one sample next to each other.
+        """
+        found = copy.copy(self)
+        tag = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+        each = torch.arange(1, n + 1, dtype=torch.int64, device=self.device).mul_(_signed(_WEYL))
+        found._keys = _mix(_mix(self._keys + _signed(tag)).unsqueeze(1) + each).flatten()
+        found._lay_out(self.dims if dims is None else dims)
+        return found
 
     def normal(self, draw: int) -> Tensor:
         """Standard normals of draw number `draw`, independent of those of other numbers, [B, *dims]."""
-        keys = _mix(self._keys + _signed((draw + 1) * _MIX_1))
-        bits = _mix(keys.unsqueeze(1) + self._weyl)
+        bits = self._bits(draw)
         # 32 bits each: u in (0, 1], so that its logarithm is finite, and an angle.
         scale = 2.0**-32
         u = _shift_right(bits, 32).to(self.dtype).add_(0.5).mul_(scale)
         angle = bits.bitwise_and_(_LOW_32).to(self.dtype).mul_(2 * math.pi * scale)
         radius = u.log_().mul_(-2).sqrt_()
-        normals = torch.empty(len(keys), 2, self._pairs, dtype=self.dtype, device=keys.device)
+        normals = torch.empty(len(bits), 2, self._pairs, dtype=self.dtype, device=bits.device)
         torch.mul(radius, angle.cos(), out=normals[:, 0])
         torch.mul(radius, angle.sin_(), out=normals[:, 1])
-        return normals.flatten(1)[:, : math.prod(self.dims)].reshape(len(keys), *self.dims)
+        return self._shaped(normals)
+
+    def uniform(self, draw: int) -> Tensor:
+        """Uniform numbers in (0, 1] of the same draw, [B, *dims], float64; take `normal` or these from a draw."""
+        bits = self._bits(draw)
+        halves = torch.stack([_shift_right(bits, 32), bits.bitwise_and(_LOW_32)], 1)
+        return self._shaped(halves.double().add_(0.5).mul_(2.0**-32))
+
+    def _bits(self, draw: int) -> Tensor:
+        keys = _mix(self._keys + _signed((draw + 1) * _MIX_1))
+        return _mix(keys.unsqueeze(1) + self._weyl)
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        return values.flatten(1)[:, : math.prod(self.dims)].reshape(len(values), *self.dims)

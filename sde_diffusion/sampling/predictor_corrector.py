@@ -238,14 +238,14 @@ class PredictorCorrector(Sampler):
         draws = self.corrector_steps + 1
         run.plan(times)
         for i, (step, correct, (a, b, c)) in enumerate(zip(steps, corrections, table, strict=True)):
-            run.visit(x, step.t)
+            x = run.visit(x, step.t)
             if correct is not None:
                 for j in range(self.corrector_steps):
                     x = correct(x, run, run.normal(i * draws + j))
             x = _predicted(predictor, x, run, step.t, a, b)
             if c and i + 1 < self.steps:
                 x = add_(x, run.normal(i * draws + self.corrector_steps), c)
-        run.visit(x, times[-1])
+        x = run.visit(x, times[-1])
         return run.predict(x, times[-1]).x0 if self.denoise else x
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:

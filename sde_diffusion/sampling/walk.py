@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_finite
@@ -15,6 +17,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.frames import Frames
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sde import SDE, Number, Time, value_of
+from sde_diffusion.sde.truncated import TruncatedSDE
 
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
 """Called with (step, t, x_t, x0) after each prediction; if it returns True, the walk ends and returns x0."""
@@ -48,6 +51,12 @@ class Walk:
         nfe: Network passes so far.
         step: Number of the next prediction, for callbacks; with guidance a prediction costs several passes.
         frames: States to record along the walk; None for none.
+        t_start: Where the walk begins; the path's t_max if None.
+        gradients: Vector-Jacobian products of the denoiser so far.
+        given: Whether the state at t_start was given (`latent`) rather than drawn from the prior.
+        log_evidence: Estimates of log p(y), [B], of samplers that have some.
+        replace: Function of (x_t, t) that changes the state at each time of the walk; None for none.
+        planned: Whether these times have been announced.
     """
 
     denoiser: Denoiser
@@ -59,11 +68,20 @@ class Walk:
     nfe: int = 0
     step: int = 0
     frames: Frames | None = None
+    t_start: float | None = None
+    gradients: int = 0
+    given: bool = False
+    log_evidence: Tensor | None = None
+    replace: Callable[[Tensor, Time], Tensor] | None = None
+    planned: bool = False
 
-    @property
+    @cached_property
     def sde(self) -> SDE:
-        """The denoiser's path."""
-        return self.denoiser.sde
+        """The denoiser's path, up to t_start."""
+        sde = self.denoiser.sde
+        if self.t_start is None or self.t_start == sde.t_max:
+            return sde
+        return TruncatedSDE(path=sde, t_min=min(sde.t_min, self.t_end), t_max=self.t_start)
 
     def predict(self, x: Tensor, t: Time) -> Prediction:
         """Ask the denoiser, with the walk's conditions; counts its network passes and calls the callback.
@@ -78,9 +96,21 @@ class Walk:
         Raises:
             Stop: If the callback returns True; the sampler's call catches it.
             UserError: With `check`, if x0 has NaN or infinite numbers.
+            ValueError: If the state is to be changed at each time of the walk, and the sampler has announced none.
         """
+        if self.replace is not None and not self.planned:
+            raise ValueError(
+                "replacement needs a sampler with steps of a grid, at which the state can be changed, such as "
+                "AncestralSampler, HeunSampler, DPMSolver or PredictorCorrector"
+            )
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
-        self.nfe += self.denoiser.passes_at(t)
+        self.report(prediction, x, t, self.denoiser.passes_at(t), self.denoiser.gradients)
+        return prediction
+
+    def report(self, prediction: Prediction, x: Tensor, t: Time, passes: int, gradients: int) -> None:
+        """Count the passes and vector-Jacobian products of a prediction at (x, t), and call the callback."""
+        self.nfe += passes
+        self.gradients += gradients
         step, self.step = self.step, self.step + 1
         if self.callback is not None or self.check:
             x0 = prediction.x0
@@ -89,21 +119,57 @@ class Walk:
                 check_finite(what, x0, REMEDY, UserError)
             if self.callback is not None and self.callback(step, value_of(t), x, x0):
                 raise Stop(x, x0)
-        return prediction
 
     def plan(self, times: Tensor) -> None:
         """Announce the times of the walk, [N + 1], so that frames can be chosen among them."""
+        self.planned = True
         if self.frames is not None:
             self.frames.choose(times)
 
-    def visit(self, x: Tensor, t: Time) -> None:
-        """Report the state x at one of these times; it is recorded if that time was chosen."""
+    def visit(self, x: Tensor, t: Time) -> Tensor:
+        """Report the state x at one of these times, and continue with the state that is returned.
+
+        This is x itself, unless the walk is one that replaces what is known (`replace`). It is recorded if that time
+        was chosen.
+        """
+        if self.replace is not None:
+            x = self.replace(x, t)
         if self.frames is not None:
             self.frames.visit(x, t)
+        return x
 
     def normal(self, step: int) -> Tensor:
         """Standard normals of step 0, 1, ..., independent of those of other steps, [B, *dims]."""
         return self.noise.normal(PRIOR_DRAW + 1 + step)
+
+
+def completed(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk, again: Walk) -> Tensor:
+    """The walk's result.
+
+    Args:
+        walk: The sampler's `walk` or `climb`.
+        x: State at its beginning.
+        run: The walk.
+        again: The same walk with checks, which is taken if the result has NaN or infinite numbers.
+
+    Raises:
+        UserError: If it has NaN or infinite numbers.
+    """
+    result = _finish(walk, x, run)
+    if not bool(torch.isfinite(result).all()):
+        # Checking each step would have waited for the device each time. The noise can be repeated: walk again, and
+        # check.
+        _finish(walk, x, again)
+        check_finite("the sampler's result", result, REMEDY, UserError)
+    return result
+
+
+def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:
+    """The walk's result, or the belief where a callback ended it."""
+    try:
+        return walk(x, run)
+    except Stop as stop:
+        return stop.x0
 
 
 def singular(sde: SDE) -> ValueError:

@@ -116,6 +116,11 @@ class SDE(ABC):
 
     # -- the path -------------------------------------------------------------------------------------------------
 
+    @property
+    def whole(self) -> SDE:
+        """The path itself; for a part of one (`truncated.TruncatedSDE`), the path of which it is a part."""
+        return self
+
     def alpha(self, t: Time) -> Tensor:
         """Signal scale alpha(t), float64, of t's shape [] or [B]."""
         return self.log_alpha(self.check_time(t)).exp()

@@ -51,17 +51,22 @@ class NoiseLevels(Grid):
         return times
 
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
-        """Map u to the time of the nearest noise level at or after t_end; see `Grid.time`."""
-        times = self.level_times(sde)
+        """Map u to the time of the nearest noise level at or after t_end; see `Grid.time`.
+
+        A walk that begins before the path's end begins at its own t_max, and takes the noise levels below.
+        """
+        times, whole = self.level_times(sde.whole), sde.whole
         # The walk begins with the noise of t_max: a first noise level far below would get the wrong amount.
-        if (sde.log_snr(times[-1]) - sde.log_snr(sde.t_max)).item() > 0.1:
+        if (whole.log_snr(times[-1]) - whole.log_snr(whole.t_max)).item() > 0.1:
             raise ValueError(
-                f"{self} ends at t = {times[-1].item():.5g} of {sde}, below the t_max where samplers begin: give the "
+                f"{self} ends at t = {times[-1].item():.5g} of {whole}, below the t_max where samplers begin: give the "
                 f"path t_max={times[-1].item():.5g}"
             )
         times = times[times >= t_end * (1 - 1e-9)]  # the cleanest may round below the path's own end
         if not len(times):
             raise ValueError(f"{self} has no level at or after t_end={t_end:g} on {sde}")
+        if times[-1] > sde.t_max:
+            times = torch.cat([times[times < sde.t_max], times.new_tensor([sde.t_max])])
         return times[(u * (len(times) - 1)).round().long()]
 
 

@@ -66,6 +66,8 @@ def test_pseudo_inverse_and_functions_of_the_gram_matrix(name):
     torch.testing.assert_close(operator.pinv(y).flatten(1), expected.T, rtol=1e-9, atol=1e-9)
     shift = torch.tensor([0.3, 2.0], dtype=torch.float64)
     gram = matrix @ matrix.T
+    spectrum = operator.spectrum(operator.output_shape(dims)).sort().values
+    torch.testing.assert_close(spectrum, torch.tensor(np.linalg.eigvalsh(gram.numpy())), rtol=1e-9, atol=1e-9)
     found = operator.filter(y, lambda e: 1 / (shift.reshape(-1, *(1,) * (e.ndim - 1)) + e))
     for i in range(2):
         solved = torch.linalg.solve(gram + shift[i] * torch.eye(len(gram), dtype=torch.float64), y[i].flatten())

@@ -28,8 +28,9 @@ class Linearised:
 class Operator(nn.Module, ABC):
     """A measurement y = A(x_0) + noise n of data, linear unless `Nonlinear`.
 
-    A subclass defines `forward` and `adjoint`, and `filter` if the eigenvectors of A A^T are cheap, for the methods
-    that need them: `pinv`, and the likelihoods `PseudoInverse` and `JacobianFree`.
+    A subclass defines `forward` and `adjoint`, and `filter` and `spectrum` if the eigenvectors of A A^T are cheap, for
+    the methods that need them: `pinv`, the likelihoods `PseudoInverse` and `JacobianFree`, and samplers that replace
+    what is known.
     """
 
     linear = True
@@ -59,7 +60,18 @@ class Operator(nn.Module, ABC):
         Raises:
             ValueError: If the eigenvectors are not known.
         """
-        raise ValueError(f"the eigenvectors of {self} are not cheap; MomentMatching, the default, does not need them")
+        raise self._unknown()
+
+    def spectrum(self, out: Sequence[int]) -> Tensor:
+        """All eigenvalues of A A^T, [M], float64, for measurements of shape *out; M is their number.
+
+        Raises:
+            ValueError: See `filter`.
+        """
+        raise self._unknown()
+
+    def _unknown(self) -> ValueError:
+        return ValueError(f"the eigenvectors of {self} are not cheap; MomentMatching, the default, does not need them")
 
     def pinv(self, y: Tensor) -> Tensor:
         """The pseudo-inverse A^T (A A^T)^+ y: the data of least norm that give y; [B, *out] -> [B, *dims].
@@ -86,8 +98,9 @@ class Operator(nn.Module, ABC):
         Raises:
             ValueError: If data of this shape cannot be measured.
         """
+        place = next((buffer.device for buffer in self.buffers()), None)
         with torch.no_grad():
-            return tuple(self(torch.zeros(1, *dims)).shape[1:])
+            return tuple(self(torch.zeros(1, *dims, device=place)).shape[1:])
 
 
 def _inverse(eigenvalues: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -81,12 +81,24 @@ class Blur(Operator):
             return super().filter(y, response)
         sizes = y.shape[min(2, y.ndim - 1) :]
         axes = tuple(range(-self.kernel.ndim, 0))
-        padded = torch.zeros(sizes, dtype=torch.float64, device=y.device)
-        padded[tuple(slice(size) for size in self.kernel.shape)] = self.kernel.to(y.device)
-        eigenvalues = torch.fft.rfftn(padded, dim=axes).abs().square().to(y.dtype)
+        eigenvalues = torch.fft.rfftn(self._padded(sizes, y.device), dim=axes).abs().square().to(y.dtype)
         spectrum = torch.fft.rfftn(y, dim=axes)
         found: Tensor = torch.fft.irfftn(response(eigenvalues.expand(spectrum.shape)) * spectrum, s=sizes, dim=axes)
         return found
+
+    def spectrum(self, out: Sequence[int]) -> Tensor:
+        """For circular boundaries, the squares of the kernel's Fourier transform; see `Operator.spectrum`."""
+        if self.boundary != "circular":
+            return super().spectrum(out)
+        sizes, axes = out[min(1, len(out) - 1) :], tuple(range(-self.kernel.ndim, 0))
+        values: Tensor = torch.fft.fftn(self._padded(sizes, self.kernel.device), dim=axes).abs().square()
+        return values.flatten().repeat(math.prod(out) // values.numel())
+
+    def _padded(self, sizes: Sequence[int], device: torch.device) -> Tensor:
+        """The kernel in a corner of zeros, float64."""
+        padded = torch.zeros(tuple(sizes), dtype=torch.float64, device=device)
+        padded[tuple(slice(size) for size in self.kernel.shape)] = self.kernel.to(device)
+        return padded
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -45,13 +46,24 @@ class Downsample(Operator):
     def filter(self, y: Tensor, response: Callable[[Tensor], Tensor]) -> Tensor:
         """A A^T is a product of one matrix for each axis; see `Operator.filter`."""
         sizes = y.shape[min(2, y.ndim - 1) :]
-        spectra = [_spectrum(size * self.factor, self.factor, self.method) for size in sizes]
-        eigenvalues = torch.ones((), dtype=torch.float64)
-        for axis, (values, _) in enumerate(spectra):
-            eigenvalues = eigenvalues * values.reshape(-1, *(1,) * (len(sizes) - 1 - axis))
-        vectors = [vectors.to(y) for _, vectors in spectra]
+        eigenvalues = self._eigenvalues(sizes)
+        vectors = [_spectrum(size * self.factor, self.factor, self.method)[1].to(y) for size in sizes]
         turned = along_axes(y, [v.T for v in vectors])
         return along_axes(response(eigenvalues.to(y).expand_as(y)) * turned, vectors)
+
+    def spectrum(self, out: Sequence[int]) -> Tensor:
+        """Products of the eigenvalues of each axis; see `Operator.spectrum`."""
+        sizes = out[min(1, len(out) - 1) :]
+        found = self._eigenvalues(sizes).flatten()
+        return found.repeat(math.prod(out) // found.numel())
+
+    def _eigenvalues(self, sizes: Sequence[int]) -> Tensor:
+        """Eigenvalues of A A^T for one channel of a measurement of these sizes, in its shape."""
+        found = torch.ones((), dtype=torch.float64)
+        for axis, size in enumerate(sizes):
+            values, _ = _spectrum(size * self.factor, self.factor, self.method)
+            found = found * values.reshape(-1, *(1,) * (len(sizes) - 1 - axis))
+        return found
 
     def _matrix(self, size: int, like: Tensor) -> Tensor:
         return _shrinking(size, self.factor, self.method).to(like)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -43,6 +44,10 @@ class Grey(Operator):
     def filter(self, y: Tensor, response: Callable[[Tensor], Tensor]) -> Tensor:
         """A A^T is the sum of the squared weights; see `Operator.filter`."""
         return response(self.weights.to(y).square().sum().expand_as(y)) * y
+
+    def spectrum(self, out: Sequence[int]) -> Tensor:
+        """The sum of the squared weights, M times; see `Operator.spectrum`."""
+        return self.weights.square().sum().repeat(math.prod(out))
 
     def _spread(self, like: Tensor) -> Tensor:
         """The weights, [1, C, 1, ...], to multiply a tensor [B, *, ...]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -56,6 +57,10 @@ class Mask(Operator):
     def filter(self, y: Tensor, response: Callable[[Tensor], Tensor]) -> Tensor:
         """A A^T is the identity; see `Operator.filter`."""
         return response(torch.ones_like(y)) * y
+
+    def spectrum(self, out: Sequence[int]) -> Tensor:
+        """Ones; see `Operator.spectrum`."""
+        return torch.ones(math.prod(out), dtype=torch.float64, device=self.index.device)
 
     def extra_repr(self) -> str:
         """The number of known numbers, and the shape."""

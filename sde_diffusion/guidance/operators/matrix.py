@@ -54,6 +54,10 @@ class LinearOperator(Operator):
         vectors = self.vectors.to(y)
         return (response(self.eigenvalues.to(y).expand_as(y)) * (y @ vectors)) @ vectors.T
 
+    def spectrum(self, out: Sequence[int]) -> Tensor:
+        """See `Operator.spectrum`."""
+        return self.eigenvalues
+
     def extra_repr(self) -> str:
         """The shapes."""
         return f"matrix={list(self.matrix.shape)}, shape={list(self.dims)}"

@@ -33,6 +33,9 @@ class TwistedSMC(Sampler):
     and so below log p(y) in the mean. One sample costs `particles` times the passes of a step, and the vector-Jacobian
     products of the likelihood. Given a latent, all particles begin there, and log Z estimates log p(y | latent).
 
+    For samples, few particles and `JacobianFree` are often enough, which needs no derivatives of the network. Evidence
+    in more than a few dimensions needs a likelihood that is close to the true one: `MomentMatching`.
+
     Callbacks and frames see the particle of the largest weight at their time.
 
     Args:

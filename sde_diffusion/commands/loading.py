@@ -42,7 +42,7 @@ def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
             f"{cfg.ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "
-            "data=DataModule.describe() to {type(model).__name__} before training, or use the model in Python"
+            f"data=DataModule.describe() to {type(model).__name__} before training, or use the model in Python"
         )
     modality_of(model.data)  # raises its errors now, not after sampling
     return model, device

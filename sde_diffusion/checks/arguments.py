@@ -236,7 +236,7 @@ def check_finite(name: str, x: Tensor, hint: str = "", error: type[Exception] = 
     fine = torch.isfinite(x).reshape(len(x), -1).all(1)
     if not bool(fine.all()):
         lost = (~fine).nonzero().flatten().tolist()
-        raise error(f"{name} is not finite for {len(lost)} of {len(x)} samples (numbers {few(lost, 8)}){hint}")
+        raise error(f"{name} is not finite for {len(lost)} of {len(x)} samples (indices {few(lost, 8)}){hint}")
 
 
 def native(value: Any) -> Any:

@@ -119,11 +119,11 @@ def items_with(split: Split, wanted: Mapping[str, Tensor]) -> Tensor:
     rows = torch.arange(len(split))
     for name, value in wanted.items():
         if (own := split.conditions.get(name)) is not None:
-            rows = rows[(own[rows] == value).flatten(1).all(1) if own.ndim > 1 else own[rows] == value]
+            rows = rows[(own[rows] == value).reshape(len(rows), -1).all(1)]
     if not len(rows):
-        values = ", ".join(f"{name}={value.tolist()}" for name, value in wanted.items())
+        values = ", ".join(f"{name}={value.cpu().numpy()}" for name, value in wanted.items())
         raise UserError(
-            f"no item to compare with has {values}: leave it out to draw samples with the conditions of the items"
+            f"no item to compare with has exactly {values}: leave it out to draw with the conditions of the items"
         )
     return rows
 

@@ -70,16 +70,14 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     other_scores = None if other is None else run.score(other, other.splits[0])
     size = math.prod(model.data["shape"])
     if not any(bool(values["log_prob"].isfinite().any()) for values in scores.values()):
-        raise UserError(f"the solver brings no item of {scored.name} to the prior: try method=dopri5 or larger rtol=")
+        raise UserError(f"the solver takes no item of {scored.name} to t_max: try method=dopri5 or larger rtol=")
     units = None if scoring.levels is not None else modality_of(model.data).units
     for values in (*scores.values(), *([] if other_scores is None or units is None else [other_scores])):
         if units is not None:
             values["log_density"] = values["log_prob"] - units.log_volume(size)
     reports = {split: summary(values, size, scoring.levels) for split, values in scores.items()}
     own = None if units is None else in_own_units(scores[splits[-1]]["log_density"], units, size)
-    # In nats; there is no closed form for other priors.
-    kl = matched.kl(run.prior, size) if isinstance(run.prior, GaussianPrior) else None
-    report = _report(cfg, model, scored, run, reports, own_units=own, terminal_kl=kl)
+    report = _report(cfg, model, scored, run, reports, own_units=own, terminal_kl=run.prior.kl_of(matched, size))
     if other is not None and other_scores is not None:
         report["against"] = _against(other.name, scores[splits[-1]], other_scores, size, scoring.levels)
     every = scores if other is None or other_scores is None else {**scores, other.name: other_scores}

@@ -3,6 +3,9 @@
 A command's own keys are listed here with their types and ranges. For a key that holds settings of a class, the rule is
 the class's constructor: its type hints are checked, and the object is built, so that the constructor's own checks run.
 Values that depend on the data, such as a network's shape, are replaced by small placeholders.
+
+OmegaConf's structured configs would repeat each constructor's arguments in a dataclass, and state no ranges: type hints
+with rules (`checks.hints`) are read from the constructors themselves, those of user-defined classes too.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from sde_diffusion.commands import user_classes
 from sde_diffusion.commands.config_checks import ConfigChecks
 from sde_diffusion.config import find_class, is_description
 from sde_diffusion.errors import UserError, did_you_mean
+from sde_diffusion.sde import GRIDS
 
 Seed = Annotated[int, Rule("an integer of at most 64 bits", lambda n: True)]
 Split = Literal["train", "val", "test"]
@@ -48,7 +52,7 @@ class Bound(TypedDict):
     steps: Count | None
     draws: Count | None
     decoder: Literal["frequencies", "uniform"] | Described
-    grid: Described | None
+    grid: Literal[tuple(GRIDS)] | Described | None  # type: ignore[valid-type]
     t_end: float | None
 
 
@@ -228,7 +232,7 @@ def _likelihood(checks: ConfigChecks) -> None:
     from sde_diffusion.density.trace import TRACES
     from sde_diffusion.sampling import ODEMethod
     from sde_diffusion.sampling.ode_methods import METHODS, ODESolver
-    from sde_diffusion.sde import GRIDS, VPSDE, Grid
+    from sde_diffusion.sde import VPSDE, Grid
 
     checks.keys(ckpt=str, x=str | None, split=str | list[str], n=Count | None)
     checks.keys(conditions=Mapping[str, Any] | None)
@@ -240,7 +244,7 @@ def _likelihood(checks: ConfigChecks) -> None:
     checks.keys(draws=Count, elbo=Bound | None, target_se=Positive | None)
     if checks.value("elbo") is not None:
         checks.choice("elbo.decoder", Decoder, Literal["frequencies", "uniform"], levels=2)
-        checks.choice("elbo.grid", Grid)
+        checks.choice("elbo.grid", Grid, Literal[tuple(GRIDS)] | None)
     checks.keys(against=str | None, against_root=str | None, against_path=str | None)
     checks.data("data", DataModule, Location)
     checks.keys(seed=Seed, batch_size=Count, device=str, overwrite=bool)

@@ -22,7 +22,7 @@ ALLOWED = '["${env}", "${interpreter}", -m, "${program}", KEY=VALUE ..., "${args
 _ENV, _INTERPRETERS = ("${env}", "/usr/bin/env"), ("${interpreter}", "python", "python3")
 _PROGRAMS, _ARGUMENTS = ("${program}", MODULE), "${args_no_hyphens}"
 
-_BUILT = ("sde", "network", "denoiser", "objective", "data", "sampler", "model")
+_BUILT = ("sde", "network", "denoiser", "objective", "data", "sampler", "model", "guidance")
 """Groups built by `config.build`, of this package's own classes only: a file may set any key in them."""
 
 _SET = ("callbacks", "trainer", "logger")

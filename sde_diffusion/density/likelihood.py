@@ -169,7 +169,7 @@ def _solved(solver: ODESolver, flow: _DensityFlow, x: Tensor) -> Solution:
         # Looking at each pass would have waited for the device each time: walk again and look.
         flow.check = True
         solver(flow, start, 0.0, 1.0, flow.worst)
-        raise UserError(f"the flow leaves the finite numbers on {flow.sde}: smaller tolerances or more steps may help")
+        raise UserError(f"the flow becomes infinite on {flow.sde}: smaller tolerances or more steps may help")
     return found
 
 
@@ -225,7 +225,7 @@ class _DensityFlow:
             divergence = self.trace.divergence(lambda vectors: self._products(slope, y, vectors), self.vectors)
             out = torch.cat([slope.flatten(1), divergence.to(slope) / self.size], 1)
         if self.check:
-            remedy = ": smaller tolerances, a later t_end, or a look at the weights may help"
+            remedy = ": smaller tolerances, a later t_end, or other weights may help"
             check_finite(f"the drift at t = {value_of(self.process.time(u)[0]):.6g}", out, remedy, UserError)
         return out if self.create_graph else out.detach()
 

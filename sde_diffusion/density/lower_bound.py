@@ -226,8 +226,8 @@ def _errors(
         lost = (~fine[draw]).nonzero().flatten().tolist()
         t = times(places[draw])[0][lost[0]]
         raise UserError(
-            f"the denoiser's answer at t = {float(t):.6g} is not finite for {len(lost)} of {len(x)} samples (numbers "
-            f"{str(lost[:8])[1:-1]}{', ...' if len(lost) > 8 else ''}): look at the weights"
+            f"the denoiser's output at t = {float(t):.6g} is not finite for {len(lost)} of {len(x)} samples (indices "
+            f"{str(lost[:8])[1:-1]}{', ...' if len(lost) > 8 else ''}): check the network's weights"
         )
     return terms, controls
 

@@ -4,7 +4,7 @@ The diffusion term of the bound is an integral over u in [0, 1] (`elbo` draws u)
 
     int_0^1 w(u) E|eps_hat - eps|^2 du,      z_t = alpha_t x + sigma_t eps  at  t = t(u),
 
-where eps_hat is the denoiser's answer at (z_t, t). `Discrete` and `Continuous` map places u to t(u) and w(u).
+where eps_hat is the denoiser's output at (z_t, t). `Discrete` and `Continuous` map places u to t(u) and w(u).
 
 References: Kingma et al. 2021, "Variational Diffusion Models", equations 13, 14 (discrete) and 17, 18 (continuous).
 """

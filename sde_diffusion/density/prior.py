@@ -20,11 +20,11 @@ def log_density(prior: LogDensity, x: Tensor) -> Tensor:
     """The log-density of a prior at x [B, *], in nats; [B].
 
     Raises:
-        ValueError: If the prior's answer is not of shape [B].
+        ValueError: If the prior returns another shape than [B].
     """
     found = prior(x)
     if found.shape != (len(x),):
-        raise ValueError(f"prior must answer [B] = [{len(x)}] log-densities; got {list(found.shape)}")
+        raise ValueError(f"prior must return one log-density for each sample, [{len(x)}]; got {list(found.shape)}")
     return found
 
 
@@ -38,6 +38,10 @@ class Prior(ABC):
     @abstractmethod
     def expected(self, mean: Tensor, std: Number, noise: Tensor) -> Tensor:
         """Expected log-density under N(mean, std^2), exact or estimated from noise; [B, *], number, [B, *] -> [B]."""
+
+    def kl_of(self, marginal: GaussianPrior, size: int) -> float | None:
+        """KL(marginal || self) in nats over `size` dimensions; None if it has no closed form."""
+        return None
 
 
 class SampledPrior(Prior):
@@ -109,10 +113,10 @@ class GaussianPrior(Prior):
         """See `Prior.expected`; exact."""
         return self._log_prob(mean.double(), std**2)
 
-    def kl(self, other: GaussianPrior, size: int) -> float:
-        """KL(self || other) in nats over `size` dimensions."""
-        ratio = self.variance / other.variance
-        terms = 0.5 * (ratio - 1 - ratio.log() + (self.mean - other.mean).square() / other.variance)
+    def kl_of(self, marginal: GaussianPrior, size: int) -> float:
+        """See `Prior.kl_of`."""
+        ratio = marginal.variance / self.variance
+        terms = 0.5 * (ratio - 1 - ratio.log() + (marginal.mean - self.mean).square() / self.variance)
         return float(terms.mean()) * size
 
     def _log_prob(self, x: Tensor, spread: Number) -> Tensor:

@@ -42,5 +42,5 @@ def modality_of(data: Mapping[str, Any]) -> Modality:
         return kind(shape, levels, units)
     found = build(node, "data.modality", shape=shape, levels=levels, units=units)
     if not isinstance(found, Modality):
-        raise UserError(f"data.modality: {node.get('_target_')!r} is no kind of data; those live in {__package__}")
+        raise UserError(f"data.modality: {node.get('_target_')!r} is not a kind of data; they are in {__package__}")
     return found

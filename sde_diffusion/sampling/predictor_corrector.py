@@ -1,7 +1,7 @@
 r"""Predictor-corrector sampling: a step of the reverse process, and Langevin steps that correct its marginal.
 
 Over a step from t to s < t the forward kernel is q(x_t | x_s) = N(scale x_s, std^2) (on VP, scale^2 = 1 - beta_i and
-std^2 = beta_i). Predictors are discretised with it, so that on no path do they need a step size.
+std^2 = beta_i). Predictors are discretised with it, so they need no step size on any path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_positive, check_count
+from sde_diffusion.checks import as_positive, check_choice, check_count
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sampling.base import Sampler
@@ -217,7 +217,11 @@ class PredictorCorrector(Sampler):
         super().__init__(denoise, t_end, grid)
         self.snr = as_positive("snr", snr, " (0.16 for CIFAR-10)")
         self.predictor, self.corrector = predictor, corrector
-        self._parts()  # checks the names
+        form = self._parts()[0].prediction
+        if form is not None:
+            check_choice("prediction of the predictor", form, ("x0", "eps", "score", "velocity"))
+        if predictor == "none" and corrector == "none":
+            raise ValueError("predictor=none needs a corrector: with corrector=none too, no step would be made")
         self.steps = check_count("steps", steps)
         self.corrector_steps = check_count("corrector_steps", corrector_steps)
 

@@ -22,7 +22,7 @@ from sde_diffusion.sde.truncated import TruncatedSDE
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
 """Called with (step, t, x_t, x0) after each prediction; if it returns True, the walk ends and returns x0."""
 
-REMEDY = ": more steps, a later t_end, or a look at the weights may help"
+REMEDY = ": more steps, a later t_end, or other weights may help"
 
 PRIOR_DRAW = 0
 """Number of the draw of x_T; steps use the numbers from 1 on."""
@@ -115,7 +115,7 @@ class Walk:
         if self.callback is not None or self.check:
             x0 = prediction.x0
             if self.check:
-                what = f"the denoiser's answer at network pass {self.nfe}, t = {value_of(t):.6g}"
+                what = f"the denoiser's output at network pass {self.nfe}, t = {value_of(t):.6g}"
                 check_finite(what, x0, REMEDY, UserError)
             if self.callback is not None and self.callback(step, value_of(t), x, x0):
                 raise Stop(x, x0)

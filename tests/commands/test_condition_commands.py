@@ -163,7 +163,7 @@ def test_samples_to_be_compared_come_under_the_items_own_conditions_together(mod
     right = conditions.for_items(model, {"label": "right"}, split, 7)
     assert set(right["label"].tolist()) == {1}
     assert set(right["rate"].tolist()) <= {rate for label, rate in pairs if label}
-    with pytest.raises(UserError, match="no item to compare with has rate=3"):
+    with pytest.raises(UserError, match="no item to compare with has exactly rate=3"):
         conditions.for_items(model, {"rate": 3}, split, 7)
     assert conditions.for_items(model, {"label": None, "rate": None}, split, 7) == {}
 

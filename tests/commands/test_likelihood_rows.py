@@ -138,7 +138,7 @@ REFUSED = {
     "no file": ("x=3", "x must be text or null; got x=3"),
     "a split beside": ("split=val", "leave split=val out"),
     "no classes": ("label=0", "conditions of the model: none"),
-    "all out of reach": ("max_nfe=3", "the solver brings no item"),
+    "all out of reach": ("max_nfe=3", "the solver takes no item"),
 }
 
 

@@ -107,7 +107,7 @@ ELSEWHERE = {
         "++trace._target_=sde_diffusion.density.Hutch": "; sde_diffusion.density has ",
         "++prior._target_=os.system": "prior._target_: 'os.system' is not a class",
         "++elbo.decoder={_target_:sde_diffusion.density.LevelDecoder,levls:3}": "no levls (did you mean levels?)",
-        "elbo.grid=5": "elbo.grid must be settings {_target_: CLASS, ...} or null; got elbo.grid=5",
+        "elbo.grid=5": "elbo.grid must be one of uniform_time, ",
         "steps=10": "steps cannot be given with adams, which chooses its own steps",
         "split=[1]": "split must be text or a list of text",
     },

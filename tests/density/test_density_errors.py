@@ -43,8 +43,8 @@ class Broken(Denoiser):
         (X, {"t_end": 1.0}, r"t_end must lie in \[0, t_max = 1\)"),
         (X, {"t_end": math.nan}, r"t_end must lie in \[0, t_max = 1\)"),
         (X, {"seeds": [1, 2]}, "one seed for each sample is needed: 4 samples, 2 seeds"),
-        (X, {"prior": lambda x: x.sum()}, r"prior must answer \[B\] = \[4\] log-densities; got \[\]"),
-        (X, {"prior": lambda x: x}, r"prior must answer .* got \[4, 3\]"),
+        (X, {"prior": lambda x: x.sum()}, r"prior must return one log-density for each sample, \[4\]; got \[\]"),
+        (X, {"prior": lambda x: x}, r"prior must return .* got \[4, 3\]"),
     ],
 )
 def test_both_refuse(function, x, options, message):
@@ -139,20 +139,20 @@ def test_ends_without_noise_or_signal():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(("low", "high"), [(0.0, 2e-5), (0.3, 1.0)], ids=["at once", "later"])
 def test_a_broken_flow_says_when_and_of_which_samples(method, value, low, high):
-    with pytest.raises(UserError, match=r"is not finite for 2 of 4 samples \(numbers 1, 3\)") as caught:
+    with pytest.raises(UserError, match=r"is not finite for 2 of 4 samples \(indices 1, 3\)") as caught:
         log_likelihood(Broken(value, low, high), X, method=method)
     t = float(str(caught.value).split("t = ")[1].split(" ")[0])
     assert low <= t <= high
 
 
 def test_many_lost_samples_are_counted_and_not_all_named():
-    with pytest.raises(UserError, match=r"20 of 40 samples \(numbers 1, 3, 5, 7, 9, 11, 13, 15, \.\.\.\)"):
+    with pytest.raises(UserError, match=r"20 of 40 samples \(indices 1, 3, 5, 7, 9, 11, 13, 15, \.\.\.\)"):
         log_likelihood(Broken(math.nan, 0.0, 1.0), torch.zeros(40, 3))
 
 
 def test_a_broken_network_in_the_bound():
     for steps in (50, None):
-        with pytest.raises(UserError, match=r"answer at t = \d.* is not finite for 2 of 4 samples \(numbers 1, 3\)"):
+        with pytest.raises(UserError, match=r"output at t = \d.* is not finite for 2 of 4 samples \(indices 1, 3\)"):
             elbo(Broken(math.nan, 0.0, 1.0), X, steps)
 
 

@@ -49,17 +49,17 @@ def test_matched_has_the_moments_of_the_marginal(name):
 def test_kl():
     first, second = GaussianPrior(MEAN, VARIANCE), GaussianPrior(MEAN.flip(0), VARIANCE.flip(1))
     expected = kl_divergence(independent(first.mean, first.variance), independent(second.mean, second.variance))
-    assert first.kl(second, 6) == pytest.approx(float(expected), rel=1e-12)
+    assert second.kl_of(first, 6) == pytest.approx(float(expected), rel=1e-12)
     narrow, broad = GaussianPrior(0.1, 1.2), GaussianPrior(0.0, 1.0)
     one = kl_divergence(Normal(0.1, 1.2**0.5), Normal(0.0, 1.0))
-    assert narrow.kl(broad, 64) == pytest.approx(64 * float(one), rel=1e-6)
-    assert narrow.kl(narrow, 64) == 0
+    assert broad.kl_of(narrow, 64) == pytest.approx(64 * float(one), rel=1e-6)
+    assert narrow.kl_of(narrow, 64) == 0
     # A variance for each channel, [2, 1], counts for all its places.
     wide = GaussianPrior(0.0, torch.tensor([[1.0], [4.0]]))
     both = 3 * kl_divergence(Normal(0.0, 1.0), Normal(0.1, 1.2**0.5)) + 3 * kl_divergence(
         Normal(0.0, 2.0), Normal(0.1, 1.2**0.5)
     )
-    assert wide.kl(narrow, 6) == pytest.approx(float(both), rel=1e-6)
+    assert narrow.kl_of(wide, 6) == pytest.approx(float(both), rel=1e-6)
 
 
 def drawn(n: int):
@@ -107,5 +107,5 @@ def test_what_is_refused():
     for variance in (0.0, -1.0, torch.tensor([1.0, 0.0]), torch.tensor([float("nan")])):
         with pytest.raises(ValueError, match=r"variance must be (positive|finite)"):
             GaussianPrior(0.0, variance)
-    with pytest.raises(ValueError, match=r"prior must answer \[B\] = \[4\] log-densities; got \[4, 2\]"):
+    with pytest.raises(ValueError, match=r"prior must return one log-density for each sample, \[4\]; got \[4, 2\]"):
         SampledPrior(lambda x: x.sum(2)).expected(X, 1.0, X)

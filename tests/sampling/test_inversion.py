@@ -111,5 +111,5 @@ def test_what_is_refused():
             sampler.invert(denoiser, x)
     with pytest.raises(ValueError, match="float32 or float64"):
         AncestralSampler(10).invert(denoiser, x, dtype=torch.float16)
-    with pytest.raises(ValueError, match=r"x is not finite for 1 of 2 samples \(numbers 1\)"):
+    with pytest.raises(ValueError, match=r"x is not finite for 1 of 2 samples \(indices 1\)"):
         AncestralSampler(10).invert(denoiser, torch.tensor([[0.0, 0.0], [float("nan"), 0.0]]))

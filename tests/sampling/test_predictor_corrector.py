@@ -118,7 +118,7 @@ def test_order_counts_and_endings():
     sde, steps = SIX["vp"], 6
     grid = torch.linspace(1.0, 0.1, steps + 1, dtype=torch.float64)
     for predictor in PREDICTORS:
-        for corrector in CORRECTORS:
+        for corrector in CORRECTORS if predictor != "none" else set(CORRECTORS) - {"none"}:
             for each in (1, 3):
                 for denoise in (True, False):
                     denoiser = Recording(mixture(sde))
@@ -140,6 +140,18 @@ def test_order_counts_and_endings():
                     assert asked == pytest.approx(want, abs=1e-12)
                     if denoise:
                         assert torch.equal(out.x, mixture(sde)(*denoiser.calls[-1][:2]).x0)
+
+
+def test_a_step_of_nothing_is_refused():
+    """Neither a predictor nor a corrector; and a predictor of a form that predictions do not have."""
+
+    class Noisy(PREDICTORS["ancestral"]):
+        prediction = "noise"
+
+    with pytest.raises(ValueError, match="no step would be made"):
+        PredictorCorrector("none", "none")
+    with pytest.raises(ValueError, match="one of x0, eps, score, velocity; got 'noise'"):
+        PredictorCorrector(Noisy())
 
 
 def test_correctors_come_before_the_predictor():

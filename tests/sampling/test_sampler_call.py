@@ -108,7 +108,7 @@ def test_what_is_refused():
         (
             (2, 2),
             {"latent": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])},
-            "latent .* 1 of 2 samples .numbers 1",
+            "latent .* 1 of 2 samples .indices 1",
         ),
         ((2, 2), {"dtype": torch.float16}, "float32 or float64 of torch"),
         ((2, 2), {"dtype": "float32"}, "float32 or float64 of torch"),

@@ -80,7 +80,7 @@ def test_no_noise_at_the_end(name, denoiser):
 
 def test_a_network_is_still_blamed_for_its_own():
     for t_end in (None, 0.0):
-        with pytest.raises(UserError, match=r"denoiser's answer at network pass 1, t = 1 .* look at the weights"):
+        with pytest.raises(UserError, match=r"denoiser's output at network pass 1, t = 1 .* other weights"):
             ODESampler("rk4", steps=10, t_end=t_end)(Network(VPSDE(), lambda x: x * math.nan), (2, 3))
 
 

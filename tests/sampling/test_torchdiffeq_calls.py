@@ -111,7 +111,7 @@ def first_sample_is_nan_below_half(x, t):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (first_sample_is_nan_below_half, r"not finite for 1 of 3 samples \(numbers 0\)"),
+        (first_sample_is_nan_below_half, r"not finite for 1 of 3 samples \(indices 0\)"),
         (lambda x, t: x * math.nan, r"t = 1 is not finite for 3 of 3"),
         (lambda x, t: x * (math.inf if t < 0.3 else 0.5), "not finite for 3 of 3"),
     ],

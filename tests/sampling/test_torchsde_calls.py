@@ -145,7 +145,7 @@ def test_numbers_that_are_none(method, adaptive):
         return torch.cat([x[:1] * (math.nan if t < 0.5 else 0.5), 0.5 * x[1:]])
 
     for answer, message in (
-        (first_sample_is_nan_below_half, r"t = 0\.\d+ is not finite for 1 of 3 samples \(numbers 0\)"),
+        (first_sample_is_nan_below_half, r"t = 0\.\d+ is not finite for 1 of 3 samples \(indices 0\)"),
         (lambda x, t: x * math.nan, "t = 1 is not finite for 3 of 3"),
         (lambda x, t: x * math.inf, "t = 1 is not finite for 3 of 3"),
     ):

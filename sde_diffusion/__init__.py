@@ -36,7 +36,19 @@ _EXPORTS = {
         "GaussianMixtureDenoiser",
         "EmpiricalDenoiser",
     ),
-    "sde_diffusion.guidance": ("ClassifierFreeGuidance", "ClassifierGuidance", "AutoGuidance", "Composition"),
+    "sde_diffusion.guidance": (
+        "ClassifierFreeGuidance",
+        "ClassifierGuidance",
+        "AutoGuidance",
+        "Composition",
+        "PosteriorDenoiser",
+        "Mask",
+        "Downsample",
+        "Blur",
+        "Grey",
+        "LinearOperator",
+        "Nonlinear",
+    ),
     "sde_diffusion.nn": ("MLP", "UNet"),
     "sde_diffusion.conditions": ("Condition", "Label", "Measurement"),
     "sde_diffusion.sampling": (
@@ -102,7 +114,19 @@ if TYPE_CHECKING:
         log_likelihood,
     )
     from sde_diffusion.errors import UserError
-    from sde_diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance, Composition
+    from sde_diffusion.guidance import (
+        AutoGuidance,
+        Blur,
+        ClassifierFreeGuidance,
+        ClassifierGuidance,
+        Composition,
+        Downsample,
+        Grey,
+        LinearOperator,
+        Mask,
+        Nonlinear,
+        PosteriorDenoiser,
+    )
     from sde_diffusion.nn import MLP, UNet
     from sde_diffusion.sampling import (
         AncestralSampler,

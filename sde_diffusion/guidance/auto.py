@@ -61,7 +61,7 @@ class AutoGuidance(Combination):
         self._scale = GuidanceScale(scale, self.sde, interval, convention="1: the model alone, 0: the weak one")
         self.scale = self._scale.scale
         self.adjust = Adjustment(parallel, rescale, threshold)
-        self.passes = self.most_passes()
+        self.set_costs()
 
     @property
     def conditions(self) -> Collection[str] | None:

@@ -67,7 +67,7 @@ class ClassifierGuidance(Denoiser):
             raise TypeError(f"classifier must be a function or a module (an instance); got {shown(classifier)}")
         self.denoiser, self.classifier = denoiser, classifier
         self.sde, self.sigma_data, self.shape = denoiser.sde, denoiser.sigma_data, denoiser.shape
-        self.passes = denoiser.passes
+        self.passes, self.gradients = denoiser.passes, denoiser.gradients + (on == "x0")
         path = getattr(classifier, "sde", self.sde)
         if on == "x_t" and path != self.sde:
             raise ValueError(f"classifier must be of the same path as the denoiser, {self.sde}; it is of {path}")

@@ -95,7 +95,7 @@ class ClassifierFreeGuidance(Combination):
                 "null must say which value of a condition stands for none, such as {'label': 10} for 10 classes; it "
                 "names no condition"
             )
-        self.passes = self.most_passes()
+        self.set_costs()
 
     def _values(self, name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
         given = {} if given is None else given

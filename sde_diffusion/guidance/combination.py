@@ -21,7 +21,7 @@ class Combination(Denoiser):
     from the same form. A belief whose weight is the number 0 is not computed, and a single one that is left is returned
     bit for bit. Those of the same denoiser are computed in one pass of a larger batch, which counts as several.
 
-    A subclass sets `sde`, `sigma_data` and, at the end of its constructor, `passes = self.most_passes()`, and defines
+    A subclass sets `sde` and `sigma_data`, calls `set_costs()` at the end of its constructor, and defines
     `experts`, `weights_at` and `conditions_of`.
 
     Attributes:
@@ -43,9 +43,11 @@ class Combination(Denoiser):
     def conditions_of(self, term: int, conditions: Mapping[str, Any], x_t: Tensor) -> dict[str, Any]:
         """The conditions of a term, from those of the call."""
 
-    def most_passes(self) -> int:
-        """The largest number of passes that a call can cost."""
-        return sum(expert.passes for expert, w in zip(self.experts, self.weights_at(None), strict=True) if is_used(w))
+    def set_costs(self) -> None:
+        """Set `passes` and `gradients` to the most that a call can cost."""
+        used = [expert for expert, w in zip(self.experts, self.weights_at(None), strict=True) if is_used(w)]
+        self.passes = sum(expert.passes for expert in used)
+        self.gradients = sum(expert.gradients for expert in used)
 
     def passes_at(self, t: Time) -> int:
         """Network passes that a call at t costs: those of the denoisers whose weight is not zero there."""

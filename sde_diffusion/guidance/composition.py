@@ -80,7 +80,7 @@ class Composition(Combination):
         self.denoisers = nn.ModuleList(dict.fromkeys(several))
         self.sde, self.sigma_data = several[0].sde, several[0].sigma_data
         self.shape = next((one.shape for one in several if one.shape is not None), None)
-        self.passes = self.most_passes()
+        self.set_costs()
 
     @property
     def conditions(self) -> Collection[str] | None:

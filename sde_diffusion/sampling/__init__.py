@@ -32,10 +32,10 @@ from sde_diffusion.sampling.heun import HeunSampler
 from sde_diffusion.sampling.langevin import AnnealedLangevin
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
-from sde_diffusion.sampling.noised import noised
 from sde_diffusion.sampling.ode import ODESampler
 from sde_diffusion.sampling.ode_kinds import ODEMethod
 from sde_diffusion.sampling.predictor_corrector import PREDICTORS, Predictor, PredictorCorrector
+from sde_diffusion.sampling.reference import noised
 from sde_diffusion.sampling.repaint import RePaint
 from sde_diffusion.sampling.replacement import Replacement
 from sde_diffusion.sampling.reverse import ReverseProcess

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_sizes
+from sde_diffusion.checks import as_numbers, check_sizes
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.guidance.operators.base import Operator
 
@@ -22,6 +22,7 @@ class Mask(Operator):
         shape: Shape of the data; that of the mask by default.
 
     Raises:
+        TypeError: If the mask is not a tensor or numbers.
         ValueError: If the mask has other values, has another shape, or all or none of the numbers are known.
     """
 
@@ -29,7 +30,7 @@ class Mask(Operator):
 
     def __init__(self, mask: Tensor, shape: Sequence[int] | None = None) -> None:
         super().__init__()
-        mask = torch.as_tensor(mask)
+        mask = as_numbers("mask", mask)
         known = mask != 0
         if not bool((known == mask).all()):
             raise ValueError(f"mask must be 1 where the data are known and 0 elsewhere; got {shown(mask)}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_numbers, check_sizes
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.guidance.operators.base import Linearised, Operator
 
 
@@ -70,12 +71,17 @@ class Nonlinear(Operator):
 
     Args:
         function: The function.
+
+    Raises:
+        TypeError: If function is not a function.
     """
 
     linear = False
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        if isinstance(function, type) or not callable(function):
+            raise TypeError(f"function must be a function of data [B, *dims]; got {shown(function)}")
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:

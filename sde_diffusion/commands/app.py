@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sde_diffusion.checks.overrides import setting
-from sde_diffusion.commands import user_classes
+from sde_diffusion.commands import made_folders, user_classes
 from sde_diffusion.commands.configurations import check_groups, config_folder, nulls, register_resolvers
 from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.commands.messages import explain
@@ -87,7 +87,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
                 out = conf.sweep.dir if conf.mode == RunMode.MULTIRUN else conf.runtime.output_dir
                 log.warning("finished work is kept: the same command with %s resumes there", setting("out", out))
             refused = isinstance(error, SystemExit) and not stopped
-            _remove_if_unused(Path(HydraConfig.get().runtime.output_dir), f"{name}.log" if refused else None)
+            made_folders.remove_if_unused(Path(HydraConfig.get().runtime.output_dir), f"{name}.log", refused)
             if HydraConfig.get().mode != RunMode.MULTIRUN or stopped:
                 raise
             if not isinstance(error, SystemExit):
@@ -123,17 +123,6 @@ def _locked_folder(name: str) -> Iterator[None]:
     with locked(folder, name):
         remove_leftovers(folder)
         yield
-
-
-def _remove_if_unused(folder: Path, log_name: str | None) -> None:
-    """Remove an output folder that holds only empty logs, and the log of a command that was refused."""
-    with suppress(OSError, ValueError):
-        there = list(folder.iterdir())
-        if all(path.name == log_name or (path.suffix == ".log" and not path.stat().st_size) for path in there):
-            for path in there:
-                path.unlink()
-            for made in (folder, *list(Path(folder.relative_to(Path.cwd())).parents)[:-1]):  # outputs/train too
-                made.rmdir()
 
 
 class RunFailedError(Exception):

@@ -178,6 +178,12 @@ def _bound(cfg: DictConfig, model: GenerativeModel, device: torch.device, data: 
         return {"bound": None}
     bound = resolved(cfg.elbo)
     bound["grid"] = build(bound["grid"], "elbo.grid")
+    if bound["steps"] and bound["draws"] and bound["draws"] > bound["steps"]:
+        if is_overridden("elbo.draws"):
+            raise UserError(
+                f"elbo.draws={bound['draws']} is more than elbo.steps={bound['steps']}: leave elbo.draws out"
+            )
+        bound["draws"] = None  # one for each step
     levels = data.levels
     decoders: dict[str, Any] = dict.fromkeys(("frequencies", "uniform"), GaussianDecoder)
     if levels is not None:

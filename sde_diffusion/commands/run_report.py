@@ -89,7 +89,8 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
         return
     log.info("Next:")
     for name, more in (("sample", {"n": 64}), ("evaluate", {}), ("likelihood", {})):
-        settings = {**plugins.settings(), "ckpt": last, **_guidance(cfg), **more}
+        own = dict.fromkeys(model.conditions, "own") if name == "likelihood" else {}
+        settings = {**plugins.settings(), "ckpt": last, **_guidance(cfg), **own, **more}
         log.info("  %s", command_line(f"sde_diffusion.{name}", **settings))
 
 

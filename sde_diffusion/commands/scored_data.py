@@ -78,7 +78,10 @@ class ScoredData:
     def in_words(self) -> str:
         """The conditions for the log: "label=own, rate=26.5"."""
         values = {name: self.kinds[name].words(value[0]) for name, value in self.common.items()}
-        return ", ".join(f"{name}={'own' if name in self.own else values.get(name, 'none')}" for name in self.kinds)
+        found = [f"{name}={'own' if name in self.own else values.get(name, 'none')}" for name in self.kinds]
+        return ", ".join(found) + (
+            "; NAME=own uses each item's own value" if any("=none" in one for one in found) else ""
+        )
 
     def count(self, split: str) -> int:
         """Number of items of a split to score."""

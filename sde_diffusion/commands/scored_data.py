@@ -79,9 +79,8 @@ class ScoredData:
         """The conditions for the log: "label=own, rate=26.5"."""
         values = {name: self.kinds[name].words(value[0]) for name, value in self.common.items()}
         found = [f"{name}={'own' if name in self.own else values.get(name, 'none')}" for name in self.kinds]
-        return ", ".join(found) + (
-            "; NAME=own uses each item's own value" if any("=none" in one for one in found) else ""
-        )
+        hint = "; NAME=own uses each item's own value" if any(one.endswith("=none") for one in found) else ""
+        return ", ".join(found) + hint
 
     def count(self, split: str) -> int:
         """Number of items of a split to score."""

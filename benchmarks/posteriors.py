@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.posterior_problems import Distances, Problem, rank_statistics
-from sde_diffusion import AncestralSampler, DPMSolver
+from sde_diffusion import AncestralSampler, DPMSolver, RePaint, Replacement, TwistedSMC
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.guidance import (
     JacobianFree,
@@ -42,12 +43,12 @@ SAMPLERS: dict[str, Callable[[int], Sampler]] = {
 }
 WALKS = (("DPM-Solver++ 2M", 20), ("DDIM", 100), ("DDPM", 100))
 
-Draw = Callable[[Tensor], Tensor]
-"""Function of measurements [B, M] that draws one sample for each, [B, D]."""
+Draw = Callable[[Tensor], tuple[Tensor, int, int]]
+"""One sample for each measurement, [B, M]: the samples, [B, D], network passes, and vector-Jacobian products."""
 
 
-def ours(problem: Problem, sampler: str, steps: int) -> Iterator[tuple[str, int, Draw]]:
-    """(method, vector-Jacobian products of a step, draw) of this library."""
+def ours(problem: Problem) -> Iterator[tuple[str, str, Draw]]:
+    """(method, sampler, draw) of this library."""
     spread = float(problem.prior.stds.square().mean().sqrt())
     likelihoods: dict[str, MeasurementLikelihood] = {
         "moment matching": MomentMatching(min(3, problem.operator.matrix.shape[0])),
@@ -60,17 +61,24 @@ def ours(problem: Problem, sampler: str, steps: int) -> Iterator[tuple[str, int,
     for name, likelihood in likelihoods.items():
         denoisers[name] = PosteriorDenoiser(problem.prior, problem.operator, problem.noise, likelihood)
 
-    def draw(denoiser: Denoiser, y: Tensor) -> Tensor:
-        shape = (len(y), problem.prior.means.shape[1])
-        return SAMPLERS[sampler](steps)(denoiser, shape, y=y, dtype=torch.float64).x
+    def draw(denoiser: Denoiser, sampler: Sampler, y: Tensor) -> tuple[Tensor, int, int]:
+        found = sampler(denoiser, (len(y), problem.prior.means.shape[1]), y=y, dtype=torch.float64)
+        return found.x, found.nfe, found.gradients
 
-    for name, denoiser in denoisers.items():
-        gradients = 0 if name == "exact" else likelihoods[name].gradients
-        yield name, gradients, lambda y, denoiser=denoiser: draw(denoiser, y)
+    for sampler, steps in WALKS:
+        for name, denoiser in denoisers.items():
+            yield name, f"{sampler} {steps}", functools.partial(draw, denoiser, SAMPLERS[sampler](steps))
+    whole = {
+        "twisted SMC": ("8 particles, 100 steps", TwistedSMC(100, 8)),
+        "RePaint": ("100 steps, 10 resamples", RePaint(100, 1, 10)),
+        "replacement": ("DDPM 250", Replacement(AncestralSampler(250, eta=1.0))),
+    }
+    for name, (words, walk) in whole.items():
+        yield name, words, functools.partial(draw, denoisers["Jacobian-free"], walk)
 
 
-def azulas(problem: Problem, sampler: str, steps: int) -> Iterator[tuple[str, int, Draw]]:
-    """The same of azula, on the same path and, for its one multistep sampler, with uniform times."""
+def azulas(problem: Problem) -> Iterator[tuple[str, str, Draw]]:
+    """The same of azula, on the same path, with its own times: uniform ones."""
     try:
         from azula.denoise import Denoiser as AzulaDenoiser
         from azula.denoise import DiracPosterior
@@ -96,49 +104,53 @@ def azulas(problem: Problem, sampler: str, steps: int) -> Iterator[tuple[str, in
         def forward(self, x_t: Tensor, t: Tensor, **kwargs: Any) -> Any:
             return DiracPosterior(mean=prior(x_t, sde.t_min + t * (sde.t_max - sde.t_min)).x0)
 
-    kinds = {"DDIM": DDIMSampler, "DDPM": DDPMSampler, "DPM-Solver++ 2M": xEABSampler}
     operator, covariance = problem.operator, IsotropicCovariance(problem.noise**2)
-    settings: dict[str, Any] = {"steps": steps, "silent": True, "dtype": torch.float64}
-
-    def draw(build: Callable[[Tensor], Any], y: Tensor) -> Tensor:
-        torch.manual_seed(0)
-        walk = build(y)
-        found: Tensor = walk(walk.init((len(y), prior.means.shape[1]), dtype=torch.float64))
-        return found
-
-    wrapped = {
+    denoisers: dict[str, tuple[Callable[[Tensor], Any], int]] = {
         "moment matching": (lambda y: MMPSDenoiser(Mixture(), y, operator, covariance), 2),
         "moment matching, 3 CG": (lambda y: MMPSDenoiser(Mixture(), y, operator, covariance, "cg", 3), 4),
         "row sum": (lambda y: TMPDenoiser(Mixture(), y, operator, problem.noise**2), 2),
     }
-    for name, (denoiser, gradients) in wrapped.items():
-        build = lambda y, denoiser=denoiser: kinds[sampler](denoiser(y), **settings)  # noqa: E731
-        yield name, gradients, lambda y, build=build: draw(build, y)
-    if sampler != "DPM-Solver++ 2M":
-        eta = {"DDIM": 0.0, "DDPM": 1.0}[sampler]
-        build = lambda y: PGDMSampler(Mixture(), y, operator, operator.pinv, eta=eta, **settings)  # noqa: E731
-        yield "pseudo-inverse", 1, lambda y: draw(build, y)
+
+    def draw(build: Callable[..., Any], steps: int, gradients: int, y: Tensor) -> tuple[Tensor, int, int]:
+        torch.manual_seed(0)
+        walk = build(y, steps=steps, silent=True, dtype=torch.float64)
+        found: Tensor = walk(walk.init((len(y), prior.means.shape[1]), dtype=torch.float64))
+        return found, steps, gradients * steps
+
+    kinds = {"DDIM": DDIMSampler, "DDPM": DDPMSampler, "DPM-Solver++ 2M": xEABSampler}
+    for sampler, steps in WALKS:
+        for name, (denoiser, gradients) in denoisers.items():
+
+            def build(y: Tensor, denoiser: Any = denoiser, kind: Any = kinds[sampler], **settings: Any) -> Any:
+                return kind(denoiser(y), **settings)
+
+            yield name, f"{sampler} {steps}", functools.partial(draw, build, steps, gradients)
+    for sampler, eta in (("DDIM", 0.0), ("DDPM", 1.0)):
+
+        def guided(y: Tensor, eta: float = eta, **settings: Any) -> Any:
+            return PGDMSampler(Mixture(), y, operator, operator.pinv, eta=eta, **settings)
+
+        yield "pseudo-inverse", f"{sampler} 100", functools.partial(draw, guided, 100, 1)
 
 
 def rows(problem: Problem, measurements: int, draws: int, calibrated: int) -> Iterator[dict[str, Any]]:
-    """One row for each library, method and walk; they take turns, so that other load on the machine affects all."""
+    """One row for each library, method and sampler."""
     _, y = problem.measure(measurements, seed=1)
     truth, many = problem.measure(max(1, calibrated), seed=2)
-    for sampler, steps in WALKS:
-        for library, methods in (("sde_diffusion", ours), ("azula", azulas)):
-            for method, gradients, draw in methods(problem, sampler, steps):
-                begin = time.perf_counter()
-                samples = draw(y.repeat_interleave(draws, 0))
-                seconds = time.perf_counter() - begin
-                found = samples.reshape(measurements, draws, -1)
-                row = {"problem": problem.name, "library": library, "method": method, "sampler": sampler}
-                row |= {"passes": steps, "gradients": gradients * steps, "seconds": round(seconds, 2)}
-                finite = bool(samples.isfinite().all())
-                row |= vars(Distances.of(found, problem, y)) if finite else {"mean": "diverged"}
-                if finite and calibrated:
-                    ranked = draw(many.repeat_interleave(19, 0)).reshape(calibrated, 19, -1)
-                    row |= {f"rank_{k}": v for k, v in rank_statistics(ranked, truth, many, problem).items()}
-                yield row
+    for library, methods in (("sde_diffusion", ours), ("azula", azulas)):
+        for method, sampler, draw in methods(problem):
+            begin = time.perf_counter()
+            samples, passes, gradients = draw(y.repeat_interleave(draws, 0))
+            seconds = time.perf_counter() - begin
+            row = {"problem": problem.name, "library": library, "method": method, "sampler": sampler}
+            row |= {"passes": passes, "gradients": gradients, "seconds": round(seconds, 2)}
+            finite = bool(samples.isfinite().all())
+            found = samples.reshape(measurements, draws, -1)
+            row |= vars(Distances.of(found, problem, y)) if finite else {"mean": "diverged"}
+            if finite and calibrated:
+                ranked = draw(many.repeat_interleave(19, 0))[0].reshape(calibrated, 19, -1)
+                row |= {f"rank_{k}": v for k, v in rank_statistics(ranked, truth, many, problem).items()}
+            yield row
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -104,6 +104,7 @@ SAMPLERS = {
     "sde, adaptive": f"sampler=sde sampler.adaptive=true sampler.rtol=0.3 sampler.atol=0.3 sampler.max_nfe=3000 "
     f"sampler.steps=20 {GRID}",
     "ddpm": f"sampler.steps=6 sampler.eta=0.9 {GRID}",
+    "ddpm50": f"sampler.steps=6 sampler.eta=0.8 {GRID}",
     "ddim": f"sampler.steps=6 sampler.eta=0.1 {GRID}",
     "pc": f"sampler.predictor=ancestral sampler.corrector=langevin sampler.steps=4 sampler.snr=0.1 "
     f"sampler.corrector_steps=2 {GRID}",

@@ -31,8 +31,18 @@ from sde_diffusion.commands.config_checks import ConfigChecks
 from sde_diffusion.config import find_class, is_description
 from sde_diffusion.errors import UserError, did_you_mean
 
+
+
+def _up_to_two(x: float) -> bool:
+    return 0 <= x <= 2
+
+
 Seed = Annotated[int, Rule("an integer of at most 64 bits", lambda n: True)]
 Split = Literal["train", "val", "test"]
+NoiseScale = Annotated[
+    float,
+    Rule("a standard deviation on [-1, 1], from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)", _up_to_two),
+]
 
 
 class Location(TypedDict, total=False):
@@ -192,6 +202,20 @@ def _sample(checks: ConfigChecks) -> None:
     _guidance(checks)
 
 
+def _restore(checks: ConfigChecks) -> None:
+    from sde_diffusion.data import DataModule
+    from sde_diffusion.guidance import MeasurementLikelihood
+    from sde_diffusion.sampling import Sampler
+
+    checks.keys(ckpt=str, images=str | None, split=Split | None, items=Count, noise=NoiseScale, n=Count, seed=Seed)
+    checks.keys(conditions=Mapping[str, Any] | None, batch_size=Count, device=str, overwrite=bool)
+    checks.keys(operator=Described)  # built when the model's shape is known
+    checks.part("posterior", MeasurementLikelihood)
+    checks.part("sampler", Sampler)
+    checks.data("data", DataModule, Location)
+    _guidance(checks)
+
+
 def _evaluate(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
     from sde_diffusion.metrics import Classifier
@@ -261,6 +285,7 @@ def _nfe_fid(checks: ConfigChecks) -> None:
 COMMANDS: dict[str, Callable[[ConfigChecks], None]] = {
     "train": _train,
     "sample": _sample,
+    "restore": _restore,
     "evaluate": _evaluate,
     "likelihood": _likelihood,
     "sweep": _sweep,

@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.checks.reprs import few
-from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.loading import load_data, random_order
 from sde_diffusion.config import build_around, takes
 from sde_diffusion.data.images import SUFFIXES, ImageFiles, Reading, headers
@@ -120,11 +119,13 @@ def _mask_picture(path: Path, height: int, width: int) -> Tensor:
     (header,) = headers([path], 1)
     if header.size != (width, height):
         size = f"{header.size[0]}x{header.size[1]}"
-        raise UserError(f"the mask {path} is {size}, and the model's pictures are {width}x{height}: draw it in that size")
+        raise UserError(
+            f"the mask {path} is {size}, and the model's pictures are {width}x{height}: draw it in that size"
+        )
     if header.transparent:
         raise UserError(f"the mask {path} has an alpha channel: save it without transparency; {meaning}")
     found = Reading(None, "none", "RGB")(path)
-    values = found.flatten(1).unique(dim=1).T.tolist()
+    values = torch.unique(found.flatten(1), dim=1).T.tolist()
     if len(values) > 2 or any(len(set(value)) > 1 for value in values):
         raise UserError(
             f"the mask {path} must have two values, and has {len(values)}: threshold it, and save it as PNG (JPEG "
@@ -132,7 +133,7 @@ def _mask_picture(path: Path, height: int, width: int) -> Tensor:
         )
     if len(values) < 2:
         raise UserError(f"the mask {path} has one value only, so all pixels are known, or none; {meaning}")
-    return found[:1] == max(value[0] for value in values)
+    return found[:1].eq(max(value[0] for value in values))
 
 
 def measurements(cfg: DictConfig, model: GenerativeModel, operator: Operator) -> Measurements:
@@ -174,7 +175,7 @@ def _of_split(cfg: DictConfig, model: GenerativeModel, operator: Operator) -> Me
 
 
 def _of_files(path: Path, model: GenerativeModel, operator: Operator) -> Measurements:
-    """Measurements in files: of pictures, pictures; of other shapes, the full pictures that the operator is applied to."""
+    """Measurements in files; if the operator gives no pictures, full pictures, which it is applied to."""
     dims = tuple(model.data["shape"])
     out = operator.output_shape(dims)
     whole = len(out) != len(dims)

@@ -70,7 +70,7 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     drawn = _draw(cfg, model, denoiser, measured, conditions, device, parts)
     operator.cpu()
     modality = modality_of(model.data)
-    x = torch.cat(list(drawn.batches())).unflatten(0, (count, cfg.n))
+    x = torch.cat(list(drawn.batches())).reshape(count, cfg.n, *dims)
     where = left_open(operator, dims)
     figures = None if measured.truth is None else against_truth(x, measured.truth, modality, where)
     report = {

@@ -77,7 +77,7 @@ def against_truth(x: Tensor, truth: Tensor, modality: Modality, where: Tensor) -
     error = (x.mean(1) - truth)[:, where].double()
     rmse = float(error.square().mean().sqrt())
     spread = float(x.var(1)[:, where].double().mean().sqrt()) if n > 1 else None
-    draws = modality.as_data(x.flatten(0, 1)).unflatten(0, x.shape[:2])[:, :, where]
+    draws = modality.as_data(x.flatten(0, 1)).reshape(x.shape)[:, :, where]
     own = modality.as_data(truth)[:, where].unsqueeze(1)
     below, equal = (draws < own).sum(1), (draws == own).sum(1)
     chance = torch.rand(equal.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -140,8 +140,8 @@ def in_words(figures: Mapping[str, Any]) -> list[str]:
     ratio = figures["error_over_spread"]
     lines = [f"  against the truth, in {figures['pixels']}:", f"    RMSE of the draws' mean {figures['rmse']:.3f}"]
     if ratio is not None:
-        lines.append(f"    error over spread {ratio:.2f} (1: the draws' spread is right; above 1: they are too certain)")
+        lines.append(f"    error over spread {ratio:.2f} (1: the spread of the draws is right; above: too certain)")
     if figures["outside"] is not None:
         right = figures["outside_if_calibrated"]
-        lines.append(f"    truth outside all draws: {figures['outside']:.2f} of the numbers ({right:.2f} if calibrated)")
+        lines.append(f"    truth outside all draws: {figures['outside']:.2f} of them ({right:.2f} if calibrated)")
     return lines

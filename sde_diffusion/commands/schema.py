@@ -31,17 +31,14 @@ from sde_diffusion.commands.config_checks import ConfigChecks
 from sde_diffusion.config import find_class, is_description
 from sde_diffusion.errors import UserError, did_you_mean
 
-
-
-def _up_to_two(x: float) -> bool:
-    return 0 <= x <= 2
-
-
 Seed = Annotated[int, Rule("an integer of at most 64 bits", lambda n: True)]
 Split = Literal["train", "val", "test"]
 NoiseScale = Annotated[
     float,
-    Rule("a standard deviation on [-1, 1], from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)", _up_to_two),
+    Rule(
+        "a standard deviation on [-1, 1], from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)",
+        lambda x: 0 <= x <= 2,
+    ),
 ]
 
 

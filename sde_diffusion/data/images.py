@@ -183,7 +183,7 @@ def _unidentified(path: Path) -> str:
 
 
 class Header(NamedTuple):
-    """From an image file's header: (width, height) as displayed, and whether it is grey, black and white, transparent."""
+    """From an image file's header: (width, height) as displayed, and if it is grey, black and white, transparent."""
 
     size: tuple[int, int]
     grey: bool

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from sde_diffusion.checks.reprs import few
 from sde_diffusion.commands.loading import load_data, random_order
-from sde_diffusion.config import build_around, takes
+from sde_diffusion.config import build_around
 from sde_diffusion.data.images import SUFFIXES, ImageFiles, Reading, headers
 from sde_diffusion.data.tree import find_images
-from sde_diffusion.errors import UserError, did_you_mean
-from sde_diffusion.guidance import Blur, Operator
+from sde_diffusion.errors import UserError
+from sde_diffusion.guidance import Operator
 from sde_diffusion.modality import Modality, modality_of
 from sde_diffusion.modality.levels import from_levels
 from sde_diffusion.storage.npz import read_arrays_of
@@ -30,15 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _THREADS = 4
-
-PARTS: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = {
-    "upper_half": ((0, 0.5), (0, 1)),
-    "lower_half": ((0.5, 1), (0, 1)),
-    "left_half": ((0, 1), (0, 0.5)),
-    "right_half": ((0, 1), (0.5, 1)),
-    "center": ((0.25, 0.75), (0.25, 0.75)),
-}
-"""Parts of a picture by name: where they begin and end, as shares of the height and of the width."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +50,10 @@ class Measurements:
 def build_operator(node: Mapping[str, Any], dims: Sequence[int]) -> Operator:
     """The operator that a configuration describes, for data of shape dims.
 
-    For a class that takes a `mask` or a `kernel`, the keys path, part and invert, or std, describe it.
-
     Raises:
         UserError: If a value is not allowed, or data of this shape cannot be measured.
     """
-    settings, offered = dict(node), dict[str, Any]()
-    if takes(settings, "mask", "operator") and "mask" not in settings:
-        keys = {key: settings.pop(key, None) for key in ("path", "part", "invert")}
-        offered["mask"] = _known(keys, dims)
-    if takes(settings, "kernel", "operator") and "kernel" not in settings:
-        try:
-            offered["kernel"] = Blur.gaussian(settings.pop("std", 1.0), len(dims) - 1).kernel
-        except (ValueError, TypeError) as error:
-            raise UserError(f"operator.{error}") from error
-    found = build_around(settings, "operator", shape=tuple(dims), **offered)
+    found = build_around(node, "operator", any_library=True, shape=list(dims))
     if not isinstance(found, Operator):
         raise UserError(f"operator must describe an object of class Operator; got {node['_target_']}")
     try:
@@ -81,59 +61,6 @@ def build_operator(node: Mapping[str, Any], dims: Sequence[int]) -> Operator:
     except ValueError as error:
         raise UserError(f"operator: {error}; the model's pictures are {list(dims)}") from error
     return found
-
-
-def _known(keys: Mapping[str, Any], dims: Sequence[int]) -> Tensor:
-    """Where the data are known, bool [1, H, W]."""
-    path, part, invert = keys["path"], keys["part"], keys["invert"]
-    if (path is None) == (part is None):
-        raise UserError(
-            "say what is to be filled: operator.path=MASK.png, a picture that is white there and black elsewhere, or "
-            f"operator.part= one of {', '.join(PARTS)}"
-        )
-    if not isinstance(invert, bool | None):
-        raise UserError(f"operator.invert must be true or false; got operator.invert={invert}")
-    height, width = dims[1:]
-    if path is not None:
-        filled = _mask_picture(Path(str(path)), height, width)
-    elif part in PARTS:
-        (top, bottom), (left, right) = PARTS[part]
-        filled = torch.zeros(1, height, width, dtype=torch.bool)
-        filled[:, int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True
-    else:
-        raise UserError(
-            f"operator.part must be one of {', '.join(PARTS)}; got operator.part={part}{did_you_mean(str(part), PARTS)}"
-        )
-    filled = ~filled if invert else filled
-    log.info("%d of %d pixels are to be filled", int(filled.sum()), filled.numel())
-    return ~filled
-
-
-def _mask_picture(path: Path, height: int, width: int) -> Tensor:
-    """Where a picture is white, bool [1, H, W].
-
-    Raises:
-        UserError: If it has another size, transparency, or other than two values.
-    """
-    meaning = "white is to be filled, black is known (operator.invert=true: the other way round)"
-    (header,) = headers([path], 1)
-    if header.size != (width, height):
-        size = f"{header.size[0]}x{header.size[1]}"
-        raise UserError(
-            f"the mask {path} is {size}, and the model's pictures are {width}x{height}: draw it in that size"
-        )
-    if header.transparent:
-        raise UserError(f"the mask {path} has an alpha channel: save it without transparency; {meaning}")
-    found = Reading(None, "none", "RGB")(path)
-    values = torch.unique(found.flatten(1), dim=1).T.tolist()
-    if len(values) > 2 or any(len(set(value)) > 1 for value in values):
-        raise UserError(
-            f"the mask {path} must have two values, and has {len(values)}: threshold it, and save it as PNG (JPEG "
-            f"changes values); {meaning}"
-        )
-    if len(values) < 2:
-        raise UserError(f"the mask {path} has one value only, so all pixels are known, or none; {meaning}")
-    return found[:1].eq(max(value[0] for value in values))
 
 
 def measurements(cfg: DictConfig, model: GenerativeModel, operator: Operator) -> Measurements:

@@ -206,7 +206,9 @@ def _restore(checks: ConfigChecks) -> None:
 
     checks.keys(ckpt=str, images=str | None, split=Split | None, items=Count, noise=NoiseScale, n=Count, seed=Seed)
     checks.keys(conditions=Mapping[str, Any] | None, batch_size=Count, device=str, overwrite=bool)
-    checks.keys(operator=Described)  # built when the model's shape is known
+    operator = checks.keys(operator=Described)["operator"]  # built when the model's shape is known
+    cls = find_class(str(operator["_target_"]), "operator", any_library=True)
+    checks.settings("operator", cls, reserved=("shape",))
     checks.part("posterior", MeasurementLikelihood)
     checks.part("sampler", Sampler)
     checks.data("data", DataModule, Location)

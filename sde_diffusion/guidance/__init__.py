@@ -10,7 +10,16 @@ from sde_diffusion.guidance.likelihoods import (
     PseudoInverse,
     RowSum,
 )
-from sde_diffusion.guidance.operators import Blur, Downsample, Grey, LinearOperator, Mask, Nonlinear, Operator
+from sde_diffusion.guidance.operators import (
+    Blur,
+    Downsample,
+    GaussianBlur,
+    Grey,
+    LinearOperator,
+    Mask,
+    Nonlinear,
+    Operator,
+)
 from sde_diffusion.guidance.posterior import PosteriorDenoiser
 
 __all__ = [
@@ -18,6 +27,7 @@ __all__ = [
     "Blur",
     "ClassifierFreeGuidance",
     "Downsample",
+    "GaussianBlur",
     "Grey",
     "JacobianFree",
     "LinearOperator",

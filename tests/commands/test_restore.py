@@ -18,7 +18,7 @@ from sde_diffusion.guidance import Blur, Downsample, Grey, Mask
 from sde_diffusion.modality import Images
 
 STEPS = ("sampler.steps=4", "posterior.iterations=1")
-MASK = {"_target_": "sde_diffusion.guidance.Mask"}
+MASK = {"_target_": "sde_diffusion.commands.PictureMask"}
 
 
 def save(path, pixels, mode=None):
@@ -147,14 +147,13 @@ def test_exact_measurements(operator, shape, left):
         ({"path": "none.png"}, ["none.png does not exist"]),
         ({"path": "large.png"}, ["large.png is 9x8", "8x8"]),
         ({"path": "alpha.png"}, ["alpha.png has an alpha channel", "white is to be filled"]),
-        ({"path": "grey.png"}, ["grey.png must have two values, and has 3", "threshold"]),
+        ({"path": "grey.png"}, ["grey.png must have two values, black and white, and has 3", "threshold"]),
         ({"path": "blank.png"}, ["blank.png has one value only", "white is to be filled"]),
         ({"part": "center", "size": 2}, ["size"]),
         ({"_target_": "sde_diffusion.guidance.Downsample", "factor": 3}, ["multiples of it", "[1, 8, 8]"]),
         ({"_target_": "sde_diffusion.guidance.Grey"}, ["Grey is for data with 3 channels", "[1, 8, 8]"]),
-        ({"_target_": "sde_diffusion.guidance.Blur", "std": -1}, ["operator.std must be positive"]),
+        ({"_target_": "sde_diffusion.guidance.GaussianBlur", "std": -1}, ["operator.std must be positive"]),
         ({"_target_": "sde_diffusion.guidance.MomentMatching"}, ["class Operator"]),
-        ({"_target_": "sde_diffusion.guidance.Masks"}, ["did you mean Mask?"]),
     ],
 )
 def test_operators_that_do_not_fit(settings, parts, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ class PictureMask(Mask):
         height, width = shape[1:]
         if path is not None and part is None:
             filled = _white(Path(path), height, width)
-        elif part in PARTS and path is None:
+        elif path is None and part is not None and part in PARTS:
             (top, bottom), (left, right) = PARTS[part]
             filled = torch.zeros(1, height, width, dtype=torch.bool)
             filled[:, int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_REMEDY = "try more steps (sampler.steps), posterior=mmps, or a larger noise"
+
 
 def restore(cfg: DictConfig) -> dict[str, Any]:
     """Draw pictures given measurements of them; writes `restored.npz`, `grid.png` and `restore.json`.
@@ -101,6 +103,8 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     log.info("%d draws for each of %d measurements, %s", cfg.n, count, _cost(drawn, denoiser))
     unit = "times the noise (about 1 if it is right)" if cfg.noise else "on [-1, 1]"
     log.info("  measurement minus that of a draw: %.3g %s", report["residual"]["median"], unit)
+    if cfg.noise and report["residual"]["median"] > 2:
+        log.warning("  the draws do not agree with the measurements: %s", _REMEDY)
     for line in [] if figures is None else in_words(figures):
         log.info("%s", line)
     for path in (out / "restored.npz", out / "grid.png", result):
@@ -172,7 +176,10 @@ def _draw(
     }
 
     def with_y(denoiser: Denoiser, shape: tuple[int, ...], y: Tensor, **options: Any) -> Samples:
-        found: Samples = sampler(denoiser, shape, y=y.to(device), **options)
+        try:
+            found: Samples = sampler(denoiser, shape, y=y.to(device), **options)
+        except UserError as error:  # NaN or infinite numbers
+            raise UserError(f"{error}; {_REMEDY}") from error
         return found if cfg.noise else dataclasses.replace(found, x=exactly(operator, found.x, y.to(device)))
 
     try:

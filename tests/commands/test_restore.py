@@ -11,6 +11,7 @@ from PIL import Image
 from schema_cases import refusal
 
 from sde_diffusion import UserError
+from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.commands.measurements import build_operator, measurements
 from sde_diffusion.commands.restored import against_truth, exactly, left_open
 from sde_diffusion.data import Digits
@@ -207,8 +208,12 @@ def test_measurements_that_do_not_fit(images, operator, parts, tmp_path, monkeyp
     assert all(part in str(error.value) for part in parts), error.value
 
 
+@pytest.mark.parametrize("name", [path.stem for path in (config_folder() / "posterior").glob("*.yaml")])
+def test_posteriors(name):
+    assert refusal("restore", f"posterior={name}") is None
+
+
 def test_refused_keys():
-    assert refusal("restore") is None
     assert "from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)" in refusal("restore", "noise=5")
     assert refusal("restore", "noise=-1").startswith("noise must be")
     assert "choose operator= from blur, downsample, grey, mask" in refusal("restore", "~operator")

@@ -63,7 +63,7 @@ def against_truth(x: Tensor, truth: Tensor, modality: Modality, where: Tensor) -
     Args:
         x: The draws, [N, n, *dims].
         truth: [N, *dims].
-        modality: The kind of data, whose rounding and limits are used for ranks.
+        modality: The kind of data; draws are clamped if it is bounded, and for ranks rounded, as they are stored.
         where: Which numbers to compare, bool [*dims].
 
     Returns:
@@ -74,6 +74,7 @@ def against_truth(x: Tensor, truth: Tensor, modality: Modality, where: Tensor) -
         and numbers in which all agree are left out of `outside` and `ranks`.
     """
     n = x.shape[1]
+    x = x.clamp(-1, 1) if modality.bounded else x
     error = (x.mean(1) - truth)[:, where].double()
     rmse = float(error.square().mean().sqrt())
     spread = float(x.var(1)[:, where].double().mean().sqrt()) if n > 1 else None

@@ -170,7 +170,7 @@ class JacobianFree(MeasurementLikelihood):
     for noise = s / 5, 5% less than the posterior's. What is not measured keeps its variance with any sampler.
 
     Args:
-        sigma_data: s, the standard deviation of the data in all directions, positive; inf, or None for it, is allowed. See
+        sigma_data: s, the standard deviation of the data in all directions, positive; None: infinite. See
             `PseudoInverse`.
 
     References:

@@ -120,6 +120,14 @@ def _size(shape: Sequence[int]) -> str:
     return f"{shape[2]}x{shape[1]}, {colours}"
 
 
+def _enlarged(found: tuple[int, int], wanted: tuple[int, int]) -> str:
+    """How to enlarge a picture to the wanted size (width, height), as the end of a message; "" if it is no multiple."""
+    factor = wanted[0] // found[0]
+    if factor < 2 or wanted != (factor * found[0], factor * found[1]):
+        return ""
+    return f", or enlarge it by operator=downsample operator.factor={factor}"
+
+
 def _arrays(path: Path, kind: Modality, wanted: str) -> tuple[Tensor, list[str]]:
     def choose(names: list[str]) -> list[str]:
         found = [kind.unit] if kind.unit in names else names
@@ -159,7 +167,7 @@ def _pictures(path: Path, kind: Modality, wanted: str) -> tuple[Tensor, list[str
         if header.size != (width, height):
             raise UserError(
                 f"{one} is {header.size[0]}x{header.size[1]}, and must be {width}x{height} ({wanted}): nothing is "
-                "resized in silence; crop or resize it yourself"
+                f"resized in silence; crop or resize it yourself{_enlarged(header.size, (width, height))}"
             )
         if header.grey and channels == 3:
             raise UserError(f"{one} is grey, and must be in colour ({wanted}); operator=grey colours pictures")

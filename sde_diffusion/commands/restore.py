@@ -166,7 +166,8 @@ def _draw(
         UserError: If the folder has unfinished batches of other draws, or the sampler does not support the model.
     """
     sampler, operator = build(resolved(cfg.sampler), "sampler"), denoiser.operator
-    given = {name: values.repeat_interleave(cfg.n, 0) for name, values in {**conditions, "y": measured.y}.items()}
+    known = {**conditions, "y": measured.y}
+    given = {name: values.repeat_interleave(cfg.n, 0).to(device) for name, values in known.items()}
     plan = {
         "checkpoint": model.digest,
         **{key: resolved(cfg[key]) for key in ("sampler", "guidance", "operator", "noise", "n", "seed")},
@@ -177,10 +178,10 @@ def _draw(
 
     def with_y(denoiser: Denoiser, shape: tuple[int, ...], y: Tensor, **options: Any) -> Samples:
         try:
-            found: Samples = sampler(denoiser, shape, y=y.to(device), **options)
+            found: Samples = sampler(denoiser, shape, y=y, **options)
         except UserError as error:  # NaN or infinite numbers
             raise UserError(f"{error}; {_REMEDY}") from error
-        return found if cfg.noise else dataclasses.replace(found, x=exactly(operator, found.x, y.to(device)))
+        return found if cfg.noise else dataclasses.replace(found, x=exactly(operator, found.x, y))
 
     try:
         return sample_in_batches(

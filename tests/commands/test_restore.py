@@ -182,7 +182,11 @@ def test_white_is_filled_unless_inverted(files):
         ("none", Downsample(2), ["none does not exist"]),
         ("empty", Downsample(2), ["empty has no pictures"]),
         ("full.png", Downsample(2), ["full.png is 8x8, and must be 4x4", "8x8, RGB"]),
-        ("small.png", Mask(torch.eye(8, dtype=torch.bool), (3, 8, 8)), ["is 4x4, and must be 8x8"]),
+        (
+            "small.png",
+            Mask(torch.eye(8, dtype=torch.bool), (3, 8, 8)),
+            ["is 4x4, and must be 8x8", "operator.factor=2"],
+        ),
         ("small.png", Downsample(2), ["small.png is grey, and must be in colour"]),
         ("full.png", Grey(), ["full.png has colours, and must be grey"]),
         ("shape.npy", Downsample(2), ["[N, 3, 4, 4] or channels last", "uint8 [2, 5, 5, 3]"]),

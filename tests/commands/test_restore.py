@@ -19,6 +19,7 @@ from sde_diffusion.guidance import Blur, Downsample, Grey, Mask
 from sde_diffusion.modality import Images
 
 STEPS = ("sampler.steps=4", "posterior.iterations=1")
+MASKED = Mask(torch.eye(8, dtype=torch.bool), (3, 8, 8))
 MASK = {"_target_": "sde_diffusion.commands.PictureMask"}
 
 

@@ -25,7 +25,7 @@ from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, in_eval_mode
 from sde_diffusion.errors import UserError
 from sde_diffusion.guidance import Operator, PosteriorDenoiser
-from sde_diffusion.modality import modality_of, pictures
+from sde_diffusion.modality import Modality, modality_of, pictures
 from sde_diffusion.sampling import Samples
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
+
+_REPORTED = ("operator", "posterior", "noise", "n", "seed", "sampler", "guidance", "images", "split", "conditions")
 
 _REMEDY = "try more steps (sampler.steps), posterior=mmps, or a larger noise"
 
@@ -74,47 +76,48 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     modality = modality_of(model.data)
     x = torch.cat(list(drawn.batches())).reshape(count, cfg.n, *dims)
     where = left_open(operator, dims)
-    figures = None if measured.truth is None else against_truth(x, measured.truth, modality, where)
     report = {
         **_residual_report(cfg, residuals(operator, x, measured.y)),
-        **({} if figures is None else {"against_truth": figures}),
+        **({} if measured.truth is None else {"against_truth": against_truth(x, measured.truth, modality, where)}),
         "passes": drawn.nfe,
         "gradients": drawn.nfe * denoiser.gradients,
         "seconds": drawn.seconds,
-        "batch_sizes": drawn.finished.sizes,
+        "batch_sizes": drawn.finished.sizes,  # those that were used; smaller than batch_size where memory ran out
         "inputs": measured.names,
-        **{key: resolved(cfg[key]) for key in ("operator", "posterior", "noise", "n", "seed", "sampler", "guidance")},
-        **{key: resolved(cfg[key]) for key in ("images", "split", "conditions")},
+        **{key: resolved(cfg[key]) for key in _REPORTED},
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": model.digest,
         **record.provenance(),
     }
     pictures.save(draw_grid(operator, measured, x, where), out / "grid.png")
-    stored = modality.to_file(x.flatten(0, 1))
-    arrays = {
-        modality.unit: stored.reshape(count, cfg.n, *stored.shape[1:]),
-        "seeds": (cfg.seed + np.arange(count * cfg.n)).reshape(count, cfg.n),
-    }
-    with writing(out / "restored.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    _write_draws(out / "restored.npz", cfg, modality, x)
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     forget(parts)
-    log.info("%d draws for each of %d measurements, %s", cfg.n, count, _cost(drawn, denoiser))
-    unit = "times the noise (about 1 if it is right)" if cfg.noise else "on [-1, 1]"
-    log.info("  measurement minus that of a draw: %.3g %s", report["residual"]["median"], unit)
-    if cfg.noise and report["residual"]["median"] > 2:
-        log.warning("  the draws do not agree with the measurements: %s", _REMEDY)
-    for line in [] if figures is None else in_words(figures):
-        log.info("%s", line)
+    _log_report(cfg, report, count)
     for path in (out / "restored.npz", out / "grid.png", result):
         log.info("%s", path)
     return report
 
 
-def _cost(drawn: Sampled, denoiser: Denoiser) -> str:
-    passes = f"{drawn.nfe} network passes and {drawn.nfe * denoiser.gradients} gradients each"
-    return f"{passes}, {drawn.seconds:.1f} s"
+def _write_draws(path: Path, cfg: DictConfig, modality: Modality, x: Tensor) -> None:
+    """Write the draws [N, n, *dims] and their seeds [N, n]."""
+    stored = modality.to_file(x.flatten(0, 1))
+    seeds = cfg.seed + np.arange(len(stored), dtype=np.int64)
+    arrays = {modality.unit: stored.reshape(*x.shape[:2], *stored.shape[1:]), "seeds": seeds.reshape(x.shape[:2])}
+    with writing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _log_report(cfg: DictConfig, report: dict[str, Any], count: int) -> None:
+    cost = f"{report['passes']} network passes and {report['gradients']} gradients each, {report['seconds']:.1f} s"
+    log.info("%d draws for each of %d measurements, %s", cfg.n, count, cost)
+    unit = "times the noise (about 1 if it is right)" if cfg.noise else "on [-1, 1]"
+    log.info("  measurement minus that of a draw: %.3g %s", report["residual"]["median"], unit)
+    if cfg.noise and report["residual"]["median"] > 2:
+        log.warning("  the draws do not agree with the measurements: %s", _REMEDY)
+    for line in in_words(report["against_truth"]) if "against_truth" in report else []:
+        log.info("%s", line)
 
 
 def _residual_report(cfg: DictConfig, found: Tensor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sde_diffusion._version import __version__
 from sde_diffusion.errors import did_you_mean
 
 FOLDER = Path(__file__).parent
-COMMANDS = ("train", "sample", "evaluate", "likelihood", "sweep")
+COMMANDS = ("train", "sample", "restore", "evaluate", "likelihood", "sweep")
 
 
 def main() -> int:

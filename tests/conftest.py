@@ -139,9 +139,9 @@ def serve() -> None:
     import torchdiffeq  # noqa: F401
     import torchsde  # noqa: F401
 
-    from sde_diffusion import data, evaluate, likelihood, metrics, sample, sweep, train, training  # noqa: F401
+    from sde_diffusion import data, evaluate, likelihood, metrics, restore, sample, sweep, train, training  # noqa: F401
 
-    for name in ("evaluate", "likelihood", "sample", "sweep", "train"):
+    for name in ("evaluate", "likelihood", "restore", "sample", "sweep", "train"):
         importlib.import_module(f"sde_diffusion.commands.{name}")
 
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -153,6 +153,7 @@ def serve() -> None:
         "nfe_fid": nfe_fid.main,
         "train": train.main,
         "sample": sample.main,
+        "restore": restore.main,
         "evaluate": evaluate.main,
         "likelihood": likelihood.main,
         "sweep": sweep.main,

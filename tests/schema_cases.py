@@ -18,6 +18,7 @@ from sde_diffusion.commands import app, configurations, schema
 GIVEN = {
     "train": [],
     "sample": ["ckpt=PATH"],
+    "restore": ["ckpt=PATH", "operator=mask"],
     "evaluate": ["ckpt=PATH"],
     "likelihood": ["ckpt=PATH"],
     "nfe_fid": ["ckpt=PATH"],

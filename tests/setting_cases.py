@@ -114,6 +114,7 @@ SAMPLERS = {
     "sde, adaptive": f"sampler=sde sampler.adaptive=true sampler.rtol=0.3 sampler.atol=0.3 sampler.max_nfe=3000 "
     f"sampler.steps=20 {GRID}",
     "ddpm": f"sampler.steps=6 sampler.eta=0.9 {GRID}",
+    "ddpm50": f"sampler.steps=6 sampler.eta=0.8 {GRID}",
     "ddim": f"sampler.steps=6 sampler.eta=0.1 {GRID}",
     "pc": f"sampler.predictor=ancestral sampler.corrector=langevin sampler.steps=4 sampler.snr=0.1 "
     f"sampler.corrector_steps=2 {GRID}",
@@ -124,6 +125,16 @@ SAMPLERS = {
     "deis": f"sampler.steps=6 sampler.order=2 {GRID}",
 }
 SAMPLE = "n=5 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
+RESTORE = {
+    "mask": "operator=mask operator.path=null operator.part=center operator.invert=true posterior=mmps "
+    "posterior.iterations=2 images=null split=test items=3 noise=0.1 n=2 seed=3 conditions=null data.root=null "
+    "data.path=null batch_size=3 device=cpu overwrite=true sampler=ddim sampler.steps=3",
+    "downsample": "operator=downsample operator.factor=2 operator.method=bicubic posterior=ddnm posterior.sigma_data=null",
+    "blur": "operator=blur operator.std=0.7 operator.boundary=reflect posterior=tmpd",
+    "grey": "operator=grey operator.weights=[0.5] posterior=jacobian_free posterior.sigma_data=0.5 noise=0",
+    "by pseudo-inverse": "operator=blur operator.std=0.7 posterior=pigdm posterior.sigma_data=0.5",
+    "by points": "operator=blur operator.std=0.7 posterior=dps posterior.scale=0.1",
+}
 LIKELIHOOD = {
     "most": "split=[train,test] conditions=null n=6 method=dopri5 rtol=1e-3 atol=1e-3 max_nfe=3000 trace=hutch++ probes=3 prior=matched "
     "grid={_target_:sde_diffusion.sde.BandLogSNR} elbo.grid={_target_:sde_diffusion.sde.UniformLogSNR} "

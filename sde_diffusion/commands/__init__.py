@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sde_diffusion.commands.comparison import Table
+    from sde_diffusion.commands.picture_mask import PictureMask
 
-__all__ = ["Table"]
+__all__ = ["PictureMask", "Table"]
+
+_HOMES = {"PictureMask": "picture_mask", "Table": "comparison"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.comparison"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

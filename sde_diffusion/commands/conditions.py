@@ -75,6 +75,15 @@ def for_samples(model: BaseModel, requested: Mapping[str, Any], n: int) -> dict[
     return _checked(model, {**turns, **_read(kinds, requested, n)})
 
 
+def requested_only(cfg: DictConfig, model: BaseModel, n: int) -> dict[str, Tensor]:
+    """The requested conditions for n samples, [n, *] each; the others are left out.
+
+    Raises:
+        UserError: If a value is not allowed, or the model was not trained without a condition that is missing.
+    """
+    return _checked(model, _read(model.conditions, requested_conditions(cfg, model), n))
+
+
 def for_items(model: BaseModel, requested: Mapping[str, Any], split: Split, n: int) -> dict[str, Tensor]:
     """Conditions for drawing n samples that are compared with a split, [n, *] each; see `for_samples`.
 

@@ -37,6 +37,13 @@ from sde_diffusion.sde import GRIDS
 
 Seed = Annotated[int, Rule("an integer of at most 64 bits", lambda n: True)]
 Split = Literal["train", "val", "test"]
+NoiseScale = Annotated[
+    float,
+    Rule(
+        "a standard deviation on [-1, 1], from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)",
+        lambda x: 0 <= x <= 2,
+    ),
+]
 
 
 class Location(TypedDict, total=False):
@@ -203,6 +210,22 @@ def _sample(checks: ConfigChecks) -> None:
     _guidance(checks)
 
 
+def _restore(checks: ConfigChecks) -> None:
+    from sde_diffusion.data import DataModule
+    from sde_diffusion.guidance import MeasurementLikelihood
+    from sde_diffusion.sampling import Sampler
+
+    checks.keys(ckpt=str, images=str | None, split=Split | None, items=Count, noise=NoiseScale, n=Count, seed=Seed)
+    checks.keys(conditions=Mapping[str, Any] | None, batch_size=Count, device=str, overwrite=bool)
+    operator = checks.keys(operator=Described)["operator"]  # built when the model's shape is known
+    cls = find_class(str(operator["_target_"]), "operator", any_library=True)
+    checks.settings("operator", cls, reserved=("shape",))
+    checks.part("posterior", MeasurementLikelihood)
+    checks.part("sampler", Sampler)
+    checks.data("data", DataModule, Location)
+    _guidance(checks)
+
+
 def _evaluate(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
     from sde_diffusion.metrics import Classifier
@@ -272,6 +295,7 @@ def _nfe_fid(checks: ConfigChecks) -> None:
 COMMANDS: dict[str, Callable[[ConfigChecks], None]] = {
     "train": _train,
     "sample": _sample,
+    "restore": _restore,
     "evaluate": _evaluate,
     "likelihood": _likelihood,
     "sweep": _sweep,

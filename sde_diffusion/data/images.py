@@ -183,11 +183,12 @@ def _unidentified(path: Path) -> str:
 
 
 class Header(NamedTuple):
-    """From an image file's header: (width, height) as displayed, whether it is grey, and whether black and white."""
+    """From an image file's header: (width, height) as displayed, and if it is grey, black and white, transparent."""
 
     size: tuple[int, int]
     grey: bool
     two_levels: bool
+    transparent: bool
 
 
 def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> list[Header]:
@@ -207,7 +208,8 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
         sideways = image.getexif().get(0x0112, 1) >= 5  # Exif orientations that swap width and height
         grey = image.mode in _GREY_MODES or image.mode.startswith("I") or _grey_palette(image)
         known = not _is_deep(image.mode) or (ends or usual_range(image)) is not None
-        return Header(image.size[::-1] if sideways else image.size, grey, image.mode == "1"), known
+        size = image.size[::-1] if sideways else image.size
+        return Header(size, grey, image.mode == "1", image.has_transparency_data), known
 
     def header(path: Path) -> Header:
         found, known = _open(path, decode)

@@ -16,7 +16,16 @@ from sde_diffusion.guidance.likelihoods import (
     RowSum,
 )
 from sde_diffusion.guidance.network_classifier import NetworkClassifier
-from sde_diffusion.guidance.operators import Blur, Downsample, Grey, LinearOperator, Mask, Nonlinear, Operator
+from sde_diffusion.guidance.operators import (
+    Blur,
+    Downsample,
+    GaussianBlur,
+    Grey,
+    LinearOperator,
+    Mask,
+    Nonlinear,
+    Operator,
+)
 from sde_diffusion.guidance.posterior import PosteriorDenoiser
 
 __all__ = [
@@ -29,6 +38,7 @@ __all__ = [
     "Combination",
     "Composition",
     "Downsample",
+    "GaussianBlur",
     "Grey",
     "JacobianFree",
     "LinearOperator",

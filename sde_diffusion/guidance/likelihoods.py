@@ -10,6 +10,7 @@ a known S also have log p(y | x_t) = log N(y; A x0, S).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,7 +170,8 @@ class JacobianFree(MeasurementLikelihood):
     for noise = s / 5, 5% less than the posterior's. What is not measured keeps its variance with any sampler.
 
     Args:
-        sigma_data: s, the standard deviation of the data in all directions, positive; inf allowed. See `PseudoInverse`.
+        sigma_data: s, the standard deviation of the data in all directions, positive; None: infinite. See
+            `PseudoInverse`.
 
     References:
         Wang et al. 2023, "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model" (DDNM); Zhu et al.
@@ -178,8 +180,8 @@ class JacobianFree(MeasurementLikelihood):
 
     gradients = 0
 
-    def __init__(self, sigma_data: float = 1.0) -> None:
-        self.sigma_data = as_positive("sigma_data", sigma_data)
+    def __init__(self, sigma_data: float | None = 1.0) -> None:
+        self.sigma_data = math.inf if sigma_data is None else as_positive("sigma_data", sigma_data)
 
     def shift(self, guess: Guess) -> Tensor:
         """See `MeasurementLikelihood.shift`."""

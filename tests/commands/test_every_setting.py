@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from setting_cases import EVALUATE, EXEMPT, LIKELIHOOD, NFE_FID, SAMPLE, SAMPLERS, SWEEP, TRAIN
+from setting_cases import EVALUATE, EXEMPT, LIKELIHOOD, NFE_FID, RESTORE, SAMPLE, SAMPLERS, SWEEP, TRAIN
 
 from sde_diffusion.commands.configurations import config_folder
 
@@ -58,6 +58,12 @@ def test_every_key_of_the_commands_is_set():
     samplers = [f"sampler={name.split(',')[0].split()[0]}" for name in SAMPLERS]
     assert not lacking("train.yaml", "", *TRAIN.values())
     assert not lacking("sample.yaml", "", SAMPLE, "label=3", *samplers)
+    assert not lacking("restore.yaml", "", *RESTORE.values())
+    for path in (path for group in ("operator", "posterior") for path in (CONF / group).glob("*.yaml")):
+        choice = f"{path.parent.name}={path.stem}"
+        runs = [run for run in RESTORE.values() if choice in run.split()]
+        assert runs, choice
+        assert not lacking(path.relative_to(CONF), f"{path.parent.name}.", *runs), choice
     assert not lacking("likelihood.yaml", "", *LIKELIHOOD.values())
     assert not lacking("evaluate.yaml", "", *EVALUATE.values())
     assert not lacking("nfe_fid.yaml", "", NFE_FID)
@@ -176,6 +182,14 @@ def test_on_a_model(name, settings, run, trained, of_classes, tmp_path):
     # Read where they are said to lie, and refused: too few for mnist's own splits, or of other levels.
     refused = {"other data": "leaves none of 60", "other arrays": "the model was trained on"}.get(settings)
     run(name, found[settings], f"{given}out={tmp_path / 'out'}", refused=refused)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESTORE)
+def test_restore(name, run, trained, tmp_path):
+    given = f"ckpt={trained / 'checkpoints' / 'last.ckpt'} split=test items=3 sampler.steps=3 out={tmp_path / 'out'}"
+    run("restore", given, RESTORE[name])
+    assert (tmp_path / "out" / "restored.npz").is_file()
 
 
 @pytest.mark.slow

@@ -103,3 +103,16 @@ class Blur(Operator):
     def extra_repr(self) -> str:
         """The arguments."""
         return f"kernel={list(self.kernel.shape)}, boundary={self.boundary!r}"
+
+
+class GaussianBlur(Blur):
+    """`Blur.gaussian` as a class of its own, which configurations can name.
+
+    Args:
+        std: Standard deviation in pixels, positive.
+        boundary: See `Blur`.
+        dims: 2 for pictures, 1 for signals.
+    """
+
+    def __init__(self, std: float, boundary: str = "circular", dims: int = 2) -> None:
+        super().__init__(Blur.gaussian(std, dims).kernel, boundary)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 _missing: set[Path] = set()
 """What was not there before Hydra made it; what lies below was not there either."""
@@ -18,16 +19,17 @@ class MadeFolders(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the folders of a single run that are missing, and its log."""
-        _note(Path(config.hydra.run.dir), config.hydra.job.name)
+        _note(config.hydra.run, config.hydra.job.name)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the folders of a multirun that are missing."""
-        _note(Path(config.hydra.sweep.dir), config.hydra.job.name)
+        _note(config.hydra.sweep, config.hydra.job.name)
 
 
-def _note(folder: Path, name: str) -> None:
-    folder = folder.absolute()
-    _missing.update(path for path in (folder / f"{name}.log", folder, *folder.parents) if not path.exists())
+def _note(where: DictConfig, name: str) -> None:
+    with suppress(OmegaConfBaseException, OSError):  # Hydra reports what it cannot read
+        folder = Path(where.dir).absolute()
+        _missing.update(path for path in (folder / f"{name}.log", folder, *folder.parents) if not path.exists())
 
 
 def _is_new(path: Path) -> bool:

@@ -141,7 +141,7 @@ def _posterior(
         UserError: If the likelihood does not support the operator or the noise.
     """
     likelihood = build(resolved(cfg.posterior), "posterior")
-    denoiser = PosteriorDenoiser(denoiser_of(cfg, model), operator, cfg.noise, likelihood).to(device)
+    denoiser = PosteriorDenoiser(denoiser_of(model), operator, cfg.noise, likelihood).to(device)
     sde = denoiser.sde
     own: dict[str, Any] = {name: values[:1].to(device) for name, values in conditions.items()}
     x_t = torch.zeros(1, *model.data["shape"], device=device)

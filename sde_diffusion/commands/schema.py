@@ -37,13 +37,8 @@ from sde_diffusion.sde import GRIDS
 
 Seed = Annotated[int, Rule("an integer of at most 64 bits", lambda n: True)]
 Split = Literal["train", "val", "test"]
-NoiseScale = Annotated[
-    float,
-    Rule(
-        "a standard deviation on [-1, 1], from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)",
-        lambda x: 0 <= x <= 2,
-    ),
-]
+_NOISE = "a standard deviation on [-1, 1], from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)"
+NoiseScale = Annotated[float, Rule(_NOISE, lambda x: 0 <= x <= 2)]
 
 
 class Location(TypedDict, total=False):

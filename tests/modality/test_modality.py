@@ -115,7 +115,7 @@ def test_without_a_kind_the_shape_decides():
         ({"_target_": "sde_diffusion.sde.VESDE"}, "VESDE takes no shape"),
         ({"_target_": "os.system"}, "not a class of sde_diffusion"),
         ({"_target_": "sde_diffusion.modality.Images"}, r"data.modality.shape must be \[C, H, W\] for images"),
-        ({}, "no kind of data"),
+        ({}, "not a kind of data"),
     ],
 )
 def test_a_description_of_something_else_is_refused(node, words):

@@ -34,20 +34,20 @@ TINY = (
 BUDGET = {
     "(root)": 45,
     "checks": 5,
-    "commands": 380,
+    "commands": 400,
     "conditions": 5,
     "data": 20,
     "denoiser": 15,
-    "density": 50,
+    "density": 60,
     "faults": 80,
-    "guidance": 8,
+    "guidance": 14,
     "metrics": 45,
     "modality": 10,
     "nn": 12,
-    "sampling": 235,
+    "sampling": 260,
     "sde": 12,
     "storage": 32,
-    "training": 120,
+    "training": 130,
 }
 """Seconds on one core that the quick tests of a folder may take, so that two cores finish in ten minutes."""
 

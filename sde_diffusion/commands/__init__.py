@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sde_diffusion.commands.comparison import Table
+    from sde_diffusion.commands.made_folders import MadeFolders
     from sde_diffusion.commands.picture_mask import PictureMask
 
-__all__ = ["PictureMask", "Table"]
+__all__ = ["MadeFolders", "PictureMask", "Table"]
 
-_HOMES = {"PictureMask": "picture_mask", "Table": "comparison"}
+_HOMES = {"MadeFolders": "made_folders", "PictureMask": "picture_mask", "Table": "comparison"}
 
 
 def __getattr__(name: str) -> Any:

@@ -106,7 +106,9 @@ def test_a_plain_loop_learns_the_data(trained):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("shape", [(3, 2), (3, 1, 6, 5)], ids=["vectors", "images"])
+@pytest.mark.parametrize(
+    "shape", [pytest.param((3, 2), id="vectors"), pytest.param((3, 1, 6, 5), id="images", marks=pytest.mark.slow)]
+)
 def test_every_sampler_walks_with_an_own_network_as_with_the_closed_form(name, shape):
     network, exact = optimal(shape[1:])
     for dtype in (torch.float32, torch.float64):

@@ -208,7 +208,9 @@ def test_the_default_goes_no_further_up_than_the_walk_came_from():
         assert sum(up > 0.999 * before for up, before in zip(ups, grid[:-1], strict=True)) > 10
 
 
-@pytest.mark.parametrize(("dimensions", "published"), [(1, 2.5), (2, 1.8), (8, 1.2)])
+@pytest.mark.parametrize(
+    ("dimensions", "published"), [(1, 2.5), (2, 1.8), pytest.param(8, 1.2, marks=pytest.mark.slow)]
+)
 def test_in_few_dimensions(dimensions, published):
     """The standard deviation of 4000 samples: within 3%; by the published rule, as its documentation says, too wide.
 
@@ -229,7 +231,7 @@ def energy_distance(x, y):
     return float(2 * torch.cdist(x, y).mean() - within)
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp", "ve"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("vp", "subvp")), "ve"])
 def test_the_default_is_unbiased_in_the_plane(name):
     """500 steps: energy distance of 2000 samples of the mixture to 2000 exact ones below 4 times its mean under the
     null, 2 E|x - x'| / 2000; the published rule's is above 30 times.

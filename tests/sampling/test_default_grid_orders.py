@@ -61,7 +61,9 @@ WEAK = {
 
 @pytest.mark.filterwarnings("ignore:implicit_adams. in .* the corrections did not settle")
 @pytest.mark.parametrize("methods", ["deis", pytest.param("", marks=pytest.mark.slow)], ids=["deis", "all"])
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("subvp", "ve"))) for name in SIX]
+)
 def test_order(name, methods):
     """Distance to the exact flow of a mixture at log-SNR 4, over 384 and 768 steps; to 0.35, as some come late."""
     sde = SIX[name]

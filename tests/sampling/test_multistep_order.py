@@ -11,10 +11,8 @@ from sde_diffusion.sampling import DEISSampler, DPMSolver, UniPC
 @pytest.mark.parametrize(
     ("case", "name"),
     [
-        pytest.param(
-            case, name, marks=[pytest.mark.slow] if case is gaussian_case and name not in ("vp", "cosine") else []
-        )
-        for case in (gaussian_case, mixture_case)
+        pytest.param(case, name, marks=[] if name in quick else [pytest.mark.slow])
+        for case, quick in ((gaussian_case, ("vp",)), (mixture_case, ("vp", "cosine", "ve", "rectified")))
         for name in SIX
     ],
 )

@@ -145,7 +145,8 @@ def test_strong_error_for_every_eta_and_in_the_other_coordinate(method):
         assert math.log2(few / many) / 2 == pytest.approx(STRONG[method], abs=0.3), name
 
 
-@pytest.mark.parametrize("name", ["vp", pytest.param("subvp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vp", "subvp"])
 def test_strong_order_of_srk_where_the_drift_is_curved(name):
     """Order 1.5 on a mixture of two modes, against itself in many steps; which Euler and Maruyama by hand, on the same
     path, come to as well, at their order 1.

@@ -72,7 +72,7 @@ _EXPORTS = {
         "log_likelihood",
         "Likelihood",
         "elbo",
-        "ELBO",
+        "Bound",
         "bits_per_dim",
         "UniformDequantisation",
         "GaussianPrior",
@@ -100,7 +100,7 @@ if TYPE_CHECKING:
         Prediction,
     )
     from sde_diffusion.density import (
-        ELBO,
+        Bound,
         ExactTrace,
         GaussianDecoder,
         GaussianPrior,

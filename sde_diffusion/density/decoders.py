@@ -25,12 +25,22 @@ class Decoder(ABC):
         return [self.place(sde)]
 
     @abstractmethod
+    def log_prob(self, sde: SDE, t_end: float, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x | z_0) at z_0 = alpha z, in nats; [B, *], [B, *] -> [B]."""
+
     def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
         """E log p(x | z_0), z_0 = alpha x + sigma noise, exact or estimated from this noise; [B, *], [B, *] -> [B]."""
+        return self.log_prob(sde, t_end, x, x + expand(sde.sigma(t_end) / sde.alpha(t_end), x) * noise)
 
 
 class GaussianDecoder(Decoder):
     """For continuous data: p(x | z) = N(z / alpha, (sigma / alpha)^2 I), with an exact expectation."""
+
+    def log_prob(self, sde: SDE, t_end: float, x: Tensor, z: Tensor) -> Tensor:
+        """See `Decoder.log_prob`."""
+        log_snr = on_device(sde.log_snr(t_end), x.device)
+        square = (x - z).flatten(1).double().square().sum(1) * log_snr.exp()
+        return -0.5 * (square + math.prod(x.shape[1:]) * (math.log(2 * math.pi) - log_snr))
 
     def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
         """-D/2 (log(2 pi sigma^2 / alpha^2) + 1), as the noise has unit variance."""
@@ -87,9 +97,8 @@ class LevelDecoder(Decoder):
         times = [value_of(sde.time(-2 * math.log(ratio))) for ratio in ratios]
         return [t for t in times if sde.t_min <= t < sde.t_max] or [self.place(sde)]
 
-    def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
+    def log_prob(self, sde: SDE, t_end: float, x: Tensor, z: Tensor) -> Tensor:
         """The log-softmax over the levels, at the level of x."""
-        z = x + expand(sde.sigma(t_end) / sde.alpha(t_end), x) * noise  # z_0 / alpha
         precision = number(sde.log_snr(t_end).exp())
         width = 2 / (self.levels - 1)
         # Levels beyond a few standard deviations contribute nothing: only those near z are evaluated.

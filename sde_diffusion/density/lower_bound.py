@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from sde_diffusion.checks import check_count
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Denoiser, in_eval_mode, repeated
 from sde_diffusion.density.arguments import check_call
+from sde_diffusion.density.bound import Bound
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
 from sde_diffusion.density.places import Continuous, Discrete
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
@@ -41,28 +41,6 @@ _END_DRAWS = 16  # draws of the noise at the decoder and at the prior, which cos
 
 ELBO_DRAWS = 1 << 42
 """Number of the first draw that the bound uses of a sample's noise stream; see `trace.PROBE_DRAWS`."""
-
-
-@dataclass
-class ELBO:
-    """The result of `elbo`; all in nats, [B], float64.
-
-    Attributes:
-        log_prob: The bound: reconstruction - prior - diffusion.
-        reconstruction: E log p(x | z_0).
-        prior: KL(q(z_1 | x) || prior).
-        diffusion: Sum of the KL divergences of the steps.
-        std_error: Error of log_prob due to the draws of t and noise, scaled so that log_prob ± 1.96 std_error is a 95%
-            confidence interval of the bound; None for fewer than 4 draws. See `elbo`.
-        nfe: Network passes for each sample.
-    """
-
-    log_prob: Tensor
-    reconstruction: Tensor
-    prior: Tensor
-    diffusion: Tensor
-    std_error: Tensor | None
-    nfe: int
 
 
 def elbo(
@@ -81,7 +59,7 @@ def elbo(
     dtype: torch.dtype = torch.float64,
     create_graph: bool = False,
     **conditions: Any,
-) -> ELBO:
+) -> Bound:
     """Unbiased estimate of a lower bound on log p(x); each draw is one prediction.
 
     Times are drawn uniformly in the grid's u, one in each of `draws` strata, independently for each sample (in t this
@@ -113,7 +91,7 @@ def elbo(
         **conditions: Passed to the denoiser, such as label=[B].
 
     Returns:
-        The bound and its parts.
+        The bound and its parts; see `Bound`. The standard error is None for fewer than 4 draws.
 
     Raises:
         TypeError: If the denoiser is not one, x not a tensor of floats, or a condition is not known.
@@ -163,7 +141,7 @@ def _bound(
     prior: LogDensity,
     grid: Grid,
     t_end: float | None,
-) -> ELBO:
+) -> Bound:
     """`elbo` with checked arguments."""
     sde, dtype = denoiser.sde, x.dtype
     t_end = check_t_end(decoder.place(sde) if t_end is None else t_end, sde)
@@ -189,7 +167,9 @@ def _bound(
     if draws >= 4:
         ends = (decoded.var(0) + kls.var(0)) / _END_DRAWS
         error = (_student_variance(terms.detach()) + ends).sqrt().detach()
-    return ELBO(reconstruction - kl - diffusion, reconstruction, kl, diffusion, error, draws * denoiser.passes)
+    return Bound(
+        reconstruction - kl - diffusion, reconstruction, torch.stack([diffusion, kl]), error, draws * denoiser.passes
+    )
 
 
 def _errors(

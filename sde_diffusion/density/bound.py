@@ -1,0 +1,45 @@
+"""What a lower bound on log p(x) consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Bound:
+    """A lower bound on log p(x) of a model with latent variables z_1 ... z_T; all in nats, [B], float64.
+
+    The evidence lower bound is E log p(x | z_1) minus the KL divergence of each level. For a diffusion model, the last
+    level is KL(q(z_T | x) || p(z_T)), the prior, and the others are the steps; `elbo` gives their sum as one.
+
+    Attributes:
+        log_prob: The bound.
+        reconstruction: E log p(x | z_1).
+        kl: KL divergence of each level, z_1 first, [T, B].
+        std_error: Error of log_prob due to the draws, scaled so that log_prob ± 1.96 std_error is a 95% confidence
+            interval of the bound; None if there are too few draws.
+        nfe: Network passes for each sample.
+    """
+
+    log_prob: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    std_error: Tensor | None
+    nfe: int
+
+    @property
+    def elbo(self) -> Tensor:
+        """reconstruction - sum of kl: log_prob, unless this is a tighter bound by importance weights; [B]."""
+        return self.reconstruction - self.kl.sum(0)
+
+    @property
+    def prior(self) -> Tensor:
+        """KL divergence of the last level, [B]."""
+        return self.kl[-1]
+
+    @property
+    def diffusion(self) -> Tensor:
+        """Sum of the KL divergences of the other levels, [B]."""
+        return self.kl[:-1].sum(0)

@@ -1,0 +1,131 @@
+r"""Latent variable models: p(x | z_1) p(z_1 | z_2) ... p(z_T), with an approximate posterior q of all z given x.
+
+    log p(x) >= L = E_q log w,    log w = log p(x, z_1, ..., z_T) - log q(z_1, ..., z_T | x),
+
+where log p(x) - L = KL(q || p(z | x)). A VAE is T = 1; a Markovian hierarchical VAE has several levels; a diffusion
+model is one whose q is fixed and linear (`DiffusionChain`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.variational.observation import ObservationModel
+
+Shape = tuple[int, ...]
+
+
+class Distribution(Protocol):
+    """What a bound asks of the distributions of a level."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density at z [B, *dims], in nats; [B]."""
+
+    def kl(self, other: Any) -> Tensor:
+        """KL(self || other), for another of the same class, in nats; [B]."""
+
+    def detach(self) -> Any:
+        """The same distribution, without gradients to its parameters."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One latent variable of one draw from q.
+
+    Attributes:
+        z: The draw, [B, *dims].
+        q: The distribution that it was drawn from.
+        p: The model's distribution of it, given the levels above.
+        closed: Whether q.kl(p) is the expectation of log q - log p over this draw: whether p depends only on what was
+            drawn before z.
+    """
+
+    z: Tensor
+    q: Distribution
+    p: Distribution
+    closed: bool
+
+    def log_ratio(self, path: bool = False) -> Tensor:
+        """Log p(z) - log q(z), [B]; with `path`, gradients reach q only through the draw."""
+        q = self.q.detach() if path else self.q
+        return self.p.log_prob(self.z) - q.log_prob(self.z)
+
+    def kl(self) -> Tensor:
+        """The KL divergence of this level: in closed form, or by its draw; [B]."""
+        return self.q.kl(self.p) if self.closed else -self.log_ratio()
+
+
+@dataclass(frozen=True)
+class Inference:
+    """One draw of all latent variables from q given x.
+
+    Attributes:
+        levels: The levels, z_1 first.
+        log_prob: Log p(x | z_1), [B].
+    """
+
+    levels: Sequence[Level]
+    log_prob: Tensor
+
+    def log_weight(self, path: bool = False) -> Tensor:
+        """Log w = log p(x, z) - log q(z | x), [B]; with `path`, see `Level.log_ratio`."""
+        return self.log_prob + torch.stack([level.log_ratio(path) for level in self.levels]).sum(0)
+
+    def kl(self) -> Tensor:
+        """The KL divergence of each level, [T, B]; log_prob minus their sum has the expectation of log w."""
+        return torch.stack([level.kl() for level in self.levels])
+
+
+class LatentVariableModel(nn.Module, ABC):
+    """A model of data with latent variables z_1 ... z_T.
+
+    Attributes:
+        shape: Shape of the data.
+        latent_shapes: Shape of each latent variable, z_1 first.
+        nfe: Network passes of one draw of `infer`.
+    """
+
+    shape: Shape
+    latent_shapes: Sequence[Shape]
+    nfe: int = 1
+
+    @abstractmethod
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+        """Draw all latent variables given x.
+
+        Args:
+            x: Data, [B, *shape].
+            noise: Standard normal, [B, *latent_shape] for each level, z_1 first.
+        """
+
+    @abstractmethod
+    def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
+        """Draw all latent variables from the model, z_1 first; the noise is as in `infer`."""
+
+
+class Autoencoder(LatentVariableModel):
+    """A latent variable model with a decoder network.
+
+    Attributes:
+        observation: p(x | z) given the decoder's outputs.
+    """
+
+    observation: ObservationModel
+
+    @abstractmethod
+    def outputs(self, z: Sequence[Tensor]) -> Tensor:
+        """The decoder's outputs for latent variables z_1, ..., z_T, [B, outputs, *shape]."""
+
+    def decode(self, z: Sequence[Tensor]) -> Tensor:
+        """The mean of p(x | z), on the data's scale of [-1, 1]; [B, *shape]."""
+        return self.observation.mean(self.outputs(z))
+
+    def draw(self, z: Sequence[Tensor], noise: Tensor) -> Tensor:
+        """Draw x from p(x | z), with standard normal noise [B, *shape]."""
+        return self.observation.draw(self.outputs(z), noise)

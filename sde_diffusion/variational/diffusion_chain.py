@@ -1,0 +1,109 @@
+"""A diffusion model as a Markovian hierarchical VAE: a chain whose q is the path's own transition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.checks import check_count
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.density import Decoder, GaussianDecoder
+from sde_diffusion.sampling.arguments import check_t_end
+from sde_diffusion.sde import GRIDS, Grid, UniformLogSNR, expand
+from sde_diffusion.variational.chain import Inference, LatentVariableModel, Level, Shape
+from sde_diffusion.variational.gaussian import DiagonalGaussian
+
+Variance = Callable[[Tensor, Tensor], Tensor]
+"""Variance of x_0 given x_t in each dimension: ([B, *dims], t []) -> [B, *dims]."""
+
+
+class DiffusionChain(LatentVariableModel):
+    """The latent variables z_1 ... z_{T+1} are the states x_t at T + 1 times from t_end to t_max.
+
+    q is fixed: q(z_1 | x) = N(alpha x, sigma^2 I) and q(z_{i+1} | z_i) the path's transition. The model's step down is
+    q(x_s | x_t, x_0) with the denoiser's x_0: N(a x0 + b x_t, std^2 I), and with `variance` given N(a x0 + b x_t, std^2
+    + a^2 variance), whose variance is the best. p(z_{T+1}) is N(mean, variance) of the prior, p(x | z_1) the decoder.
+
+    The bound is that of `elbo(denoiser, x, steps=T)`, which computes KL(q(x_s | x_t, x) || p) in closed form, while
+    here all divergences but that of the last level are estimated by the draw, with more variance.
+
+    Args:
+        denoiser: The denoiser.
+        shape: Shape of the data.
+        steps: T, at least 1.
+        variance: Cov[x_0 | x_t] in each dimension; None: no uncertainty, as in DDPM with its smaller variance.
+        decoder: p(x | z_1); `GaussianDecoder()` by default.
+        prior: Mean and standard deviation at t_max, numbers or [*shape]; 0 and sigma(t_max) by default.
+        grid: Spacing of the times, by name or a `Grid`; uniform in log-SNR by default.
+        t_end: The time of z_1; the decoder's `place` by default.
+
+    References:
+        Luo 2022, "Understanding Diffusion Models: A Unified Perspective"; Bao et al. 2022, "Analytic-DPM" (the
+        variance).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        shape: Sequence[int],
+        steps: int = 1000,
+        variance: Variance | None = None,
+        decoder: Decoder | None = None,
+        prior: tuple[Any, Any] | None = None,
+        grid: str | Grid | None = None,
+        t_end: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_denoiser(denoiser)
+        self.denoiser, self.variance = denoiser, variance
+        self.decoder = GaussianDecoder() if decoder is None else decoder
+        sde = denoiser.sde
+        steps = check_count("steps", steps)
+        chosen: Grid = as_instance("grid", UniformLogSNR() if grid is None else grid, GRIDS, Grid)
+        t_end = check_t_end(self.decoder.place(sde) if t_end is None else t_end, sde)
+        self.times = chosen.times(sde, steps + 1, t_end).flip(0)
+        self.prior = (0.0, sde.sigma(self.times[-1])) if prior is None else prior
+        self.shape: Shape = tuple(shape)
+        self.latent_shapes = [self.shape] * (steps + 1)
+        self.nfe = steps * denoiser.passes
+
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+        """Draw x_t at all times given x; see `LatentVariableModel.infer`."""
+        sde, times = self.denoiser.sde, self.times
+        q, z = [], []
+        scale, std, below = sde.alpha(times[0]), sde.sigma(times[0]), x
+        for place, one in enumerate(noise):
+            if place:
+                scale, std = sde.transition(times[place - 1], times[place])
+            q.append(DiagonalGaussian(expand(scale, x) * below, expand(std.log(), x)))
+            z.append(below := q[-1].draw(one))
+        p = [self._down(z[place], place) for place in range(1, len(z))]
+        p.append(self._top(x))
+        levels = [Level(*parts, closed=place == len(z) - 1) for place, parts in enumerate(zip(z, q, p, strict=True))]
+        alpha = expand(sde.alpha(times[0]), x)
+        return Inference(levels, self.decoder.log_prob(sde, float(times[0]), x, z[0] / alpha))
+
+    def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
+        """Draw x_t at all times from the model: DDPM's walk, the state at t_end first."""
+        z = [self._top(noise[-1]).draw(noise[-1])]
+        for place in range(len(noise) - 1, 0, -1):
+            z.append(self._down(z[-1], place).draw(noise[place - 1]))
+        return z[::-1]
+
+    def _down(self, x_t: Tensor, place: int) -> DiagonalGaussian:
+        """p of the state at the time before `place`, given the state there."""
+        t, s = self.times[place], self.times[place - 1]
+        a, _, _ = self.denoiser.sde.posterior_coefficients(s, t)
+        mean, std = self.denoiser.sde.posterior(x_t, self.denoiser(x_t, t).x0, s, t)
+        if self.variance is None:
+            return DiagonalGaussian(mean, std.log())
+        variance = std.square() + expand(a, x_t).square() * self.variance(x_t, t)
+        return DiagonalGaussian(mean, 0.5 * variance.log())
+
+    def _top(self, like: Tensor) -> DiagonalGaussian:
+        mean, std = (torch.as_tensor(value).to(like) for value in self.prior)
+        return DiagonalGaussian(mean.expand_as(like), std.log())

@@ -28,6 +28,7 @@ _NAMES = (
     "conditions",
     "sampling",
     "density",
+    "variational",
     "data",
     "metrics",
     "modality",

@@ -14,6 +14,7 @@ from sde_diffusion.training.time_sampling import (
     TimeSampling,
     UniformTimes,
 )
+from sde_diffusion.training.variational_objective import BetaELBO, ImportanceWeighted, VariationalObjective
 from sde_diffusion.training.weighting import (
     EDMWeighting,
     ELBOWeighting,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sde_diffusion.training.loggers import CSVLogger, WandbLogger
     from sde_diffusion.training.module import ScoreModel
     from sde_diffusion.training.noise_levels import LossByNoiseLevel
+    from sde_diffusion.training.variational import VariationalModel
 
 _LAZY = {
     "BestCheckpoint": "checkpoint_callbacks",
@@ -49,6 +51,7 @@ _LAZY = {
     "ScoreModel": "module",
     "StopOnNonFinite": "callbacks",
     "TrainingProgress": "callbacks",
+    "VariationalModel": "variational",
     "WandbLogger": "loggers",
 }
 NOT_BUILDABLE = tuple(_LAZY)
@@ -57,6 +60,7 @@ NOT_BUILDABLE = tuple(_LAZY)
 __all__ = [
     "EMA",
     "BestCheckpoint",
+    "BetaELBO",
     "CSVLogger",
     "Classifier",
     "DenoisingScoreMatching",
@@ -67,6 +71,7 @@ __all__ = [
     "FinalValidation",
     "GenerativeModel",
     "ImportanceTimes",
+    "ImportanceWeighted",
     "LastCheckpoint",
     "LikelihoodWeighting",
     "LogNormalTimes",
@@ -80,6 +85,8 @@ __all__ = [
     "TimeSampling",
     "TrainingProgress",
     "UniformTimes",
+    "VariationalModel",
+    "VariationalObjective",
     "VelocityWeighting",
     "WandbLogger",
     "Weighting",

@@ -1,6 +1,6 @@
 """How do latent variables explain data? Variational autoencoders, hierarchies of them, and their bounds."""
 
-from sde_diffusion.variational.bounds import bound
+from sde_diffusion.variational.bounds import bound, latent_noise
 from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariableModel, Level
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.gaussian import DiagonalGaussian
@@ -11,14 +11,17 @@ from sde_diffusion.variational.observation import (
     DiscretizedLogistic,
     Gaussian,
     ObservationModel,
+    observation_for,
 )
-from sde_diffusion.variational.vae import VAE
+from sde_diffusion.variational.vae import MLPVAE, VAE, ConvVAE
 
 __all__ = [
+    "MLPVAE",
     "VAE",
     "Autoencoder",
     "Bernoulli",
     "Categorical",
+    "ConvVAE",
     "DiagonalGaussian",
     "DiffusionChain",
     "DiscretizedLogistic",
@@ -30,4 +33,6 @@ __all__ = [
     "ObservationModel",
     "TopDownVAE",
     "bound",
+    "latent_noise",
+    "observation_for",
 ]

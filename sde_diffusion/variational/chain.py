@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.checks import check_kind, check_sizes
 from sde_diffusion.variational.observation import ObservationModel
 
 Shape = tuple[int, ...]
@@ -112,15 +113,50 @@ class LatentVariableModel(nn.Module, ABC):
 class Autoencoder(LatentVariableModel):
     """A latent variable model with a decoder network.
 
-    Attributes:
-        observation: p(x | z) given the decoder's outputs.
+    The network's outputs are added to constant ones, 0 at first: see `describe_without_latents`.
+
+    Args:
+        decoder: Network from what it needs of z to [B, outputs, *shape].
+        observation: p(x | z) given the outputs.
+        shape: Shape of the data.
+        latent_shapes: Shape of each latent variable, z_1 first.
+
+    Raises:
+        TypeError: If observation is not an observation model.
+        ValueError: If a shape is not one.
     """
 
-    observation: ObservationModel
+    start: Tensor
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        observation: ObservationModel,
+        shape: Sequence[int],
+        latent_shapes: Sequence[Sequence[int]],
+    ) -> None:
+        super().__init__()
+        check_kind("observation", observation, ObservationModel)
+        self.decoder, self.observation = decoder, observation
+        self.shape = check_sizes("shape", shape)
+        self.latent_shapes = [check_sizes("latent_shapes", dims) for dims in latent_shapes]
+        self.register_buffer("start", torch.zeros(observation.outputs, *self.shape))
+
+    def describe_without_latents(self, x: Tensor) -> None:
+        """Set the constant outputs so that they describe data [N, *shape] before anything is learnt.
+
+        Training then begins at the bound of independent values, and need not learn first what is the same for all data.
+        """
+        self.start.copy_(self.observation.starting_outputs(x))
 
     @abstractmethod
     def outputs(self, z: Sequence[Tensor]) -> Tensor:
-        """The decoder's outputs for latent variables z_1, ..., z_T, [B, outputs, *shape]."""
+        """The outputs for latent variables z_1, ..., z_T, [B, outputs, *shape]."""
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """The decoder's outputs and the constant ones for its input."""
+        outputs: Tensor = self.decoder(z)
+        return outputs + self.start
 
     def decode(self, z: Sequence[Tensor]) -> Tensor:
         """The mean of p(x | z), on the data's scale of [-1, 1]; [B, *shape]."""

@@ -64,7 +64,7 @@ class TopDownVAE(Autoencoder):
         observation: p(x | s_0) given the decoder's outputs.
         shape: Shape of the data.
         latent_shapes: Shape of each z_t, z_1 first.
-        start_shape: Shape of s_T.
+        top_shape: Shape of s_T.
         inference: ladder (`precision_weighted`), residual or direct.
 
     References:
@@ -82,15 +82,12 @@ class TopDownVAE(Autoencoder):
         observation: ObservationModel,
         shape: Sequence[int],
         latent_shapes: Sequence[Sequence[int]],
-        start_shape: Sequence[int],
+        top_shape: Sequence[int],
         inference: str = "residual",
     ) -> None:
-        super().__init__()
+        super().__init__(decoder, observation, shape, latent_shapes)
         self.up, self.posterior, self.prior, self.down = (nn.ModuleList(part) for part in (up, posterior, prior, down))
-        self.decoder, self.observation = decoder, observation
-        self.shape = check_sizes("shape", shape)
-        self.latent_shapes = [check_sizes("latent_shapes", dims) for dims in latent_shapes]
-        self.start = nn.Parameter(torch.zeros(*check_sizes("start_shape", start_shape)))
+        self.top = nn.Parameter(torch.zeros(*check_sizes("top_shape", top_shape)))
         self.inference = check_choice("inference", inference, tuple(COMBINATIONS))
 
     def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
@@ -100,18 +97,18 @@ class TopDownVAE(Autoencoder):
             h = up(h)
             seen.append(h)
         combine = COMBINATIONS[self.inference]
-        state, levels = self._start(len(x)), []
+        state, levels = self._top(len(x)), []
         for t in reversed(range(len(self.prior))):
             p = DiagonalGaussian.of_outputs(self.prior[t](state))
             q = combine(DiagonalGaussian.of_outputs(self.posterior[t](seen[t], state)), p)
             z = q.draw(noise[t])
             levels.append(Level(z, q, p, closed=True))
             state = self.down[t](state, z)
-        return Inference(levels[::-1], self.observation.log_prob(x, self.decoder(state)))
+        return Inference(levels[::-1], self.observation.log_prob(x, self.decoded(state)))
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw all latent variables from the model, z_1 first."""
-        state, z = self._start(len(noise[0])), []
+        state, z = self._top(len(noise[0])), []
         for t in reversed(range(len(self.prior))):
             z.append(DiagonalGaussian.of_outputs(self.prior[t](state)).draw(noise[t]))
             state = self.down[t](state, z[-1])
@@ -119,14 +116,13 @@ class TopDownVAE(Autoencoder):
 
     def outputs(self, z: Sequence[Tensor]) -> Tensor:
         """The decoder's outputs for z_1, ..., z_T."""
-        state = self._start(len(z[0]))
+        state = self._top(len(z[0]))
         for t in reversed(range(len(self.down))):
             state = self.down[t](state, z[t])
-        outputs: Tensor = self.decoder(state)
-        return outputs
+        return self.decoded(state)
 
-    def _start(self, batch: int) -> Tensor:
-        return self.start.expand(batch, *self.start.shape)
+    def _top(self, batch: int) -> Tensor:
+        return self.top.expand(batch, *self.top.shape)
 
 
 class MarkovVAE(Autoencoder):
@@ -154,11 +150,8 @@ class MarkovVAE(Autoencoder):
         shape: Sequence[int],
         latent_shapes: Sequence[Sequence[int]],
     ) -> None:
-        super().__init__()
+        super().__init__(decoder, observation, shape, latent_shapes)
         self.encoders, self.priors = nn.ModuleList(encoders), nn.ModuleList(priors)
-        self.decoder, self.observation = decoder, observation
-        self.shape = check_sizes("shape", shape)
-        self.latent_shapes = [check_sizes("latent_shapes", dims) for dims in latent_shapes]
 
     def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
         """Draw all latent variables given x, from z_1 up; see `LatentVariableModel.infer`."""
@@ -170,7 +163,7 @@ class MarkovVAE(Autoencoder):
         p.append(DiagonalGaussian.standard_like(z[-1]))
         top = len(z) - 1
         levels = [Level(*parts, closed=t == top) for t, parts in enumerate(zip(z, q, p, strict=True))]
-        return Inference(levels, self.observation.log_prob(x, self.decoder(z[0])))
+        return Inference(levels, self.observation.log_prob(x, self.decoded(z[0])))
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw all latent variables from the model, z_1 first."""
@@ -181,5 +174,4 @@ class MarkovVAE(Autoencoder):
 
     def outputs(self, z: Sequence[Tensor]) -> Tensor:
         """The decoder's outputs for z_1."""
-        outputs: Tensor = self.decoder(z[0])
-        return outputs
+        return self.decoded(z[0])

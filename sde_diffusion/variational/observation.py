@@ -207,3 +207,10 @@ class Bernoulli(ObservationModel):
         """See `ObservationModel.starting_outputs`."""
         ones = (x > 0).sum(0, keepdim=True)
         return ((ones + 1) / (len(x) - ones + 1)).log()
+
+
+def observation_for(levels: int | None) -> ObservationModel:
+    """The observation model of data: Gaussian for continuous ones, categorical for up to 32 levels, else logistic."""
+    if levels is None:
+        return Gaussian()
+    return Categorical(levels) if levels <= 32 else DiscretizedLogistic(levels)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
-from sde_diffusion.checks import check_sizes
+from sde_diffusion.checks import check_count, check_kind
+from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder, Perceptron
 from sde_diffusion.variational.chain import Autoencoder, Inference, Level
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
@@ -37,9 +39,8 @@ class VAE(Autoencoder):
         shape: Sequence[int],
         latent_shape: Sequence[int],
     ) -> None:
-        super().__init__()
-        self.encoder, self.decoder, self.observation = encoder, decoder, observation
-        self.shape, self.latent_shapes = check_sizes("shape", shape), (check_sizes("latent_shape", latent_shape),)
+        super().__init__(decoder, observation, shape, [latent_shape])
+        self.encoder = encoder
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """q(z | x)."""
@@ -50,7 +51,7 @@ class VAE(Autoencoder):
         q = self.encode(x)
         z = q.draw(noise[0])
         level = Level(z, q, DiagonalGaussian.standard_like(z), closed=True)
-        return Inference([level], self.observation.log_prob(x, self.decoder(z)))
+        return Inference([level], self.observation.log_prob(x, self.decoded(z)))
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw z from N(0, I): the noise itself."""
@@ -58,5 +59,70 @@ class VAE(Autoencoder):
 
     def outputs(self, z: Sequence[Tensor]) -> Tensor:
         """The decoder's outputs for z."""
-        outputs: Tensor = self.decoder(z[0])
-        return outputs
+        return self.decoded(z[0])
+
+
+class MLPVAE(VAE):
+    """A VAE of perceptrons, for data of any shape.
+
+    Args:
+        shape: Shape of the data.
+        observation: p(x | z) given the decoder's outputs.
+        latent: Number of latent dimensions, at least 1.
+        width: Width of the hidden layers, positive.
+        depth: Residual blocks of each network, at least 0.
+        dropout: Probability in the blocks, in [0, 1).
+
+    Raises:
+        TypeError: If observation is not an observation model.
+        ValueError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        observation: ObservationModel,
+        latent: int = 16,
+        width: int = 256,
+        depth: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        latent = check_count("latent", latent)
+        network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
+        check_kind("observation", observation, ObservationModel)
+        decoder = network([[latent]], [observation.outputs, *shape])
+        super().__init__(network([shape], [2 * latent]), decoder, observation, shape, [latent])
+
+
+class ConvVAE(VAE):
+    """A VAE of convolutions, for images: z has `latent` channels, at the last of the resolutions.
+
+    Args:
+        shape: Shape of the data, [C, H, W].
+        observation: p(x | z) given the decoder's outputs.
+        latent: Number of channels of z, at least 1.
+        channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
+        blocks: Residual blocks at each resolution, at least 1.
+        dropout: Probability in the blocks, in [0, 1).
+
+    Raises:
+        TypeError: If observation is not an observation model.
+        ValueError: If a number is out of its range, or the data are not images.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        observation: ObservationModel,
+        latent: int = 4,
+        channels: Sequence[int] = (16, 32, 32),
+        blocks: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        latent = check_count("latent", latent)
+        check_kind("observation", observation, ObservationModel)
+        if len(shape) != 3:
+            raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
+        encoder = ConvEncoder(shape[0], 2 * latent, channels, blocks, dropout)
+        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout)
+        super().__init__(encoder, decoder, observation, shape, [latent, *decoder.sizes[-1]])

@@ -170,7 +170,7 @@ def test_a_ladder_with_exact_evidence_has_no_gap():
         observation=observation(),
         shape=(2,),
         latent_shapes=[(2,), (2,)],
-        start_shape=(2,),
+        top_shape=(2,),
         inference="ladder",
     ).double()
     found = model.infer(X.repeat(20, 1), draws(model, 40))

@@ -1,0 +1,188 @@
+"""Networks of autoencoders, which depend on nothing but their input: from data to numbers, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sde_diffusion.checks import as_fraction, check_count, check_sizes
+from sde_diffusion.nn.blocks import convolution, double, group_norm, halve
+
+
+class _Layer(nn.Module):
+    """h + W_2 dropout(SiLU(W_1 LayerNorm(h)))."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.input, self.output = nn.Linear(width, width), nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.output(self.dropout(F.silu(self.input(self.norm(h)))))
+        return h + out
+
+
+class Perceptron(nn.Module):
+    """Residual perceptron from tensors of one shape to those of another: a linear layer, `depth` blocks, another one.
+
+    Several inputs are taken side by side.
+
+    Args:
+        in_shapes: Shape of each input.
+        out_shape: Shape of the output.
+        width: Width of the hidden layers, positive.
+        depth: Number of blocks, two linear layers each; at least 0.
+        dropout: Probability in the blocks, in [0, 1).
+        scale: Factor of the initial weights of the last layer; below 1 the outputs start near 0.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_shapes: Sequence[Sequence[int]],
+        out_shape: Sequence[int],
+        width: int = 256,
+        depth: int = 1,
+        dropout: float = 0.0,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.out_shape = check_sizes("out_shape", out_shape)
+        size = sum(math.prod(check_sizes("in_shapes", shape)) for shape in in_shapes)
+        width, depth = check_count("width", width), check_count("depth", depth, least=0)
+        self.input = nn.Linear(size, width)
+        self.blocks = nn.Sequential(*(_Layer(width, _dropout(dropout)) for _ in range(depth)))
+        self.output = nn.Linear(width, math.prod(self.out_shape))
+        with torch.no_grad():
+            self.output.weight.mul_(scale)
+            self.output.bias.zero_()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs [B, *in_shape] to [B, *out_shape]."""
+        h: Tensor = self.blocks(self.input(torch.cat([x.flatten(1) for x in inputs], 1)))
+        out: Tensor = self.output(F.silu(h))
+        return out.reshape(-1, *self.out_shape)
+
+
+class ConvBlock(nn.Module):
+    """Residual block of two convolutions: (S x + Conv_2(dropout(SiLU(Norm(Conv_1(SiLU(Norm(x)))))))) / sqrt(2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0, kernel: int = 3) -> None:
+        super().__init__()
+        self.norm_in, self.norm_out = group_norm(in_channels), group_norm(out_channels)
+        self.conv_in = convolution(in_channels, out_channels, kernel)
+        self.conv_out = convolution(out_channels, out_channels, kernel)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Identity() if in_channels == out_channels else convolution(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C_in, H, W] to [B, C_out, H, W]."""
+        h = self.conv_in(F.silu(self.norm_in(x)))
+        h = self.conv_out(self.dropout(F.silu(self.norm_out(h))))
+        out: Tensor = (self.skip(x) + h) * math.sqrt(0.5)
+        return out
+
+
+class ConvEncoder(nn.Module):
+    """Convolutions that halve an image several times: [B, C, H, W] to [B, out_channels, H / 2^n, W / 2^n], rounded up.
+
+    Args:
+        in_channels: C.
+        out_channels: Number of channels of the result.
+        channels: Number of channels at each resolution, finest first: n + 1 of them.
+        blocks: Residual blocks at each resolution, at least 1.
+        dropout: Probability in the blocks, in [0, 1).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (16, 32, 32),
+        blocks: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths, blocks = check_sizes("channels", channels), check_count("blocks", blocks)
+        self.input = convolution(in_channels, widths[0], 3)
+        self.stages = nn.ModuleList(
+            _stage(widths[max(0, place - 1)], width, blocks, dropout) for place, width in enumerate(widths)
+        )
+        self.norm = group_norm(widths[-1])
+        self.output = convolution(widths[-1], out_channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the network."""
+        h = self.input(x)
+        for place, stage in enumerate(self.stages):
+            h = stage(halve(h) if place else h)
+        out: Tensor = self.output(F.silu(self.norm(h)))
+        return out
+
+
+class ConvDecoder(nn.Module):
+    """Convolutions that double an image several times, the other way than `ConvEncoder`.
+
+    Args:
+        in_channels: Number of channels of the input.
+        out_shape: Shape of the result without the batch, [outputs, C, H, W], as observation models take it.
+        channels: Number of channels at each resolution, finest first: n + 1 of them.
+        blocks: Residual blocks at each resolution, at least 1.
+        dropout: Probability in the blocks, in [0, 1).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_shape: Sequence[int],
+        channels: Sequence[int] = (16, 32, 32),
+        blocks: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths, blocks = check_sizes("channels", channels), check_count("blocks", blocks)
+        self.out_shape = check_sizes("out_shape", out_shape)
+        *lead, height, width = self.out_shape
+        self.sizes = [(height, width)]
+        for _ in widths[1:]:
+            self.sizes.append((-(-self.sizes[-1][0] // 2), -(-self.sizes[-1][1] // 2)))
+        self.input = convolution(in_channels, widths[-1], 3)
+        self.stages = nn.ModuleList(
+            _stage(widths[min(len(widths) - 1, place + 1)], one, blocks, dropout) for place, one in enumerate(widths)
+        )
+        self.norm = group_norm(widths[0])
+        self.output = convolution(widths[0], math.prod(lead), 3)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Apply the network."""
+        h = self.input(z)
+        for place in reversed(range(len(self.stages))):
+            h = self.stages[place](h)
+            if place:
+                h = double(h, self.sizes[place - 1])
+        out: Tensor = self.output(F.silu(self.norm(h)))
+        return out.reshape(-1, *self.out_shape)
+
+
+def _stage(first: int, width: int, blocks: int, dropout: float) -> nn.Sequential:
+    dropout = _dropout(dropout)
+    return nn.Sequential(*(ConvBlock(width if index else first, width, dropout) for index in range(blocks)))
+
+
+def _dropout(value: float) -> float:
+    if not 0 <= (value := as_fraction("dropout", value)) < 1:
+        raise ValueError(f"dropout must be in [0, 1); got {value}")
+    return value

@@ -1,0 +1,134 @@
+"""Latent variable models that are trained by a lower bound on log p(x)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.checks import check_kind
+from sde_diffusion.config import build, build_around, to_containers, with_public_paths
+from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.sampling import Samples
+from sde_diffusion.training.base import Batch
+from sde_diffusion.training.generative import GenerativeModel
+from sde_diffusion.training.schedule import Schedule
+from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
+from sde_diffusion.variational import Autoencoder, LatentVariableModel, latent_noise, observation_for
+
+log = logging.getLogger(__name__)
+
+_ITEMS = 10_000
+"""Number of training items by which a new model's constant outputs are set."""
+
+_USED = 0.1
+"""In nats: with less information than this, all latent variables together are not used."""
+
+
+class VariationalModel(GenerativeModel):
+    """A latent variable model trained by a lower bound on log p(x); validated by the evidence lower bound, beta = 1.
+
+    Args:
+        latent: The model, or its configuration, in which the shape of the data and the observation model are filled in.
+        observation: p(x | z), or its configuration; None: chosen by the data, see `observation_for`. Not used if
+            `latent` is a model.
+        objective: `BetaELBO()` by default, or its configuration.
+        lr: See `GenerativeModel`.
+        betas: See `GenerativeModel`.
+        weight_decay: See `GenerativeModel`.
+        warmup_steps: Of the learning rate; see `GenerativeModel`.
+        schedule: See `GenerativeModel`.
+        dequantise: See `GenerativeModel`.
+        validation_draws: See `GenerativeModel`.
+        seed: See `GenerativeModel`.
+        data: Description of the data set (`DataModule.describe()`).
+
+    Raises:
+        TypeError: If `latent` is not a latent variable model, or the objective not one for such models.
+        ValueError: If a value is not allowed.
+        UserError: If a configuration is invalid.
+
+    Attributes:
+        latent: The `LatentVariableModel`.
+    """
+
+    parts = "latent=..., objective=..."
+
+    def __init__(
+        self,
+        latent: LatentVariableModel | Mapping[str, Any],
+        observation: Any = None,
+        objective: VariationalObjective | Mapping[str, Any] | None = None,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        warmup_steps: int = 200,
+        schedule: str | Schedule = "cosine",
+        dequantise: bool = False,
+        validation_draws: int = 1,
+        seed: int = 0,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
+        )
+        given = {"latent": latent, "observation": observation, "objective": objective}
+        parts = {name: to_containers(value) for name, value in given.items()}
+        self.save_hyperparameters({k: with_public_paths(v) for k, v in parts.items() if isinstance(v, Mapping)})
+        if isinstance(parts["latent"], Mapping):
+            chosen = parts["observation"]
+            chosen = observation_for(self.data.get("levels")) if chosen is None else chosen
+            kind = build_around(chosen, "observation", levels=self.data.get("levels"))
+            parts["latent"] = build_around(parts["latent"], "latent", shape=list(self.data["shape"]), observation=kind)
+        self.latent: LatentVariableModel = parts["latent"]
+        check_kind("latent", self.latent, LatentVariableModel)
+        self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
+        check_kind("objective", self.objective, VariationalObjective)
+
+    def on_fit_start(self) -> None:
+        """Start a new run at the outputs that describe the training data without latent variables."""
+        if self.trainer.ckpt_path is None and isinstance(self.latent, Autoencoder):
+            split = self.trainer.datamodule.split("train")  # type: ignore[attr-defined]
+            self.latent.describe_without_latents(split.tensor(torch.arange(min(len(split), _ITEMS))))
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch."""
+        x0 = self.filled(batch["x"])
+        return self.objective(self.latent, x0, step=self.global_step, **self.objective.draw(self.latent, x0)).mean()
+
+    def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The negative evidence lower bound, in nats for each dimension, and the KL divergences, at fixed draws."""
+        x0, plain = self.filled(batch["x"], generator), BetaELBO()
+        found = plain.infer(self.latent, x0, plain.draw(self.latent, x0, generator))
+        kl = found.kl()
+        levels = {f"kl_{level}": values for level, values in enumerate(kl, 1)}
+        return {"losses": (kl.sum(0) - found.log_prob) / x0[0].numel(), **levels}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """See `GenerativeModel.validation_step`; also logs the KL divergence of each level, in nats."""
+        found = super().validation_step(batch, batch_idx)
+        for name, values in found.items():
+            if name.startswith("kl_"):
+                self.log(f"val/{name}", values.mean(), batch_size=len(values), sync_dist=True)
+        if self.data.get("levels"):
+            bits = found["losses"].mean() / math.log(2)
+            self.log("val/bits_per_dim", bits, batch_size=len(found["losses"]), sync_dist=True)
+        return found
+
+    def draw_samples(
+        self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
+    ) -> Tensor:
+        """The mean of p(x | z) for z drawn from the model; the sampler and the denoiser are not used."""
+        seeds = options.get("seeds", range(shape[0]))
+        parameter = next(self.parameters())
+        noise = latent_noise(self.latent, seeds, parameter.device, parameter.dtype)
+        x: Tensor = self.latent.decode(self.latent.generate([stream.normal(0) for stream in noise]))
+        return x
+
+    def summary(self) -> dict[str, str]:
+        """Also the latent variables."""
+        return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.latent.latent_shapes)}

@@ -1,0 +1,128 @@
+"""Objectives of latent variable models: lower bounds on log p(x)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.checks import as_number, as_positive, check_choice, check_count
+from sde_diffusion.training.objective import Objective
+from sde_diffusion.variational import Inference, LatentVariableModel
+
+GRADIENTS = ("dreg", "standard")
+
+
+class VariationalObjective(Objective):
+    """An objective that draws the latent variables of each sample once or several times."""
+
+    importance = 1
+
+    def draw(
+        self, model: LatentVariableModel, x0: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Noise of each level, `z1`, `z2`, ..., [B, importance, *latent_shape]; see `Objective.draw`."""
+        device = x0.device if generator is None else generator.device
+        shapes = ((len(x0), self.importance, *dims) for dims in model.latent_shapes)
+        return {
+            f"z{level}": torch.randn(shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
+            for level, shape in enumerate(shapes, 1)
+        }
+
+    def infer(self, model: LatentVariableModel, x0: Tensor, draws: Mapping[str, Tensor]) -> Inference:
+        """Infer the latent variables of each sample `importance` times, those of one sample side by side."""
+        draws = {**({} if draws else self.draw(model, x0)), **draws}
+        noise = [draws[f"z{level}"].flatten(0, 1) for level in range(1, len(model.latent_shapes) + 1)]
+        return model.infer(x0.repeat_interleave(self.importance, 0), noise)
+
+
+class BetaELBO(VariationalObjective):
+    """-(E log p(x | z) - beta KL) / D, in nats for each of D dimensions.
+
+    Only for beta = 1 is it a bound; for beta > 1 a looser one, and for beta < 1 none. Validation is at beta = 1.
+
+    With `free_nats`, KL is the sum over the levels of max(free_nats, mean KL of the level over the batch): a level pays
+    for no information below that. It prevents levels from collapsing, and binds them too: use it for the warm-up.
+
+    Args:
+        beta: Weight of KL, positive.
+        warmup_steps: Number of training steps in which beta rises linearly from 0, at least 0.
+        free_nats: In nats for each level and sample, at least 0; while beta rises only, if there is a warm-up.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    References:
+        Higgins et al. 2017, "beta-VAE"; Soenderby et al. 2016, "Ladder Variational Autoencoders" (warm-up); Kingma et
+        al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", appendix C (free bits).
+    """
+
+    def __init__(self, beta: float = 1.0, warmup_steps: int = 0, free_nats: float = 0.0) -> None:
+        self.beta = as_positive("beta", beta)
+        self.warmup_steps = check_count("warmup_steps", warmup_steps, least=0)
+        self.free_nats = as_number("free_nats", free_nats)
+        if not 0 <= self.free_nats < math.inf:
+            raise ValueError(f"free_nats must be a finite number of at least 0; got {free_nats}")
+
+    def __call__(self, model: LatentVariableModel, x0: Tensor, /, step: int | None = None, **draws: Tensor) -> Tensor:
+        """Loss of each sample, [B]; see `Objective`.
+
+        Args:
+            model: The model.
+            x0: Data, [B, *].
+            step: Number of the training step; None: after the warm-up.
+            **draws: See `draw`.
+        """
+        found = self.infer(model, x0, draws)
+        rising = step is not None and step < self.warmup_steps
+        beta = self.beta * step / self.warmup_steps if rising and step is not None else self.beta
+        kl = found.kl()
+        if self.free_nats and (rising or not self.warmup_steps):
+            kl = torch.where(kl.mean(1, keepdim=True) > self.free_nats, kl, self.free_nats)
+        return (beta * kl.sum(0) - found.log_prob) / x0[0].numel()
+
+
+class ImportanceWeighted(VariationalObjective):
+    """-L_K / D with L_K = E log 1/K sum_k w_k, the bound of importance weighted autoencoders; see `variational.bound`.
+
+    With gradient="dreg" the gradient of q is computed through the draws alone, with the squares of the normalised
+    weights, so that it does not lose itself in noise as K grows. It is for models with one latent variable.
+
+    Args:
+        importance: K, at least 1.
+        gradient: dreg or standard.
+
+    Raises:
+        ValueError: If a value is not allowed; from a call, if dreg is asked of several levels.
+
+    References:
+        Burda et al. 2016, "Importance Weighted Autoencoders"; Tucker et al. 2019, "Doubly Reparameterized Gradient
+        Estimators for Monte Carlo Objectives".
+    """
+
+    def __init__(self, importance: int = 8, gradient: str = "dreg") -> None:
+        self.importance = check_count("importance", importance)
+        self.gradient = check_choice("gradient", gradient, GRADIENTS)
+
+    def __call__(self, model: LatentVariableModel, x0: Tensor, /, step: int | None = None, **draws: Tensor) -> Tensor:
+        """Loss of each sample, [B]; see `Objective`. `step` is not used."""
+        if self.gradient == "dreg" and len(model.latent_shapes) > 1:
+            raise ValueError("gradient=dreg is for one latent variable; for several take gradient=standard")
+        found = self.infer(model, x0, draws)
+        log_weights = found.log_weight(path=self.gradient == "dreg").reshape(len(x0), self.importance)
+        value = log_weights.logsumexp(1) - math.log(self.importance)
+        if self.gradient == "dreg" and value.requires_grad:
+            share = log_weights.detach().softmax(1).flatten()
+            z = found.levels[0].z
+            if z.requires_grad:
+                z.register_hook(lambda g: g * share.reshape(-1, *(1,) * (g.ndim - 1)).to(g))  # type: ignore[no-untyped-call]
+            value = value.detach() + _only_gradient((share.reshape(log_weights.shape) * log_weights).sum(1))
+        loss: Tensor = -value / x0[0].numel()
+        return loss
+
+
+def _only_gradient(value: Tensor) -> Tensor:
+    """Zero, with the gradient of a value."""
+    return value - value.detach()

@@ -5,6 +5,7 @@ Each choice of `sde=` is a file in `conf/sde/` that names a class, and each clas
     vp, subvp, cosine   VPSDE, SubVPSDE, CosineVPSDE   vp
     ve, edm             VESDE, EDMSDE                  ve
     rectified           RectifiedFlow                  rectified
+    learned             LearnedVPSDE                   learned_vp
 
 A path of your own is a subclass of `SDE` (`base`) with methods `log_alpha` and `log_sigma`, or of `LearnedSDE`
 (`learned`) if it has parameters. `grids` and `noise_levels` have the times at which samplers step, DDPM's and NCSN's
@@ -27,6 +28,7 @@ from sde_diffusion.sde.coefficients import (
 )
 from sde_diffusion.sde.grids import BandLogSNR, Grid, KarrasRho, QuadraticTime, UniformLogSNR, UniformTime
 from sde_diffusion.sde.learned import LearnedSDE
+from sde_diffusion.sde.learned_vp import KnotSchedule, LearnedVPSDE, LinearSchedule, MonotoneSchedule, NoiseSchedule
 from sde_diffusion.sde.noise_levels import GRIDS, BetaTable, GeometricLevels, NoiseLevels
 from sde_diffusion.sde.rectified import RectifiedFlow
 from sde_diffusion.sde.ve import EDMSDE, VESDE
@@ -44,8 +46,13 @@ __all__ = [
     "GeometricLevels",
     "Grid",
     "KarrasRho",
+    "KnotSchedule",
     "LearnedSDE",
+    "LearnedVPSDE",
+    "LinearSchedule",
+    "MonotoneSchedule",
     "NoiseLevels",
+    "NoiseSchedule",
     "Number",
     "QuadraticTime",
     "RectifiedFlow",

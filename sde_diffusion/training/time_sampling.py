@@ -42,6 +42,10 @@ class TimeSampling(ShowsArguments, ABC):
         """
         return torch.ones_like(t)
 
+    def observe(self, sde: SDE, t: Tensor, squares: Tensor) -> None:
+        """Be told (|eps_hat - eps|^2 / 2)^2, [B], at training times t [B]: for distributions that adapt to them."""
+        return
+
     def __call__(self, sde: SDE, n: int, device: torch.device | str = "cpu") -> Tensor:
         """Draw n times with torch's global generator, [n], float64, on the device."""
         if self.stratified:

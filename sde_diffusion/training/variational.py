@@ -18,7 +18,7 @@ from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
-from sde_diffusion.variational import Autoencoder, LatentVariableModel, latent_noise, observation_for
+from sde_diffusion.variational import Autoencoder, latent_noise, observation_for
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +48,19 @@ class VariationalModel(GenerativeModel):
         data: Description of the data set (`DataModule.describe()`).
 
     Raises:
-        TypeError: If `latent` is not a latent variable model, or the objective not one for such models.
+        TypeError: If `latent` is not an autoencoder, or the objective not one for such models.
         ValueError: If a value is not allowed.
         UserError: If a configuration is invalid.
 
     Attributes:
-        latent: The `LatentVariableModel`.
+        latent: The `Autoencoder`.
     """
 
     parts = "latent=..., objective=..."
 
     def __init__(
         self,
-        latent: LatentVariableModel | Mapping[str, Any],
+        latent: Autoencoder | Mapping[str, Any],
         observation: Any = None,
         objective: VariationalObjective | Mapping[str, Any] | None = None,
         lr: float = 1e-3,
@@ -84,14 +84,14 @@ class VariationalModel(GenerativeModel):
             chosen = observation_for(self.data.get("levels")) if chosen is None else chosen
             kind = build_around(chosen, "observation", levels=self.data.get("levels"))
             parts["latent"] = build_around(parts["latent"], "latent", shape=list(self.data["shape"]), observation=kind)
-        self.latent: LatentVariableModel = parts["latent"]
-        check_kind("latent", self.latent, LatentVariableModel)
+        self.latent: Autoencoder = parts["latent"]
+        check_kind("latent", self.latent, Autoencoder)
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
 
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
-        if self.trainer.ckpt_path is None and isinstance(self.latent, Autoencoder):
+        if self.trainer.ckpt_path is None:
             split = self.trainer.datamodule.split("train")  # type: ignore[attr-defined]
             self.latent.describe_without_latents(split.tensor(torch.arange(min(len(split), _ITEMS))))
 

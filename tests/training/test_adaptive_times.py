@@ -1,0 +1,102 @@
+"""Learnt noise schedules against the closed optimum for Gaussian data."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sde_diffusion import GaussianDenoiser, elbo
+from sde_diffusion.sde import KnotSchedule, LearnedVPSDE, LinearSchedule, MonotoneSchedule
+from sde_diffusion.training.adaptive_times import AdaptiveTimes
+from sde_diffusion.training.diffusion_elbo import DiffusionELBO
+
+D, S = 16, 0.5
+HIGH, LOW = 13.3, -5.0
+
+
+def denoiser(schedule=None, dims: int = D) -> GaussianDenoiser:
+    sde = LearnedVPSDE(HIGH, LOW, schedule)
+    return GaussianDenoiser(sde, torch.zeros(dims, dtype=torch.float64), S)
+
+
+def trained_times() -> tuple[DiffusionELBO, GaussianDenoiser]:
+    torch.manual_seed(0)
+    model, objective = denoiser().train(), DiffusionELBO()
+    for _ in range(300):
+        objective(model, S * torch.randn(64, D, dtype=torch.float64))
+    return objective, model.eval()
+
+
+def test_the_adaptive_density_is_the_optimal_one_for_gaussian_data():
+    """Information falls at constant speed: log(1 + s^2 e^lambda) is linear in u; and one draw varies as little."""
+    objective, model = trained_times()
+    u = torch.linspace(0, 1, 201, dtype=torch.float64)
+    with torch.no_grad():
+        found = model.sde.log_snr(objective.times.icdf(model.sde, u))
+    first, last = (math.log1p(S**2 * math.exp(end)) for end in (HIGH, LOW))
+    best = ((first + (last - first) * u).exp() - 1).log() - 2 * math.log(S)
+    middle = slice(1, -1)
+    assert float((found - best)[middle].abs().max()) < 0.1
+    x = S * torch.randn(40_000, D, dtype=torch.float64)
+    matching = objective._matching
+    with torch.no_grad():
+        losses = D * matching(model, x, objective.times(model.sde, len(x)))
+    mean = 0.5 * D * (first - last)
+    assert float(losses.mean()) == pytest.approx(mean, abs=4 * float(losses.std()) / 200)
+    assert float(losses.std()) < 1.03 * mean * math.sqrt(2 / D)
+
+
+@pytest.mark.parametrize("schedule", [KnotSchedule(7), MonotoneSchedule(8)], ids=["knots", "network"])
+def test_a_schedule_rises_from_0_to_1_at_its_rate(schedule):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in schedule.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    t = torch.linspace(0.003, 0.997, 57, dtype=torch.float64)
+    with torch.no_grad():
+        _, rate = schedule(t)
+        assert (rate > 0).all()
+        torch.testing.assert_close((schedule(t + 1e-6)[0] - schedule(t - 1e-6)[0]) / 2e-6, rate, rtol=1e-5, atol=0)
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        torch.testing.assert_close(schedule(ends)[0], ends)
+        sde = LearnedVPSDE(HIGH, LOW, schedule)
+        torch.testing.assert_close(sde.time(sde.log_snr(t)), t, rtol=1e-12, atol=1e-13)
+
+
+def test_the_continuous_bound_depends_on_the_ends_of_the_path_alone():
+    """The same draws of the log-SNR: four schedules agree to the last digits, and in discrete time they do not."""
+    torch.manual_seed(0)
+    schedules = [LinearSchedule(), KnotSchedule(5), MonotoneSchedule(4), MonotoneSchedule(9)]
+    with torch.no_grad():
+        for parameter in (p for one in schedules for p in one.parameters()):
+            parameter.add_(torch.randn_like(parameter))
+    x = S * torch.randn(3, 2, dtype=torch.float64)
+    continuous = [elbo(denoiser(one, 2), x, None, 32).log_prob for one in schedules]
+    discrete = [elbo(denoiser(one, 2), x, 4, grid="uniform_time").log_prob for one in schedules]
+    for one in continuous[1:]:
+        torch.testing.assert_close(one, continuous[0], atol=1e-9, rtol=0)
+    assert float((discrete[1] - discrete[0]).abs().min()) > 0.1
+
+
+def test_the_ends_are_learnt_by_the_bound():
+    """Gradients of the three terms together, against differences of the exact bound."""
+    torch.manual_seed(0)
+    model, objective = denoiser(), DiffusionELBO()
+    x = S * torch.randn(200_000, D, dtype=torch.float64)
+    objective(model, x).mean().backward()
+
+    def exact(high: float, low: float) -> float:
+        diffusion = 0.5 * (math.log1p(S**2 * math.exp(high)) - math.log1p(S**2 * math.exp(low)))
+        variance, share = 1 / (1 + math.exp(low)), S**2 / (1 + math.exp(-low))
+        prior = 0.5 * share / variance  # KL between normals of equal variance
+        reconstruction = -0.5 * (math.log(2 * math.pi) - high + 1)
+        return diffusion + prior - reconstruction
+
+    step = 1e-4
+    by_ends = [
+        (exact(HIGH + step, LOW) - exact(HIGH - step, LOW)) / (2 * step),
+        (exact(HIGH, LOW + step) - exact(HIGH, LOW - step)) / (2 * step),
+    ]
+    assert model.sde.moves.grad.tolist() == pytest.approx([0.1 * value for value in by_ends], abs=2e-4)

@@ -5,6 +5,7 @@ from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariab
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.hierarchy import MarkovVAE, TopDownVAE
+from sde_diffusion.variational.networks import ConvHierarchy, MLPHierarchy
 from sde_diffusion.variational.observation import (
     Bernoulli,
     Categorical,
@@ -21,6 +22,7 @@ __all__ = [
     "Autoencoder",
     "Bernoulli",
     "Categorical",
+    "ConvHierarchy",
     "ConvVAE",
     "DiagonalGaussian",
     "DiffusionChain",
@@ -29,6 +31,7 @@ __all__ = [
     "Inference",
     "LatentVariableModel",
     "Level",
+    "MLPHierarchy",
     "MarkovVAE",
     "ObservationModel",
     "TopDownVAE",

@@ -9,7 +9,6 @@ import torch
 
 from sde_diffusion import GaussianDenoiser, elbo
 from sde_diffusion.sde import KnotSchedule, LearnedVPSDE, LinearSchedule, MonotoneSchedule
-from sde_diffusion.training.adaptive_times import AdaptiveTimes
 from sde_diffusion.training.diffusion_elbo import DiffusionELBO
 
 D, S = 16, 0.5

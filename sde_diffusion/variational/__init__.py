@@ -14,6 +14,7 @@ from sde_diffusion.variational.observation import (
     ObservationModel,
     observation_for,
 )
+from sde_diffusion.variational.quantizer import Quantized, VectorQuantizer
 from sde_diffusion.variational.vae import MLPVAE, VAE, ConvVAE
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "MLPHierarchy",
     "MarkovVAE",
     "ObservationModel",
+    "Quantized",
     "TopDownVAE",
+    "VectorQuantizer",
     "bound",
     "latent_noise",
     "observation_for",

@@ -197,9 +197,7 @@ class ConvHierarchy(TopDownVAE):
             posterior=[_Joined(block(2 * channels, channels), convolution(channels, 2 * latent, 3)) for _ in places],
             prior=priors,
             down=down,
-            decoder=_Outputs(
-                block(channels, channels), convolution(channels, observation.outputs * shape[0], 3), shape
-            ),
+            decoder=_Outputs(block(channels, channels), channels, observation.outputs, shape),
             observation=observation,
             shape=shape,
             latent_shapes=[[latent, *sizes[place]] for place in places],

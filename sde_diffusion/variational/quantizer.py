@@ -1,0 +1,118 @@
+"""Vector quantisation: latent variables that are codes of a codebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.checks import as_fraction, as_number, check_count
+
+_LEAST = 1e-5
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The result of a quantisation.
+
+    Attributes:
+        z: The nearest codes, [B, dim, *]; the gradient with respect to them is passed on to the input as it is.
+        index: Their numbers, int64 [B, *].
+        commitment: Mean of |z_e - code|^2 / dim, a loss of the encoder, [].
+        perplexity: exp of the entropy of the codes' frequencies in this batch, between 1 and the number of codes, [].
+    """
+
+    z: Tensor
+    index: Tensor
+    commitment: Tensor
+    perplexity: Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """Replaces vectors by the nearest of K codes, which follow the vectors by moving averages.
+
+    In training, n <- decay n + (1 - decay) count and m <- decay m + (1 - decay) sum of the vectors of each code, whose
+    place is m / n: with decay 0 and a batch of all data this is a step of k-means. The codes begin at vectors of the
+    first batch, and one that is used less than `restart` times a batch (by its average n) is placed at a random vector
+    of the batch.
+
+    Args:
+        codes: K, at least 2.
+        dim: Number of channels of a vector, at least 1.
+        decay: Of the moving averages, in [0, 1).
+        restart: Average use below which a code is placed anew, at least 0; 0: never.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    References:
+        van den Oord et al. 2017, "Neural Discrete Representation Learning", appendix A.1.
+    """
+
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+    started: Tensor
+
+    def __init__(self, codes: int, dim: int, decay: float = 0.99, restart: float = 1.0) -> None:
+        super().__init__()
+        self.codes, self.dim = check_count("codes", codes, least=2), check_count("dim", dim)
+        self.decay, self.restart = as_fraction("decay", decay), as_number("restart", restart)
+        if self.decay == 1:
+            raise ValueError("decay must be less than 1, or the codes never move")
+        self.register_buffer("codebook", torch.zeros(self.codes, self.dim))
+        self.register_buffer("counts", torch.zeros(self.codes))
+        self.register_buffer("sums", torch.zeros(self.codes, self.dim))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantise vectors [B, dim, *]; in training, also move the codes."""
+        vectors = z.movedim(1, -1).reshape(-1, self.dim)
+        if self.training:
+            self._begin(vectors.detach())
+        index = self.nearest(vectors)
+        chosen = self.codebook[index].to(vectors)
+        if self.training:
+            self._follow(vectors.detach(), index)
+        commitment = (vectors - chosen).square().mean()
+        shares = torch.bincount(index, minlength=self.codes).to(vectors) / len(index)
+        perplexity = torch.special.entr(shares).sum().exp()
+        through = vectors + (chosen - vectors).detach()
+        dims = (len(z), *z.shape[2:])
+        return Quantized(through.reshape(*dims, self.dim).movedim(-1, 1), index.reshape(dims), commitment, perplexity)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Number of the nearest code of each vector, [N, dim] -> [N]."""
+        return torch.cdist(vectors, self.codebook.to(vectors)).argmin(1)
+
+    def lookup(self, index: Tensor) -> Tensor:
+        """The codes with these numbers, [B, *] -> [B, dim, *]."""
+        return self.codebook[index].movedim(-1, 1)
+
+    def _begin(self, vectors: Tensor) -> None:
+        if not bool(self.started):
+            self.codebook.copy_(self._some(vectors, self.codes))
+            self.sums.copy_(self.codebook)
+            self.counts.fill_(1.0)
+            self.started.fill_(True)
+
+    def _follow(self, vectors: Tensor, index: Tensor) -> None:
+        counts = torch.zeros_like(self.counts).index_add_(0, index, torch.ones_like(index, dtype=self.counts.dtype))
+        sums = torch.zeros_like(self.sums).index_add_(0, index, vectors.to(self.sums))
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        used = self.counts > _LEAST
+        self.codebook.copy_(
+            torch.where(used[:, None], self.sums / self.counts.clamp(min=_LEAST)[:, None], self.codebook)
+        )
+        dead = self.counts < self.restart
+        fresh = self._some(vectors, self.codes)
+        self.codebook.copy_(torch.where(dead[:, None], fresh, self.codebook))
+        self.sums.copy_(torch.where(dead[:, None], fresh * max(self.restart, 1.0), self.sums))
+        self.counts.copy_(torch.where(dead, max(self.restart, 1.0), self.counts))
+
+    def _some(self, vectors: Tensor, n: int) -> Tensor:
+        """N random vectors, with torch's global generator; the same one twice only if there are fewer."""
+        order = torch.randperm(len(vectors), device=vectors.device)
+        return vectors[order.repeat(-(-n // len(vectors)))[:n]].to(self.codebook)

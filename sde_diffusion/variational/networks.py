@@ -18,7 +18,7 @@ from sde_diffusion.variational.hierarchy import TopDownVAE
 from sde_diffusion.variational.observation import ObservationModel
 
 _QUIET = 0.1
-"""Factor of the first weights of what makes p of a level, which then starts near N(0, I)."""
+"""Factor of the first weights of what makes a distribution, which then starts near N(0, I)."""
 
 
 class _Replaced(nn.Module):
@@ -78,7 +78,7 @@ class MLPHierarchy(TopDownVAE):
         states = [hidden] * count if path else [[sizes[t + 1]] for t in range(count - 1)] + [[1]]
         super().__init__(
             up=[network([shape if t == 0 else hidden], hidden) for t in range(count)],
-            posterior=[network([hidden, states[t]], [2 * sizes[t]]) for t in range(count)],
+            posterior=[network([hidden, states[t]], [2 * sizes[t]], scale=_QUIET) for t in range(count)],
             prior=[network([states[t]], [2 * sizes[t]], scale=_QUIET) for t in range(count)],
             down=[
                 _Added(network([states[t], [sizes[t]]], hidden, scale=1 / math.sqrt(count))) if path else _Replaced()
@@ -186,16 +186,10 @@ class ConvHierarchy(TopDownVAE):
             steps: nn.Module = _Down(project, last, sizes[here - 1] if below < here else None)
             further = [_Doubled(block(channels, channels), sizes[place - 1]) for place in range(here - 1, below, -1)]
             down.append(_Then(steps, nn.Sequential(*further)))
-        priors = []
-        for _ in places:
-            out = convolution(channels, 2 * latent, 3)
-            with torch.no_grad():
-                out.weight.mul_(_QUIET)
-            priors.append(nn.Sequential(block(channels, channels), out))
         super().__init__(
             up=up,
-            posterior=[_Joined(block(2 * channels, channels), convolution(channels, 2 * latent, 3)) for _ in places],
-            prior=priors,
+            posterior=[_Joined(block(2 * channels, channels), _quiet(channels, latent)) for _ in places],
+            prior=[nn.Sequential(block(channels, channels), _quiet(channels, latent)) for _ in places],
             down=down,
             decoder=_Outputs(block(channels, channels), channels, observation.outputs, shape),
             observation=observation,
@@ -236,6 +230,14 @@ class _Outputs(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.output(F.silu(self.block(h)))
         return out.reshape(len(out), -1, *self.shape)
+
+
+def _quiet(channels: int, latent: int) -> nn.Conv2d:
+    """The last layer of what makes a distribution, which starts near N(0, I)."""
+    found = convolution(channels, 2 * latent, 3)
+    with torch.no_grad():
+        found.weight.mul_(_QUIET)
+    return found
 
 
 def _levels(latents: Sequence[int]) -> tuple[int, ...]:

@@ -109,9 +109,28 @@ def _of_files(path: Path, model: GenerativeModel, operator: Operator) -> Measure
     shape = dims if whole else out
     kind = modality_of({**model.data, "shape": list(shape)})
     wanted = f"the model's are {_size(dims)}" if whole else f"{operator} of the model's {_size(dims)} is {_size(out)}"
-    read = _arrays if path.suffix.lower() in (".npz", ".npy") else _pictures
-    x, names = read(path, kind, wanted)
+    x, names = read_items(path, kind, wanted)
     return Measurements(operator(x) if whole else x, names)
+
+
+def read_items(path: Path, kind: Modality, wanted: str, what: str = "measurements") -> tuple[Tensor, list[str]]:
+    """Items of a kind of data, from an .npz or .npy, a picture, or a folder of pictures.
+
+    Args:
+        path: The file or folder.
+        kind: The kind of data, with the shape that the items must have.
+        wanted: Why they must have it, for messages.
+        what: What they are, for messages.
+
+    Returns:
+        The items, [N, *shape] as models take them, and the name of each.
+
+    Raises:
+        UserError: If there are none, they cannot be read, or have another shape.
+    """
+    if path.suffix.lower() in (".npz", ".npy"):
+        return _arrays(path, kind, wanted, what)
+    return _pictures(path, kind, wanted, what)
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -128,7 +147,7 @@ def _enlarged(found: tuple[int, int], wanted: tuple[int, int]) -> str:
     return f", or enlarge it by operator=downsample operator.factor={factor}"
 
 
-def _arrays(path: Path, kind: Modality, wanted: str) -> tuple[Tensor, list[str]]:
+def _arrays(path: Path, kind: Modality, wanted: str, what: str) -> tuple[Tensor, list[str]]:
     def choose(names: list[str]) -> list[str]:
         found = [kind.unit] if kind.unit in names else names
         if len(found) != 1:
@@ -141,7 +160,7 @@ def _arrays(path: Path, kind: Modality, wanted: str) -> tuple[Tensor, list[str]]
     if arranged is None:
         layout = f"[N, {', '.join(map(str, kind.shape))}] or channels last"
         raise UserError(
-            f"{path}: measurements must be {layout}, uint8 on 0 ... 255 or floats; got {array.dtype} "
+            f"{path}: {what} must be {layout}, uint8 on 0 ... 255 or floats; got {array.dtype} "
             f"{list(array.shape)} ({wanted})"
         )
     numbers = torch.from_numpy(np.ascontiguousarray(arranged))
@@ -152,10 +171,10 @@ def _arrays(path: Path, kind: Modality, wanted: str) -> tuple[Tensor, list[str]]
     return x, [f"{path.name} {row}" for row in range(len(x))]
 
 
-def _pictures(path: Path, kind: Modality, wanted: str) -> tuple[Tensor, list[str]]:
-    channels, height, width = kind.shape
+def _pictures(path: Path, kind: Modality, wanted: str, what: str) -> tuple[Tensor, list[str]]:
     if not kind.in_pictures:
-        raise UserError(f"pictures have 1 or 3 channels: give an .npz in place of {path} ({wanted})")
+        raise UserError(f"pictures cannot hold these {what}: give an .npz or .npy in place of {path} ({wanted})")
+    channels, height, width = kind.shape
     paths = [path]
     if path.is_dir():
         tree = find_images(path)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from sde_diffusion.commands.app import override_hint, resolved
 from sde_diffusion.commands.conditions import digests, requested_only
+from sde_diffusion.commands.drawing import check_seeds, draw_in_batches
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.commands.measurements import Measurements, build_operator, measurements
 from sde_diffusion.commands.restored import against_truth, draw_grid, exactly, in_words, left_open, residuals
-from sde_diffusion.commands.sampling_run import Sampled, sample_in_batches
+from sde_diffusion.commands.sampling_run import Sampled
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, in_eval_mode
 from sde_diffusion.errors import UserError
@@ -67,8 +68,7 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     count = len(measured.y)
     wanted = f"n={cfg.n} draws for each of {count} measurements"
     check_fits(wanted, 20 * count * cfg.n * math.prod(dims), "draw fewer, or restore fewer at once")
-    if cfg.seed + count * cfg.n > 2**63:
-        raise UserError(f"seeds must lie below 2^63; got seed={cfg.seed} for {wanted}")
+    check_seeds(cfg, count)
     conditions = requested_only(cfg, model, count)
     denoiser = _posterior(cfg, model, operator, measured, conditions, device)
     drawn = _draw(cfg, model, denoiser, measured, conditions, device, parts)
@@ -170,7 +170,7 @@ def _draw(
     """
     sampler, operator = build(resolved(cfg.sampler), "sampler"), denoiser.operator
     known = {**conditions, "y": measured.y}
-    given = {name: values.repeat_interleave(cfg.n, 0).to(device) for name, values in known.items()}
+    given = {name: values.repeat_interleave(cfg.n, 0) for name, values in known.items()}
     plan = {
         "checkpoint": model.digest,
         **{key: resolved(cfg[key]) for key in ("sampler", "guidance", "operator", "noise", "n", "seed")},
@@ -186,18 +186,5 @@ def _draw(
             raise UserError(f"{error}; {_REMEDY}") from error
         return found if cfg.noise else dataclasses.replace(found, x=exactly(operator, found.x, y))
 
-    try:
-        return sample_in_batches(
-            with_y,
-            denoiser,
-            model.data["shape"],
-            range(cfg.seed, cfg.seed + len(given["y"])),
-            cfg.batch_size,
-            given,
-            folder=parts,
-            plan=plan,
-            overwrite=cfg.overwrite,
-            device=device,
-        )
-    except ValueError as error:  # from checks that a sampler can only make with the model's path
-        raise UserError(f"{error}{override_hint('sampler')}") from error
+    seeds = check_seeds(cfg, len(measured.y))
+    return draw_in_batches(cfg, model, with_y, denoiser, seeds, given, device, parts, plan)

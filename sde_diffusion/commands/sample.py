@@ -17,12 +17,12 @@ from torch import Tensor
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions
 from sde_diffusion.commands.drawing import check_seeds, draw, first
+from sde_diffusion.commands.editing import Edit, edit_of
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.conditions import numbered
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of, pictures, write_samples
-from sde_diffusion.sampling import Sampler
 from sde_diffusion.storage.files import forget, fresh
 from sde_diffusion.storage.memory import check_fits
 
@@ -50,28 +50,33 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         n, nfe and seconds.
 
     Raises:
-        UserError: If the configuration or the checkpoint does not allow it, or the results exist already.
+        UserError: If the configuration, the checkpoint or what is to be edited does not allow it, or the results exist
+            already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
     parts = out / ".samples"
     result = fresh(out / "samples.npz", cfg.overwrite, parts)
     grid, *film = (out / name for name in ("grid.png", "film.png", "film.gif"))
-    seeds = check_seeds(cfg)
-    if cfg.film > cfg.n:
-        raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
+    check_seeds(cfg)
     model, device = load_model(cfg)
-    conditions = for_samples(model, requested_conditions(cfg, model), cfg.n)
-    values = cfg.n * math.prod(model.data["shape"])
-    wanted = f"n={cfg.n} samples of shape {model.data['shape']}"
-    check_fits(wanted, 2 * values * (4 if model.data["levels"] is None else 1), "draw fewer; the next with seed=NUMBER")
+    edit = edit_of(cfg, model)
+    seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
+    if cfg.film > len(seeds):
+        raise UserError(f"film must be a number of samples from 0 to {len(seeds)}; got {cfg.film}")
+    conditions = for_samples(model, requested_conditions(cfg, model), len(seeds))
+    values = len(seeds) * math.prod(model.data["shape"])
+    wanted = f"{len(seeds)} samples of shape {model.data['shape']}"
+    size = (2 * (4 if model.data["levels"] is None else 1)) + (0 if edit is None else 4)
+    check_fits(wanted, values * size, "draw fewer; the next with seed=NUMBER")
     if model.conditions:
         log.info("given %s", in_words(model.conditions, conditions))
-    drawn = draw(cfg, model, conditions, device, parts)
+    drawn = draw(cfg, model, conditions, device, parts, edit)
     names = {name: kind.names for name, kind in model.conditions.items() if kind.names}
     modality = modality_of(model.data)
-    pictures.save(modality.draw(first(drawn.batches(), modality.most_drawn)), grid)
+    shown = first(drawn.batches(), modality.most_drawn)
+    pictures.save(modality.draw(shown) if edit is None else edit.picture(modality, shown, cfg.n), grid)
     if cfg.film:
-        _film(cfg, model, conditions, device, *film)
+        _film(cfg, model, conditions, edit, device, *film)
     found = write_samples(result, modality, drawn.batches(), seeds, conditions, names)
     forget(parts)
     speed = f"{drawn.seconds:.1f} s ({drawn.n / drawn.seconds:.0f} {modality.unit}/s)"
@@ -92,6 +97,7 @@ def _film(
     cfg: DictConfig,
     model: GenerativeModel,
     conditions: Mapping[str, Tensor],
+    edit: Edit | None,
     device: torch.device,
     strip: Path,
     animation: Path,
@@ -104,8 +110,9 @@ def _film(
     own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in conditions.items()}
     shape = (cfg.film, *model.data["shape"])
     seeds = range(cfg.seed, cfg.seed + cfg.film)
-    sampler: Sampler = build(resolved(cfg.sampler))
-    denoiser = denoiser_of(model)
+    sampler, denoiser = build(resolved(cfg.sampler)), denoiser_of(model)
+    if edit is not None:
+        sampler, own["latent"] = edit.on(sampler), edit.each(cfg.n)[: cfg.film].to(device)
     walk = sampler(denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **own)
     assert walk.trajectory is not None
     assert walk.states is not None

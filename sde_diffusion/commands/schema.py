@@ -58,6 +58,16 @@ class Bound(TypedDict):
     t_end: float | None
 
 
+_SHARE_OF_NOISE = "a number in (0, 1], the share of noise where the walk begins (1: nothing of what was given is left)"
+
+
+class Editing(TypedDict):
+    """What `sample` varies, and how much."""
+
+    path: str | None
+    strength: Annotated[float, Rule(_SHARE_OF_NOISE, lambda x: 0 < x <= 1)]
+
+
 class Entry(TypedDict):
     """A sampler of `benchmarks.nfe_fid`, and the network passes of its steps."""
 
@@ -200,7 +210,7 @@ def _sample(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
     checks.keys(ckpt=str, n=Count, seed=Seed, film=Natural, batch_size=Count, device=str, overwrite=bool)
-    checks.keys(conditions=Mapping[str, Any] | None)
+    checks.keys(conditions=Mapping[str, Any] | None, edit=Editing)
     checks.part("sampler", Sampler)
     _guidance(checks)
 

@@ -191,8 +191,12 @@ class Modality(ABC):
         """A picture of samples [B, *shape]; its axes, if any, are in the data's own units."""
 
     @abstractmethod
-    def beside(self, x: Tensor, reference: Tensor) -> Image:
-        """A picture of samples [B, *shape] and data [N, *shape] side by side, on the same scale."""
+    def beside(self, x: Tensor, reference: Tensor, *, names: tuple[str, str] = ("samples", "data")) -> Image:
+        """A picture of samples [B, *shape] and data [N, *shape] side by side, on the same scale, with these names."""
+
+    def edits(self, x: Tensor, reference: Tensor) -> Image:
+        """A picture of variations [N, n, *shape] of items [N, *shape] beside them."""
+        return self.beside(x.flatten(0, 1), reference, names=("edited", "given"))
 
     def film_strip(self, trajectory: Tensor, times: Sequence[float]) -> Image:
         """A picture of the beliefs along a walk, with time running to the right.

@@ -15,19 +15,20 @@ from torch import Tensor
 from sde_diffusion.storage.files import writing
 
 
-def image_grid(images: Tensor, min_side: int = 640) -> Image.Image:
+def image_grid(images: Tensor, min_side: int = 640, columns: int | None = None) -> Image.Image:
     """A nearly square grid of images with a thin border; small images are enlarged by an integer factor.
 
     Args:
         images: [B, H, W, C], uint8. Of three or more channels the first three are shown as colours; of fewer, the first
             as grey.
         min_side: Smallest width of the grid in pixels.
+        columns: Number of columns; None: nearly as many as rows.
 
     Returns:
         The picture.
     """
     n, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = math.ceil(math.sqrt(n)) if columns is None else columns
     rows = math.ceil(n / columns)
     zoom = max(1, math.ceil(min_side / (columns * (width + 1))))
     tiles = np.full((rows * columns, height * zoom + 1, width * zoom + 1, 3), 64, dtype=np.uint8)

@@ -46,12 +46,12 @@ class Signals(Modality):
         self._name_channels(drawing)
         return pictures.render(drawing)
 
-    def beside(self, x: Tensor, reference: Tensor) -> Image.Image:
+    def beside(self, x: Tensor, reference: Tensor, *, names: tuple[str, str] = ("samples", "data")) -> Image.Image:
         """Waveforms of both on the same scale; below, the median and the 5% to 95% range at each step.
 
         Below that, the autocorrelation for each lag.
         """
-        sets = {"samples": self._shown(x), "data": self._shown(reference)}
+        sets = dict(zip(names, map(self._shown, (x, reference)), strict=True))
         drawing = pictures.blank_figure((11, 8.2))
         top, middle, bottom = drawing.subfigures(3, 1, height_ratios=(4.4, 2, 2))
         ends = _ends(torch.cat(list(sets.values())))

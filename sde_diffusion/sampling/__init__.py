@@ -35,7 +35,7 @@ from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sampling.ode import ODESampler
 from sde_diffusion.sampling.ode_kinds import ODEMethod
 from sde_diffusion.sampling.predictor_corrector import PREDICTORS, Predictor, PredictorCorrector
-from sde_diffusion.sampling.reference import noised
+from sde_diffusion.sampling.reference import noised, start_time
 from sde_diffusion.sampling.repaint import RePaint
 from sde_diffusion.sampling.replacement import Replacement
 from sde_diffusion.sampling.reverse import ReverseProcess
@@ -77,4 +77,5 @@ __all__ = [
     "UnitVariance",
     "Walk",
     "noised",
+    "start_time",
 ]

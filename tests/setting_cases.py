@@ -124,7 +124,7 @@ SAMPLERS = {
     "unipc": f"sampler.steps=6 sampler.order=3 {GRID}",
     "deis": f"sampler.steps=6 sampler.order=2 {GRID}",
 }
-SAMPLE = "n=5 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
+SAMPLE = "n=5 edit.path=ROWS edit.strength=0.6 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
 RESTORE = {
     "mask": "operator=mask operator.path=null operator.part=center operator.invert=true posterior=mmps "
     "posterior.iterations=2 images=null split=test items=3 noise=0.1 n=2 seed=3 conditions=null data.root=null "

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.configurations import config_folder, register_resolvers
-from sde_diffusion.commands.typed_conditions import with_conditions
+from sde_diffusion.commands.typed_conditions import in_full
 from sde_diffusion.config import build, find_class
 from sde_diffusion.data import Density
 
@@ -45,7 +45,7 @@ def test_commands_compose_and_build_what_they_name(command, composed):
     overrides = [override for override in overrides if not override.startswith("--")]
     if "--multirun" in command:
         overrides = [override.split(",")[0] for override in overrides]
-    cfg = composed(config, overrides=with_conditions(config, [module, *overrides])[1:])
+    cfg = composed(config, overrides=in_full(config, [module, *overrides])[1:])
     if config not in ("likelihood", "sweep"):
         assert build(resolved(cfg.sampler)) is not None
     if config == "train":

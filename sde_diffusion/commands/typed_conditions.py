@@ -11,6 +11,11 @@ from omegaconf import OmegaConf
 from sde_diffusion.commands.configurations import config_folder
 
 
+def in_full(name: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command, beginning with the program, in place of short forms."""
+    return with_conditions(name, with_paths(name, arguments))
+
+
 def with_conditions(name: str, arguments: Sequence[str]) -> list[str]:
     """The arguments, with NAME=VALUE replaced by conditions.NAME=VALUE if NAME is not a key of the command.
 

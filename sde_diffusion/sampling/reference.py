@@ -82,5 +82,6 @@ def start_time(sde: SDE, strength: float, sigma_data: float | None = None) -> fl
     sigma_data = as_positive("sigma_data", 1.0 if sigma_data is None else sigma_data)
     if strength == 1:
         return sde.t_max
+    log_snr = math.log1p(-strength) - math.log(strength) - 2 * math.log(sigma_data)
     with sde.on_cpu():
-        return value_of(sde.time(math.log1p(-strength) - math.log(strength) - 2 * math.log(sigma_data)))
+        return min(value_of(sde.time(log_snr)), sde.t_max)

@@ -25,6 +25,7 @@ from sde_diffusion import (
     UserError,
 )
 from sde_diffusion.commands import drawing
+from sde_diffusion.commands.configurations import keys
 from sde_diffusion.modality import Images
 from sde_diffusion.training.guided_denoiser import guide, guided_denoiser
 
@@ -199,6 +200,12 @@ def test_models_named_by_checkpoints(run, classes):
         found = np.load(out / "samples.npz")
         assert np.array_equal(found["images"], DIGITS.to_file(want.x))
         assert ("label" in found or "labels" in found) == (name == "auto")
+
+
+def test_help_pages_say_what_a_scale_is_and_what_white_is():
+    for name in ("sample", "restore", "evaluate", "likelihood", "nfe_fid", "train"):
+        assert "guidance.scale: 1 is the conditional model, 0 the unconditional one" in keys(name), name
+    assert "white is to be filled" in keys("restore")
 
 
 WEAK = {"_target_": "sde_diffusion.guidance.AutoGuidance"}

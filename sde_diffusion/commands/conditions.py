@@ -38,6 +38,8 @@ def requested_conditions(cfg: DictConfig, model: BaseModel) -> dict[str, Any]:
     """
     kinds, found = model.conditions, dict(resolved(cfg.conditions) or {})
     for name in found:
+        if name not in kinds and any(name in one for one in (resolved(cfg.guidance) or {}).get("conditions") or []):
+            raise UserError(f"{name} is set by guidance.conditions, for each of the weights: leave {name}= out")
         if name not in kinds and name in (model.data.get("conditions") or {}):
             raise UserError(f"this model was trained without {name}: leave {name} out (see conditional=true of train)")
         if name not in kinds:

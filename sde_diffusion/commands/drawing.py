@@ -60,12 +60,13 @@ def draw(
         "seed": cfg.seed,
         "conditions": digests(conditions),
     }
-    sampler, known = build(plan["sampler"]), dict(conditions)
+    sampler, denoiser, known = build(plan["sampler"]), denoiser_of(model), dict(conditions)
+    seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
+    check_guided(model, conditions, len(seeds))
     if edit is not None:
         plan["edit"] = {"t_start": edit.t_start, **digests({"given": edit.given})}
         sampler, known = edit.on(sampler), {**known, "latent": edit.each(cfg.n)}
-    seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
-    return draw_in_batches(cfg, model, sampler, denoiser_of(model), seeds, known, device, folder, plan)
+    return draw_in_batches(cfg, model, sampler, denoiser, seeds, known, device, folder, plan)
 
 
 def draw_in_batches(
@@ -99,6 +100,18 @@ def draw_in_batches(
         )
     except ValueError as error:  # from checks that a sampler can only make with the model's path
         raise UserError(f"{error}{override_hint('sampler')}") from error
+
+
+def check_guided(model: GenerativeModel, conditions: Mapping[str, Tensor], n: int) -> None:
+    """Check that a model's guidance works with the conditions of n samples.
+
+    Raises:
+        UserError: If it needs one that is missing, or another value.
+    """
+    try:
+        denoiser_of(model).check_conditions(conditions, n, torch.device("cpu"))
+    except ValueError as error:
+        raise UserError(f"{error}{override_hint('guidance')}") from error
 
 
 def check_seeds(cfg: DictConfig, items: int = 1) -> range:

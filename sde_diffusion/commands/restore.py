@@ -141,7 +141,10 @@ def _posterior(
         UserError: If the likelihood does not support the operator or the noise.
     """
     likelihood = build(resolved(cfg.posterior), "posterior")
-    denoiser = PosteriorDenoiser(denoiser_of(model), operator, cfg.noise, likelihood).to(device)
+    try:
+        denoiser = PosteriorDenoiser(denoiser_of(model), operator, cfg.noise, likelihood).to(device)
+    except ValueError as error:  # of a model with a condition y
+        raise UserError(f"{cfg.ckpt}: {error}") from error
     sde = denoiser.sde
     own: dict[str, Any] = {name: values[:1].to(device) for name, values in conditions.items()}
     x_t = torch.zeros(1, *model.data["shape"], device=device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,11 +62,6 @@ class AutoGuidance(Combination):
         self.scale = self._scale.scale
         self.adjust = Adjustment(parallel, rescale, threshold)
         self.set_costs()
-
-    @property
-    def conditions(self) -> Collection[str] | None:
-        """The conditions of the denoiser."""
-        return self.denoiser.conditions
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.errors import did_you_mean
 from sde_diffusion.guidance.adjustment import Adjustment
 from sde_diffusion.guidance.combination import Combination, is_used
 from sde_diffusion.guidance.scale import GuidanceScale, Scale
@@ -103,7 +104,7 @@ class ClassifierFreeGuidance(Combination):
             raise TypeError(f"{name} must map conditions to values, such as {{'label': 10}}; got {shown(given)}")
         known = self.denoiser.conditions
         if known is not None and (strange := [one for one in given if one not in known]):
-            takes = f"takes {', '.join(known)}" if known else "takes none"
+            takes = f"takes {', '.join(known)}{did_you_mean(strange[0], known)}" if known else "takes none"
             raise ValueError(f"{name} names {', '.join(strange)}, and {type(self.denoiser).__name__} {takes}")
         return dict(given)
 
@@ -117,11 +118,6 @@ class ClassifierFreeGuidance(Combination):
             )
         if own is not None and not self.negative:
             raise ValueError("negative_scale needs a negative condition, such as negative={'label': 7}")
-
-    @property
-    def conditions(self) -> Collection[str] | None:
-        """The conditions of the wrapped denoiser."""
-        return self.denoiser.conditions
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ class Combination(Denoiser):
     """
 
     adjust: Adjustment = Adjustment()
+
+    @property
+    def conditions(self) -> Collection[str] | None:
+        """Those of the denoiser that is guided, which is the last one."""
+        return self.experts[-1].conditions
 
     @property
     @abstractmethod

@@ -51,8 +51,8 @@ class PosteriorDenoiser(Denoiser):
 
     Raises:
         TypeError: If denoiser is not a denoiser, or operator not an operator.
-        ValueError: If noise is negative or not finite, or the likelihood unknown; from a call, if y is missing, has
-            another shape than A x_0, or is not finite.
+        ValueError: If the denoiser takes y itself, noise is negative or not finite, or the likelihood unknown; from a
+            call, if y is missing, has another shape than A x_0, or is not finite.
     """
 
     def __init__(
@@ -65,6 +65,11 @@ class PosteriorDenoiser(Denoiser):
         super().__init__()
         check_denoiser(denoiser)
         check_kind("operator", operator, Operator)
+        if "y" in (denoiser.conditions or ()):
+            raise ValueError(
+                "denoiser has a condition named y itself, which is the name of the measurement here: a model must have "
+                "it under another name, and the posterior of a posterior needs one operator for both measurements"
+            )
         self.denoiser, self.operator = denoiser, operator
         self.sde, self.sigma_data = denoiser.sde, denoiser.sigma_data
         self.noise = as_number("noise", noise)

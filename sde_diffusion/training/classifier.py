@@ -78,7 +78,10 @@ class Classifier(GenerativeModel):
         )
         label = Conditions(conditions).get("label")
         if not isinstance(label, Label):
-            raise ValueError("a classifier needs labels: train it with conditional=true, on data with classes")
+            raise ValueError(
+                "a classifier needs labels: give ckpt=MODEL, the model that it is for, or conditional=true, and data "
+                "with classes"
+            )
         self.conditions = Conditions({"label": label})
         given = {"sde": sde, "network": network or _ENCODER, "times": times}
         parts = {name: to_containers(value) for name, value in given.items()}

@@ -27,6 +27,8 @@ from sde_diffusion import (
 from sde_diffusion.commands import drawing
 from sde_diffusion.commands.configurations import keys
 from sde_diffusion.modality import Images
+from sde_diffusion.training import guidance_models
+from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.guided_denoiser import guide, guided_denoiser
 
 CFG = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance"}
@@ -170,8 +172,9 @@ def test_what_a_model_does_not_allow(model, settings, words):
 
 REFUSED = {
     "scale=-1": "scale must be a finite number of at least 0 (1: the conditional model",
-    "scale=.inf": "scale must be a number; got '.inf'",
-    "scale=high": "scale must be a number; got 'high'",
+    "scale=.inf": "scale must be a finite number of at least 0 (1: the conditional model",
+    "scale=high": "scale must be a finite number of at least 0 (1: the conditional model",
+    "scale=[1,2]": "scale must be a finite number of at least 0 (1: the conditional model",
     "interval=[2,1]": "interval must be (low, high) with 0 <= low < high, in sigma/alpha; got (2, 1)",
     "interval=[2]": "interval must be",
     "rescale=2": "rescale must lie in [0, 1]; got 2",
@@ -215,7 +218,9 @@ WEAK = {"_target_": "sde_diffusion.guidance.AutoGuidance"}
     ("settings", "words"),
     [
         ({}, "guidance.weak must be the path of a checkpoint: add guidance.weak=PATH"),
-        ({"weak": "none.ckpt"}, "none.ckpt"),
+        ({"weak": "none.ckpt"}, "guidance.weak: no checkpoint none.ckpt"),
+        ({"weak": 3}, "guidance.weak must be the path of a checkpoint; got guidance.weak=3"),
+        ({"weak": ["a", "b"]}, "guidance.weak must be the path of a checkpoint; got"),
         (
             {"_target_": "sde_diffusion.guidance.ClassifierGuidance", "classifier": "{classes}"},
             "guidance.classifier={classes} is a checkpoint of a ScoreModel, which has no classifier",
@@ -225,6 +230,7 @@ WEAK = {"_target_": "sde_diffusion.guidance.AutoGuidance"}
             "guidance.weights must sum to 1, and [1.0, 1.0] sum to 2",
         ),
         ({**CFG, "negative": {"label": 10}}, "guidance.negative.label must be one of 0 ... 9; got 10"),
+        ({**CFG, "negative": {"lable": 1}}, "guidance.negative names lable, and NetworkDenoiser takes label (did you"),
     ],
 )
 def test_models_that_do_not_fit(classes, settings, words):
@@ -252,6 +258,42 @@ def test_a_weak_model_of_other_data(classes, trained):
         guided_denoiser(model, {**WEAK, "weak": str(classes)})
 
 
+def test_models_that_are_used_without_what_they_were_trained_with(classes):
+    """The unconditional part of a composition, and a weak model that gets no label."""
+    composition = {"_target_": "sde_diffusion.guidance.Composition", "weights": [2, -1]}
+    composition["conditions"] = [{"label": 3}, {}]
+    words = "guidance= uses a model without label, and this model was never trained without label: train it with"
+    with pytest.raises(UserError, match=words):
+        guided_denoiser(model_of(4, 0.0), composition)
+    assert guided_denoiser(model_of(4), composition).passes == 2
+    never = ScoreModel.load_from_checkpoint(classes)
+    never.dropout = ConditionDropout(never.conditions, 0.0)
+    alone = model_of(0)
+    alone.denoiser, alone.data = NetworkDenoiser(never.denoiser.sde, MLP([1, 8, 8], width=8, depth=1)), never.data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guidance_models, "load_model", lambda path, device: never)
+        with pytest.raises(UserError, match=words):
+            guided_denoiser(alone, {**WEAK, "weak": str(classes)})
+
+
+def test_conditions_that_guidance_refuses(run):
+    """Before anything is computed, in one message with the settings that ask for it."""
+    for name, settings, words in (
+        ("sample", ("guidance=cfg", "guidance.negative={label:2}", "label=2"), "negative must differ"),
+        ("evaluate", ("guidance=cfg", "label=none"), "guidance with scale=2 needs a condition to go by: give label="),
+        (
+            "sample",
+            ("guidance=compose", "guidance.weights=[2,-1]", "guidance.conditions=[{label:3},{}]", "label=1"),
+            "label is set by guidance.conditions, for each of the weights: leave label= out",
+        ),
+    ):
+        done, out = run(name, *SAMPLER, "n=4", *settings)
+        assert done.status == 1
+        assert done.err.startswith(f"error: {words}"), done.err
+        assert "sampler=" not in done.err
+        assert not out.exists()
+
+
 def test_what_is_refused_at_once():
     for setting, words in REFUSED.items():
         assert f"guidance.{words}" in refusal("sample", "guidance=cfg", f"guidance.{setting}")
@@ -261,6 +303,9 @@ def test_what_is_refused_at_once():
     assert "guidance.weak must be the path of a checkpoint" in refusal("sample", "guidance=auto")
     assert refusal("sample", "guidance=auto", "guidance.weak=w.ckpt") is None
     assert refusal("sample", "guidance=classifier", "guidance.classifier=c.ckpt", "guidance.on=x0") is None
+    assert "guidance.weights must be a list of numbers that sum to 1, such as" in refusal("sample", "guidance=compose")
+    assert "did you mean cfg?" in refusal("sample", "guidance=cgf")
+    assert "did you mean guidance.scale?" in refusal("sample", "guidance=cfg", "guidance.scael=2")
     assert "add the unconditional model" in refusal("sample", "guidance=compose", "guidance.weights=[1,1]")
     assert (
         refusal("sample", "guidance=compose", "guidance.denoisers=[a.ckpt,b.ckpt]", "guidance.weights=[2,-1]") is None

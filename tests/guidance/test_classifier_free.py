@@ -216,7 +216,7 @@ def test_any_named_conditions_are_left_out():
         ({"scale": -1}, r"scale must be a finite number of at least 0 \(1: the conditional model"),
         ({"scale": math.inf}, "scale must be a finite number"),
         ({"scale": math.nan}, "scale must be a finite number"),
-        ({"scale": "2"}, "scale must be a number"),
+        ({"scale": "2"}, "scale must be a finite number of at least 0 .1: the conditional model"),
         ({"null": None}, "null must say which value of a condition stands for none"),
         ({"null": {"text": 0}}, r"null names text, and NetworkDenoiser takes label"),
         ({"interval": (2, 1)}, r"interval must be \(low, high\) with 0 <= low < high, in sigma/alpha; got \(2, 1\)"),
@@ -234,7 +234,7 @@ def test_any_named_conditions_are_left_out():
         ({"negative_scale": 1}, "negative_scale needs a negative condition"),
         ({"negative": {"text": 1}}, "negative names text, and NetworkDenoiser takes label"),
         ({"scale": lambda log_snr: log_snr}, "scale must be a finite number of at least 0"),
-        ({"scale": lambda log_snr: "2"}, "scale must be a number"),
+        ({"scale": lambda log_snr: "2"}, "scale must be a finite number of at least 0 .1: the conditional model"),
     ],
 )
 def test_bad_arguments(given, message):

@@ -102,6 +102,11 @@ def test_no_more_lines_than_long_work_needs(monkeypatch, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert 170 < len(lines) < 220  # 50 in the first 25 minutes, then 1 + 50 ln(24)
     assert lines[0] == "step  2, 0:30 so far, about 9:59:30 left"
+    caplog.clear()
+    with progress.bar("step", total=None) as bar:
+        now[0] += 60.0
+        bar.update(completed=1, limit=-0.7)  # a timer ends a run after the step in which its time is over
+    assert caplog.records[0].getMessage().endswith("about 0:00 left")
 
 
 def test_clock():

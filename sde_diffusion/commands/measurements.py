@@ -93,7 +93,7 @@ def _of_files(path: Path, model: GenerativeModel, operator: Operator, noise: flo
     """
     dims = tuple(model.data["shape"])
     if operator.part_of_data:
-        x, names = read_items(path, modality_of(model.data), f"the model's are {_size(dims)}")
+        x, names = read_items(path, modality_of(model.data), f"the model's are {_size(dims)}", enlarged=True)
         y = operator(x)
     else:
         out = operator.output_shape(dims)
@@ -129,7 +129,9 @@ def _kind_of_measurements(model: GenerativeModel, operator: Operator, out: Seque
     return modality_of({**model.data, "shape": list(out)})
 
 
-def read_items(path: Path, kind: Modality, wanted: str, what: str = "measurements") -> tuple[Tensor, list[str]]:
+def read_items(
+    path: Path, kind: Modality, wanted: str, what: str = "measurements", enlarged: bool = False
+) -> tuple[Tensor, list[str]]:
     """Items of a kind of data, from an .npz or .npy, a picture, or a folder of pictures.
 
     Args:
@@ -137,6 +139,7 @@ def read_items(path: Path, kind: Modality, wanted: str, what: str = "measurement
         kind: The kind of data, with the shape that the items must have.
         wanted: Why they must have it, for messages.
         what: What they are, for messages.
+        enlarged: Whether smaller pictures can be enlarged by an operator, for messages.
 
     Returns:
         The items, [N, *shape] as models take them, and the name of each.
@@ -146,7 +149,7 @@ def read_items(path: Path, kind: Modality, wanted: str, what: str = "measurement
     """
     if path.suffix.lower() in (".npz", ".npy"):
         return _arrays(path, kind, wanted, what)
-    return _pictures(path, kind, wanted, what)
+    return _pictures(path, kind, wanted, what, enlarged)
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -157,14 +160,14 @@ def _size(shape: Sequence[int]) -> str:
     return f"{shape[2]}x{shape[1]}, {colours}"
 
 
-def _other_size(found: tuple[int, int], wanted: tuple[int, int]) -> str:
-    """What can be done about a picture of another size than the wanted one (width, height), as the end of a message."""
+def _by_operator(found: tuple[int, int], wanted: tuple[int, int]) -> str:
+    """What an operator can do for a picture of another size (width, height), as the end of a message."""
     factor = wanted[0] // found[0]
     if factor > 1 and wanted == (factor * found[0], factor * found[1]):
         return f", or enlarge it by operator=downsample operator.factor={factor}"
-    if found > wanted and not wanted[0] % 2 and not wanted[1] % 2:
+    if max(found) > max(wanted) and not wanted[0] % 2 and not wanted[1] % 2:
         half = f"{wanted[0] // 2}x{wanted[1] // 2}"
-        return f" (no larger picture can be made; operator=downsample operator.factor=2 would enlarge one of {half})"
+        return f": no larger picture can be made; operator=downsample operator.factor=2 would enlarge one of {half}"
     return ""
 
 
@@ -191,7 +194,7 @@ def _arrays(path: Path, kind: Modality, wanted: str, what: str) -> tuple[Tensor,
     return x, [f"{path.name} {row}" for row in range(len(x))]
 
 
-def _pictures(path: Path, kind: Modality, wanted: str, what: str) -> tuple[Tensor, list[str]]:
+def _pictures(path: Path, kind: Modality, wanted: str, what: str, enlarged: bool) -> tuple[Tensor, list[str]]:
     if not kind.in_pictures:
         raise UserError(f"pictures cannot hold these {what}: give an .npz or .npy in place of {path} ({wanted})")
     channels, height, width = kind.shape
@@ -206,7 +209,8 @@ def _pictures(path: Path, kind: Modality, wanted: str, what: str) -> tuple[Tenso
         if header.size != (width, height):
             raise UserError(
                 f"{one} is {header.size[0]}x{header.size[1]}, and must be {width}x{height} ({wanted}): nothing is "
-                f"resized in silence; crop or resize it yourself{_other_size(header.size, (width, height))}"
+                f"resized in silence; crop or resize it yourself"
+                + (_by_operator(header.size, (width, height)) if enlarged else "")
             )
         if header.deep:
             log.warning(

@@ -86,8 +86,9 @@ class PosteriorDraws:
                 self.denoiser, (1, *self.model.data["shape"]), callback=lambda *_: True, device=self.device, **first
             )
         except (ValueError, TypeError) as error:
-            names = "posterior=mmps, the default, takes any operator and noise=0"
-            hint = "".join(override_hint(key) for key in ("posterior", "sampler", "operator"))
+            names = "posterior=mmps, the default, takes any differentiable operator, and noise=0"
+            keys = ("posterior", "sampler", "operator")
+            hint = "".join(override_hint(key) for key in keys).replace(") (given:", "")
             raise UserError(f"{error}{hint}; {names}") from error
 
     @property

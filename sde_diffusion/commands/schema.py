@@ -217,15 +217,16 @@ def _sample(checks: ConfigChecks) -> None:
 
 def _restore(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
-    from sde_diffusion.guidance import MeasurementLikelihood
+    from sde_diffusion.guidance import PosteriorMethod
     from sde_diffusion.sampling import Sampler
 
-    checks.keys(ckpt=str, images=str | None, split=Split | None, items=Count, noise=NoiseScale, n=Count, seed=Seed)
-    checks.keys(conditions=Mapping[str, Any] | None, batch_size=Count, device=str, overwrite=bool)
+    checks.keys(ckpt=str, images=str | None, y=str | None, split=Split | None, items=Count, noise=NoiseScale, n=Count)
+    checks.keys(seed=Seed, evidence=bool, conditions=Mapping[str, Any] | None)
+    checks.keys(batch_size=Count, device=str, overwrite=bool)
     operator = checks.keys(operator=Described)["operator"]  # built when the model's shape is known
     cls = find_class(str(operator["_target_"]), "operator", any_library=True)
     checks.settings("operator", cls, reserved=("shape",))
-    checks.part("posterior", MeasurementLikelihood)
+    checks.part("posterior", PosteriorMethod)
     checks.part("sampler", Sampler)
     checks.data("data", DataModule, Location)
     _guidance(checks)

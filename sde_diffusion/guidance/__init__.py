@@ -15,6 +15,7 @@ from sde_diffusion.guidance.likelihoods import (
     PseudoInverse,
     RowSum,
 )
+from sde_diffusion.guidance.method import PosteriorMethod
 from sde_diffusion.guidance.network_classifier import NetworkClassifier
 from sde_diffusion.guidance.operators import (
     Blur,
@@ -50,6 +51,7 @@ __all__ = [
     "Operator",
     "PointEstimate",
     "PosteriorDenoiser",
+    "PosteriorMethod",
     "PseudoInverse",
     "RowSum",
     "UntrainedError",

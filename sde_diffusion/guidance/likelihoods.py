@@ -11,15 +11,17 @@ a known S also have log p(y | x_t) = log N(y; A x0, S).
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_count
 from sde_diffusion.checks.reprs import ShowsArguments, shown
+from sde_diffusion.guidance.method import PosteriorMethod
 from sde_diffusion.guidance.normal import dense_normal, log_normal
 
 
@@ -48,7 +50,7 @@ class Guess:
     spectrum: Callable[[], Tensor]
 
 
-class MeasurementLikelihood(ShowsArguments, ABC):
+class MeasurementLikelihood(ShowsArguments, PosteriorMethod):
     """An approximation of p(y | x_t).
 
     Attributes:
@@ -56,6 +58,10 @@ class MeasurementLikelihood(ShowsArguments, ABC):
     """
 
     gradients: int
+
+    def likelihood_and_sampler(self, sampler: Any) -> tuple[MeasurementLikelihood, Any]:
+        """This likelihood, and the sampler; see `PosteriorMethod`."""
+        return self, sampler
 
     @abstractmethod
     def shift(self, guess: Guess) -> Tensor:

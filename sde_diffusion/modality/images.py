@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from sde_diffusion.modality import pictures
+from sde_diffusion.modality import pictures, restored
 from sde_diffusion.modality.base import Array, Modality
 from sde_diffusion.modality.levels import from_levels, to_levels
 from sde_diffusion.modality.units import Units
@@ -107,6 +107,12 @@ class Images(Modality):
         """Two grids of images."""
         sets = {f"{name}: {len(some)} images": some for name, some in zip(names, (x, reference), strict=True)}
         return pictures.side_by_side({name: self.draw(images) for name, images in sets.items()}, 24, 12, 16)
+
+    def posterior(
+        self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
+    ) -> Image:
+        """A row for each: what was measured, the truth, draws, their mean, and the spread of each pixel."""
+        return restored.rows(draws, measured, truth, known)
 
     def _plot_frame(self, panel: Any, x: Tensor, row: int, ends: tuple[list[float], list[float]]) -> None:
         picture = to_uint8(x[row : row + 1])[0]

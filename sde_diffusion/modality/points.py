@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sde_diffusion.checks import check_sizes
-from sde_diffusion.modality import pictures
+from sde_diffusion.modality import pictures, restored
 from sde_diffusion.modality.base import Modality
 
 SIDE = 260
@@ -70,6 +70,13 @@ class Points(Modality):
             panel.set_ylim(low[1], high[1])
             panel.set_box_aspect(1)
         return pictures.render(drawing)
+
+    def posterior(
+        self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
+    ) -> Image.Image:
+        """A panel for each: a scatter plot in two dimensions, or else each number with its draws."""
+        plot = restored.scatter if self.shape == (2,) else restored.error_bars
+        return plot(self, draws, measured, truth, known)
 
     def _film_rows(self, n: int) -> int:
         return 1  # all points are in one panel

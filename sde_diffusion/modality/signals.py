@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sde_diffusion.modality import pictures
+from sde_diffusion.modality import pictures, restored
 from sde_diffusion.modality.base import Modality
 
 _MOST = 12  # waveforms in a picture
@@ -75,6 +75,12 @@ class Signals(Modality):
             panels[0].set_ylabel(words[1], fontsize=8)
             panels[0].legend(fontsize=7)
         return pictures.render(drawing)
+
+    def posterior(
+        self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
+    ) -> Image.Image:
+        """A panel for each item and channel: the draws, their mean, the truth, and what was measured."""
+        return restored.waveforms(self, draws, measured, truth, known)
 
     def _shown(self, x: Tensor) -> Tensor:
         """The channels of signals [B, C, L] that are drawn, in the data's own units."""

@@ -30,6 +30,7 @@ from sde_diffusion.sampling.deis import DEISSampler
 from sde_diffusion.sampling.dpm_solver import DPMSolver, UniPC
 from sde_diffusion.sampling.heun import HeunSampler
 from sde_diffusion.sampling.langevin import AnnealedLangevin
+from sde_diffusion.sampling.measured import PosteriorSampler
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sampling.ode import ODESampler
@@ -62,6 +63,7 @@ __all__ = [
     "NoiseToSignal",
     "ODEMethod",
     "ODESampler",
+    "PosteriorSampler",
     "Predictor",
     "PredictorCorrector",
     "RePaint",

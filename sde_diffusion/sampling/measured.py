@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.guidance import PosteriorDenoiser
+from sde_diffusion.guidance import JacobianFree, MeasurementLikelihood, PosteriorDenoiser, PosteriorMethod
+from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import Time, value_of
+
+
+class PosteriorSampler(Sampler, PosteriorMethod):
+    """A sampler of p(x_0 | y). Its denoiser is a `PosteriorDenoiser`, and y is passed as y=.
+
+    Attributes:
+        likelihood: The likelihood to use in place of the denoiser's; None if the denoiser's is used, or none is needed.
+    """
+
+    likelihood: MeasurementLikelihood | None = None
+
+    def likelihood_and_sampler(self, sampler: Any) -> tuple[MeasurementLikelihood, Any]:
+        """Its likelihood, or else the cheapest, and itself; see `PosteriorMethod`."""
+        return JacobianFree() if self.likelihood is None else self.likelihood, self
 
 
 def measured(denoiser: Denoiser, sampler: str) -> PosteriorDenoiser:

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
-from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.measured import KnownPart
+from sde_diffusion.sampling.measured import KnownPart, PosteriorSampler
 from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import Grid, add_, numbers
 
 
-class RePaint(Sampler):
+class RePaint(PosteriorSampler):
     """DDPM with the known part of x_t replaced; every `jump` steps it is noised again by as many, `resamples` times.
 
     The denoiser is a `PosteriorDenoiser` for its operator and noise, and y is passed as y=; see `Replacement`, which is

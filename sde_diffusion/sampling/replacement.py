@@ -7,11 +7,11 @@ from torch import Tensor
 from sde_diffusion.checks import check_kind
 from sde_diffusion.sampling.ancestral import AncestralSampler
 from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.measured import KnownPart
+from sde_diffusion.sampling.measured import KnownPart, PosteriorSampler
 from sde_diffusion.sampling.walk import Walk
 
 
-class Replacement(Sampler):
+class Replacement(PosteriorSampler):
     r"""A sampler's walk, in which the known part of x_t is replaced at each time: A x_t <- alpha y + sigma z.
 
     The denoiser is a `PosteriorDenoiser` for its operator and noise (its likelihood is not used), and y is passed as
@@ -47,6 +47,7 @@ class Replacement(Sampler):
         check_kind("sampler", sampler, Sampler, or_none=True)
         self.sampler = AncestralSampler(250, eta=1.0) if sampler is None else sampler
         super().__init__(self.sampler.denoise, self.sampler.t_end)
+        self.states = self.sampler.states
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """The sampler's walk; see `Sampler.walk`."""

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Prediction
+from sde_diffusion.guidance import LIKELIHOODS, MeasurementLikelihood, PosteriorDenoiser
 from sde_diffusion.guidance.posterior import Twist
-from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.measured import measured
+from sde_diffusion.sampling.measured import PosteriorSampler, measured
 from sde_diffusion.sampling.walk import PRIOR_DRAW, Walk, singular
 from sde_diffusion.sde import BandLogSNR, Grid, Time, add, add_, number, numbers
 
 
-class TwistedSMC(Sampler):
+class TwistedSMC(PosteriorSampler):
     r"""Samples of p(x_0 | y), exact in the limit of many particles, whatever the guidance; and estimates of log p(y).
 
     The denoiser is a `PosteriorDenoiser` whose likelihood has log p~(y | x_t) (see `MeasurementLikelihood.log_prob`),
@@ -41,13 +42,14 @@ class TwistedSMC(Sampler):
     Args:
         steps: Number of network passes of a particle, at least 1 (2 without `denoise`); the last is at t_end.
         particles: Number of particles of each sample, at least 1.
+        likelihood: p~, a name of `LIKELIHOODS` or a `MeasurementLikelihood`; the denoiser's by default.
         grid: Spacing of the times; `BandLogSNR` by default, for which the error of few steps is small on any path.
         denoise: See `Sampler`; if False, the state at t_end is weighted by p~.
         t_end: See `Sampler`.
 
     Raises:
-        ValueError: If a number is out of range; from a call, if the noise of the measurement is 0, the likelihood has
-            no log p~(y | x_t), or the path is singular at t_end.
+        ValueError: If a number is out of range, or the likelihood unknown; from a call, if the noise of the measurement
+            is 0, the likelihood has no log p~(y | x_t), or the path is singular at t_end.
         TypeError: From a call, if the denoiser is not a `PosteriorDenoiser`.
 
     References:
@@ -55,11 +57,13 @@ class TwistedSMC(Sampler):
     """
 
     always_shown = ("steps", "particles")
+    has_evidence = True
 
     def __init__(
         self,
         steps: int = 100,
         particles: int = 64,
+        likelihood: str | MeasurementLikelihood | None = None,
         grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
@@ -68,6 +72,14 @@ class TwistedSMC(Sampler):
         also = "" if self.denoise else " with denoise=False, where the last pass weighs the state at t_end"
         self.steps = check_count("steps", steps, least=1 + (not self.denoise), also=also)
         self.particles = check_count("particles", particles)
+        self.likelihood: MeasurementLikelihood | None = None
+        if likelihood is not None:
+            self.likelihood = as_instance("likelihood", likelihood, LIKELIHOODS, MeasurementLikelihood)
+
+    @property
+    def states(self) -> int:  # type: ignore[override]
+        """One for each particle."""
+        return self.particles
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk all particles down the grid; see `Sampler.walk`."""
@@ -109,6 +121,9 @@ class _Cloud:
     def __init__(self, run: Walk, sampler: TwistedSMC, start: Tensor) -> None:
         self.run, self.count = run, sampler.particles
         self.posterior = measured(run.denoiser, type(sampler).__name__)
+        if sampler.likelihood is not None:
+            inner, operator, noise = self.posterior.denoiser, self.posterior.operator, self.posterior.noise
+            self.posterior = PosteriorDenoiser(inner, operator, noise, sampler.likelihood)
         if not self.posterior.noise:
             raise ValueError(
                 "TwistedSMC weighs particles by the density of y, which has none without noise: give the "

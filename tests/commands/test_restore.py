@@ -12,7 +12,8 @@ from schema_cases import refusal
 
 from sde_diffusion import UserError
 from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.commands.measurements import build_operator, measurements
+from sde_diffusion.commands.described_operators import build_operator
+from sde_diffusion.commands.measurements import measurements
 from sde_diffusion.commands.restored import against_truth, exactly, left_open
 from sde_diffusion.data import Digits
 from sde_diffusion.guidance import Blur, Downsample, Grey, Mask
@@ -20,7 +21,7 @@ from sde_diffusion.modality import Images
 
 STEPS = ("sampler.steps=4", "posterior.iterations=1")
 MASKED = Mask(torch.eye(8, dtype=torch.bool), (3, 8, 8))
-MASK = {"_target_": "sde_diffusion.commands.PictureMask"}
+MASK = {"_target_": "sde_diffusion.commands.MaskToFill"}
 
 
 def save(path, pixels, mode=None):
@@ -179,7 +180,7 @@ def test_white_is_filled_unless_inverted(files):
 @pytest.mark.parametrize(
     ("images", "operator", "parts"),
     [
-        (None, Downsample(2), ["either images=", "split=test"]),
+        (None, Downsample(2), ["one of images=", "y=", "split=test"]),
         ("none", Downsample(2), ["none does not exist"]),
         ("empty", Downsample(2), ["empty has no pictures"]),
         ("full.png", Downsample(2), ["full.png is 8x8, and must be 4x4", "8x8, RGB"]),
@@ -208,7 +209,7 @@ def test_measurements_that_do_not_fit(images, operator, parts, tmp_path, monkeyp
     np.savez("two.npz", a=np.zeros(2), b=np.zeros(2))
     model = SimpleNamespace(data={"shape": [3, 8, 8], "levels": 256, "modality": Images((3, 8, 8), 256).describe()})
     with pytest.raises(UserError) as error:
-        measurements(OmegaConf.create({"images": images, "split": None, "noise": 0.02}), model, operator)
+        measurements(OmegaConf.create({"images": images, "y": None, "split": None, "noise": 0.02}), model, operator)
     assert all(part in str(error.value) for part in parts), error.value
 
 
@@ -220,7 +221,7 @@ def test_posteriors(name):
 def test_refused_keys():
     assert "from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)" in refusal("restore", "noise=5")
     assert refusal("restore", "noise=-1").startswith("noise must be")
-    assert "choose operator= from blur, downsample, grey, mask" in refusal("restore", "~operator")
-    assert "must name a class that extends MeasurementLikelihood" in refusal(
+    assert "choose operator= from blur, downsample, grey, linear, mask" in refusal("restore", "~operator")
+    assert "must name a class that extends PosteriorMethod" in refusal(
         "restore", "posterior=tmpd", "posterior._target_=sde_diffusion.guidance.Grey"
     )

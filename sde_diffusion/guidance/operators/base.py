@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class Operator(nn.Module, ABC):
     """
 
     linear = True
+
+    part_of_data: ClassVar[bool] = False
+    """Whether y are numbers of the data themselves, so that data in which the others are arbitrary say what y is."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

@@ -126,14 +126,23 @@ SAMPLERS = {
 }
 SAMPLE = "n=5 edit.path=ROWS edit.strength=0.6 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
 RESTORE = {
-    "mask": "operator=mask operator.path=null operator.part=center operator.invert=true posterior=mmps "
-    "posterior.iterations=2 images=null split=test items=3 noise=0.1 n=2 seed=3 conditions=null data.root=null "
-    "data.path=null batch_size=3 device=cpu overwrite=true sampler=ddim sampler.steps=3",
-    "downsample": "operator=downsample operator.factor=2 operator.method=bicubic posterior=ddnm posterior.sigma_data=null",
-    "blur": "operator=blur operator.std=0.7 operator.boundary=reflect posterior=tmpd",
-    "grey": "operator=grey operator.weights=[0.5] posterior=jacobian_free posterior.sigma_data=0.5 noise=0",
-    "by pseudo-inverse": "operator=blur operator.std=0.7 posterior=pigdm posterior.sigma_data=0.5",
-    "by points": "operator=blur operator.std=0.7 posterior=dps posterior.scale=0.1",
+    "mask": "operator=mask operator.path=null operator.part=center operator.coordinates=null operator.invert=true "
+    "posterior=mmps posterior.iterations=2 images=null y=null split=test items=3 noise=0.1 n=2 seed=3 evidence=false "
+    "conditions=null data.root=null data.path=null batch_size=3 device=cpu overwrite=true sampler=ddim sampler.steps=3",
+    "downsample": "operator=downsample operator.factor=2 operator.method=bicubic posterior=ddnm "
+    "posterior.sigma_data=null sampler.steps=3",
+    "blur": "operator=blur operator.std=0.7 operator.boundary=reflect posterior=tmpd sampler.steps=3",
+    "grey": "operator=grey operator.weights=[0.5] posterior=jacobian_free posterior.sigma_data=0.5 noise=0 "
+    "sampler.steps=3",
+    "by pseudo-inverse": "operator=blur operator.std=0.7 posterior=pigdm posterior.sigma_data=0.5 sampler.steps=3",
+    "by points": "operator=blur operator.std=0.7 posterior=dps posterior.scale=0.1 sampler.steps=3",
+    "linear, by particles": "operator=linear operator.path=MATRIX posterior=smc posterior.steps=3 posterior.particles=2 "
+    "posterior.likelihood.sigma_data=0.5 evidence=true "
+    f"{GRID.replace('sampler.', 'posterior.')}",
+    "by repainting": "operator=mask operator.coordinates=[0] posterior=repaint posterior.steps=4 posterior.jump=2 "
+    f"posterior.resamples=2 {GRID.replace('sampler.', 'posterior.')}",
+    "by replacement": "operator=grey operator.weights=[1] posterior=replacement posterior.sampler.steps=3 "
+    "posterior.sampler.eta=0.5",
 }
 LIKELIHOOD = {
     "most": "split=[train,test] conditions=null n=6 method=dopri5 rtol=1e-3 atol=1e-3 max_nfe=3000 trace=hutch++ probes=3 prior=matched "

@@ -121,18 +121,18 @@ def _statistics(
     operator: Operator, draws: Tensor, y: Tensor, truth: Tensor, others: Tensor, where: Tensor, noise: float
 ) -> Statistics:
     """What is ranked. Each is a function of an item and its measurement, that other training data define."""
-    every = torch.cat([truth.unsqueeze(1), draws], 1).double()  # the truth first
-    hole, own = every[:, :, where], others.double()[:, where]
+    every = torch.cat([truth.unsqueeze(1), draws], 1)  # the truth first
+    hole, own = every[:, :, where], others[:, where]
     found: dict[str, Tensor] = {"values": hole}
     if hole.shape[2] > 1:
         found["mean"] = hole.mean(2)
         _, _, axes = torch.linalg.svd(own - own.mean(0), full_matrices=False)
         for number, axis in enumerate(axes[:_COMPONENTS]):
             found[f"component {number + 1}"] = hole @ axis
-    found["density"] = _log_density(every, others.double())
+    found["density"] = _log_density(every, others)
     if noise:
-        rows = [operator(one.float()) - measured for one, measured in zip(every, y, strict=True)]
-        found["residual"] = torch.stack(rows).double().flatten(2).norm(dim=2)
+        rows = [operator(one) - measured for one, measured in zip(every, y, strict=True)]
+        found["residual"] = torch.stack(rows).flatten(2).norm(dim=2)
     return {name: (values[:, 1:], values[:, 0]) for name, values in found.items()}
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _THREADS = 4
-_OTHERS = 2000  # training items
+_OTHERS, _NUMBERS = 2000, 2 * 10**7  # training items, and numbers in them, at most
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def _of_split(cfg: DictConfig, model: GenerativeModel, operator: Operator) -> Me
         noise = torch.Generator().manual_seed((cfg.seed + number) % 2**63)  # one for each: the same however many
         y.append(exact + cfg.noise * torch.randn(exact.shape, generator=noise))
     train = data.split("train")
-    others = train.tensor(random_order(len(train))[:_OTHERS])
+    some = max(2, min(_OTHERS, _NUMBERS // truth[0].numel()))
+    others = train.tensor(random_order(len(train))[:some])
     return Measurements(torch.cat(y), [f"{cfg.split} {row}" for row in rows.tolist()], truth, others)
 
 

@@ -139,7 +139,7 @@ def read_samples(path: Path, modality: Modality, classes: Sequence[str] = ()) ->
 
 
 def _flat(array: Array, seeds: Array | None) -> Array:
-    """Samples [N, ...]; of a `restored.npz`, in which samples and seeds are [N, n, ...], the draws one after another."""
+    """Samples [N, ...]; of a `restored.npz`, in which samples and seeds are [N, n, ...], all draws in order."""
     if seeds is None or seeds.ndim != 2 or array.shape[:2] != seeds.shape:
         return array
     log.info("%d measurements with %d draws each: they are not independent, and intervals are too short", *seeds.shape)

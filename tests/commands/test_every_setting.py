@@ -88,6 +88,7 @@ def places(tmp_path_factory):
         Image.fromarray(source.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "images" / f"{number}.png")
         deep = source.integers(0, 4096, (8, 8), dtype=np.uint16)
         Image.fromarray(deep).save(folder / "deep" / f"{number}.png")
+    np.save(folder / "matrix.npy", source.standard_normal((5, 64)))
     np.save(folder / "rows.npy", source.integers(0, 17, (3, 1, 8, 8), dtype=np.uint8))
     (folder / "idx").mkdir()
     for part, n in (("train", 60), ("t10k", 20)):
@@ -101,6 +102,7 @@ def places(tmp_path_factory):
         "ROWS": folder / "rows.npy",
         "IMAGES": folder / "images",
         "DEEP": folder / "deep",
+        "MATRIX": folder / "matrix.npy",
         "IDX": folder / "idx",
         "CACHE": folder / "cache",
     }
@@ -187,7 +189,7 @@ def test_on_a_model(name, settings, run, trained, of_classes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESTORE)
 def test_restore(name, run, trained, tmp_path):
-    given = f"ckpt={trained / 'checkpoints' / 'last.ckpt'} split=test items=3 sampler.steps=3 out={tmp_path / 'out'}"
+    given = f"ckpt={trained / 'checkpoints' / 'last.ckpt'} split=test items=3 out={tmp_path / 'out'}"
     run("restore", given, RESTORE[name])
     assert (tmp_path / "out" / "restored.npz").is_file()
 

@@ -86,14 +86,58 @@ def test_the_models_own_data_and_their_truth(command, trained, tmp_path):
     assert "RMSE" in done.out
 
 
+@pytest.mark.parametrize("name", ["ddnm", "repaint", "replacement"])
+def test_known_pixels_by_other_methods(name, command, trained, files):
+    """mmps: above. Those that cannot do without noise: `test_what_a_likelihood_refuses_is_said_before_the_work`."""
+    folder, hole, pixels = files
+    given = ("operator=mask", "operator.path=mask.png", "images=in", "noise=0", "n=1", f"posterior={name}")
+    steps = {"repaint": "posterior.steps=4", "replacement": "posterior.sampler.steps=4"}.get(name, "sampler.steps=4")
+    done = command("restore", f"ckpt={trained}/checkpoints/last.ckpt", *given, steps, "out=out", cwd=folder)
+    assert done.status == 0, done.err
+    found = np.load(folder / "out" / "restored.npz")["images"][:, 0, ..., 0]
+    assert (found[:, ~hole] == pixels[:, ~hole]).all()
+    report = json.loads((folder / "out" / "restore.json").read_text())
+    assert (report["passes"], report["gradients"]) == ({"repaint": 31}.get(name, 4), 0)
+    assert "evidence" not in report
+
+
+def test_evidence(command, trained, tmp_path):
+    """Estimates of log p(y) and their mean; draws and estimates do not depend on how many particles are at once."""
+    given = ("operator=mask", "operator.part=center", "split=test", "items=3", "n=4", "noise=0.3", "evidence=true")
+    smc = ("posterior=smc", "posterior.steps=4", "posterior.particles=3")
+    found, reports = [], []
+    for name, size in (("a", 256), ("b", 7)):
+        ckpt = f"ckpt={trained}/checkpoints/last.ckpt"
+        done = command("restore", ckpt, *given, *smc, f"batch_size={size}", f"out={name}", cwd=tmp_path)
+        assert done.status == 0, done.err
+        found.append(np.load(tmp_path / name / "restored.npz"))
+        reports.append(json.loads((tmp_path / name / "restore.json").read_text()))
+    assert [report["batch_sizes"] for report in reports] == [[85], [2]]
+    assert np.allclose(found[0]["log_evidence"], found[1]["log_evidence"], atol=1e-3)
+    assert np.abs(found[0]["images"].astype(int) - found[1]["images"]).max() <= 1
+    z = np.exp(found[0]["log_evidence"])
+    evidence = reports[0]["evidence"]
+    assert np.exp(evidence["log_evidence"]) == pytest.approx(z.mean(1))
+    assert evidence["std_errors"] == pytest.approx(z.std(1, ddof=1) / 2 / z.mean(1))
+    assert (reports[0]["passes"], reports[0]["gradients"]) == (12, 0)
+    assert set(reports[0]["calibration"]["statistics"]) >= {"values", "mean", "density", "residual"}
+    assert "log p(y)" in done.out
+
+
 def test_what_a_likelihood_refuses_is_said_before_the_work(command, trained, tmp_path):
-    given = ("operator=mask", "operator.part=lower_half", "split=test", "noise=0", "posterior=dps", "out=out")
-    done = command("restore", f"ckpt={trained}/checkpoints/last.ckpt", *given, cwd=tmp_path)
-    assert done.status == 1
-    assert done.err.startswith("error: PointEstimate divides by the noise")
-    assert "posterior=mmps" in done.err
-    assert "Traceback" not in done.err
-    assert not (tmp_path / "out").exists()
+    given = ("operator=mask", "operator.part=lower_half", "split=test", "items=2", "out=out")
+    for more, parts in (
+        (("noise=0", "posterior=dps"), ["PointEstimate divides by the noise", "(given: posterior=dps", "mmps"]),
+        (("noise=0", "posterior=smc"), ["TwistedSMC weighs particles by the density of y", "noise > 0", "mmps"]),
+        (("posterior=smc", "sampler=ddim"), ["has steps of its own", "(given: sampler=ddim)", "posterior.steps=50"]),
+        (("evidence=true",), ["evidence=true needs posterior=smc", "has no estimate of log p(y)"]),
+    ):
+        done = command("restore", f"ckpt={trained}/checkpoints/last.ckpt", *given, *more, cwd=tmp_path)
+        assert done.status == 1
+        assert done.err.startswith("error: ")
+        assert all(part in done.err for part in parts), done.err
+        assert "Traceback" not in done.err
+        assert not (tmp_path / "out").exists()
 
 
 def test_figures_of_draws_that_are_calibrated_and_of_others():

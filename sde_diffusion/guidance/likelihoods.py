@@ -73,10 +73,8 @@ class MeasurementLikelihood(ShowsArguments, PosteriorMethod):
         Raises:
             ValueError: If it is not known, or too costly.
         """
-        raise ValueError(
-            f"{self} has no log p(y | x_t), which evidence and twisted samplers need: use "
-            f"{', '.join(kind.__name__ for kind in LIKELIHOODS.values() if kind.log_prob is not type(self).log_prob)}"
-        )
+        others = [kind.__name__ for kind in LIKELIHOODS.values() if kind.log_prob is not type(self).log_prob]
+        raise ValueError(f"{self} has no log p(y | x_t), which particles need: use {', '.join(others)}")
 
     def twist(self, guess: Guess) -> tuple[Tensor, Tensor]:
         """`shift` and `log_prob` at once.

@@ -106,15 +106,8 @@ def test_tables_come_back_in_their_units(command, tmp_path):
     assert np.allclose(found["points"], low + (high - low) * (made.numpy() + 1) / 2, rtol=1e-4, atol=1e-4 * high)
     # Restored: one column is known, in its own unit, and the others are missing.
     np.save(tmp_path / "known.npy", np.array([[5.0, np.nan, np.nan], [6.0, np.nan, np.nan]]))
-    mask = (
-        "operator=mask",
-        "operator.coordinates=[1,2]",
-        "y=known.npy",
-        "noise=0",
-        "posterior=ddnm",
-        "sampler.steps=3",
-    )
-    _run(command, tmp_path, "restore", ckpt, *mask, "n=3", "out=restored")
+    mask = ("operator=mask", "operator.coordinates=[1,2]", "y=known.npy", "noise=0", "posterior=ddnm", "n=3")
+    _run(command, tmp_path, "restore", ckpt, *mask, "sampler.steps=3", "out=restored")
     restored = np.load(tmp_path / "restored" / "restored.npz")["points"]
     assert restored.shape == (2, 3, 3)
     assert np.allclose(restored[:, :, 0], [[5.0], [6.0]], atol=1e-4)

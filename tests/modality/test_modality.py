@@ -169,6 +169,33 @@ def test_films_have_frames_of_one_size(modality):
     assert modality.film_strip(x, [1.0, 0.5, 0.0]).width > 0
 
 
+@pytest.mark.parametrize("modality", [Images([1, 5, 5]), Points([2]), Points([4]), Signals([2, 9])])
+def test_posteriors_show_draws_truth_and_measurements(modality):
+    """Each changes the picture."""
+    draws, truth = noise(3 * 4, modality.shape).unflatten(0, (3, 4)), 0.5 * noise(3, modality.shape)
+    known = torch.zeros(modality.shape, dtype=torch.bool)
+    known[..., 0] = True
+    shown = [
+        modality.posterior(draws),
+        modality.posterior(0.9 * draws),
+        modality.posterior(draws, truth=truth),
+        modality.posterior(draws, truth, truth, known),
+        modality.posterior(draws, truth, truth, known.flip(-1)),
+    ]
+    assert len({picture.tobytes() for picture in shown}) == 5
+    if len(modality.shape) > 1:  # shorter signals, smaller pictures
+        assert modality.posterior(draws, truth[..., ::2]).size[0] > 100
+
+
+def test_draws_of_posteriors_are_read_as_samples(tmp_path):
+    x, modality = noise(6, (3,)), Points([3])
+    np.savez(tmp_path / "restored.npz", points=x.reshape(2, 3, 3).numpy(), seeds=np.arange(6).reshape(2, 3))
+    assert torch.equal(read_samples(tmp_path / "restored.npz", modality).kept, x)
+    np.savez(tmp_path / "other.npz", points=x.reshape(2, 3, 3).numpy(), seeds=np.arange(6))
+    with pytest.raises(UserError, match=r"samples of shape \[3, 3\]"):
+        read_samples(tmp_path / "other.npz", modality)
+
+
 def test_points_are_their_own_features_where_there_are_enough():
     assert [Points([3]).extractor(n) for n in (29, 30)] == ["pca", "pixels"]
     assert Images([1, 8, 8]).extractor(10**6) == Signals([1, 2]).extractor(10**6) == "pca"

@@ -59,7 +59,7 @@ class AutoGuidance(Combination):
         if weak.conditions is not None and (lost := [c for c in denoiser.conditions or () if c not in weak.conditions]):
             raise ValueError(f"weak must take the same conditions as the denoiser; it takes no {', '.join(lost)}")
         self._scale = GuidanceScale(scale, self.sde, interval, convention="1: the model alone, 0: the weak one")
-        self.scale = self._scale.scale
+        self.scale, self.per_sample = self._scale.scale, self._scale.per_sample
         self.adjust = Adjustment(parallel, rescale, threshold)
         self.set_costs()
 

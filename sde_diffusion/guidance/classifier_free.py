@@ -90,6 +90,8 @@ class ClassifierFreeGuidance(Combination):
         if negative_scale is not None:
             what = "0: no negative condition"
             self.negative_scale = GuidanceScale(negative_scale, self.sde, interval, 0.0, "negative_scale", what)
+        scales = (self._scale, self.negative_scale)
+        self.per_sample = any(one is not None and one.per_sample for one in scales)
         self._check_negative()
         if not self.null and is_used(self.weights_at(None)[0]):
             raise UntrainedError(

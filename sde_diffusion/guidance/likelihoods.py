@@ -90,7 +90,8 @@ class MomentMatching(MeasurementLikelihood):
 
     S^-1 is applied by conjugate gradients. V of a network is neither symmetric nor positive, so that an iteration may
     meet negative curvature: where p^T S p <= noise^2 p^T p / 2, that sample stops. The product V^T A^T p that an
-    iteration needs is also its contribution to delta, so that none is left to be computed at the end.
+    iteration needs is also its contribution to delta, so that none is left to be computed at the end. A sample also
+    stops where only rounding is left, so that noise = 0 and measurements that repeat each other do no harm.
 
     log p(y | x_t) needs all of S: M + 1 vector-Jacobian products for M measurements, at most 64, whatever `iterations`.
     Its symmetric part is taken, without negative eigenvalues of A V A^T.
@@ -113,14 +114,18 @@ class MomentMatching(MeasurementLikelihood):
     def shift(self, guess: Guess) -> Tensor:
         """See `MeasurementLikelihood.shift`."""
         rest = direction = guess.residual
-        size = _dot(rest, rest)
-        going = size > 0
+        size = first = _dot(rest, rest)
+        rounding = 16 * torch.finfo(rest.dtype).eps
+        going, steepest = size > 0, torch.zeros_like(size)
         delta: Tensor | None = None
         for _ in range(self.iterations):
             moved = guess.covariance(guess.adjoint(direction))
             image = guess.noise * direction + guess.forward(moved)
-            curvature = _dot(direction, image)
-            going = going & (curvature > 0.5 * guess.noise * _dot(direction, direction))
+            curvature, length = _dot(direction, image), _dot(direction, direction)
+            # Beyond what rounding leaves of the residual or of the curvature, iterations would only amplify it.
+            steepest = torch.maximum(steepest, curvature / torch.where(length > 0, length, 1.0))
+            least = torch.clamp(rounding * steepest, min=0.5 * guess.noise) * length
+            going = going & (size > rounding**2 * first) & (curvature > least)
             length = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
             step = _like(length, moved) * moved
             delta = step if delta is None else delta + step
@@ -168,7 +173,8 @@ class PseudoInverse(MeasurementLikelihood):
 class JacobianFree(MeasurementLikelihood):
     """V = q^2 I in S and outside it, without derivatives of the denoiser: exact for N(m, s^2 I).
 
-    With noise = 0 it is the projection x0 + A^+ (y - A x0), whatever s; for s = inf it is that projection with weight
+    With noise = 0 it is the projection x0 + A^+ (y - A x0), whatever s, where eigenvalues of A A^T below 1e-6 of the
+    largest count as 0; for s = inf it is that projection with weight
     r^2 e / (noise^2 + r^2 e) along the eigenvectors of A A^T, whose eigenvalues are e. For data N(0, s^2) of which one
     number is measured, the probability flow then ends with standard deviation s (noise / s)^(s^2 / (s^2 - noise^2)):
     for noise = s / 5, 5% less than the posterior's. What is not measured keeps its variance with any sampler.
@@ -272,12 +278,12 @@ def _variance(guess: Guess, sigma_data: float) -> Tensor:
 
 
 def _whitened(guess: Guess, sigma_data: float) -> Tensor:
-    """(noise^2 I + q^2 A A^T)^-1 (y - A x0); 0 where both are 0."""
+    """(noise^2 I + q^2 A A^T)^-1 (y - A x0); without noise, 0 where the eigenvalue is below 1e-6 of the largest."""
     q2 = _variance(guess, sigma_data)
 
     def response(eigenvalues: Tensor) -> Tensor:
         total = guess.noise + _like(q2, eigenvalues) * eigenvalues
-        floor = 1e-6 * _like(q2, eigenvalues) * eigenvalues.amax()
+        floor = 0.0 if guess.noise else 1e-6 * _like(q2, eigenvalues) * eigenvalues.amax()
         return torch.where(total > floor, 1 / torch.where(total > floor, total, 1.0), 0.0)
 
     return guess.filter(guess.residual, response)

@@ -78,8 +78,8 @@ class PosteriorDenoiser(Denoiser):
         self.likelihood: MeasurementLikelihood = as_instance(
             "likelihood", likelihood, LIKELIHOODS, MeasurementLikelihood
         )
-        self.passes = denoiser.passes
-        self.gradients = denoiser.gradients + self.likelihood.gradients
+        self.shape, self.per_sample, self.passes = denoiser.shape, denoiser.per_sample, denoiser.passes
+        self.gradients = denoiser.gradients + self.likelihood.gradients * denoiser.passes
 
     @property
     def conditions(self) -> Collection[str] | None:
@@ -90,6 +90,10 @@ class PosteriorDenoiser(Denoiser):
     def passes_at(self, t: Time) -> int:
         """Network passes that a call at t costs: those of the wrapped denoiser."""
         return self.denoiser.passes_at(t)
+
+    def gradients_at(self, t: Time) -> int:
+        """Vector-Jacobian products of the network that a call at t costs; one of a belief costs one for each pass."""
+        return self.denoiser.gradients_at(t) + self.likelihood.gradients * self.denoiser.passes_at(t)
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
@@ -113,10 +117,10 @@ class PosteriorDenoiser(Denoiser):
         y = _required(conditions.pop("y", None)).to(x_t.dtype)
         if not (self.likelihood.gradients or not self.operator.linear):
             prediction = self.denoiser(x_t, t, **conditions)
-            delta = self.likelihood.shift(self._guess(prediction, y, t, _no_gradient, False))
+            delta = self.likelihood.shift(self._guess(prediction, y, t, _no_gradient, torch.is_grad_enabled()))
             return prediction.shifted(self._where_known(delta, t))
-        with InputGradient(x_t, {**conditions, "y": y}) as inside:
-            y = inside.conditions.pop("y")
+        with InputGradient(x_t, {**conditions, "y": y}, t, self) as inside:
+            t, y = inside.t, inside.conditions.pop("y")
             prediction = self.denoiser(inside.x_t, t, **inside.conditions)
             delta = self.likelihood.shift(self._guess(prediction, y, t, inside.gradient, inside.keeps))
             return inside.answer(prediction.shifted(self._where_known(delta, t)))
@@ -129,8 +133,9 @@ class PosteriorDenoiser(Denoiser):
         """
         calls: list[Tensor] = []
         y = _required(conditions.pop("y", None)).to(x_t.dtype)
-        with InputGradient(x_t, {**conditions, "y": y}) as inside:
-            y = inside.conditions.pop("y")
+        y = y.expand(len(x_t), *y.shape[1:])
+        with torch.no_grad(), InputGradient(x_t, {**conditions, "y": y}, t) as inside:
+            t, y = inside.t, inside.conditions.pop("y")
             prediction = self.denoiser(inside.x_t, t, **inside.conditions)
 
             def gradient(x0: Tensor, u: Tensor) -> Tensor:
@@ -138,8 +143,9 @@ class PosteriorDenoiser(Denoiser):
                 return inside.gradient(x0, u)
 
             delta, log_prob = self.likelihood.twist(self._guess(prediction, y, t, gradient, False))
-            shift, count = self._where_known(delta, t).detach(), self.denoiser.gradients + len(calls)
-            return Twist(prediction.detach(), shift, log_prob.detach(), count)
+            shift, log_prob = self._where_known(delta, t).detach(), self._where_known(log_prob, t).detach()
+            count = self.denoiser.gradients_at(t) + len(calls) * self.denoiser.passes_at(t)
+            return Twist(prediction.detach(), shift, log_prob, count)
 
     def _guess(self, prediction: Prediction, y: Tensor, t: Time, gradient: Any, keeps: bool) -> Guess:
         x0 = prediction.x0
@@ -163,7 +169,7 @@ class PosteriorDenoiser(Denoiser):
         )
 
     def _where_known(self, delta: Tensor, t: Time) -> Tensor:
-        """Delta, or 0 at times at which nothing is known of x_0."""
+        """Delta, or another value for each sample, or 0 at times at which nothing is known of x_0."""
         alpha = self.sde.alpha(on_device(float64(t), delta.device))
         return torch.where(expand(alpha, delta) > 0, delta, 0.0)
 

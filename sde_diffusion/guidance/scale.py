@@ -80,6 +80,11 @@ class GuidanceScale:
         return float64(found).expand(log_snr.shape)
 
     @property
+    def per_sample(self) -> bool:
+        """Whether there is a scale for each sample of a batch."""
+        return isinstance(self.scale, Tensor)
+
+    @property
     def fixed(self) -> float | None:
         """The scale if it is a number, else None."""
         return self.scale if isinstance(self.scale, float) else None

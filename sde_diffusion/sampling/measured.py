@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.guidance import JacobianFree, MeasurementLikelihood, PosteriorDenoiser, PosteriorMethod
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.walk import Walk
-from sde_diffusion.sde import Time, value_of
+from sde_diffusion.sde import SDE, Grid, Time, value_of
+
+_ROUNDING = 1e-9
 
 
 class PosteriorSampler(Sampler, PosteriorMethod):
@@ -42,6 +46,26 @@ def measured(denoiser: Denoiser, sampler: str) -> PosteriorDenoiser:
             f"{shown(type(found))}"
         )
     return found
+
+
+@dataclass(frozen=True)
+class _Through(Grid):
+    """A grid in which the time that is nearest to t, but for the ends, is moved there."""
+
+    grid: Grid
+    t: float
+
+    def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
+        """That of the grid; see `Grid.time`."""
+        return self.grid.time(sde, u, t_end)
+
+    def times(self, sde: SDE, points: int, t_end: float | None = None) -> Tensor:
+        """See `Grid.times`."""
+        times = self.grid.times(sde, points, t_end)
+        if points > 2 and value_of(times[-1]) < self.t < value_of(times[0]):
+            times = times.clone()
+            times[1 + int((times[1:-1] - self.t).abs().argmin())] = self.t
+        return times
 
 
 class KnownPart:
@@ -83,6 +107,7 @@ class KnownPart:
                 f"{sampler} replaces the known part of a state, for which the eigenvectors of A A^T are needed: {error}"
             ) from None
         self.least = float(eigenvalues[eigenvalues > 1e-6 * eigenvalues.amax()].amin())
+        self.most = float(eigenvalues.amax())
         run.denoiser = posterior.denoiser
         run.conditions = {name: value for name, value in run.conditions.items() if name != "y"}
 
@@ -94,7 +119,8 @@ class KnownPart:
             return sigma**2 * eigenvalues - alpha**2 * self.variance
 
         def weight(eigenvalues: Tensor) -> Tensor:
-            known = (left(eigenvalues) >= 0) & (eigenvalues > 1e-6 * eigenvalues.amax())
+            replaced = left(eigenvalues) >= -_ROUNDING * sigma**2 * eigenvalues
+            known = replaced & (eigenvalues > 1e-6 * eigenvalues.amax())
             return torch.where(known, 1 / torch.where(known, eigenvalues, 1.0), 0.0)
 
         z = self.operator.filter(self.noise.normal(self.draws), lambda e: left(e).clamp(min=0).sqrt())
@@ -103,7 +129,14 @@ class KnownPart:
 
     def covers(self, t: Time) -> bool:
         """Whether all that is measured is replaced at t: y has no more noise than x_t."""
-        return value_of(self.sde.sigma(t)) ** 2 * self.least >= value_of(self.sde.alpha(t)) ** 2 * self.variance
+        signal, noise = value_of(self.sde.alpha(t)) ** 2 * self.variance, value_of(self.sde.sigma(t)) ** 2 * self.least
+        return noise * (1 + _ROUNDING) >= signal
+
+    def through(self, grid: Grid) -> Grid:
+        """A grid whose times include the one where x_t is as noisy as y, so that all that y says is taken up there."""
+        if not self.variance:
+            return grid
+        return _Through(grid, value_of(self.sde.time(math.log(self.most / self.variance))))
 
     def projected(self, x0: Tensor) -> Tensor:
         """x0 + A^+ (y - A x0) if the measurement has no noise; else x0 as it is."""

@@ -2,6 +2,8 @@ r"""Posterior samples by replacing what is known of x_t: score_sde's inpainting 
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor
 
 from sde_diffusion.checks import check_kind
@@ -16,8 +18,9 @@ class Replacement(PosteriorSampler):
 
     The denoiser is a `PosteriorDenoiser` for its operator and noise (its likelihood is not used), and y is passed as
     y=. A is any operator whose A A^T has known eigenvectors; noise in y is taken into account, as in DDRM, but with the
-    sampler's own noise, whose variance is right (see `measured.KnownPart`). With noise = 0 the result has A x = y to
-    rounding. No derivatives of the network are needed.
+    sampler's own noise, whose variance is right (see `measured.KnownPart`). One of the sampler's times is moved to
+    where x_t is as noisy as y. With noise = 0 the belief at the end has A x = y to rounding, but for directions whose
+    eigenvalue of A A^T is below 1e-6 of the largest. No derivatives of the network are needed.
 
     It is biased, however many steps there are: each step believes in the noise z of the known part, which the next one
     replaces, so that what the unknown part should have learnt from it is partly lost. For x_0 ~ N(0, C) of two numbers
@@ -52,5 +55,7 @@ class Replacement(PosteriorSampler):
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """The sampler's walk; see `Sampler.walk`."""
         run.replace = known = KnownPart(run, type(self).__name__)
-        x = self.sampler.walk(x, run)
+        sampler = copy.copy(self.sampler)
+        sampler.grid = known.through(sampler.grid_on(run.sde))
+        x = sampler.walk(x, run)
         return known.projected(x) if self.denoise else x

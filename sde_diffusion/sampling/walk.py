@@ -104,7 +104,7 @@ class Walk:
                 "AncestralSampler, HeunSampler, DPMSolver or PredictorCorrector"
             )
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
-        self.report(prediction, x, t, self.denoiser.passes_at(t), self.denoiser.gradients)
+        self.report(prediction, x, t, self.denoiser.passes_at(t), self.denoiser.gradients_at(t))
         return prediction
 
     def report(self, prediction: Prediction, x: Tensor, t: Time, passes: int, gradients: int) -> None:

@@ -85,6 +85,7 @@ def test_the_command(command, trained, pictures):
     assert "6 images, 3 network passes each" in done.out  # as many as asked for
     found = np.load(folder / "all" / "samples.npz")
     assert found["seeds"].tolist() == list(range(6))
+    assert (folder / "all" / "film.gif").is_file()
     # Through the public names.
     denoiser = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt").denoiser
     t = start_time(denoiser.sde, 0.7, denoiser.sigma_data)

@@ -38,7 +38,7 @@ def requested_conditions(cfg: DictConfig, model: BaseModel) -> dict[str, Any]:
     """
     kinds, found = model.conditions, dict(resolved(cfg.conditions) or {})
     for name in found:
-        if name not in kinds and any(name in one for one in (resolved(cfg.guidance) or {}).get("conditions") or []):
+        if name not in kinds and name in set_by_guidance(cfg):
             raise UserError(f"{name} is set by guidance.conditions, for each of the weights: leave {name}= out")
         if name not in kinds and name in (model.data.get("conditions") or {}):
             raise UserError(f"this model was trained without {name}: leave {name} out (see conditional=true of train)")
@@ -47,6 +47,13 @@ def requested_conditions(cfg: DictConfig, model: BaseModel) -> dict[str, Any]:
             bare = OmegaConf.create({**cfg, "conditions": {}})
             raise UserError(f"{unknown_key(str(name), bare)}; conditions of the model: {takes}")
     return {name: None if kinds[name].is_none(value) else _from_file(name, value) for name, value in found.items()}
+
+
+def set_by_guidance(cfg: DictConfig) -> list[str]:
+    """The names of the conditions that `guidance.conditions` of a composition sets."""
+    several = (resolved(cfg.guidance) or {}).get("conditions")
+    each = [one for one in several if isinstance(one, Mapping)] if isinstance(several, list) else []
+    return list(dict.fromkeys(str(name) for one in each for name in one))
 
 
 def _from_file(name: str, value: Any) -> Any:

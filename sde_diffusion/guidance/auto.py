@@ -67,6 +67,7 @@ class AutoGuidance(Combination):
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
     ) -> dict[str, Any]:
         """See `Denoiser.check_conditions`; calls those of both denoisers."""
+        self._scale.check_batch(batch)
         self.weak.check_conditions(conditions, batch, device, wait)
         return self.denoiser.check_conditions(conditions, batch, device, wait)
 

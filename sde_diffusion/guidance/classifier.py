@@ -103,6 +103,7 @@ class ClassifierGuidance(Denoiser):
             ValueError: Also if there is no label.
         """
         label = conditions.get("label")
+        self._scale.check_batch(batch)
         if label is None and self._scale.fixed != 0:
             raise ValueError(f"classifier guidance with scale={self._scale} needs a class: give label=")
         inner = self.denoiser.conditions
@@ -158,6 +159,8 @@ class ClassifierGuidance(Denoiser):
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != batch or not logits.shape[1]:
             found = list(logits.shape) if isinstance(logits, Tensor) else shown(logits)
             raise ValueError(f"the classifier must return logits [{batch}, classes]; got {found}")
+        if not logits.requires_grad:
+            raise ValueError("the classifier must be differentiable, and its logits have no gradient")
         if logits.device.type == "cpu" and bool(logits.isnan().any()):
             raise ValueError(
                 "the classifier's logits are NaN: it may have been trained at other noise levels or scales"

@@ -130,6 +130,9 @@ class ClassifierFreeGuidance(Combination):
             ValueError: Also if none of the conditions of `null` is given, and the scale needs one, or if they are equal
                 to `negative` for all samples.
         """
+        for scale in (self._scale, self.negative_scale):
+            if scale is not None:
+                scale.check_batch(batch)
         known = self.denoiser.check_conditions(conditions, batch, device, wait)
         self._left_out(known)
         if self.negative and wait:

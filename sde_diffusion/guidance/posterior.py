@@ -112,7 +112,7 @@ class PosteriorDenoiser(Denoiser):
         """Predict at (x_t, t) given y; see `Denoiser.forward`.
 
         Raises:
-            ValueError: If y has another shape than A x_0.
+            ValueError: If y has another shape than A x_0, or A x_0 is not finite.
         """
         y = _required(conditions.pop("y", None)).to(x_t.dtype)
         if not (self.likelihood.gradients or not self.operator.linear):
@@ -152,6 +152,8 @@ class PosteriorDenoiser(Denoiser):
         near = self.operator.linearise(x0, create_graph=keeps)
         if near.value.shape != y.shape:
             raise ValueError(f"y has shape {list(y.shape[1:])}, but the operator gives {list(near.value.shape[1:])}")
+        if x0.device.type == "cpu" and not bool(near.value.isfinite().all()) and bool(x0.isfinite().all()):
+            raise ValueError(f"{self.operator} gives NaN or infinite values for data that have none")
         t = on_device(float64(t), x0.device)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         factor = torch.where(alpha > 0, sigma.square() / torch.where(alpha > 0, alpha, 1.0), 0.0)

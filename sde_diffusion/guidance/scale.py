@@ -66,6 +66,18 @@ class GuidanceScale:
             raise self._wrong(values)
         return values
 
+    def check_batch(self, batch: int) -> None:
+        """Check that there is one scale, or one for each sample.
+
+        Raises:
+            ValueError: If there are not.
+        """
+        if isinstance(self.scale, Tensor) and len(self.scale) != batch:
+            raise ValueError(
+                f"{self.name} must be a number, or one for each of the {batch} samples ({self.convention}); got "
+                f"{len(self.scale)}"
+            )
+
     def _wrong(self, value: Any) -> ValueError:
         return ValueError(f"{self.name} must be a finite number of at least 0 ({self.convention}); got {shown(value)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from sde_diffusion.modality.base import Array, Modality
 from sde_diffusion.modality.levels import from_levels, to_levels
 from sde_diffusion.modality.units import Units
 
-_WIDEST = 16  # variations of an image in a row of a picture
+_WIDEST = 16  # variations of an image in a row of a picture, at most
 
 
 class Images(Modality):
@@ -92,8 +93,8 @@ class Images(Modality):
 
     def edits(self, x: Tensor, reference: Tensor) -> Image:
         """For each image one or more rows: the image, and its variations."""
-        width = min(x.shape[1], _WIDEST)
-        rows = -(-x.shape[1] // width)
+        rows = math.ceil(x.shape[1] / _WIDEST)
+        width = math.ceil(x.shape[1] / rows)
         tiles = x.new_ones(len(x), rows * (width + 1), *self.shape)
         variations = torch.arange(x.shape[1])
         tiles[:, variations // width * (width + 1) + variations % width + 1] = x

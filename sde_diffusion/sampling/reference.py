@@ -80,6 +80,8 @@ def start_time(sde: SDE, strength: float, sigma_data: float | None = None) -> fl
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1] (1: nothing of the data is left); got {shown(strength)}")
     sigma_data = as_positive("sigma_data", 1.0 if sigma_data is None else sigma_data)
+    if sigma_data == math.inf:
+        raise ValueError("sigma_data must be finite; got inf")
     if strength == 1:
         return sde.t_max
     log_snr = math.log1p(-strength) - math.log(strength) - 2 * math.log(sigma_data)

@@ -85,6 +85,7 @@ def test_the_command(command, trained, pictures):
     assert "6 images, 3 network passes each" in done.out  # as many as asked for
     found = np.load(folder / "all" / "samples.npz")
     assert found["seeds"].tolist() == list(range(6))
+    assert (folder / "all" / "film.gif").is_file()
     # Through the public names.
     denoiser = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt").denoiser
     t = start_time(denoiser.sde, 0.7, denoiser.sigma_data)
@@ -165,7 +166,7 @@ def test_points_and_signals(tmp_path, monkeypatch):
 def test_the_picture_of_many_variations():
     """The rows of each picture begin with it; those of its further variations with nothing."""
     x, given = torch.rand(2, 20, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    edge = 640 // (17 * 9) + 1  # the enlargement of a pixel
+    edge = 640 // (11 * 9) + 1  # the enlargement of a pixel
     picture = np.asarray(Images((1, 8, 8), 256).edits(2 * x - 1, 2 * given - 1))[24:, :, 0]
     assert len(picture) == 4 * (8 * edge + 1)
     middle = edge // 2 + np.arange(8) * edge

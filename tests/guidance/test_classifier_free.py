@@ -259,7 +259,7 @@ def test_bad_calls():
     assert AncestralSampler(2)(away, (2, 2), label=torch.tensor([1, 2])).nfe == 4
     with pytest.raises(ValueError, match=r"label must be integers in 0 ... 3"):
         AncestralSampler(2)(ClassifierFreeGuidance(network(), 2.0, negative={"label": 9}), (2, 2), label=2)
-    with pytest.raises(ValueError, match=r"w must be a number or \[5\], one for each sample; got \[3\]"):
+    with pytest.raises(ValueError, match=r"scale must be a number, or one for each of the 5 samples \(1: the"):
         ClassifierFreeGuidance(network(), torch.ones(3), {"label": 4})(X, 0.5, label=1)
     assert ClassifierFreeGuidance(network(n_classes=0), 1.0)(X, 0.5).x0.shape == X.shape  # 1 needs nothing to leave out
 

@@ -208,6 +208,6 @@ def test_bad_calls_and_kinds():
         AncestralSampler(2)(composed, (2, 2))
     with pytest.raises(TypeError, match="Composition takes no condition 'label'"):
         Composition(network(), [1], [{"label": 3}])(X, 0.5, label=1)
-    with pytest.raises(ValueError, match=r"w must be a number or \[5\], one for each sample; got \[3\]"):
+    with pytest.raises(ValueError, match=r"scale must be a number, or one for each of the 5 samples \(1: the"):
         AutoGuidance(network(), network(1), torch.ones(3))(X, 0.5, label=1)
     assert issubclass(Composition, Denoiser)

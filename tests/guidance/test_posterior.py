@@ -152,6 +152,10 @@ def test_likelihood_of_the_posterior_of_a_gaussian():
         (lambda p: p(random(2, 6), 0.5, y=torch.zeros(2, 3, dtype=torch.int64)), "floats"),
         (lambda p: p(random(2, 6), 0.5, y=random(2, 4)), r"y has shape \[4\], but the operator gives \[3\]"),
         (lambda p: p(random(2, 6), 0.5, y=torch.full((2, 3), float("nan"))), "y is not finite"),
+        (
+            lambda p: PosteriorDenoiser(p.denoiser, Nonlinear(torch.log))(random(1, 6), 0.5, y=random(1, 6)),
+            r"Nonlinear.* gives NaN or infinite values for data that have none",
+        ),
         (lambda p: PosteriorDenoiser(p.denoiser, p.operator, -0.1), "at least 0"),
         (lambda p: PosteriorDenoiser(p, p.operator, 0.1), "denoiser has a condition named y itself"),
         (lambda p: PosteriorDenoiser(p.denoiser, p.operator, float("inf")), "finite"),

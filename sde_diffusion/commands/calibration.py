@@ -54,7 +54,7 @@ class Calibration:
         """For the log."""
         tested = [name for name, found in self.ranks.items() if found.p_value is not None]
         if not tested:
-            return ["  calibration: too few items for a test; give more (items)"]
+            return ["  calibration: a test takes 10 items or more (items=)"]
         each = [
             f"{name} (chi-squared {found.chi_squared:.0f}, expected {found.dof}, allowed {found.threshold:.0f})"
             for name, found in self.ranks.items()

@@ -83,8 +83,7 @@ def draw(rows: list[dict[str, Any]], bench: GuidedBench, path: Path) -> None:
         axes.grid(alpha=0.3)
     grid[0, 0].set_yscale("log")
     plain_numbers(grid[0, 0].yaxis)
-    for axes in grid[1]:
-        axes.set_xlabel("guidance scale (1: the conditional model, 0: the unconditional one)")
+    figure.supxlabel("guidance scale (1: the conditional model, 0: the unconditional one)", fontsize=10)
     grid[0, 1].legend(fontsize=7)
     with writing(path) as temporary:
         figure.savefig(temporary, format="png")

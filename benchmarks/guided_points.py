@@ -31,15 +31,17 @@ class Kind:
     Attributes:
         target: Its class.
         ckpt: Key of the checkpoint that it guides.
+        outside: The scale that means no guidance.
     """
 
     target: str
     ckpt: str
+    outside: float
 
 
 KINDS = {
-    "cfg": Kind("sde_diffusion.guidance.ClassifierFreeGuidance", "ckpt"),
-    "classifier": Kind("sde_diffusion.guidance.ClassifierGuidance", "unconditional"),
+    "cfg": Kind("sde_diffusion.guidance.ClassifierFreeGuidance", "ckpt", 1.0),
+    "classifier": Kind("sde_diffusion.guidance.ClassifierGuidance", "unconditional", 0.0),
 }
 
 
@@ -67,7 +69,7 @@ def where(ends: tuple[float, float] | None) -> str:
 
 
 def points_of(cfg: DictConfig) -> list[Point]:
-    """All measurements of a configuration: the intervals are for classifier-free guidance, at scales above 1 only.
+    """All measurements of a configuration: in intervals, only the scales above that of no guidance.
 
     Raises:
         UserError: If only one of classifier and unconditional is given, or one setting twice.
@@ -78,8 +80,9 @@ def points_of(cfg: DictConfig) -> list[Point]:
     if len(set(cfg.scales)) < len(cfg.scales) or len(set(intervals)) < len(intervals):
         raise UserError(f"each scale and interval once: scales={resolved(cfg.scales)} intervals={intervals}")
     scales = sorted(map(float, cfg.scales))
-    found = [Point("cfg", scale, ends) for ends in intervals for scale in scales if ends is None or scale > 1]
-    return found + [Point("classifier", scale, None) for scale in scales if cfg.classifier is not None]
+    kinds = ["cfg"] if cfg.classifier is None else list(KINDS)
+    every = [Point(kind, scale, ends) for kind in kinds for ends in intervals for scale in scales]
+    return [one for one in every if one.interval is None or one.scale > KINDS[one.guidance].outside]
 
 
 class GuidedBench:

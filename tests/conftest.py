@@ -147,10 +147,11 @@ def serve() -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from faults.inject import inject
 
-    from benchmarks import nfe_fid
+    from benchmarks import guidance, nfe_fid
 
     mains = {
         "nfe_fid": nfe_fid.main,
+        "guidance": guidance.main,
         "train": train.main,
         "sample": sample.main,
         "restore": restore.main,

@@ -68,6 +68,14 @@ class Editing(TypedDict):
     strength: Annotated[float, Rule(_SHARE_OF_NOISE, lambda x: 0 < x <= 1)]
 
 
+def _is_interval(ends: list[float] | None) -> bool:
+    return ends is None or (len(ends) == 2 and 0 <= ends[0] < ends[1])
+
+
+Scale = Annotated[float, Rule("a finite number of at least 0 (1: conditional, 0: unconditional)", lambda w: w >= 0)]
+Ends = Annotated[list[float] | None, Rule("null or [low,high] in sigma/alpha with 0 <= low < high", _is_interval)]
+
+
 class Entry(TypedDict):
     """A sampler of `benchmarks.nfe_fid`, and the network passes of its steps."""
 
@@ -298,6 +306,19 @@ def _nfe_fid(checks: ConfigChecks) -> None:
     _guidance(checks)
 
 
+def _guidance_scales(checks: ConfigChecks) -> None:
+    from sde_diffusion.data import DataModule
+    from sde_diffusion.sampling import Sampler
+
+    checks.keys(ckpt=str, classifier=str | None, unconditional=str | None, n=Count, seed=Seed)
+    checks.keys(scales=_some(Scale, "[0,1,2]"), intervals=_some(Ends, "[null,[0.2,1.6]]"))
+    checks.keys(split=Literal["val", "test"], confidence=BetweenZeroAndOne)
+    checks.keys(batch_size=Count, device=str, overwrite=bool)
+    checks.data("data", DataModule, Location)
+    checks.part("sampler", Sampler)
+    _extractor(checks)
+
+
 COMMANDS: dict[str, Callable[[ConfigChecks], None]] = {
     "train": _train,
     "sample": _sample,
@@ -306,5 +327,6 @@ COMMANDS: dict[str, Callable[[ConfigChecks], None]] = {
     "likelihood": _likelihood,
     "sweep": _sweep,
     "nfe_fid": _nfe_fid,
+    "guidance": _guidance_scales,
 }
 """The function that checks the keys of each command."""

@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from setting_cases import EVALUATE, EXEMPT, LIKELIHOOD, NFE_FID, RESTORE, SAMPLE, SAMPLERS, SWEEP, TRAIN
+from setting_cases import EVALUATE, EXEMPT, GUIDANCE, LIKELIHOOD, NFE_FID, RESTORE, SAMPLE, SAMPLERS, SWEEP, TRAIN
 
 from sde_diffusion.commands.configurations import config_folder
 
@@ -67,6 +67,7 @@ def test_every_key_of_the_commands_is_set():
     assert not lacking("likelihood.yaml", "", *LIKELIHOOD.values())
     assert not lacking("evaluate.yaml", "", *EVALUATE.values())
     assert not lacking("nfe_fid.yaml", "", NFE_FID)
+    assert not lacking("guidance.yaml", "", GUIDANCE)
     assert not lacking("sweep.yaml", "", SWEEP)
     for path in (CONF / "metrics").glob("*.yaml"):
         assert not lacking(path.relative_to(CONF), "metrics.", *EVALUATE.values()), path

@@ -81,7 +81,7 @@ class Bar:
         made = self.completed - self._before
         rest = math.inf if self.total is None or made <= 0 else (self.total - self.completed) / made
         seconds = min(rest * (time.perf_counter() - self._begun), self._limit)
-        return seconds if math.isfinite(seconds) else None
+        return max(0.0, seconds) if math.isfinite(seconds) else None  # a limit of time may be passed
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sde_diffusion.commands.measurements import Measurements
@@ -96,7 +96,10 @@ def against_truth(x: Tensor, truth: Tensor, modality: Modality, where: Tensor) -
 
 
 def draw_grid(operator: Operator, measured: Measurements, x: Tensor, where: Tensor) -> Image.Image:
-    """A row for each input: the measurement, the truth if it is known, draws, their mean, and their spread.
+    """A row for each input: the measurement, the truth if it is known, draws, their mean, their spread, and its error.
+
+    The spread is the draws' standard deviation, and the error is the mean minus the truth; of both, root mean squares
+    over the channels, in the colours of the scale on the right.
 
     Args:
         operator: The operator.
@@ -104,14 +107,15 @@ def draw_grid(operator: Operator, measured: Measurements, x: Tensor, where: Tens
         x: The draws, [N, n, C, H, W].
         where: Which numbers the measurement leaves open, bool [C, H, W]; they are blue if it is not a picture itself.
     """
-    x, n = x[:_ROWS], min(_DRAWS, x.shape[1])
-    y = measured.y[: len(x)]
-    spread = x.std(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])
-    largest = float(spread.max())
-    columns: dict[str, Tensor] = {} if measured.truth is None else {"truth": measured.truth[: len(x)]}
-    columns |= {f"draw {number}": x[:, number] for number in range(n)}
-    columns["mean"] = x.mean(1)
-    columns[f"std to {largest:.2g}"] = 2 * spread / max(largest, 1e-9) - 1
+    x, y = x[:_ROWS].clamp(-1, 1), measured.y[:_ROWS]
+    columns, amounts = {f"draw {number}": x[:, number] for number in range(min(_DRAWS, x.shape[1]))}, {}
+    if x.shape[1] > 1:
+        columns["mean"], amounts["spread"] = x.mean(1), _over_channels(x.std(1))
+    if measured.truth is not None:
+        truth = measured.truth[:_ROWS]
+        columns, amounts["error"] = {"truth": truth, **columns}, _over_channels(x.mean(1) - truth)
+    largest = max((float(values.max()) for values in amounts.values()), default=0.0) or 1.0
+    columns |= {title: _heat(values / largest) for title, values in amounts.items()}
     zoom = max(1, math.ceil(_SIDE / x.shape[-1]))
     size = (zoom * x.shape[-1], zoom * x.shape[-2])
     if y.ndim == x.ndim - 1:
@@ -120,7 +124,29 @@ def draw_grid(operator: Operator, measured: Measurements, x: Tensor, where: Tens
         hole = where.any(0).numpy().repeat(zoom, 0).repeat(zoom, 1)
         first = _column(operator.adjoint(y), size, Image.fromarray(hole))
     panels = {"measured": first} | {title: _column(values, size) for title, values in columns.items()}
-    return pictures.side_by_side(panels, 22, 6, 13)
+    scale = {"on [-1, 1]": _scale(largest, size[1])} if amounts else {}
+    return pictures.side_by_side(panels | scale, 22, 6, 13)
+
+
+def _over_channels(x: Tensor) -> Tensor:
+    """Root mean square over the channels of pictures, [N, C, H, W] -> [N, 1, H, W]."""
+    return x.square().mean(1, keepdim=True).sqrt()
+
+
+def _heat(amount: Tensor) -> Tensor:
+    """Amounts [N, 1, H, W] as colours [N, 3, H, W]: 0 is black, then red and yellow; 1 and more is white."""
+    return 2 * (3 * amount - torch.arange(3.0)[:, None, None]).clamp(0, 1) - 1
+
+
+def _scale(largest: float, height: int) -> Image.Image:
+    """The colours of `_heat` from 0 to `largest`, with numbers."""
+    colours = _column(_heat(torch.linspace(1, 0, height)[None, None, :, None]), (14, height))
+    scale = Image.new("RGB", (76, height), "white")
+    scale.paste(colours, (4, 0))
+    for share in (0, 0.5, 1):
+        where = (24, 6 + (1 - share) * (height - 14))
+        ImageDraw.Draw(scale).text(where, f"{share * largest:.2g}", "black", ImageFont.load_default(size=13), "lm")
+    return scale
 
 
 def _column(images: Tensor, size: tuple[int, int], hole: Image.Image | None = None) -> Image.Image:
@@ -139,7 +165,10 @@ def _column(images: Tensor, size: tuple[int, int], hole: Image.Image | None = No
 def in_words(figures: Mapping[str, Any]) -> list[str]:
     """The figures against the truth, for the log."""
     ratio = figures["error_over_spread"]
-    lines = [f"  against the truth, in {figures['pixels']}:", f"    RMSE of the draws' mean {figures['rmse']:.3f}"]
+    lines = [
+        f"  against the truth, in {figures['pixels']}:",
+        f"    RMSE of the draws' mean {figures['rmse']:.3f} on [-1, 1]",
+    ]
     if ratio is not None:
         lines.append(f"    error over spread {ratio:.2f} (1: the spread of the draws is right; above: too certain)")
     if figures["outside"] is not None:

@@ -12,8 +12,8 @@ from schema_cases import refusal
 
 from sde_diffusion import UserError
 from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.commands.measurements import build_operator, measurements
-from sde_diffusion.commands.restored import against_truth, exactly, left_open
+from sde_diffusion.commands.measurements import Measurements, build_operator, measurements
+from sde_diffusion.commands.restored import against_truth, draw_grid, exactly, left_open
 from sde_diffusion.data import Digits
 from sde_diffusion.guidance import Blur, Downsample, Grey, Mask
 from sde_diffusion.modality import Images
@@ -114,6 +114,27 @@ def test_figures_of_draws_that_are_calibrated_and_of_others():
     binary = against_truth(torch.sign(torch.randn(500, 4, 1, 8, 8)), torch.sign(centre), Images((1, 8, 8), 2), where)
     assert sum(binary["ranks"]) == pytest.approx(32_000 * 15 / 16, rel=0.01)
     assert np.ptp(binary["ranks"]) < 8 * 6000**0.5
+
+
+def test_the_picture_has_spread_and_error_on_one_scale():
+    """White is the largest of both; of a pixel in which only one of three channels differs, the root mean square."""
+    truth, x = torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 3, 8, 8)
+    x[0, :, 0, 0, 1] = torch.tensor([0.15, -0.15])  # standard deviation 0.15 sqrt(2)
+    x[0, :, :, 0, 2] = 0.3
+    picture = draw_grid(MASKED, Measurements(MASKED(truth), ["a"], truth), x, left_open(MASKED, (3, 8, 8)))
+    columns = ["measured", "truth", "draw 0", "draw 1", "mean", "spread", "error"]
+
+    def pixel(title, column):
+        return picture.getpixel((columns.index(title) * (88 + 6) + 11 * column + 5, 22 + 5))
+
+    assert pixel("mean", 2) == (166, 166, 166)  # 127.5 + 0.3 * 127.5
+    assert [pixel("error", column) for column in range(4)] == [(0, 0, 0), (0, 0, 0), (255, 255, 255), (0, 0, 0)]
+    share = 3 * 0.15 * 2**0.5 / 3**0.5 / 0.3  # of red alone, as it is beyond a third
+    assert pixel("spread", 1) == (255, round((share - 1) * 255), 0)
+    assert pixel("spread", 2) == (0, 0, 0)
+    assert picture.width == 7 * 94 + 76
+    alone = draw_grid(MASKED, Measurements(MASKED(truth), ["a"]), x[:, :1], left_open(MASKED, (3, 8, 8)))
+    assert alone.width == 2 * 94 - 6  # one draw has neither mean nor spread
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def test_tutorials_do_what_they_say(name, command, tmp_path):
         assert float(right.float().mean()) > 0.8
     if name == "repair":  # one training run with little data: what the page says, with room
         figures = {run: json.loads(Path(f"runs/{run}/restore.json").read_text())["against_truth"] for run in RESTORED}
-        assert 0.8 < figures["mmps"]["error_over_spread"] < 1.4
-        assert figures["mmps"]["rmse"] < 0.9 * figures["ddnm"]["rmse"]
-        assert figures["noisy-dps"]["error_over_spread"] > 1.2 * figures["noisy"]["error_over_spread"]
+        assert 0.8 < figures["mmps"]["error_over_spread"] < 1.6
+        assert figures["mmps"]["rmse"] < figures["ddnm"]["rmse"]
+        assert figures["noisy-dps"]["error_over_spread"] > figures["noisy"]["error_over_spread"]
         hidden = found["missing"]
         truth = np.array(found["right"])[hidden] / 127.5 - 1
         error = (found["x"].mean(0).permute(1, 2, 0)[hidden] - torch.as_tensor(truth)).square().mean().sqrt()

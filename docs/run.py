@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DOCS = Path(__file__).resolve().parent
-TUTORIALS = ("points", "images", "classes", "own")
+TUTORIALS = ("points", "images", "classes", "repair", "own")
 _BLOCK = re.compile(r"(?:^<!-- (?P<note>[^\n]*?) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```", re.DOTALL | re.M)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+RESTORED = ("mmps", "ddnm", "noisy", "noisy-dps")
 DOCS = Path(__file__).parents[1] / "docs"
 _spec = importlib.util.spec_from_file_location("docs_run", DOCS / "run.py")
 docs_run = importlib.util.module_from_spec(_spec)
@@ -56,6 +58,15 @@ def test_tutorials_do_what_they_say(name, command, tmp_path):
         classifier = load_extractor("digits").eval()
         right = classifier.head(classifier(found["x"])).argmax(1) == found["labels"]
         assert float(right.float().mean()) > 0.8
+    if name == "repair":  # one training run with little data: what the page says, with room
+        figures = {run: json.loads(Path(f"runs/{run}/restore.json").read_text())["against_truth"] for run in RESTORED}
+        assert 0.8 < figures["mmps"]["error_over_spread"] < 1.6
+        assert figures["mmps"]["rmse"] < figures["ddnm"]["rmse"]
+        assert figures["noisy-dps"]["error_over_spread"] > figures["noisy"]["error_over_spread"]
+        hidden = found["missing"]
+        truth = np.array(found["right"])[hidden] / 127.5 - 1
+        error = (found["x"].mean(0).permute(1, 2, 0)[hidden] - torch.as_tensor(truth)).square().mean().sqrt()
+        assert float(error) < 0.5 * float(np.std(truth))
     if name == "own":
         # Gaussian data: standard errors of 2,000 samples are 0.3 / 45 and 0.3 / 63; five of them, 1 in a million
         mean, std = found["exact"].mean, 0.3

@@ -84,7 +84,7 @@ def test_make_targets_and_paths_that_are_named_exist():
     for target in re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        for target in re.findall(r"\]\((?!https:)([^)#]+)[^)]*\)", page.read_text()):
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
     for folder in re.findall(r"`((?:sde_diffusion|conf|docs|tests|benchmarks)/[\w/]*)`", README):
         assert (ROOT / folder).is_dir()

@@ -128,7 +128,10 @@ def draw_grid(operator: Operator, measured: Measurements, x: Tensor, modality: M
 def in_words(figures: Mapping[str, Any]) -> list[str]:
     """The figures against the truth, for the log."""
     ratio = figures["error_over_spread"]
-    lines = [f"  against the truth, in {figures['pixels']}:", f"    RMSE of the draws' mean {figures['rmse']:.3f}"]
+    lines = [
+        f"  against the truth, in {figures['pixels']}:",
+        f"    RMSE of the draws' mean {figures['rmse']:.3f} on [-1, 1]",
+    ]
     if ratio is not None:
         lines.append(f"    error over spread {ratio:.2f} (1: the spread of the draws is right; above: too certain)")
     if figures["outside"] is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sde_diffusion.modality import pictures
@@ -26,8 +26,12 @@ _PANELS, _CHANNELS = 6, 3  # items and channels in a picture of other data
 
 
 def rows(draws: Tensor, measured: Tensor | None, truth: Tensor | None, known: Tensor | None) -> Image.Image:
-    """Images: a row for each item, the measurement (blue where nothing is known), truth, draws, mean and spread."""
-    draws, n = draws[:_ROWS], min(_DRAWS, draws.shape[1])
+    """Images: a row for each item, the measurement (blue where nothing is known), truth, draws, mean, spread and error.
+
+    The spread is the draws' standard deviation, and the error is the mean minus the truth; of both, root mean squares
+    over the channels, in the colours of the scale on the right.
+    """
+    draws, n = draws[:_ROWS].clamp(-1, 1), min(_DRAWS, draws.shape[1])
     zoom = max(1, math.ceil(_SIDE / draws.shape[-1]))
     size = (zoom * draws.shape[-1], zoom * draws.shape[-2])
     panels: dict[str, Image.Image] = {}
@@ -36,14 +40,38 @@ def rows(draws: Tensor, measured: Tensor | None, truth: Tensor | None, known: Te
         if known is not None:
             hole = Image.fromarray((~known).any(0).numpy().repeat(zoom, 0).repeat(zoom, 1))
         panels["measured"] = _column(measured[: len(draws)], size, hole)
-    spread = draws.std(1) if draws.shape[1] > 1 else torch.zeros_like(draws[:, 0])
-    largest = float(spread.max())
-    columns: dict[str, Tensor] = {} if truth is None else {"truth": truth[: len(draws)]}
-    columns |= {f"draw {number}": draws[:, number] for number in range(n)}
-    columns["mean"] = draws.mean(1)
-    columns[f"std to {largest:.2g}"] = 2 * spread / max(largest, 1e-9) - 1
+    columns, amounts = {f"draw {number}": draws[:, number] for number in range(n)}, {}
+    if draws.shape[1] > 1:
+        columns["mean"], amounts["spread"] = draws.mean(1), _over_channels(draws.std(1))
+    if truth is not None:
+        columns = {"truth": truth[: len(draws)], **columns}
+        amounts["error"] = _over_channels(draws.mean(1) - truth[: len(draws)])
+    largest = max((float(values.max()) for values in amounts.values()), default=0.0) or 1.0
+    columns |= {title: _heat(values / largest) for title, values in amounts.items()}
     panels |= {title: _column(values, size) for title, values in columns.items()}
-    return pictures.side_by_side(panels, 22, 6, 13)
+    scale = {"on [-1, 1]": _scale(largest, size[1])} if amounts else {}
+    return pictures.side_by_side(panels | scale, 22, 6, 13)
+
+
+def _over_channels(x: Tensor) -> Tensor:
+    """Root mean square over the channels of pictures, [N, C, H, W] -> [N, 1, H, W]."""
+    return x.square().mean(1, keepdim=True).sqrt()
+
+
+def _heat(amount: Tensor) -> Tensor:
+    """Amounts [N, 1, H, W] as colours [N, 3, H, W]: 0 is black, then red and yellow; 1 and more is white."""
+    return 2 * (3 * amount - torch.arange(3.0)[:, None, None]).clamp(0, 1) - 1
+
+
+def _scale(largest: float, height: int) -> Image.Image:
+    """The colours of `_heat` from 0 to `largest`, with numbers."""
+    colours = _column(_heat(torch.linspace(1, 0, height)[None, None, :, None]), (14, height))
+    scale = Image.new("RGB", (76, height), "white")
+    scale.paste(colours, (4, 0))
+    for share in (0, 0.5, 1):
+        where = (24, 6 + (1 - share) * (height - 14))
+        ImageDraw.Draw(scale).text(where, f"{share * largest:.2g}", "black", ImageFont.load_default(size=13), "lm")
+    return scale
 
 
 def _column(images: Tensor, size: tuple[int, int], hole: Image.Image | None = None) -> Image.Image:

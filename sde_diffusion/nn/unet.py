@@ -42,6 +42,10 @@ class UNet(Network):
             [N, embedding_dim].
         conditions: The conditions by name; see `sde_diffusion.conditions`.
 
+    Attributes:
+        shape: That of the images, [C, height, width]. A trained network without attention can be given larger images:
+            set another height and width. Its group norms are then over all of the larger image.
+
     Raises:
         ValueError: If an argument is outside its range.
 

@@ -22,8 +22,10 @@ def test_lines_now_and_then(monkeypatch, caplog):
         for step in range(1, 101):
             now[0] += 1.0
             bar.update(completed=step, text="12 passes")
+        bar.update(limit=-7.0, stays=True)  # seven seconds after the end of a time limit
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 3, lines
+    assert len(lines) == 4, lines
+    assert lines[3] == "sampling  100 of 200, 1:40 so far, about 0:00 left  (12 passes)"
     assert lines[0] == "sampling  30 of 200, 0:30 so far, about 2:50 left  (12 passes)"
     assert lines[2] == "sampling  90 of 200, 1:30 so far, about 1:50 left  (12 passes)"
 

@@ -38,6 +38,7 @@ class Common(TypedDict, total=False):
     seed: int
     min_batches_per_epoch: int
     flip: bool
+    shrink: int
 
 
 class DataModule(LightningDataModule, ABC):
@@ -52,6 +53,8 @@ class DataModule(LightningDataModule, ABC):
         seed: Seed of the training order, which is a pure function of (seed, epoch). The splits do not depend on it.
         min_batches_per_epoch: Minimum number of batches per epoch; a small training split is repeated to reach it.
         flip: Train on mirrored images too: an epoch has every image once as it is, and once mirrored left to right.
+        shrink: Divide height and width of images by this number, which must divide them: means of blocks, as
+            `Downsample(shrink)` gives, rounded to 256 levels if the data have levels.
 
     Raises:
         ValueError: If a size or seed is out of its range.
@@ -69,12 +72,17 @@ class DataModule(LightningDataModule, ABC):
     why_no_labels: str = ""  # why there are no labels, as the end of a message; set by `load`
 
     def __init__(
-        self, batch_size: int = 128, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
+        self,
+        batch_size: int = 128,
+        seed: int = 0,
+        min_batches_per_epoch: int = 250,
+        flip: bool = False,
+        shrink: int = 1,
     ) -> None:
         super().__init__()
         self.batch_size, self.seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
         self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
-        self.flip = check_bool("flip", flip)
+        self.flip, self.shrink = check_bool("flip", flip), check_count("shrink", shrink, also=" (1: as they are)")
         if (items := self.batch_size * self.min_batches_per_epoch) > _MOST_ITEMS:
             raise ValueError(
                 f"an epoch of {items} items, batch_size x min_batches_per_epoch, is more than the {_MOST_ITEMS} allowed"
@@ -99,8 +107,19 @@ class DataModule(LightningDataModule, ABC):
         modality = self._modality(splits["train"])
         if self.flip and not modality.mirrored:
             raise UserError(f"data.flip mirrors images, but {self.name!r} has {modality.kind}; set data.flip=false")
+        if self.shrink > 1 and not modality.mirrored:
+            raise UserError(f"data.shrink makes images smaller, but {self.name!r} has {modality.kind}; set it to 1")
+        if self.shrink > 1:
+            splits = {name: self._shrunk(split) for name, split in splits.items()}
+            self.extractor = None  # that of the original size
         check_splits(self.name, splits, self.bounded, self.class_names)
         return splits
+
+    def _shrunk(self, split: Split) -> Split:
+        try:
+            return split.shrunk(self.shrink)
+        except ValueError as error:
+            raise UserError(f"data.shrink={self.shrink} and {self.name}: {error}") from error
 
     @property
     def modality(self) -> Modality:

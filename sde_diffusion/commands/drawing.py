@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -42,12 +42,34 @@ def draw(
     Raises:
         UserError: If a value is not allowed, or the folder has unfinished batches of other samples.
     """
-    seeds = check_seeds(cfg)
+    guidance = {"guidance": resolved(cfg.guidance), **({"guides": model.guides} if model.guides else {})}
+    return draw_seeds(cfg, model, conditions, check_seeds(cfg), guidance, device, folder)
+
+
+def draw_seeds(
+    cfg: DictConfig,
+    model: GenerativeModel,
+    conditions: Mapping[str, Tensor],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+    device: torch.device,
+    folder: Path,
+) -> Sampled:
+    """Draw samples of a model with given seeds; see `draw`.
+
+    Args:
+        cfg: A configuration with sampler, n, seed, batch_size and overwrite.
+        model: The model.
+        conditions: See `draw`.
+        seeds: A function of cfg.seed and cfg.n.
+        settings: What the samples depend on apart from the checkpoint, sampler, n, seed and conditions.
+        device: See `draw`.
+        folder: See `draw`.
+    """
     plan = {
         "checkpoint": model.digest,
         "sampler": resolved(cfg.sampler),
-        "guidance": resolved(cfg.guidance),
-        **({"guides": model.guides} if model.guides else {}),
+        **settings,
         "n": cfg.n,
         "seed": cfg.seed,
         "conditions": digests(conditions),

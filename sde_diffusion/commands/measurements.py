@@ -20,7 +20,7 @@ from sde_diffusion.data.images import SUFFIXES, ImageFiles, Reading, headers
 from sde_diffusion.data.tree import find_images
 from sde_diffusion.errors import UserError
 from sde_diffusion.guidance import Operator
-from sde_diffusion.modality import Modality, modality_of
+from sde_diffusion.modality import Modality, modality_of, pictures
 from sde_diffusion.modality.levels import from_levels
 from sde_diffusion.storage.npz import read_arrays_of
 
@@ -108,16 +108,14 @@ def _of_files(path: Path, model: GenerativeModel, operator: Operator) -> Measure
     whole = len(out) != len(dims)
     shape = dims if whole else out
     kind = modality_of({**model.data, "shape": list(shape)})
-    wanted = f"the model's are {_size(dims)}" if whole else f"{operator} of the model's {_size(dims)} is {_size(out)}"
+    wanted = (
+        f"the model's are {pictures.size_in_words(dims)}"
+        if whole
+        else f"{operator} of the model's {pictures.size_in_words(dims)} is {pictures.size_in_words(out)}"
+    )
     read = _arrays if path.suffix.lower() in (".npz", ".npy") else _pictures
     x, names = read(path, kind, wanted)
     return Measurements(operator(x) if whole else x, names)
-
-
-def _size(shape: Sequence[int]) -> str:
-    """Such as "8x8, grey"."""
-    colours = {1: "grey", 3: "RGB"}.get(shape[0], f"{shape[0]} channels")
-    return f"{shape[2]}x{shape[1]}, {colours}"
 
 
 def _enlarged(found: tuple[int, int], wanted: tuple[int, int]) -> str:

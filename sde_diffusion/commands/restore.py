@@ -15,8 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import override_hint, resolved
+from sde_diffusion.commands.app import is_overridden, override_hint, resolved
 from sde_diffusion.commands.conditions import digests, requested_only
+from sde_diffusion.commands.config_checks import choose
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.commands.measurements import Measurements, build_operator, measurements
 from sde_diffusion.commands.restored import against_truth, draw_grid, exactly, in_words, left_open, residuals
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_REPORTED = ("operator", "posterior", "noise", "n", "seed", "sampler", "guidance", "images", "split", "conditions")
+_REPORTED = ("noise", "n", "seed", "sampler", "guidance", "images", "split", "conditions")
 
 _REMEDY = "try more steps (sampler.steps), posterior=mmps, or a larger noise"
 
@@ -62,16 +63,22 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     dims = tuple(model.data["shape"])
     if len(dims) != 3:
         raise UserError(f"restore is for pictures [C, H, W], and {cfg.ckpt} generates {modality_of(model.data).kind}")
-    operator = build_operator(resolved(cfg.operator), dims)
+    settings = _settings(cfg, model)
+    own = settings["posterior"] is None
+    operator = model.measured.operator.cpu() if own and model.measured else build_operator(settings["operator"], dims)
     measured = measurements(cfg, model, operator)
     count = len(measured.y)
     wanted = f"n={cfg.n} draws for each of {count} measurements"
     check_fits(wanted, 20 * count * cfg.n * math.prod(dims), "draw fewer, or restore fewer at once")
     if cfg.seed + count * cfg.n > 2**63:
         raise UserError(f"seeds must lie below 2^63; got seed={cfg.seed} for {wanted}")
-    conditions = requested_only(cfg, model, count)
-    denoiser = _posterior(cfg, model, operator, measured, conditions, device)
-    drawn = _draw(cfg, model, denoiser, measured, conditions, device, parts)
+    if own:
+        conditions = requested_only(cfg, model, count, _given(model, cfg.noise, measured.y))
+        denoiser = denoiser_of(model)
+    else:
+        conditions = requested_only(cfg, model, count)
+        denoiser = _posterior(cfg, model, operator, measured, conditions, device)
+    drawn = _draw(cfg, model, denoiser, operator.to(device), measured, conditions, settings, device, parts)
     operator.cpu()
     modality = modality_of(model.data)
     x = torch.cat(list(drawn.batches())).reshape(count, cfg.n, *dims)
@@ -85,6 +92,7 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
         "batch_sizes": drawn.finished.sizes,  # those that were used; smaller than batch_size where memory ran out
         "inputs": measured.names,
         **{key: resolved(cfg[key]) for key in _REPORTED},
+        **settings,
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": model.digest,
         **record.provenance(),
@@ -98,6 +106,35 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     for path in (out / "restored.npz", out / "grid.png", result):
         log.info("%s", path)
     return report
+
+
+def _settings(cfg: DictConfig, model: GenerativeModel) -> dict[str, Any]:
+    """The operator and the posterior; without operator=, the model's own, and no posterior, as it was trained for it.
+
+    Raises:
+        UserError: If there is no operator.
+    """
+    if "operator" in cfg:
+        return {key: resolved(cfg[key]) for key in ("operator", "posterior")}
+    if "measured" in model.hparams:
+        if is_overridden("posterior"):
+            raise UserError("without operator=, the model's own belief is used: leave posterior= out")
+        return {"operator": model.hparams["measured"]["operator"], "posterior": None}
+    raise UserError(f"operator is needed: {choose('operator')}; the model was not trained given a measurement")
+
+
+def _given(model: GenerativeModel, noise: float, y: Tensor) -> dict[str, Tensor]:
+    """The conditions that stand for measurements of a model that was trained given them.
+
+    Raises:
+        UserError: If the model was not trained for this noise.
+    """
+    assert model.measured is not None
+    try:
+        model.measured.check_noise(noise)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return model.measured.cpu().given(y, noise, 1 + len(model.data["shape"]))
 
 
 def _write_draws(path: Path, cfg: DictConfig, modality: Modality, x: Tensor) -> None:
@@ -157,9 +194,11 @@ def _posterior(
 def _draw(
     cfg: DictConfig,
     model: GenerativeModel,
-    denoiser: PosteriorDenoiser,
+    denoiser: Denoiser,
+    operator: Operator,
     measured: Measurements,
     conditions: dict[str, Tensor],
+    settings: dict[str, Any],
     device: torch.device,
     parts: Path,
 ) -> Sampled:
@@ -168,20 +207,21 @@ def _draw(
     Raises:
         UserError: If the folder has unfinished batches of other draws, or the sampler does not support the model.
     """
-    sampler, operator = build(resolved(cfg.sampler), "sampler"), denoiser.operator
+    sampler = build(resolved(cfg.sampler), "sampler")
     known = {**conditions, "y": measured.y}
     given = {name: values.repeat_interleave(cfg.n, 0).to(device) for name, values in known.items()}
     plan = {
         "checkpoint": model.digest,
-        **{key: resolved(cfg[key]) for key in ("sampler", "guidance", "operator", "noise", "n", "seed")},
-        "posterior": str(denoiser.likelihood),
+        **{key: resolved(cfg[key]) for key in ("sampler", "guidance", "noise", "n", "seed")},
+        **settings,
         "conditions": digests(given),
         "buffers": digests(dict(operator.named_buffers())),  # such as the mask, which a file describes
     }
 
     def with_y(denoiser: Denoiser, shape: tuple[int, ...], y: Tensor, **options: Any) -> Samples:
         try:
-            found: Samples = sampler(denoiser, shape, y=y, **options)
+            given_y = {} if settings["posterior"] is None else {"y": y}
+            found: Samples = sampler(denoiser, shape, **given_y, **options)
         except UserError as error:  # NaN or infinite numbers
             raise UserError(f"{error}; {_REMEDY}") from error
         return found if cfg.noise else dataclasses.replace(found, x=exactly(operator, found.x, y))

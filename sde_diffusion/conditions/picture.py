@@ -50,7 +50,7 @@ class Picture(Condition):
 
     def wrong(self, values: Tensor) -> str:
         """Infinite numbers, and NaN beside others."""
-        rows = values.reshape(-1, self.null.numel())
+        rows = values.reshape(-1, math.prod(self.shape))
         missing = rows.isnan()
         bad = rows.isinf() | (missing & ~missing.all(1, keepdim=True))
         return str(rows[bad][0].item()) if bool(bad.any()) else ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 from sde_diffusion.checks import check_bool, check_count
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import settings_of
-from sde_diffusion.data.checks import check_splits
+from sde_diffusion.data.checks import check_image_settings, check_splits
 from sde_diffusion.data.conditions import kinds_of
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
-from sde_diffusion.data.split import Split, differences
+from sde_diffusion.data.split import Split, differences, shrunk
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Modality, kind_by_shape
 from sde_diffusion.modality.units import Units
@@ -29,16 +29,6 @@ from sde_diffusion.storage.memory import check_fits
 
 SPLITS = ("train", "val", "test")
 _MOST_ITEMS = 1_000_000_000  # maximum number of items of an epoch, as its order is held in memory
-
-
-class Common(TypedDict, total=False):
-    """The arguments that every data set passes to `DataModule`."""
-
-    batch_size: int
-    seed: int
-    min_batches_per_epoch: int
-    flip: bool
-    shrink: int
 
 
 class DataModule(LightningDataModule, ABC):
@@ -104,22 +94,11 @@ class DataModule(LightningDataModule, ABC):
     def splits(self) -> dict[str, Split]:
         """The loaded and checked splits by name; see `check_splits`."""
         splits = self.load()
-        modality = self._modality(splits["train"])
-        if self.flip and not modality.mirrored:
-            raise UserError(f"data.flip mirrors images, but {self.name!r} has {modality.kind}; set data.flip=false")
-        if self.shrink > 1 and not modality.mirrored:
-            raise UserError(f"data.shrink makes images smaller, but {self.name!r} has {modality.kind}; set it to 1")
+        check_image_settings(self.name, self._modality(splits["train"]), flip=self.flip, shrink=self.shrink > 1)
         if self.shrink > 1:
-            splits = {name: self._shrunk(split) for name, split in splits.items()}
-            self.extractor = None  # that of the original size
+            splits, self.extractor = shrunk(self.name, splits, self.shrink), None  # the extractor is for other sizes
         check_splits(self.name, splits, self.bounded, self.class_names)
         return splits
-
-    def _shrunk(self, split: Split) -> Split:
-        try:
-            return split.shrunk(self.shrink)
-        except ValueError as error:
-            raise UserError(f"data.shrink={self.shrink} and {self.name}: {error}") from error
 
     @property
     def modality(self) -> Modality:

@@ -82,7 +82,7 @@ class Split:
         Raises:
             ValueError: If a size is not a multiple of the factor.
         """
-        rows = torch.arange(len(self)).split(max(1, _CHUNK // max(1, math.prod(self.x.shape[1:]))))
+        rows = torch.split(torch.arange(len(self)), max(1, _CHUNK // max(1, math.prod(self.x.shape[1:]))))
         parts = [shrink(self.tensor(some), factor) for some in rows]
         if self.levels is None:
             return replace(self, x=torch.cat(parts))
@@ -202,3 +202,15 @@ def divide(
             return [torch.from_numpy(np.sort(part)) for part in (rest, *parts)]
         ordered = classes[order]  # items of a class are adjacent, and the first of them is reserved
         aside[order[np.searchsorted(ordered, lost)]] = True
+
+
+def shrunk(name: str, splits: Mapping[str, Split], factor: int) -> dict[str, Split]:
+    """The splits with smaller items; see `Split.shrunk`.
+
+    Raises:
+        UserError: If a size is not a multiple of the factor.
+    """
+    try:
+        return {split: part.shrunk(factor) for split, part in splits.items()}
+    except ValueError as error:
+        raise UserError(f"data.shrink={factor}, {name}: {error}") from error

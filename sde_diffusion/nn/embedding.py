@@ -180,9 +180,7 @@ class Conditioning(nn.Module):
             **conditions: See `forward`.
         """
         kinds = [(name, kind) for name, kind in self.conditions.items() if kind.beside_x]
-        given = [
-            kind.nulls(1, x.device) if (value := conditions.get(name)) is None else value for name, kind in kinds
-        ]
+        given = [kind.nulls(1, x.device) if (value := conditions.get(name)) is None else value for name, kind in kinds]
         found = [torch.where(value.isnan(), 0.0, value).to(x.dtype) for value in given]
         return [value.expand(len(x), *value.shape[1:]) for value in found]
 

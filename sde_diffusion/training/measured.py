@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import as_number, check_kind
 from sde_diffusion.conditions import Condition, Measurement, Picture
-from sde_diffusion.denoiser import Denoiser, Prediction
 from sde_diffusion.guidance import Operator
 from sde_diffusion.modality.levels import from_levels, to_levels
-from sde_diffusion.sde import Time
 
 PICTURE, NOISE = "measurement", "measurement_noise"
 """Names of the two conditions."""
@@ -116,56 +113,4 @@ class Measured(nn.Module):
 
     def extra_repr(self) -> str:
         """The largest noise."""
-        return f"noise={self.noise:g}"
-
-
-class GivenMeasurement(Denoiser):
-    """A denoiser trained with `Measured`, as one that takes the measurement as y=, like `PosteriorDenoiser`.
-
-    Args:
-        denoiser: The denoiser.
-        measured: What it was trained with.
-        noise: s, the same for all samples; at most that of `measured`.
-
-    Raises:
-        ValueError: If noise is out of that range.
-    """
-
-    def __init__(self, denoiser: Denoiser, measured: Measured, noise: float) -> None:
-        super().__init__()
-        self.denoiser, self.measured, self.operator = denoiser, measured, measured.operator
-        self.sde, self.sigma_data = denoiser.sde, denoiser.sigma_data
-        self.noise, self.passes, self.gradients = measured.check_noise(noise), denoiser.passes, denoiser.gradients
-
-    @property
-    def conditions(self) -> Collection[str] | None:
-        """Those of the wrapped denoiser, with y in place of the measurement and its noise."""
-        inner = self.denoiser.conditions
-        return None if inner is None else (*(name for name in inner if name not in (PICTURE, NOISE)), "y")
-
-    def passes_at(self, t: Time) -> int:
-        """Network passes that a call at t costs: those of the wrapped denoiser."""
-        return self.denoiser.passes_at(t)
-
-    def check_conditions(
-        self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
-    ) -> dict[str, Any]:
-        """See `Denoiser.check_conditions`; y is [B, *out] or [1, *out]."""
-        others = {name: value for name, value in conditions.items() if name != "y"}
-        if conditions.get("y") is None:
-            raise ValueError("give the measurement y=, one for each sample or one for all")
-        y = torch.as_tensor(conditions["y"], device=device)
-        return {**self.denoiser.check_conditions(others, batch, device, wait), "y": y.expand(batch, *y.shape[1:])}
-
-    def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
-        """Predict at (x_t, t) given y; see `Denoiser.forward`.
-
-        Raises:
-            ValueError: If y has another shape than the measurements of the training.
-        """
-        given = self.measured.given(conditions.pop("y"), self.noise, x_t.ndim)
-        return self.denoiser(x_t, t, **conditions, **given)
-
-    def extra_repr(self) -> str:
-        """The noise."""
         return f"noise={self.noise:g}"

@@ -84,16 +84,16 @@ TRAIN = {
     "data ornstein_uhlenbeck": "data=ornstein_uhlenbeck data.channels=1 data.length=8 data.scale=0.3 data.correlation=2 "
     "data.n_train=400 data.n_val=40 data.n_test=40 data.split_seed=1 data.batch_size=16 data.seed=2 "
     "data.min_batches_per_epoch=5",
-    "data digits": "data=digits data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "data digits": "data=digits data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2",
     "data arrays": "data=arrays data.path=DATA data.range=[0,2] data.layout=NHW data.val_fraction=0.1 "
-    "data.test_fraction=0.2 data.conditions=[] data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "data.test_fraction=0.2 data.conditions=[] data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2",
     "levels of arrays": "data=arrays data.path=LEVELS data.levels=17",
     "data folder": "data=folder data.root=IMAGES data.size=[8,6] data.crop=none data.mode=RGB data.in_memory=false "
-    "data.num_workers=2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "data.num_workers=2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2",
     "range of a folder": "data=folder data.root=DEEP data.range=[0,4095]",
     **{
         f"data {name}": f"data={name} data.root=IDX data.name=small data.size=12 data.n_val=10 data.batch_size=16 "
-        "data.seed=2 data.min_batches_per_epoch=5 data.flip=true"
+        "data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2"
         for name in ("mnist", "fashion_mnist")
     },
     **{

@@ -144,9 +144,9 @@ def _other(seed: int) -> int:
 def inconsistency(small: Stage, large: Stage) -> float:
     """Root mean square of A(large) - small, over all samples, on the scale of [-1, 1]."""
     assert large.model.measured is not None
-    operator, kind = large.model.measured.operator.cpu(), modality_of(small.model.data)
-    wanted = torch.cat([kind.as_data(x) for x in small.drawn.batches()])
-    found = torch.cat([operator(x) for x in large.drawn.batches()])
+    operator, kinds = large.model.measured.operator.cpu(), [modality_of(one.model.data) for one in (small, large)]
+    wanted = torch.cat([kinds[0].as_data(x) for x in small.drawn.batches()])
+    found = torch.cat([operator(kinds[1].as_data(x)) for x in large.drawn.batches()])
     return float((found - wanted).double().square().mean().sqrt())
 
 

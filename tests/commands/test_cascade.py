@@ -13,6 +13,7 @@ from sde_diffusion import EDMSDE, Denoiser, Downsample
 from sde_diffusion.commands.cascade import Stage, enlarge
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import GaussianMixtureDenoiser
+from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.training import Measured
 from sde_diffusion.training.dropout import ConditionDropout
 
@@ -107,7 +108,8 @@ def test_exact_models_in_a_cascade_draw_from_the_data(noise, tmp_path):
         data={**data, "shape": [4]}, denoiser=Exact(), measured=measured, conditions=kinds, digest="", guides={}
     )
     model.dropout = ConditionDropout(kinds, 0.0)
-    means = torch.randn(n, 2, generator=torch.Generator().manual_seed(0)) * 0.175**0.5  # of pairs
+    # Means of pairs, made of the numbers from which a first model would start: the second one must not use them too.
+    means = 0.175**0.5 * Noise(range(n), (2,)).normal(0)
     small = SimpleNamespace(data={**data, "shape": [2]})
     drawn = SimpleNamespace(batches=lambda: iter(torch.split(means, 1500)))
     sampler = {"_target_": "sde_diffusion.sampling.DPMSolver", "steps": 12}

@@ -47,5 +47,5 @@ def shrink(x: Tensor, factor: int, method: str = "area") -> Tensor:
     """
     sizes = x.shape[min(2, x.ndim - 1) :]
     if any(size % factor for size in sizes):
-        raise ValueError(f"the sizes must be multiples of {factor}, by which they are divided; got {list(sizes)}")
+        raise ValueError(f"a factor of {factor} needs sizes that are multiples of it; got {list(sizes)}")
     return along_axes(x, [shrinking(size, factor, method).to(x) for size in sizes])

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,13 +85,15 @@ def for_samples(model: BaseModel, requested: Mapping[str, Any], n: int) -> dict[
     return _checked(model, {**turns, **_read(kinds, requested, n)})
 
 
-def requested_only(cfg: DictConfig, model: BaseModel, n: int) -> dict[str, Tensor]:
-    """The requested conditions for n samples, [n, *] each; the others are left out.
+def requested_only(
+    cfg: DictConfig, model: BaseModel, n: int, given: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """The requested conditions for n samples, and those that are given, [n, *] each; the others are left out.
 
     Raises:
         UserError: If a value is not allowed, or the model was not trained without a condition that is missing.
     """
-    return _checked(model, _read(model.conditions, requested_conditions(cfg, model), n))
+    return _checked(model, {**_read(model.conditions, requested_conditions(cfg, model), n), **given})
 
 
 def for_items(model: BaseModel, requested: Mapping[str, Any], split: Split, n: int) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def draw_in_batches(
     model: GenerativeModel,
     sampler: Callable[..., Samples],
     denoiser: Denoiser,
-    seeds: range,
+    seeds: Sequence[int],
     conditions: Mapping[str, Tensor],
     device: torch.device,
     folder: Path,

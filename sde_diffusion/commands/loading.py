@@ -38,18 +38,28 @@ def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
     from sde_diffusion.training.guided_denoiser import guide
 
     device = device_of(cfg)
-    model = _load(cfg.ckpt, device)
+    model = load_unguided(cfg.ckpt, device)
+    guide(model, resolved(cfg.guidance))
+    return model, device
+
+
+def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:
+    """The model of a checkpoint, which has a denoiser and a description of its data.
+
+    Raises:
+        UserError: If the checkpoint cannot be read, or its model lacks one of these.
+    """
+    model = _load(ckpt, device)
     if model.denoiser is None:
         what = model.summary()["model"]
-        raise UserError(f"{cfg.ckpt} contains a {type(model).__name__} ({what}), and this command needs a denoiser")
+        raise UserError(f"{ckpt} contains a {type(model).__name__} ({what}), and this command needs a denoiser")
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
-            f"{cfg.ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "
+            f"{ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "
             f"data=DataModule.describe() to {type(model).__name__} before training, or use the model in Python"
         )
     modality_of(model.data)  # raises its errors now, not after sampling
-    guide(model, resolved(cfg.guidance))
-    return model, device
+    return model
 
 
 def denoiser_of(model: GenerativeModel) -> Denoiser:

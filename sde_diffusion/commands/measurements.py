@@ -19,7 +19,7 @@ from sde_diffusion.data.images import SUFFIXES, ImageFiles, Reading, headers
 from sde_diffusion.data.tree import find_images
 from sde_diffusion.errors import UserError
 from sde_diffusion.guidance import Operator
-from sde_diffusion.modality import Modality, Points, modality_of
+from sde_diffusion.modality import Modality, Points, modality_of, pictures
 from sde_diffusion.modality.levels import from_levels
 from sde_diffusion.modality.units import Units
 from sde_diffusion.storage.npz import read_arrays_of
@@ -155,10 +155,7 @@ def read_items(
 
 def _size(shape: Sequence[int]) -> str:
     """Such as "8x8, grey"."""
-    if len(shape) != 3:
-        return f"shape {list(shape)}"
-    colours = {1: "grey", 3: "RGB"}.get(shape[0], f"{shape[0]} channels")
-    return f"{shape[2]}x{shape[1]}, {colours}"
+    return pictures.size_in_words(shape) if len(shape) == 3 else f"shape {list(shape)}"
 
 
 def _by_operator(found: tuple[int, int], wanted: tuple[int, int]) -> str:

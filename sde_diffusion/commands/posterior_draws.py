@@ -25,6 +25,7 @@ from sde_diffusion.sampling import Sampler, Samples
 
 if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
+    from sde_diffusion.training.measured import Measured
 
 REMEDY = "try more steps, posterior=mmps, or a larger noise"
 
@@ -41,6 +42,11 @@ class PosteriorDraws:
         y: The measurements, [N, *out].
         conditions: Conditions of each, [N, *] each.
         device: Where to sample.
+        own: What the model itself was trained given, if its belief is used; `conditions` then have it, and the
+            configuration has neither operator nor posterior.
+
+    Attributes:
+        settings: The operator and the posterior, as reported.
 
     Raises:
         UserError: If the method does not support the operator, the noise or the model, has steps of its own although
@@ -55,20 +61,31 @@ class PosteriorDraws:
         y: Tensor,
         conditions: Mapping[str, Tensor],
         device: torch.device,
+        own: Measured | None = None,
     ) -> None:
-        self.cfg, self.model, self.device = cfg, model, device
-        method: PosteriorMethod = build(resolved(cfg.posterior), "posterior")
-        given = build(resolved(cfg.sampler), "sampler")
-        self.sampler: Sampler
-        likelihood, self.sampler = method.likelihood_and_sampler(given)
-        self._check_choice(given)
-        try:
-            self.denoiser = PosteriorDenoiser(denoiser_of(model), operator, cfg.noise, likelihood).to(device)
-        except ValueError as error:  # of a model with a condition y
-            raise UserError(f"{cfg.ckpt}: {error}") from error
+        self.cfg, self.model, self.device, self.operator = cfg, model, device, operator.to(device)
+        self.sampler: Sampler = build(resolved(cfg.sampler), "sampler")
+        self.network = self.denoiser = denoiser_of(model)
+        self.settings = {"operator": model.hparams.get("measured", {}).get("operator"), "posterior": None}
+        self.takes_y = own is None
+        if self.takes_y:
+            self.settings = {key: resolved(cfg[key]) for key in ("operator", "posterior")}
+            self._choose(self.sampler)
+        elif cfg.evidence:
+            raise UserError("evidence=true needs posterior=smc and an operator: the model's own belief has none")
         known = {**conditions, "y": y}
         self.known = {name: values.repeat_interleave(cfg.n, 0).to(device) for name, values in known.items()}
         self._try()
+
+    def _choose(self, given: Sampler) -> None:
+        """Set the sampler and the denoiser of the posterior that is asked for."""
+        method: PosteriorMethod = build(self.settings["posterior"], "posterior")
+        likelihood, self.sampler = method.likelihood_and_sampler(given)
+        self._check_choice(given)
+        try:
+            self.denoiser = PosteriorDenoiser(self.network, self.operator, self.cfg.noise, likelihood).to(self.device)
+        except ValueError as error:  # of a model with a condition y
+            raise UserError(f"{self.cfg.ckpt}: {error}") from error
 
     def _check_choice(self, given: Sampler) -> None:
         name = type(self.sampler).__name__
@@ -84,7 +101,7 @@ class PosteriorDraws:
             )
 
     def _try(self) -> None:
-        first: dict[str, Any] = {name: values[:1] for name, values in self.known.items()}
+        first: dict[str, Any] = {name: values[:1] for name, values in self.known.items() if self._passed(name)}
         try:
             self.sampler(
                 self.denoiser, (1, *self.model.data["shape"]), callback=lambda *_: True, device=self.device, **first
@@ -94,6 +111,10 @@ class PosteriorDraws:
             keys = ("posterior", "sampler", "operator")
             hint = "".join(override_hint(key) for key in keys).replace(") (given:", "")
             raise UserError(f"{error}{hint}; {names}") from error
+
+    def _passed(self, name: str) -> bool:
+        """Whether the denoiser takes a condition: y is only kept for the end where the model is told it otherwise."""
+        return self.takes_y or name != "y"
 
     @property
     def at_once(self) -> int:
@@ -109,19 +130,21 @@ class PosteriorDraws:
         Raises:
             UserError: If the folder has unfinished batches of other draws, or NaN or infinite numbers are drawn.
         """
-        cfg, operator = self.cfg, self.denoiser.operator
-        kept = ("sampler", "posterior", "guidance", "operator", "noise", "n", "seed")
+        cfg, operator = self.cfg, self.operator
+        kept = ("sampler", "guidance", "noise", "n", "seed")
         plan = {
             "checkpoint": self.model.digest,
             **({"guides": self.model.guides} if self.model.guides else {}),
             **{key: resolved(cfg[key]) for key in kept},
+            **self.settings,
             "conditions": digests(self.known),
             "buffers": digests(dict(operator.named_buffers())),  # such as the mask, which a file describes
         }
 
         def with_y(denoiser: Denoiser, shape: tuple[int, ...], y: Tensor, **options: Any) -> Samples:
             try:
-                found: Samples = self.sampler(denoiser, shape, y=y, **options)
+                given: dict[str, Any] = {"y": y} if self.takes_y else {}
+                found: Samples = self.sampler(denoiser, shape, **given, **options)
             except UserError as error:  # NaN or infinite numbers
                 raise UserError(f"{error}; {REMEDY}") from error
             return found if cfg.noise else dataclasses.replace(found, x=exactly(operator, found.x, y))
@@ -142,6 +165,6 @@ class PosteriorDraws:
             folder=folder,
             plan=plan,
             overwrite=cfg.overwrite,
-            counted=self.denoiser.denoiser,
+            counted=self.network,
             device=self.device,
         )

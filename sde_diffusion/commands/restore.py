@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,24 +14,30 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sde_diffusion.commands.app import resolved
+from sde_diffusion.commands.app import is_overridden, resolved
 from sde_diffusion.commands.calibration import Calibration, calibration
 from sde_diffusion.commands.conditions import requested_only
+from sde_diffusion.commands.config_checks import choose
 from sde_diffusion.commands.described_operators import build_operator
 from sde_diffusion.commands.drawing import check_seeds
 from sde_diffusion.commands.loading import load_model
 from sde_diffusion.commands.measurements import Measurements, measurements
 from sde_diffusion.commands.posterior_draws import REMEDY, PosteriorDraws
 from sde_diffusion.commands.restored import against_truth, draw_grid, evidence, in_words, left_open, residuals
+from sde_diffusion.errors import UserError
 from sde_diffusion.guidance import Operator
 from sde_diffusion.modality import Modality, modality_of, pictures
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import forget, fresh, writing
 from sde_diffusion.storage.memory import check_fits
 
+if TYPE_CHECKING:
+    from sde_diffusion.training.generative import GenerativeModel
+    from sde_diffusion.training.measured import Measured
+
 log = logging.getLogger(__name__)
 
-_REPORTED = ("operator", "posterior", "noise", "n", "seed", "guidance", "images", "y", "split", "conditions")
+_REPORTED = ("noise", "n", "seed", "guidance", "images", "y", "split", "conditions")
 
 
 def restore(cfg: DictConfig) -> dict[str, Any]:
@@ -54,13 +60,15 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     result = fresh(out / "restore.json", cfg.overwrite, parts)
     model, device = load_model(cfg)
     dims = tuple(model.data["shape"])
-    operator = build_operator(resolved(cfg.operator), dims)
+    own = _own(cfg, model)
+    operator = build_operator(resolved(cfg.operator), dims) if own is None else own.operator.cpu()
     measured = measurements(cfg, model, operator)
     count = len(measured.y)
     wanted = f"n={cfg.n} draws for each of {count} measurements"
     check_fits(wanted, 20 * count * cfg.n * math.prod(dims), "draw fewer, or restore fewer at once")
     check_seeds(cfg, count)
-    posterior = PosteriorDraws(cfg, model, operator, measured.y, requested_only(cfg, model, count), device)
+    given = {} if own is None else own.given(measured.y, _noise(cfg, own), 1 + len(dims))
+    posterior = PosteriorDraws(cfg, model, operator, measured.y, requested_only(cfg, model, count, given), device, own)
     drawn = posterior.draw(parts)
     operator.cpu()
     modality = modality_of(model.data)
@@ -79,6 +87,7 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
         "batch_sizes": drawn.finished.sizes,  # those that were used; smaller than at first where memory ran out
         "inputs": measured.names,
         **{key: resolved(cfg[key]) for key in _REPORTED},
+        **posterior.settings,
         "sampler": repr(posterior.sampler),
         "ckpt": str(cfg.ckpt),
         "checkpoint_sha256": model.digest,
@@ -99,6 +108,33 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     for path in written:
         log.info("%s", path)
     return report
+
+
+def _own(cfg: DictConfig, model: GenerativeModel) -> Measured | None:
+    """What the model was trained given, if no operator is asked for; None: an operator and a posterior are.
+
+    Raises:
+        UserError: If there is no operator.
+    """
+    if "operator" in cfg:
+        return None
+    if model.measured is None:
+        raise UserError(f"operator is needed: {choose('operator')}; the model was not trained given a measurement")
+    if is_overridden("posterior"):
+        raise UserError("without operator=, the model's own belief is used: leave posterior= out")
+    return model.measured
+
+
+def _noise(cfg: DictConfig, own: Measured) -> float:
+    """The measurements' noise.
+
+    Raises:
+        UserError: If the model was not trained for it.
+    """
+    try:
+        return own.check_noise(cfg.noise)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _compared(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from torch import Tensor
 
 from sde_diffusion.commands.app import resolved
+from sde_diffusion.commands.cascade import Stage, draw_beside, enlarge, inconsistency, load_upsampler
 from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions
 from sde_diffusion.commands.drawing import check_seeds, draw, first
 from sde_diffusion.commands.editing import Edit, edit_of
@@ -25,9 +24,6 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of, pictures, write_samples
 from sde_diffusion.storage.files import forget, fresh
 from sde_diffusion.storage.memory import check_fits
-
-if TYPE_CHECKING:
-    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +36,8 @@ FRAMES = 48
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
     """Draw samples; writes `samples.npz` and `grid.png`, and with `film` also `film.png` and `film.gif`.
+
+    With `upsampler.ckpt`, these are samples enlarged by that model, and `small.npz` has those of `ckpt`.
 
     If the command is interrupted or killed, it resumes after its last finished batch when it is started again.
 
@@ -54,12 +52,13 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
             already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    parts = out / ".samples"
-    result = fresh(out / "samples.npz", cfg.overwrite, parts)
+    parts = [out / name for name in (".samples", ".enlarged")]
+    result = fresh(out / "samples.npz", cfg.overwrite, *parts)
     grid, *film = (out / name for name in ("grid.png", "film.png", "film.gif"))
     check_seeds(cfg)
     model, device = load_model(cfg)
     edit = edit_of(cfg, model)
+    upsampler = load_upsampler(cfg, model, device)
     seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
     if cfg.film > len(seeds):
         raise UserError(f"film must be a number of samples from 0 to {len(seeds)}; got {cfg.film}")
@@ -70,15 +69,25 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     check_fits(wanted, values * size, "draw fewer; the next with seed=NUMBER")
     if model.conditions:
         log.info("given %s", in_words(model.conditions, conditions))
-    drawn = draw(cfg, model, conditions, device, parts, edit)
     names = {name: kind.names for name, kind in model.conditions.items() if kind.names}
-    modality = modality_of(model.data)
-    shown = first(drawn.batches(), modality.most_drawn)
-    pictures.save(modality.draw(shown) if edit is None else edit.picture(modality, shown, cfg.n), grid)
+    stage = Stage(model, conditions, seeds, draw(cfg, model, conditions, device, parts[0], edit))
+    modality, drawn = modality_of(model.data), stage.drawn
+    if upsampler is None:
+        shown = first(drawn.batches(), modality.most_drawn)
+        pictures.save(modality.draw(shown) if edit is None else edit.picture(modality, shown, cfg.n), grid)
+    else:
+        write_samples(out / "small.npz", modality, drawn.batches(), seeds, conditions, names)
+        small, stage, edit = stage, enlarge(cfg, stage, upsampler, device, parts[1]), None
+        log.info("%d %s, %d network passes each; then enlarged:", drawn.n, modality.kind, drawn.nfe)
+        modality, drawn = modality_of(upsampler.data), stage.drawn
+        pictures.save(draw_beside(small, stage), grid)
+        far = inconsistency(small, stage)
+        log.info("made smaller again, they differ from the small ones by %.3g on [-1, 1] (root mean square)", far)
     if cfg.film:
-        _film(cfg, model, conditions, edit, device, *film)
+        _film(cfg, stage, edit, device, *film)
     found = write_samples(result, modality, drawn.batches(), seeds, conditions, names)
-    forget(parts)
+    for folder in parts:
+        forget(folder)
     speed = f"{drawn.seconds:.1f} s ({drawn.n / drawn.seconds:.0f} {modality.unit}/s)"
     log.info("%d %s, %d network passes each, %s", drawn.n, modality.unit, drawn.nfe, speed)
     if drawn.finished.sizes != [cfg.batch_size]:
@@ -88,28 +97,20 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     log.info("%s: %s %s, %s", modality.unit, found.dtype, list(found.shape), scale)
     for name in names:
         log.info("%s: %s", name, numbered(names[name]))
-    for path in (result, grid, *(film if cfg.film else ())):
+    for path in (result, *(() if upsampler is None else (out / "small.npz",)), grid, *(film if cfg.film else ())):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
 
 
-def _film(
-    cfg: DictConfig,
-    model: GenerativeModel,
-    conditions: Mapping[str, Tensor],
-    edit: Edit | None,
-    device: torch.device,
-    strip: Path,
-    animation: Path,
-) -> None:
+def _film(cfg: DictConfig, stage: Stage, edit: Edit | None, device: torch.device, strip: Path, animation: Path) -> None:
     """Draw the first samples on their way from noise to data.
 
     `strip` shows the predicted x0 at some times of the walk. `animation` shows it beside the state x_t, divided by
     sqrt(alpha^2 + sigma^2), the standard deviation of x_t for data of standard deviation 1.
     """
-    own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in conditions.items()}
+    model, seeds = stage.model, stage.seeds[: cfg.film]
+    own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in stage.conditions.items()}
     shape = (cfg.film, *model.data["shape"])
-    seeds = range(cfg.seed, cfg.seed + cfg.film)
     sampler, denoiser = build(resolved(cfg.sampler)), denoiser_of(model)
     if edit is not None:
         sampler, own["latent"] = edit.on(sampler), edit.each(cfg.n)[: cfg.film].to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def limits(x: Tensor) -> tuple[list[float], list[float]]:
         length = length.max().expand_as(length)
     middle, half = (low + high) / 2, 0.53 * length
     return (middle - half).tolist(), (middle + half).tolist()
+
+
+def size_in_words(shape: Sequence[int]) -> str:
+    """The size of pictures [C, H, W], such as "8x8, grey"."""
+    colours = {1: "grey", 3: "RGB"}.get(shape[0], f"{shape[0]} channels")
+    return f"{'x'.join(map(str, reversed(shape[1:])))}, {colours}"
 
 
 def side_by_side(panels: dict[str, Image.Image], title: int, gap: int, size: int) -> Image.Image:

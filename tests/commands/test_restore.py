@@ -265,7 +265,6 @@ def test_posteriors(name):
 def test_refused_keys():
     assert "from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)" in refusal("restore", "noise=5")
     assert refusal("restore", "noise=-1").startswith("noise must be")
-    assert "choose operator= from blur, downsample, grey, linear, mask" in refusal("restore", "~operator")
     assert "must name a class that extends PosteriorMethod" in refusal(
         "restore", "posterior=tmpd", "posterior._target_=sde_diffusion.guidance.Grey"
     )

@@ -110,10 +110,3 @@ class Operator(nn.Module, ABC):
 def _inverse(eigenvalues: Tensor) -> Tensor:
     known = eigenvalues > 1e-6 * eigenvalues.amax()
     return torch.where(known, 1 / torch.where(known, eigenvalues, 1.0), 0.0)
-
-
-def along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Multiply the last axes of x, [..., n_1, ..., n_k], by one matrix [m_i, n_i] each."""
-    for axis, matrix in zip(range(-len(matrices), 0), matrices, strict=True):
-        x = (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
-    return x

@@ -12,6 +12,7 @@ from sde_diffusion.training.time_sampling import (
     DiscreteTimes,
     ImportanceTimes,
     LogNormalTimes,
+    MixedTimes,
     TimeSampling,
     UniformTimes,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "LossByNoiseLevel",
     "Measured",
     "MinSNRWeighting",
+    "MixedTimes",
     "Objective",
     "SampleGrid",
     "ScoreModel",

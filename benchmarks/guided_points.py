@@ -157,7 +157,7 @@ class GuidedBench:
             range(self.cfg.seed, self.cfg.seed + self.cfg.n),
             self.cfg.batch_size,
             {name: values.to(self.device) for name, values in conditions.items()},
-            store=lambda x: {"features": self.features(x)},
+            store=lambda drawn: {"features": self.features(drawn.x)},
             in_memory=["features"],
             folder=self.folder / "-".join(map(str, plan["point"])).replace(" ", ""),
             plan=plan,

@@ -55,6 +55,11 @@ class ConfigChecks:
             raise UserError(f"{key} is needed: {choose(key) or f'give {key}=VALUE (see --help)'}")
         return resolved(parent[name])
 
+    def has(self, key: str) -> bool:
+        """Whether a key that may be left out has a value."""
+        self.seen.add(key)
+        return key in self.trial
+
     def keys(self, **hints: Any) -> dict[str, Any]:
         """Check values against type hints, and return them."""
         found = {}

@@ -192,7 +192,7 @@ def _restore(checks: ConfigChecks) -> None:
     checks.keys(ckpt=str, images=str | None, y=str | None, split=Split | None, items=Count, noise=NoiseScale, n=Count)
     checks.keys(seed=Seed, evidence=bool, conditions=Mapping[str, Any] | None)
     checks.keys(batch_size=Count, device=str, overwrite=bool)
-    if "operator" in checks.cfg:  # built when the model's shape is known; left out: that of the model
+    if checks.has("operator"):  # built when the model's shape is known; left out: that of the model
         operator = checks.keys(operator=Described)["operator"]
         cls = find_class(str(operator["_target_"]), "operator", any_library=True)
         checks.settings("operator", cls, reserved=("shape",))

@@ -14,7 +14,8 @@ from sde_diffusion.checks import as_number, check_finite, check_kind
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser, InputGradient, Prediction, check_denoiser
-from sde_diffusion.guidance.likelihoods import LIKELIHOODS, Guess, MeasurementLikelihood
+from sde_diffusion.guidance.guess import Guess
+from sde_diffusion.guidance.likelihoods import LIKELIHOODS, MeasurementLikelihood
 from sde_diffusion.guidance.operators import Operator
 from sde_diffusion.sde import Time, expand, float64, on_device
 

@@ -79,7 +79,7 @@ def test_restore_with_the_models_own_operator(command, models, trained):
     for model, more, part in (
         (models / "large", "noise=0.5", "noise must lie in [0, 0.3]"),
         (models / "large", "posterior=dps", "leave posterior= out"),
-        (trained, "noise=0.1", "choose operator= from blur, downsample, grey, mask"),
+        (trained, "noise=0.1", "choose operator= from blur, downsample, grey, linear, mask"),
     ):
         refused = command("restore", f"ckpt={model}/checkpoints/last.ckpt", *own, more, "out=no", cwd=models)
         assert (refused.status, part in refused.err) == (1, True), refused.err

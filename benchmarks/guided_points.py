@@ -32,16 +32,18 @@ class Kind:
         target: Its class.
         ckpt: Key of the checkpoint that it guides.
         outside: The scale that means no guidance.
+        also: Keys of the configuration that are further arguments.
     """
 
     target: str
     ckpt: str
     outside: float
+    also: tuple[str, ...] = ()
 
 
 KINDS = {
     "cfg": Kind("sde_diffusion.guidance.ClassifierFreeGuidance", "ckpt", 1.0),
-    "classifier": Kind("sde_diffusion.guidance.ClassifierGuidance", "unconditional", 0.0),
+    "classifier": Kind("sde_diffusion.guidance.ClassifierGuidance", "unconditional", 0.0, ("classifier",)),
 }
 
 
@@ -121,8 +123,7 @@ class GuidedBench:
     def _model(self, point: Point) -> tuple[Any, torch.device]:
         """The guided model of a point, and its device."""
         kind, settings = KINDS[point.guidance], {"scale": point.scale, "interval": point.interval}
-        if point.guidance == "classifier":
-            settings["classifier"] = self.cfg.classifier
+        settings |= {key: self.cfg[key] for key in kind.also}
         ckpt, guidance = self.cfg[kind.ckpt], {"_target_": kind.target, **settings}
         model, device = load_model(OmegaConf.create({"ckpt": ckpt, "device": self.cfg.device, "guidance": guidance}))
         if "label" not in model.conditions:

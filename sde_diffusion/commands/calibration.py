@@ -40,7 +40,7 @@ class Calibration:
     @property
     def failed(self) -> list[str]:
         """The statistics whose ranks are not uniform; of calibrated draws there are any in one of a hundred runs."""
-        return [name for name, found in self.ranks.items() if not found.passes]
+        return [name for name, found in self.ranks.items() if not found.is_uniform]
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""
@@ -120,7 +120,7 @@ def calibration(
 def _statistics(
     operator: Operator, draws: Tensor, y: Tensor, truth: Tensor, others: Tensor, where: Tensor, noise: float
 ) -> Statistics:
-    """What is ranked. Each is a function of an item and its measurement, that other training data define."""
+    """What is ranked. Each statistic is computed from an item, its measurement and `others`."""
     every = torch.cat([truth.unsqueeze(1), draws], 1)  # the truth first
     hole, own = every[:, :, where], others[:, where]
     found: dict[str, Tensor] = {"values": hole}
@@ -157,13 +157,13 @@ def _log_density(x: Tensor, others: Tensor) -> Tensor:
 def _draw_ranks(panel: Any, name: str, found: RankHistogram) -> None:
     counts, error = np.asarray(found.counts), np.asarray(found.std_errors)
     places, equal = np.arange(len(counts)), counts.sum() / len(counts)
-    panel.bar(places, counts, width=0.9, color="tab:blue" if found.passes else "tab:red", alpha=0.75)
+    panel.bar(places, counts, width=0.9, color="tab:blue" if found.is_uniform else "tab:red", alpha=0.75)
     edges = np.arange(len(counts) + 1) - 0.5
     low, high = (np.append(equal + sign * 3 * error, (equal + sign * 3 * error)[-1]) for sign in (-1, 1))
     panel.fill_between(edges, low, high, step="post", color="0.4", alpha=0.3, linewidth=0)
     panel.axhline(equal, color="0.3", linewidth=0.8)
     test = "" if found.threshold is None else f": {found.chi_squared:.0f}, allowed {found.threshold:.0f}"
-    panel.set_title(f"{name}{test}", fontsize=9, color="black" if found.passes else "tab:red")
+    panel.set_title(f"{name}{test}", fontsize=9, color="black" if found.is_uniform else "tab:red")
     panel.set_xlabel("draws below the truth", fontsize=8)
     panel.set_ylim(bottom=0)
     panel.tick_params(labelsize=7)

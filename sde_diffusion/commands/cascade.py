@@ -150,7 +150,7 @@ def _other(seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"upsampler {seed}".encode(), digest_size=8).digest(), "little") >> 1
 
 
-def inconsistency(small: Stage, large: Stage) -> float:
+def disagreement(small: Stage, large: Stage) -> float:
     """Root mean square of A(large) - small, over all samples, on the scale of [-1, 1]."""
     assert large.model.measured is not None
     operator, kinds = large.model.measured.operator.cpu(), [modality_of(one.model.data) for one in (small, large)]

@@ -60,7 +60,7 @@ class Edit:
     def picture(self, modality: Modality, x: Tensor, n: int) -> Image.Image:
         """The first samples [B, *shape] beside the items that they are variations of."""
         rows = max(1, len(x) // n)
-        return modality.edits(x[: rows * n].reshape(rows, -1, *x.shape[1:]), self.given[:rows])
+        return modality.draw_edits(x[: rows * n].reshape(rows, -1, *x.shape[1:]), self.given[:rows])
 
 
 def edit_of(cfg: DictConfig, model: GenerativeModel) -> Edit | None:
@@ -100,7 +100,7 @@ def _start(cfg: DictConfig, denoiser: Denoiser) -> float:
     """
     sde, sigma_data = denoiser.sde, denoiser.sigma_data or 1.0
     t_start = start_time(sde, cfg.edit.strength, sigma_data)
-    end = getattr(build(resolved(cfg.sampler), "sampler"), "t_end", None)
+    end = build(resolved(cfg.sampler), "sampler").t_end
     t_end = sde.t_min if end is None else end
     if t_start <= t_end:
         square = (_noise_level(denoiser, t_end) / sigma_data) ** 2

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_diffusion.commands.app import is_overridden, override_hint, resolved
 from sde_diffusion.commands.conditions import digests
-from sde_diffusion.commands.drawing import check_seeds
+from sde_diffusion.commands.drawing import check_guided, check_seeds
 from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.restored import exactly
 from sde_diffusion.commands.sampling_run import Sampled, sample_in_batches
@@ -26,8 +26,6 @@ from sde_diffusion.sampling import Sampler, Samples
 if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
     from sde_diffusion.training.measured import Measured
-
-REMEDY = "try more steps, posterior=mmps, or a larger noise"
 
 
 class PosteriorDraws:
@@ -75,6 +73,7 @@ class PosteriorDraws:
             raise UserError("evidence=true needs posterior=smc and an operator: the model's own belief has none")
         known = {**conditions, "y": y}
         self.known = {name: values.repeat_interleave(cfg.n, 0).to(device) for name, values in known.items()}
+        check_guided(model, {name: values for name, values in self.known.items() if name != "y"}, len(self.known["y"]))
         self._try()
 
     def _choose(self, given: Sampler) -> None:
@@ -107,10 +106,16 @@ class PosteriorDraws:
                 self.denoiser, (1, *self.model.data["shape"]), callback=lambda *_: True, device=self.device, **first
             )
         except (ValueError, TypeError) as error:
-            names = "posterior=mmps, the default, takes any differentiable operator, and noise=0"
-            keys = ("posterior", "sampler", "operator")
+            keys = ("posterior", "sampler", "operator", "guidance")
             hint = "".join(override_hint(key) for key in keys).replace(") (given:", "")
-            raise UserError(f"{error}{hint}; {names}") from error
+            takes = "; posterior=mmps, the default, takes any differentiable operator, and noise=0"
+            raise UserError(f"{error}{hint}{takes if is_overridden('posterior') else ''}") from error
+
+    @property
+    def remedy(self) -> str:
+        """What to try if draws diverge or do not agree with the measurements."""
+        other = ", posterior=mmps (the default)" if is_overridden("posterior") else ""
+        return f"try more steps{other}, or a larger noise"
 
     def _passed(self, name: str) -> bool:
         """Whether the denoiser takes a condition: y is only kept for the end where the model is told it otherwise."""
@@ -146,7 +151,7 @@ class PosteriorDraws:
                 given: dict[str, Any] = {"y": y} if self.takes_y else {}
                 found: Samples = self.sampler(denoiser, shape, **given, **options)
             except UserError as error:  # NaN or infinite numbers
-                raise UserError(f"{error}; {REMEDY}") from error
+                raise UserError(f"{error}; {self.remedy}") from error
             return found if cfg.noise else dataclasses.replace(found, x=exactly(operator, found.x, y))
 
         def stored(drawn: Samples) -> dict[str, Tensor]:

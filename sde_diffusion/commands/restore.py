@@ -22,7 +22,7 @@ from sde_diffusion.commands.described_operators import build_operator
 from sde_diffusion.commands.drawing import check_seeds
 from sde_diffusion.commands.loading import load_model
 from sde_diffusion.commands.measurements import Measurements, measurements
-from sde_diffusion.commands.posterior_draws import REMEDY, PosteriorDraws
+from sde_diffusion.commands.posterior_draws import PosteriorDraws
 from sde_diffusion.commands.restored import against_truth, draw_grid, evidence, in_words, left_open, residuals
 from sde_diffusion.errors import UserError
 from sde_diffusion.guidance import Operator
@@ -102,7 +102,7 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     with writing(result) as temporary:
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     forget(parts)
-    _log_report(cfg, report, count)
+    _log_report(cfg, report, count, posterior.remedy)
     for line in [] if found is None else [*in_words(found[0]), *found[1].in_words()]:
         log.info("%s", line)
     for path in written:
@@ -121,7 +121,7 @@ def _own(cfg: DictConfig, model: GenerativeModel) -> Measured | None:
     if model.measured is None:
         raise UserError(f"operator is needed: {choose('operator')}; the model was not trained given a measurement")
     if is_overridden("posterior"):
-        raise UserError("without operator=, the model's own belief is used: leave posterior= out")
+        raise UserError("without operator=, the model predicts from the measurement directly: leave posterior= out")
     return model.measured
 
 
@@ -160,13 +160,13 @@ def _write_draws(path: Path, cfg: DictConfig, modality: Modality, x: Tensor, log
         np.savez_compressed(file, **arrays)
 
 
-def _log_report(cfg: DictConfig, report: dict[str, Any], count: int) -> None:
+def _log_report(cfg: DictConfig, report: dict[str, Any], count: int, remedy: str) -> None:
     cost = f"{report['passes']} network passes and {report['gradients']} gradients each, {report['seconds']:.1f} s"
     log.info("%d draws for each of %d measurements, %s", cfg.n, count, cost)
     unit = "times the noise (about 1 if it is right)" if cfg.noise else "on [-1, 1]"
-    log.info("  measurement minus that of a draw: %.3g %s", report["residual"]["median"], unit)
+    log.info("  residual, measurement - A(draw): %.3g %s", report["residual"]["median"], unit)
     if cfg.noise and report["residual"]["median"] > 2:
-        log.warning("  the draws do not agree with the measurements: %s", REMEDY)
+        log.warning("  the draws do not agree with the measurements: %s", remedy)
     if "evidence" in report:
         found, errors = (report["evidence"][key] for key in ("log_evidence", "std_errors"))
         rough = (

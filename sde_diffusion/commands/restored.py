@@ -87,7 +87,7 @@ def against_truth(x: Tensor, truth: Tensor, modality: Modality, where: Tensor) -
         "outside": float(counts[0] + counts[-1]) / some if some else None,
         "outside_if_calibrated": 2 / (n + 1),
         "ranks": counts.tolist(),
-        "pixels": f"{int(where.sum())} of {where.numel()} numbers, those that the measurement leaves open",
+        "compared": f"{int(where.sum())} of {where.numel()} numbers, those that the measurement leaves open",
     }
 
 
@@ -122,19 +122,19 @@ def draw_grid(operator: Operator, measured: Measurements, x: Tensor, modality: M
         known = operator.adjoint(torch.ones_like(measured.y[:1]))[0] != 0
     elif measured.y.ndim != x.ndim - 1 or x.ndim < 4:  # the data have axes but channels; measurements have them too
         y = operator.adjoint(measured.y) if operator.linear and modality.in_pictures else None
-    return modality.posterior(x, y, measured.truth, known)
+    return modality.draw_posterior(x, y, measured.truth, known)
 
 
 def in_words(figures: Mapping[str, Any]) -> list[str]:
     """The figures against the truth, for the log."""
     ratio = figures["error_over_spread"]
     lines = [
-        f"  against the truth, in {figures['pixels']}:",
+        f"  against the truth, in {figures['compared']}:",
         f"    RMSE of the draws' mean {figures['rmse']:.3f} on [-1, 1]",
     ]
     if ratio is not None:
         lines.append(f"    error over spread {ratio:.2f} (1: the spread of the draws is right; above: too certain)")
     if figures["outside"] is not None:
         right = figures["outside_if_calibrated"]
-        lines.append(f"    truth outside all draws: {figures['outside']:.2f} of them ({right:.2f} if calibrated)")
+        lines.append(f"    share of the truth outside all draws: {figures['outside']:.2f} ({right:.2f} if calibrated)")
     return lines

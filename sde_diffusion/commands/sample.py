@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sde_diffusion.commands.app import resolved
-from sde_diffusion.commands.cascade import Stage, draw_beside, enlarge, inconsistency, load_upsampler
+from sde_diffusion.commands.cascade import Stage, disagreement, draw_beside, enlarge, load_upsampler
 from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions
 from sde_diffusion.commands.drawing import check_seeds, draw, first
 from sde_diffusion.commands.editing import Edit, edit_of
@@ -81,8 +81,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         log.info("%d %s, %d network passes each; then enlarged:", drawn.n, modality.kind, drawn.nfe)
         modality, drawn = modality_of(upsampler.data), stage.drawn
         pictures.save(draw_beside(small, stage), grid)
-        far = inconsistency(small, stage)
-        log.info("made smaller again, they differ from the small ones by %.3g on [-1, 1] (root mean square)", far)
+        far = disagreement(small, stage)
+        log.info("made smaller again, their disagreement with the small ones is %.3g on [-1, 1] (RMS)", far)
     if cfg.film:
         _film(cfg, stage, edit, device, *film)
     found = write_samples(result, modality, drawn.batches(), seeds, conditions, names)

@@ -6,6 +6,8 @@ from sde_diffusion.guidance.classifier import ClassifierGuidance
 from sde_diffusion.guidance.classifier_free import ClassifierFreeGuidance, UntrainedError
 from sde_diffusion.guidance.combination import Combination
 from sde_diffusion.guidance.composition import Composition
+from sde_diffusion.guidance.guess import Guess
+from sde_diffusion.guidance.interval import NoiseInterval
 from sde_diffusion.guidance.likelihoods import (
     LIKELIHOODS,
     JacobianFree,
@@ -22,12 +24,14 @@ from sde_diffusion.guidance.operators import (
     Downsample,
     GaussianBlur,
     Grey,
+    Linearised,
     LinearOperator,
     Mask,
     Nonlinear,
     Operator,
 )
-from sde_diffusion.guidance.posterior import PosteriorDenoiser
+from sde_diffusion.guidance.posterior import PosteriorDenoiser, Twist
+from sde_diffusion.guidance.scale import GuidanceScale
 
 __all__ = [
     "LIKELIHOODS",
@@ -41,12 +45,16 @@ __all__ = [
     "Downsample",
     "GaussianBlur",
     "Grey",
+    "Guess",
+    "GuidanceScale",
     "JacobianFree",
     "LinearOperator",
+    "Linearised",
     "Mask",
     "MeasurementLikelihood",
     "MomentMatching",
     "NetworkClassifier",
+    "NoiseInterval",
     "Nonlinear",
     "Operator",
     "PointEstimate",
@@ -54,5 +62,6 @@ __all__ = [
     "PosteriorMethod",
     "PseudoInverse",
     "RowSum",
+    "Twist",
     "UntrainedError",
 ]

@@ -4,8 +4,8 @@ With V = Cov[x_0 | x_t], which is (sigma^2 / alpha) J for J = d x0 / d x_t, all 
 
     delta = V^T A^T S^-1 (y - A x0),
 
-and differ in S, the covariance of y given x_t, and in V. Only `MomentMatching` is exact for every Gaussian. Those with
-a known S also have log p(y | x_t) = log N(y; A x0, S).
+and differ in S, the covariance of y given x_t, and in V. Only `MomentMatching`, with enough iterations, is exact for
+every Gaussian. Those with a known S also have log p(y | x_t) = log N(y; A x0, S).
 """
 
 from __future__ import annotations
@@ -60,12 +60,14 @@ class MeasurementLikelihood(ShowsArguments, PosteriorMethod):
 
 
 class MomentMatching(MeasurementLikelihood):
-    """S = noise^2 I + A V A^T: exact for Gaussian data of any covariance, and any linear A.
+    """S = noise^2 I + A V A^T: exact for Gaussian data and any linear A, once its iterations have converged.
 
-    S^-1 is applied by conjugate gradients. V of a network is neither symmetric nor positive, so that an iteration may
-    meet negative curvature: where p^T S p <= noise^2 p^T p / 2, that sample stops. The product V^T A^T p that an
-    iteration needs is also its contribution to delta, so that none is left to be computed at the end. A sample also
-    stops where only rounding is left, so that noise = 0 and measurements that repeat each other do no harm.
+    S^-1 is applied by conjugate gradients, which need as many iterations as S has distinct eigenvalues, at most one for
+    each measurement; fewer correct x0 by less than they should. V of a network is neither symmetric nor positive, so
+    that an iteration may meet negative curvature: where p^T S p <= noise^2 p^T p / 2, that sample stops. The product
+    V^T A^T p that an iteration needs is also its contribution to delta, so that none is left to be computed at the end.
+    A sample also stops where only rounding is left, so that noise = 0 and measurements that repeat each other do no
+    harm.
 
     log p(y | x_t) needs all of S: M + 1 vector-Jacobian products for M measurements, at most 64, whatever `iterations`.
     Its symmetric part is taken, without negative eigenvalues of A V A^T.
@@ -145,13 +147,15 @@ class PseudoInverse(MeasurementLikelihood):
 
 
 class JacobianFree(MeasurementLikelihood):
-    """V = q^2 I in S and outside it, without derivatives of the denoiser: exact for N(m, s^2 I).
+    """V = q^2 I in S and in delta, without derivatives of the denoiser: exact for N(m, s^2 I).
 
-    With noise = 0 it is the projection x0 + A^+ (y - A x0), whatever s, where eigenvalues of A A^T below 1e-6 of the
-    largest count as 0; for s = inf it is that projection with weight
-    r^2 e / (noise^2 + r^2 e) along the eigenvectors of A A^T, whose eigenvalues are e. For data N(0, s^2) of which one
-    number is measured, the probability flow then ends with standard deviation s (noise / s)^(s^2 / (s^2 - noise^2)):
-    for noise = s / 5, 5% less than the posterior's. What is not measured keeps its variance with any sampler.
+    Along an eigenvector of A A^T with eigenvalue e, the residual is corrected by the factor q^2 e / (noise^2 + q^2 e),
+    with the q^2 of `PseudoInverse`; for s = inf, q = r. With noise = 0 the factor is 1, and 0 where e is below 1e-6 of
+    the largest: x0 + A^+ (y - A x0), whatever s.
+
+    With s = inf and data N(0, s^2) of which one number is measured, the probability flow ends with standard deviation s
+    (noise / s)^(s^2 / (s^2 - noise^2)): for noise = s / 5, 5% less than the posterior's. What is not measured keeps its
+    variance with any sampler.
 
     Args:
         sigma_data: s, the standard deviation of the data in all directions, positive; None: infinite. See

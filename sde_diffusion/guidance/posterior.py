@@ -41,7 +41,7 @@ class PosteriorDenoiser(Denoiser):
     """The belief given a measurement y = A(x_0) + noise n, passed as y=, for a denoiser that does not know it.
 
     x0 -> x0 + delta, which adds the gradient of log p(y | x_t) to the score, by an approximation of this likelihood.
-    `MomentMatching` is exact if x_0 given x_t is Gaussian, for any linear A.
+    `MomentMatching` is exact if x_0 given x_t is Gaussian, for any linear A, once its iterations have converged.
 
     Args:
         denoiser: The denoiser of the data without a measurement.
@@ -116,7 +116,7 @@ class PosteriorDenoiser(Denoiser):
             ValueError: If y has another shape than A x_0, or A x_0 is not finite.
         """
         y = _required(conditions.pop("y", None)).to(x_t.dtype)
-        if not (self.likelihood.gradients or not self.operator.linear):
+        if not self.likelihood.gradients and self.operator.linear:
             prediction = self.denoiser(x_t, t, **conditions)
             delta = self.likelihood.shift(self._guess(prediction, y, t, _no_gradient, torch.is_grad_enabled()))
             return prediction.shifted(self._where_known(delta, t))

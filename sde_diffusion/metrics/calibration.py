@@ -45,7 +45,7 @@ class RankHistogram:
     false_alarms: float
 
     @property
-    def passes(self) -> bool:
+    def is_uniform(self) -> bool:
         """Whether the distance is below the threshold; True without a test."""
         return self.p_value is None or self.p_value >= self.false_alarms
 

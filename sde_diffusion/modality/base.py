@@ -194,11 +194,11 @@ class Modality(ABC):
     def beside(self, x: Tensor, reference: Tensor, *, names: tuple[str, str] = ("samples", "data")) -> Image:
         """A picture of samples [B, *shape] and data [N, *shape] side by side, on the same scale, with these names."""
 
-    def edits(self, x: Tensor, reference: Tensor) -> Image:
+    def draw_edits(self, x: Tensor, reference: Tensor) -> Image:
         """A picture of variations [N, n, *shape] of items [N, *shape] beside them."""
         return self.beside(x.flatten(0, 1), reference, names=("edited", "given"))
 
-    def posterior(
+    def draw_posterior(
         self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
     ) -> Image:
         """A picture of draws given measurements, with a row or a panel for each of the first few items.

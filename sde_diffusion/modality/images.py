@@ -91,7 +91,7 @@ class Images(Modality):
         """A grid of images."""
         return pictures.image_grid(to_uint8(x))
 
-    def edits(self, x: Tensor, reference: Tensor) -> Image:
+    def draw_edits(self, x: Tensor, reference: Tensor) -> Image:
         """For each image one or more rows: the image, and its variations."""
         rows = math.ceil(x.shape[1] / _WIDEST)
         width = math.ceil(x.shape[1] / rows)
@@ -109,7 +109,7 @@ class Images(Modality):
         sets = {f"{name}: {len(some)} images": some for name, some in zip(names, (x, reference), strict=True)}
         return pictures.side_by_side({name: self.draw(images) for name, images in sets.items()}, 24, 12, 16)
 
-    def posterior(
+    def draw_posterior(
         self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
     ) -> Image:
         """A row for each: what was measured, the truth, draws, their mean, and the spread of each pixel."""

@@ -71,7 +71,7 @@ class Points(Modality):
             panel.set_box_aspect(1)
         return pictures.render(drawing)
 
-    def posterior(
+    def draw_posterior(
         self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
     ) -> Image.Image:
         """A panel for each: a scatter plot in two dimensions, or else each number with its draws."""

@@ -1,4 +1,4 @@
-"""Pictures of draws given measurements, for `Modality.posterior`.
+"""Pictures of draws given measurements, for `Modality.draw_posterior`.
 
 All functions take draws [N, n, *shape], measurements [N, *] (which are data of perhaps another size), the truth
 [N, *shape], and where the measurements are known, bool [*shape]; all but the draws may be None.

@@ -76,7 +76,7 @@ class Signals(Modality):
             panels[0].legend(fontsize=7)
         return pictures.render(drawing)
 
-    def posterior(
+    def draw_posterior(
         self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
     ) -> Image.Image:
         """A panel for each item and channel: the draws, their mean, the truth, and what was measured."""

@@ -30,7 +30,8 @@ class Replacement(PosteriorSampler):
         dm/dr = 2 r (P_22 m + P_21 y),      dv/dr = 4 r P_22 v - 2 r.
 
     rho = .5, .9, .99: m = .268 y, .627 y, .868 y and standard deviation .908, .558, .231, where the posterior has .5 y,
-    .9 y, .99 y and .866, .436, .141. `RePaint` reduces the bias; `MomentMatching` and `TwistedSMC` do not have it.
+    .9 y, .99 y and .866, .436, .141. `RePaint` reduces the bias; `TwistedSMC` does not have it, nor has, for Gaussian
+    data, `MomentMatching`.
 
     Args:
         sampler: The sampler whose walk it is, one with steps of a grid; AncestralSampler(250, eta=1) by default. With

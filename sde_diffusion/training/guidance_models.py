@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -110,8 +108,7 @@ class Parts:
                 raise UserError(f"{key}={path} has another condition {name} than the model: {kind}, here {own}")
             if name not in model.conditions:
                 self.conditions[name] = kind
-        with Path(path).open("rb") as file:
-            self.digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        self.digests[path] = other.digest
         return found
 
 
@@ -121,18 +118,16 @@ def load_model(path: str, device: torch.device) -> GenerativeModel:
     Raises:
         UserError: If it cannot be loaded.
     """
-    try:
-        changed = Path(path).stat().st_mtime_ns
-    except (OSError, ValueError):  # reading the file reports it
-        changed = None
-    return _loaded(path, device, changed)
+    from sde_diffusion.training.digested import identity
+
+    return _loaded(path, device, identity(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded(path: str, device: torch.device, changed: int | None) -> GenerativeModel:
-    from sde_diffusion.training.generative import GenerativeModel
+def _loaded(path: str, device: torch.device, file: tuple[int, int, int] | None) -> GenerativeModel:
+    from sde_diffusion.training.digested import load_with_digest
 
-    return GenerativeModel.load_from_checkpoint(path, map_location=device)
+    return load_with_digest(path, device)
 
 
 def _several(hint: Any) -> bool:

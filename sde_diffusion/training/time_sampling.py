@@ -131,6 +131,8 @@ class LogNormalTimes(TimeSampling):
 class MixedTimes(TimeSampling):
     """Equal shares of several distributions. `icdf` has each in its own part of [0, 1], one after the other.
 
+    The `importance` of the parts is not used: the mixture is part of the objective.
+
     Args:
         parts: The distributions, one or more.
 

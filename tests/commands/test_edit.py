@@ -167,7 +167,7 @@ def test_the_picture_of_many_variations():
     """The rows of each picture begin with it; those of its further variations with nothing."""
     x, given = torch.rand(2, 20, 1, 8, 8), torch.rand(2, 1, 8, 8)
     edge = 640 // (11 * 9) + 1  # the enlargement of a pixel
-    picture = np.asarray(Images((1, 8, 8), 256).edits(2 * x - 1, 2 * given - 1))[24:, :, 0]
+    picture = np.asarray(Images((1, 8, 8), 256).draw_edits(2 * x - 1, 2 * given - 1))[24:, :, 0]
     assert len(picture) == 4 * (8 * edge + 1)
     middle = edge // 2 + np.arange(8) * edge
     rows = [picture[row * (8 * edge + 1) + middle][:, middle] for row in range(4)]

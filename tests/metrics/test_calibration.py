@@ -35,7 +35,7 @@ def test_false_alarms_and_misses(numbers):
     """Of 300 calibrated sets of 60 items 5% fail: between 1.5% and 10% (false alarms 2e-4). Of narrow ones, all."""
     p = [rank_histogram(*items(60, 4, numbers, seed=seed)).p_value for seed in range(300)]
     assert 0.015 < sum(one < 0.05 for one in p) / 300 < 0.1
-    assert all(not rank_histogram(*items(60, 4, 40, spread=0.5, seed=seed)).passes for seed in range(20))
+    assert all(not rank_histogram(*items(60, 4, 40, spread=0.5, seed=seed)).is_uniform for seed in range(20))
 
 
 def test_coverage():
@@ -61,12 +61,12 @@ def test_ties_and_few_items():
     truth = torch.sign(torch.randn(500, 30, generator=torch.Generator().manual_seed(2)))
     draws[..., 0], truth[:, 0] = 1, 1  # all agree: not counted
     found = rank_histogram(draws, truth)
-    assert found.passes
+    assert found.is_uniform
     assert sum(found.counts) == pytest.approx(500 * 29 * 15 / 16, rel=0.02)
     assert rank_histogram(draws[:8], truth[:8]).chi_squared is None
-    assert rank_histogram(draws[:8], truth[:8]).passes
+    assert rank_histogram(draws[:8], truth[:8]).is_uniform
     always_below = rank_histogram(torch.zeros(100, 4, 30), torch.ones(100, 30))
-    assert not always_below.passes
+    assert not always_below.is_uniform
     assert always_below.counts == [0, 0, 0, 0, 3000]
 
 

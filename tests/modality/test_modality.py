@@ -176,15 +176,15 @@ def test_posteriors_show_draws_truth_and_measurements(modality):
     known = torch.zeros(modality.shape, dtype=torch.bool)
     known[..., 0] = True
     shown = [
-        modality.posterior(draws),
-        modality.posterior(0.9 * draws),
-        modality.posterior(draws, truth=truth),
-        modality.posterior(draws, truth, truth, known),
-        modality.posterior(draws, truth, truth, known.flip(-1)),
+        modality.draw_posterior(draws),
+        modality.draw_posterior(0.9 * draws),
+        modality.draw_posterior(draws, truth=truth),
+        modality.draw_posterior(draws, truth, truth, known),
+        modality.draw_posterior(draws, truth, truth, known.flip(-1)),
     ]
     assert len({picture.tobytes() for picture in shown}) == 5
     if len(modality.shape) > 1:  # shorter signals, smaller pictures
-        assert modality.posterior(draws, truth[..., ::2]).size[0] > 100
+        assert modality.draw_posterior(draws, truth[..., ::2]).size[0] > 100
 
 
 def test_the_picture_of_a_posterior_has_spread_and_error_on_one_scale():
@@ -192,7 +192,7 @@ def test_the_picture_of_a_posterior_has_spread_and_error_on_one_scale():
     truth, x = torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 3, 8, 8)
     x[0, :, 0, 0, 1] = torch.tensor([0.15, -0.15])  # standard deviation 0.15 sqrt(2)
     x[0, :, :, 0, 2] = 0.3
-    picture = Images([3, 8, 8]).posterior(x, truth, truth)
+    picture = Images([3, 8, 8]).draw_posterior(x, truth, truth)
     columns = ["measured", "truth", "draw 0", "draw 1", "mean", "spread", "error"]
 
     def pixel(title, column):
@@ -204,7 +204,7 @@ def test_the_picture_of_a_posterior_has_spread_and_error_on_one_scale():
     assert pixel("spread", 1) == (255, round((share - 1) * 255), 0)
     assert pixel("spread", 2) == (0, 0, 0)
     assert picture.width == 7 * 94 + 76
-    assert Images([3, 8, 8]).posterior(x[:, :1], truth).width == 2 * 94 - 6  # one draw has neither mean nor spread
+    assert Images([3, 8, 8]).draw_posterior(x[:, :1], truth).width == 2 * 94 - 6  # one draw has neither mean nor spread
 
 
 def test_draws_of_posteriors_are_read_as_samples(tmp_path):

@@ -12,7 +12,6 @@ from sde_diffusion.training.time_sampling import (
     DiscreteTimes,
     ImportanceTimes,
     LogNormalTimes,
-    MixedTimes,
     TimeSampling,
     UniformTimes,
 )
@@ -75,7 +74,6 @@ __all__ = [
     "LossByNoiseLevel",
     "Measured",
     "MinSNRWeighting",
-    "MixedTimes",
     "Objective",
     "SampleGrid",
     "ScoreModel",

@@ -17,7 +17,7 @@ from sde_diffusion.sde import SDE, expand
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.schedule import Schedule
-from sde_diffusion.training.time_sampling import LogNormalTimes, MixedTimes, TimeSampling, UniformTimes
+from sde_diffusion.training.time_sampling import LogNormalTimes, TimeSampling
 
 _ENCODER = {"_target_": "sde_diffusion.nn.Encoder"}
 
@@ -25,17 +25,17 @@ _ENCODER = {"_target_": "sde_diffusion.nn.Encoder"}
 class Classifier(GenerativeModel):
     """p(label | x_t), trained by cross-entropy on noisy data: `ClassifierGuidance(denoiser, model.classifier)`.
 
-    It must have seen all noise that it will be asked about. Half of the times are drawn as for the model that it is to
-    guide, which may leave out high noise, where a network is sure of wrong classes if it has never learnt that nothing
-    can be known; the other half are uniform on the path. The cross-entropy has a floor, since little or nothing of the
-    class is left at high noise.
+    It should see the noise that it will be asked about: the path and the distribution of times of the model that it is
+    to guide. At higher noise than it has seen, its guidance is too strong, which few steps do not survive: take fifteen
+    or more, or an interval of guidance. The cross-entropy has a floor, since little or nothing of the class is left at
+    high noise.
 
     Args:
         sde: The path, or its configuration.
         conditions: The conditions of the data, by name, or their descriptions; one of them must be "label", a `Label`.
         data: Description of the data set (`DataModule.describe()`), which has the shape of a sample.
         network: F(x, c_noise) -> [B, n_classes], or its configuration; shape and outputs are filled in.
-        times: The distribution of half of the times, or its configuration; by default that of `DenoisingScoreMatching`.
+        times: The distribution of t, or its configuration; by default that of `DenoisingScoreMatching`.
         sigma_data: Standard deviation of the data; None: 0.5.
         lr: See `GenerativeModel`.
         betas: See `GenerativeModel`.
@@ -98,9 +98,8 @@ class Classifier(GenerativeModel):
         self.classifier = NetworkClassifier(
             path, parts["network"], label.n_classes, 0.5 if sigma_data is None else sigma_data
         )
-        own: TimeSampling = LogNormalTimes() if times is None else build(parts["times"], "times")
-        check_kind("times", own, TimeSampling)
-        self.times = MixedTimes([own, UniformTimes()])
+        self.times: TimeSampling = LogNormalTimes(stratified=True) if times is None else build(parts["times"], "times")
+        check_kind("times", self.times, TimeSampling)
 
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of a batch, at random times and noise."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_bool
-from sde_diffusion.checks.reprs import ShowsArguments, shown
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sde import SDE, NoiseLevels, Number, number, value_of
 
 
@@ -126,32 +125,6 @@ class LogNormalTimes(TimeSampling):
         low, high = 0.5 * torch.special.erfc(-mirror * ends / math.sqrt(2))
         quantile = mirror * torch.special.ndtri((low + u * (high - low)).clamp(1e-300, 1 - 1e-16))
         return sde.time(-2 * (self.mean + self.std * quantile)).clamp(sde.t_min, sde.t_max)
-
-
-class MixedTimes(TimeSampling):
-    """Equal shares of several distributions. `icdf` has each in its own part of [0, 1], one after the other.
-
-    The `importance` of the parts is not used: the mixture is part of the objective.
-
-    Args:
-        parts: The distributions, one or more.
-
-    Raises:
-        TypeError: If parts is not a list of `TimeSampling`.
-    """
-
-    def __init__(self, parts: Sequence[TimeSampling]) -> None:
-        super().__init__(stratified=True)
-        self.parts = list(parts)
-        if not self.parts or not all(isinstance(part, TimeSampling) for part in self.parts):
-            raise TypeError(f"parts must be distributions of times, such as UniformTimes(); got {shown(parts)}")
-
-    def icdf(self, sde: SDE, u: Tensor) -> Tensor:
-        """That of part floor(u n) of n, at n u - floor(n u)."""
-        u = u * len(self.parts)
-        part = u.long().clamp(max=len(self.parts) - 1)
-        each = torch.stack([one.icdf(sde, (u - part).clamp(0, 1)) for one in self.parts])
-        return each.gather(0, part.unsqueeze(0)).squeeze(0)
 
 
 class DiscreteTimes(TimeSampling):

@@ -56,7 +56,7 @@ def substitutes():
         Image.fromarray(source.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(f"photos/{number}.png")
 
 
-@pytest.mark.parametrize("name", (*docs_run.TUTORIALS, *docs_run.WITH_DOWNLOADS))
+@pytest.mark.parametrize("name", [*docs_run.TUTORIALS, *docs_run.WITH_DOWNLOADS])
 def test_tutorials_run_shortened(name, command, tmp_path):
     if name in docs_run.WITH_DOWNLOADS:
         substitutes()

@@ -88,7 +88,7 @@ def test_the_command_stopped_after_a_batch_and_resumed(command, trained, picture
     for change in ("edit.strength=0.6", "edit=other.npy"):
         refused = command(*typed, change, cwd=folder)
         assert (refused.status, "overwrite=true" in refused.err) == (1, True), refused.err
-    assert [path.name for path in (folder / "all" / ".samples").glob("*.safetensors")] == ["000000000.safetensors"]
+    assert len(list((folder / "all" / ".samples").glob("*.safetensors"))) == 1
     done = command(*typed, cwd=folder, signal_at="work:9")
     assert done.status == 0, done.err
     assert done.calls == 1  # of two batches

@@ -60,7 +60,7 @@ def test_rows(monkeypatch):
 
 
 def test_a_row_of_ours(monkeypatch):
-    """Moment matching by 20 steps of DPM-Solver++: nearly exact; draws of the prior have a spread of 4.9, and 147 for the ranks."""
+    """Moment matching in 20 steps is nearly exact; draws of the prior have a spread of 4.9, and 147 for the ranks."""
     ours = posteriors.ours
     monkeypatch.setattr(posteriors, "ours", lambda problem: [one for one in ours(problem) if one[:2] == WANTED])
     for other in ("azulas", "deepinvs"):

@@ -114,6 +114,17 @@ def trained(command, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def classes(command, tmp_path_factory) -> Path:
+    """The checkpoint of a tiny run with classes, whose pictures were guided; not to be changed."""
+    folder = tmp_path_factory.mktemp("guided") / "run"
+    settings = ("conditional=true", "guidance=cfg", "guidance.scale=5", f"hydra.run.dir={folder}")
+    done = command("train", *TINY, *settings, cwd=folder.parent)
+    assert done.status == 0, done.err
+    assert done.out.count("guidance=cfg guidance.scale=5") == 3  # in the commands to try next
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
 def start():
     """start("train", "sde=ve", cwd=FOLDER) -> a separate process, to be stopped as by a user or a power cut."""
 

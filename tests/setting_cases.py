@@ -180,7 +180,7 @@ NFE_FID += (
     "overwrite=true wandb=null conditions=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
 )
 NFE_FID += "{_target_:sde_diffusion.sampling.AncestralSampler}}}"
-GUIDANCE = (  # in tests/commands/test_guidance_commands.py
+GUIDANCE = (  # in tests/commands/test_guidance_benchmark.py
     "classifier=null unconditional=null scales=[1,3] intervals=[null,[0.5,2]] n=140 seed=0 split=test extractor=digits "
     "confidence=0.9 data.root=null data.path=null batch_size=50 device=cpu overwrite=true sampler=dpm sampler.steps=3"
 )

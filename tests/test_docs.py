@@ -1,9 +1,11 @@
 """The code of the tutorials in docs/ runs; shortened in the quick tests (see docs/run.py)."""
 
+import gzip
 import importlib.util
 import itertools
 import json
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,24 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", docs_run.TUTORIALS)
+def substitutes():
+    """What `upsampling` needs: MNIST of noise in DIR, and photographs of noise."""
+    source = np.random.default_rng(0)
+    Path("DIR").mkdir()
+    for part, n in (("train", 40), ("t10k", 10)):
+        for kind, array in (("images", source.integers(0, 256, (n, 28, 28))), ("labels", np.arange(n) % 10)):
+            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            path = Path("DIR", f"{part}-{kind}-idx{array.ndim}-ubyte.gz")
+            path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+    Path("photos").mkdir()
+    for number in range(20):
+        Image.fromarray(source.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(f"photos/{number}.png")
+
+
+@pytest.mark.parametrize("name", [*docs_run.TUTORIALS, *docs_run.WITH_DOWNLOADS])
 def test_tutorials_run_shortened(name, command, tmp_path):
+    if name in docs_run.WITH_DOWNLOADS:
+        substitutes()
     follow(name, command, tmp_path, quick=True)
 
 

@@ -18,13 +18,14 @@ from sde_diffusion.data import Density
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = README + "".join((ROOT / "docs" / page).read_text() for page in ("commands.md", "resuming.md"))
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGES, re.DOTALL)
+_BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+BLOCKS = _BLOCK.findall(PAGES)
 COMMANDS = sorted(
     {
         line.split("#")[0].strip()
-        for language, block in BLOCKS
+        for language, block in (*BLOCKS, *_BLOCK.findall((ROOT / "docs" / "upsampling.md").read_text()))
         if language == "sh"
-        for line in block.splitlines()
+        for line in block.replace("\\\n", "").splitlines()
         if line.startswith("python -m sde_diffusion.")
     }
 )

@@ -1,5 +1,6 @@
 """Variations of given items: where their walks begin, what they depend on, and what is refused."""
 
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,7 @@ from sde_diffusion import (
     noised,
     start_time,
 )
-from sde_diffusion.commands import drawing, editing
+from sde_diffusion.commands import editing
 from sde_diffusion.commands.typed_conditions import with_paths
 from sde_diffusion.modality import Images, Points, Signals
 from sde_diffusion.modality.images import to_uint8
@@ -76,17 +77,26 @@ def pictures(tmp_path):
     return tmp_path, pixels
 
 
-def test_the_command(command, trained, pictures):
+def test_the_command_stopped_after_a_batch_and_resumed(command, trained, pictures):
+    """With the same items and the same strength alone; then as by the public names, and as each picture alone."""
     folder, pixels = pictures
     given = (f"ckpt={trained}/checkpoints/last.ckpt", *STEPS, "edit.strength=0.7")
-    done = command("sample", *given, "edit=in", "n=3", "film=2", "batch_size=4", "out=all", cwd=folder)
+    typed = ("sample", *given, "edit=in", "n=3", "film=2", "batch_size=4", "out=all")
+    stopped = command(*typed, cwd=folder, signal_at="work:2", number=signal.SIGINT)
+    assert stopped.status == 130, stopped.err
+    np.save(folder / "other.npy", 255 - pixels)
+    for change in ("edit.strength=0.6", "edit=other.npy"):
+        refused = command(*typed, change, cwd=folder)
+        assert (refused.status, "overwrite=true" in refused.err) == (1, True), refused.err
+    assert len(list((folder / "all" / ".samples").glob("*.safetensors"))) == 1
+    done = command(*typed, cwd=folder, signal_at="work:9")
     assert done.status == 0, done.err
+    assert done.calls == 1  # of two batches
     assert "edit of 2 images, 3 samples of each, from t = 0." in done.out
     assert "6 images, 3 network passes each" in done.out  # as many as asked for
     found = np.load(folder / "all" / "samples.npz")
     assert found["seeds"].tolist() == list(range(6))
     assert (folder / "all" / "film.gif").is_file()
-    # Through the public names.
     denoiser = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt").denoiser
     t = start_time(denoiser.sde, 0.7, denoiser.sigma_data)
     x0 = torch.from_numpy(pixels)[[0, 0, 0, 1, 1, 1], None] / 127.5 - 1
@@ -98,18 +108,6 @@ def test_the_command(command, trained, pictures):
     done = command("sample", *given, "edit=b.npy", "n=3", "seed=3", "out=one", cwd=folder)
     assert done.status == 0, done.err
     assert np.array_equal(np.load(folder / "one" / "samples.npz")["images"], found["images"][3:])
-
-
-def test_a_stopped_run_resumes_with_its_own_items_alone(trained, monkeypatch, tmp_path):
-    plans = []
-    monkeypatch.setattr(drawing, "sample_in_batches", lambda *_, plan, **__: plans.append(plan))
-    node = {"n": 2, "seed": 0, "batch_size": 2, "overwrite": False, "guidance": None, "sampler": DDPM}
-    model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
-    black, white = torch.full((1, 1, 8, 8), -1.0), torch.ones(1, 1, 8, 8)
-    for edit in (None, *(editing.Edit(*one) for one in ((black, 0.2), (white, 0.2), (white, 0.3)))):
-        drawing.draw(OmegaConf.create(node), model, {}, torch.device("cpu"), tmp_path, edit)
-    assert all(plans.count(plan) == 1 for plan in plans)
-    assert "edit" not in plans[0]  # as in version 0.1
 
 
 def config(path="in.npy", strength=0.5, n=2, **sampler):

@@ -2,55 +2,30 @@
 
 import csv
 import json
-import math
 import re
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from omegaconf import OmegaConf
 from PIL import Image
 from schema_cases import refusal
-from setting_cases import GUIDANCE
 
 from sde_diffusion import (
-    MLP,
-    VPSDE,
     AncestralSampler,
     AutoGuidance,
     Composition,
-    DPMSolver,
-    NetworkDenoiser,
-    Objective,
     ScoreModel,
     UserError,
 )
 from sde_diffusion.commands import drawing
 from sde_diffusion.commands.configurations import keys
-from sde_diffusion.config import build
-from sde_diffusion.metrics import FrechetDistance, load_extractor
 from sde_diffusion.modality import Images
-from sde_diffusion.modality.levels import from_levels, to_levels
-from sde_diffusion.training import guidance_models
-from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.guided_denoiser import guide, guided_denoiser
 
 CFG = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance"}
 DIGITS = Images((1, 8, 8), levels=17)
 SAMPLER = ("sampler=ddpm", "sampler.steps=3")
-
-
-@pytest.fixture(scope="module")
-def classes(command, tmp_path_factory):
-    """The checkpoint of a tiny run with classes, whose pictures were guided."""
-    folder = tmp_path_factory.mktemp("guided") / "run"
-    settings = ("conditional=true", "guidance=cfg", "guidance.scale=5", f"hydra.run.dir={folder}")
-    done = command("train", *TINY, *settings, cwd=folder.parent)
-    assert done.status == 0, done.err
-    assert done.out.count("guidance=cfg guidance.scale=5") == 3  # in the commands to try next
-    return folder / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture(scope="module")
@@ -134,90 +109,35 @@ def test_evaluation_and_passes_against_distances(run):
     assert row["nfe"] == "6"  # three predictions of two passes each
 
 
-def test_scales_and_intervals(run, classes):
-    """`benchmarks.guidance`: a row's figures are those of samples drawn and measured here."""
-    done, out = run("guidance", *GUIDANCE.split())
-    assert done.status == 0, done.err
-    rows = {(row["scale"], row["high"]): row for row in json.loads((out / "guidance.json").read_text())["rows"]}
-    assert set(rows) == {(None, None), (1.0, math.inf), (3.0, math.inf), (3.0, 2.0)}
-    assert (rows[1.0, math.inf]["passes"], rows[3.0, math.inf]["passes"]) == (3, 6)
-    assert 3 <= rows[3.0, 2.0]["passes"] < 6
-    model = ScoreModel.load_from_checkpoint(classes)
-    data = build(model.data["config"]).prepare()
-    split, extractor = data.split("test"), load_extractor("digits", data.shape)
-    label = split.label[torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:140]]
-    guided = guided_denoiser(model, {**CFG, "scale": 3.0})
-    x = DPMSolver(3)(guided, (140, 1, 8, 8), label=label).x
-    x = from_levels(to_levels(x, 17), 17)
-    share = float((extractor.logits(x).argmax(1) == label).double().mean())
-    found = rows[3.0, math.inf]
-    assert found["share"] == pytest.approx(share, abs=1e-9)
-    assert found["share_low"] < share < found["share_high"]
-    metric = FrechetDistance(extractor)
-    metric.update(data.tensor("test"), real=True)
-    metric.update(x, real=False)
-    assert found["frechet_distance"] == pytest.approx(float(metric.compute()), rel=1e-4)
-    assert found["frechet_distance_low"] < found["frechet_distance"] < found["frechet_distance_high"]
-    assert rows[None, None]["share"] > 0.97  # training images, of their own class
-    assert "| cfg, in [0.5, 2] | 3 |" in (out / "guidance.md").read_text()
-    assert (out / "guidance.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (("classifier=FILE",), "classifier= and unconditional= go together"),
-        (("scales=[1,1]",), "each scale and interval once"),
-        (("n=60",), "need at least 130 samples and data; got n=60"),
-        (("classifier=CKPT", "unconditional=CKPT"), "which has no classifier"),
-    ],
-)
-def test_scales_and_intervals_refused(run, classes, settings, words):
-    done, _ = run("guidance", *(word.replace("CKPT", str(classes)) for word in settings))
-    assert (done.status, "Traceback" in done.err + done.out) == (1, False), done.err
-    assert words in done.err
-
-
 def test_a_stopped_run_resumes_with_its_own_guidance_alone(classes, monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(
-        drawing, "sample_in_batches", lambda _, denoiser, *__, plan, **___: seen.append((plan, denoiser))
-    )
-    models = []
-    for guidance in (None, {**CFG, "scale": 3.0}, {**CFG, "scale": 4.0}):
-        node = {"n": 2, "seed": 0, "batch_size": 2, "overwrite": False, "guidance": guidance}
-        cfg = OmegaConf.create({**node, "sampler": {"_target_": "sde_diffusion.sampling.AncestralSampler"}})
-        models.append(ScoreModel.load_from_checkpoint(classes))
-        guide(models[-1], guidance)
-        drawing.draw(cfg, models[-1], {"label": torch.tensor([1, 1])}, torch.device("cpu"), tmp_path)
-    plans = [plan for plan, _ in seen]
-    assert all(plans.count(plan) == 1 for plan in plans)
-    assert all(denoiser is model.denoiser for model, (_, denoiser) in zip(models, seen, strict=True))
-    assert [denoiser.scale for _, denoiser in seen[1:]] == [3.0, 4.0]
+    """Stopped in the second of two batches; then others are refused, and the same draws only what is missing."""
+    walk, batches = AncestralSampler.walk, []
 
+    def stopped_once(self, x, run):
+        batches.append(len(x))
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return walk(self, x, run)
 
-def model_of(n_classes, label_dropout=0.1):
-    network = MLP([2], n_classes=n_classes, width=8, depth=1, embedding_dim=8)
-    return ScoreModel(NetworkDenoiser(VPSDE(), network), Objective(), n_classes=n_classes, label_dropout=label_dropout)
+    def draw(folder, guidance):
+        node = {"n": 4, "seed": 0, "batch_size": 2, "overwrite": False, "guidance": guidance}
+        cfg = OmegaConf.create({**node, "sampler": {"_target_": "sde_diffusion.sampling.AncestralSampler", "steps": 3}})
+        model = ScoreModel.load_from_checkpoint(classes)
+        guide(model, guidance)
+        label = torch.tensor([1, 1, 2, 2])
+        found = drawing.draw(cfg, model, {"label": label}, torch.device("cpu"), tmp_path / folder)
+        return torch.cat(list(found.batches()))
 
-
-@pytest.mark.parametrize(
-    ("model", "settings", "words"),
-    [
-        (partial(model_of, 0), {}, "it has none: train one with conditional=true"),
-        (
-            partial(model_of, 4, 0.0),
-            {},
-            "never trained without (model.label_dropout=0): train one with model.label_dropout=0.1",
-        ),
-        (partial(model_of, 4), {"interval": [200, 300]}, "guidance.interval=(200, 300) lies outside the walk"),
-        (partial(model_of, 4), {"_target_": "os.system"}, "not a class of sde_diffusion"),
-    ],
-)
-def test_what_a_model_does_not_allow(model, settings, words):
-    with pytest.raises(UserError, match=re.escape(words)):
-        guided_denoiser(model(), {**CFG, **settings})
-    assert guided_denoiser(model(), {**CFG, "scale": 1}).passes == 1  # which needs nothing but the model
+    monkeypatch.setattr(AncestralSampler, "walk", stopped_once)
+    scales = [{**CFG, "scale": scale} for scale in (3.0, 4.0)]
+    whole = draw("whole", scales[0])
+    with pytest.raises(KeyboardInterrupt):
+        draw("stopped", scales[0])
+    for other in (None, scales[1]):
+        with pytest.raises(UserError, match="overwrite=true"):
+            draw("stopped", other)
+    assert torch.equal(draw("stopped", scales[0]), whole)
+    assert batches == [2] * 5
 
 
 REFUSED = {
@@ -259,71 +179,6 @@ def test_help_pages_say_what_a_scale_is_and_what_white_is():
     for name in ("sample", "restore", "evaluate", "likelihood", "nfe_fid", "train"):
         assert "guidance.scale: 1 is the conditional model, 0 the unconditional one" in keys(name), name
     assert "white is to be filled" in keys("restore")
-
-
-WEAK = {"_target_": "sde_diffusion.guidance.AutoGuidance"}
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({}, "guidance.weak must be the path of a checkpoint: add guidance.weak=PATH"),
-        ({"weak": "none.ckpt"}, "guidance.weak: no checkpoint none.ckpt"),
-        ({"weak": 3}, "guidance.weak must be the path of a checkpoint; got guidance.weak=3"),
-        ({"weak": ["a", "b"]}, "guidance.weak must be the path of a checkpoint; got"),
-        (
-            {"_target_": "sde_diffusion.guidance.ClassifierGuidance", "classifier": "{classes}"},
-            "guidance.classifier={classes} is a checkpoint of a ScoreModel, which has no classifier",
-        ),
-        (
-            {"_target_": "sde_diffusion.guidance.Composition", "weights": [1, 1], "denoisers": ["{classes}"] * 2},
-            "guidance.weights must sum to 1, and [1.0, 1.0] sum to 2",
-        ),
-        ({**CFG, "negative": {"label": 10}}, "guidance.negative.label must be one of 0 ... 9; got 10"),
-        ({**CFG, "negative": {"lable": 1}}, "guidance.negative names lable, and NetworkDenoiser takes label (did you"),
-    ],
-)
-def test_models_that_do_not_fit(classes, settings, words):
-    filled = {
-        key: value.format(classes=classes)
-        if isinstance(value, str)
-        else [one.format(classes=classes) for one in value]
-        if key == "denoisers"
-        else value
-        for key, value in settings.items()
-    }
-    with pytest.raises(UserError, match=re.escape(words.format(classes=classes))):
-        guided_denoiser(ScoreModel.load_from_checkpoint(classes), {**WEAK, **filled})
-
-
-def test_a_weak_model_of_other_data(classes, trained):
-    """One without classes, and one of other data: both are named."""
-    with pytest.raises(UserError, match=r"guidance.weak must take the same conditions as the denoiser; it takes no"):
-        guided_denoiser(
-            ScoreModel.load_from_checkpoint(classes), {**WEAK, "weak": str(trained / "checkpoints" / "last.ckpt")}
-        )
-    model = ScoreModel.load_from_checkpoint(classes)
-    model.data = {**model.data, "shape": [1, 9, 9]}
-    with pytest.raises(UserError, match=r"is a model of other data: their shape is \[1, 8, 8\], here it is \[1, 9, 9"):
-        guided_denoiser(model, {**WEAK, "weak": str(classes)})
-
-
-def test_models_that_are_used_without_what_they_were_trained_with(classes):
-    """The unconditional part of a composition, and a weak model that gets no label."""
-    composition = {"_target_": "sde_diffusion.guidance.Composition", "weights": [2, -1]}
-    composition["conditions"] = [{"label": 3}, {}]
-    words = "guidance= uses a model without label, and this model was never trained without label: train it with"
-    with pytest.raises(UserError, match=words):
-        guided_denoiser(model_of(4, 0.0), composition)
-    assert guided_denoiser(model_of(4), composition).passes == 2
-    never = ScoreModel.load_from_checkpoint(classes)
-    never.dropout = ConditionDropout(never.conditions, 0.0)
-    alone = model_of(0)
-    alone.denoiser, alone.data = NetworkDenoiser(never.denoiser.sde, MLP([1, 8, 8], width=8, depth=1)), never.data
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guidance_models, "load_model", lambda path, device: never)
-        with pytest.raises(UserError, match=words):
-            guided_denoiser(alone, {**WEAK, "weak": str(classes)})
 
 
 def test_conditions_that_guidance_refuses(run):

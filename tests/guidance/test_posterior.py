@@ -58,6 +58,24 @@ def test_moment_matching_is_exact_for_gaussians(name, log_snr):
     assert (single.x0 - exact.x0).norm() <= 1e-4 * exact.x0.norm()
 
 
+def test_moment_matching_of_correlated_numbers_needs_iterations():
+    """A smooth signal, eight of whose 16 numbers are known: conjugate gradients end after eight iterations."""
+    places = torch.arange(16, dtype=torch.float64)
+    covariance = 0.25 * torch.exp(-(places[:, None] - places).square() / 18) + 1e-4 * torch.eye(16)
+    denoiser = GaussianDenoiser(PATHS["vp"][0], torch.zeros(16, dtype=torch.float64), covariance=covariance)
+    operator = Mask(places % 2 == 0)
+    for log_snr in (-4.0, 0.0, 4.0):
+        t, x_t, x0 = states(denoiser, log_snr)
+        y = operator(x0) + NOISE * random(3, 8, seed=6)
+        exact = denoiser.posterior(operator, NOISE)(x_t, t, y=y).x0
+        errors = []
+        for iterations in (1, 3, 8, 16):
+            found = PosteriorDenoiser(denoiser, operator, NOISE, MomentMatching(iterations))(x_t, t, y=y)
+            errors.append(float((found.x0 - exact).norm() / exact.norm()))
+        assert errors[0] > errors[1] > errors[2]
+        assert max(errors[2:]) < 1e-6
+
+
 @pytest.mark.parametrize("name", ["vp", "ve", "rectified"])
 @pytest.mark.parametrize(
     "likelihood",

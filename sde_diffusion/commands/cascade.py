@@ -96,13 +96,15 @@ def _range(model: GenerativeModel) -> str:
 
 def _warn_of_kernel(small: GenerativeModel, model: GenerativeModel, operator: Operator) -> None:
     """Warn if the small model's data were made smaller by another kernel than the upsampler's."""
-    factor = (small.data.get("config") or {}).get("shrink", 1)
+    before, after = ((one.data.get("config") or {}).get("shrink", 1) for one in (model, small))
+    factor = after // before
     u = torch.rand(1, *model.data["shape"], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     device = next(model.parameters()).device
-    if factor > 1 and not torch.allclose(operator(u.float().to(device)).cpu(), shrink(u, factor).float(), atol=1e-5):
+    fits = factor > 1 and [size // factor for size in model.data["shape"][1:]] == list(small.data["shape"][1:])
+    if fits and not torch.allclose(operator(u.float().to(device)).cpu(), shrink(u, factor).float(), atol=1e-5):
         log.warning(
             "the first model's data were made smaller by data.shrink=%d, means of blocks, and the upsampler was "
-            "trained with %s: it does not know such small pictures",
+            "trained with %s: enlarged pictures may be wrong",
             factor,
             operator,
         )

@@ -56,7 +56,10 @@ class MaskToFill(Mask):
         coordinates: Sequence[int] | None = None,
         invert: bool = False,
     ) -> None:
-        if sum(given is not None for given in (path, part, coordinates)) != 1:
+        several = {"path": path, "part": part, "coordinates": coordinates}
+        if len(named := [f"operator.{name}" for name, value in several.items() if value is not None]) > 1:
+            raise UserError(f"{' and '.join(named)} both say what is to be filled: leave out all but one")
+        if not named:
             raise UserError(
                 "say what is to be filled: operator.path=MASK.png, a picture that is white there and black elsewhere "
                 "(of other data an .npy of 1 and 0), operator.coordinates=[0,...], along the last axis of the data, or "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,8 +50,16 @@ class Measurements:
     others: Tensor | None = None
 
 
-def measurements(cfg: DictConfig, model: GenerativeModel, operator: Operator) -> Measurements:
+def measurements(
+    cfg: DictConfig, model: GenerativeModel, operator: Operator, measure: Callable[[Tensor], Tensor] | None = None
+) -> Measurements:
     """The measurements that a configuration names.
+
+    Args:
+        cfg: The configuration of `restore`.
+        model: The model.
+        operator: A.
+        measure: What measures data of a split without noise, if it does more than A.
 
     Raises:
         UserError: If there are none, they cannot be read, or do not fit the operator.
@@ -62,14 +70,16 @@ def measurements(cfg: DictConfig, model: GenerativeModel, operator: Operator) ->
             "give one of images=, a picture, a folder or an .npz of measurements; y=, the same for data of any kind; "
             "and split=test, which measures items of the model's own data"
         )
-    found = _of_files(Path(files[0]), model, operator, cfg.noise) if files else _of_split(cfg, model, operator)
+    found = (
+        _of_files(Path(files[0]), model, operator, cfg.noise) if files else _of_split(cfg, model, measure or operator)
+    )
     wrong = (~found.y.flatten(1).isfinite()).any(1).nonzero().flatten().tolist()
     if wrong:
         raise UserError(f"the measurements {few([found.names[row] for row in wrong])} have NaN or infinite values")
     return found
 
 
-def _of_split(cfg: DictConfig, model: GenerativeModel, operator: Operator) -> Measurements:
+def _of_split(cfg: DictConfig, model: GenerativeModel, measure: Callable[[Tensor], Tensor]) -> Measurements:
     data = load_data(cfg, model)
     if list(data.shape) != list(model.data["shape"]):
         raise UserError(f"{data.name} has items of shape {list(data.shape)}, and the model {model.data['shape']}")
@@ -77,7 +87,7 @@ def _of_split(cfg: DictConfig, model: GenerativeModel, operator: Operator) -> Me
     rows = random_order(len(split))[: cfg["items"]]
     truth, y = split.tensor(rows), []
     for number, x in enumerate(truth):
-        exact = operator(x[None])
+        exact = measure(x[None])
         noise = torch.Generator().manual_seed((cfg.seed + number) % 2**63)  # one for each: the same however many
         y.append(exact + cfg.noise * torch.randn(exact.shape, generator=noise))
     train = data.split("train")

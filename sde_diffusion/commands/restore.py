@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,8 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     dims = tuple(model.data["shape"])
     own = _own(cfg, model)
     operator = build_operator(resolved(cfg.operator), dims) if own is None else own.operator.cpu()
-    measured = measurements(cfg, model, operator)
+    exact = None if own is None else partial(own.exact, levels=model.data["levels"])
+    measured = measurements(cfg, model, operator, exact)
     count = len(measured.y)
     wanted = f"n={cfg.n} draws for each of {count} measurements"
     check_fits(wanted, 20 * count * cfg.n * math.prod(dims), "draw fewer, or restore fewer at once")
@@ -165,6 +167,8 @@ def _log_report(cfg: DictConfig, report: dict[str, Any], count: int, remedy: str
     log.info("%d draws for each of %d measurements, %s", cfg.n, count, cost)
     unit = "times the noise (about 1 if it is right)" if cfg.noise else "on [-1, 1]"
     log.info("  residual, measurement - A(draw): %.3g %s", report["residual"]["median"], unit)
+    if cfg.noise and report["residual"]["median"] < 0.8:
+        log.info("    below 1: the draws are closer to the measurement than its noise; more steps help (sampler.steps)")
     if cfg.noise and report["residual"]["median"] > 2:
         log.warning("  the draws do not agree with the measurements: %s", remedy)
     if "evidence" in report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.cascade import Stage, disagreement, draw_beside, enlarge, load_upsampler
-from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions
+from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions, requested_only
 from sde_diffusion.commands.drawing import check_seeds, draw, first
 from sde_diffusion.commands.editing import Edit, edit_of
 from sde_diffusion.commands.loading import denoiser_of, load_model
@@ -24,6 +24,10 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of, pictures, write_samples
 from sde_diffusion.storage.files import forget, fresh
 from sde_diffusion.storage.memory import check_fits
+from sde_diffusion.training.measured import PICTURE
+
+if TYPE_CHECKING:
+    from sde_diffusion.training.generative import GenerativeModel
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +66,11 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
     if cfg.film > len(seeds):
         raise UserError(f"film must be a number of samples from 0 to {len(seeds)}; got {cfg.film}")
-    conditions = for_samples(model, requested_conditions(cfg, model), len(seeds))
+    _check_given(cfg, model)
+    if edit is None:
+        conditions = for_samples(model, requested_conditions(cfg, model), len(seeds))
+    else:  # classes in turn would turn an item into others
+        conditions = requested_only(cfg, model, len(seeds))
     values = len(seeds) * math.prod(model.data["shape"])
     wanted = f"{len(seeds)} samples of shape {model.data['shape']}"
     size = (2 * (4 if model.data["levels"] is None else 1)) + (0 if edit is None else 4)
@@ -100,6 +108,19 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     for path in (result, *(() if upsampler is None else (out / "small.npz",)), grid, *(film if cfg.film else ())):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
+
+
+def _check_given(cfg: DictConfig, model: GenerativeModel) -> None:
+    """Check that a model that was trained given a measurement has one.
+
+    Raises:
+        UserError: If it has none.
+    """
+    if model.measured is not None and PICTURE not in requested_conditions(cfg, model):
+        raise UserError(
+            f"{cfg.ckpt} was trained given measurements ({model.measured.operator}), and draws from one: use restore "
+            f"ckpt={cfg.ckpt} images=PATH, or sample ckpt=SMALL upsampler.ckpt={cfg.ckpt}"
+        )
 
 
 def _film(cfg: DictConfig, stage: Stage, edit: Edit | None, device: torch.device, strip: Path, animation: Path) -> None:

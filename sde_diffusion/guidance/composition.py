@@ -61,7 +61,7 @@ class Composition(Combination):
         several: list[Any] = [denoisers] * len(self.weights) if single else _as_list("denoisers", denoisers)
         self.fixed = [dict(one) for one in _as_list("conditions", conditions or [{}] * len(several), Mapping)]
         if not several or not len(several) == len(self.weights) == len(self.fixed):
-            counts = f"{len(self.weights)} weights for {len(several)} denoisers"
+            counts = f"{len(self.weights)} weights" + ("" if single else f" for {len(several)} denoisers")
             counts += f", and conditions for {len(self.fixed)}" if conditions else ""
             raise ValueError(f"weights must have a number for each denoiser, such as [1, 1, -1]; got {counts}")
         for i, denoiser in enumerate(several):

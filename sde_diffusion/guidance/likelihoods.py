@@ -66,8 +66,8 @@ class MomentMatching(MeasurementLikelihood):
     each measurement; fewer correct x0 by less than they should. V of a network is neither symmetric nor positive, so
     that an iteration may meet negative curvature: where p^T S p <= noise^2 p^T p / 2, that sample stops. The product
     V^T A^T p that an iteration needs is also its contribution to delta, so that none is left to be computed at the end.
-    A sample also stops where only rounding is left, so that noise = 0 and measurements that repeat each other do no
-    harm.
+    A sample also stops where only rounding is left. With noise = 0 measurements must not contradict each other, as
+    rounded ones of a blur do: give the noise of the rounding.
 
     log p(y | x_t) needs all of S: M + 1 vector-Jacobian products for M measurements, at most 64, whatever `iterations`.
     Its symmetric part is taken, without negative eigenvalues of A V A^T.

@@ -20,6 +20,8 @@ from torch import Tensor
 from sde_diffusion.checks import as_fraction, check_batch
 
 _FEWEST = 5  # ranks that are expected in a group
+_REPEATS, _LEAST_REPEATS = 10, 2000  # choices beyond the threshold of a permutation test, and choices in all
+_AT_ONCE = 1 << 22  # numbers of the choices that are computed at once
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class RankHistogram:
         counts: How often it has 0, 1, ... n draws below it, [n + 1].
         std_errors: Standard deviation of each count if all ranks are equally likely, [n + 1].
         chi_squared: Distance of the counts from equal ones; None if there are too few items for a test.
-        dof: Its degrees of freedom, for ranks in groups of at least five expected items.
+        dof: Its degrees of freedom, with one number for each item for ranks in groups of at least five expected items.
         p_value: Probability of a larger distance if all ranks are equally likely.
         threshold: The distance that is exceeded with probability `false_alarms`.
         false_alarms: That probability.
@@ -70,9 +72,10 @@ def rank_histogram(draws: Tensor, truth: Tensor, false_alarms: float = 0.01, see
     """The ranks of the truth among draws, and a test of whether they are uniform.
 
     With one number for each item the test is Pearson's chi-squared test. With several, such as all pixels, ranks of one
-    item depend on each other: then its covariance is estimated from the N items, which are independent, and chi_squared
-    = N d^T S^-1 d for the mean d over items of counts minus expected counts, and S their second moments. For k groups
-    less one, chi_squared / N then has the distribution Beta(k / 2, (N - k) / 2), up to the non-normality of d.
+    item depend on each other. Then chi_squared = N d^T S^-1 d for the mean d over the N items of counts minus expected
+    counts, and S their second moments over items and rows. If the draws are calibrated, the n + 1 rows of an item, the
+    truth and its draws, are exchangeable: the distribution is that over random choices of the row that counts as the
+    truth, independent for each item, which makes the test exact (a permutation test).
 
     Args:
         draws: [N, n, *].
@@ -86,7 +89,7 @@ def rank_histogram(draws: Tensor, truth: Tensor, false_alarms: float = 0.01, see
     """
     false_alarms = as_fraction("false_alarms", false_alarms, inside=True)
     counts = _counts(draws, truth, seed)
-    n = draws.shape[1]
+    n, generator = draws.shape[1], torch.Generator().manual_seed(seed)
     total, size = counts.sum(0), counts.sum(1, keepdim=True)
     off = counts - size / (n + 1)
     single = draws[0, 0].numel() == 1
@@ -96,24 +99,41 @@ def rank_histogram(draws: Tensor, truth: Tensor, false_alarms: float = 0.01, see
     groups = min(n + 1, items // _FEWEST)
     if groups < 2:
         return RankHistogram(total.long().tolist(), std_errors, None, 0, None, None, false_alarms)
+    if not single:
+        test = _permutation_test(_counts_of_rows(draws, truth, generator), false_alarms, generator)
+        return RankHistogram(total.long().tolist(), std_errors, *test, false_alarms)
     parts = torch.tensor_split(torch.arange(n + 1), groups)
     observed = torch.stack([counts[:, part].sum(1) for part in parts], 1)
     expected = size * torch.tensor([len(part) / (n + 1) for part in parts], dtype=torch.float64)
-    if single:
-        dof = groups - 1
-        distance = float(((observed.sum(0) - expected.sum(0)).square() / expected.sum(0)).sum())
-        law = stats.chi2(dof)
-    else:
-        d = (observed - expected)[(size > 0).squeeze(1), :-1]  # they sum to zero
-        moments = d.T @ d / items
-        dof = int(torch.linalg.matrix_rank(moments, hermitian=True))
-        mean = d.mean(0)
-        distance = items * float(mean @ torch.linalg.pinv(moments, hermitian=True) @ mean)
-        law = stats.beta(dof / 2, (items - dof) / 2, scale=items)
-    threshold = float(law.isf(false_alarms))
-    return RankHistogram(
-        total.long().tolist(), std_errors, distance, dof, float(law.sf(distance)), threshold, false_alarms
-    )
+    distance = float(((observed.sum(0) - expected.sum(0)).square() / expected.sum(0)).sum())
+    law = stats.chi2(groups - 1)
+    test = (distance, groups - 1, float(law.sf(distance)), float(law.isf(false_alarms)))
+    return RankHistogram(total.long().tolist(), std_errors, *test, false_alarms)
+
+
+def _permutation_test(
+    counts: Tensor, false_alarms: float, generator: torch.Generator
+) -> tuple[float, int, float, float]:
+    """chi_squared, its rank, p value and threshold; see `rank_histogram`.
+
+    Args:
+        counts: What `_counts_of_rows` returns, [N, n + 1, n + 1].
+        false_alarms: See `rank_histogram`.
+        generator: Of the choices.
+    """
+    d = counts - counts.sum(2, keepdim=True) / counts.shape[2]
+    items, rows = d.shape[:2]
+    values, vectors = torch.linalg.eigh(torch.einsum("ija,ijb->ab", d, d) / (items * rows))
+    kept = values > 1e-9 * values.amax()
+    white = d @ (vectors[:, kept] / values[kept].sqrt())  # of unit variance in each direction
+    repeats = max(_LEAST_REPEATS, math.ceil(_REPEATS / false_alarms))
+    found = []
+    for some in torch.split(torch.arange(repeats), max(1, _AT_ONCE // white[:, 0].numel())):
+        chosen = torch.randint(rows, (len(some), items), generator=generator)
+        found.append(white[torch.arange(items), chosen].mean(1).square().sum(1) * items)
+    law, distance = torch.cat(found), float(white[:, 0].mean(0).square().sum() * items)
+    p_value = (1 + int((law >= distance).sum())) / (1 + repeats)
+    return distance, int(kept.sum()), p_value, float(law.quantile(1 - false_alarms))
 
 
 def coverage(draws: Tensor, truth: Tensor, levels: Sequence[float] = (0.5, 0.8, 0.95), seed: int = 0) -> list[Coverage]:
@@ -170,6 +190,15 @@ def ranks_of(draws: Tensor, truth: Tensor, seed: int = 0) -> tuple[Tensor, Tenso
     below, equal = (x < own).sum(1), (x == own).sum(1)
     chance = torch.rand(equal.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return below + (chance * (equal + 1)).floor().long(), equal < x.shape[1]
+
+
+def _counts_of_rows(draws: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+    """What `_counts` is for the truth, for each row of [truth, draws] in its place, [N, n + 1, n + 1], float64."""
+    x = torch.cat([truth.unsqueeze(1), draws], 1).flatten(2)
+    order = torch.rand(x.shape, generator=generator).argsort(1)  # ties are broken at random
+    ranks = order.gather(1, x.gather(1, order).argsort(dim=1, stable=True)).argsort(1)
+    counted = (x != x[:, :1]).any(1, keepdim=True)
+    return torch.stack([((ranks == rank) & counted).sum(2) for rank in range(x.shape[1])], 2).double()
 
 
 def _counts(draws: Tensor, truth: Tensor, seed: int) -> Tensor:

@@ -133,7 +133,10 @@ class KnownPart:
         return noise * (1 + _ROUNDING) >= signal
 
     def through(self, grid: Grid) -> Grid:
-        """A grid whose times include the one where x_t is as noisy as y, so that all that y says is taken up there."""
+        """A grid whose times include the one where x_t is as noisy as y, so that all that y says is taken up there.
+
+        That is the one of the largest eigenvalue of A A^T; for smaller ones it is right to within a step.
+        """
         if not self.variance:
             return grid
         return _Through(grid, value_of(self.sde.time(math.log(self.most / self.variance))))

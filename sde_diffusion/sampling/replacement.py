@@ -19,8 +19,9 @@ class Replacement(PosteriorSampler):
     The denoiser is a `PosteriorDenoiser` for its operator and noise (its likelihood is not used), and y is passed as
     y=. A is any operator whose A A^T has known eigenvectors; noise in y is taken into account, as in DDRM, but with the
     sampler's own noise, whose variance is right (see `measured.KnownPart`). One of the sampler's times is moved to
-    where x_t is as noisy as y. With noise = 0 the belief at the end has A x = y to rounding, but for directions whose
-    eigenvalue of A A^T is below 1e-6 of the largest. No derivatives of the network are needed.
+    where x_t is as noisy as y, along the largest eigenvalue of A A^T. With noise = 0 the belief at the end has A x = y
+    to rounding, but for directions whose eigenvalue of A A^T is below 1e-6 of the largest. No derivatives of the
+    network are needed.
 
     It is biased, however many steps there are: each step believes in the noise z of the known part, which the next one
     replaces, so that what the unknown part should have learnt from it is partly lost. For x_0 ~ N(0, C) of two numbers
@@ -39,8 +40,8 @@ class Replacement(PosteriorSampler):
 
     Raises:
         TypeError: If sampler is not a sampler; from a call, if the denoiser is not a `PosteriorDenoiser`.
-        ValueError: From a call, if the eigenvectors of A A^T are not known, or the sampler does not take steps of a
-            grid (`ODESampler`, `SDESampler`).
+        ValueError: From a call, if the eigenvectors of A A^T are not known, the sampler does not take steps of a grid
+            (`ODESampler`, `SDESampler`), or it takes Langevin steps and there is noise in y.
 
     References:
         Song et al. 2021, "Score-Based Generative Modeling through SDEs", appendix I.2 and I.3; there the known part is
@@ -56,6 +57,7 @@ class Replacement(PosteriorSampler):
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """The sampler's walk; see `Sampler.walk`."""
         run.replace = known = KnownPart(run, type(self).__name__)
+        run.fades = known.variance > 0
         sampler = copy.copy(self.sampler)
         sampler.grid = known.through(sampler.grid_on(run.sde))
         x = sampler.walk(x, run)

@@ -26,8 +26,9 @@ class Measured(nn.Module):
     measurements that are not exactly A(x_0), such as the samples of another model: noise hides the difference
     (conditioning augmentation). It then estimates E[x_0 | x_t, y, s].
 
-    If the data have levels and y is a picture, A(x_0) is rounded to 256 levels, as pictures in files are. If y is no
-    picture but, say, the known pixels of a mask, the network sees A^T y.
+    If the data have levels and y is a picture, A(x_0) is rounded to 256 levels, as pictures in files are; it is one if
+    it has as many axes, and if data of ones are measured as ones. If y has other axes, as the known pixels of a mask,
+    the network sees A^T y.
 
     Args:
         operator: A.
@@ -47,6 +48,7 @@ class Measured(nn.Module):
         check_kind("operator", operator, Operator)
         self.operator = operator
         self.noise = as_number("noise", noise)
+        self._own_units: bool | None = None  # known when first measured
         if not 0 <= self.noise <= _MOST:
             raise ValueError(f"noise must be a standard deviation on [-1, 1], from 0 to {_MOST:g}; got {noise}")
 
@@ -70,7 +72,15 @@ class Measured(nn.Module):
             levels: The number of levels of the data, if they have levels.
         """
         y: Tensor = self.operator(x0)
-        return y if levels is None or y.ndim != x0.ndim else from_levels(to_levels(y, 256), 256).to(y)
+        if levels is None or y.ndim != x0.ndim or not self._keeps_units(x0[:1]):
+            return y
+        return from_levels(to_levels(y, 256), 256).to(y)
+
+    def _keeps_units(self, like: Tensor) -> bool:
+        if self._own_units is None:
+            with torch.no_grad():
+                self._own_units = bool(((self.operator(torch.ones_like(like)) - 1).abs() < 1e-3).all())
+        return self._own_units
 
     def draw(self, x0: Tensor, levels: int | None, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The conditions of data, with s and n drawn at random, [B, *] each.

@@ -187,7 +187,8 @@ def test_exact_measurements(operator, shape, left):
     ("settings", "parts"),
     [
         ({}, ["operator.path=MASK.png", "lower_half"]),
-        ({"path": "mask.png", "part": "center"}, ["operator.path=MASK.png"]),
+        ({}, ["operator.path=MASK.png"]),
+        ({"path": "mask.png", "part": "center"}, ["operator.path and operator.part", "leave out all but one"]),
         ({"part": "lower"}, ["operator.part=lower (did you mean lower_half?)"]),
         ({"part": "center", "invert": 3}, ["operator.invert must be true or false"]),
         ({"path": "none.png"}, ["none.png does not exist"]),

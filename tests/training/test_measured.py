@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sde_diffusion import EDMSDE, MLP, Downsample, Grey, Mask, NetworkDenoiser, Objective, ScoreModel, UNet
+from sde_diffusion import EDMSDE, MLP, Blur, Downsample, Grey, Mask, NetworkDenoiser, Objective, ScoreModel, UNet
 from sde_diffusion.conditions import Picture
 from sde_diffusion.data import Digits
 from sde_diffusion.denoiser import GaussianMixtureDenoiser
@@ -122,3 +122,14 @@ def test_values_of_pictures():
         kind.check("low", missing, 2)
     with pytest.raises(ValueError, match="got uint8"):
         kind.check("low", torch.zeros(2, 1, 2, 2, dtype=torch.uint8), 2)
+
+
+def test_only_pictures_are_rounded_to_grey_levels():
+    """Means of blocks are pictures; sums are not, and keep their values beyond [-1, 1]."""
+    x = from_levels(torch.randint(0, 17, (5, 1, 4, 4), generator=torch.Generator().manual_seed(0)), 17)
+    means = Measured(Downsample(2)).exact(x, 17)
+    assert torch.equal(means, from_levels((127.5 * (means.double() + 1)).round(), 256))
+    assert float((means - Downsample(2)(x)).abs().max()) <= 1.001 / 255
+    sums = Blur(torch.ones(3, 3))
+    assert torch.equal(Measured(sums).exact(x, 17), sums(x))
+    assert float(sums(x).abs().max()) > 1

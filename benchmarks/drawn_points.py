@@ -171,7 +171,7 @@ class Bench:
                 range(point.seed, point.seed + self.cfg.n),
                 self.cfg.batch_size,
                 conditions,
-                store=lambda x: {"features": self.features(x)},
+                store=lambda drawn: {"features": self.features(drawn.x)},
                 in_memory=["features"],
                 folder=folder,
                 plan=plan,

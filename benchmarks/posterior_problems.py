@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from sde_diffusion import SDE, VPSDE
 from sde_diffusion.denoiser import GaussianMixtureDenoiser, MixturePosteriorDenoiser
 from sde_diffusion.guidance import LinearOperator
+
+Draw = Callable[[Tensor], tuple[Tensor, int, int]]
+"""One sample for each measurement, [B, M]: the samples, [B, D], network passes, and vector-Jacobian products."""
 
 
 @dataclass
@@ -60,6 +64,13 @@ class Problem:
         y = self.operator(x0)
         return x0, y + self.noise * torch.randn(y.shape, generator=generator, dtype=torch.float64)
 
+    def draw(self, y: Tensor) -> tuple[Tensor, int, int]:
+        """Exact draws, one for each measurement, [B, M]; see `Draw`."""
+        generator, found = torch.Generator().manual_seed(0), []
+        for one, n in zip(*y.unique_consecutive(dim=0, return_counts=True), strict=True):
+            found.append(self.prior.condition(self.operator, one, self.noise).sample(int(n), generator))
+        return torch.cat(found), 0, 0
+
 
 @dataclass
 class Distances:
@@ -87,9 +98,7 @@ class Distances:
     @staticmethod
     def _one(draws: Tensor, exact: GaussianMixtureDenoiser, seed: int) -> tuple[float, float, float, float]:
         weights = exact.log_weights.exp()
-        mean = weights @ exact.means
-        centred = exact.means - mean
-        trace = weights @ (exact.stds.square().sum(1) + centred.square().sum(1))
+        mean, trace = moments(exact)
         reference = exact.sample(len(draws), torch.Generator().manual_seed(seed))
         share = exact.log_responsibility(draws, exact.sde.t_min).exp().mean(0)
         return (
@@ -98,6 +107,28 @@ class Distances:
             float(sliced_wasserstein(draws, reference) / (trace / draws.shape[1]).sqrt()),
             float(0.5 * (share - weights).abs().sum()),
         )
+
+
+def moments(mixture: GaussianMixtureDenoiser) -> tuple[Tensor, Tensor]:
+    """The mean of a mixture, [D], and the trace of its covariance, []."""
+    weights = mixture.log_weights.exp()
+    mean = weights @ mixture.means
+    return mean, weights @ (mixture.stds.square().sum(1) + (mixture.means - mean).square().sum(1))
+
+
+def spread_ratio(samples: Tensor, y: Tensor, problem: Problem) -> float:
+    """E ||x - mu(y)||^2 / E tr C(y) over measurements and draws, mu and C being the posterior's mean and covariance.
+
+    It is 1 for exact draws. Draws that are too far from mu but too narrow can have 1 too, so it is never enough alone.
+
+    Args:
+        samples: [Y, n, D].
+        y: The measurements, [Y, M].
+        problem: The problem.
+    """
+    exact = [moments(problem.prior.condition(problem.operator, one, problem.noise)) for one in y]
+    squares = [(draws - mean).square().sum(1).mean() for draws, (mean, _) in zip(samples, exact, strict=True)]
+    return float(sum(squares) / sum(trace for _, trace in exact))
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 128) -> Tensor:

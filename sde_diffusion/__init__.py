@@ -67,6 +67,7 @@ _EXPORTS = {
         "RePaint",
         "TwistedSMC",
         "noised",
+        "start_time",
     ),
     "sde_diffusion.density": (
         "log_likelihood",
@@ -144,6 +145,7 @@ if TYPE_CHECKING:
         TwistedSMC,
         UniPC,
         noised,
+        start_time,
     )
     from sde_diffusion.sde import (
         EDMSDE,

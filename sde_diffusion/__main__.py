@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sde_diffusion._version import __version__
 from sde_diffusion.errors import did_you_mean
+from sde_diffusion.storage.signals import ending_with_reader
 
 FOLDER = Path(__file__).parent
 COMMANDS = ("train", "sample", "restore", "evaluate", "likelihood", "sweep")
@@ -33,4 +34,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ending_with_reader():
+        status = main()
+    sys.exit(status)

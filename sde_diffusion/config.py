@@ -124,13 +124,13 @@ def settings_of(made: object, base: type) -> dict[str, Any]:
         made: The object, which must store each argument in an attribute of the same name.
         base: The class up to which constructors pass on **keywords.
     """
-    names = [
-        name
-        for cls in type(made).__mro__
-        if issubclass(cls, base) and "__init__" in vars(cls)
-        for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
-        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
-    ]
+    names: list[str] = []
+    for cls in type(made).__mro__:
+        if issubclass(cls, base) and "__init__" in vars(cls):
+            parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())
+            names += [one.name for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD]
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+                break  # its own base classes get no others
     return {"_target_": public_path(type(made))} | {name: to_containers(getattr(made, name)) for name in names}
 
 

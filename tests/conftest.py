@@ -114,6 +114,17 @@ def trained(command, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def classes(command, tmp_path_factory) -> Path:
+    """The checkpoint of a tiny run with classes, whose pictures were guided; not to be changed."""
+    folder = tmp_path_factory.mktemp("guided") / "run"
+    settings = ("conditional=true", "guidance=cfg", "guidance.scale=5", f"hydra.run.dir={folder}")
+    done = command("train", *TINY, *settings, cwd=folder.parent)
+    assert done.status == 0, done.err
+    assert done.out.count("guidance=cfg guidance.scale=5") == 3  # in the commands to try next
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
 def start():
     """start("train", "sde=ve", cwd=FOLDER) -> a separate process, to be stopped as by a user or a power cut."""
 
@@ -147,10 +158,11 @@ def serve() -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from faults.inject import inject
 
-    from benchmarks import nfe_fid
+    from benchmarks import guidance, nfe_fid
 
     mains = {
         "nfe_fid": nfe_fid.main,
+        "guidance": guidance.main,
         "train": train.main,
         "sample": sample.main,
         "restore": restore.main,

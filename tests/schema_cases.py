@@ -22,6 +22,7 @@ GIVEN = {
     "evaluate": ["ckpt=PATH"],
     "likelihood": ["ckpt=PATH"],
     "nfe_fid": ["ckpt=PATH"],
+    "guidance": ["ckpt=PATH"],
     "sweep": ["file=grid"],
 }
 """The mandatory settings of each command."""

@@ -16,6 +16,8 @@ TRAIN = {
     "guidance compose": "conditional=true guidance=compose guidance.denoisers=null guidance.weights=[2,-1] "
     "guidance.conditions=[{label:3},{}]",
     "guidance none": "guidance=none",
+    "model given a measurement": "model=score model.measured={_target_:sde_diffusion.training.Measured,"
+    "operator:{_target_:sde_diffusion.guidance.Downsample,factor:2},noise:0.3}",
     "model classifier": "model=classifier model.of=CKPT model.sde={_target_:sde_diffusion.sde.VESDE} model.sigma_data=0.4 "
     "model.times={_target_:sde_diffusion.training.UniformTimes} model.network.patch=1 model.network.channels=8 "
     "model.network.channel_mult=[1,1] model.network.blocks=2 model.network.dropout=0.2 model.network.embedding_dim=8 "
@@ -84,16 +86,16 @@ TRAIN = {
     "data ornstein_uhlenbeck": "data=ornstein_uhlenbeck data.channels=1 data.length=8 data.scale=0.3 data.correlation=2 "
     "data.n_train=400 data.n_val=40 data.n_test=40 data.split_seed=1 data.batch_size=16 data.seed=2 "
     "data.min_batches_per_epoch=5",
-    "data digits": "data=digits data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "data digits": "data=digits data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2",
     "data arrays": "data=arrays data.path=DATA data.range=[0,2] data.layout=NHW data.val_fraction=0.1 "
-    "data.test_fraction=0.2 data.conditions=[] data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "data.test_fraction=0.2 data.conditions=[] data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2",
     "levels of arrays": "data=arrays data.path=LEVELS data.levels=17",
     "data folder": "data=folder data.root=IMAGES data.size=[8,6] data.crop=none data.mode=RGB data.in_memory=false "
-    "data.num_workers=2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true",
+    "data.num_workers=2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2",
     "range of a folder": "data=folder data.root=DEEP data.range=[0,4095]",
     **{
         f"data {name}": f"data={name} data.root=IDX data.name=small data.size=12 data.n_val=10 data.batch_size=16 "
-        "data.seed=2 data.min_batches_per_epoch=5 data.flip=true"
+        "data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2"
         for name in ("mnist", "fashion_mnist")
     },
     **{
@@ -101,6 +103,11 @@ TRAIN = {
         for name in ("ddpm", "digits_likelihood", "edm", "flow", "ncsn", "score_sde")
     },
     "experiment mnist": "experiment=mnist data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
+    "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
+    "experiment mnist_upsampler": "experiment=mnist_upsampler data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
+    "experiment cifar10_small": "experiment=cifar10_small data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
+    "network.embedding_dim=8",
+    "experiment cifar10_upsampler": "experiment=cifar10_upsampler data.path=LEVELS network=mlp trainer.max_steps=9",
 }
 
 GRID = "sampler.grid={_target_:sde_diffusion.sde.KarrasRho} sampler.denoise=false sampler.t_end=0.01"
@@ -124,16 +131,25 @@ SAMPLERS = {
     "unipc": f"sampler.steps=6 sampler.order=3 {GRID}",
     "deis": f"sampler.steps=6 sampler.order=2 {GRID}",
 }
-SAMPLE = "n=5 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
+SAMPLE = "upsampler.ckpt=null upsampler.noise=0.2 n=5 edit.path=ROWS edit.strength=0.6 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
 RESTORE = {
-    "mask": "operator=mask operator.path=null operator.part=center operator.invert=true posterior=mmps "
-    "posterior.iterations=2 images=null split=test items=3 noise=0.1 n=2 seed=3 conditions=null data.root=null "
-    "data.path=null batch_size=3 device=cpu overwrite=true sampler=ddim sampler.steps=3",
-    "downsample": "operator=downsample operator.factor=2 operator.method=bicubic posterior=ddnm posterior.sigma_data=null",
-    "blur": "operator=blur operator.std=0.7 operator.boundary=reflect posterior=tmpd",
-    "grey": "operator=grey operator.weights=[0.5] posterior=jacobian_free posterior.sigma_data=0.5 noise=0",
-    "by pseudo-inverse": "operator=blur operator.std=0.7 posterior=pigdm posterior.sigma_data=0.5",
-    "by points": "operator=blur operator.std=0.7 posterior=dps posterior.scale=0.1",
+    "mask": "operator=mask operator.path=null operator.part=center operator.coordinates=null operator.invert=true "
+    "posterior=mmps posterior.iterations=2 images=null y=null split=test items=3 noise=0.1 n=2 seed=3 evidence=false "
+    "conditions=null data.root=null data.path=null batch_size=3 device=cpu overwrite=true sampler=ddim sampler.steps=3",
+    "downsample": "operator=downsample operator.factor=2 operator.method=bicubic posterior=ddnm "
+    "posterior.sigma_data=null sampler.steps=3",
+    "blur": "operator=blur operator.std=0.7 operator.boundary=reflect posterior=tmpd sampler.steps=3",
+    "grey": "operator=grey operator.weights=[0.5] posterior=jacobian_free posterior.sigma_data=0.5 noise=0 "
+    "sampler.steps=3",
+    "by pseudo-inverse": "operator=blur operator.std=0.7 posterior=pigdm posterior.sigma_data=0.5 sampler.steps=3",
+    "by points": "operator=blur operator.std=0.7 posterior=dps posterior.scale=0.1 sampler.steps=3",
+    "linear, by particles": "operator=linear operator.path=MATRIX posterior=smc posterior.steps=3 posterior.particles=2 "
+    "posterior.likelihood.sigma_data=0.5 evidence=true "
+    f"{GRID.replace('sampler.', 'posterior.')}",
+    "by repainting": "operator=mask operator.coordinates=[0] posterior=repaint posterior.steps=4 posterior.jump=2 "
+    f"posterior.resamples=2 {GRID.replace('sampler.', 'posterior.')}",
+    "by replacement": "operator=grey operator.weights=[1] posterior=replacement posterior.sampler.steps=3 "
+    "posterior.sampler.eta=0.5",
 }
 LIKELIHOOD = {
     "most": "split=[train,test] conditions=null n=6 method=dopri5 rtol=1e-3 atol=1e-3 max_nfe=3000 trace=hutch++ probes=3 prior=matched "
@@ -164,6 +180,10 @@ NFE_FID += (
     "overwrite=true wandb=null conditions=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
 )
 NFE_FID += "{_target_:sde_diffusion.sampling.AncestralSampler}}}"
+GUIDANCE = (  # in tests/commands/test_guidance_benchmark.py
+    "classifier=null unconditional=null scales=[1,3] intervals=[null,[0.5,2]] n=140 seed=0 split=test extractor=digits "
+    "confidence=0.9 data.root=null data.path=null batch_size=50 device=cpu overwrite=true sampler=dpm sampler.steps=3"
+)
 SWEEP = "file=grid n=1 seed=1"
 
 EXEMPT = {

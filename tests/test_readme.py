@@ -11,20 +11,21 @@ from hydra.core.global_hydra import GlobalHydra
 
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.configurations import config_folder, register_resolvers
-from sde_diffusion.commands.typed_conditions import with_conditions
+from sde_diffusion.commands.typed_conditions import in_full
 from sde_diffusion.config import build, find_class
 from sde_diffusion.data import Density
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = README + "".join((ROOT / "docs" / page).read_text() for page in ("commands.md", "resuming.md"))
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGES, re.DOTALL)
+_BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+BLOCKS = _BLOCK.findall(PAGES)
 COMMANDS = sorted(
     {
         line.split("#")[0].strip()
-        for language, block in BLOCKS
+        for language, block in (*BLOCKS, *_BLOCK.findall((ROOT / "docs" / "upsampling.md").read_text()))
         if language == "sh"
-        for line in block.splitlines()
+        for line in block.replace("\\\n", "").splitlines()
         if line.startswith("python -m sde_diffusion.")
     }
 )
@@ -45,7 +46,7 @@ def test_commands_compose_and_build_what_they_name(command, composed):
     overrides = [override for override in overrides if not override.startswith("--")]
     if "--multirun" in command:
         overrides = [override.split(",")[0] for override in overrides]
-    cfg = composed(config, overrides=with_conditions(config, [module, *overrides])[1:])
+    cfg = composed(config, overrides=in_full(config, [module, *overrides])[1:])
     if config not in ("likelihood", "sweep"):
         assert build(resolved(cfg.sampler)) is not None
     if config == "train":
@@ -84,7 +85,7 @@ def test_make_targets_and_paths_that_are_named_exist():
     for target in re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        for target in re.findall(r"\]\((?!https:)([^)#]+)[^)]*\)", page.read_text()):
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
     for folder in re.findall(r"`((?:sde_diffusion|conf|docs|tests|benchmarks)/[\w/]*)`", README):
         assert (ROOT / folder).is_dir()

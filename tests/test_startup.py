@@ -56,6 +56,16 @@ def test_help_is_quick_and_lists_groups_and_choices(command, tmp_path):
     assert not list(tmp_path.iterdir())  # asking leaves nothing behind
 
 
+def test_lists_that_nobody_reads_on(tmp_path):
+    """As after `| head`: nothing is reported."""
+    for words in (["sde_diffusion"], ["sde_diffusion.sample", "--help"]):
+        typed = [sys.executable, "-m", *words]
+        with subprocess.Popen(typed, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 141
+
+
 def test_the_wheel_is_told_of_every_folder():
     """A folder missing from the list would be missing only in the wheel: in the source tree all imports work."""
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

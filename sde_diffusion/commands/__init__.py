@@ -5,12 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sde_diffusion.commands.comparison import Table
+    from sde_diffusion.commands.described_operators import MaskToFill, MatrixFile
     from sde_diffusion.commands.made_folders import MadeFolders
-    from sde_diffusion.commands.picture_mask import PictureMask
 
-__all__ = ["MadeFolders", "PictureMask", "Table"]
+__all__ = ["MadeFolders", "MaskToFill", "MatrixFile", "Table"]
 
-_HOMES = {"MadeFolders": "made_folders", "PictureMask": "picture_mask", "Table": "comparison"}
+_HOMES = {
+    "MadeFolders": "made_folders",
+    "MaskToFill": "described_operators",
+    "MatrixFile": "described_operators",
+    "Table": "comparison",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ from sde_diffusion.commands import made_folders, user_classes
 from sde_diffusion.commands.configurations import check_groups, config_folder, nulls, register_resolvers
 from sde_diffusion.commands.exhausted import within_limits
 from sde_diffusion.commands.messages import explain
-from sde_diffusion.commands.typed_conditions import with_conditions
+from sde_diffusion.commands.typed_conditions import in_full
 from sde_diffusion.config import public_path
 from sde_diffusion.errors import FinishedError, UserError
 from sde_diffusion.storage import signals
@@ -54,7 +54,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
     """
     signals.listen()
     register_resolvers()
-    sys.argv = with_conditions(name, user_classes.allow_new_keys(nulls(sys.argv)))
+    sys.argv = in_full(name, user_classes.allow_new_keys(nulls(sys.argv)))
     for stream in (sys.stdout, sys.stderr):  # in a locale without ü or ± a message must not end in a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -95,7 +95,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
             failed.append(HydraConfig.get().runtime.output_dir)
             raise RunFailedError(failed[-1]) from None  # Hydra raises it again after the other runs
 
-    with reporting_errors(), within_limits(name):
+    with reporting_errors(), signals.ending_with_reader(), within_limits(name):
         check_groups(sys.argv[1:])
         try:
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(run_task)()

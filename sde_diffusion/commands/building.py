@@ -16,7 +16,7 @@ from sde_diffusion.commands.app import is_overridden, override_hint, resolved
 from sde_diffusion.commands.loading import build_data
 from sde_diffusion.commands.resuming import STORED_GROUPS, callback_settings
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.config import call, takes
+from sde_diffusion.config import build, call, takes
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,10 +80,12 @@ def _conditions(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
         UserError: If the data have none, or others than the network of the resumed run.
     """
     conditions = data.conditions.describe() if cfg.conditional else {}
+    measurements = _measurements(cfg, data)
     if not cfg.conditional and (unused := OmegaConf.select(cfg, "data.conditions")):
         log.warning("the model will not depend on %s: add conditional=true", " and ".join(map(str, unused)))
     if cfg.conditional and not conditions:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
+    conditions = {**conditions, **measurements}
     if (shape := OmegaConf.select(cfg, "network.shape")) is None:
         return conditions
     own = resolved(cfg.network.get("conditions")) or {}  # their means and ranges are part of the network
@@ -95,6 +97,19 @@ def _conditions(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
             "trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
         )
     return own
+
+
+def _measurements(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
+    """Descriptions of the measurements of the data that the model is given.
+
+    Raises:
+        UserError: If the data cannot be measured in this way.
+    """
+    measured = build(resolved(cfg.model).get("measured"), "model.measured")
+    try:
+        return {} if measured is None else Conditions(measured.conditions(data.shape)).describe()
+    except ValueError as error:
+        raise UserError(f"model.measured.operator: {error}; {data.name} has items {list(data.shape)}") from error
 
 
 def _in_words(described: Mapping[str, Any]) -> str:
@@ -121,7 +136,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
 
-    from sde_diffusion.config import build, build_around
+    from sde_diffusion.config import build_around
     from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
     from sde_diffusion.training.precision import check_precision
     from sde_diffusion.training.stopping import StopBetweenSteps

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,8 @@ def requested_conditions(cfg: DictConfig, model: BaseModel) -> dict[str, Any]:
     """
     kinds, found = model.conditions, dict(resolved(cfg.conditions) or {})
     for name in found:
+        if name not in kinds and name in set_by_guidance(cfg):
+            raise UserError(f"{name} is set by guidance.conditions, for each of the weights: leave {name}= out")
         if name not in kinds and name in (model.data.get("conditions") or {}):
             raise UserError(f"this model was trained without {name}: leave {name} out (see conditional=true of train)")
         if name not in kinds:
@@ -45,6 +48,13 @@ def requested_conditions(cfg: DictConfig, model: BaseModel) -> dict[str, Any]:
             bare = OmegaConf.create({**cfg, "conditions": {}})
             raise UserError(f"{unknown_key(str(name), bare)}; conditions of the model: {takes}")
     return {name: None if kinds[name].is_none(value) else _from_file(name, value) for name, value in found.items()}
+
+
+def set_by_guidance(cfg: DictConfig) -> list[str]:
+    """The names of the conditions that `guidance.conditions` of a composition sets."""
+    several = (resolved(cfg.guidance) or {}).get("conditions")
+    each = [one for one in several if isinstance(one, Mapping)] if isinstance(several, list) else []
+    return list(dict.fromkeys(str(name) for one in each for name in one))
 
 
 def _from_file(name: str, value: Any) -> Any:
@@ -75,13 +85,15 @@ def for_samples(model: BaseModel, requested: Mapping[str, Any], n: int) -> dict[
     return _checked(model, {**turns, **_read(kinds, requested, n)})
 
 
-def requested_only(cfg: DictConfig, model: BaseModel, n: int) -> dict[str, Tensor]:
-    """The requested conditions for n samples, [n, *] each; the others are left out.
+def requested_only(
+    cfg: DictConfig, model: BaseModel, n: int, given: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """The requested conditions for n samples, and those that are given, [n, *] each; the others are left out.
 
     Raises:
         UserError: If a value is not allowed, or the model was not trained without a condition that is missing.
     """
-    return _checked(model, _read(model.conditions, requested_conditions(cfg, model), n))
+    return _checked(model, {**_read(model.conditions, requested_conditions(cfg, model), n), **given})
 
 
 def for_items(model: BaseModel, requested: Mapping[str, Any], split: Split, n: int) -> dict[str, Tensor]:

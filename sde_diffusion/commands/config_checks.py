@@ -52,8 +52,13 @@ class ConfigChecks:
         where, _, name = key.rpartition(".")
         parent = self.trial[where] if where else self.trial
         if name not in parent or OmegaConf.is_missing(parent, name):
-            raise UserError(f"{key} is needed: {_choose(key) or f'give {key}=VALUE (see --help)'}")
+            raise UserError(f"{key} is needed: {choose(key) or f'give {key}=VALUE (see --help)'}")
         return resolved(parent[name])
+
+    def has(self, key: str) -> bool:
+        """Whether a key that may be left out has a value."""
+        self.seen.add(key)
+        return key in self.trial
 
     def keys(self, **hints: Any) -> dict[str, Any]:
         """Check values against type hints, and return them."""
@@ -120,7 +125,7 @@ class ConfigChecks:
         values = self.value(key)
         if not is_description(values):
             raise UserError(
-                f"{key} must describe an object of class {kind.__name__}: {_choose(key)}, or {{_target_: CLASS, ...}}"
+                f"{key} must describe an object of class {kind.__name__}: {choose(key)}, or {{_target_: CLASS, ...}}"
             )
         built = {name: value for name, value in built.items() if values.get(name) == self.value(name)}
         found = build({name: value for name, value in values.items() if name not in built}, key, **built)
@@ -148,7 +153,7 @@ class ConfigChecks:
         found = build_around(prepare(value) if is_description(value) else value, key, **offered)
         if is_description(value):
             _expect_kind(key, value, type(found), kind)
-        elif not fits(value, others) and (choices := _choose(key)):
+        elif not fits(value, others) and (choices := choose(key)):
             raise UserError(
                 f"{key} must be {words(others)}, or describe an object: {choices}, or {{_target_: CLASS, ...}}"
             )
@@ -160,7 +165,7 @@ class ConfigChecks:
         """Check several descriptions under one key, by name; `arguments` are added to each."""
         values = self.value(key)
         if not isinstance(values, Mapping) or not values:
-            raise UserError(f"{key} must not be empty: {_choose(key) or f'{key}={{NAME: ...}}'}; got {key}={values}")
+            raise UserError(f"{key} must not be empty: {choose(key) or f'{key}={{NAME: ...}}'}; got {key}={values}")
         for name, node in values.items():
             check(f"{key}.{name}", node, hint)
             build(node, f"{key}.{name}", **arguments)
@@ -235,6 +240,7 @@ class _Unset(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _choose(key: str) -> str:
+def choose(key: str) -> str:
+    """The choices of a group, for messages: "choose sde= from ve, vp"; "" if there are none."""
     choices = sorted(path.stem for path in (config_folder() / key).glob("*.yaml"))
     return f"choose {key}= from {', '.join(choices)}" if choices else ""

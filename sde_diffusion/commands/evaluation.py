@@ -200,8 +200,11 @@ def _other_source(cfg: DictConfig, data: DataModule, out: Path) -> Source:
         return stored_source(cfg, source, data)
     own = cfg.copy()
     own.ckpt = source
-    model, device = load_model(own)
-    return drawn_source(own, model, data, device, out / ".against")
+    try:
+        model, device = load_model(own)
+        return drawn_source(own, model, data, device, out / ".against")
+    except UserError as error:
+        raise UserError(f"against={source}: {error}") from error
 
 
 def _is_multirun() -> bool:

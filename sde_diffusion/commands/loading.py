@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,46 +36,36 @@ def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
     from sde_diffusion.training.guided_denoiser import guide
 
     device = device_of(cfg)
-    model = _load(cfg.ckpt, device)
+    model = load_unguided(cfg.ckpt, device)
+    guide(model, resolved(cfg.guidance))
+    return model, device
+
+
+def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:
+    """The model of a checkpoint, which has a denoiser and a description of its data.
+
+    Raises:
+        UserError: If the checkpoint cannot be read, or its model lacks one of these.
+    """
+    from sde_diffusion.training.digested import load_with_digest
+
+    model = load_with_digest(ckpt, device)
     if model.denoiser is None:
         what = model.summary()["model"]
-        raise UserError(f"{cfg.ckpt} contains a {type(model).__name__} ({what}), and this command needs a denoiser")
+        raise UserError(f"{ckpt} contains a {type(model).__name__} ({what}), and this command needs a denoiser")
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
-            f"{cfg.ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "
+            f"{ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "
             f"data=DataModule.describe() to {type(model).__name__} before training, or use the model in Python"
         )
     modality_of(model.data)  # raises its errors now, not after sampling
-    guide(model, resolved(cfg.guidance))
-    return model, device
+    return model
 
 
 def denoiser_of(model: GenerativeModel) -> Denoiser:
     """The denoiser that a command uses: the model's, which `load_model` has guided."""
     assert model.denoiser is not None  # checked by `load_model`
     return model.denoiser
-
-
-def _load(ckpt: str, device: torch.device) -> GenerativeModel:
-    """A checkpoint's model, with the digest of the very file it was read from: a running training may replace it."""
-    from sde_diffusion.training.generative import GenerativeModel
-
-    for _ in range(5):
-        before = _identity(ckpt)
-        model = GenerativeModel.load_from_checkpoint(ckpt, map_location=device)
-        with Path(ckpt).open("rb") as file:
-            model.digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if _identity(ckpt) == before:
-            return model
-    raise UserError(f"{ckpt} is being replaced again and again: use a copy of it")
-
-
-def _identity(ckpt: str) -> tuple[int, int, int] | None:
-    try:
-        found = Path(ckpt).stat()
-    except (OSError, ValueError):  # reading the file reports it
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def random_order(n: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How good are restored pictures? Residuals, figures against the truth, and a picture of them."""
+"""How good are restored data? Residuals, figures against the truth, evidence, and a picture of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from torch import Tensor
 
 from sde_diffusion.commands.measurements import Measurements
 from sde_diffusion.guidance import Operator
-from sde_diffusion.modality import Modality, pictures
-from sde_diffusion.modality.images import to_uint8
-
-_ROWS, _DRAWS, _SIDE = 12, 8, 88  # inputs and draws in the picture; the least width of each, in pixels
+from sde_diffusion.metrics.calibration import ranks_of
+from sde_diffusion.modality import Modality
 
 
 def exactly(operator: Operator, x: Tensor, y: Tensor) -> Tensor:
@@ -79,70 +77,64 @@ def against_truth(x: Tensor, truth: Tensor, modality: Modality, where: Tensor) -
     rmse = float(error.square().mean().sqrt())
     spread = float(x.var(1)[:, where].double().mean().sqrt()) if n > 1 else None
     draws = modality.as_data(x.flatten(0, 1)).reshape(x.shape)[:, :, where]
-    own = modality.as_data(truth)[:, where].unsqueeze(1)
-    below, equal = (draws < own).sum(1), (draws == own).sum(1)
-    chance = torch.rand(equal.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ranks = (below + (chance * (equal + 1)).floor().long())[equal < n]
-    counts = torch.bincount(ranks, minlength=n + 1)
+    ranks, counted = ranks_of(draws, modality.as_data(truth)[:, where])
+    counts = torch.bincount(ranks[counted], minlength=n + 1)
+    some = int(counts.sum())
     return {
         "rmse": rmse,
         "spread": spread,
         "error_over_spread": rmse / (spread * math.sqrt(1 + 1 / n)) if spread else None,
-        "outside": float(counts[0] + counts[-1]) / len(ranks) if len(ranks) else None,
+        "outside": float(counts[0] + counts[-1]) / some if some else None,
         "outside_if_calibrated": 2 / (n + 1),
         "ranks": counts.tolist(),
-        "pixels": f"{int(where.sum())} of {where.numel()} numbers, those that the measurement leaves open",
+        "compared": f"{int(where.sum())} of {where.numel()} numbers, those that the measurement leaves open",
     }
 
 
-def draw_grid(operator: Operator, measured: Measurements, x: Tensor, where: Tensor) -> Image.Image:
-    """A row for each input: the measurement, the truth if it is known, draws, their mean, and their spread.
+def evidence(log_evidence: Tensor) -> dict[str, Any]:
+    """Estimates of log p(y) for each measurement, from those of its draws, [N, n].
+
+    Returns:
+        `log_evidence`, the logarithm of the mean of Z over draws, each of which is an unbiased estimate of p(y), in
+        nats, [N]; and its `std_errors` (of Z, over Z; None for a single draw), [N], which are rough if they are not
+        small.
+    """
+    n = log_evidence.shape[1]
+    found = log_evidence.logsumexp(1) - math.log(n)
+    z = (log_evidence - found.unsqueeze(1)).exp()
+    errors = z.std(1) / math.sqrt(n) if n > 1 else None
+    return {"log_evidence": found.tolist(), "std_errors": None if errors is None else errors.tolist()}
+
+
+def draw_grid(operator: Operator, measured: Measurements, x: Tensor, modality: Modality) -> Image.Image:
+    """A picture of the measurements, the truth if it is known, and the draws, as the kind of data is drawn.
 
     Args:
         operator: The operator.
         measured: The measurements.
-        x: The draws, [N, n, C, H, W].
-        where: Which numbers the measurement leaves open, bool [C, H, W]; they are blue if it is not a picture itself.
+        x: The draws, [N, n, *dims].
+        modality: The kind of data.
     """
-    x, n = x[:_ROWS], min(_DRAWS, x.shape[1])
-    y = measured.y[: len(x)]
-    spread = x.std(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])
-    largest = float(spread.max())
-    columns: dict[str, Tensor] = {} if measured.truth is None else {"truth": measured.truth[: len(x)]}
-    columns |= {f"draw {number}": x[:, number] for number in range(n)}
-    columns["mean"] = x.mean(1)
-    columns[f"std to {largest:.2g}"] = 2 * spread / max(largest, 1e-9) - 1
-    zoom = max(1, math.ceil(_SIDE / x.shape[-1]))
-    size = (zoom * x.shape[-1], zoom * x.shape[-2])
-    if y.ndim == x.ndim - 1:
-        first = _column(y, size)
-    else:
-        hole = where.any(0).numpy().repeat(zoom, 0).repeat(zoom, 1)
-        first = _column(operator.adjoint(y), size, Image.fromarray(hole))
-    panels = {"measured": first} | {title: _column(values, size) for title, values in columns.items()}
-    return pictures.side_by_side(panels, 22, 6, 13)
-
-
-def _column(images: Tensor, size: tuple[int, int], hole: Image.Image | None = None) -> Image.Image:
-    """Pictures [N, C, H, W] below one another, each enlarged to `size`, with blue where `hole` is true."""
-    found = to_uint8(images)
-    colours = found[..., :3] if found.shape[-1] >= 3 else found[..., :1].expand(-1, -1, -1, 3)
-    column = Image.new("RGB", (size[0], (size[1] + 6) * len(images)), "white")
-    for row, colour in enumerate(colours):
-        tile = Image.fromarray(colour.numpy().copy()).resize(size, Image.Resampling.NEAREST)
-        if hole is not None:
-            tile.paste((70, 100, 170), (0, 0), hole)
-        column.paste(tile, (0, row * (size[1] + 6)))
-    return column
+    y: Tensor | None = measured.y
+    known = None
+    if operator.part_of_data:
+        y = operator.adjoint(measured.y)
+        known = operator.adjoint(torch.ones_like(measured.y[:1]))[0] != 0
+    elif measured.y.ndim != x.ndim - 1 or x.ndim < 4:  # the data have axes but channels; measurements have them too
+        y = operator.adjoint(measured.y) if operator.linear and modality.in_pictures else None
+    return modality.draw_posterior(x, y, measured.truth, known)
 
 
 def in_words(figures: Mapping[str, Any]) -> list[str]:
     """The figures against the truth, for the log."""
     ratio = figures["error_over_spread"]
-    lines = [f"  against the truth, in {figures['pixels']}:", f"    RMSE of the draws' mean {figures['rmse']:.3f}"]
+    lines = [
+        f"  against the truth, in {figures['compared']}:",
+        f"    RMSE of the draws' mean {figures['rmse']:.3f} on [-1, 1]",
+    ]
     if ratio is not None:
         lines.append(f"    error over spread {ratio:.2f} (1: the spread of the draws is right; above: too certain)")
     if figures["outside"] is not None:
         right = figures["outside_if_calibrated"]
-        lines.append(f"    truth outside all draws: {figures['outside']:.2f} of them ({right:.2f} if calibrated)")
+        lines.append(f"    share of the truth outside all draws: {figures['outside']:.2f} ({right:.2f} if calibrated)")
     return lines

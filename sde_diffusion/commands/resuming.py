@@ -212,7 +212,7 @@ def expect_same_data(checkpoint: Mapping[str, Any], data: DataModule) -> None:
     changed = data.changed_since((checkpoint["hyper_parameters"].get("data") or {}).get("fingerprint"))
     if not changed:
         return
-    from sde_diffusion.data.module import Common
+    from sde_diffusion.data.common import Common
 
     named = [o for o in overrides() if o.key_or_group.split(".")[0] == "data"]
     if any(override.key_or_group.removeprefix("data.") not in Common.__annotations__ for override in named):

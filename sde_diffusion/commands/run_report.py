@@ -88,6 +88,10 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
     if model.denoiser is None:
         return
     log.info("Next:")
+    if model.measured is not None:
+        given = {"ckpt": last, "split": "test", "n": 4, "noise": min(0.1, model.measured.noise)}
+        log.info("  %s", command_line("sde_diffusion.restore", **plugins.settings(), **given))
+        return
     for name, more in (("sample", {"n": 64}), ("evaluate", {}), ("likelihood", {})):
         own = dict.fromkeys(model.conditions, "own") if name == "likelihood" else {}
         settings = {**plugins.settings(), "ckpt": last, **_guidance(cfg), **own, **more}

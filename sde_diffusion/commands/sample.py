@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +11,20 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from torch import Tensor
 
 from sde_diffusion.commands.app import resolved
-from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions
+from sde_diffusion.commands.cascade import Stage, disagreement, draw_beside, enlarge, load_upsampler
+from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions, requested_only
 from sde_diffusion.commands.drawing import check_seeds, draw, first
+from sde_diffusion.commands.editing import Edit, edit_of
 from sde_diffusion.commands.loading import denoiser_of, load_model
 from sde_diffusion.conditions import numbered
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of, pictures, write_samples
-from sde_diffusion.sampling import Sampler
 from sde_diffusion.storage.files import forget, fresh
 from sde_diffusion.storage.memory import check_fits
+from sde_diffusion.training.measured import PICTURE
 
 if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
@@ -41,6 +41,8 @@ FRAMES = 48
 def sample(cfg: DictConfig) -> dict[str, Any]:
     """Draw samples; writes `samples.npz` and `grid.png`, and with `film` also `film.png` and `film.gif`.
 
+    With `upsampler.ckpt`, these are samples enlarged by that model, and `small.npz` has those of `ckpt`.
+
     If the command is interrupted or killed, it resumes after its last finished batch when it is started again.
 
     Args:
@@ -50,30 +52,50 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         n, nfe and seconds.
 
     Raises:
-        UserError: If the configuration or the checkpoint does not allow it, or the results exist already.
+        UserError: If the configuration, the checkpoint or what is to be edited does not allow it, or the results exist
+            already.
     """
     out = Path(HydraConfig.get().runtime.output_dir)
-    parts = out / ".samples"
-    result = fresh(out / "samples.npz", cfg.overwrite, parts)
+    parts = [out / name for name in (".samples", ".enlarged")]
+    result = fresh(out / "samples.npz", cfg.overwrite, *parts)
     grid, *film = (out / name for name in ("grid.png", "film.png", "film.gif"))
-    seeds = check_seeds(cfg)
-    if cfg.film > cfg.n:
-        raise UserError(f"film must be a number of samples from 0 to n={cfg.n}; got {cfg.film}")
+    check_seeds(cfg)
     model, device = load_model(cfg)
-    conditions = for_samples(model, requested_conditions(cfg, model), cfg.n)
-    values = cfg.n * math.prod(model.data["shape"])
-    wanted = f"n={cfg.n} samples of shape {model.data['shape']}"
-    check_fits(wanted, 2 * values * (4 if model.data["levels"] is None else 1), "draw fewer; the next with seed=NUMBER")
+    edit = edit_of(cfg, model)
+    upsampler = load_upsampler(cfg, model, device)
+    seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
+    if cfg.film > len(seeds):
+        raise UserError(f"film must be a number of samples from 0 to {len(seeds)}; got {cfg.film}")
+    _check_given(cfg, model)
+    if edit is None:
+        conditions = for_samples(model, requested_conditions(cfg, model), len(seeds))
+    else:  # classes in turn would turn an item into others
+        conditions = requested_only(cfg, model, len(seeds))
+    values = len(seeds) * math.prod(model.data["shape"])
+    wanted = f"{len(seeds)} samples of shape {model.data['shape']}"
+    size = (2 * (4 if model.data["levels"] is None else 1)) + (0 if edit is None else 4)
+    check_fits(wanted, values * size, "draw fewer; the next with seed=NUMBER")
     if model.conditions:
         log.info("given %s", in_words(model.conditions, conditions))
-    drawn = draw(cfg, model, conditions, device, parts)
     names = {name: kind.names for name, kind in model.conditions.items() if kind.names}
-    modality = modality_of(model.data)
-    pictures.save(modality.draw(first(drawn.batches(), modality.most_drawn)), grid)
+    stage = Stage(model, conditions, seeds, draw(cfg, model, conditions, device, parts[0], edit))
+    modality, drawn = modality_of(model.data), stage.drawn
+    if upsampler is None:
+        shown = first(drawn.batches(), modality.most_drawn)
+        pictures.save(modality.draw(shown) if edit is None else edit.picture(modality, shown, cfg.n), grid)
+    else:
+        write_samples(out / "small.npz", modality, drawn.batches(), seeds, conditions, names)
+        small, stage, edit = stage, enlarge(cfg, stage, upsampler, device, parts[1]), None
+        log.info("%d %s, %d network passes each; then enlarged:", drawn.n, modality.kind, drawn.nfe)
+        modality, drawn = modality_of(upsampler.data), stage.drawn
+        pictures.save(draw_beside(small, stage), grid)
+        far = disagreement(small, stage)
+        log.info("made smaller again, their disagreement with the small ones is %.3g on [-1, 1] (RMS)", far)
     if cfg.film:
-        _film(cfg, model, conditions, device, *film)
+        _film(cfg, stage, edit, device, *film)
     found = write_samples(result, modality, drawn.batches(), seeds, conditions, names)
-    forget(parts)
+    for folder in parts:
+        forget(folder)
     speed = f"{drawn.seconds:.1f} s ({drawn.n / drawn.seconds:.0f} {modality.unit}/s)"
     log.info("%d %s, %d network passes each, %s", drawn.n, modality.unit, drawn.nfe, speed)
     if drawn.finished.sizes != [cfg.batch_size]:
@@ -83,29 +105,36 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     log.info("%s: %s %s, %s", modality.unit, found.dtype, list(found.shape), scale)
     for name in names:
         log.info("%s: %s", name, numbered(names[name]))
-    for path in (result, grid, *(film if cfg.film else ())):
+    for path in (result, *(() if upsampler is None else (out / "small.npz",)), grid, *(film if cfg.film else ())):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
 
 
-def _film(
-    cfg: DictConfig,
-    model: GenerativeModel,
-    conditions: Mapping[str, Tensor],
-    device: torch.device,
-    strip: Path,
-    animation: Path,
-) -> None:
+def _check_given(cfg: DictConfig, model: GenerativeModel) -> None:
+    """Check that a model that was trained given a measurement has one.
+
+    Raises:
+        UserError: If it has none.
+    """
+    if model.measured is not None and PICTURE not in requested_conditions(cfg, model):
+        raise UserError(
+            f"{cfg.ckpt} was trained given measurements ({model.measured.operator}), and draws from one: use restore "
+            f"ckpt={cfg.ckpt} images=PATH, or sample ckpt=SMALL upsampler.ckpt={cfg.ckpt}"
+        )
+
+
+def _film(cfg: DictConfig, stage: Stage, edit: Edit | None, device: torch.device, strip: Path, animation: Path) -> None:
     """Draw the first samples on their way from noise to data.
 
     `strip` shows the predicted x0 at some times of the walk. `animation` shows it beside the state x_t, divided by
     sqrt(alpha^2 + sigma^2), the standard deviation of x_t for data of standard deviation 1.
     """
-    own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in conditions.items()}
+    model, seeds = stage.model, stage.seeds[: cfg.film]
+    own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in stage.conditions.items()}
     shape = (cfg.film, *model.data["shape"])
-    seeds = range(cfg.seed, cfg.seed + cfg.film)
-    sampler: Sampler = build(resolved(cfg.sampler))
-    denoiser = denoiser_of(model)
+    sampler, denoiser = build(resolved(cfg.sampler)), denoiser_of(model)
+    if edit is not None:
+        sampler, own["latent"] = edit.on(sampler), edit.each(cfg.n)[: cfg.film].to(device)
     walk = sampler(denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **own)
     assert walk.trajectory is not None
     assert walk.states is not None

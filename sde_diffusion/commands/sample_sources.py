@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import resolved
-from sde_diffusion.commands.conditions import for_items, in_words, requested_conditions
-from sde_diffusion.commands.drawing import check_seeds, draw
+from sde_diffusion.commands.conditions import for_items, in_words, requested_conditions, set_by_guidance
+from sde_diffusion.commands.drawing import check_guided, check_seeds, draw
 from sde_diffusion.commands.sample_folder import read_pictures
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
@@ -97,6 +97,9 @@ def drawn_source(
     if has != made:
         raise UserError(f"{data.name} has {has}, and {cfg.ckpt} generates {made}")
     conditions = for_items(model, requested_conditions(cfg, model), data.split(cfg.split), cfg.n)
+    check_guided(model, conditions, cfg.n)
+    if fixed := " and ".join(set_by_guidance(cfg)):
+        log.warning("guidance.conditions sets %s, but the samples are compared with items of any %s", fixed, fixed)
     if model.conditions:
         log.info("given %s", in_words(model.conditions, conditions))
 

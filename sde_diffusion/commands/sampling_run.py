@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,11 +55,12 @@ def sample_in_batches(
     seeds: Sequence[int],
     batch_size: int,
     conditions: Mapping[str, Tensor] | None = None,
-    store: Callable[[Tensor], Mapping[str, Tensor]] = lambda x: {"x": x},
+    store: Callable[[Samples], Mapping[str, Tensor]] = lambda drawn: {"x": drawn.x},
     in_memory: Sequence[str] = (),
     folder: Path | None = None,
     plan: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    counted: Denoiser | None = None,
     **options: Any,
 ) -> Sampled:
     """Sample many seeds; see `in_batches`. A run that was stopped and resumed gives the same samples.
@@ -73,11 +75,12 @@ def sample_in_batches(
         seeds: One integer for each sample.
         batch_size: Maximum number of samples at once, at least 1.
         conditions: Conditions of the samples, [N, ...] each.
-        store: Returns what is stored of samples [B, *dims] on the CPU; by default, the samples.
+        store: Returns what is stored of drawn samples; by default x, the samples themselves.
         in_memory: Names of stored tensors to keep in memory too.
         folder: Where the batches are stored.
         plan: What the samples depend on, in plain Python containers; stored beside the batches.
         overwrite: Start again if the stored batches belong to another plan.
+        counted: The denoiser whose passes are shown, such as one inside `denoiser`; `denoiser` by default.
         **options: Passed to the sampler.
 
     Raises:
@@ -88,11 +91,12 @@ def sample_in_batches(
     def work(items: range, shown: Bar) -> dict[str, Tensor]:
         some, begin = slice(items.start, items.stop), time.perf_counter()
         cut = {name: value[some] for name, value in (conditions or {}).items()}
-        with passes(shown, denoiser, lambda x_t, t: denoiser.passes_at(t)):
+        seen = denoiser if counted is None else counted
+        with passes(shown, seen, lambda x_t, t: seen.passes_at(t)):
             drawn = sampler(denoiser, (len(items), *dims), seeds=seeds[some], **cut, **options)
-        x = drawn.x.cpu()  # waits for the device
+        drawn = dataclasses.replace(drawn, x=drawn.x.cpu())  # waits for the device
         seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-        return {**store(x), "nfe": torch.tensor(drawn.nfe), "seconds": seconds}
+        return {**store(drawn), "nfe": torch.tensor(drawn.nfe), "seconds": seconds}
 
     names = [*in_memory, "nfe", "seconds"]
     return Sampled(in_batches("sampling", len(seeds), batch_size, work, folder, plan, overwrite, names))

@@ -10,9 +10,7 @@ with rules (`checks.hints`) are read from the constructors themselves, those of 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict
 
 from omegaconf import DictConfig
@@ -31,6 +29,7 @@ from sde_diffusion.checks.hints import (
 )
 from sde_diffusion.commands import user_classes
 from sde_diffusion.commands.config_checks import ConfigChecks
+from sde_diffusion.commands.trainer_rules import TRAINER
 from sde_diffusion.config import find_class, is_description
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.sde import GRIDS
@@ -48,6 +47,13 @@ class Location(TypedDict, total=False):
     path: str | None
 
 
+class Upsampler(TypedDict):
+    """The second model of a cascade."""
+
+    ckpt: str | None
+    noise: NoiseScale
+
+
 class Bound(TypedDict):
     """Settings of the ELBO."""
 
@@ -56,6 +62,24 @@ class Bound(TypedDict):
     decoder: Literal["frequencies", "uniform"] | Described
     grid: Literal[tuple(GRIDS)] | Described | None  # type: ignore[valid-type]
     t_end: float | None
+
+
+_SHARE_OF_NOISE = "a number in (0, 1], the share of noise where the walk begins (1: nothing of what was given is left)"
+
+
+class Editing(TypedDict):
+    """What `sample` varies, and how much."""
+
+    path: str | None
+    strength: Annotated[float, Rule(_SHARE_OF_NOISE, lambda x: 0 < x <= 1)]
+
+
+def _is_interval(ends: list[float] | None) -> bool:
+    return ends is None or (len(ends) == 2 and 0 <= ends[0] < ends[1])
+
+
+Scale = Annotated[float, Rule("a finite number of at least 0 (1: conditional, 0: unconditional)", lambda w: w >= 0)]
+Ends = Annotated[list[float] | None, Rule("null or [low,high] in sigma/alpha with 0 <= low < high", _is_interval)]
 
 
 class Entry(TypedDict):
@@ -69,51 +93,6 @@ class Entry(TypedDict):
 def _some(hint: Any, example: str) -> Any:
     """The hint of a list that is not empty."""
     return Annotated[list[hint], Rule(f"{words(list[hint])}, such as {example}", bool)]
-
-
-def _no_limit(what: str) -> Rule:
-    return Rule(f"an integer, -1 ({what}) or at least 1", lambda n: n == -1 or n >= 1)
-
-
-def _is_duration(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value)) and bool(re.search("[1-9]", value))
-    return bool(value) and min(value.values()) >= 0 and max(value.values()) > 0
-
-
-_SHARE = Annotated[int | float, Rule("a positive number of batches, or a share of them", lambda x: x > 0)]
-
-TRAINER: Mapping[str, Any] = MappingProxyType(
-    {
-        "max_steps": Annotated[int, _no_limit("no limit")],
-        "max_epochs": Annotated[int, _no_limit("no limit")] | None,
-        "min_steps": Natural | None,
-        "min_epochs": Natural | None,
-        "max_time": Annotated[
-            str | Mapping[Literal["days", "hours", "minutes", "seconds"], int],
-            Rule("a time DAYS:HOURS:MINUTES:SECONDS, such as 00:00:05:00", _is_duration),
-        ]
-        | None,
-        "num_nodes": Count,
-        "devices": Annotated[int, _no_limit("all")] | str | list[Natural],
-        "gradient_clip_val": Annotated[float, Rule("a number of at least 0", lambda x: x >= 0)] | None,
-        "gradient_clip_algorithm": Literal["norm", "value"] | None,
-        "accumulate_grad_batches": Count,
-        "val_check_interval": Count,
-        "check_val_every_n_epoch": Count | None,
-        "num_sanity_val_steps": Annotated[int, at_least(-1)],
-        "log_every_n_steps": Natural,
-        "limit_train_batches": _SHARE | None,
-        "limit_val_batches": _SHARE | None,
-        "fast_dev_run": Literal[False],  # it disables loggers and checkpoints: use max_steps
-        "overfit_batches": Literal[0],
-        "reload_dataloaders_every_n_epochs": Literal[0],  # they are endless
-        "strategy": str,
-        "accelerator": str,
-        "profiler": str | None,
-    }
-)
-"""Ranges of arguments of Lightning's Trainer that it does not check, or checks only during a run."""
 
 
 def check(command: str, cfg: DictConfig, resumed: bool = False) -> None:
@@ -200,22 +179,24 @@ def _sample(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
     checks.keys(ckpt=str, n=Count, seed=Seed, film=Natural, batch_size=Count, device=str, overwrite=bool)
-    checks.keys(conditions=Mapping[str, Any] | None)
+    checks.keys(conditions=Mapping[str, Any] | None, edit=Editing, upsampler=Upsampler)
     checks.part("sampler", Sampler)
     _guidance(checks)
 
 
 def _restore(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
-    from sde_diffusion.guidance import MeasurementLikelihood
+    from sde_diffusion.guidance import PosteriorMethod
     from sde_diffusion.sampling import Sampler
 
-    checks.keys(ckpt=str, images=str | None, split=Split | None, items=Count, noise=NoiseScale, n=Count, seed=Seed)
-    checks.keys(conditions=Mapping[str, Any] | None, batch_size=Count, device=str, overwrite=bool)
-    operator = checks.keys(operator=Described)["operator"]  # built when the model's shape is known
-    cls = find_class(str(operator["_target_"]), "operator", any_library=True)
-    checks.settings("operator", cls, reserved=("shape",))
-    checks.part("posterior", MeasurementLikelihood)
+    checks.keys(ckpt=str, images=str | None, y=str | None, split=Split | None, items=Count, noise=NoiseScale, n=Count)
+    checks.keys(seed=Seed, evidence=bool, conditions=Mapping[str, Any] | None)
+    checks.keys(batch_size=Count, device=str, overwrite=bool)
+    if checks.has("operator"):  # built when the model's shape is known; left out: that of the model
+        operator = checks.keys(operator=Described)["operator"]
+        cls = find_class(str(operator["_target_"]), "operator", any_library=True)
+        checks.settings("operator", cls, reserved=("shape",))
+    checks.part("posterior", PosteriorMethod)
     checks.part("sampler", Sampler)
     checks.data("data", DataModule, Location)
     _guidance(checks)
@@ -287,6 +268,19 @@ def _nfe_fid(checks: ConfigChecks) -> None:
     _guidance(checks)
 
 
+def _guidance_scales(checks: ConfigChecks) -> None:
+    from sde_diffusion.data import DataModule
+    from sde_diffusion.sampling import Sampler
+
+    checks.keys(ckpt=str, classifier=str | None, unconditional=str | None, n=Count, seed=Seed)
+    checks.keys(scales=_some(Scale, "[0,1,2]"), intervals=_some(Ends, "[null,[0.2,1.6]]"))
+    checks.keys(split=Literal["val", "test"], confidence=BetweenZeroAndOne)
+    checks.keys(batch_size=Count, device=str, overwrite=bool)
+    checks.data("data", DataModule, Location)
+    checks.part("sampler", Sampler)
+    _extractor(checks)
+
+
 COMMANDS: dict[str, Callable[[ConfigChecks], None]] = {
     "train": _train,
     "sample": _sample,
@@ -295,5 +289,6 @@ COMMANDS: dict[str, Callable[[ConfigChecks], None]] = {
     "likelihood": _likelihood,
     "sweep": _sweep,
     "nfe_fid": _nfe_fid,
+    "guidance": _guidance_scales,
 }
 """The function that checks the keys of each command."""

@@ -60,6 +60,8 @@ def with_other_model(cfg: DictConfig) -> DictConfig:
         found.conditional = True
         for override in overrides():
             key = override.key_or_group
+            if key == "experiment":
+                raise UserError(f"{as_typed(override)}: presets are for models of their own: leave it out")
             if key.split(".")[0] not in TAKEN:
                 continue
             if not key.startswith("data"):

@@ -1,13 +1,19 @@
-"""Conditions on the command line, which no configuration file can list: `rate=0.5` for a condition `rate`."""
+"""Short forms on the command line: `rate=0.5` for a condition `rate`, which no file can list; `edit=FILE`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from sde_diffusion.commands.configurations import config_folder
+
+
+def in_full(name: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command, beginning with the program, in place of short forms."""
+    return with_conditions(name, with_paths(name, arguments))
 
 
 def with_conditions(name: str, arguments: Sequence[str]) -> list[str]:
@@ -31,4 +37,22 @@ def with_conditions(name: str, arguments: Sequence[str]) -> list[str]:
         key = re.match(r"(conditions\.)?([^\W\d]\w*)=", argument)
         typed = key is not None and (key[1] or key[2] not in known)
         found.append(f"++conditions.{argument.removeprefix('conditions.')}" if typed else argument)
+    return found
+
+
+def with_paths(name: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments, with KEY=PATH replaced by KEY.path=PATH if KEY has further settings beside its path: `edit=FILE`.
+
+    Args:
+        name: Name of the command.
+        arguments: The arguments as typed, beginning with the program.
+    """
+    own: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / f"{name}.yaml"))
+    with_path = [key for key, node in own.items() if isinstance(node, dict) and "path" in node]
+    short = [key for key in with_path if not (config_folder() / key).is_dir()]
+    found = []
+    for argument in arguments:
+        key, is_setting, value = argument.partition("=")
+        typed = is_setting and key in short and not value.startswith("{")
+        found.append(f"{key}.path={value}" if typed else argument)
     return found

@@ -9,5 +9,6 @@ from sde_diffusion.conditions.base import Condition
 from sde_diffusion.conditions.label import Label, numbered
 from sde_diffusion.conditions.measurement import Measurement
 from sde_diffusion.conditions.named import KINDS, Conditions, kind_by_values
+from sde_diffusion.conditions.picture import Picture
 
-__all__ = ["KINDS", "Condition", "Conditions", "Label", "Measurement", "kind_by_values", "numbered"]
+__all__ = ["KINDS", "Condition", "Conditions", "Label", "Measurement", "Picture", "kind_by_values", "numbered"]

@@ -29,6 +29,8 @@ class Condition(ShowsArguments, ABC):
         null: The null value of one sample: a number, or a tensor of that shape.
         each: How messages describe one sample's value.
         names: Names of the values 0, 1, ..., if they are named classes.
+        beside_x: Whether the library's networks take the values as further input beside x, and not only their
+            embedding; the null value is NaN then.
     """
 
     dtype: ClassVar[torch.dtype]
@@ -36,6 +38,7 @@ class Condition(ShowsArguments, ABC):
     null: int | float | Tensor
     each: str
     names: Sequence[str] | None = None
+    beside_x: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

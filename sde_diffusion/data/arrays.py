@@ -18,7 +18,8 @@ from sde_diffusion.conditions import Conditions, Label
 from sde_diffusion.data.array_conditions import read_class_names, read_condition
 from sde_diffusion.data.array_files import read_arrays
 from sde_diffusion.data.checks import low_and_high
-from sde_diffusion.data.module import SPLITS, Common, DataModule
+from sde_diffusion.data.common import Common
+from sde_diffusion.data.module import SPLITS, DataModule
 from sde_diffusion.data.names import described
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError

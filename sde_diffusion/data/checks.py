@@ -13,6 +13,7 @@ from sde_diffusion.checks import check_sizes, real
 from sde_diffusion.checks.reprs import few, shown
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import Modality
 
 log = logging.getLogger(__name__)
 
@@ -175,3 +176,19 @@ def _check_others(name: str, splits: Mapping[str, Split]) -> None:
                     f"{name!r}: {condition} of {split} is NaN (missing) or infinite for {bad} of {len(part)} items: "
                     f"remove them, or fill in a value; a model learns to do without {condition} from the others too"
                 )
+
+
+def check_image_settings(name: str, modality: Modality, **settings: bool) -> None:
+    """Check that settings which only images have are not used with other data.
+
+    Args:
+        name: Name of the data set.
+        modality: The kind of data.
+        **settings: Whether each setting is used.
+
+    Raises:
+        UserError: If one is, and the data are not images.
+    """
+    for key, used in settings.items():
+        if used and not modality.mirrored:
+            raise UserError(f"data.{key} is for images, but {name!r} has {modality.kind}: leave it out")

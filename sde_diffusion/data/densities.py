@@ -11,7 +11,8 @@ from scipy.special import roots_legendre
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_count
-from sde_diffusion.data.module import SPLITS, Common, DataModule
+from sde_diffusion.data.common import Common
+from sde_diffusion.data.module import SPLITS, DataModule
 from sde_diffusion.data.seeding import generator
 from sde_diffusion.data.split import Split
 

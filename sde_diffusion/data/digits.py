@@ -22,9 +22,14 @@ class Digits(DataModule):
     name = extractor = "digits"
 
     def __init__(
-        self, batch_size: int = 64, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
+        self,
+        batch_size: int = 64,
+        seed: int = 0,
+        min_batches_per_epoch: int = 250,
+        flip: bool = False,
+        shrink: int = 1,
     ) -> None:
-        super().__init__(batch_size, seed, min_batches_per_epoch, flip)
+        super().__init__(batch_size, seed, min_batches_per_epoch, flip, shrink)
 
     def load(self) -> dict[str, Split]:
         """Read the digits from the installed scikit-learn."""

@@ -14,8 +14,9 @@ import torch
 from sde_diffusion.checks import check_count
 from sde_diffusion.checks.reprs import few
 from sde_diffusion.data.checks import height_and_width, low_and_high
+from sde_diffusion.data.common import Common
 from sde_diffusion.data.images import SUFFIXES, Header, ImageFiles, Reading, headers
-from sde_diffusion.data.module import SPLITS, Common, DataModule
+from sde_diffusion.data.module import SPLITS, DataModule
 from sde_diffusion.data.names import split_folders
 from sde_diffusion.data.split import Rows, Split, divide
 from sde_diffusion.data.tree import Tree, find_images

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from sde_diffusion.checks import check_count
 from sde_diffusion.data.checks import height_and_width
-from sde_diffusion.data.module import Common, DataModule
+from sde_diffusion.data.common import Common
+from sde_diffusion.data.module import DataModule
 from sde_diffusion.data.split import Split, divide
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import opened

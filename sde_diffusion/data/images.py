@@ -183,12 +183,16 @@ def _unidentified(path: Path) -> str:
 
 
 class Header(NamedTuple):
-    """From an image file's header: (width, height) as displayed, and if it is grey, black and white, transparent."""
+    """From an image file's header: (width, height) as displayed, and if it is grey, black and white, transparent.
+
+    `deep`: whether it has more than 8 bits per value.
+    """
 
     size: tuple[int, int]
     grey: bool
     two_levels: bool
     transparent: bool
+    deep: bool
 
 
 def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> list[Header]:
@@ -209,7 +213,8 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
         grey = image.mode in _GREY_MODES or image.mode.startswith("I") or _grey_palette(image)
         known = not _is_deep(image.mode) or (ends or usual_range(image)) is not None
         size = image.size[::-1] if sideways else image.size
-        return Header(size, grey, image.mode == "1", image.has_transparency_data), known
+        two, deep = image.mode == "1", _is_deep(image.mode)
+        return Header(size, grey, two, image.has_transparency_data, deep), known
 
     def header(path: Path) -> Header:
         found, known = _open(path, decode)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 from sde_diffusion.checks import check_bool, check_count
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import settings_of
-from sde_diffusion.data.checks import check_splits
+from sde_diffusion.data.checks import check_image_settings, check_splits
 from sde_diffusion.data.conditions import kinds_of
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
-from sde_diffusion.data.split import Split, differences
+from sde_diffusion.data.split import Split, differences, shrunk
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Modality, kind_by_shape
 from sde_diffusion.modality.units import Units
@@ -29,15 +29,6 @@ from sde_diffusion.storage.memory import check_fits
 
 SPLITS = ("train", "val", "test")
 _MOST_ITEMS = 1_000_000_000  # maximum number of items of an epoch, as its order is held in memory
-
-
-class Common(TypedDict, total=False):
-    """The arguments that every data set passes to `DataModule`."""
-
-    batch_size: int
-    seed: int
-    min_batches_per_epoch: int
-    flip: bool
 
 
 class DataModule(LightningDataModule, ABC):
@@ -52,6 +43,8 @@ class DataModule(LightningDataModule, ABC):
         seed: Seed of the training order, which is a pure function of (seed, epoch). The splits do not depend on it.
         min_batches_per_epoch: Minimum number of batches per epoch; a small training split is repeated to reach it.
         flip: Train on mirrored images too: an epoch has every image once as it is, and once mirrored left to right.
+        shrink: Divide height and width of images by this number, which must divide them: means of blocks, as
+            `Downsample(shrink)` gives, rounded to 256 levels if the data have levels.
 
     Raises:
         ValueError: If a size or seed is out of its range.
@@ -69,12 +62,17 @@ class DataModule(LightningDataModule, ABC):
     why_no_labels: str = ""  # why there are no labels, as the end of a message; set by `load`
 
     def __init__(
-        self, batch_size: int = 128, seed: int = 0, min_batches_per_epoch: int = 250, flip: bool = False
+        self,
+        batch_size: int = 128,
+        seed: int = 0,
+        min_batches_per_epoch: int = 250,
+        flip: bool = False,
+        shrink: int = 1,
     ) -> None:
         super().__init__()
         self.batch_size, self.seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
         self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
-        self.flip = check_bool("flip", flip)
+        self.flip, self.shrink = check_bool("flip", flip), check_count("shrink", shrink, also=" (1: as they are)")
         if (items := self.batch_size * self.min_batches_per_epoch) > _MOST_ITEMS:
             raise ValueError(
                 f"an epoch of {items} items, batch_size x min_batches_per_epoch, is more than the {_MOST_ITEMS} allowed"
@@ -96,9 +94,9 @@ class DataModule(LightningDataModule, ABC):
     def splits(self) -> dict[str, Split]:
         """The loaded and checked splits by name; see `check_splits`."""
         splits = self.load()
-        modality = self._modality(splits["train"])
-        if self.flip and not modality.mirrored:
-            raise UserError(f"data.flip mirrors images, but {self.name!r} has {modality.kind}; set data.flip=false")
+        check_image_settings(self.name, self._modality(splits["train"]), flip=self.flip, shrink=self.shrink > 1)
+        if self.shrink > 1:
+            splits, self.extractor = shrunk(self.name, splits, self.shrink), None  # the extractor is for other sizes
         check_splits(self.name, splits, self.bounded, self.class_names)
         return splits
 

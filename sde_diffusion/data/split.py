@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.modality.levels import from_levels
+from sde_diffusion.modality.levels import from_levels, to_levels
+from sde_diffusion.resizing import shrink
 
 _STD_VALUES = 2**28  # maximum number of values used for a split's statistics
 _CHUNK = 2**22  # values converted to float64 at a time
@@ -71,6 +73,20 @@ class Split:
         """The rows at index [n], or all of them, as float32 [n, *shape] on [-1, 1]."""
         x = self.x[:] if index is None else self.x.index_select(0, index)
         return x if self.levels is None else from_levels(x, self.levels)
+
+    def shrunk(self, factor: int) -> Split:
+        """The split of smaller items, in memory: means of blocks, as `resizing.shrink` computes them.
+
+        Levels are rounded to 256 levels, as pictures in files are: the means have more values than the data.
+
+        Raises:
+            ValueError: If a size is not a multiple of the factor.
+        """
+        rows = torch.split(torch.arange(len(self)), max(1, _CHUNK // max(1, math.prod(self.x.shape[1:]))))
+        parts = [shrink(self.tensor(some), factor) for some in rows]
+        if self.levels is None:
+            return replace(self, x=torch.cat(parts))
+        return replace(self, x=torch.cat([to_levels(part, 256) for part in parts]), levels=256)
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         """The rows at index [B]: `x`, float32 [B, *shape] on [-1, 1], and the conditions by name."""
@@ -186,3 +202,15 @@ def divide(
             return [torch.from_numpy(np.sort(part)) for part in (rest, *parts)]
         ordered = classes[order]  # items of a class are adjacent, and the first of them is reserved
         aside[order[np.searchsorted(ordered, lost)]] = True
+
+
+def shrunk(name: str, splits: Mapping[str, Split], factor: int) -> dict[str, Split]:
+    """The splits with smaller items; see `Split.shrunk`.
+
+    Raises:
+        UserError: If a size is not a multiple of the factor.
+    """
+    try:
+        return {split: part.shrunk(factor) for split, part in splits.items()}
+    except ValueError as error:
+        raise UserError(f"data.shrink={factor}, {name}: {error}") from error

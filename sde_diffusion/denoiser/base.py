@@ -28,11 +28,14 @@ class Denoiser(nn.Module, ABC):
         sigma_data: Root mean square of the data, on the scale of x_0; None if unknown.
         passes: Largest number of network passes that a call costs, including those of wrapped denoisers; a closed form
             counts as one.
-        gradients: Largest number of vector-Jacobian products that a call costs, including those of wrapped denoisers.
+        gradients: Largest number of vector-Jacobian products of the network that a call costs, including those of
+            wrapped denoisers.
+        per_sample: Whether it has settings for each sample of a batch, such as a scale [B].
     """
 
     sde: SDE
     gradients: int = 0
+    per_sample: bool = False
     sigma_data: float | None = None
     passes: int = 1
     shape: tuple[int, ...] | None = None
@@ -65,6 +68,10 @@ class Denoiser(nn.Module, ABC):
     def passes_at(self, t: Time) -> int:
         """Network passes that a call at t, [] or [B], costs: `passes` unless overridden."""
         return self.passes
+
+    def gradients_at(self, t: Time) -> int:
+        """Vector-Jacobian products of the network that a call at t, [] or [B], costs: `gradients` unless overridden."""
+        return self.gradients
 
     def __call__(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
         """`forward`, after a check of the arguments that does not wait for the device.

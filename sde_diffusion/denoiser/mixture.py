@@ -131,7 +131,7 @@ class GaussianMixtureDenoiser(Denoiser):
             [B, D, D], float64.
         """
         share, means, _ = self._at(x_t, t, conditions)
-        alpha, sigma = self._scales(t)
+        alpha, sigma = self._scales(t, self.stds.ndim)
         within = ((self.stds * sigma).square() / self._variance(alpha, sigma)).flatten(2)
         inner = torch.diag_embed(within)
         if self.basis is not None:
@@ -207,24 +207,24 @@ class GaussianMixtureDenoiser(Denoiser):
     def _at(self, x_t: Tensor, t: Time, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """p(k | x_t), [B, K], the components' posterior means, [B, K, *], and minus their scores, [B, K, *]."""
         joint, means, pull = self._joint_log_prob(x_t, t, conditions)
-        step = self._scales(t)[0] * self.stds.square() * pull
+        step = self._scales(t, x_t.ndim)[0] * self.stds.square() * pull
         return joint.softmax(1), means + self._turned(step, back=True), self._turned(pull, back=True)
 
     def _joint_log_prob(self, x: Tensor, t: Time, conditions: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k + log q_t(x | k), [B, K], the means, and offset / variance along the eigenvectors, [B, K, *]."""
         check_like(x, self.stds, one_for_more=len(self.stds) == 1 and self.basis is None)
         t = check_times(t, len(x))
-        alpha, sigma = self._scales(t)
+        alpha, sigma = self._scales(t, x.ndim)
         means, log_weights = self._means(conditions)
         offset = self._turned(x.double().unsqueeze(1) - alpha * means)
         variance = self._variance(alpha, sigma)
         exponent = (offset.square() / variance + (2 * math.pi * variance).log()).flatten(2).sum(2)
         return log_weights - 0.5 * exponent, means, offset / variance
 
-    def _scales(self, t: Time) -> tuple[Tensor, Tensor]:
-        """alpha and sigma, shaped [1 or B, 1, 1, ...] to broadcast against [B, K, *]."""
+    def _scales(self, t: Time, ndim: int) -> tuple[Tensor, Tensor]:
+        """alpha and sigma, shaped [1 or B, 1, 1, ...] to broadcast against [B, K, *], for x of so many axes."""
         t = on_device(float64(t), self.stds.device)
-        shape = (-1, *(1,) * self.stds.ndim)
+        shape = (-1, *(1,) * ndim)
         return self.sde.alpha(t).reshape(shape), self.sde.sigma(t).reshape(shape)
 
     def _variance(self, alpha: Tensor, sigma: Tensor) -> Tensor:

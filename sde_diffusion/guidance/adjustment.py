@@ -63,7 +63,7 @@ class Adjustment(ShowsArguments):
             x0 = x0 + self.rescale * _like(factor, x0) * x0
         if self.threshold is not None:
             sizes = x0.abs().flatten(1)
-            q = sizes.kthvalue(math.ceil(self.threshold * sizes.shape[1]), dim=1).values.clamp(min=1)
+            q = sizes.kthvalue(math.ceil(self.threshold * sizes.shape[1] - 1e-9), dim=1).values.clamp(min=1)
             q = _like(q, x0)
             x0 = torch.minimum(torch.maximum(x0, -q), q) / q
         return guided if x0 is start else guided.shifted(x0 - start)

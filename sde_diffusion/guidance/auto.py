@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,19 +59,15 @@ class AutoGuidance(Combination):
         if weak.conditions is not None and (lost := [c for c in denoiser.conditions or () if c not in weak.conditions]):
             raise ValueError(f"weak must take the same conditions as the denoiser; it takes no {', '.join(lost)}")
         self._scale = GuidanceScale(scale, self.sde, interval, convention="1: the model alone, 0: the weak one")
-        self.scale = self._scale.scale
+        self.scale, self.per_sample = self._scale.scale, self._scale.per_sample
         self.adjust = Adjustment(parallel, rescale, threshold)
         self.set_costs()
-
-    @property
-    def conditions(self) -> Collection[str] | None:
-        """The conditions of the denoiser."""
-        return self.denoiser.conditions
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
     ) -> dict[str, Any]:
         """See `Denoiser.check_conditions`; calls those of both denoisers."""
+        self._scale.check_batch(batch)
         self.weak.check_conditions(conditions, batch, device, wait)
         return self.denoiser.check_conditions(conditions, batch, device, wait)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.errors import did_you_mean
 from sde_diffusion.guidance.adjustment import Adjustment
 from sde_diffusion.guidance.combination import Combination, is_used
 from sde_diffusion.guidance.scale import GuidanceScale, Scale
@@ -89,6 +90,8 @@ class ClassifierFreeGuidance(Combination):
         if negative_scale is not None:
             what = "0: no negative condition"
             self.negative_scale = GuidanceScale(negative_scale, self.sde, interval, 0.0, "negative_scale", what)
+        scales = (self._scale, self.negative_scale)
+        self.per_sample = any(one is not None and one.per_sample for one in scales)
         self._check_negative()
         if not self.null and is_used(self.weights_at(None)[0]):
             raise UntrainedError(
@@ -103,7 +106,7 @@ class ClassifierFreeGuidance(Combination):
             raise TypeError(f"{name} must map conditions to values, such as {{'label': 10}}; got {shown(given)}")
         known = self.denoiser.conditions
         if known is not None and (strange := [one for one in given if one not in known]):
-            takes = f"takes {', '.join(known)}" if known else "takes none"
+            takes = f"takes {', '.join(known)}{did_you_mean(strange[0], known)}" if known else "takes none"
             raise ValueError(f"{name} names {', '.join(strange)}, and {type(self.denoiser).__name__} {takes}")
         return dict(given)
 
@@ -118,11 +121,6 @@ class ClassifierFreeGuidance(Combination):
         if own is not None and not self.negative:
             raise ValueError("negative_scale needs a negative condition, such as negative={'label': 7}")
 
-    @property
-    def conditions(self) -> Collection[str] | None:
-        """The conditions of the wrapped denoiser."""
-        return self.denoiser.conditions
-
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
     ) -> dict[str, Any]:
@@ -132,6 +130,9 @@ class ClassifierFreeGuidance(Combination):
             ValueError: Also if none of the conditions of `null` is given, and the scale needs one, or if they are equal
                 to `negative` for all samples.
         """
+        for scale in (self._scale, self.negative_scale):
+            if scale is not None:
+                scale.check_batch(batch)
         known = self.denoiser.check_conditions(conditions, batch, device, wait)
         self._left_out(known)
         if self.negative and wait:

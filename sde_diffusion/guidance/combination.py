@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ class Combination(Denoiser):
 
     Since the weights sum to one, the same combination holds for x0, eps and the velocity, and each form is combined
     from the same form. A belief whose weight is the number 0 is not computed, and a single one that is left is returned
-    bit for bit. Those of the same denoiser are computed in one pass of a larger batch, which counts as several.
+    bit for bit. Those of the same denoiser are computed in one pass of a larger batch, which counts as several, unless
+    it has settings for each sample of a batch.
 
     A subclass sets `sde` and `sigma_data`, calls `set_costs()` at the end of its constructor, and defines
     `experts`, `weights_at` and `conditions_of`.
@@ -29,6 +30,11 @@ class Combination(Denoiser):
     """
 
     adjust: Adjustment = Adjustment()
+
+    @property
+    def conditions(self) -> Collection[str] | None:
+        """Those of the denoiser that is guided, which is the last one."""
+        return self.experts[-1].conditions
 
     @property
     @abstractmethod
@@ -44,7 +50,8 @@ class Combination(Denoiser):
         """The conditions of a term, from those of the call."""
 
     def set_costs(self) -> None:
-        """Set `passes` and `gradients` to the most that a call can cost."""
+        """Set `passes` and `gradients` to the most that a call can cost, and `per_sample`."""
+        self.per_sample = self.per_sample or any(expert.per_sample for expert in self.experts)
         used = [expert for expert, w in zip(self.experts, self.weights_at(None), strict=True) if is_used(w)]
         self.passes = sum(expert.passes for expert in used)
         self.gradients = sum(expert.gradients for expert in used)
@@ -53,6 +60,12 @@ class Combination(Denoiser):
         """Network passes that a call at t costs: those of the denoisers whose weight is not zero there."""
         return sum(
             expert.passes_at(t) for expert, w in zip(self.experts, self.weights_at(t), strict=True) if is_used(w)
+        )
+
+    def gradients_at(self, t: Time) -> int:
+        """Vector-Jacobian products of the network that a call at t costs."""
+        return sum(
+            expert.gradients_at(t) for expert, w in zip(self.experts, self.weights_at(t), strict=True) if is_used(w)
         )
 
     def forward(self, x_t: Tensor, t: Time, **conditions: Any) -> Prediction:
@@ -68,7 +81,9 @@ class Combination(Denoiser):
         """The belief of each term, with one pass for those of the same denoiser with conditions of the same names."""
         together: dict[Any, list[int]] = {}
         for term, own in conditions.items():
-            together.setdefault((id(self.experts[term]), *sorted(own)), []).append(term)
+            expert = self.experts[term]
+            alone = (term,) if expert.per_sample else ()  # settings for each sample do not fit a larger batch
+            together.setdefault((id(expert), *alone, *sorted(own)), []).append(term)
         found: dict[int, Prediction] = {}
         for terms in together.values():
             own = _joined([conditions[term] for term in terms], x_t)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import as_number
+from sde_diffusion.checks.hints import Rule
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.denoiser.conditions import check_names
 from sde_diffusion.guidance.combination import Combination, check_same
 from sde_diffusion.sde import Time
+
+Weights = Annotated[Sequence[float], Rule("a list of numbers that sum to 1, such as [1, 1, -1]", lambda weights: True)]
 
 
 class Composition(Combination):
@@ -49,7 +52,7 @@ class Composition(Combination):
     def __init__(
         self,
         denoisers: Denoiser | Sequence[Denoiser],
-        weights: Sequence[float],
+        weights: Weights,
         conditions: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
@@ -58,10 +61,9 @@ class Composition(Combination):
         several: list[Any] = [denoisers] * len(self.weights) if single else _as_list("denoisers", denoisers)
         self.fixed = [dict(one) for one in _as_list("conditions", conditions or [{}] * len(several), Mapping)]
         if not several or not len(several) == len(self.weights) == len(self.fixed):
-            raise ValueError(
-                f"weights, and conditions if given, must be as many as denoisers: {len(several)}; got "
-                f"{len(self.weights)} and {len(self.fixed)}"
-            )
+            counts = f"{len(self.weights)} weights" + ("" if single else f" for {len(several)} denoisers")
+            counts += f", and conditions for {len(self.fixed)}" if conditions else ""
+            raise ValueError(f"weights must have a number for each denoiser, such as [1, 1, -1]; got {counts}")
         for i, denoiser in enumerate(several):
             check_denoiser(denoiser, f"denoisers[{i}]")
         check_same({f"denoisers[{i}]": one for i, one in enumerate(several)}, "only scores at equal noise add up")

@@ -4,51 +4,27 @@ With V = Cov[x_0 | x_t], which is (sigma^2 / alpha) J for J = d x0 / d x_t, all 
 
     delta = V^T A^T S^-1 (y - A x0),
 
-and differ in S, the covariance of y given x_t, and in V. Only `MomentMatching` is exact for every Gaussian. Those with
-a known S also have log p(y | x_t) = log N(y; A x0, S).
+and differ in S, the covariance of y given x_t, and in V. Only `MomentMatching`, with enough iterations, is exact for
+every Gaussian. Those with a known S also have log p(y | x_t) = log N(y; A x0, S).
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_count
 from sde_diffusion.checks.reprs import ShowsArguments, shown
+from sde_diffusion.guidance.guess import Guess
+from sde_diffusion.guidance.method import PosteriorMethod
 from sde_diffusion.guidance.normal import dense_normal, log_normal
 
 
-@dataclass(frozen=True)
-class Guess:
-    """What is known at one (x_t, t) when a measurement is to be taken into account.
-
-    Attributes:
-        residual: y - A x0, [B, *out].
-        noise: Variance of the measurement's noise, a number.
-        spread: r^2 = sigma^2 / alpha^2, the variance of x_t / alpha given x_0, [1 or B, 1, ...] against *out.
-        forward: A, near x0: [B, *dims] -> [B, *out].
-        adjoint: A^T, near x0: [B, *out] -> [B, *dims].
-        covariance: V^T u, [B, *dims] -> [B, *dims]; one vector-Jacobian product of the denoiser.
-        filter: f(A A^T) y; see `Operator.filter`.
-        spectrum: Eigenvalues of A A^T, [M]; see `Operator.spectrum`.
-    """
-
-    residual: Tensor
-    noise: float
-    spread: Tensor
-    forward: Callable[[Tensor], Tensor]
-    adjoint: Callable[[Tensor], Tensor]
-    covariance: Callable[[Tensor], Tensor]
-    filter: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
-    spectrum: Callable[[], Tensor]
-
-
-class MeasurementLikelihood(ShowsArguments, ABC):
+class MeasurementLikelihood(ShowsArguments, PosteriorMethod):
     """An approximation of p(y | x_t).
 
     Attributes:
@@ -56,6 +32,10 @@ class MeasurementLikelihood(ShowsArguments, ABC):
     """
 
     gradients: int
+
+    def likelihood_and_sampler(self, sampler: Any) -> tuple[MeasurementLikelihood, Any]:
+        """This likelihood, and the sampler; see `PosteriorMethod`."""
+        return self, sampler
 
     @abstractmethod
     def shift(self, guess: Guess) -> Tensor:
@@ -67,10 +47,8 @@ class MeasurementLikelihood(ShowsArguments, ABC):
         Raises:
             ValueError: If it is not known, or too costly.
         """
-        raise ValueError(
-            f"{self} has no log p(y | x_t), which evidence and twisted samplers need: use "
-            f"{', '.join(kind.__name__ for kind in LIKELIHOODS.values() if kind.log_prob is not type(self).log_prob)}"
-        )
+        others = [kind.__name__ for kind in LIKELIHOODS.values() if kind.log_prob is not type(self).log_prob]
+        raise ValueError(f"{self} has no log p(y | x_t), which particles need: use {', '.join(others)}")
 
     def twist(self, guess: Guess) -> tuple[Tensor, Tensor]:
         """`shift` and `log_prob` at once.
@@ -82,11 +60,14 @@ class MeasurementLikelihood(ShowsArguments, ABC):
 
 
 class MomentMatching(MeasurementLikelihood):
-    """S = noise^2 I + A V A^T: exact for Gaussian data of any covariance, and any linear A.
+    """S = noise^2 I + A V A^T: exact for Gaussian data and any linear A, once its iterations have converged.
 
-    S^-1 is applied by conjugate gradients. V of a network is neither symmetric nor positive, so that an iteration may
-    meet negative curvature: where p^T S p <= noise^2 p^T p / 2, that sample stops. The product V^T A^T p that an
-    iteration needs is also its contribution to delta, so that none is left to be computed at the end.
+    S^-1 is applied by conjugate gradients, which need as many iterations as S has distinct eigenvalues, at most one for
+    each measurement; fewer correct x0 by less than they should. V of a network is neither symmetric nor positive, so
+    that an iteration may meet negative curvature: where p^T S p <= noise^2 p^T p / 2, that sample stops. The product
+    V^T A^T p that an iteration needs is also its contribution to delta, so that none is left to be computed at the end.
+    A sample also stops where only rounding is left. With noise = 0 measurements must not contradict each other, as
+    rounded ones of a blur do: give the noise of the rounding.
 
     log p(y | x_t) needs all of S: M + 1 vector-Jacobian products for M measurements, at most 64, whatever `iterations`.
     Its symmetric part is taken, without negative eigenvalues of A V A^T.
@@ -109,14 +90,18 @@ class MomentMatching(MeasurementLikelihood):
     def shift(self, guess: Guess) -> Tensor:
         """See `MeasurementLikelihood.shift`."""
         rest = direction = guess.residual
-        size = _dot(rest, rest)
-        going = size > 0
+        size = first = _dot(rest, rest)
+        rounding = 16 * torch.finfo(rest.dtype).eps
+        going, steepest = size > 0, torch.zeros_like(size)
         delta: Tensor | None = None
         for _ in range(self.iterations):
             moved = guess.covariance(guess.adjoint(direction))
             image = guess.noise * direction + guess.forward(moved)
-            curvature = _dot(direction, image)
-            going = going & (curvature > 0.5 * guess.noise * _dot(direction, direction))
+            curvature, length = _dot(direction, image), _dot(direction, direction)
+            # Beyond what rounding leaves of the residual or of the curvature, iterations would only amplify it.
+            steepest = torch.maximum(steepest, curvature / torch.where(length > 0, length, 1.0))
+            least = torch.clamp(rounding * steepest, min=0.5 * guess.noise) * length
+            going = going & (size > rounding**2 * first) & (curvature > least)
             length = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
             step = _like(length, moved) * moved
             delta = step if delta is None else delta + step
@@ -162,12 +147,15 @@ class PseudoInverse(MeasurementLikelihood):
 
 
 class JacobianFree(MeasurementLikelihood):
-    """V = q^2 I in S and outside it, without derivatives of the denoiser: exact for N(m, s^2 I).
+    """V = q^2 I in S and in delta, without derivatives of the denoiser: exact for N(m, s^2 I).
 
-    With noise = 0 it is the projection x0 + A^+ (y - A x0), whatever s; for s = inf it is that projection with weight
-    r^2 e / (noise^2 + r^2 e) along the eigenvectors of A A^T, whose eigenvalues are e. For data N(0, s^2) of which one
-    number is measured, the probability flow then ends with standard deviation s (noise / s)^(s^2 / (s^2 - noise^2)):
-    for noise = s / 5, 5% less than the posterior's. What is not measured keeps its variance with any sampler.
+    Along an eigenvector of A A^T with eigenvalue e, the residual is corrected by the factor q^2 e / (noise^2 + q^2 e),
+    with the q^2 of `PseudoInverse`; for s = inf, q = r. With noise = 0 the factor is 1, and 0 where e is below 1e-6 of
+    the largest: x0 + A^+ (y - A x0), whatever s.
+
+    With s = inf and data N(0, s^2) of which one number is measured, the probability flow ends with standard deviation s
+    (noise / s)^(s^2 / (s^2 - noise^2)): for noise = s / 5, 5% less than the posterior's. What is not measured keeps its
+    variance with any sampler.
 
     Args:
         sigma_data: s, the standard deviation of the data in all directions, positive; None: infinite. See
@@ -268,12 +256,12 @@ def _variance(guess: Guess, sigma_data: float) -> Tensor:
 
 
 def _whitened(guess: Guess, sigma_data: float) -> Tensor:
-    """(noise^2 I + q^2 A A^T)^-1 (y - A x0); 0 where both are 0."""
+    """(noise^2 I + q^2 A A^T)^-1 (y - A x0); without noise, 0 where the eigenvalue is below 1e-6 of the largest."""
     q2 = _variance(guess, sigma_data)
 
     def response(eigenvalues: Tensor) -> Tensor:
         total = guess.noise + _like(q2, eigenvalues) * eigenvalues
-        floor = 1e-6 * _like(q2, eigenvalues) * eigenvalues.amax()
+        floor = 0.0 if guess.noise else 1e-6 * _like(q2, eigenvalues) * eigenvalues.amax()
         return torch.where(total > floor, 1 / torch.where(total > floor, total, 1.0), 0.0)
 
     return guess.filter(guess.residual, response)

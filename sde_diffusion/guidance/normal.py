@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sde_diffusion.guidance.likelihoods import Guess
+from sde_diffusion.guidance.guess import Guess
 
 _MOST = 64
 """Largest number of measurements for which a covariance is computed in full."""

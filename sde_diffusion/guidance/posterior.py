@@ -14,7 +14,8 @@ from sde_diffusion.checks import as_number, check_finite, check_kind
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser, InputGradient, Prediction, check_denoiser
-from sde_diffusion.guidance.likelihoods import LIKELIHOODS, Guess, MeasurementLikelihood
+from sde_diffusion.guidance.guess import Guess
+from sde_diffusion.guidance.likelihoods import LIKELIHOODS, MeasurementLikelihood
 from sde_diffusion.guidance.operators import Operator
 from sde_diffusion.sde import Time, expand, float64, on_device
 
@@ -40,7 +41,7 @@ class PosteriorDenoiser(Denoiser):
     """The belief given a measurement y = A(x_0) + noise n, passed as y=, for a denoiser that does not know it.
 
     x0 -> x0 + delta, which adds the gradient of log p(y | x_t) to the score, by an approximation of this likelihood.
-    `MomentMatching` is exact if x_0 given x_t is Gaussian, for any linear A.
+    `MomentMatching` is exact if x_0 given x_t is Gaussian, for any linear A, once its iterations have converged.
 
     Args:
         denoiser: The denoiser of the data without a measurement.
@@ -51,8 +52,8 @@ class PosteriorDenoiser(Denoiser):
 
     Raises:
         TypeError: If denoiser is not a denoiser, or operator not an operator.
-        ValueError: If noise is negative or not finite, or the likelihood unknown; from a call, if y is missing, has
-            another shape than A x_0, or is not finite.
+        ValueError: If the denoiser takes y itself, noise is negative or not finite, or the likelihood unknown; from a
+            call, if y is missing, has another shape than A x_0, or is not finite.
     """
 
     def __init__(
@@ -65,6 +66,11 @@ class PosteriorDenoiser(Denoiser):
         super().__init__()
         check_denoiser(denoiser)
         check_kind("operator", operator, Operator)
+        if "y" in (denoiser.conditions or ()):
+            raise ValueError(
+                "denoiser has a condition named y itself, which is the name of the measurement here: a model must have "
+                "it under another name, and the posterior of a posterior needs one operator for both measurements"
+            )
         self.denoiser, self.operator = denoiser, operator
         self.sde, self.sigma_data = denoiser.sde, denoiser.sigma_data
         self.noise = as_number("noise", noise)
@@ -73,8 +79,8 @@ class PosteriorDenoiser(Denoiser):
         self.likelihood: MeasurementLikelihood = as_instance(
             "likelihood", likelihood, LIKELIHOODS, MeasurementLikelihood
         )
-        self.passes = denoiser.passes
-        self.gradients = denoiser.gradients + self.likelihood.gradients
+        self.shape, self.per_sample, self.passes = denoiser.shape, denoiser.per_sample, denoiser.passes
+        self.gradients = denoiser.gradients + self.likelihood.gradients * denoiser.passes
 
     @property
     def conditions(self) -> Collection[str] | None:
@@ -85,6 +91,10 @@ class PosteriorDenoiser(Denoiser):
     def passes_at(self, t: Time) -> int:
         """Network passes that a call at t costs: those of the wrapped denoiser."""
         return self.denoiser.passes_at(t)
+
+    def gradients_at(self, t: Time) -> int:
+        """Vector-Jacobian products of the network that a call at t costs; one of a belief costs one for each pass."""
+        return self.denoiser.gradients_at(t) + self.likelihood.gradients * self.denoiser.passes_at(t)
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
@@ -103,15 +113,15 @@ class PosteriorDenoiser(Denoiser):
         """Predict at (x_t, t) given y; see `Denoiser.forward`.
 
         Raises:
-            ValueError: If y has another shape than A x_0.
+            ValueError: If y has another shape than A x_0, or A x_0 is not finite.
         """
         y = _required(conditions.pop("y", None)).to(x_t.dtype)
-        if not (self.likelihood.gradients or not self.operator.linear):
+        if not self.likelihood.gradients and self.operator.linear:
             prediction = self.denoiser(x_t, t, **conditions)
-            delta = self.likelihood.shift(self._guess(prediction, y, t, _no_gradient, False))
+            delta = self.likelihood.shift(self._guess(prediction, y, t, _no_gradient, torch.is_grad_enabled()))
             return prediction.shifted(self._where_known(delta, t))
-        with InputGradient(x_t, {**conditions, "y": y}) as inside:
-            y = inside.conditions.pop("y")
+        with InputGradient(x_t, {**conditions, "y": y}, t, self) as inside:
+            t, y = inside.t, inside.conditions.pop("y")
             prediction = self.denoiser(inside.x_t, t, **inside.conditions)
             delta = self.likelihood.shift(self._guess(prediction, y, t, inside.gradient, inside.keeps))
             return inside.answer(prediction.shifted(self._where_known(delta, t)))
@@ -124,8 +134,9 @@ class PosteriorDenoiser(Denoiser):
         """
         calls: list[Tensor] = []
         y = _required(conditions.pop("y", None)).to(x_t.dtype)
-        with InputGradient(x_t, {**conditions, "y": y}) as inside:
-            y = inside.conditions.pop("y")
+        y = y.expand(len(x_t), *y.shape[1:])
+        with torch.no_grad(), InputGradient(x_t, {**conditions, "y": y}, t) as inside:
+            t, y = inside.t, inside.conditions.pop("y")
             prediction = self.denoiser(inside.x_t, t, **inside.conditions)
 
             def gradient(x0: Tensor, u: Tensor) -> Tensor:
@@ -133,14 +144,17 @@ class PosteriorDenoiser(Denoiser):
                 return inside.gradient(x0, u)
 
             delta, log_prob = self.likelihood.twist(self._guess(prediction, y, t, gradient, False))
-            shift, count = self._where_known(delta, t).detach(), self.denoiser.gradients + len(calls)
-            return Twist(prediction.detach(), shift, log_prob.detach(), count)
+            shift, log_prob = self._where_known(delta, t).detach(), self._where_known(log_prob, t).detach()
+            count = self.denoiser.gradients_at(t) + len(calls) * self.denoiser.passes_at(t)
+            return Twist(prediction.detach(), shift, log_prob, count)
 
     def _guess(self, prediction: Prediction, y: Tensor, t: Time, gradient: Any, keeps: bool) -> Guess:
         x0 = prediction.x0
         near = self.operator.linearise(x0, create_graph=keeps)
         if near.value.shape != y.shape:
             raise ValueError(f"y has shape {list(y.shape[1:])}, but the operator gives {list(near.value.shape[1:])}")
+        if x0.device.type == "cpu" and not bool(near.value.isfinite().all()) and bool(x0.isfinite().all()):
+            raise ValueError(f"{self.operator} gives NaN or infinite values for data that have none")
         t = on_device(float64(t), x0.device)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         factor = torch.where(alpha > 0, sigma.square() / torch.where(alpha > 0, alpha, 1.0), 0.0)
@@ -158,7 +172,7 @@ class PosteriorDenoiser(Denoiser):
         )
 
     def _where_known(self, delta: Tensor, t: Time) -> Tensor:
-        """Delta, or 0 at times at which nothing is known of x_0."""
+        """Delta, or another value for each sample, or 0 at times at which nothing is known of x_0."""
         alpha = self.sde.alpha(on_device(float64(t), delta.device))
         return torch.where(expand(alpha, delta) > 0, delta, 0.0)
 

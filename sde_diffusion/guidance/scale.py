@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import as_number
+from sde_diffusion.checks.arguments import real
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.guidance.interval import NoiseInterval
 from sde_diffusion.sde import SDE, Time, float64, number, on_device
@@ -53,24 +53,48 @@ class GuidanceScale:
             times = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)[1:-1]
             self._checked(self._of(scale, sde.log_snr(times).detach()))
         else:
-            self.scale = float(self._checked(float64(as_number(name, scale))))
+            self.scale = float(self._checked(float64(self._number(scale))))
+
+    def _number(self, value: Any) -> float:
+        found = real(value)
+        if found is None:
+            raise self._wrong(value)
+        return float(found)
 
     def _checked(self, values: Tensor) -> Tensor:
         if not bool(((values >= 0) & (values < math.inf)).all()):
-            raise ValueError(
-                f"{self.name} must be a finite number of at least 0 ({self.convention}); got {shown(values)}"
-            )
+            raise self._wrong(values)
         return values
+
+    def check_batch(self, batch: int) -> None:
+        """Check that there is one scale, or one for each sample.
+
+        Raises:
+            ValueError: If there are not.
+        """
+        if isinstance(self.scale, Tensor) and len(self.scale) != batch:
+            raise ValueError(
+                f"{self.name} must be a number, or one for each of the {batch} samples ({self.convention}); got "
+                f"{len(self.scale)}"
+            )
+
+    def _wrong(self, value: Any) -> ValueError:
+        return ValueError(f"{self.name} must be a finite number of at least 0 ({self.convention}); got {shown(value)}")
 
     def _of(self, scale: Callable[[Tensor], Any], log_snr: Tensor) -> Tensor:
         found = scale(log_snr)
-        found = found if isinstance(found, Tensor) else torch.tensor(as_number(self.name, found))
+        found = found if isinstance(found, Tensor) else torch.tensor(self._number(found))
         if found.shape not in ((), log_snr.shape):
             raise ValueError(
                 f"{self.name} as a function of log-SNR {list(log_snr.shape)} must return a number or that shape; got "
                 f"{list(found.shape)}"
             )
         return float64(found).expand(log_snr.shape)
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether there is a scale for each sample of a batch."""
+        return isinstance(self.scale, Tensor)
 
     @property
     def fixed(self) -> float | None:

@@ -4,10 +4,13 @@ Every metric takes an extractor and is a `torchmetrics.Metric`: `update(imgs, re
 returns the value. `interval(metric)` returns the value with a confidence interval (`FrechetDistance` needs
 keep_features=True for it), `difference(a, b)` compares two models, and `measure` takes several metrics at once.
 
+`rank_histogram` and `coverage` tell whether draws given measurements are calibrated, where the truth is known.
+
 A metric of your own is a subclass of `FeatureMetric`. To be used by `evaluate`, it needs a file in `conf/metrics/`.
 """
 
 from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric
+from sde_diffusion.metrics.calibration import Coverage, RankHistogram, coverage, rank_histogram
 from sde_diffusion.metrics.features import Classifier, Pixels, extractor_names, load_extractor, untrained_name
 from sde_diffusion.metrics.frechet import FrechetDistance, frechet_distance
 from sde_diffusion.metrics.frechet_infinity import FrechetInfinity
@@ -34,6 +37,7 @@ __all__ = [
     "REAL",
     "TRAIN",
     "Classifier",
+    "Coverage",
     "DerivedExtractor",
     "EnergyDistance",
     "FeatureMetric",
@@ -50,9 +54,11 @@ __all__ = [
     "PrincipalComponents",
     "Probabilities",
     "RandomConvolutions",
+    "RankHistogram",
     "ReferenceKey",
     "ReferenceStatistics",
     "SlicedWasserstein",
+    "coverage",
     "difference",
     "extractor_names",
     "fingerprint",
@@ -62,6 +68,7 @@ __all__ = [
     "measure",
     "measure_differences",
     "point_estimates",
+    "rank_histogram",
     "reference_statistics",
     "report",
     "untrained_name",

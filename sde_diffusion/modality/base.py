@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_sizes
 from sde_diffusion.config import public_path
-from sde_diffusion.modality import pictures
+from sde_diffusion.modality import pictures, restored
 from sde_diffusion.modality.levels import from_levels, to_levels
 from sde_diffusion.modality.units import Units
 
@@ -191,8 +191,25 @@ class Modality(ABC):
         """A picture of samples [B, *shape]; its axes, if any, are in the data's own units."""
 
     @abstractmethod
-    def beside(self, x: Tensor, reference: Tensor) -> Image:
-        """A picture of samples [B, *shape] and data [N, *shape] side by side, on the same scale."""
+    def beside(self, x: Tensor, reference: Tensor, *, names: tuple[str, str] = ("samples", "data")) -> Image:
+        """A picture of samples [B, *shape] and data [N, *shape] side by side, on the same scale, with these names."""
+
+    def draw_edits(self, x: Tensor, reference: Tensor) -> Image:
+        """A picture of variations [N, n, *shape] of items [N, *shape] beside them."""
+        return self.beside(x.flatten(0, 1), reference, names=("edited", "given"))
+
+    def draw_posterior(
+        self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
+    ) -> Image:
+        """A picture of draws given measurements, with a row or a panel for each of the first few items.
+
+        Args:
+            draws: [N, n, *shape].
+            measured: The measurements as data, perhaps of other sizes, [N, *]; None if they are none.
+            truth: What was measured, [N, *shape]; None if it is not known.
+            known: Which numbers of `measured` are known, bool [*shape]; None if it has another shape.
+        """
+        return restored.error_bars(self, draws, measured, truth, known)
 
     def film_strip(self, trajectory: Tensor, times: Sequence[float]) -> Image:
         """A picture of the beliefs along a walk, with time running to the right.

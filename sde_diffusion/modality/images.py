@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from sde_diffusion.modality import pictures
+from sde_diffusion.modality import pictures, restored
 from sde_diffusion.modality.base import Array, Modality
 from sde_diffusion.modality.levels import from_levels, to_levels
 from sde_diffusion.modality.units import Units
+
+_WIDEST = 16  # variations of an image in a row of a picture, at most
 
 
 class Images(Modality):
@@ -87,10 +91,29 @@ class Images(Modality):
         """A grid of images."""
         return pictures.image_grid(to_uint8(x))
 
-    def beside(self, x: Tensor, reference: Tensor) -> Image:
+    def draw_edits(self, x: Tensor, reference: Tensor) -> Image:
+        """For each image one or more rows: the image, and its variations."""
+        rows = math.ceil(x.shape[1] / _WIDEST)
+        width = math.ceil(x.shape[1] / rows)
+        tiles = x.new_ones(len(x), rows * (width + 1), *self.shape)
+        variations = torch.arange(x.shape[1])
+        tiles[:, variations // width * (width + 1) + variations % width + 1] = x
+        tiles[:, 0] = reference
+        grid = pictures.image_grid(to_uint8(tiles.flatten(0, 1)), columns=width + 1)
+        edge = grid.width // (width + 1)
+        given, edited = grid.crop((0, 0, edge, grid.height)), grid.crop((edge, 0, *grid.size))
+        return pictures.side_by_side({"given": given, f"edited: {x.shape[1]} of each": edited}, 24, 12, 16)
+
+    def beside(self, x: Tensor, reference: Tensor, *, names: tuple[str, str] = ("samples", "data")) -> Image:
         """Two grids of images."""
-        sets = {f"samples: {len(x)} images": x, f"data: {len(reference)} images": reference}
+        sets = {f"{name}: {len(some)} images": some for name, some in zip(names, (x, reference), strict=True)}
         return pictures.side_by_side({name: self.draw(images) for name, images in sets.items()}, 24, 12, 16)
+
+    def draw_posterior(
+        self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
+    ) -> Image:
+        """A row for each: what was measured, the truth, draws, their mean, and the spread of each pixel."""
+        return restored.rows(draws, measured, truth, known)
 
     def _plot_frame(self, panel: Any, x: Tensor, row: int, ends: tuple[list[float], list[float]]) -> None:
         picture = to_uint8(x[row : row + 1])[0]

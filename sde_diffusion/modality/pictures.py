@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,20 @@ from torch import Tensor
 from sde_diffusion.storage.files import writing
 
 
-def image_grid(images: Tensor, min_side: int = 640) -> Image.Image:
+def image_grid(images: Tensor, min_side: int = 640, columns: int | None = None) -> Image.Image:
     """A nearly square grid of images with a thin border; small images are enlarged by an integer factor.
 
     Args:
         images: [B, H, W, C], uint8. Of three or more channels the first three are shown as colours; of fewer, the first
             as grey.
         min_side: Smallest width of the grid in pixels.
+        columns: Number of columns; None: nearly as many as rows.
 
     Returns:
         The picture.
     """
     n, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = math.ceil(math.sqrt(n)) if columns is None else columns
     rows = math.ceil(n / columns)
     zoom = max(1, math.ceil(min_side / (columns * (width + 1))))
     tiles = np.full((rows * columns, height * zoom + 1, width * zoom + 1, 3), 64, dtype=np.uint8)
@@ -45,6 +47,12 @@ def limits(x: Tensor) -> tuple[list[float], list[float]]:
         length = length.max().expand_as(length)
     middle, half = (low + high) / 2, 0.53 * length
     return (middle - half).tolist(), (middle + half).tolist()
+
+
+def size_in_words(shape: Sequence[int]) -> str:
+    """The size of pictures [C, H, W], such as "8x8, grey"."""
+    colours = {1: "grey", 3: "RGB"}.get(shape[0], f"{shape[0]} channels")
+    return f"{'x'.join(map(str, reversed(shape[1:])))}, {colours}"
 
 
 def side_by_side(panels: dict[str, Image.Image], title: int, gap: int, size: int) -> Image.Image:

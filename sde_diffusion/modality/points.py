@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sde_diffusion.checks import check_sizes
-from sde_diffusion.modality import pictures
+from sde_diffusion.modality import pictures, restored
 from sde_diffusion.modality.base import Modality
 
 SIDE = 260
@@ -47,15 +47,15 @@ class Points(Modality):
         """A scatter plot of the first two coordinates; of one coordinate a histogram."""
         return self._scatter({"samples": x})
 
-    def beside(self, x: Tensor, reference: Tensor) -> Image.Image:
+    def beside(self, x: Tensor, reference: Tensor, *, names: tuple[str, str] = ("samples", "data")) -> Image.Image:
         """Two scatter plots on the same axes."""
-        return self._scatter({"samples": x, "data": reference})
+        return self._scatter(dict(zip(names, (x, reference), strict=True)))
 
     def _scatter(self, sets: dict[str, Tensor]) -> Image.Image:
         shown = {name: self.in_own_units(x).flatten(1).detach().cpu() for name, x in sets.items()}
         drawing, (panels,) = pictures.figure((4.5 * len(sets), 4.5), (1, len(sets)))
         low, high = pictures.limits(torch.cat(list(shown.values()))[:, :2])
-        for panel, (name, data) in zip(panels, shown.items(), strict=True):
+        for panel, (name, data), colour in zip(panels, shown.items(), ("tab:blue", "0.5"), strict=False):
             panel.set_title(f"{name}: {len(data):,} points")
             size = data.shape[1]
             panel.set_xlabel("$x_1$" if size <= 2 else f"column 1 of {size}")
@@ -65,11 +65,18 @@ class Points(Modality):
                 panel.hist(data[:, 0].numpy(), bins=np.linspace(low[0], high[0], 41), density=True)
                 panel.set_ylabel("density")
                 continue
-            panel.plot(data[:, 0], data[:, 1], ".", color="0.5" if name == "data" else "tab:blue", markersize=2)
+            panel.plot(data[:, 0], data[:, 1], ".", color=colour, markersize=2 if len(data) > 50 else 5)
             panel.set_ylabel("$x_2$" if size == 2 else f"column 2 of {size}")
             panel.set_ylim(low[1], high[1])
             panel.set_box_aspect(1)
         return pictures.render(drawing)
+
+    def draw_posterior(
+        self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
+    ) -> Image.Image:
+        """A panel for each: a scatter plot in two dimensions, or else each number with its draws."""
+        plot = restored.scatter if self.shape == (2,) else restored.error_bars
+        return plot(self, draws, measured, truth, known)
 
     def _film_rows(self, n: int) -> int:
         return 1  # all points are in one panel

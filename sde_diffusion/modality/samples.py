@@ -7,6 +7,7 @@ are known, as `NAME_names`. The condition `label` is stored as `labels`, int64 [
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from sde_diffusion.modality.base import Array, Modality
 from sde_diffusion.modality.described import KINDS
 from sde_diffusion.storage.files import writing
 from sde_diffusion.storage.npz import ForeignFileError, read_arrays_of
+
+log = logging.getLogger(__name__)
 
 _ARRAYS = {"label": ("labels", "class_names")}
 
@@ -87,7 +90,7 @@ def read_samples(path: Path, modality: Modality, classes: Sequence[str] = ()) ->
     """Read a `samples.npz`.
 
     Args:
-        path: The file; seeds and conditions are optional.
+        path: The file; seeds and conditions are optional. A `restored.npz` counts as its N n draws.
         modality: The kind of data that the samples must be of.
         classes: Names of the conditions to read, if the file has them; those that are classes.
 
@@ -105,7 +108,7 @@ def read_samples(path: Path, modality: Modality, classes: Sequence[str] = ()) ->
 
     def choose(names: list[str]) -> list[str]:
         found.extend(names)
-        return [name for name in (unit, *(_arrays_of(one)[0] for one in classes)) if name in names]
+        return [name for name in (unit, "seeds", *(_arrays_of(one)[0] for one in classes)) if name in names]
 
     try:
         arrays = read_arrays_of(path, choose, None)
@@ -118,7 +121,7 @@ def read_samples(path: Path, modality: Modality, classes: Sequence[str] = ()) ->
         raise UserError(
             f"{path} has no array named {unit}; give a samples.npz, or save one with numpy.savez(FILE, {unit}=...)"
         )
-    array = arrays[unit]
+    array = _flat(arrays[unit], arrays.get("seeds"))
     if wrong := modality.check_file(array):
         raise UserError(f"{path}: {wrong}")
     if (shape := modality.shape_in_file(array)) != modality.shape:
@@ -133,6 +136,14 @@ def read_samples(path: Path, modality: Modality, classes: Sequence[str] = ()) ->
             raise UserError(f"{path}: samples hold NaN or infinite values")
     known = {one: values for one, values in numbers.items() if values is not None}
     return Stored(torch.from_numpy(array), known, modality)
+
+
+def _flat(array: Array, seeds: Array | None) -> Array:
+    """Samples [N, ...]; of a `restored.npz`, in which samples and seeds are [N, n, ...], all draws in order."""
+    if seeds is None or seeds.ndim != 2 or array.shape[:2] != seeds.shape:
+        return array
+    log.info("%d measurements with %d draws each: they are not independent, and intervals are too short", *seeds.shape)
+    return array.reshape(-1, *array.shape[2:])
 
 
 def _class_numbers(arrays: Mapping[str, Array], name: str, n: int, path: Path) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sde_diffusion.modality import pictures
+from sde_diffusion.modality import pictures, restored
 from sde_diffusion.modality.base import Modality
 
 _MOST = 12  # waveforms in a picture
@@ -46,12 +46,12 @@ class Signals(Modality):
         self._name_channels(drawing)
         return pictures.render(drawing)
 
-    def beside(self, x: Tensor, reference: Tensor) -> Image.Image:
+    def beside(self, x: Tensor, reference: Tensor, *, names: tuple[str, str] = ("samples", "data")) -> Image.Image:
         """Waveforms of both on the same scale; below, the median and the 5% to 95% range at each step.
 
         Below that, the autocorrelation for each lag.
         """
-        sets = {"samples": self._shown(x), "data": self._shown(reference)}
+        sets = dict(zip(names, map(self._shown, (x, reference)), strict=True))
         drawing = pictures.blank_figure((11, 8.2))
         top, middle, bottom = drawing.subfigures(3, 1, height_ratios=(4.4, 2, 2))
         ends = _ends(torch.cat(list(sets.values())))
@@ -75,6 +75,12 @@ class Signals(Modality):
             panels[0].set_ylabel(words[1], fontsize=8)
             panels[0].legend(fontsize=7)
         return pictures.render(drawing)
+
+    def draw_posterior(
+        self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None
+    ) -> Image.Image:
+        """A panel for each item and channel: the draws, their mean, the truth, and what was measured."""
+        return restored.waveforms(self, draws, measured, truth, known)
 
     def _shown(self, x: Tensor) -> Tensor:
         """The channels of signals [B, C, L] that are drawn, in the data's own units."""

@@ -167,6 +167,23 @@ class Conditioning(nn.Module):
         self.output = nn.Linear(dim, dim)
         self.embeddings = self.conditions.embeddings(dim)
 
+    @property
+    def shapes_beside(self) -> list[tuple[int, ...]]:
+        """The shapes of the values of conditions that a network takes beside x."""
+        return [kind.shape for kind in self.conditions.values() if kind.beside_x]
+
+    def beside(self, x: Tensor, **conditions: Tensor | None) -> list[Tensor]:
+        """The values that a network takes beside x, [B, *shape] each, of x's type; 0 in place of null values.
+
+        Args:
+            x: [B, *].
+            **conditions: See `forward`.
+        """
+        kinds = [(name, kind) for name, kind in self.conditions.items() if kind.beside_x]
+        given = [kind.nulls(1, x.device) if (value := conditions.get(name)) is None else value for name, kind in kinds]
+        found = [torch.where(value.isnan(), 0.0, value).to(x.dtype) for value in given]
+        return [value.expand(len(x), *value.shape[1:]) for value in found]
+
     def forward(self, c_noise: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
         """Return [N, dim], with N = B, or N = 1 where no argument varies over the batch.
 

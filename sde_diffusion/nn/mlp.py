@@ -90,7 +90,8 @@ class MLP(Network):
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding, conditions)
         embedding_dim = self.conditioning.input.in_features
         self.modulation = nn.Linear(embedding_dim, depth * 2 * width)
-        self.input = nn.Linear(size * (1 + 2 * octaves), width)
+        beside = sum(map(math.prod, self.conditioning.shapes_beside))
+        self.input = nn.Linear(size * (1 + 2 * octaves) + beside, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, size)
@@ -116,7 +117,9 @@ class MLP(Network):
         # One embedding serves all samples where c_noise is a scalar: [1, ...] broadcasts below.
         modulation = self.modulation(self.conditioning(c_noise, label, **conditions))
         scales, shifts = modulation.unflatten(1, (2, len(self.blocks), -1)).unbind(1)
-        h = self.input(self._features(x.flatten(1)).to(self.input.weight.dtype))
+        beside = self.conditioning.beside(x, label=label, **conditions)
+        features = torch.cat([self._features(x.flatten(1)), *(value.flatten(1) for value in beside)], 1)
+        h = self.input(features.to(self.input.weight.dtype))
         for block, scale, shift in zip(self.blocks, (1 + scales).unbind(1), shifts.unbind(1), strict=True):
             h = block(h, scale, shift)
         out: Tensor = self.output(self.norm(h))

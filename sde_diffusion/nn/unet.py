@@ -42,6 +42,10 @@ class UNet(Network):
             [N, embedding_dim].
         conditions: The conditions by name; see `sde_diffusion.conditions`.
 
+    Attributes:
+        shape: That of the images, [C, height, width]. A trained network without attention can be given larger images:
+            set another height and width. Its group norms are then over all of the larger image.
+
     Raises:
         ValueError: If an argument is outside its range.
 
@@ -80,7 +84,10 @@ class UNet(Network):
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding, conditions)
         self.patch = patch
         pixels = self.shape[0] * patch**2  # values in a square
-        self.input = convolution(pixels, widths[0], 3)
+        shapes = self.conditioning.shapes_beside
+        if wrong := [shape for shape in shapes if len(shape) != 3]:
+            raise ValueError(f"conditions beside pictures must be [C, height, width]; got {list(wrong[0])}")
+        self.input = convolution(pixels + sum(shape[0] for shape in shapes) * patch**2, widths[0], 3)
         self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
         width = widths[0]
         skips = [width]  # channels of what the encoder leaves for the decoder
@@ -125,7 +132,9 @@ class UNet(Network):
         check_arguments(x, c_noise, self.shape)
         embedding = self.conditioning(c_noise, label, **conditions)
         height, width = self.shape[1:]
-        padded = F.pad(x.to(self.input.weight.dtype), (0, -width % self.patch, 0, -height % self.patch))
+        beside = [resized(value, (height, width)) for value in self.conditioning.beside(x, label=label, **conditions)]
+        inputs = torch.cat([x, *beside], 1).to(self.input.weight.dtype)
+        padded = F.pad(inputs, (0, -width % self.patch, 0, -height % self.patch))
         h = self.input(F.pixel_unshuffle(padded, self.patch))
         skips = [h]
         for resolution, blocks in enumerate(self.encoder):
@@ -144,3 +153,8 @@ class UNet(Network):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         out: Tensor = self.output(F.silu(self.norm(h)))
         return F.pixel_shuffle(out, self.patch)[..., :height, :width].to(x.dtype)
+
+
+def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures [B, C, h, w] at another size, [B, C, height, width], bilinear."""
+    return values if tuple(values.shape[-2:]) == size else F.interpolate(values, size, mode="bilinear")

@@ -30,12 +30,13 @@ from sde_diffusion.sampling.deis import DEISSampler
 from sde_diffusion.sampling.dpm_solver import DPMSolver, UniPC
 from sde_diffusion.sampling.heun import HeunSampler
 from sde_diffusion.sampling.langevin import AnnealedLangevin
+from sde_diffusion.sampling.measured import PosteriorSampler
 from sde_diffusion.sampling.multistep import Coefficients, MultistepSampler
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.sampling.ode import ODESampler
 from sde_diffusion.sampling.ode_kinds import ODEMethod
 from sde_diffusion.sampling.predictor_corrector import PREDICTORS, Predictor, PredictorCorrector
-from sde_diffusion.sampling.reference import noised
+from sde_diffusion.sampling.reference import noised, start_time
 from sde_diffusion.sampling.repaint import RePaint
 from sde_diffusion.sampling.replacement import Replacement
 from sde_diffusion.sampling.reverse import ReverseProcess
@@ -62,6 +63,7 @@ __all__ = [
     "NoiseToSignal",
     "ODEMethod",
     "ODESampler",
+    "PosteriorSampler",
     "Predictor",
     "PredictorCorrector",
     "RePaint",
@@ -77,4 +79,5 @@ __all__ = [
     "UnitVariance",
     "Walk",
     "noised",
+    "start_time",
 ]

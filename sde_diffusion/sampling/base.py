@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,12 @@ class Sampler(ShowsArguments, ABC):
     """
 
     always_shown: tuple[str, ...] | None = ()
+
+    states: int = 1
+    """Number of states that a walk holds for each sample."""
+
+    has_evidence: ClassVar[bool] = False
+    """Whether `Samples.log_evidence` is not None."""
 
     def __init__(self, denoise: bool = True, t_end: float | None = None, grid: str | Grid | None = None) -> None:
         self.denoise = check_bool("denoise", denoise)

@@ -73,6 +73,7 @@ class AnnealedLangevin(Sampler):
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk down the noise levels; see `Sampler.walk`."""
+        run.check_correctable(type(self).__name__)
         sde = run.sde
         span = (
             0.5 * (sde.log_snr(run.t_end) - sde.log_snr(sde.t_max)).item()

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.guidance import PosteriorDenoiser
+from sde_diffusion.guidance import JacobianFree, MeasurementLikelihood, PosteriorDenoiser, PosteriorMethod
+from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.walk import Walk
-from sde_diffusion.sde import Time, value_of
+from sde_diffusion.sde import SDE, Grid, Time, value_of
+
+_ROUNDING = 1e-9
+
+
+class PosteriorSampler(Sampler, PosteriorMethod):
+    """A sampler of p(x_0 | y). Its denoiser is a `PosteriorDenoiser`, and y is passed as y=.
+
+    Attributes:
+        likelihood: The likelihood to use in place of the denoiser's; None if the denoiser's is used, or none is needed.
+    """
+
+    likelihood: MeasurementLikelihood | None = None
+
+    def likelihood_and_sampler(self, sampler: Any) -> tuple[MeasurementLikelihood, Any]:
+        """Its likelihood, or else the cheapest, and itself; see `PosteriorMethod`."""
+        return JacobianFree() if self.likelihood is None else self.likelihood, self
 
 
 def measured(denoiser: Denoiser, sampler: str) -> PosteriorDenoiser:
@@ -25,6 +46,26 @@ def measured(denoiser: Denoiser, sampler: str) -> PosteriorDenoiser:
             f"{shown(type(found))}"
         )
     return found
+
+
+@dataclass(frozen=True)
+class _Through(Grid):
+    """A grid in which the time that is nearest to t, but for the ends, is moved there."""
+
+    grid: Grid
+    t: float
+
+    def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
+        """That of the grid; see `Grid.time`."""
+        return self.grid.time(sde, u, t_end)
+
+    def times(self, sde: SDE, points: int, t_end: float | None = None) -> Tensor:
+        """See `Grid.times`."""
+        times = self.grid.times(sde, points, t_end)
+        if points > 2 and value_of(times[-1]) < self.t < value_of(times[0]):
+            times = times.clone()
+            times[1 + int((times[1:-1] - self.t).abs().argmin())] = self.t
+        return times
 
 
 class KnownPart:
@@ -66,6 +107,7 @@ class KnownPart:
                 f"{sampler} replaces the known part of a state, for which the eigenvectors of A A^T are needed: {error}"
             ) from None
         self.least = float(eigenvalues[eigenvalues > 1e-6 * eigenvalues.amax()].amin())
+        self.most = float(eigenvalues.amax())
         run.denoiser = posterior.denoiser
         run.conditions = {name: value for name, value in run.conditions.items() if name != "y"}
 
@@ -77,7 +119,8 @@ class KnownPart:
             return sigma**2 * eigenvalues - alpha**2 * self.variance
 
         def weight(eigenvalues: Tensor) -> Tensor:
-            known = (left(eigenvalues) >= 0) & (eigenvalues > 1e-6 * eigenvalues.amax())
+            replaced = left(eigenvalues) >= -_ROUNDING * sigma**2 * eigenvalues
+            known = replaced & (eigenvalues > 1e-6 * eigenvalues.amax())
             return torch.where(known, 1 / torch.where(known, eigenvalues, 1.0), 0.0)
 
         z = self.operator.filter(self.noise.normal(self.draws), lambda e: left(e).clamp(min=0).sqrt())
@@ -86,7 +129,17 @@ class KnownPart:
 
     def covers(self, t: Time) -> bool:
         """Whether all that is measured is replaced at t: y has no more noise than x_t."""
-        return value_of(self.sde.sigma(t)) ** 2 * self.least >= value_of(self.sde.alpha(t)) ** 2 * self.variance
+        signal, noise = value_of(self.sde.alpha(t)) ** 2 * self.variance, value_of(self.sde.sigma(t)) ** 2 * self.least
+        return noise * (1 + _ROUNDING) >= signal
+
+    def through(self, grid: Grid) -> Grid:
+        """A grid whose times include the one where x_t is as noisy as y, so that all that y says is taken up there.
+
+        That is the one of the largest eigenvalue of A A^T; for smaller ones it is right to within a step.
+        """
+        if not self.variance:
+            return grid
+        return _Through(grid, value_of(self.sde.time(math.log(self.most / self.variance))))
 
     def projected(self, x0: Tensor) -> Tensor:
         """x0 + A^+ (y - A x0) if the measurement has no noise; else x0 as it is."""

@@ -150,7 +150,7 @@ class MultistepSampler(Sampler):
         for step, t in enumerate(times[:-1]):
             x = run.visit(x, t)
             belief = getattr(run.predict(x, t), self.prediction)
-            if table.corrector is not None and step:
+            if table.corrector is not None and step and run.replace is None:  # it would undo what has been replaced
                 a, b = table.corrector[step - 1]
                 x = _combine(before, a, [belief, *past], b)
             past.appendleft(belief)

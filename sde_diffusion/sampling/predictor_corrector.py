@@ -239,6 +239,8 @@ class PredictorCorrector(Sampler):
         table = [predictor.coefficients(step) for step in steps]
         check_coefficients(table, run.sde)
         corrections = corrector.moves(run.sde, times, predictor.prediction is not None)
+        if self.corrector_steps and any(correct is not None for correct in corrections):
+            run.check_correctable(type(self).__name__)
         draws = self.corrector_steps + 1
         run.plan(times)
         for i, (step, correct, (a, b, c)) in enumerate(zip(steps, corrections, table, strict=True)):

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
-from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.measured import KnownPart
+from sde_diffusion.sampling.measured import KnownPart, PosteriorSampler
 from sde_diffusion.sampling.walk import Walk
 from sde_diffusion.sde import Grid, add_, numbers
 
 
-class RePaint(Sampler):
+class RePaint(PosteriorSampler):
     """DDPM with the known part of x_t replaced; every `jump` steps it is noised again by as many, `resamples` times.
 
     The denoiser is a `PosteriorDenoiser` for its operator and noise, and y is passed as y=; see `Replacement`, which is
     RePaint with one resample. As the number of resamples grows, the mean converges to the posterior's where that is
-    close to Gaussian; modes do not mix where noise is small.
+    close to Gaussian; with noise in y, to within an error that falls with the number of steps. Modes do not mix where
+    noise is small.
 
     Network passes: steps + jump (resamples - 1) n, with n = ceil((steps - jump) / jump) jumps of each round: 2,410 by
     default. A jump up is one draw from q(x_t | x_s), the composition of its steps. With noise in y there are fewer, as
@@ -72,7 +72,7 @@ class RePaint(Sampler):
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Down the grid and up again; see `Sampler.walk`."""
         sde, known = run.sde, KnownPart(run, type(self).__name__)
-        times = self.grid_on(sde).times(sde, self.steps + (not self.denoise), run.t_end)
+        times = known.through(self.grid_on(sde)).times(sde, self.steps + (not self.denoise), run.t_end)
         levels = self.levels(sum(not known.covers(t) for t in times))
         down = numbers(torch.stack(sde.posterior_coefficients(times[1:], times[:-1]), 1).flip(0))
         times = times.flip(0)

@@ -7,16 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_count
+from sde_diffusion.checks import check_count, check_finite
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Prediction
+from sde_diffusion.errors import UserError
+from sde_diffusion.guidance import LIKELIHOODS, MeasurementLikelihood, PosteriorDenoiser
 from sde_diffusion.guidance.posterior import Twist
-from sde_diffusion.sampling.base import Sampler
-from sde_diffusion.sampling.measured import measured
+from sde_diffusion.sampling.measured import PosteriorSampler, measured
 from sde_diffusion.sampling.walk import PRIOR_DRAW, Walk, singular
 from sde_diffusion.sde import BandLogSNR, Grid, Time, add, add_, number, numbers
 
 
-class TwistedSMC(Sampler):
+class TwistedSMC(PosteriorSampler):
     r"""Samples of p(x_0 | y), exact in the limit of many particles, whatever the guidance; and estimates of log p(y).
 
     The denoiser is a `PosteriorDenoiser` whose likelihood has log p~(y | x_t) (see `MeasurementLikelihood.log_prob`),
@@ -36,18 +38,21 @@ class TwistedSMC(Sampler):
     For samples, few particles and `JacobianFree` are often enough, which needs no derivatives of the network. Evidence
     in more than a few dimensions needs a likelihood that is close to the true one: `MomentMatching`.
 
-    Callbacks and frames see the particle of the largest weight at their time.
+    Callbacks and frames see the particle of the largest weight at their time, and its guided belief.
 
     Args:
         steps: Number of network passes of a particle, at least 1 (2 without `denoise`); the last is at t_end.
         particles: Number of particles of each sample, at least 1.
+        likelihood: p~, a name of `LIKELIHOODS` or a `MeasurementLikelihood`; the denoiser's by default.
         grid: Spacing of the times; `BandLogSNR` by default, for which the error of few steps is small on any path.
         denoise: See `Sampler`; if False, the state at t_end is weighted by p~.
         t_end: See `Sampler`.
 
     Raises:
-        ValueError: If a number is out of range; from a call, if the noise of the measurement is 0, the likelihood has
-            no log p~(y | x_t), or the path is singular at t_end.
+        ValueError: If a number is out of range, or the likelihood unknown; from a call, if the noise of the measurement
+            is 0, the likelihood has no log p~(y | x_t), the path is singular at t_end, create_graph is asked for, or
+            the denoiser has settings for each sample of a batch.
+        UserError: From a call, if the weights of the particles are NaN or infinite.
         TypeError: From a call, if the denoiser is not a `PosteriorDenoiser`.
 
     References:
@@ -55,11 +60,13 @@ class TwistedSMC(Sampler):
     """
 
     always_shown = ("steps", "particles")
+    has_evidence = True
 
     def __init__(
         self,
         steps: int = 100,
         particles: int = 64,
+        likelihood: str | MeasurementLikelihood | None = None,
         grid: str | Grid | None = None,
         denoise: bool = True,
         t_end: float | None = None,
@@ -68,6 +75,14 @@ class TwistedSMC(Sampler):
         also = "" if self.denoise else " with denoise=False, where the last pass weighs the state at t_end"
         self.steps = check_count("steps", steps, least=1 + (not self.denoise), also=also)
         self.particles = check_count("particles", particles)
+        self.likelihood: MeasurementLikelihood | None = None
+        if likelihood is not None:
+            self.likelihood = as_instance("likelihood", likelihood, LIKELIHOODS, MeasurementLikelihood)
+
+    @property
+    def states(self) -> int:  # type: ignore[override]
+        """One for each particle."""
+        return self.particles
 
     def walk(self, x: Tensor, run: Walk) -> Tensor:
         """Walk all particles down the grid; see `Sampler.walk`."""
@@ -76,10 +91,13 @@ class TwistedSMC(Sampler):
         table = torch.stack(sde.posterior_coefficients(times[1:], times[:-1]), 1)
         if not bool((table.isfinite() & (table[:, 2:] > 0)).all()):
             raise singular(sde)
+        if torch.is_grad_enabled():
+            raise ValueError("TwistedSMC draws particles by weight, which has no derivative: leave out create_graph")
         cloud = _Cloud(run, self, x)
         run.plan(times)
         twist = cloud.twist(times[0])
         cloud.weigh(twist.log_prob)
+        cloud.report(twist, times[0])
         score = numbers(sde.alpha(times) / sde.sigma(times).square())  # of log p~, for each unit of shift
         for step, (from_x0, from_x, std) in enumerate(numbers(table)):
             twist = cloud.resampled(twist, step)
@@ -90,9 +108,11 @@ class TwistedSMC(Sampler):
             # log p / q of a step that the shift moves by pull standard deviations
             moved = -(pull * (0.5 * pull + z)).double().flatten(1).sum(1)
             cloud.weigh(twist.log_prob - before.log_prob + moved)
+            cloud.report(twist, times[step + 1])
         if self.denoise:
             cloud.x = twist.prediction.x0
             cloud.weigh(cloud.log_likelihood() - twist.log_prob)
+        check_finite("the logarithm of the particles' weights", cloud.log_evidence, error=UserError)
         run.log_evidence = cloud.log_evidence
         return cloud.drawn()
 
@@ -109,6 +129,14 @@ class _Cloud:
     def __init__(self, run: Walk, sampler: TwistedSMC, start: Tensor) -> None:
         self.run, self.count = run, sampler.particles
         self.posterior = measured(run.denoiser, type(sampler).__name__)
+        if sampler.likelihood is not None:
+            inner, operator, noise = self.posterior.denoiser, self.posterior.operator, self.posterior.noise
+            self.posterior = run.denoiser = PosteriorDenoiser(inner, operator, noise, sampler.likelihood)
+        if self.posterior.per_sample:
+            raise ValueError(
+                "TwistedSMC walks many particles for each sample, and the denoiser has settings for each sample of a "
+                "batch, such as a scale [B]: give one for all"
+            )
         if not self.posterior.noise:
             raise ValueError(
                 "TwistedSMC weighs particles by the density of y, which has none without noise: give the "
@@ -128,15 +156,16 @@ class _Cloud:
         self.log_evidence = torch.zeros_like(self.log_weight[:, 0])
 
     def twist(self, t: Time) -> Twist:
-        """The beliefs at the particles, and what y says of them; counted, and reported for one particle a sample."""
-        found = self.posterior.twist(self.x, t, **self.conditions)
+        """The beliefs at the particles, and what y says of them."""
+        return self.posterior.twist(self.x, t, **self.conditions)
+
+    def report(self, twist: Twist, t: Time) -> None:
+        """Count the cost of a twist, and report it for the particle of the largest weight of each sample."""
         best = self._of_each(self.log_weight.argmax(1))
-        x, x0 = self.x[best], found.prediction.x0[best]
-        prediction = Prediction(self.posterior.sde, x, t, output=x0)
+        x, x0 = self.x[best], (twist.prediction.x0 + twist.shift)[best]
         passes = self.count * self.posterior.passes_at(t)
         self.run.visit(x, t)
-        self.run.report(prediction, x, t, passes, self.count * found.gradients)
-        return found
+        self.run.report(Prediction(self.posterior.sde, x, t, output=x0), x, t, passes, self.count * twist.gradients)
 
     def weigh(self, log_factor: Tensor) -> None:
         """Multiply the weights, and keep them normalised to a mean of 1."""

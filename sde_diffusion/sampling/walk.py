@@ -56,6 +56,7 @@ class Walk:
         given: Whether the state at t_start was given (`latent`) rather than drawn from the prior.
         log_evidence: Estimates of log p(y), [B], of samplers that have some.
         replace: Function of (x_t, t) that changes the state at each time of the walk; None for none.
+        fades: Whether it changes nothing below some noise level, where corrector steps would lead away again.
         planned: Whether these times have been announced.
     """
 
@@ -73,6 +74,7 @@ class Walk:
     given: bool = False
     log_evidence: Tensor | None = None
     replace: Callable[[Tensor, Time], Tensor] | None = None
+    fades: bool = False
     planned: bool = False
 
     @cached_property
@@ -104,7 +106,7 @@ class Walk:
                 "AncestralSampler, HeunSampler, DPMSolver or PredictorCorrector"
             )
         prediction: Prediction = self.denoiser(x, t, **self.conditions)
-        self.report(prediction, x, t, self.denoiser.passes_at(t), self.denoiser.gradients)
+        self.report(prediction, x, t, self.denoiser.passes_at(t), self.denoiser.gradients_at(t))
         return prediction
 
     def report(self, prediction: Prediction, x: Tensor, t: Time, passes: int, gradients: int) -> None:
@@ -119,6 +121,18 @@ class Walk:
                 check_finite(what, x0, REMEDY, UserError)
             if self.callback is not None and self.callback(step, value_of(t), x, x0):
                 raise Stop(x, x0)
+
+    def check_correctable(self, sampler: str) -> None:
+        """Check that Langevin steps do no harm.
+
+        Raises:
+            ValueError: If they would lead away from a measurement with noise.
+        """
+        if self.fades:
+            raise ValueError(
+                f"{sampler} cannot replace the known part of a measurement with noise: below its noise level, Langevin "
+                "steps lead away from it; take noise=0, or a sampler without them, such as AncestralSampler"
+            )
 
     def plan(self, times: Tensor) -> None:
         """Announce the times of the walk, [N + 1], so that frames can be chosen among them."""

@@ -30,6 +30,11 @@ class TruncatedSDE(SDE):
     path: SDE
 
     @property
+    def learned(self) -> bool:  # type: ignore[override]
+        """That of the path."""
+        return self.path.learned
+
+    @property
     def whole(self) -> SDE:
         """The path of which it is a part."""
         return self.path.whole

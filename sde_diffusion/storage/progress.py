@@ -80,7 +80,7 @@ class Bar:
         """Estimated seconds left, at the speed so far; None if unknown."""
         made = self.completed - self._before
         rest = math.inf if self.total is None or made <= 0 else (self.total - self.completed) / made
-        seconds = min(rest * (time.perf_counter() - self._begun), self._limit)
+        seconds = max(0.0, min(rest * (time.perf_counter() - self._begun), self._limit))  # a limit may have passed
         return seconds if math.isfinite(seconds) else None
 
 

@@ -13,8 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,3 +222,17 @@ def end_with(launcher: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="launcher-observer", daemon=True).start()
+
+
+@contextmanager
+def ending_with_reader() -> Iterator[None]:
+    """End quietly where nobody reads what is printed any more, as after `| head`, with the status that SIGPIPE has."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # else Python reports an error when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)

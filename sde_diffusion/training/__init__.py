@@ -6,6 +6,7 @@ Names that need Lightning, which takes seconds to import, are imported when they
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sde_diffusion.training.measured import Measured
 from sde_diffusion.training.objective import DenoisingScoreMatching, Objective
 from sde_diffusion.training.time_sampling import (
     DiscreteTimes,
@@ -76,6 +77,7 @@ __all__ = [
     "LikelihoodWeighting",
     "LogNormalTimes",
     "LossByNoiseLevel",
+    "Measured",
     "MinSNRWeighting",
     "Objective",
     "SampleGrid",

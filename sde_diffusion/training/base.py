@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from sde_diffusion.config import public_path
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.dropout import ConditionDropout
+from sde_diffusion.training.measured import Measured
 
 Batch = dict[str, Tensor]
 
@@ -25,6 +27,7 @@ class BaseModel(LightningModule, ABC):
         data: Description of the training data, `DataModule.describe()`; empty if it is unknown.
         conditions: Conditions by name; empty if there are none.
         dropout: How often the conditions are dropped in training.
+        measured: What the model is given of the data themselves, such as a smaller picture; None: nothing.
         denoiser: The trained denoiser; None if the model is not made of one. `sample`, `evaluate` and `likelihood` need
             it.
         run: Configuration of the run, stored in checkpoints for resuming.
@@ -37,6 +40,7 @@ class BaseModel(LightningModule, ABC):
         self.data: dict[str, Any] = {}
         self.conditions = Conditions()
         self.dropout = ConditionDropout(self.conditions, 0.0)
+        self.measured: Measured | None = None
         self.denoiser: Denoiser | None = None
         self.run: dict[str, Any] = {}
         self.digest = ""
@@ -51,6 +55,12 @@ class BaseModel(LightningModule, ABC):
         if lacking := [name for name in self.conditions if name not in batch]:
             raise ValueError(f"batches must have {', '.join(lacking)}, which the model is conditioned on")
         return {name: batch[name] for name in self.conditions}
+
+    def with_measurements(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Batch:
+        """A batch, with measurements of its items if the model is given any; see `Measured.draw`."""
+        if self.measured is None:
+            return dict(batch)
+        return {**batch, **self.measured.draw(batch["x"], self.data.get("levels"), generator)}
 
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any

@@ -116,7 +116,9 @@ class SampleGrid(Callback):
         if any(values is None for values in found.values()):
             if batch:
                 rows = torch.arange(self.n, device=batch["x"].device) % len(batch["x"])
-                found = {name: batch[name][rows] for name in found}
+                some = {name: values[rows] for name, values in batch.items()}
+                measured = model.with_measurements(some, torch.Generator().manual_seed(0))
+                found = {name: measured[name] for name in found}
             else:
                 found = {name: kind.nulls(self.n) for name, kind in model.conditions.items()}
         return {name: values.to(model.device) for name, values in found.items()}

@@ -140,9 +140,7 @@ def _existing(path: Any) -> Path:
     try:
         if path.is_dir():
             found = sorted(path.rglob("*.ckpt"))
-            raise UserError(
-                f"{path} is a folder; give a file" + (f", such as {setting('ckpt', found[-1])}" if found else "")
-            )
+            raise UserError(f"{path} is a folder; give a file" + (f", such as {found[-1]}" if found else ""))
         if not path.parent.is_dir():
             raise UserError(f"no checkpoint {path}: there is no folder {path.parent}")
         if not path.exists():

@@ -26,7 +26,9 @@ class Classifier(GenerativeModel):
     """p(label | x_t), trained by cross-entropy on noisy data: `ClassifierGuidance(denoiser, model.classifier)`.
 
     It should see the noise that it will be asked about: the path and the distribution of times of the model that it is
-    to guide. The cross-entropy has a floor, since little or nothing of the class is left at high noise.
+    to guide. At higher noise than it has seen, its guidance is too strong, which few steps do not survive: take fifteen
+    or more, or an interval of guidance. The cross-entropy has a floor, since little or nothing of the class is left at
+    high noise.
 
     Args:
         sde: The path, or its configuration.
@@ -78,7 +80,10 @@ class Classifier(GenerativeModel):
         )
         label = Conditions(conditions).get("label")
         if not isinstance(label, Label):
-            raise ValueError("a classifier needs labels: train it with conditional=true, on data with classes")
+            raise ValueError(
+                "a classifier needs labels: give ckpt=MODEL, the model that it is for, or conditional=true, and data "
+                "with classes"
+            )
         self.conditions = Conditions({"label": label})
         given = {"sde": sde, "network": network or _ENCODER, "times": times}
         parts = {name: to_containers(value) for name, value in given.items()}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import typing
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sde_diffusion.checks.hints import arguments_of, fits
+from sde_diffusion.checks.overrides import setting
 from sde_diffusion.config import find_class
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError
@@ -55,10 +54,13 @@ def with_models(
             raise UserError(f"{key} must be the path of a checkpoint: add {key}=PATH")
         elif isinstance(value, str):
             found[name] = load(key, value, part)
-        elif isinstance(value, list):
+        elif isinstance(value, list) and _several(hint) and all(isinstance(one, str | Mapping) for one in value):
             found[name] = [
                 load(f"{key}[{i}]", one, part) if isinstance(one, str) else one for i, one in enumerate(value)
             ]
+        elif not isinstance(value, Mapping):
+            also = ", or a list of them" if _several(hint) else ""
+            raise UserError(f"{key} must be the path of a checkpoint{also}; got {setting(key, value)}")
     return found
 
 
@@ -71,12 +73,14 @@ class Parts:
     Attributes:
         conditions: Conditions of the further models that the model does not have.
         digests: SHA-256 of their checkpoints, by path.
+        models: The further models by their denoisers.
     """
 
     def __init__(self, model: BaseModel) -> None:
         self.model = model
         self.conditions: dict[str, Condition] = {}
         self.digests: dict[str, str] = {}
+        self.models: dict[Denoiser, BaseModel] = {}
 
     def __call__(self, key: str, path: str, part: str) -> Any:
         """A part of a checkpoint's model, on the device of the model that is guided.
@@ -85,7 +89,10 @@ class Parts:
             UserError: If the checkpoint cannot be loaded, has no such part, or is of other data.
         """
         model = self.model
-        other = load_model(path, next(model.parameters()).device)
+        try:
+            other = load_model(path, next(model.parameters()).device)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
         found = getattr(other, part, None)
         if found is None:
             raise UserError(f"{key}={path} is a checkpoint of a {type(other).__name__}, which has no {part}")
@@ -93,14 +100,15 @@ class Parts:
             own, its = model.data.get(name), other.data.get(name)
             if model.data and other.data and own != its:
                 raise UserError(f"{key}={path} is a model of other data: their {name} is {its}, here it is {own}")
+        if isinstance(found, Denoiser):
+            self.models[found] = other
         for name, kind in other.conditions.items():
             if name in model.conditions and model.conditions[name].describe() != kind.describe():
                 own = model.conditions[name]
                 raise UserError(f"{key}={path} has another condition {name} than the model: {kind}, here {own}")
             if name not in model.conditions:
                 self.conditions[name] = kind
-        with Path(path).open("rb") as file:
-            self.digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        self.digests[path] = other.digest
         return found
 
 
@@ -110,18 +118,21 @@ def load_model(path: str, device: torch.device) -> GenerativeModel:
     Raises:
         UserError: If it cannot be loaded.
     """
-    try:
-        changed = Path(path).stat().st_mtime_ns
-    except (OSError, ValueError):  # reading the file reports it
-        changed = None
-    return _loaded(path, device, changed)
+    from sde_diffusion.training.digested import identity
+
+    return _loaded(path, device, identity(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded(path: str, device: torch.device, changed: int | None) -> GenerativeModel:
-    from sde_diffusion.training.generative import GenerativeModel
+def _loaded(path: str, device: torch.device, file: tuple[int, int, int] | None) -> GenerativeModel:
+    from sde_diffusion.training.digested import load_with_digest
 
-    return GenerativeModel.load_from_checkpoint(path, map_location=device)
+    return load_with_digest(path, device)
+
+
+def _several(hint: Any) -> bool:
+    """Whether an argument may be a list of denoisers."""
+    return any(typing.get_origin(kind) is Sequence for kind in (hint, *typing.get_args(hint)))
 
 
 def _part(name: str, hint: Any) -> str | None:

@@ -80,12 +80,32 @@ def _guided(model: BaseModel, guidance: Mapping[str, Any], parts: Parts) -> Deno
         offered: dict[str, Any] = {"denoiser": model.denoiser, "denoisers": model.denoiser, "null": null}
         settings = _with_values(model.conditions, with_models(guidance, parts, offered))
         found: Denoiser = build_around(settings, "guidance", **offered)
+        _check_trained(model, parts, settings, found)
     except UserError as error:
         if isinstance(error.__cause__, UntrainedError):
             names = " and ".join(model.conditions) or "conditions"
             raise UserError(f"this guidance also needs the model without its {names}, but {_lacking(model)}") from error
         raise
     return found
+
+
+def _check_trained(model: BaseModel, parts: Parts, settings: Mapping[str, Any], guided: Denoiser) -> None:
+    """Check that each model was trained without those of its conditions that it gets neither from a call nor fixed.
+
+    Raises:
+        UserError: If one was not.
+    """
+    models: dict[Any, BaseModel] = {model.denoiser: model, **parts.models}
+    fixed = settings.get("conditions") or []
+    experts = settings.get("denoisers") or [model.denoiser] * len(fixed)
+    others = [one for one in parts.models if one not in experts]
+    for denoiser, own in [*zip(experts, fixed or [{}] * len(experts), strict=False), *((one, {}) for one in others)]:
+        used = models[denoiser]
+        taken = used.conditions if guided.conditions is None else guided.conditions
+        without = [name for name in used.conditions if name not in taken and own.get(name) is None]
+        if why := used.dropout.untrained(without):
+            names = " and ".join(without)
+            raise UserError(f"guidance= uses a model without {names}, and {why}: train it with model.label_dropout=0.1")
 
 
 def _with_values(kinds: Conditions, settings: dict[str, Any]) -> dict[str, Any]:

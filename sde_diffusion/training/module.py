@@ -15,6 +15,7 @@ from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.generative import GenerativeModel
+from sde_diffusion.training.measured import Measured
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
 
@@ -47,6 +48,8 @@ class ScoreModel(GenerativeModel):
             `sde_diffusion.conditions`. Batches must have an entry for each name.
         condition_dropout: Probabilities for conditions that are dropped independently of the others, by name; see
             `ConditionDropout`.
+        measured: What the model is given of the data themselves, such as a smaller picture, or its configuration; its
+            `conditions(shape)` must be among the conditions. None: nothing.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -73,6 +76,7 @@ class ScoreModel(GenerativeModel):
         data: Mapping[str, Any] | None = None,
         conditions: Mapping[str, Any] | None = None,
         condition_dropout: Mapping[str, float] | None = None,
+        measured: Measured | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
@@ -82,6 +86,7 @@ class ScoreModel(GenerativeModel):
         self.dropout = ConditionDropout(self.conditions, label_dropout, condition_dropout)
         # Plain Python containers, so that the checkpoint contains only data, even if these are OmegaConf's containers.
         parts = {"denoiser": to_containers(denoiser), "objective": to_containers(objective)}
+        parts |= {} if measured is None else {"measured": to_containers(measured)}
         described = {name: with_public_paths(value) for name, value in parts.items() if isinstance(value, Mapping)}
         dropout = {"label_dropout": self.dropout.probability, "condition_dropout": self.dropout.separate}
         rest = {"conditions": self.conditions.describe(), **dropout, "compile": compile}
@@ -90,12 +95,18 @@ class ScoreModel(GenerativeModel):
         check_denoiser(self.denoiser)
         self.objective: Objective = build(parts["objective"], "objective")
         check_kind("objective", self.objective, Objective)
+        if measured is not None:
+            self.measured: Measured | None = build(parts["measured"], "measured")
+            check_kind("measured", self.measured, Measured)
+            needed = self.measured.conditions(self.data["shape"]) if "shape" in self.data else {}
+            if lacking := [name for name in needed if name not in self.conditions]:
+                raise ValueError(f"conditions lack {', '.join(lacking)}: add measured.conditions(shape) to them")
         if compile:
             self.denoiser.compile()
 
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch, with the conditions of some samples dropped."""
-        conditions = self.dropout(self.conditions_of(batch))
+        conditions = self.dropout(self.conditions_of(self.with_measurements(batch)))
         x0 = self.filled(batch["x"])
         return self.objective(self.denoiser, x0, **self.objective.draw(self.denoiser, x0), **conditions).mean()
 
@@ -103,15 +114,17 @@ class ScoreModel(GenerativeModel):
         """Losses at fixed noise and stratified times, and the times' log-SNR; see `GenerativeModel`."""
         draws = self.objective.draw(self.denoiser, batch["x"], generator)
         x0 = self.filled(batch["x"], generator)
-        losses = self.objective(self.denoiser, x0, **draws, **self.conditions_of(batch))
+        conditions = self.conditions_of(self.with_measurements(batch, generator))
+        losses = self.objective(self.denoiser, x0, **draws, **conditions)
         found = {"losses": losses, **{name: value for name, value in draws.items() if value.ndim == 1}}
         return {**found, "log_snr": self.denoiser.sde.log_snr(draws["t"])} if "t" in draws else found
 
     def summary(self) -> dict[str, str]:
-        """The path; the network, its number of parameters, and what it predicts."""
+        """The path; the network, its number of parameters, and what it predicts; what it is given of the data."""
         described = self.hparams.get("denoiser") or {}
         network = (described.get("network") or {}).get("_target_") or public_path(type(self.denoiser))
         parameters = sum(p.numel() for p in self.parameters())
         prediction = described.get("prediction", "its own")
         model = f"{network}, {parameters:,} parameters, prediction {prediction}"
-        return {"path": str(self.denoiser.sde), "model": model}
+        found = {"path": str(self.denoiser.sde), "model": model}
+        return found if self.measured is None else {**found, "measured": self.measured.summary()}

@@ -127,7 +127,8 @@ def test_every_data_set(data):
 def test_every_experiment_is_what_its_preset_says(experiment):
     """The composed configuration has each key and choice of the preset, and the model can be built and trained."""
     preset = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
-    overrides = [f"experiment={experiment}", *(["data.root=DIR"] if experiment == "mnist" else [])]
+    data = next((choice["override /data"] for choice in preset.get("defaults", []) if "override /data" in choice), None)
+    overrides = [f"experiment={experiment}", *NEEDED.get(data, [])]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("train", overrides=overrides, return_hydra_config=True)
     chosen = cfg.hydra.runtime.choices
@@ -146,7 +147,7 @@ def test_every_experiment_is_what_its_preset_says(experiment):
         if not (isinstance(value, str) and "${" in value):
             assert OmegaConf.select(cfg, key) == value, key
     with open_dict(cfg):
-        if experiment == "mnist":
+        if data in NEEDED:
             cfg.data = compose().data
             cfg.network = compose().network
     _, model = train.build_model(cfg)

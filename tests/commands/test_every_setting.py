@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from setting_cases import EVALUATE, EXEMPT, LIKELIHOOD, NFE_FID, RESTORE, SAMPLE, SAMPLERS, SWEEP, TRAIN
+from setting_cases import EVALUATE, EXEMPT, GUIDANCE, LIKELIHOOD, NFE_FID, RESTORE, SAMPLE, SAMPLERS, SWEEP, TRAIN
 
 from sde_diffusion.commands.configurations import config_folder
 
@@ -67,6 +67,7 @@ def test_every_key_of_the_commands_is_set():
     assert not lacking("likelihood.yaml", "", *LIKELIHOOD.values())
     assert not lacking("evaluate.yaml", "", *EVALUATE.values())
     assert not lacking("nfe_fid.yaml", "", NFE_FID)
+    assert not lacking("guidance.yaml", "", GUIDANCE)
     assert not lacking("sweep.yaml", "", SWEEP)
     for path in (CONF / "metrics").glob("*.yaml"):
         assert not lacking(path.relative_to(CONF), "metrics.", *EVALUATE.values()), path
@@ -88,6 +89,7 @@ def places(tmp_path_factory):
         Image.fromarray(source.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "images" / f"{number}.png")
         deep = source.integers(0, 4096, (8, 8), dtype=np.uint16)
         Image.fromarray(deep).save(folder / "deep" / f"{number}.png")
+    np.save(folder / "matrix.npy", source.standard_normal((5, 64)))
     np.save(folder / "rows.npy", source.integers(0, 17, (3, 1, 8, 8), dtype=np.uint8))
     (folder / "idx").mkdir()
     for part, n in (("train", 60), ("t10k", 20)):
@@ -101,6 +103,7 @@ def places(tmp_path_factory):
         "ROWS": folder / "rows.npy",
         "IMAGES": folder / "images",
         "DEEP": folder / "deep",
+        "MATRIX": folder / "matrix.npy",
         "IDX": folder / "idx",
         "CACHE": folder / "cache",
     }
@@ -187,7 +190,7 @@ def test_on_a_model(name, settings, run, trained, of_classes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESTORE)
 def test_restore(name, run, trained, tmp_path):
-    given = f"ckpt={trained / 'checkpoints' / 'last.ckpt'} split=test items=3 sampler.steps=3 out={tmp_path / 'out'}"
+    given = f"ckpt={trained / 'checkpoints' / 'last.ckpt'} split=test items=3 out={tmp_path / 'out'}"
     run("restore", given, RESTORE[name])
     assert (tmp_path / "out" / "restored.npz").is_file()
 

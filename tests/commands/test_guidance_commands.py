@@ -3,45 +3,29 @@
 import csv
 import json
 import re
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from omegaconf import OmegaConf
 from PIL import Image
 from schema_cases import refusal
 
 from sde_diffusion import (
-    MLP,
-    VPSDE,
     AncestralSampler,
     AutoGuidance,
     Composition,
-    NetworkDenoiser,
-    Objective,
     ScoreModel,
     UserError,
 )
 from sde_diffusion.commands import drawing
+from sde_diffusion.commands.configurations import keys
 from sde_diffusion.modality import Images
 from sde_diffusion.training.guided_denoiser import guide, guided_denoiser
 
 CFG = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance"}
 DIGITS = Images((1, 8, 8), levels=17)
 SAMPLER = ("sampler=ddpm", "sampler.steps=3")
-
-
-@pytest.fixture(scope="module")
-def classes(command, tmp_path_factory):
-    """The checkpoint of a tiny run with classes, whose pictures were guided."""
-    folder = tmp_path_factory.mktemp("guided") / "run"
-    settings = ("conditional=true", "guidance=cfg", "guidance.scale=5", f"hydra.run.dir={folder}")
-    done = command("train", *TINY, *settings, cwd=folder.parent)
-    assert done.status == 0, done.err
-    assert done.out.count("guidance=cfg guidance.scale=5") == 3  # in the commands to try next
-    return folder / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture(scope="module")
@@ -126,51 +110,41 @@ def test_evaluation_and_passes_against_distances(run):
 
 
 def test_a_stopped_run_resumes_with_its_own_guidance_alone(classes, monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(
-        drawing, "sample_in_batches", lambda _, denoiser, *__, plan, **___: seen.append((plan, denoiser))
-    )
-    models = []
-    for guidance in (None, {**CFG, "scale": 3.0}, {**CFG, "scale": 4.0}):
-        node = {"n": 2, "seed": 0, "batch_size": 2, "overwrite": False, "guidance": guidance}
-        cfg = OmegaConf.create({**node, "sampler": {"_target_": "sde_diffusion.sampling.AncestralSampler"}})
-        models.append(ScoreModel.load_from_checkpoint(classes))
-        guide(models[-1], guidance)
-        drawing.draw(cfg, models[-1], {"label": torch.tensor([1, 1])}, torch.device("cpu"), tmp_path)
-    plans = [plan for plan, _ in seen]
-    assert all(plans.count(plan) == 1 for plan in plans)
-    assert all(denoiser is model.denoiser for model, (_, denoiser) in zip(models, seen, strict=True))
-    assert [denoiser.scale for _, denoiser in seen[1:]] == [3.0, 4.0]
+    """Stopped in the second of two batches; then others are refused, and the same draws only what is missing."""
+    walk, batches = AncestralSampler.walk, []
 
+    def stopped_once(self, x, run):
+        batches.append(len(x))
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return walk(self, x, run)
 
-def model_of(n_classes, label_dropout=0.1):
-    network = MLP([2], n_classes=n_classes, width=8, depth=1, embedding_dim=8)
-    return ScoreModel(NetworkDenoiser(VPSDE(), network), Objective(), n_classes=n_classes, label_dropout=label_dropout)
+    def draw(folder, guidance):
+        node = {"n": 4, "seed": 0, "batch_size": 2, "overwrite": False, "guidance": guidance}
+        cfg = OmegaConf.create({**node, "sampler": {"_target_": "sde_diffusion.sampling.AncestralSampler", "steps": 3}})
+        model = ScoreModel.load_from_checkpoint(classes)
+        guide(model, guidance)
+        label = torch.tensor([1, 1, 2, 2])
+        found = drawing.draw(cfg, model, {"label": label}, torch.device("cpu"), tmp_path / folder)
+        return torch.cat(list(found.batches()))
 
-
-@pytest.mark.parametrize(
-    ("model", "settings", "words"),
-    [
-        (partial(model_of, 0), {}, "it has none: train one with conditional=true"),
-        (
-            partial(model_of, 4, 0.0),
-            {},
-            "never trained without (model.label_dropout=0): train one with model.label_dropout=0.1",
-        ),
-        (partial(model_of, 4), {"interval": [200, 300]}, "guidance.interval=(200, 300) lies outside the walk"),
-        (partial(model_of, 4), {"_target_": "os.system"}, "not a class of sde_diffusion"),
-    ],
-)
-def test_what_a_model_does_not_allow(model, settings, words):
-    with pytest.raises(UserError, match=re.escape(words)):
-        guided_denoiser(model(), {**CFG, **settings})
-    assert guided_denoiser(model(), {**CFG, "scale": 1}).passes == 1  # which needs nothing but the model
+    monkeypatch.setattr(AncestralSampler, "walk", stopped_once)
+    scales = [{**CFG, "scale": scale} for scale in (3.0, 4.0)]
+    whole = draw("whole", scales[0])
+    with pytest.raises(KeyboardInterrupt):
+        draw("stopped", scales[0])
+    for other in (None, scales[1]):
+        with pytest.raises(UserError, match="overwrite=true"):
+            draw("stopped", other)
+    assert torch.equal(draw("stopped", scales[0]), whole)
+    assert batches == [2] * 5
 
 
 REFUSED = {
     "scale=-1": "scale must be a finite number of at least 0 (1: the conditional model",
-    "scale=.inf": "scale must be a number; got '.inf'",
-    "scale=high": "scale must be a number; got 'high'",
+    "scale=.inf": "scale must be a finite number of at least 0 (1: the conditional model",
+    "scale=high": "scale must be a finite number of at least 0 (1: the conditional model",
+    "scale=[1,2]": "scale must be a finite number of at least 0 (1: the conditional model",
     "interval=[2,1]": "interval must be (low, high) with 0 <= low < high, in sigma/alpha; got (2, 1)",
     "interval=[2]": "interval must be",
     "rescale=2": "rescale must lie in [0, 1]; got 2",
@@ -201,48 +175,28 @@ def test_models_named_by_checkpoints(run, classes):
         assert ("label" in found or "labels" in found) == (name == "auto")
 
 
-WEAK = {"_target_": "sde_diffusion.guidance.AutoGuidance"}
+def test_help_pages_say_what_a_scale_is_and_what_white_is():
+    for name in ("sample", "restore", "evaluate", "likelihood", "nfe_fid", "train"):
+        assert "guidance.scale: 1 is the conditional model, 0 the unconditional one" in keys(name), name
+    assert "white is to be filled" in keys("restore")
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({}, "guidance.weak must be the path of a checkpoint: add guidance.weak=PATH"),
-        ({"weak": "none.ckpt"}, "none.ckpt"),
+def test_conditions_that_guidance_refuses(run):
+    """Before anything is computed, in one message with the settings that ask for it."""
+    for name, settings, words in (
+        ("sample", ("guidance=cfg", "guidance.negative={label:2}", "label=2"), "negative must differ"),
+        ("evaluate", ("guidance=cfg", "label=none"), "guidance with scale=2 needs a condition to go by: give label="),
         (
-            {"_target_": "sde_diffusion.guidance.ClassifierGuidance", "classifier": "{classes}"},
-            "guidance.classifier={classes} is a checkpoint of a ScoreModel, which has no classifier",
+            "sample",
+            ("guidance=compose", "guidance.weights=[2,-1]", "guidance.conditions=[{label:3},{}]", "label=1"),
+            "label is set by guidance.conditions, for each of the weights: leave label= out",
         ),
-        (
-            {"_target_": "sde_diffusion.guidance.Composition", "weights": [1, 1], "denoisers": ["{classes}"] * 2},
-            "guidance.weights must sum to 1, and [1.0, 1.0] sum to 2",
-        ),
-        ({**CFG, "negative": {"label": 10}}, "guidance.negative.label must be one of 0 ... 9; got 10"),
-    ],
-)
-def test_models_that_do_not_fit(classes, settings, words):
-    filled = {
-        key: value.format(classes=classes)
-        if isinstance(value, str)
-        else [one.format(classes=classes) for one in value]
-        if key == "denoisers"
-        else value
-        for key, value in settings.items()
-    }
-    with pytest.raises(UserError, match=re.escape(words.format(classes=classes))):
-        guided_denoiser(ScoreModel.load_from_checkpoint(classes), {**WEAK, **filled})
-
-
-def test_a_weak_model_of_other_data(classes, trained):
-    """One without classes, and one of other data: both are named."""
-    with pytest.raises(UserError, match=r"guidance.weak must take the same conditions as the denoiser; it takes no"):
-        guided_denoiser(
-            ScoreModel.load_from_checkpoint(classes), {**WEAK, "weak": str(trained / "checkpoints" / "last.ckpt")}
-        )
-    model = ScoreModel.load_from_checkpoint(classes)
-    model.data = {**model.data, "shape": [1, 9, 9]}
-    with pytest.raises(UserError, match=r"is a model of other data: their shape is \[1, 8, 8\], here it is \[1, 9, 9"):
-        guided_denoiser(model, {**WEAK, "weak": str(classes)})
+    ):
+        done, out = run(name, *SAMPLER, "n=4", *settings)
+        assert done.status == 1
+        assert done.err.startswith(f"error: {words}"), done.err
+        assert "sampler=" not in done.err
+        assert not out.exists()
 
 
 def test_what_is_refused_at_once():
@@ -254,6 +208,9 @@ def test_what_is_refused_at_once():
     assert "guidance.weak must be the path of a checkpoint" in refusal("sample", "guidance=auto")
     assert refusal("sample", "guidance=auto", "guidance.weak=w.ckpt") is None
     assert refusal("sample", "guidance=classifier", "guidance.classifier=c.ckpt", "guidance.on=x0") is None
+    assert "guidance.weights must be a list of numbers that sum to 1, such as" in refusal("sample", "guidance=compose")
+    assert "did you mean cfg?" in refusal("sample", "guidance=cgf")
+    assert "did you mean guidance.scale?" in refusal("sample", "guidance=cfg", "guidance.scael=2")
     assert "add the unconditional model" in refusal("sample", "guidance=compose", "guidance.weights=[1,1]")
     assert (
         refusal("sample", "guidance=compose", "guidance.denoisers=[a.ckpt,b.ckpt]", "guidance.weights=[2,-1]") is None

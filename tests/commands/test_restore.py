@@ -12,7 +12,8 @@ from schema_cases import refusal
 
 from sde_diffusion import UserError
 from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.commands.measurements import build_operator, measurements
+from sde_diffusion.commands.described_operators import build_operator
+from sde_diffusion.commands.measurements import measurements
 from sde_diffusion.commands.restored import against_truth, exactly, left_open
 from sde_diffusion.data import Digits
 from sde_diffusion.guidance import Blur, Downsample, Grey, Mask
@@ -20,7 +21,7 @@ from sde_diffusion.modality import Images
 
 STEPS = ("sampler.steps=4", "posterior.iterations=1")
 MASKED = Mask(torch.eye(8, dtype=torch.bool), (3, 8, 8))
-MASK = {"_target_": "sde_diffusion.commands.PictureMask"}
+MASK = {"_target_": "sde_diffusion.commands.MaskToFill"}
 
 
 def save(path, pixels, mode=None):
@@ -85,14 +86,58 @@ def test_the_models_own_data_and_their_truth(command, trained, tmp_path):
     assert "RMSE" in done.out
 
 
+@pytest.mark.parametrize("name", ["ddnm", "repaint", "replacement"])
+def test_known_pixels_by_other_methods(name, command, trained, files):
+    """mmps: above. Those that cannot do without noise: `test_what_a_likelihood_refuses_is_said_before_the_work`."""
+    folder, hole, pixels = files
+    given = ("operator=mask", "operator.path=mask.png", "images=in", "noise=0", "n=1", f"posterior={name}")
+    steps = {"repaint": "posterior.steps=4", "replacement": "posterior.sampler.steps=4"}.get(name, "sampler.steps=4")
+    done = command("restore", f"ckpt={trained}/checkpoints/last.ckpt", *given, steps, "out=out", cwd=folder)
+    assert done.status == 0, done.err
+    found = np.load(folder / "out" / "restored.npz")["images"][:, 0, ..., 0]
+    assert (found[:, ~hole] == pixels[:, ~hole]).all()
+    report = json.loads((folder / "out" / "restore.json").read_text())
+    assert (report["passes"], report["gradients"]) == ({"repaint": 31}.get(name, 4), 0)
+    assert "evidence" not in report
+
+
+def test_evidence(command, trained, tmp_path):
+    """Estimates of log p(y) and their mean; draws and estimates do not depend on how many particles are at once."""
+    given = ("operator=mask", "operator.part=center", "split=test", "items=3", "n=4", "noise=0.3", "evidence=true")
+    smc = ("posterior=smc", "posterior.steps=4", "posterior.particles=3")
+    found, reports = [], []
+    for name, size in (("a", 256), ("b", 7)):
+        ckpt = f"ckpt={trained}/checkpoints/last.ckpt"
+        done = command("restore", ckpt, *given, *smc, f"batch_size={size}", f"out={name}", cwd=tmp_path)
+        assert done.status == 0, done.err
+        found.append(np.load(tmp_path / name / "restored.npz"))
+        reports.append(json.loads((tmp_path / name / "restore.json").read_text()))
+    assert [report["batch_sizes"] for report in reports] == [[85], [2]]
+    assert np.allclose(found[0]["log_evidence"], found[1]["log_evidence"], atol=1e-3)
+    assert np.abs(found[0]["images"].astype(int) - found[1]["images"]).max() <= 1
+    z = np.exp(found[0]["log_evidence"])
+    evidence = reports[0]["evidence"]
+    assert np.exp(evidence["log_evidence"]) == pytest.approx(z.mean(1))
+    assert evidence["std_errors"] == pytest.approx(z.std(1, ddof=1) / 2 / z.mean(1))
+    assert (reports[0]["passes"], reports[0]["gradients"]) == (12, 0)
+    assert set(reports[0]["calibration"]["statistics"]) >= {"values", "mean", "density", "residual"}
+    assert "log p(y)" in done.out
+
+
 def test_what_a_likelihood_refuses_is_said_before_the_work(command, trained, tmp_path):
-    given = ("operator=mask", "operator.part=lower_half", "split=test", "noise=0", "posterior=dps", "out=out")
-    done = command("restore", f"ckpt={trained}/checkpoints/last.ckpt", *given, cwd=tmp_path)
-    assert done.status == 1
-    assert done.err.startswith("error: PointEstimate divides by the noise")
-    assert "posterior=mmps" in done.err
-    assert "Traceback" not in done.err
-    assert not (tmp_path / "out").exists()
+    given = ("operator=mask", "operator.part=lower_half", "split=test", "items=2", "out=out")
+    for more, parts in (
+        (("noise=0", "posterior=dps"), ["PointEstimate divides by the noise", "(given: posterior=dps", "mmps"]),
+        (("noise=0", "posterior=smc"), ["TwistedSMC weighs particles by the density of y", "noise > 0", "mmps"]),
+        (("posterior=smc", "sampler=ddim"), ["has steps of its own", "(given: sampler=ddim)", "posterior.steps=50"]),
+        (("evidence=true",), ["evidence=true needs posterior=smc", "has no estimate of log p(y)"]),
+    ):
+        done = command("restore", f"ckpt={trained}/checkpoints/last.ckpt", *given, *more, cwd=tmp_path)
+        assert done.status == 1
+        assert done.err.startswith("error: ")
+        assert all(part in done.err for part in parts), done.err
+        assert "Traceback" not in done.err
+        assert not (tmp_path / "out").exists()
 
 
 def test_figures_of_draws_that_are_calibrated_and_of_others():
@@ -142,7 +187,8 @@ def test_exact_measurements(operator, shape, left):
     ("settings", "parts"),
     [
         ({}, ["operator.path=MASK.png", "lower_half"]),
-        ({"path": "mask.png", "part": "center"}, ["operator.path=MASK.png"]),
+        ({}, ["operator.path=MASK.png"]),
+        ({"path": "mask.png", "part": "center"}, ["operator.path and operator.part", "leave out all but one"]),
         ({"part": "lower"}, ["operator.part=lower (did you mean lower_half?)"]),
         ({"part": "center", "invert": 3}, ["operator.invert must be true or false"]),
         ({"path": "none.png"}, ["none.png does not exist"]),
@@ -179,7 +225,7 @@ def test_white_is_filled_unless_inverted(files):
 @pytest.mark.parametrize(
     ("images", "operator", "parts"),
     [
-        (None, Downsample(2), ["either images=", "split=test"]),
+        (None, Downsample(2), ["one of images=", "y=", "split=test"]),
         ("none", Downsample(2), ["none does not exist"]),
         ("empty", Downsample(2), ["empty has no pictures"]),
         ("full.png", Downsample(2), ["full.png is 8x8, and must be 4x4", "8x8, RGB"]),
@@ -208,7 +254,7 @@ def test_measurements_that_do_not_fit(images, operator, parts, tmp_path, monkeyp
     np.savez("two.npz", a=np.zeros(2), b=np.zeros(2))
     model = SimpleNamespace(data={"shape": [3, 8, 8], "levels": 256, "modality": Images((3, 8, 8), 256).describe()})
     with pytest.raises(UserError) as error:
-        measurements(OmegaConf.create({"images": images, "split": None, "noise": 0.02}), model, operator)
+        measurements(OmegaConf.create({"images": images, "y": None, "split": None, "noise": 0.02}), model, operator)
     assert all(part in str(error.value) for part in parts), error.value
 
 
@@ -220,7 +266,6 @@ def test_posteriors(name):
 def test_refused_keys():
     assert "from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)" in refusal("restore", "noise=5")
     assert refusal("restore", "noise=-1").startswith("noise must be")
-    assert "choose operator= from blur, downsample, grey, mask" in refusal("restore", "~operator")
-    assert "must name a class that extends MeasurementLikelihood" in refusal(
+    assert "must name a class that extends PosteriorMethod" in refusal(
         "restore", "posterior=tmpd", "posterior._target_=sde_diffusion.guidance.Grey"
     )

@@ -116,6 +116,10 @@ ELSEWHERE = {
         "exact=1": "exact must be true or false",
         "samplers.pc.each=x": "samplers.pc.each",
     },
+    "guidance": {
+        "scales=[-1]": "scales must be a list of finite numbers of at least 0 (1: conditional, 0: unconditional)",
+        "intervals=[[2,1]]": "[low,high] in sigma/alpha with 0 <= low < high",
+    },
     "sweep": {
         "n=0": "n must be",
         "file=3": "file must be text",

@@ -49,6 +49,24 @@ def test_signals(command, tmp_path):
     report = json.loads((tmp_path / "l" / "likelihood.json").read_text())
     assert report["own_units"]["log_volume"] == 20 * np.log(50)
 
+    # Restored: a gap in given signals, and shorter ones made from the model's own; both in the data's units.
+    given, quick = np.load(tmp_path / "x.npz")["x"][:2], ("sampler.steps=3", "posterior.iterations=1")
+    np.save(tmp_path / "gaps.npy", np.where(np.arange(10) // 3 == 1, np.nan, given))
+    gap = ("operator=mask", "operator.coordinates=[3,4,5]", "y=gaps.npy", "noise=0", "n=2")
+    run("restore", ckpt, *gap, *quick, "out=filled")
+    filled = np.load(tmp_path / "filled" / "restored.npz")["signals"]
+    assert filled.shape == (2, 2, 2, 10)
+    where = np.arange(10) // 3 != 1
+    assert np.allclose(filled[..., where], given[:, None][..., where], atol=1e-4)
+    assert np.ptp(filled[0, :, 0, 3]) > 1e-3
+    means = given.reshape(2, 2, 5, 2).mean(3)
+    np.savez(tmp_path / "means.npz", signals=means)
+    run("restore", ckpt, "operator=downsample", "operator.factor=2", "y=means.npz", "noise=0", *quick, "out=long")
+    found = np.load(tmp_path / "long" / "restored.npz")["signals"]
+    assert np.allclose(found.reshape(2, 4, 2, 5, 2).mean(4), means[:, None], atol=1e-3)
+    run("evaluate", "samples=filled/restored.npz", *data, *few, "out=scored")
+    assert json.loads((tmp_path / "scored" / "metrics.json").read_text())["n"] == 4
+
     np.savez(tmp_path / "points.npz", points=np.zeros((40, 2, 10), np.float32))
     wrong = command("evaluate", "samples=points.npz", *data, "out=w", cwd=tmp_path)
     assert wrong.err == "error: points.npz holds points, and the data are signals of shape [2, 10]\n"

@@ -104,6 +104,14 @@ def test_tables_come_back_in_their_units(command, tmp_path):
     made, kept = _latents(command, tmp_path, ckpt, 50, (3,))
     low, high = np.array(kept["units"]["low"]), np.array(kept["units"]["high"])
     assert np.allclose(found["points"], low + (high - low) * (made.numpy() + 1) / 2, rtol=1e-4, atol=1e-4 * high)
+    # Restored: one column is known, in its own unit, and the others are missing.
+    np.save(tmp_path / "known.npy", np.array([[5.0, np.nan, np.nan], [6.0, np.nan, np.nan]]))
+    mask = ("operator=mask", "operator.coordinates=[1,2]", "y=known.npy", "noise=0", "posterior=ddnm", "n=3")
+    _run(command, tmp_path, "restore", ckpt, *mask, "sampler.steps=3", "out=restored")
+    restored = np.load(tmp_path / "restored" / "restored.npz")["points"]
+    assert restored.shape == (2, 3, 3)
+    assert np.allclose(restored[:, :, 0], [[5.0], [6.0]], atol=1e-4)
+    assert np.ptp(restored[0, :, 1]) > 1
     report = _same_figures(command, tmp_path, ckpt, data, 50)
     # Each column in half its range, so that none counts alone: 2 E|X - Y| - E|X - X'| - E|Y - Y'|.
     test = Arrays(str(tmp_path / "rows.csv"), range="auto")

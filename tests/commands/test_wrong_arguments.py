@@ -69,6 +69,7 @@ WORKS = {
     "TwistedSMC": {},
     "Grey": {},
     "noised": {"sde": VP, "x0": X, "t": 0.5},
+    "start_time": {"sde": VP, "strength": 0.5},
     "AutoGuidance": {"denoiser": NET, "weak": NET},
     "Composition": {"denoisers": [NET, GAUSS], "weights": [2, -1]},
     "EmpiricalDenoiser": {"sde": VP, "data": MEANS},

@@ -231,7 +231,7 @@ def test_flip_shows_each_image_once_each_way():
     assert sorted(found) == [(label, mirrored) for label in range(6) for mirrored in (False, True)]
     # evaluation sees the images as they are
     assert np.array_equal(next(iter(data.val_dataloader()))["x"], images)
-    with pytest.raises(UserError, match=r"data\.flip mirrors images, .* points of shape \[1\]"):
+    with pytest.raises(UserError, match=r"data\.flip is for images, .* points of shape \[1\]"):
         Counting(flip=True).prepare()
 
 

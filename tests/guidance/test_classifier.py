@@ -187,6 +187,7 @@ def test_bad_calls():
         (lambda x, t: x[:, 0], r"must return logits \[2, classes\]; got \[2\]"),
         (lambda x, t: None, "got None"),
         (lambda x, t: x * math.nan, "logits are NaN"),
+        (lambda x, t: x.detach(), "the classifier must be differentiable, and its logits have no gradient"),
         (Miscounted(), "the classifier has 3 classes, but returns 2 logits"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -216,7 +216,7 @@ def test_any_named_conditions_are_left_out():
         ({"scale": -1}, r"scale must be a finite number of at least 0 \(1: the conditional model"),
         ({"scale": math.inf}, "scale must be a finite number"),
         ({"scale": math.nan}, "scale must be a finite number"),
-        ({"scale": "2"}, "scale must be a number"),
+        ({"scale": "2"}, "scale must be a finite number of at least 0 .1: the conditional model"),
         ({"null": None}, "null must say which value of a condition stands for none"),
         ({"null": {"text": 0}}, r"null names text, and NetworkDenoiser takes label"),
         ({"interval": (2, 1)}, r"interval must be \(low, high\) with 0 <= low < high, in sigma/alpha; got \(2, 1\)"),
@@ -234,7 +234,7 @@ def test_any_named_conditions_are_left_out():
         ({"negative_scale": 1}, "negative_scale needs a negative condition"),
         ({"negative": {"text": 1}}, "negative names text, and NetworkDenoiser takes label"),
         ({"scale": lambda log_snr: log_snr}, "scale must be a finite number of at least 0"),
-        ({"scale": lambda log_snr: "2"}, "scale must be a number"),
+        ({"scale": lambda log_snr: "2"}, "scale must be a finite number of at least 0 .1: the conditional model"),
     ],
 )
 def test_bad_arguments(given, message):
@@ -259,7 +259,7 @@ def test_bad_calls():
     assert AncestralSampler(2)(away, (2, 2), label=torch.tensor([1, 2])).nfe == 4
     with pytest.raises(ValueError, match=r"label must be integers in 0 ... 3"):
         AncestralSampler(2)(ClassifierFreeGuidance(network(), 2.0, negative={"label": 9}), (2, 2), label=2)
-    with pytest.raises(ValueError, match=r"w must be a number or \[5\], one for each sample; got \[3\]"):
+    with pytest.raises(ValueError, match=r"scale must be a number, or one for each of the 5 samples \(1: the"):
         ClassifierFreeGuidance(network(), torch.ones(3), {"label": 4})(X, 0.5, label=1)
     assert ClassifierFreeGuidance(network(n_classes=0), 1.0)(X, 0.5).x0.shape == X.shape  # 1 needs nothing to leave out
 

@@ -181,10 +181,13 @@ def test_affine_combinations(weights):
         (lambda: AutoGuidance(network(), network(n_classes=0)), "weak must take the same conditions .* no label"),
         (lambda: AutoGuidance(network(), network(), -0.5), r"at least 0 \(1: the model alone, 0: the weak one\)"),
         (lambda: AutoGuidance(network(), network(), torch.tensor([1.0, -2])), "scale must be a finite number"),
-        (lambda: Composition(PARTS, [1, 1]), "weights, and conditions .* must be as many as denoisers: 3; got 2"),
+        (
+            lambda: Composition(PARTS, [1, 1]),
+            "weights must have a number for each denoiser.*; got 2 weights for 3 denoisers",
+        ),
         (lambda: Composition(PARTS[:2], [1, 1]), "sum to 2: add the unconditional model with weight -1"),
         (lambda: Composition(PARTS[:2], [1, math.nan]), "weights must be finite"),
-        (lambda: Composition([], []), "must be as many as denoisers"),
+        (lambda: Composition([], []), "got 0 weights for 0 denoisers"),
         (lambda: Composition([network(), network(sde=VESDE())], [2, -1]), r"denoisers\[1\] must have the same path"),
     ],
 )
@@ -205,6 +208,6 @@ def test_bad_calls_and_kinds():
         AncestralSampler(2)(composed, (2, 2))
     with pytest.raises(TypeError, match="Composition takes no condition 'label'"):
         Composition(network(), [1], [{"label": 3}])(X, 0.5, label=1)
-    with pytest.raises(ValueError, match=r"w must be a number or \[5\], one for each sample; got \[3\]"):
+    with pytest.raises(ValueError, match=r"scale must be a number, or one for each of the 5 samples \(1: the"):
         AutoGuidance(network(), network(1), torch.ones(3))(X, 0.5, label=1)
     assert issubclass(Composition, Denoiser)

@@ -58,6 +58,24 @@ def test_moment_matching_is_exact_for_gaussians(name, log_snr):
     assert (single.x0 - exact.x0).norm() <= 1e-4 * exact.x0.norm()
 
 
+def test_moment_matching_of_correlated_numbers_needs_iterations():
+    """A smooth signal, eight of whose 16 numbers are known: conjugate gradients end after eight iterations."""
+    places = torch.arange(16, dtype=torch.float64)
+    covariance = 0.25 * torch.exp(-(places[:, None] - places).square() / 18) + 1e-4 * torch.eye(16)
+    denoiser = GaussianDenoiser(PATHS["vp"][0], torch.zeros(16, dtype=torch.float64), covariance=covariance)
+    operator = Mask(places % 2 == 0)
+    for log_snr in (-4.0, 0.0, 4.0):
+        t, x_t, x0 = states(denoiser, log_snr)
+        y = operator(x0) + NOISE * random(3, 8, seed=6)
+        exact = denoiser.posterior(operator, NOISE)(x_t, t, y=y).x0
+        errors = []
+        for iterations in (1, 3, 8, 16):
+            found = PosteriorDenoiser(denoiser, operator, NOISE, MomentMatching(iterations))(x_t, t, y=y)
+            errors.append(float((found.x0 - exact).norm() / exact.norm()))
+        assert errors[0] > errors[1] > errors[2]
+        assert max(errors[2:]) < 1e-6
+
+
 @pytest.mark.parametrize("name", ["vp", "ve", "rectified"])
 @pytest.mark.parametrize(
     "likelihood",
@@ -152,7 +170,12 @@ def test_likelihood_of_the_posterior_of_a_gaussian():
         (lambda p: p(random(2, 6), 0.5, y=torch.zeros(2, 3, dtype=torch.int64)), "floats"),
         (lambda p: p(random(2, 6), 0.5, y=random(2, 4)), r"y has shape \[4\], but the operator gives \[3\]"),
         (lambda p: p(random(2, 6), 0.5, y=torch.full((2, 3), float("nan"))), "y is not finite"),
+        (
+            lambda p: PosteriorDenoiser(p.denoiser, Nonlinear(torch.log))(random(1, 6), 0.5, y=random(1, 6)),
+            r"Nonlinear.* gives NaN or infinite values for data that have none",
+        ),
         (lambda p: PosteriorDenoiser(p.denoiser, p.operator, -0.1), "at least 0"),
+        (lambda p: PosteriorDenoiser(p, p.operator, 0.1), "denoiser has a condition named y itself"),
         (lambda p: PosteriorDenoiser(p.denoiser, p.operator, float("inf")), "finite"),
         (lambda p: PosteriorDenoiser(p.denoiser, p.operator, 0.1, "dps"), "point_estimate"),
         (

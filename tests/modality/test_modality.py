@@ -169,6 +169,53 @@ def test_films_have_frames_of_one_size(modality):
     assert modality.film_strip(x, [1.0, 0.5, 0.0]).width > 0
 
 
+@pytest.mark.parametrize("modality", [Images([1, 5, 5]), Points([2]), Points([4]), Signals([2, 9])])
+def test_posteriors_show_draws_truth_and_measurements(modality):
+    """Each changes the picture."""
+    draws, truth = noise(3 * 4, modality.shape).unflatten(0, (3, 4)), 0.5 * noise(3, modality.shape)
+    known = torch.zeros(modality.shape, dtype=torch.bool)
+    known[..., 0] = True
+    shown = [
+        modality.draw_posterior(draws),
+        modality.draw_posterior(0.9 * draws),
+        modality.draw_posterior(draws, truth=truth),
+        modality.draw_posterior(draws, truth, truth, known),
+        modality.draw_posterior(draws, truth, truth, known.flip(-1)),
+    ]
+    assert len({picture.tobytes() for picture in shown}) == 5
+    if len(modality.shape) > 1:  # shorter signals, smaller pictures
+        assert modality.draw_posterior(draws, truth[..., ::2]).size[0] > 100
+
+
+def test_the_picture_of_a_posterior_has_spread_and_error_on_one_scale():
+    """White is the largest of both; of a pixel in which only one of three channels differs, the root mean square."""
+    truth, x = torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 3, 8, 8)
+    x[0, :, 0, 0, 1] = torch.tensor([0.15, -0.15])  # standard deviation 0.15 sqrt(2)
+    x[0, :, :, 0, 2] = 0.3
+    picture = Images([3, 8, 8]).draw_posterior(x, truth, truth)
+    columns = ["measured", "truth", "draw 0", "draw 1", "mean", "spread", "error"]
+
+    def pixel(title, column):
+        return picture.getpixel((columns.index(title) * (88 + 6) + 11 * column + 5, 22 + 5))
+
+    assert pixel("mean", 2) == (166, 166, 166)  # 127.5 + 0.3 * 127.5
+    assert [pixel("error", column) for column in range(4)] == [(0, 0, 0), (0, 0, 0), (255, 255, 255), (0, 0, 0)]
+    share = 3 * 0.15 * 2**0.5 / 3**0.5 / 0.3  # of red alone, as it is beyond a third
+    assert pixel("spread", 1) == (255, round((share - 1) * 255), 0)
+    assert pixel("spread", 2) == (0, 0, 0)
+    assert picture.width == 7 * 94 + 76
+    assert Images([3, 8, 8]).draw_posterior(x[:, :1], truth).width == 2 * 94 - 6  # one draw has neither mean nor spread
+
+
+def test_draws_of_posteriors_are_read_as_samples(tmp_path):
+    x, modality = noise(6, (3,)), Points([3])
+    np.savez(tmp_path / "restored.npz", points=x.reshape(2, 3, 3).numpy(), seeds=np.arange(6).reshape(2, 3))
+    assert torch.equal(read_samples(tmp_path / "restored.npz", modality).kept, x)
+    np.savez(tmp_path / "other.npz", points=x.reshape(2, 3, 3).numpy(), seeds=np.arange(6))
+    with pytest.raises(UserError, match=r"samples of shape \[3, 3\]"):
+        read_samples(tmp_path / "other.npz", modality)
+
+
 def test_points_are_their_own_features_where_there_are_enough():
     assert [Points([3]).extractor(n) for n in (29, 30)] == ["pca", "pixels"]
     assert Images([1, 8, 8]).extractor(10**6) == Signals([1, 2]).extractor(10**6) == "pca"

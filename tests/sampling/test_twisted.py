@@ -123,6 +123,23 @@ def test_each_sample_has_its_own_particles():
         assert torch.pdist(together.x).min() > 1e-9
 
 
+def test_a_likelihood_of_its_own():
+    """That of the sampler takes the place of the denoiser's."""
+    mixture = four_modes(VP)
+    own = TwistedSMC(8, 5, "jacobian_free")
+    found = own(PosteriorDenoiser(mixture, OPERATOR, NOISE, MomentMatching(1)), (3, 2), y=Y[:3], dtype=torch.float64)
+    expected = TwistedSMC(8, 5)(
+        PosteriorDenoiser(mixture, OPERATOR, NOISE, JacobianFree()), (3, 2), y=Y[:3], dtype=torch.float64
+    )
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.log_evidence, expected.log_evidence)
+    assert found.gradients == 0
+    likelihood, sampler = own.likelihood_and_sampler(AncestralSampler(3))
+    assert isinstance(likelihood, JacobianFree)
+    assert (sampler, sampler.states) == (own, 5)
+    assert MomentMatching(2).likelihood_and_sampler(own)[1] is own
+
+
 def test_passes_gradients_frames_and_callbacks():
     posterior = PosteriorDenoiser(four_modes(VP), OPERATOR, NOISE, MomentMatching(2))
     seen = []

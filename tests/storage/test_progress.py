@@ -22,8 +22,10 @@ def test_lines_now_and_then(monkeypatch, caplog):
         for step in range(1, 101):
             now[0] += 1.0
             bar.update(completed=step, text="12 passes")
+        bar.update(limit=-7.0, stays=True)  # seven seconds after the end of a time limit
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 3, lines
+    assert len(lines) == 4, lines
+    assert lines[3] == "sampling  100 of 200, 1:40 so far, about 0:00 left  (12 passes)"
     assert lines[0] == "sampling  30 of 200, 0:30 so far, about 2:50 left  (12 passes)"
     assert lines[2] == "sampling  90 of 200, 1:30 so far, about 1:50 left  (12 passes)"
 
@@ -102,6 +104,11 @@ def test_no_more_lines_than_long_work_needs(monkeypatch, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert 170 < len(lines) < 220  # 50 in the first 25 minutes, then 1 + 50 ln(24)
     assert lines[0] == "step  2, 0:30 so far, about 9:59:30 left"
+    caplog.clear()
+    with progress.bar("step", total=None) as bar:
+        now[0] += 60.0
+        bar.update(completed=1, limit=-0.7)  # a timer ends a run after the step in which its time is over
+    assert caplog.records[0].getMessage().endswith("about 0:00 left")
 
 
 def test_clock():

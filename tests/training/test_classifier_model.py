@@ -117,7 +117,7 @@ def test_an_encoder_takes_any_shape(shape, patch):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="a classifier needs labels: train it with conditional=true"):
+    with pytest.raises(ValueError, match="a classifier needs labels: give ckpt=MODEL"):
         Classifier(SDE, {}, DATA)
     with pytest.raises(UserError, match=r"network.channels must be"):
         Classifier(SDE, {"label": Label(3)}, DATA, network={"_target_": "sde_diffusion.nn.Encoder", "channels": "many"})

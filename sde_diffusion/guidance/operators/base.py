@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class Operator(nn.Module, ABC):
     """
 
     linear = True
+
+    part_of_data: ClassVar[bool] = False
+    """Whether y are numbers of the data themselves, so that data in which the others are arbitrary say what y is."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -106,10 +110,3 @@ class Operator(nn.Module, ABC):
 def _inverse(eigenvalues: Tensor) -> Tensor:
     known = eigenvalues > 1e-6 * eigenvalues.amax()
     return torch.where(known, 1 / torch.where(known, eigenvalues, 1.0), 0.0)
-
-
-def along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Multiply the last axes of x, [..., n_1, ..., n_k], by one matrix [m_i, n_i] each."""
-    for axis, matrix in zip(range(-len(matrices), 0), matrices, strict=True):
-        x = (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
-    return x

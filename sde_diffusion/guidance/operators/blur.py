@@ -81,10 +81,11 @@ class Blur(Operator):
             return super().filter(y, response)
         sizes = y.shape[min(2, y.ndim - 1) :]
         axes = tuple(range(-self.kernel.ndim, 0))
-        eigenvalues = torch.fft.rfftn(self._padded(sizes, y.device), dim=axes).abs().square().to(y.dtype)
-        spectrum = torch.fft.rfftn(y, dim=axes)
+        precise = y.to(torch.promote_types(y.dtype, torch.float32))
+        eigenvalues = torch.fft.rfftn(self._padded(sizes, y.device), dim=axes).abs().square().to(precise.dtype)
+        spectrum = torch.fft.rfftn(precise, dim=axes)
         found: Tensor = torch.fft.irfftn(response(eigenvalues.expand(spectrum.shape)) * spectrum, s=sizes, dim=axes)
-        return found
+        return found.to(y.dtype)
 
     def spectrum(self, out: Sequence[int]) -> Tensor:
         """For circular boundaries, the squares of the kernel's Fourier transform; see `Operator.spectrum`."""
@@ -97,8 +98,9 @@ class Blur(Operator):
     def _padded(self, sizes: Sequence[int], device: torch.device) -> Tensor:
         """The kernel in a corner of zeros, float64."""
         padded = torch.zeros(tuple(sizes), dtype=torch.float64, device=device)
-        padded[tuple(slice(size) for size in self.kernel.shape)] = self.kernel.to(device)
-        return padded
+        rows = [torch.arange(k, device=device) % size for k, size in zip(self.kernel.shape, sizes, strict=True)]
+        place = torch.meshgrid(*rows, indexing="ij")  # a kernel that is larger than the data goes around them
+        return padded.index_put(place, self.kernel.to(device, torch.float64), accumulate=True)
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sde_diffusion.checks import check_choice, check_count
-from sde_diffusion.guidance.operators.base import Operator, along_axes
+from sde_diffusion.guidance.operators.base import Operator
+from sde_diffusion.resizing import METHODS, along_axes, shrink, shrinking
 
 
 class Downsample(Operator):
@@ -29,19 +29,16 @@ class Downsample(Operator):
     def __init__(self, factor: int, method: str = "area") -> None:
         super().__init__()
         self.factor = check_count("factor", factor, least=2)
-        self.method = check_choice("method", method, ("area", "bicubic"))
+        self.method = check_choice("method", method, METHODS)
 
     def forward(self, x: Tensor) -> Tensor:
         """The smaller data; see `Operator.forward`."""
-        sizes = x.shape[min(2, x.ndim - 1) :]
-        if any(size % self.factor for size in sizes):
-            raise ValueError(f"Downsample({self.factor}) needs sizes that are multiples of it; got {list(sizes)}")
-        return along_axes(x, [self._matrix(size, x) for size in sizes])
+        return shrink(x, self.factor, self.method)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """See `Operator.adjoint`."""
         sizes = y.shape[min(2, y.ndim - 1) :]
-        return along_axes(y, [self._matrix(size * self.factor, y).T for size in sizes])
+        return along_axes(y, [shrinking(size * self.factor, self.factor, self.method).to(y).T for size in sizes])
 
     def filter(self, y: Tensor, response: Callable[[Tensor], Tensor]) -> Tensor:
         """A A^T is a product of one matrix for each axis; see `Operator.filter`."""
@@ -65,27 +62,14 @@ class Downsample(Operator):
             found = found * values.reshape(-1, *(1,) * (len(sizes) - 1 - axis))
         return found
 
-    def _matrix(self, size: int, like: Tensor) -> Tensor:
-        return _shrinking(size, self.factor, self.method).to(like)
-
     def extra_repr(self) -> str:
         """The arguments."""
         return f"factor={self.factor}, method={self.method!r}"
 
 
 @lru_cache(maxsize=32)
-def _shrinking(size: int, factor: int, method: str) -> Tensor:
-    """The matrix [size / factor, size] of one axis, float64."""
-    unit = torch.eye(size, dtype=torch.float64)
-    if method == "area":
-        return unit.reshape(-1, factor, size).mean(1)
-    shrunk = F.interpolate(unit[None, None], (size, size // factor), mode="bicubic", antialias=True)
-    return shrunk[0, 0].T.contiguous()
-
-
-@lru_cache(maxsize=32)
 def _spectrum(size: int, factor: int, method: str) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of the matrix times its transpose."""
-    matrix = _shrinking(size, factor, method)
+    matrix = shrinking(size, factor, method)
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     return values.clamp(min=0), vectors

@@ -26,6 +26,7 @@ class Mask(Operator):
         ValueError: If the mask has other values, has another shape, or all or none of the numbers are known.
     """
 
+    part_of_data = True
     index: Tensor
 
     def __init__(self, mask: Tensor, shape: Sequence[int] | None = None) -> None:

@@ -1,0 +1,13 @@
+"""The arguments that all data sets have."""
+
+from typing import TypedDict
+
+
+class Common(TypedDict, total=False):
+    """The arguments that every data set passes to `DataModule`."""
+
+    batch_size: int
+    seed: int
+    min_batches_per_epoch: int
+    flip: bool
+    shrink: int

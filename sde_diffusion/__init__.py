@@ -19,6 +19,7 @@ _EXPORTS = {
         "EDMSDE",
         "RectifiedFlow",
         "LearnedSDE",
+        "LearnedVPSDE",
         "Grid",
         "UniformTime",
         "QuadraticTime",
@@ -83,6 +84,7 @@ _EXPORTS = {
         "HutchPlusPlus",
         "ExactTrace",
     ),
+    "sde_diffusion.variational": ("VAE", "MarkovVAE", "TopDownVAE", "DiffusionChain", "VectorQuantizer", "bound"),
     "sde_diffusion.training": ("Objective", "DenoisingScoreMatching", "GenerativeModel", "ScoreModel", "EMA"),
     "sde_diffusion.errors": ("UserError",),
 }
@@ -159,6 +161,7 @@ if TYPE_CHECKING:
         Grid,
         KarrasRho,
         LearnedSDE,
+        LearnedVPSDE,
         QuadraticTime,
         RectifiedFlow,
         SubVPSDE,
@@ -166,6 +169,7 @@ if TYPE_CHECKING:
         UniformTime,
     )
     from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, Objective, ScoreModel
+    from sde_diffusion.variational import VAE, DiffusionChain, MarkovVAE, TopDownVAE, VectorQuantizer, bound
 
 
 def __getattr__(name: str) -> Any:

@@ -48,6 +48,7 @@ BUDGET = {
     "sde": 12,
     "storage": 32,
     "training": 130,
+    "variational": 25,
 }
 """Seconds on one core that the quick tests of a folder may take, so that two cores finish in ten minutes."""
 

@@ -23,6 +23,11 @@ TRAIN = {
     "model.network.channel_mult=[1,1] model.network.blocks=2 model.network.dropout=0.2 model.network.embedding_dim=8 "
     "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2",
+    "model vae": "model=vae model.latent.latent=3 model.latent.width=8 model.latent.depth=2 model.latent.dropout=0.1 "
+    "model.observation={_target_:sde_diffusion.variational.DiscretizedLogistic} model.lr=5e-4 model.betas=[0.8,0.99] "
+    "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2 "
+    "objective=beta_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
+    "objective iwae": "model=vae objective=iwae objective.importance=2 objective.gradient=standard",
     "compile": "model.compile=true",
     "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
     "callbacks.non_finite.every_n_steps=2 callbacks.samples.n=5 callbacks.samples.every_n_validations=2 callbacks.noise_levels.bins=4 "

@@ -166,6 +166,7 @@ class Conditioning(nn.Module):
         self.input = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
         self.embeddings = self.conditions.embeddings(dim)
+        self._names_beside = [name for name, kind in self.conditions.items() if kind.beside_x]
 
     @property
     def shapes_beside(self) -> list[tuple[int, ...]]:
@@ -179,10 +180,14 @@ class Conditioning(nn.Module):
             x: [B, *].
             **conditions: See `forward`.
         """
-        kinds = [(name, kind) for name, kind in self.conditions.items() if kind.beside_x]
-        given = [kind.nulls(1, x.device) if (value := conditions.get(name)) is None else value for name, kind in kinds]
-        found = [torch.where(value.isnan(), 0.0, value).to(x.dtype) for value in given]
-        return [value.expand(len(x), *value.shape[1:]) for value in found]
+        found = []
+        for name in self._names_beside:
+            value = conditions.get(name)
+            if value is None:
+                value = self.conditions[name].nulls(1, x.device)
+            value = torch.where(value.isnan(), 0.0, value).to(x.dtype)
+            found.append(value.expand(len(x), *value.shape[1:]))
+        return found
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
         """Return [N, dim], with N = B, or N = 1 where no argument varies over the batch.

@@ -117,8 +117,9 @@ class MLP(Network):
         # One embedding serves all samples where c_noise is a scalar: [1, ...] broadcasts below.
         modulation = self.modulation(self.conditioning(c_noise, label, **conditions))
         scales, shifts = modulation.unflatten(1, (2, len(self.blocks), -1)).unbind(1)
-        beside = self.conditioning.beside(x, label=label, **conditions)
-        features = torch.cat([self._features(x.flatten(1)), *(value.flatten(1) for value in beside)], 1)
+        features = self._features(x.flatten(1))
+        for value in self.conditioning.beside(x, label=label, **conditions):
+            features = torch.cat([features, value.flatten(1)], 1)
         h = self.input(features.to(self.input.weight.dtype))
         for block, scale, shift in zip(self.blocks, (1 + scales).unbind(1), shifts.unbind(1), strict=True):
             h = block(h, scale, shift)

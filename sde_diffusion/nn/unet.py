@@ -132,9 +132,10 @@ class UNet(Network):
         check_arguments(x, c_noise, self.shape)
         embedding = self.conditioning(c_noise, label, **conditions)
         height, width = self.shape[1:]
-        beside = [resized(value, (height, width)) for value in self.conditioning.beside(x, label=label, **conditions)]
-        inputs = torch.cat([x, *beside], 1).to(self.input.weight.dtype)
-        padded = F.pad(inputs, (0, -width % self.patch, 0, -height % self.patch))
+        inputs = x
+        for value in self.conditioning.beside(x, label=label, **conditions):
+            inputs = torch.cat([inputs, resized(value, (height, width))], 1)
+        padded = F.pad(inputs.to(self.input.weight.dtype), (0, -width % self.patch, 0, -height % self.patch))
         h = self.input(F.pixel_unshuffle(padded, self.patch))
         skips = [h]
         for resolution, blocks in enumerate(self.encoder):

@@ -209,8 +209,9 @@ COUNTS: dict[str, tuple[Any, Any]] = {
 }
 """Key: a value other than the run's, and a function that reads it from the objects of the training."""
 
-BY_ITSELF = ("callbacks.samples.sampler", "guidance", "model.condition_dropout")
-"""Have tests of their own: one replaces `sampler`; guidance is null or a choice; and this run has no conditions."""
+BY_ITSELF = ("callbacks.samples.sampler", "guidance", "model.condition_dropout", "model.measured", "data.shrink")
+"""Have tests of their own: one replaces `sampler`; guidance is null or a choice; this run has no conditions, which a
+measurement would be; and smaller data do not fit the network."""
 
 NOT_ON_ONE_CPU = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 """No other value works here."""

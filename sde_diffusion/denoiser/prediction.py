@@ -158,7 +158,7 @@ class Prediction:
 
         score += alpha / sigma^2 delta, eps -= alpha / sigma delta, velocity += (alpha' - alpha sigma' / sigma) delta
         (both terms have the same sign, so nothing cancels). To add g to the score, use delta = sigma^2 / alpha g, or 0
-        where alpha is 0. Where sigma is 0, x_t says all of x_0, and only x0 is shifted.
+        where alpha is 0. Where sigma^2 is 0 in the state's type, x_t says all of x_0, and only x0 is shifted.
 
         Args:
             delta: [B, *].
@@ -173,7 +173,7 @@ class Prediction:
             if name == "x0":
                 return value + delta
             alpha, sigma = sde.alpha(t), sde.sigma(t)
-            noisy = sigma > 0
+            noisy = sigma.square() > torch.finfo(delta.dtype).tiny  # else delta, of order sigma^2, is 0
             sigma = torch.where(noisy, sigma, 1.0)
             if name == "velocity":
                 coefficient = sde.alpha_rate(t) - alpha * sde.sigma_rate(t) / sigma

@@ -25,6 +25,7 @@ def test_order(case, name):
         assert all(abs(slope - order) < 0.3 for slope in slopes(errors)), (method, slopes(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "name"),
     [

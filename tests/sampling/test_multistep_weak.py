@@ -75,6 +75,7 @@ class SummedUp:
 MONTE_CARLO = {"dpm1 1": 1, "ancestral 1": 1, "dpm2 1": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpm1 1", pytest.param("ancestral 1", marks=pytest.mark.slow), "dpm2 1"])
 def test_weak_order_on_a_mixture(method):
     """200,000 samples of a bimodal mixture: variance and fourth moment at 4 and 8 steps against 64 on the same noise.

@@ -18,12 +18,12 @@ from sde_diffusion.variational import Categorical, MLPHierarchy, bound
 def trained(tmp_path_factory):
     data = Digits(batch_size=64)
     torch.manual_seed(0)
-    latent = {"_target_": "sde_diffusion.variational.MLPVAE", "latent": 4, "width": 32}
+    latent = {"_target_": "sde_diffusion.variational.MLPVAE", "latent": 8, "width": 64}
     model = VariationalModel(latent, data=data.describe(), lr=3e-3, warmup_steps=5)
     folder = tmp_path_factory.mktemp("vae")
     trainer = Trainer(
-        max_steps=60,
-        val_check_interval=20,
+        max_steps=300,
+        val_check_interval=100,
         check_val_every_n_epoch=None,
         logger=False,
         enable_progress_bar=False,

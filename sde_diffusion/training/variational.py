@@ -13,12 +13,13 @@ from torch import Tensor
 from sde_diffusion.checks import check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density import Bound
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
-from sde_diffusion.variational import Autoencoder, latent_noise, observation_for
+from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class VariationalModel(GenerativeModel):
             parts["latent"] = build_around(parts["latent"], "latent", shape=list(self.data["shape"]), observation=kind)
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
+        self.decoding = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
 
@@ -121,13 +123,34 @@ class VariationalModel(GenerativeModel):
 
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
-    ) -> Tensor:
-        """The mean of p(x | z) for z drawn from the model; the sampler and the denoiser are not used."""
-        seeds = options.get("seeds", range(shape[0]))
-        parameter = next(self.parameters())
+    ) -> Samples:
+        """Decode z drawn from the model as `decoding` says; the sampler and the denoiser are not used."""
+        given, parameter = options.get("seeds"), next(self.parameters())
+        seeds = range(shape[0]) if given is None else given
         noise = latent_noise(self.latent, seeds, parameter.device, parameter.dtype)
-        x: Tensor = self.latent.decode(self.latent.generate([stream.normal(0) for stream in noise]))
-        return x
+        with torch.no_grad():
+            z = self.latent.generate([stream.normal(0) for stream in noise])
+            if self.decoding == "draw":
+                stream = noise[0].stream("observation", self.latent.shape)
+                return Samples(self.latent.draw(z, stream.normal(0)), nfe=1, latents=z)
+            return Samples(self.latent.decode(z), nfe=1, latents=z)
+
+    def bound(
+        self,
+        x: Tensor,
+        *,
+        draws: int = 1,
+        importance: int = 1,
+        seeds: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Bound:
+        """The evidence lower bound, or the importance weighted one; see `BaseModel.bound` and `variational.bound`."""
+        return bound(self.latent, x, draws, importance, seeds=seeds, **options)
+
+    @property
+    def bounds_density(self) -> bool:
+        """See `BaseModel`: what p(x | z) is."""
+        return self.latent.observation.continuous
 
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""

@@ -29,6 +29,22 @@ _USED = 0.1
 """In nats: with less information than this, all latent variables together are not used."""
 
 
+def build_autoencoder(latent: Any, observation: Any, shape: Sequence[int], levels: int | None) -> Any:
+    """The autoencoder of a configuration, for data of a shape and a number of levels.
+
+    Args:
+        latent: The configuration of the autoencoder.
+        observation: That of p(x | z); None: chosen by the data, see `observation_for`.
+        shape: Shape of the data.
+        levels: Number of levels of the data; None for continuous ones.
+
+    Raises:
+        UserError: If a configuration is invalid.
+    """
+    kind = build_around(observation_for(levels) if observation is None else observation, "observation", levels=levels)
+    return build_around(latent, "latent", shape=list(shape), observation=kind)
+
+
 class VariationalModel(GenerativeModel):
     """A latent variable model trained by a lower bound on log p(x); validated by the evidence lower bound, beta = 1.
 
@@ -80,10 +96,8 @@ class VariationalModel(GenerativeModel):
         parts = {name: to_containers(value) for name, value in given.items()}
         self.save_hyperparameters({k: with_public_paths(v) for k, v in parts.items() if isinstance(v, Mapping)})
         if isinstance(parts["latent"], Mapping):
-            chosen = parts["observation"]
-            chosen = observation_for(self.data.get("levels")) if chosen is None else chosen
-            kind = build_around(chosen, "observation", levels=self.data.get("levels"))
-            parts["latent"] = build_around(parts["latent"], "latent", shape=list(self.data["shape"]), observation=kind)
+            data = {"shape": self.data["shape"], "levels": self.data.get("levels")}
+            parts["latent"] = build_autoencoder(parts["latent"], parts["observation"], **data)
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()

@@ -1,7 +1,8 @@
-"""What callbacks and commands ask of any model: its data, its conditions, a denoiser, samples."""
+"""What callbacks and commands ask of any model: its data, its conditions, a denoiser, samples, a bound on log p."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import public_path
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density import Bound
+from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.measured import Measured
@@ -28,8 +31,7 @@ class BaseModel(LightningModule, ABC):
         conditions: Conditions by name; empty if there are none.
         dropout: How often the conditions are dropped in training.
         measured: What the model is given of the data themselves, such as a smaller picture; None: nothing.
-        denoiser: The trained denoiser; None if the model is not made of one. `sample`, `evaluate` and `likelihood` need
-            it.
+        denoiser: The trained denoiser; None if the model is not made of one.
         run: Configuration of the run, stored in checkpoints for resuming.
         digest: SHA-256 of the checkpoint from which a command has loaded the model.
         guides: SHA-256 of the checkpoints of further models that guide its denoiser, by path.
@@ -62,20 +64,61 @@ class BaseModel(LightningModule, ABC):
             return dict(batch)
         return {**batch, **self.measured.draw(batch["x"], self.data.get("levels"), generator)}
 
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of what the denoiser walks on; that of the data, unless it walks on latent variables."""
+        return tuple(self.data.get("shape", ()))
+
+    def to_data(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """What the denoiser draws, [B, *state_shape], on the scale of the data; [B, *shape].
+
+        Args:
+            x: The end of a walk.
+            seeds: Their seeds, if x is decoded with noise.
+        """
+        return x
+
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
-    ) -> Tensor | None:
-        """Samples for the pictures during training, on the scale of the data; None: no pictures.
+    ) -> Samples | None:
+        """Samples on the scale of the data; None: the model draws none.
 
         A model that draws its samples in another way than by walking with a denoiser overrides this method.
 
         Args:
             sampler: The sampler.
             denoiser: The model's denoiser, perhaps with guidance; None if it has none.
-            shape: Shape of all samples, [N, *dims].
-            **options: The conditions by name, [N, *] each, and further arguments of samplers.
+            shape: Shape of all samples, [N, *shape of the data].
+            **options: The conditions by name, [N, *] each, and further arguments of samplers, such as `seeds`.
         """
-        return None if denoiser is None else sampler(denoiser, shape, **options).x
+        if denoiser is None:
+            return None
+        drawn = sampler(denoiser, (shape[0], *(self.state_shape or shape[1:])), **options)
+        with torch.no_grad():
+            return dataclasses.replace(drawn, x=self.to_data(drawn.x, options.get("seeds")))
+
+    def bound(
+        self,
+        x: Tensor,
+        *,
+        draws: int = 1,
+        importance: int = 1,
+        seeds: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Bound:
+        """Estimate of a lower bound on log p(x): the evidence lower bound, or with importance > 1 a tighter one.
+
+        Args:
+            x: Data on [-1, 1], [B, *shape].
+            draws: Number of estimates, of which the mean is returned.
+            importance: K, number of draws of the latent variables for each estimate; see `variational.bound`.
+            seeds: One integer for each item, on which alone its noise depends; 0, 1, ... by default.
+            **options: The conditions by name, and further arguments of the model's bound, such as `rows`.
+
+        Raises:
+            UserError: If the model has no such bound.
+        """
+        raise UserError(f"a {type(self).__name__} has no bound on log p(x)")
 
     def summary(self) -> dict[str, str]:
         """Lines on what is trained, by heading, for the log of a run."""

@@ -13,12 +13,13 @@ from torch import Tensor
 from sde_diffusion.checks import check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density import Bound
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
-from sde_diffusion.variational import Autoencoder, latent_noise, observation_for
+from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for
 
 log = logging.getLogger(__name__)
 
@@ -135,13 +136,28 @@ class VariationalModel(GenerativeModel):
 
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
-    ) -> Tensor:
+    ) -> Samples:
         """The mean of p(x | z) for z drawn from the model; the sampler and the denoiser are not used."""
-        seeds = options.get("seeds", range(shape[0]))
+        seeds = options.get("seeds")
         parameter = next(self.parameters())
-        noise = latent_noise(self.latent, seeds, parameter.device, parameter.dtype)
-        x: Tensor = self.latent.decode(self.latent.generate([stream.normal(0) for stream in noise]))
-        return x
+        noise = latent_noise(
+            self.latent, range(shape[0]) if seeds is None else seeds, parameter.device, parameter.dtype
+        )
+        with torch.no_grad():
+            z = self.latent.generate([stream.normal(0) for stream in noise])
+            return Samples(self.latent.decode(z), nfe=1)
+
+    def bound(
+        self,
+        x: Tensor,
+        *,
+        draws: int = 1,
+        importance: int = 1,
+        seeds: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Bound:
+        """The evidence lower bound, or the importance weighted one; see `BaseModel.bound` and `variational.bound`."""
+        return bound(self.latent, x, draws, importance, seeds=seeds, **options)
 
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sde_diffusion.config import to_containers
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.variational import build_autoencoder
@@ -47,13 +48,8 @@ def first_stage_of(
     _check_data(what, model.data, data or {})
     if not isinstance(settings.get("latent"), Mapping):
         raise UserError(f"{what} is of a model made from objects in Python, and does not say how to rebuild it")
-    about = {"shape": list(model.data["shape"]), "levels": model.data.get("levels")}
-    try:
-        return FirstStage(
-            autoencoder, {"latent": settings["latent"], "observation": settings.get("observation"), **about}
-        )
-    except UserError as error:
-        raise UserError(f"{what}: {error}") from error
+    own = {"latent": settings["latent"], "observation": settings.get("observation")}
+    return _described(autoencoder, {**own, "shape": model.data["shape"], "levels": model.data.get("levels")}, what)
 
 
 def described(description: Mapping[str, Any]) -> FirstStage:
@@ -65,7 +61,16 @@ def described(description: Mapping[str, Any]) -> FirstStage:
     if lacking := [name for name in _PARTS if name not in description]:
         raise UserError(f"first_stage lacks {', '.join(lacking)}: give the path of a checkpoint")
     found = {name: description[name] for name in _PARTS}
-    return FirstStage(build_autoencoder(**found), found)
+    return _described(build_autoencoder(**found), found, "first_stage")
+
+
+def _described(autoencoder: Autoencoder, description: Mapping[str, Any], what: str) -> FirstStage:
+    try:
+        found = FirstStage(autoencoder)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    found.description = to_containers({**description, "latent_shape": found.latent_shape})
+    return found
 
 
 def _check_data(what: str, own: Mapping[str, Any], data: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol, Self
 
 import torch
@@ -50,7 +50,6 @@ class FirstStage(nn.Module):
 
     Args:
         autoencoder: The autoencoder, with `encode(x)`, which returns q(z | x).
-        description: From which it can be rebuilt, in plain Python containers; None: it cannot.
 
     Raises:
         TypeError: If it is not an autoencoder.
@@ -59,6 +58,7 @@ class FirstStage(nn.Module):
     Attributes:
         shape: Shape of the data.
         latent_shape: Shape of z and w, [C, *].
+        description: From which it can be rebuilt, in plain Python containers; None: it cannot.
 
     References:
         Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; there one scale for all
@@ -68,7 +68,7 @@ class FirstStage(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, autoencoder: Autoencoder, description: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         check_kind("autoencoder", autoencoder, Autoencoder)
         if (levels := len(autoencoder.latent_shapes)) > 1:
@@ -78,7 +78,7 @@ class FirstStage(nn.Module):
                 f"a first stage needs encode(x), which {type(autoencoder).__name__} has not: take model=vae"
             )
         self.autoencoder: Any = autoencoder.requires_grad_(False)
-        self.description = description
+        self.description: dict[str, Any] | None = None
         self.shape, self.latent_shape = tuple(autoencoder.shape), tuple(autoencoder.latent_shapes[0])
         channels = (self.latent_shape[0], *(1,) * (len(self.latent_shape) - 1))
         self.register_buffer("shift", torch.zeros(channels))

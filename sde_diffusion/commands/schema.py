@@ -36,6 +36,7 @@ from sde_diffusion.sde import GRIDS
 
 Seed = Annotated[int, Rule("an integer of at most 64 bits", lambda n: True)]
 Split = Literal["train", "val", "test"]
+Decode = Literal["mean", "draw"]
 _NOISE = "a standard deviation on [-1, 1], from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)"
 NoiseScale = Annotated[float, Rule(_NOISE, lambda x: 0 <= x <= 2)]
 
@@ -202,7 +203,7 @@ def _sample(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
     checks.keys(ckpt=str, n=Count, seed=Seed, film=Natural, batch_size=Count, device=str, overwrite=bool)
-    checks.keys(conditions=Mapping[str, Any] | None, edit=Editing, upsampler=Upsampler)
+    checks.keys(conditions=Mapping[str, Any] | None, edit=Editing, upsampler=Upsampler, decode=Decode, latents=bool)
     checks.part("sampler", Sampler)
     _guidance(checks)
 
@@ -231,7 +232,7 @@ def _evaluate(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
     checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed)
-    checks.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None)
+    checks.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None, decode=Decode)
     checks.keys(split=Split, confidence=BetweenZeroAndOne, resamples=Natural)
     checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     checks.part("sampler", Sampler)

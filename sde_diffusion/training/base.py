@@ -32,6 +32,8 @@ class BaseModel(LightningModule, ABC):
         dropout: How often the conditions are dropped in training.
         measured: What the model is given of the data themselves, such as a smaller picture; None: nothing.
         denoiser: The trained denoiser; None if the model is not made of one.
+        decoding: How samples are made of their latent variables: "mean", the mean of p(x | z), or "draw", drawn from
+            it; None if there is no p(x | z).
         run: Configuration of the run, stored in checkpoints for resuming.
         digest: SHA-256 of the checkpoint from which a command has loaded the model.
         guides: SHA-256 of the checkpoints of further models that guide its denoiser, by path.
@@ -44,6 +46,7 @@ class BaseModel(LightningModule, ABC):
         self.dropout = ConditionDropout(self.conditions, 0.0)
         self.measured: Measured | None = None
         self.denoiser: Denoiser | None = None
+        self.decoding: str | None = None
         self.run: dict[str, Any] = {}
         self.digest = ""
         self.guides: dict[str, str] = {}
@@ -95,7 +98,8 @@ class BaseModel(LightningModule, ABC):
             return None
         drawn = sampler(denoiser, (shape[0], *(self.state_shape or shape[1:])), **options)
         with torch.no_grad():
-            return dataclasses.replace(drawn, x=self.to_data(drawn.x, options.get("seeds")))
+            x = self.to_data(drawn.x, options.get("seeds"))
+        return drawn if x is drawn.x else dataclasses.replace(drawn, x=x, latents=[drawn.x])
 
     def bound(
         self,

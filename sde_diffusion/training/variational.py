@@ -101,6 +101,7 @@ class VariationalModel(GenerativeModel):
             parts["latent"] = build_autoencoder(parts["latent"], parts["observation"], **data)
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
+        self.decoding = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
 
@@ -137,15 +138,16 @@ class VariationalModel(GenerativeModel):
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
     ) -> Samples:
-        """The mean of p(x | z) for z drawn from the model; the sampler and the denoiser are not used."""
-        seeds = options.get("seeds")
-        parameter = next(self.parameters())
-        noise = latent_noise(
-            self.latent, range(shape[0]) if seeds is None else seeds, parameter.device, parameter.dtype
-        )
+        """Decode z drawn from the model as `decoding` says; the sampler and the denoiser are not used."""
+        given, parameter = options.get("seeds"), next(self.parameters())
+        seeds = range(shape[0]) if given is None else given
+        noise = latent_noise(self.latent, seeds, parameter.device, parameter.dtype)
         with torch.no_grad():
             z = self.latent.generate([stream.normal(0) for stream in noise])
-            return Samples(self.latent.decode(z), nfe=1)
+            if self.decoding == "draw":
+                stream = noise[0].stream("observation", self.latent.shape)
+                return Samples(self.latent.draw(z, stream.normal(0)), nfe=1, latents=z)
+            return Samples(self.latent.decode(z), nfe=1, latents=z)
 
     def bound(
         self,

@@ -39,7 +39,7 @@ from sde_diffusion.training import EMA, GenerativeModel, LatentModel, ScoreModel
 from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
 from sde_diffusion.variational import bound
 
-LATENTS, STEPS = 2, 12
+LATENTS, STEPS, BATCH = 2, 12, 32
 OPTIMIZER: dict[str, Any] = {"lr": 2e-3, "warmup_steps": 100}
 AUTOENCODER = {"_target_": "sde_diffusion.variational.ConvVAE", "latent": LATENTS, "channels": [16, 32, 48]}
 UNET: dict[str, Any] = {"_target_": "sde_diffusion.nn.UNet", "embedding_dim": 64, "blocks": 1, "dropout": 0.0}
@@ -169,7 +169,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    data = IdxImages(str(args.root), batch_size=64, seed=args.seed)
+    data = IdxImages(str(args.root), batch_size=BATCH, seed=args.seed)
     common: dict[str, Any] = {**OPTIMIZER, "seed": args.seed, "data": data.prepare().describe()}
     words = []
 

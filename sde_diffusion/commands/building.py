@@ -85,7 +85,7 @@ def _first_stage(cfg: DictConfig, data: DataModule) -> FirstStage:
 
     known = OmegaConf.select(cfg, "first_stage.autoencoder")
     if known is not None:
-        return described(resolved(known))
+        return described(resolved(known), data.describe())
     return first_stage_of(OmegaConf.select(cfg, "first_stage.ckpt"), data.describe())
 
 

@@ -172,3 +172,4 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # of a resumed run
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by design
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # caused by Lightning
+    warnings.filterwarnings("ignore", message=r"Found .* module\(s\) in eval mode at the start")  # frozen, by design

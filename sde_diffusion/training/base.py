@@ -19,6 +19,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.measured import Measured
+from sde_diffusion.variational import FirstStage
 
 Batch = dict[str, Tensor]
 
@@ -32,6 +33,7 @@ class BaseModel(LightningModule, ABC):
         dropout: How often the conditions are dropped in training.
         measured: What the model is given of the data themselves, such as a smaller picture; None: nothing.
         denoiser: The trained denoiser; None if the model is not made of one.
+        first_stage: The autoencoder whose latent variables the denoiser walks on; None: it walks on the data.
         decoding: How samples are made of their latent variables: "mean", the mean of p(x | z), or "draw", drawn from
             it; None if there is no p(x | z).
         run: Configuration of the run, stored in checkpoints for resuming.
@@ -46,6 +48,7 @@ class BaseModel(LightningModule, ABC):
         self.dropout = ConditionDropout(self.conditions, 0.0)
         self.measured: Measured | None = None
         self.denoiser: Denoiser | None = None
+        self.first_stage: FirstStage | None = None
         self.decoding: str | None = None
         self.run: dict[str, Any] = {}
         self.digest = ""

@@ -52,15 +52,20 @@ def first_stage_of(
     return _described(autoencoder, {**own, "shape": model.data["shape"], "levels": model.data.get("levels")}, what)
 
 
-def described(description: Mapping[str, Any]) -> FirstStage:
+def described(description: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> FirstStage:
     """The first stage of a `FirstStage.description`, without its weights.
 
+    Args:
+        description: The description.
+        data: See `first_stage_of`.
+
     Raises:
-        UserError: If it is not one.
+        UserError: If it is not one, or of other data.
     """
     if lacking := [name for name in _PARTS if name not in description]:
         raise UserError(f"first_stage lacks {', '.join(lacking)}: give the path of a checkpoint")
     found = {name: description[name] for name in _PARTS}
+    _check_data("the first stage", found, data or {})
     return _described(build_autoencoder(**found), found, "first_stage")
 
 
@@ -81,16 +86,16 @@ def _check_data(what: str, own: Mapping[str, Any], data: Mapping[str, Any]) -> N
     """
     if not own or not data:
         return
+    its = own.get("name", "data")
     if list(own["shape"]) != list(data["shape"]):
         raise UserError(
-            f"{what} was trained on {own.get('name')} {list(own['shape'])}, data are {list(data['shape'])}: train a "
-            "first stage on these data"
+            f"{what} was trained on {its} {list(own['shape'])}, data are {list(data['shape'])}: train one on these data"
         )
     for name in ("levels", "units"):
-        if own.get(name) != data.get(name):
+        if name in own and own[name] != data.get(name):
             raise UserError(
-                f"{what} was trained on {own.get('name')}, whose {name} are {own.get(name)}, those of the data are "
-                f"{data.get(name)}: train a first stage on these data"
+                f"{what} was trained on {its} with {name} {own[name]}, those of the data are {data.get(name)}: train "
+                "one on these data"
             )
-    if own.get("name") != data.get("name"):
-        log.warning("%s was trained on %s, but the data are %s", what, own.get("name"), data.get("name"))
+    if "name" in own and own["name"] != data.get("name"):
+        log.warning("%s was trained on %s, but the data are %s", what, its, data.get("name"))

@@ -13,6 +13,7 @@ from sde_diffusion.config import public_path, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
 from sde_diffusion.errors import UserError
+from sde_diffusion.sampling import Noise
 from sde_diffusion.training.first_stage import described, first_stage_of
 from sde_diffusion.training.module import ScoreModel
 from sde_diffusion.training.objective import Objective
@@ -107,6 +108,7 @@ class LatentModel(ScoreModel):
         if stage.description is not None:
             self.save_hyperparameters({"first_stage": with_public_paths(stage.description)})
         self.first_stage: FirstStage = stage
+        self.decoding = "mean"
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -114,8 +116,12 @@ class LatentModel(ScoreModel):
         return self.first_stage.latent_shape
 
     def to_data(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """The mean of p(x | w) for w, [B, *state_shape], on the data's scale."""
-        return self.first_stage.decode(x)
+        """The mean of p(x | w) for w, [B, *state_shape], on the data's scale, or a draw from it: see `decoding`."""
+        if self.decoding != "draw":
+            return self.first_stage.decode(x)
+        seeds = range(len(x)) if seeds is None else seeds
+        noise = Noise(seeds, self.first_stage.shape, x.device, x.dtype).stream("observation")
+        return self.first_stage.draw_data(x, noise.normal(0))
 
     def on_fit_start(self) -> None:
         """Measure shift and scale for a new run: every process on the same training items, all or 10,000 of them."""

@@ -77,7 +77,7 @@ class FirstStage(nn.Module):
             raise UserError(
                 f"a first stage needs encode(x), which {type(autoencoder).__name__} has not: take model=vae"
             )
-        self.autoencoder: Any = autoencoder.requires_grad_(False)
+        self.autoencoder: Autoencoder = autoencoder.requires_grad_(False)
         self.description: dict[str, Any] | None = None
         self.shape, self.latent_shape = tuple(autoencoder.shape), tuple(autoencoder.latent_shapes[0])
         channels = (self.latent_shape[0], *(1,) * (len(self.latent_shape) - 1))
@@ -121,8 +121,9 @@ class FirstStage(nn.Module):
 
     def encode(self, x: Tensor) -> Posterior:
         """q(z | x) for data [B, *shape], of z as it is."""
-        with torch.autocast(x.device.type, enabled=False):
-            q: Posterior = self.autoencoder.encode(x.to(self.shift))
+        with _own_precision(x):
+            encode: Any = self.autoencoder.encode
+            q: Posterior = encode(x.to(self.shift))
             return q
 
     def standardise(self, z: Tensor) -> Tensor:
@@ -135,16 +136,19 @@ class FirstStage(nn.Module):
 
     def decode(self, w: Tensor) -> Tensor:
         """The mean of p(x | w), on the data's scale of [-1, 1]; [B, *shape]."""
-        with torch.autocast(w.device.type, enabled=False):
-            x: Tensor = self.autoencoder.decode([self._original(w)])
-            return x
+        with _own_precision(w):
+            return self.autoencoder.decode([self._original(w)])
+
+    def draw_data(self, w: Tensor, noise: Tensor) -> Tensor:
+        """Draw x from p(x | w), with standard normal noise [B, *shape]."""
+        with _own_precision(w):
+            return self.autoencoder.draw([self._original(w)], noise.to(self.shift))
 
     def log_prob(self, x: Tensor, w: Tensor) -> Tensor:
         """Log p(x | w), in nats; [B]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with _own_precision(w):
             outputs = self.autoencoder.outputs([self._original(w)])
-            found: Tensor = self.autoencoder.observation.log_prob(x.to(self.shift), outputs)
-            return found
+            return self.autoencoder.observation.log_prob(x.to(self.shift), outputs)
 
     @property
     def log_scale(self) -> float:
@@ -152,7 +156,13 @@ class FirstStage(nn.Module):
         return float(self.scale.double().log().sum()) * math.prod(self.latent_shape[1:])
 
     def _original(self, w: Tensor) -> Tensor:
+        """Z of w."""
         return torch.addcmul(self.shift, self.scale, w.to(self.shift))
+
+
+def _own_precision(x: Tensor) -> torch.autocast:
+    """Context in which modules compute in the type of their weights."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _of_channels(values: Tensor) -> Tensor:

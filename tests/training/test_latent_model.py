@@ -143,7 +143,7 @@ def test_what_is_no_first_stage_for_the_data_is_refused(vae, tmp_path):
     data = digits().describe()
     for change, words in (
         ({"shape": [3, 32, 32]}, r"trained on digits \[1, 8, 8\], data are \[3, 32, 32\]"),
-        ({"levels": None}, "trained on digits, whose levels are 17, those of the data are None"),
+        ({"levels": None}, "trained on digits with levels 17, those of the data are None"),
     ):
         with pytest.raises(UserError, match=words):
             make(vae, data={**data, **change})

@@ -10,7 +10,8 @@ diffused), batch size, optimizer and moving average. It measures
 - CPU time for each sample.
 
 Times are CPU seconds of this process on one thread, so that other load on the machine matters little; those of training
-include measuring shift and scale. Results: a table, DIR/latent.json and pictures of the samples.
+include measuring shift and scale. Results: a table, DIR/latent.json, pictures of the samples, and the models, which are
+not trained again if they are there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,12 @@ def denoiser(network: dict[str, Any], std: float) -> dict[str, Any]:
     }
 
 
-def trained(model: GenerativeModel, data: DataModule, timer: CPUTimer, path: Path) -> str:
-    """Train a model, write its checkpoint, and say how many steps it took."""
+def trained(make: Callable[[], GenerativeModel], data: DataModule, seconds: float, path: Path) -> Any:
+    """Train a model and write its checkpoint, or read it if it is there."""
+    if path.is_file():
+        return GenerativeModel.load_from_checkpoint(path)
+    timer = CPUTimer(seconds)
+    model = make()
     trainer = Trainer(
         max_steps=-1,
         max_epochs=-1,
@@ -103,11 +109,9 @@ def trained(model: GenerativeModel, data: DataModule, timer: CPUTimer, path: Pat
     )
     trainer.fit(model, datamodule=data)
     trainer.save_checkpoint(path)
-    model.eval()
-    seconds, loss = timer.time_elapsed(), float(trainer.callback_metrics["train/loss"])
-    words = f"{path.stem}: {trainer.global_step} steps of {data.batch_size} in {seconds:.0f} CPU s, loss {loss:.3f}"
-    print(words, flush=True)
-    return words
+    steps, loss = trainer.global_step, float(trainer.callback_metrics["train/loss"])
+    print(f"{path.stem}: {steps} steps of {data.batch_size} in {timer.time_elapsed():.0f} CPU s, loss {loss:.3f}")
+    return model.eval()
 
 
 Row = tuple[str, float, float]
@@ -171,17 +175,23 @@ def main() -> None:
     torch.set_num_threads(1)
     data = IdxImages(str(args.root), batch_size=BATCH, seed=args.seed)
     common: dict[str, Any] = {**OPTIMIZER, "seed": args.seed, "data": data.prepare().describe()}
-    words = []
 
+    def autoencoder() -> VariationalModel:
+        objective = {"_target_": "sde_diffusion.training.BetaELBO", "beta": 0.01}
+        return VariationalModel(AUTOENCODER, objective=objective, **common)
+
+    first = args.out / "first_stage.ckpt"
     torch.manual_seed(args.seed)
-    objective = {"_target_": "sde_diffusion.training.BetaELBO", "beta": 0.01}
-    autoencoder = VariationalModel(AUTOENCODER, objective=objective, **common)
-    words.append(trained(autoencoder, data, CPUTimer(args.seconds), args.out / "first_stage.ckpt"))
-    timer = CPUTimer(args.seconds)
-    latent = LatentModel(**denoiser(LATENT_UNET, 1.0), first_stage=args.out / "first_stage.ckpt", **common)
-    words.append(trained(latent, data, timer, args.out / "latent.ckpt"))
-    pixel = ScoreModel(**denoiser(PIXEL_UNET, data.std), **common)
-    words.append(trained(pixel, data, CPUTimer(2 * args.seconds), args.out / "pixel.ckpt"))
+    pixel = trained(
+        lambda: ScoreModel(**denoiser(PIXEL_UNET, data.std), **common), data, 2 * args.seconds, args.out / "pixel.ckpt"
+    )
+    trained(autoencoder, data, args.seconds, first)
+    latent = trained(
+        lambda: LatentModel(**denoiser(LATENT_UNET, 1.0), first_stage=first, **common),
+        data,
+        args.seconds,
+        args.out / "latent.ckpt",
+    )
 
     test, train = data.split("test"), data.split("train")
     some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: args.items]
@@ -199,7 +209,7 @@ def main() -> None:
         rows += [distance(f"samples, {name}", metric, samples), cost]
     lines = [f"{name:44s}{value:9.3f}" + (f" ± {error:.3f}" if error else "") for name, value, error in rows]
     print("\n".join(lines))
-    about = {"training": words, "rows": rows, "settings": {**vars(args), "root": "", "out": ""}, **record.provenance()}
+    about = {"rows": rows, "settings": {**vars(args), "root": "", "out": ""}, **record.provenance()}
     with writing(args.out / "latent.json") as temporary:
         temporary.write_text(json.dumps(about, indent=2, default=str) + "\n")
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from autoencoders import MLP, autoencoder
 from tiny import OBJECTIVE, make_model, make_trainer, same
 
 from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import DPMSolver
-from sde_diffusion.training import EMA, GenerativeModel, LatentModel, VariationalModel
+from sde_diffusion.training import EMA, GenerativeModel, LatentModel
 from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
 from sde_diffusion.variational import FirstStage
 
-VAE = {"_target_": "sde_diffusion.variational.MLPVAE", "latent": 3, "width": 16}
 NETWORK = {"_target_": "sde_diffusion.nn.MLP", "shape": [3], "width": 16, "depth": 1, "embedding_dim": 8}
 DENOISER = {
     "_target_": "sde_diffusion.denoiser.NetworkDenoiser",
@@ -43,9 +43,7 @@ def run(model: GenerativeModel, folder: Path, steps: int, ckpt: Path | None = No
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    model = VariationalModel(VAE, data=digits().describe(), lr=1e-2, warmup_steps=1)
-    return run(model, tmp_path_factory.mktemp("vae"), 20)
+    return autoencoder(tmp_path_factory.mktemp("vae") / "vae.ckpt", digits(), MLP, steps=20)
 
 
 def make(first_stage: Any, **options: Any) -> LatentModel:
@@ -139,7 +137,7 @@ def test_what_is_no_first_stage_for_the_data_is_refused(vae, tmp_path):
     with pytest.raises(UserError, match=r"first_stage.ckpt: no checkpoint .*away.ckpt"):
         make(tmp_path / "away.ckpt")
     with pytest.raises(UserError, match="first_stage lacks observation, shape, levels"):
-        make({"latent": VAE})
+        make({"latent": MLP})
     data = digits().describe()
     for change, words in (
         ({"shape": [3, 32, 32]}, r"trained on digits \[1, 8, 8\], data are \[3, 32, 32\]"),

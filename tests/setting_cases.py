@@ -113,7 +113,7 @@ TRAIN = {
     },
     "experiment mnist": "experiment=mnist data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
-    "experiment latent_mnist": "experiment=latent_mnist data.root=IDX data.n_val=10 first_stage.ckpt=CONVVAE trainer.max_steps=9",
+    "experiment latent_mnist": "experiment=latent_mnist network=unet_small data.root=IDX data.n_val=10 first_stage.ckpt=CONVVAE trainer.max_steps=9",
     "experiment mnist_upsampler": "experiment=mnist_upsampler data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment cifar10_small": "experiment=cifar10_small data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
     "network.embedding_dim=8",

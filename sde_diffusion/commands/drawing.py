@@ -66,6 +66,9 @@ def draw(
         **({} if model.decoding is None else {"decode": model.decoding}),
         **({"latents": True} if latents else {}),
     }
+    if model.decoding is not None:
+        words = {"mean": "is the mean of p(x | z)", "draw": "is drawn from p(x | z)"}[model.decoding]
+        log.info("each of the samples %s", words)
     sampler, known = build(plan["sampler"]), dict(conditions)
     seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
     check_guided(model, conditions, len(seeds))

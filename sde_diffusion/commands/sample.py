@@ -91,7 +91,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         pictures.save(modality.draw(shown) if edit is None else edit.picture(modality, shown, cfg.n), grid)
     else:
         write_samples(out / "small.npz", modality, drawn.batches(), seeds, conditions, names, **decoded)
-        small, stage, edit = stage, enlarge(cfg, stage, upsampler, device, parts[1]), None
+        small, stage, edit, decoded = stage, enlarge(cfg, stage, upsampler, device, parts[1]), None, {}
         log.info("%d %s, %d network passes each; then enlarged:", drawn.n, modality.kind, drawn.nfe)
         modality, drawn = modality_of(upsampler.data), stage.drawn
         pictures.save(draw_beside(small, stage), grid)
@@ -109,8 +109,6 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         log.info("batches of %s: samples of an adaptive solver depend on them, within its tolerance", sizes)
     scale = "on 0 ... 255" if found.dtype == np.uint8 else "in the data's own units"
     log.info("%s: %s %s, %s", modality.unit, found.dtype, list(found.shape), scale)
-    if decoded:
-        log.info("each is %s", {"mean": "the mean of p(x | z)", "draw": "drawn from p(x | z)"}[decoded["decode"]])
     for name in names:
         log.info("%s: %s", name, numbered(names[name]))
     if latents is not None:

@@ -66,7 +66,7 @@ class Bound(TypedDict):
 
     steps: Count | None
     draws: Count | None
-    decoder: Literal["frequencies", "uniform"] | Described
+    decoder: Literal["frequencies", "uniform", "dequantised"] | Described
     grid: Literal[tuple(GRIDS)] | Described | None  # type: ignore[valid-type]
     t_end: float | None
 
@@ -264,9 +264,10 @@ def _likelihood(checks: ConfigChecks) -> None:
     checks.choice("grid", Grid, Literal[tuple(GRIDS)] | None)
     checks.choice("trace", Trace, Literal[tuple(TRACES)], **checks.keys(probes=Count))
     checks.choice("prior", Prior, Literal["standard", "matched"], sde=VPSDE())
+    checks.keys(importance=Count, bound=Mapping[str, Any] | None)
     checks.keys(draws=Count, elbo=Bound | None, target_se=Positive | None)
     if checks.value("elbo") is not None:
-        checks.choice("elbo.decoder", Decoder, Literal["frequencies", "uniform"], levels=2)
+        checks.choice("elbo.decoder", Decoder, Literal["frequencies", "uniform", "dequantised"], levels=2)
         checks.choice("elbo.grid", Grid, Literal[tuple(GRIDS)] | None)
     checks.keys(against=str | None, against_root=str | None, against_path=str | None)
     checks.data("data", DataModule, Location)

@@ -104,7 +104,7 @@ def write_latents(path: Path, latents: Mapping[str, Iterable[Tensor]], seeds: ra
     arrays["seeds"] = np.arange(seeds.start, seeds.stop, dtype=np.int64)
     with writing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    return {name: list(array.shape) for name, array in arrays.items()}
+    return {name: list(arrays[name].shape) for name in latents}
 
 
 def read_samples(path: Path, modality: Modality, classes: Sequence[str] = ()) -> Stored:

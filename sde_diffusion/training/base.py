@@ -127,6 +127,16 @@ class BaseModel(LightningModule, ABC):
         """
         raise UserError(f"a {type(self).__name__} has no bound on log p(x)")
 
+    @property
+    def bounds_density(self) -> bool:
+        """Whether `bound` is of a density of continuous data, not of the probability of data on levels."""
+        return self.data.get("levels") is None
+
+    @classmethod
+    def defines(cls, name: str) -> bool:
+        """Whether a class has a method of its own in place of that of `BaseModel`."""
+        return getattr(cls, name) is not getattr(BaseModel, name)
+
     def summary(self) -> dict[str, str]:
         """Lines on what is trained, by heading, for the log of a run."""
         return {"model": f"{public_path(type(self))}, {sum(p.numel() for p in self.parameters()):,} parameters"}

@@ -161,6 +161,11 @@ class VariationalModel(GenerativeModel):
         """The evidence lower bound, or the importance weighted one; see `BaseModel.bound` and `variational.bound`."""
         return bound(self.latent, x, draws, importance, seeds=seeds, **options)
 
+    @property
+    def bounds_density(self) -> bool:
+        """See `BaseModel`: what p(x | z) is."""
+        return self.latent.observation.continuous
+
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""
         return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.latent.latent_shapes)}

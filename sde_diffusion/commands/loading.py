@@ -47,12 +47,22 @@ def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:
     Raises:
         UserError: If the checkpoint cannot be read, or its model lacks one of these.
     """
-    from sde_diffusion.training.digested import load_with_digest
-
-    model = load_with_digest(ckpt, device)
+    model = load_described(ckpt, device)
     if model.denoiser is None:
         what = model.summary()["model"]
         raise UserError(f"{ckpt} contains a {type(model).__name__} ({what}), and this command needs a denoiser")
+    return model
+
+
+def load_described(ckpt: str, device: torch.device) -> GenerativeModel:
+    """The model of a checkpoint, which has a description of its data.
+
+    Raises:
+        UserError: If the checkpoint cannot be read, or lacks it.
+    """
+    from sde_diffusion.training.digested import load_with_digest
+
+    model = load_with_digest(ckpt, device)
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
             f"{ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "

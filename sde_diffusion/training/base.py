@@ -13,6 +13,7 @@ from torch import Tensor
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import public_path
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.measured import Measured
@@ -76,6 +77,18 @@ class BaseModel(LightningModule, ABC):
             **options: The conditions by name, [N, *] each, and further arguments of samplers.
         """
         return None if denoiser is None else sampler(denoiser, shape, **options).x
+
+    def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """Data decoded from what x is encoded as, on the scale of the data.
+
+        Args:
+            x: Data, [B, *dims].
+            seeds: One integer for each item, on which alone its noise depends; 0, 1, ... by default.
+
+        Raises:
+            UserError: If the model has no encoder.
+        """
+        raise UserError(f"a {type(self).__name__} has no encoder, and so no reconstructions")
 
     def summary(self) -> dict[str, str]:
         """Lines on what is trained, by heading, for the log of a run."""

@@ -232,7 +232,8 @@ def _evaluate(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
     checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed)
-    checks.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None, decode=Decode)
+    checks.keys(n=Annotated[int, at_least(2)], of=Literal["samples", "reconstructions"], decode=Decode)
+    checks.keys(conditions=Mapping[str, Any] | None)
     checks.keys(split=Split, confidence=BetweenZeroAndOne, resamples=Natural)
     checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     checks.part("sampler", Sampler)

@@ -6,6 +6,7 @@ Names that need Lightning, which takes seconds to import, are imported when they
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.measured import Measured
 from sde_diffusion.training.objective import DenoisingScoreMatching, Objective
 from sde_diffusion.training.time_sampling import (
@@ -15,7 +16,12 @@ from sde_diffusion.training.time_sampling import (
     TimeSampling,
     UniformTimes,
 )
-from sde_diffusion.training.variational_objective import BetaELBO, ImportanceWeighted, VariationalObjective
+from sde_diffusion.training.variational_objective import (
+    BetaELBO,
+    ImportanceWeighted,
+    QuantizedELBO,
+    VariationalObjective,
+)
 from sde_diffusion.training.weighting import (
     EDMWeighting,
     ELBOWeighting,
@@ -83,6 +89,8 @@ __all__ = [
     "Measured",
     "MinSNRWeighting",
     "Objective",
+    "PatchAdversary",
+    "QuantizedELBO",
     "SampleGrid",
     "ScoreModel",
     "ScoreWeighting",

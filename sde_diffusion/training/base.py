@@ -137,6 +137,18 @@ class BaseModel(LightningModule, ABC):
         """Whether a class has a method of its own in place of that of `BaseModel`."""
         return getattr(cls, name) is not getattr(BaseModel, name)
 
+    def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """Data decoded from what x is encoded as, on the scale of the data.
+
+        Args:
+            x: Data, [B, *dims].
+            seeds: One integer for each item, on which alone its noise depends; 0, 1, ... by default.
+
+        Raises:
+            UserError: If the model has no encoder.
+        """
+        raise UserError(f"a {type(self).__name__} has no encoder, and so no reconstructions")
+
     def summary(self) -> dict[str, str]:
         """Lines on what is trained, by heading, for the log of a run."""
         return {"model": f"{public_path(type(self))}, {sum(p.numel() for p in self.parameters()):,} parameters"}

@@ -18,7 +18,7 @@ from sde_diffusion.training.first_stage import described, first_stage_of
 from sde_diffusion.training.module import ScoreModel
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
-from sde_diffusion.variational import FirstStage, latent_bound
+from sde_diffusion.variational import FirstStage, latent_bound, latent_noise
 
 _ITEMS, _AT_ONCE = 10_000, 500
 """Number of training items, evenly spaced, on which shift and scale are measured; how many are encoded at once."""
@@ -123,6 +123,13 @@ class LatentModel(ScoreModel):
         noise = Noise(seeds, self.first_stage.shape, x.device, x.dtype).stream("observation")
         return self.first_stage.draw_data(x, noise.normal(0))
 
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """The first stage's: the mean of p(x | z) for a draw of z from q(z | x); see `BaseModel.reconstruct`."""
+        seeds = range(len(x)) if seeds is None else seeds
+        (stream,) = latent_noise(self.first_stage.autoencoder, seeds, x.device, x.dtype)
+        return self.first_stage.decode(self.first_stage.draw(x, stream.normal(0)))
+
     def on_fit_start(self) -> None:
         """Measure shift and scale for a new run: every process on the same training items, all or 10,000 of them."""
         if self.trainer.ckpt_path is not None:
@@ -154,6 +161,11 @@ class LatentModel(ScoreModel):
     ) -> Bound:
         """The bound of autoencoder and diffusion together; see `BaseModel.bound` and `latent_bound`."""
         return latent_bound(self.first_stage, self.denoiser, x, draws, importance, seeds=seeds, **options)
+
+    @property
+    def bounds_density(self) -> bool:
+        """See `BaseModel`: what p(x | z) is."""
+        return self.first_stage.autoencoder.observation.continuous
 
     def summary(self) -> dict[str, str]:
         """Also the first stage, and the shapes of the data and of the latent variables."""

@@ -16,17 +16,20 @@ from sde_diffusion.variational.observation import (
     ObservationModel,
     observation_for,
 )
-from sde_diffusion.variational.quantizer import Quantized, VectorQuantizer
+from sde_diffusion.variational.quantizer import Quantized, VectorQuantizer, perplexity
 from sde_diffusion.variational.vae import MLPVAE, VAE, ConvVAE
+from sde_diffusion.variational.vq_vae import VQVAE, ConvVQVAE
 
 __all__ = [
     "MLPVAE",
     "VAE",
+    "VQVAE",
     "Autoencoder",
     "Bernoulli",
     "Categorical",
     "ConvHierarchy",
     "ConvVAE",
+    "ConvVQVAE",
     "DiagonalGaussian",
     "DiffusionChain",
     "DiscretizedLogistic",
@@ -45,4 +48,5 @@ __all__ = [
     "latent_bound",
     "latent_noise",
     "observation_for",
+    "perplexity",
 ]

@@ -6,6 +6,7 @@ Names that need Lightning, which takes seconds to import, are imported when they
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.measured import Measured
 from sde_diffusion.training.objective import DenoisingScoreMatching, Objective
 from sde_diffusion.training.time_sampling import (
@@ -15,7 +16,12 @@ from sde_diffusion.training.time_sampling import (
     TimeSampling,
     UniformTimes,
 )
-from sde_diffusion.training.variational_objective import BetaELBO, ImportanceWeighted, VariationalObjective
+from sde_diffusion.training.variational_objective import (
+    BetaELBO,
+    ImportanceWeighted,
+    QuantizedELBO,
+    VariationalObjective,
+)
 from sde_diffusion.training.weighting import (
     EDMWeighting,
     ELBOWeighting,
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from sde_diffusion.training.classifier import Classifier
     from sde_diffusion.training.ema import EMA
     from sde_diffusion.training.generative import GenerativeModel
+    from sde_diffusion.training.latent import LatentModel
     from sde_diffusion.training.loggers import CSVLogger, WandbLogger
     from sde_diffusion.training.module import ScoreModel
     from sde_diffusion.training.noise_levels import LossByNoiseLevel
@@ -47,6 +54,7 @@ _LAZY = {
     "FinalValidation": "checkpoint_callbacks",
     "GenerativeModel": "generative",
     "LastCheckpoint": "checkpoint_callbacks",
+    "LatentModel": "latent",
     "LossByNoiseLevel": "noise_levels",
     "SampleGrid": "callbacks",
     "ScoreModel": "module",
@@ -74,12 +82,15 @@ __all__ = [
     "ImportanceTimes",
     "ImportanceWeighted",
     "LastCheckpoint",
+    "LatentModel",
     "LikelihoodWeighting",
     "LogNormalTimes",
     "LossByNoiseLevel",
     "Measured",
     "MinSNRWeighting",
     "Objective",
+    "PatchAdversary",
+    "QuantizedELBO",
     "SampleGrid",
     "ScoreModel",
     "ScoreWeighting",

@@ -118,8 +118,8 @@ class ScoreModel(GenerativeModel):
 
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Losses at fixed noise and stratified times, and the times' log-SNR; see `GenerativeModel`."""
-        draws = self.objective.draw(self.denoiser, batch["x"], generator)
         x0 = self.filled(batch["x"], generator)
+        draws = self.objective.draw(self.denoiser, x0, generator)
         conditions = self.conditions_of(self.with_measurements(batch, generator))
         losses = self.objective(self.denoiser, x0, **draws, **conditions)
         found = {"losses": losses, **{name: value for name, value in draws.items() if value.ndim == 1}}
@@ -157,7 +157,7 @@ class ScoreModel(GenerativeModel):
         """The path; the network, its number of parameters, and what it predicts; what it is given of the data."""
         described = self.hparams.get("denoiser") or {}
         network = (described.get("network") or {}).get("_target_") or public_path(type(self.denoiser))
-        parameters = sum(p.numel() for p in self.parameters())
+        parameters = sum(p.numel() for p in self.parameters() if p.requires_grad)
         prediction = described.get("prediction", "its own")
         model = f"{network}, {parameters:,} parameters, prediction {prediction}"
         found = {"path": str(self.denoiser.sde), "model": model}

@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sde_diffusion.checks import check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
 from sde_diffusion.sampling import Samples
+from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
-from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for
+from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for, perplexity
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,22 @@ _USED = 0.1
 """In nats: with less information than this, all latent variables together are not used."""
 
 
+def build_autoencoder(latent: Any, observation: Any, shape: Sequence[int], levels: int | None) -> Any:
+    """The autoencoder of a configuration, for data of a shape and a number of levels.
+
+    Args:
+        latent: The configuration of the autoencoder.
+        observation: That of p(x | z); None: chosen by the data, see `observation_for`.
+        shape: Shape of the data.
+        levels: Number of levels of the data; None for continuous ones.
+
+    Raises:
+        UserError: If a configuration is invalid.
+    """
+    kind = build_around(observation_for(levels) if observation is None else observation, "observation", levels=levels)
+    return build_around(latent, "latent", shape=list(shape), observation=kind)
+
+
 class VariationalModel(GenerativeModel):
     """A latent variable model trained by a lower bound on log p(x); validated by the evidence lower bound, beta = 1.
 
@@ -38,6 +56,8 @@ class VariationalModel(GenerativeModel):
         observation: p(x | z), or its configuration; None: chosen by the data, see `observation_for`. Not used if
             `latent` is a model.
         objective: `BetaELBO()` by default, or its configuration.
+        adversary: A discriminator that the reconstructions must deceive, such as a `PatchAdversary`, or its
+            configuration, in which the shape of the data is filled in; None: none.
         lr: See `GenerativeModel`.
         betas: See `GenerativeModel`.
         weight_decay: See `GenerativeModel`.
@@ -64,6 +84,7 @@ class VariationalModel(GenerativeModel):
         latent: Autoencoder | Mapping[str, Any],
         observation: Any = None,
         objective: VariationalObjective | Mapping[str, Any] | None = None,
+        adversary: PatchAdversary | Mapping[str, Any] | None = None,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
@@ -77,19 +98,22 @@ class VariationalModel(GenerativeModel):
         super().__init__(
             lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
         )
-        given = {"latent": latent, "observation": observation, "objective": objective}
+        given = {"latent": latent, "observation": observation, "objective": objective, "adversary": adversary}
         parts = {name: to_containers(value) for name, value in given.items()}
         self.save_hyperparameters({k: with_public_paths(v) for k, v in parts.items() if isinstance(v, Mapping)})
         if isinstance(parts["latent"], Mapping):
-            chosen = parts["observation"]
-            chosen = observation_for(self.data.get("levels")) if chosen is None else chosen
-            kind = build_around(chosen, "observation", levels=self.data.get("levels"))
-            parts["latent"] = build_around(parts["latent"], "latent", shape=list(self.data["shape"]), observation=kind)
+            data = {"shape": self.data["shape"], "levels": self.data.get("levels")}
+            parts["latent"] = build_autoencoder(parts["latent"], parts["observation"], **data)
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
         self.decoding = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
+        shape = list(self.data.get("shape", self.latent.shape))
+        self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)
+        if self.adversary is not None:
+            check_kind("adversary", self.adversary, PatchAdversary)
+        self._counts = torch.zeros(self.latent.codes, dtype=torch.int64)
 
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
@@ -100,13 +124,36 @@ class VariationalModel(GenerativeModel):
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch."""
         x0 = self.filled(batch["x"])
-        return self.objective(self.latent, x0, step=self.global_step, **self.objective.draw(self.latent, x0)).mean()
+        found = self.objective.infer(self.latent, x0, self.objective.draw(self.latent, x0))
+        loss = self.objective.loss(found, x0, self.global_step).mean()
+        return loss if self.adversary is None else loss + self.adversary(self.latent, found, x0, self.global_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """See `GenerativeModel.training_step`; also logs the losses of an adversary."""
+        loss = super().training_step(batch, batch_idx)
+        if self.adversary is not None:
+            self._logged |= {f"train/{name}": value for name, value in self.adversary.logged.items()}
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of an adversary apart from the others."""
+        if self.adversary is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for module in (self.latent, self.adversary):
+            torch.nn.utils.clip_grad_norm_(module.parameters(), gradient_clip_val)
 
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The negative evidence lower bound, in nats for each dimension, and the KL divergences, at fixed draws."""
         x0, plain = self.filled(batch["x"], generator), BetaELBO()
         found = plain.infer(self.latent, x0, plain.draw(self.latent, x0, generator))
         kl = found.kl()
+        self._counts = self._counts + self.latent.code_counts(found)
         levels = {f"kl_{level}": values for level, values in enumerate(kl, 1)}
         return {"losses": (kl.sum(0) - found.log_prob) / x0[0].numel(), **levels}
 
@@ -120,6 +167,16 @@ class VariationalModel(GenerativeModel):
             bits = found["losses"].mean() / math.log(2)
             self.log("val/bits_per_dim", bits, batch_size=len(found["losses"]), sync_dist=True)
         return found
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the codes of an earlier validation."""
+        self._counts = torch.zeros(self.latent.codes, dtype=torch.int64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log how many of the codes were used for the split, and their perplexity."""
+        if self.latent.codes:
+            counts = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
+            self.log_dict({"val/codes_used": (counts > 0).float().mean(), "val/perplexity": perplexity(counts)})
 
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
@@ -151,6 +208,13 @@ class VariationalModel(GenerativeModel):
     def bounds_density(self) -> bool:
         """See `BaseModel`: what p(x | z) is."""
         return self.latent.observation.continuous
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """The mean of p(x | z) for a draw of z from q(z | x); see `BaseModel.reconstruct`."""
+        noise = latent_noise(self.latent, range(len(x)) if seeds is None else seeds, x.device, x.dtype)
+        found = self.latent.infer(x, [stream.normal(0) for stream in noise])
+        return self.latent.decode([level.z for level in found.levels])
 
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""

@@ -3,8 +3,10 @@
 from sde_diffusion.variational.bounds import bound, latent_noise
 from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariableModel, Level
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
+from sde_diffusion.variational.first_stage import FirstStage
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.hierarchy import MarkovVAE, TopDownVAE
+from sde_diffusion.variational.latent_bound import latent_bound
 from sde_diffusion.variational.networks import ConvHierarchy, MLPHierarchy
 from sde_diffusion.variational.observation import (
     Bernoulli,
@@ -14,20 +16,24 @@ from sde_diffusion.variational.observation import (
     ObservationModel,
     observation_for,
 )
-from sde_diffusion.variational.quantizer import Quantized, VectorQuantizer
+from sde_diffusion.variational.quantizer import Quantized, VectorQuantizer, perplexity
 from sde_diffusion.variational.vae import MLPVAE, VAE, ConvVAE
+from sde_diffusion.variational.vq_vae import VQVAE, ConvVQVAE
 
 __all__ = [
     "MLPVAE",
     "VAE",
+    "VQVAE",
     "Autoencoder",
     "Bernoulli",
     "Categorical",
     "ConvHierarchy",
     "ConvVAE",
+    "ConvVQVAE",
     "DiagonalGaussian",
     "DiffusionChain",
     "DiscretizedLogistic",
+    "FirstStage",
     "Gaussian",
     "Inference",
     "LatentVariableModel",
@@ -39,6 +45,8 @@ __all__ = [
     "TopDownVAE",
     "VectorQuantizer",
     "bound",
+    "latent_bound",
     "latent_noise",
     "observation_for",
+    "perplexity",
 ]

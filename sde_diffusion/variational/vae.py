@@ -51,7 +51,8 @@ class VAE(Autoencoder):
         q = self.encode(x)
         z = q.draw(noise[0])
         level = Level(z, q, DiagonalGaussian.standard_like(z), closed=True)
-        return Inference([level], self.observation.log_prob(x, self.decoded(z)))
+        outputs = self.decoded(z)
+        return Inference([level], self.observation.log_prob(x, outputs), outputs)
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw z from N(0, I): the noise itself."""
@@ -104,6 +105,7 @@ class ConvVAE(VAE):
         channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
+        patch: Side of the squares of pixels that become channels, at least 1; 2 costs about a quarter of 1.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -118,11 +120,22 @@ class ConvVAE(VAE):
         channels: Sequence[int] = (16, 32, 32),
         blocks: int = 1,
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
-        latent = check_count("latent", latent)
-        check_kind("observation", observation, ObservationModel)
-        if len(shape) != 3:
-            raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
-        encoder = ConvEncoder(shape[0], 2 * latent, channels, blocks, dropout)
-        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout)
+        latent = check_images(shape, observation, latent)
+        encoder = ConvEncoder(shape[0], 2 * latent, channels, blocks, dropout, patch)
+        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout, patch)
         super().__init__(encoder, decoder, observation, shape, [latent, *decoder.sizes[-1]])
+
+
+def check_images(shape: Sequence[int], observation: ObservationModel, latent: int) -> int:
+    """The number of latent channels of an autoencoder of convolutions.
+
+    Raises:
+        TypeError: If observation is not an observation model, or `latent` not a number.
+        ValueError: If it is less than 1, or the data are not images.
+    """
+    check_kind("observation", observation, ObservationModel)
+    if len(shape) != 3:
+        raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
+    return check_count("latent", latent)

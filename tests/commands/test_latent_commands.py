@@ -42,6 +42,7 @@ def test_samples_are_decoded_and_latents_kept(command, latent, tmp_path):
         assert np.abs(file["images"][..., 0] - images[:, 0].numpy()).max() <= 0.51
 
 
+@pytest.mark.slow
 def test_a_moved_run_is_resumed_without_the_first_stages_file(command, latent, tmp_path):
     shutil.copytree(latent, tmp_path / "moved")
     ckpt = tmp_path / "moved" / "checkpoints" / "last.ckpt"
@@ -49,22 +50,13 @@ def test_a_moved_run_is_resumed_without_the_first_stages_file(command, latent, t
     assert done.status == 0, done.err
     one, other = (GenerativeModel.load_from_checkpoint(path) for path in (ckpt, latent / "checkpoints" / "last.ckpt"))
     torch.testing.assert_close(one.first_stage.state_dict(), other.first_stage.state_dict(), rtol=0, atol=0)
-    for word in ("first_stage.ckpt=other.ckpt", "data=ring"):
-        done = command("train", f"ckpt={ckpt}", "trainer.max_steps=9", word, cwd=tmp_path)
-        assert done.status == 1
-        wanted = "a resumed run keeps its model" if "ckpt" in word else "trained on data [1, 8, 8], data are [2]"
-        assert wanted in done.err
 
 
-def test_mistakes_are_one_message_each(command, trained, latent, tmp_path):
+def test_mistakes_are_one_message_each(command, latent, tmp_path):
     """Nothing is left behind."""
     for words, message in (
         (("model=latent",), "latent diffusion needs a trained first stage: train one with experiment=first_stage"),
         (("model=latent", "first_stage.ckpt=no.ckpt"), "first_stage.ckpt: no checkpoint no.ckpt"),
-        (
-            ("model=latent", f"first_stage.ckpt={trained / 'checkpoints' / 'last.ckpt'}"),
-            "contains a ScoreModel, which is no autoencoder: latent diffusion needs a trained first stage",
-        ),
         (("model=classifier", f"ckpt={latent / 'checkpoints' / 'last.ckpt'}"), "is a model of latent variables"),
     ):
         done = command("train", *SHORT, *words, "hydra.run.dir=run", cwd=tmp_path)

@@ -4,7 +4,7 @@ from sde_diffusion.variational.bounds import bound, latent_noise
 from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariableModel, Level
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.gaussian import DiagonalGaussian
-from sde_diffusion.variational.hierarchy import MarkovVAE, TopDownVAE
+from sde_diffusion.variational.hierarchy import HierarchicalVAE
 from sde_diffusion.variational.networks import ConvHierarchy, MLPHierarchy
 from sde_diffusion.variational.observation import (
     Bernoulli,
@@ -14,6 +14,7 @@ from sde_diffusion.variational.observation import (
     ObservationModel,
     observation_for,
 )
+from sde_diffusion.variational.patches import PatchHierarchy
 from sde_diffusion.variational.quantizer import Quantized, VectorQuantizer
 from sde_diffusion.variational.vae import MLPVAE, VAE, ConvVAE
 
@@ -29,14 +30,14 @@ __all__ = [
     "DiffusionChain",
     "DiscretizedLogistic",
     "Gaussian",
+    "HierarchicalVAE",
     "Inference",
     "LatentVariableModel",
     "Level",
     "MLPHierarchy",
-    "MarkovVAE",
     "ObservationModel",
+    "PatchHierarchy",
     "Quantized",
-    "TopDownVAE",
     "VectorQuantizer",
     "bound",
     "latent_noise",

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count, check_kind
-from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder, Perceptron
+from sde_diffusion.nn.autoencoder import QUIET, ConvDecoder, ConvEncoder, Perceptron
 from sde_diffusion.variational.chain import Autoencoder, Inference, Level
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
@@ -90,7 +90,7 @@ class MLPVAE(VAE):
         latent = check_count("latent", latent)
         network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
         check_kind("observation", observation, ObservationModel)
-        decoder = network([[latent]], [observation.outputs, *shape])
+        decoder = network([[latent]], [observation.outputs, *shape], scale=QUIET)
         super().__init__(network([shape], [2 * latent]), decoder, observation, shape, [latent])
 
 
@@ -104,6 +104,7 @@ class ConvVAE(VAE):
         channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
+        patch: Side of the squares of pixels that become channels, at least 1; 2 costs about a quarter of 1.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -118,11 +119,12 @@ class ConvVAE(VAE):
         channels: Sequence[int] = (16, 32, 32),
         blocks: int = 1,
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
         latent = check_count("latent", latent)
         check_kind("observation", observation, ObservationModel)
         if len(shape) != 3:
             raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
-        encoder = ConvEncoder(shape[0], 2 * latent, channels, blocks, dropout)
-        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout)
+        encoder = ConvEncoder(shape[0], 2 * latent, channels, blocks, dropout, patch)
+        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout, patch)
         super().__init__(encoder, decoder, observation, shape, [latent, *decoder.sizes[-1]])

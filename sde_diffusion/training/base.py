@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,6 +16,9 @@ from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.measured import Measured
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Batch = dict[str, Tensor]
 
@@ -76,6 +79,14 @@ class BaseModel(LightningModule, ABC):
             **options: The conditions by name, [N, *] each, and further arguments of samplers.
         """
         return None if denoiser is None else sampler(denoiser, shape, **options).x
+
+    def pictures(self, x: Tensor) -> dict[str, Image]:
+        """Further pictures during training, by name, such as reconstructions; none by default.
+
+        Args:
+            x: Items of the validation split, [B, *shape].
+        """
+        return {}
 
     def summary(self) -> dict[str, str]:
         """Lines on what is trained, by heading, for the log of a run."""

@@ -8,17 +8,30 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from PIL.Image import Image
 from torch import Tensor
 
 from sde_diffusion.checks import check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.errors import UserError
+from sde_diffusion.modality import modality_of
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
 from sde_diffusion.variational import Autoencoder, latent_noise, observation_for
+from sde_diffusion.variational.exploration import (
+    can_explore,
+    coordinates,
+    encoded,
+    information,
+    interpolate,
+    most_informative,
+    traverse,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +39,10 @@ _ITEMS = 10_000
 """Number of training items by which a new model's constant outputs are set."""
 
 _USED = 0.1
-"""In nats: with less information than this, all latent variables together are not used."""
+"""In nats: with a KL divergence below this, latent variables are not used."""
+
+_TRAVERSED, _PAIRS, _STEPS, _REACH = 10, 8, 9, 2.5
+"""Of pictures: dimensions, pairs of items, steps of each, and the end of traversals in standard deviations."""
 
 
 class VariationalModel(GenerativeModel):
@@ -86,14 +102,30 @@ class VariationalModel(GenerativeModel):
             parts["latent"] = build_around(parts["latent"], "latent", shape=list(self.data["shape"]), observation=kind)
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
+        if "shape" in self.data:
+            self.latent.observation.check_data(self.data.get("levels"))
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
+        self._unused: list[int] = []
 
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
         if self.trainer.ckpt_path is None:
             split = self.trainer.datamodule.split("train")  # type: ignore[attr-defined]
             self.latent.describe_without_latents(split.tensor(torch.arange(min(len(split), _ITEMS))))
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """See `GenerativeModel.check_trainer`.
+
+        Raises:
+            UserError: If the objective's warm-up is longer than the run.
+        """
+        warmup, steps = self.objective.warmup_steps, trainer.max_steps
+        if 0 < steps < warmup:
+            raise UserError(
+                f"objective.warmup_steps={warmup} is more than trainer.max_steps={steps}: beta would never reach its "
+                "value; make the warm-up shorter, or the run longer"
+            )
 
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch."""
@@ -114,10 +146,22 @@ class VariationalModel(GenerativeModel):
         for name, values in found.items():
             if name.startswith("kl_"):
                 self.log(f"val/{name}", values.mean(), batch_size=len(values), sync_dist=True)
-        if self.data.get("levels"):
+        if self.latent.observation.levels:
             bits = found["losses"].mean() / math.log(2)
             self.log("val/bits_per_dim", bits, batch_size=len(found["losses"]), sync_dist=True)
         return found
+
+    def on_validation_end(self) -> None:
+        """Warn once of latent variables that are not used after the warm-up."""
+        steps = max(self.objective.warmup_steps, self.hparams["warmup_steps"])
+        if self.trainer.sanity_checking or self.global_step < steps or not self.trainer.is_global_zero:
+            return
+        count = len(self.latent.latent_shapes)
+        kl = [float(self.trainer.callback_metrics[f"val/kl_{level}"]) for level in range(1, count + 1)]
+        unused = [level for level, nats in enumerate(kl, 1) if nats < _USED]
+        if unused and unused != self._unused:
+            log.warning("%s", _collapse(unused, kl, self.global_step))
+        self._unused = unused
 
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
@@ -129,6 +173,44 @@ class VariationalModel(GenerativeModel):
         x: Tensor = self.latent.decode(self.latent.generate([stream.normal(0) for stream in noise]))
         return x
 
+    def pictures(self, x: Tensor) -> dict[str, Image]:
+        """Reconstructions beside the data, traversals of the dimensions with most information, and interpolations.
+
+        Traversals start at the first item, with one number of the standardised latent variables replaced. For the way
+        of the interpolations see `variational.exploration.interpolate`.
+        """
+        found = encoded(self.latent, x)
+        modality, decoded = modality_of(self.data), self.latent.decode([level.z for level in found.levels])
+        drawn = {"reconstructions": modality.beside(decoded, x, names=("reconstructions", "data"))}
+        if not can_explore(found):
+            return drawn
+        e, amounts = coordinates(found), information(found)
+        places = most_informative(amounts, _TRAVERSED)
+        names = [f"z{t + 1}[{i}]: {float(amounts[t].flatten()[i]):.2f} nats" for t, i in places]
+        values = torch.linspace(-_REACH, _REACH, _STEPS)
+        moved = traverse(self.latent, [one[:1] for one in e], places, values)
+        drawn["traversals"] = modality.draw_rows(moved, names, [f"{value:+.1f}" for value in values.tolist()])
+        if pairs := min(_PAIRS, len(x) // 2):
+            between = interpolate(self.latent, [v[:pairs] for v in e], [v[pairs : 2 * pairs] for v in e], _STEPS)
+            ways = torch.cat([x[:pairs, None], between, x[pairs : 2 * pairs, None]], 1)
+            shares = [f"{100 * step // (_STEPS - 1)}%" for step in range(_STEPS)]
+            rows = [f"{pair + 1}" for pair in range(pairs)]
+            drawn["interpolations"] = modality.draw_rows(ways, rows, ["data", *shares, "data"])
+        return drawn
+
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""
         return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.latent.latent_shapes)}
+
+
+def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:
+    """What to say of latent variables whose KL divergence is about 0."""
+    if sum(kl) < _USED:
+        which, what = "the latents are not used", f"their KL divergence is {sum(kl):.2g} nats"
+    else:
+        names = " and ".join(f"z_{level}" for level in unused)
+        verb = "are" if len(unused) > 1 else "is"
+        which = f"{names} {verb} not used"
+        what = "their KL divergences are " + ", ".join(f"{nats:.2g}" for nats in kl) + " nats from z_1 up,"
+    advice = "a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
+    return f"{which}: {what} at step {step:,} (posterior collapse); try {advice}"

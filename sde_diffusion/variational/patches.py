@@ -139,7 +139,7 @@ class PatchHierarchy(HierarchicalVAE):
         posterior = _OfPatches(of_patches(pixels + patch_width, 2 * local, scale=QUIET), size)
         super().__init__(
             up=[cut, nn.Identity()],
-            posterior=[posterior, _Only(network([[count, pixels]], [2 * latent], scale=QUIET), 0)],
+            posterior=[posterior, _Only(network([[count, pixels]], [2 * latent]), 0)],
             prior=[_OfPatches(of_patches(patch_width, 2 * local, scale=QUIET), size), StandardNormal([latent])],
             down=[
                 _AddedToPatches(of_patches(patch_width + local, patch_width, scale=math.sqrt(QUIET))),

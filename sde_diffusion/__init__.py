@@ -84,7 +84,7 @@ _EXPORTS = {
         "HutchPlusPlus",
         "ExactTrace",
     ),
-    "sde_diffusion.variational": ("VAE", "MarkovVAE", "TopDownVAE", "DiffusionChain", "VectorQuantizer", "bound"),
+    "sde_diffusion.variational": ("VAE", "HierarchicalVAE", "DiffusionChain", "VectorQuantizer", "bound"),
     "sde_diffusion.training": ("Objective", "DenoisingScoreMatching", "GenerativeModel", "ScoreModel", "EMA"),
     "sde_diffusion.errors": ("UserError",),
 }
@@ -169,7 +169,7 @@ if TYPE_CHECKING:
         UniformTime,
     )
     from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, Objective, ScoreModel
-    from sde_diffusion.variational import VAE, DiffusionChain, MarkovVAE, TopDownVAE, VectorQuantizer, bound
+    from sde_diffusion.variational import VAE, DiffusionChain, HierarchicalVAE, VectorQuantizer, bound
 
 
 def __getattr__(name: str) -> Any:

@@ -104,6 +104,24 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
     return render(drawing)
 
 
+def kl_plot(metrics_csv: Path) -> Image.Image | None:
+    """KL divergence of each latent variable over steps, from the `metrics.csv` of a run; None if it has none."""
+    with metrics_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = sorted((key for key in (rows[0] if rows else ()) if key.startswith("val/kl_")), key=lambda key: int(key[7:]))
+    if not keys:
+        return None
+    drawing, ((axes,),) = figure((6.0, 4.0))
+    for level, key in enumerate(keys, 1):
+        curve = [(int(row["step"]) + 1, float(row[key])) for row in rows if row.get(key)]
+        axes.plot(*zip(*curve, strict=True), "o-", markersize=3, label=f"$z_{{{level}}}$: {curve[-1][1]:.3g} nats")
+    axes.set_xlabel("step")
+    axes.set_ylabel("KL(q || p) in nats, validation split")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return render(drawing)
+
+
 def loss_by_level(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
     """Loss as a function of log-SNR, with a curve for each of several steps (first to last, dark to bright).
 

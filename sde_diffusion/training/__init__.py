@@ -6,6 +6,8 @@ Names that need Lightning, which takes seconds to import, are imported when they
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sde_diffusion.training.adaptive_times import AdaptiveTimes, PlaceTimes, ScheduleTimes
+from sde_diffusion.training.diffusion_elbo import DiffusionELBO
 from sde_diffusion.training.measured import Measured
 from sde_diffusion.training.objective import DenoisingScoreMatching, Objective
 from sde_diffusion.training.time_sampling import (
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
     from sde_diffusion.training.loggers import CSVLogger, WandbLogger
     from sde_diffusion.training.module import ScoreModel
-    from sde_diffusion.training.noise_levels import LossByNoiseLevel
+    from sde_diffusion.training.noise_levels import LearntSchedule, LossByNoiseLevel
     from sde_diffusion.training.variational import VariationalModel
 
 _LAZY = {
@@ -47,6 +49,7 @@ _LAZY = {
     "FinalValidation": "checkpoint_callbacks",
     "GenerativeModel": "generative",
     "LastCheckpoint": "checkpoint_callbacks",
+    "LearntSchedule": "noise_levels",
     "LossByNoiseLevel": "noise_levels",
     "SampleGrid": "callbacks",
     "ScoreModel": "module",
@@ -60,11 +63,13 @@ NOT_BUILDABLE = tuple(_LAZY)
 
 __all__ = [
     "EMA",
+    "AdaptiveTimes",
     "BestCheckpoint",
     "BetaELBO",
     "CSVLogger",
     "Classifier",
     "DenoisingScoreMatching",
+    "DiffusionELBO",
     "DiscreteTimes",
     "EDMWeighting",
     "ELBOWeighting",
@@ -74,13 +79,16 @@ __all__ = [
     "ImportanceTimes",
     "ImportanceWeighted",
     "LastCheckpoint",
+    "LearntSchedule",
     "LikelihoodWeighting",
     "LogNormalTimes",
     "LossByNoiseLevel",
     "Measured",
     "MinSNRWeighting",
     "Objective",
+    "PlaceTimes",
     "SampleGrid",
+    "ScheduleTimes",
     "ScoreModel",
     "ScoreWeighting",
     "StopOnNonFinite",

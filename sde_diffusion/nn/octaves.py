@@ -9,8 +9,8 @@ with periods of 1, 2, 4, ... levels for every L. If all levels are equally frequ
 series in the first of them, with just these amplitudes (1 + 2 sum_k exp(-(k omega_0 s)^2 / 2) cos(2 pi k i), away from
 the ends): they are large where the noise is smaller than a level, and 0 where it hides the levels.
 
-References: Kingma et al. 2021, "Variational Diffusion Models", appendix C (of fixed frequencies, which fit 256 levels of
-another grid).
+References: Kingma et al. 2021, "Variational Diffusion Models", appendix C (of fixed frequencies, which fit 256
+levels of another grid).
 """
 
 from __future__ import annotations

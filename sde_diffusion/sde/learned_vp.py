@@ -200,7 +200,8 @@ class LearnedVPSDE(LearnedSDE):
         first, last = self.ends().detach()
         t = self.schedule.inverse(((first - log_snr) / (first - last)).clamp(0, 1))
         rate: Tensor = self.schedule(t)[1]
-        return (first - last) * rate
+        found: Tensor = (first - last) * rate
+        return found
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """1/2 log sigmoid(lambda)."""

@@ -147,6 +147,9 @@ def _train(checks: ConfigChecks) -> None:
     checks.settings("trainer", Trainer, TRAINER, reserved=("logger", "callbacks", "default_root_dir"))
     cls, model = checks.model("model", reserved=_RESERVED)
     checks.fill_in("network.shape", [1, 8, 8])
+    checks.fill_in("objective.shape", [1, 8, 8])
+    for group in ("sde", "network", "objective"):
+        checks.fill_in(f"{group}.levels", 256)
     checks.fill_in("denoiser.sigma_data", 0.5)
     checks.part("data", DataModule)
     sampler, sde, network = checks.part("sampler", Sampler), checks.part("sde", SDE), checks.network("network")

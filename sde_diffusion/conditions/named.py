@@ -18,7 +18,7 @@ from sde_diffusion.config import build
 KINDS: tuple[type[Condition], ...] = (Label, Measurement)
 """The kinds of conditions of this package, in the order in which data are matched with them."""
 
-_OF_NETWORKS = {"self", "denoiser", "x", "x_t", "x0", "t", "c_noise", "n", "noise", "conditions"}
+_OF_NETWORKS = {"self", "denoiser", "x", "x_t", "x0", "t", "c_noise", "n", "noise", "conditions", "noisy_data"}
 _OF_SAMPLERS = {"t_start", "shape", "seed", "seeds", "generator", "latent", "callback", "device", "dtype", "trajectory"}
 _OF_SOLVERS = {"method", "steps", "rtol", "atol", "max_nfe", "create_graph", "rows", "grid", "coordinate", "options"}
 _OF_LIKELIHOODS = {"prior", "probes", "trace", "draws", "decoder", "t_end"}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sde_diffusion.checks import as_number, check_count, check_sizes
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.conditions import Condition, Conditions
+from sde_diffusion.nn.octaves import Octaves
 
 
 def _frequency_buffer(frequencies: Tensor) -> Tensor:
@@ -223,8 +224,14 @@ class Network(nn.Module):
     """
 
     casts_inputs = True
+    octaves: Octaves
     shape: tuple[int, ...]
     conditioning: Conditioning
+
+    @property
+    def takes_noisy_data(self) -> bool:
+        """Whether `forward` needs the noisy data on their own scale."""
+        return self.octaves.takes_noisy_data
 
     @property
     def condition_names(self) -> tuple[str, ...]:

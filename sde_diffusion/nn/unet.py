@@ -13,6 +13,7 @@ from sde_diffusion.checks import as_number, check_count, check_sizes
 from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.blocks import ResidualBlock, convolution, double, group_norm, halve
 from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, check_dim, check_shape
+from sde_diffusion.nn.octaves import NoisyData, Octaves
 
 
 class UNet(Network):
@@ -41,6 +42,10 @@ class UNet(Network):
         embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
             [N, embedding_dim].
         conditions: The conditions by name; see `sde_diffusion.conditions`.
+        octaves: Number of octaves of sines and cosines of the input, further inputs; at least 0. For likelihoods of
+            data on levels, which depend on details that are too fine for the network otherwise; see
+            `sde_diffusion.nn.octaves`.
+        levels: Number of levels of the data, to which the octaves are tuned; None: they are of no levels.
 
     Attributes:
         shape: That of the images, [C, height, width]. A trained network without attention can be given larger images:
@@ -67,6 +72,8 @@ class UNet(Network):
         embedding_dim: int = 256,
         embedding: str | nn.Module = "positional",
         conditions: Mapping[str, Condition] | None = None,
+        octaves: int = 0,
+        levels: int | None = None,
     ) -> None:
         super().__init__()
         self.shape = check_shape(shape, 3)
@@ -87,7 +94,9 @@ class UNet(Network):
         shapes = self.conditioning.shapes_beside
         if wrong := [shape for shape in shapes if len(shape) != 3]:
             raise ValueError(f"conditions beside pictures must be [C, height, width]; got {list(wrong[0])}")
-        self.input = convolution(pixels + sum(shape[0] for shape in shapes) * patch**2, widths[0], 3)
+        self.octaves = Octaves(octaves, levels)
+        inputs = pixels * self.octaves.multiple + sum(shape[0] for shape in shapes) * patch**2
+        self.input = convolution(inputs, widths[0], 3)
         self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
         width = widths[0]
         skips = [width]  # channels of what the encoder leaves for the decoder
@@ -114,13 +123,21 @@ class UNet(Network):
         self.norm = group_norm(width)
         self.output = convolution(width, pixels, 3, zero=True)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | None = None,
+        noisy_data: NoisyData | None = None,
+        **conditions: Tensor | None,
+    ) -> Tensor:
         """Apply the network; computes in the type of its parameters (or autocast's), returns that of x.
 
         Args:
             x: [B, C, height, width], floating point.
             c_noise: [] or [B], a function of the noise level, such as log(sigma/alpha)/4.
             label: [B], int64 in 0 ... n_classes; None: the null class throughout.
+            noisy_data: What the octaves are of, see `sde_diffusion.nn.octaves`; None: x.
             **conditions: Values of the other conditions, [B, *] each; None: the null value throughout.
 
         Returns:
@@ -132,7 +149,7 @@ class UNet(Network):
         check_arguments(x, c_noise, self.shape)
         embedding = self.conditioning(c_noise, label, **conditions)
         height, width = self.shape[1:]
-        inputs = x
+        inputs = self.octaves(x, noisy_data)
         for value in self.conditioning.beside(x, label=label, **conditions):
             inputs = torch.cat([inputs, resized(value, (height, width))], 1)
         padded = F.pad(inputs.to(self.input.weight.dtype), (0, -width % self.patch, 0, -height % self.patch))

@@ -155,7 +155,10 @@ def test_train(name, run, tmp_path):
     steps = {"experiment=ncsn": "sampler.levels=3", "experiment=score_sde": "sampler.steps=4"}
     quick = [steps.get(word, "sampler.steps=3") for word in words if word.startswith("experiment=")]
     if (
-        any(word in ("experiment=edm", "experiment=flow", "experiment=digits_likelihood") for word in words)
+        any(
+            word in ("experiment=edm", "experiment=flow", "experiment=digits_likelihood", "experiment=vdm")
+            for word in words
+        )
         or not quick
     ):
         quick = ["sampler=ddpm", "sampler.steps=3"]

@@ -157,6 +157,7 @@ COUNTS: dict[str, tuple[Any, Any]] = {
     "callbacks.ema.start_step": (9, attribute("callback ema")),
     "callbacks.non_finite.every_n_steps": (9, attribute("callback non_finite")),
     "callbacks.noise_levels.folder": ("elsewhere", lambda seen, _: str(seen.callback("noise_levels").folder)),
+    "callbacks.schedule.folder": ("elsewhere", lambda seen, _: str(seen.callback("schedule").folder)),
     "callbacks.noise_levels.bins": (7, attribute("callback noise_levels")),
     "callbacks.progress.refresh_every": (9, attribute("callback progress")),
     "callbacks.best.dirpath": ("elsewhere", lambda seen, _: Path(seen.callback("best").dirpath).name),

@@ -34,6 +34,7 @@ STORED_GROUPS = (
     "denoiser",
     "objective",
     "data",
+    "text",
     "model",
     "sampler",
     "guidance",
@@ -43,7 +44,7 @@ STORED_GROUPS = (
 )
 """The parts of a run's configuration that its checkpoint stores, and a resumed run uses."""
 
-FIXED_GROUPS = ("sde", "network", "denoiser", "conditional", "experiment")
+FIXED_GROUPS = ("sde", "network", "denoiser", "text", "captions", "conditional", "experiment")
 """The parts that determine the weights' shapes and meaning, and cannot change when a run is resumed."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.conditions.base import Array, Condition
 from sde_diffusion.errors import UserError
-from sde_diffusion.storage.files import opened
 from sde_diffusion.text import HashedWords, TextEncoder, as_bytes, as_texts
 
 
@@ -88,14 +86,11 @@ class Text(Condition):
         return super().check(name, value, batch, device, wait)
 
     def read(self, name: str, typed: Any, n: int) -> Tensor:
-        """Read a text, a list of texts, or a .txt file with one on each line. Several are taken in turn.
+        """Read a text, or a list of texts, which are taken in turn.
 
         Raises:
             UserError: Also if there are none, or n is not a multiple of their number.
         """
-        if isinstance(typed, str) and typed.lower().endswith(".txt"):
-            with opened(Path(typed)) as file:
-                typed = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
         if isinstance(typed, bool | int | float):
             typed = str(typed)
         if isinstance(typed, list | tuple):

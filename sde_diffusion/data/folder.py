@@ -177,7 +177,9 @@ class Folder(DataModule):
         except OSError as error:
             raise UserError(f"data.root={root} cannot be read: {error.strerror or error}") from error
         own = split_folders(subfolders, f"data.root={root}")
-        trees = {split: find_images(root / name) for split, name in own.items()} or {"train": find_images(root)}
+        beside = getattr(self.captions, "path", "")  # a table of captions is no unused file
+        trees = {split: find_images(root / name) for split, name in own.items()}
+        trees = trees or {"train": find_images(root, leave=(beside,))}
         if own:
             log.info("%s: splits %s", root, ", ".join(f"{split} ({name}/)" for split, name in own.items()))
             beside = find_images(root, leave=tuple(own.values()))

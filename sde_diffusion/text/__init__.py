@@ -5,14 +5,13 @@ processes pass on, and which any encoder reads.
 """
 
 from sde_diffusion.text.attributes import StrokeAttributes, ink, shear
-from sde_diffusion.text.captions import Captions, CaptionTable, Pictured, RenderedCaptions
+from sde_diffusion.text.captions import Captions, Pictured, RenderedCaptions
 from sde_diffusion.text.encoder import Encoded, TextEncoder
 from sde_diffusion.text.hashed import HashedWords
 from sde_diffusion.text.minilm import MiniLM
 from sde_diffusion.text.utf8 import as_bytes, as_texts
 
 __all__ = [
-    "CaptionTable",
     "Captions",
     "Encoded",
     "HashedWords",

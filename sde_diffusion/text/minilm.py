@@ -43,7 +43,7 @@ class MiniLM(TextEncoder):
 
     Raises:
         ValueError: If an argument is out of range.
-        UserError: When first used, if the package is not installed.
+        UserError: By `trainable` and when first used, if the package is not installed.
 
     References:
         Reimers & Gurevych 2019, "Sentence-BERT"; Wang et al. 2020, "MiniLM";
@@ -58,6 +58,15 @@ class MiniLM(TextEncoder):
         self.length = check_count("length", length, least=3, most=512)
         self._loaded: tuple[WordPiece, dict[str, Tensor]] | None = None
         self._known: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def trainable(self) -> MiniLM:
+        """A copy; it has nothing to be trained.
+
+        Raises:
+            UserError: If the package is not installed.
+        """
+        _folder()
+        return type(self)(self.layers, self.length)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -113,9 +122,6 @@ class MiniLM(TextEncoder):
             weights = load_file(folder / "model.safetensors", device=str(device))
             self._loaded = WordPiece(folder / "vocab.txt"), weights
         return self._loaded
-
-    def __deepcopy__(self, memo: object) -> MiniLM:
-        return type(self)(self.layers, self.length)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_loaded": None, "_known": {}}

@@ -6,8 +6,6 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from sde_diffusion.storage.files import opened
-
 _MOST_LETTERS = 100
 
 
@@ -22,8 +20,7 @@ class WordPiece:
     """
 
     def __init__(self, path: Path) -> None:
-        with opened(path) as file:
-            lines = file.read().decode().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         self._ids = {piece: number for number, piece in enumerate(lines)}
         self.padding = self._ids["[PAD]"]
 

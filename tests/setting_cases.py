@@ -32,6 +32,13 @@ TRAIN = {
     "model.validation_draws=3 model.compile=false conditional=true",
     "model vdm": "model=vdm",
     "objective iwae": "model=vae objective=iwae objective.importance=2 objective.gradient=standard",
+    "texts": "captions=rendered data.captions.words=unseen data.captions.partial=0.5 data.captions.seed=1 conditional=true "
+    "text=hashed text.dim=8 text.rows=64 text.subwords=false data.flip=false network=digits network.cross_attention=[1]",
+    "texts in a table": "data=folder data.root=IMAGES captions=table data.captions.path=metadata.csv data.captions.column=text "
+    "data.captions.files=file_name conditional=true network=unet_small network.cross_attention=[2]",
+    "text minilm": "text=minilm text.layers=1 text.length=16",  # no effect on data without texts
+    "no texts": "captions=none data.captions=null network=unet network.channels=8 network.embedding_dim=8 network.attention=[] "
+    "network.cross_attention=[0]",
     "compile": "model.compile=true",
     "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
     "callbacks.non_finite.every_n_steps=2 callbacks.samples.n=5 callbacks.samples.every_n_validations=2 callbacks.noise_levels.bins=4 "
@@ -123,6 +130,7 @@ TRAIN = {
     "experiment cifar10_small": "experiment=cifar10_small data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
     "network.embedding_dim=8",
     "experiment cifar10_upsampler": "experiment=cifar10_upsampler data.path=LEVELS network=mlp trainer.max_steps=9",
+    "experiment text_to_image": "experiment=text_to_image data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
 }
 
 GRID = "sampler.grid={_target_:sde_diffusion.sde.KarrasRho} sampler.denoise=false sampler.t_end=0.01"
@@ -205,6 +213,7 @@ EXEMPT = {
     "trainer.check_val_every_n_epoch",  # validations are counted in steps
     "trainer.use_distributed_sampler",  # must stay false: the data modules share out their batches themselves
     "network.shape",  # filled in from the data
+    "data.captions",  # what the choice of captions= is
     "denoiser.sde",
     "denoiser.network",  # groups of their own
     "denoiser.prediction",  # what the choice of the file is

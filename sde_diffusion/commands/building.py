@@ -102,9 +102,12 @@ def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[
         UserError: If the data have none, or others than the network of the resumed run.
     """
     conditions = data.conditions.describe() if cfg.conditional else {}
+    for kind in conditions.values():
+        if "encoder" in kind:
+            kind["encoder"] = resolved(cfg.text)
     measurements = _measurements(cfg, data)
-    if not cfg.conditional and (unused := OmegaConf.select(cfg, "data.conditions")):
-        log.warning("the model will not depend on %s: add conditional=true", " and ".join(map(str, unused)))
+    if not cfg.conditional and (unused := [name for name in data.conditions if name != "label"]):
+        log.warning("the model will not depend on %s: add conditional=true", " and ".join(unused))
     if cfg.conditional and not conditions:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     conditions = {**conditions, **measurements}

@@ -141,6 +141,7 @@ def _train(checks: ConfigChecks) -> None:
     from sde_diffusion.denoiser import Denoiser
     from sde_diffusion.sampling import Sampler
     from sde_diffusion.sde import SDE
+    from sde_diffusion.text import TextEncoder
     from sde_diffusion.training import Objective
 
     checks.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
@@ -152,6 +153,8 @@ def _train(checks: ConfigChecks) -> None:
         checks.fill_in(f"{group}.levels", 256)
     checks.fill_in("denoiser.sigma_data", 0.5)
     checks.part("data", DataModule)
+    if checks.value("text") is not None:  # as in runs of earlier versions
+        checks.part("text", TextEncoder)
     sampler, sde, network = checks.part("sampler", Sampler), checks.part("sde", SDE), checks.network("network")
     denoiser, objective = (
         checks.part("denoiser", Denoiser, sde=sde, network=network),

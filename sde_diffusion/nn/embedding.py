@@ -168,6 +168,7 @@ class Conditioning(nn.Module):
         self.output = nn.Linear(dim, dim)
         self.embeddings = self.conditions.embeddings(dim)
         self._names_beside = [name for name, kind in self.conditions.items() if kind.beside_x]
+        self._names_of_tokens = [name for name, kind in self.conditions.items() if kind.has_tokens]
 
     @property
     def shapes_beside(self) -> list[tuple[int, ...]]:
@@ -189,6 +190,28 @@ class Conditioning(nn.Module):
             value = torch.where(value.isnan(), 0.0, value).to(x.dtype)
             found.append(value.expand(len(x), *value.shape[1:]))
         return found
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a condition, such as a text, has tokens."""
+        return bool(self._names_of_tokens)
+
+    def tokens(self, batch: int, **conditions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The tokens of all conditions that have some, [batch, n, dim], and which of them there are, bool [batch, n].
+
+        Args:
+            batch: Number of samples.
+            **conditions: See `forward`.
+        """
+        found, masks = [], []
+        for name in self._names_of_tokens:
+            value = conditions.get(name)
+            if value is None:
+                value = self.conditions[name].nulls(1, self.input.weight.device)
+            tokens, mask = self.embeddings[name].tokens(value)  # type: ignore[operator]
+            found.append(tokens.expand(batch, *tokens.shape[1:]))
+            masks.append(mask.expand(batch, mask.shape[1]))
+        return torch.cat(found, 1), torch.cat(masks, 1)
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
         """Return [N, dim], with N = B, or N = 1 where no argument varies over the batch.

@@ -179,12 +179,18 @@ LIKELIHOOD = {
     "grid={_target_:sde_diffusion.sde.BandLogSNR} elbo.grid={_target_:sde_diffusion.sde.UniformLogSNR} "
     "elbo.steps=20 elbo.draws=5 elbo.decoder=uniform elbo.t_end=0.01 target_se=0.001 against=noise seed=3 batch_size=3 "
     "device=cpu overwrite=true",
+    "importance": "importance=2 elbo.steps=3 elbo.draws=null elbo.decoder=dequantised rtol=1e-2 n=2",
     "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null",
     "other data": "against=mnist against_root=IDX n=2 elbo=null data.root=null",
     "other arrays": "against=arrays against_path=LEVELS n=2 elbo=null data.path=null",
     "own labels": "label=own n=2 elbo=null",
     "own rows": "x=ROWS elbo=null",
     "other samples": "data=digits n=2 elbo=null",
+}
+AUTOENCODER = {
+    "sample": "decode=draw latents=true n=3",
+    "evaluate": "decode=draw n=40 metrics=[kernel]",
+    "likelihood": "importance=2 draws=2 bound={rows:8} n=4",
 }
 METRICS = "prdc.k=2 prdc.k_density=4 sliced_wasserstein.projections=8 frechet.keep_features=true"
 EVALUATE = {

@@ -84,8 +84,24 @@ _EXPORTS = {
         "HutchPlusPlus",
         "ExactTrace",
     ),
-    "sde_diffusion.variational": ("VAE", "MarkovVAE", "TopDownVAE", "DiffusionChain", "VectorQuantizer", "bound"),
-    "sde_diffusion.training": ("Objective", "DenoisingScoreMatching", "GenerativeModel", "ScoreModel", "EMA"),
+    "sde_diffusion.variational": (
+        "VAE",
+        "MarkovVAE",
+        "TopDownVAE",
+        "DiffusionChain",
+        "VectorQuantizer",
+        "FirstStage",
+        "bound",
+        "latent_bound",
+    ),
+    "sde_diffusion.training": (
+        "Objective",
+        "DenoisingScoreMatching",
+        "GenerativeModel",
+        "LatentModel",
+        "ScoreModel",
+        "EMA",
+    ),
     "sde_diffusion.errors": ("UserError",),
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -168,8 +184,17 @@ if TYPE_CHECKING:
         UniformLogSNR,
         UniformTime,
     )
-    from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, Objective, ScoreModel
-    from sde_diffusion.variational import VAE, DiffusionChain, MarkovVAE, TopDownVAE, VectorQuantizer, bound
+    from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, LatentModel, Objective, ScoreModel
+    from sde_diffusion.variational import (
+        VAE,
+        DiffusionChain,
+        FirstStage,
+        MarkovVAE,
+        TopDownVAE,
+        VectorQuantizer,
+        bound,
+        latent_bound,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -51,7 +51,7 @@ _EXPORTS = {
         "Nonlinear",
     ),
     "sde_diffusion.nn": ("MLP", "UNet"),
-    "sde_diffusion.conditions": ("Condition", "Label", "Measurement"),
+    "sde_diffusion.conditions": ("Condition", "Label", "Measurement", "Text"),
     "sde_diffusion.sampling": (
         "Sampler",
         "Samples",
@@ -86,14 +86,14 @@ _EXPORTS = {
     ),
     "sde_diffusion.variational": (
         "VAE",
-        "MarkovVAE",
-        "TopDownVAE",
+        "HierarchicalVAE",
         "DiffusionChain",
         "VectorQuantizer",
         "FirstStage",
         "bound",
         "latent_bound",
     ),
+    "sde_diffusion.text": ("HashedWords", "MiniLM", "RenderedCaptions"),
     "sde_diffusion.training": (
         "Objective",
         "DenoisingScoreMatching",
@@ -109,7 +109,7 @@ _MODULES = {name: module for module, names in _EXPORTS.items() for name in names
 __all__ = [*_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from sde_diffusion.conditions import Condition, Label, Measurement
+    from sde_diffusion.conditions import Condition, Label, Measurement, Text
     from sde_diffusion.denoiser import (
         Denoiser,
         EmpiricalDenoiser,
@@ -184,13 +184,13 @@ if TYPE_CHECKING:
         UniformLogSNR,
         UniformTime,
     )
+    from sde_diffusion.text import HashedWords, MiniLM, RenderedCaptions
     from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, LatentModel, Objective, ScoreModel
     from sde_diffusion.variational import (
         VAE,
         DiffusionChain,
         FirstStage,
-        MarkovVAE,
-        TopDownVAE,
+        HierarchicalVAE,
         VectorQuantizer,
         bound,
         latent_bound,

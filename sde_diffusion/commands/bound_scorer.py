@@ -23,6 +23,19 @@ _FLOW = ("method", "rtol", "atol", "steps", "max_nfe", "grid", "trace", "probes"
 """Keys of the flow and the bounds of a denoiser."""
 
 
+def check_bound(cfg: DictConfig, model: GenerativeModel) -> None:
+    """Check that a model without a flow has a bound, and that no setting is for a flow.
+
+    Raises:
+        UserError: If it has none, or one is.
+    """
+    contains = f"{cfg.ckpt} contains a {type(model).__name__}"
+    if not model.defines("bound"):
+        raise UserError(f"{contains} ({model.summary()['model']}), which has neither a flow nor a bound on log p")
+    if typed := [as_typed(one) for one in overrides() if str(one.key_or_group).split(".")[0] in _FLOW]:
+        raise UserError(f"{contains}, which has no flow: leave {' '.join(typed)} out")
+
+
 class BoundScorer(Scorer):
     """A model's own lower bound: the evidence lower bound, its terms, and the importance weighted bound."""
 
@@ -30,12 +43,6 @@ class BoundScorer(Scorer):
     more: Mapping[str, Any] = {}
 
     def __init__(self, cfg: DictConfig, model: GenerativeModel, device: torch.device, data: ScoredData) -> None:
-        kind = type(model).__name__
-        if not model.defines("bound"):
-            what = model.summary()["model"]
-            raise UserError(f"{cfg.ckpt} contains a {kind} ({what}), which has neither a flow nor a bound on log p")
-        if typed := [as_typed(one) for one in overrides() if str(one.key_or_group).split(".")[0] in _FLOW]:
-            raise UserError(f"{cfg.ckpt} contains a {kind}, which has no flow: leave {' '.join(typed)} out")
         self.model, self.levels, self.importance = model, data.levels, int(cfg.importance)
         self.dtype = next(model.parameters()).dtype
         self.filled = self.levels if model.bounds_density else None

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sde_diffusion.commands.app import is_overridden, resolved
-from sde_diffusion.commands.bound_scorer import BoundScorer
+from sde_diffusion.commands.bound_scorer import BoundScorer, check_bound
 from sde_diffusion.commands.flow_scorer import FlowScorer
 from sde_diffusion.commands.likelihood_report import against, draw_histogram, label, log_report, write_table
 from sde_diffusion.commands.loading import load_model, walks_on_data
@@ -49,6 +49,8 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     table, picture = out / "likelihood.csv", out / "likelihood.png"
     _check(cfg)
     model, device = load_model(cfg)
+    if not walks_on_data(model):
+        check_bound(cfg, model)
     data, splits = own_data(cfg, model)
     scored, splits = (data, splits) if cfg.x is None else (row_data(cfg, model), ["rows"])
     other = against_data(cfg, model, data)

@@ -16,6 +16,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.scored_data import ScoredData
 from sde_diffusion.commands.scorer import Scorer
+from sde_diffusion.density.scoring import SCORES
 from sde_diffusion.density.summary import main_score, mean_and_error, per_dim, plus_minus
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.batches import Batches, in_batches
@@ -23,6 +24,9 @@ from sde_diffusion.storage.progress import Bar, passes
 
 if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
+
+_FIRST = ("index", *SCORES, "iwae", "iwae_error", "chain_elbo")
+"""Columns in the order of the table, before those that only some models have."""
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +109,9 @@ class ScoringRun:
         self.seconds += sum(map(float, done.each("seconds")))
         self.size = min(self.size, done.sizes[-1])
         self.sizes += [size for size in done.sizes if size not in self.sizes]
-        names = ["index", *(name for name in done.results[0] if name not in ("index", "seconds"))]
+        there = set(done.results[0]) - {"seconds"}  # in files they lose their order
+        first = [name for name in _FIRST if name in there]
+        names = [*first, *sorted(there - set(first), key=lambda name: (len(name), name))]
         scores = {name: torch.cat(done.each(name)) for name in names}
         order = scores["index"].argsort()
         return {name: values[order] for name, values in scores.items()}

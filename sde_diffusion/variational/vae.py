@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count, check_kind
-from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder, Perceptron
+from sde_diffusion.nn.autoencoder import QUIET, ConvDecoder, ConvEncoder, Perceptron
 from sde_diffusion.variational.chain import Autoencoder, Inference, Level
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
@@ -91,7 +91,7 @@ class MLPVAE(VAE):
         latent = check_count("latent", latent)
         network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
         check_kind("observation", observation, ObservationModel)
-        decoder = network([[latent]], [observation.outputs, *shape])
+        decoder = network([[latent]], [observation.outputs, *shape], scale=QUIET)
         super().__init__(network([shape], [2 * latent]), decoder, observation, shape, [latent])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import digests, for_items, items_with, matching, requested_conditions
 from sde_diffusion.commands.data_sides import extractor_for, resumed_features
-from sde_diffusion.commands.loading import denoiser_of, load_data, load_model
+from sde_diffusion.commands.loading import check_walks, denoiser_of, load_data, load_model
 from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
@@ -64,9 +64,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Model:
-    """The denoiser of a checkpoint, or the closed form in its place, and the digest of the checkpoint."""
+    """The denoiser of a checkpoint, or the closed form in its place, how it draws, and the digest of the checkpoint."""
 
     denoiser: Denoiser
+    draw: Callable[..., Samples | None]
     conditions: Mapping[str, Tensor]
     digest: str
 
@@ -83,6 +84,7 @@ class Bench:
         self.models = {}
         for name, ckpt in named(cfg).items():
             model, self.device = load_model(OmegaConf.merge(cfg, {"ckpt": ckpt}))
+            check_walks("exact=true" if cfg.exact else "nfe_fid", ckpt, model, on_data=cfg.exact)
             data = load_data(cfg, model)
             if not self.models:
                 self.data = data
@@ -97,7 +99,7 @@ class Bench:
             requested = requested_conditions(cfg, model)
             conditions = for_items(model, requested, self.data.split(cfg.split), cfg.n)
             rows = items_with(self.data.split(cfg.split), matching(model.conditions, requested))
-            self.models[name] = Model(denoiser, conditions, model.digest)
+            self.models[name] = Model(denoiser, model.draw_samples, conditions, model.digest)
             if cfg.exact and conditions:
                 raise UserError("exact=true ignores classes: use a checkpoint of a model without them")
         n = min(cfg.n * len(cfg.seeds), len(rows))
@@ -159,7 +161,9 @@ class Bench:
 
         def walk(*arguments: Any, **options: Any) -> Samples:
             try:
-                return sampler(*arguments, **options)
+                found = model.draw(sampler, *arguments, **options)
+                assert found is not None  # the model has a denoiser
+                return found
             except (UserError, ValueError) as error:
                 raise UnableError(str(error)) from error
 

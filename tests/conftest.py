@@ -126,6 +126,17 @@ def classes(command, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def autoencoder(command, tmp_path_factory) -> Path:
+    """The checkpoint of a tiny variational autoencoder of the digits; not to be changed."""
+    folder = tmp_path_factory.mktemp("autoencoder") / "run"
+    settings = ("model=vae", "model.latent.latent=4", "model.latent.width=32", "model.warmup_steps=5", "model.lr=5e-3")
+    shorter = ("trainer.max_steps=60", "trainer.val_check_interval=30", "callbacks.samples.n=4")
+    done = command("train", *settings, *shorter, f"hydra.run.dir={folder}", cwd=folder.parent)
+    assert done.status == 0, done.err
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
 def start():
     """start("train", "sde=ve", cwd=FOLDER) -> a separate process, to be stopped as by a user or a power cut."""
 

@@ -35,6 +35,9 @@ TRAIN = {
     "model.latent.blocks=2 model.latent.dropout=0.1 model.latent.decay=0.9 model.latent.restart=0.5 model.observation=null "
     "model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
     "model.schedule=constant model.dequantise=false model.validation_draws=2 objective=vq objective.commitment=0.5",
+    "model latent": "model=latent first_stage.ckpt=MLPVAE model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 "
+    "model.warmup_steps=2 model.schedule=constant model.dequantise=true model.label_dropout=0.2 model.condition_dropout={label:0.3} "
+    "model.validation_draws=3 model.compile=false conditional=true",
     "objective iwae": "model=vae objective=iwae objective.importance=2 objective.gradient=standard",
     "compile": "model.compile=true",
     "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
@@ -81,6 +84,7 @@ TRAIN = {
         for name, settings in {
             "default": "objective.weighting.sigma_data=0.4 objective.times.mean=-1 objective.times.std=1.5",
             "edm": "objective.weighting.sigma_data=0.4 objective.times.mean=-1 objective.times.std=1.5",
+            "latent": "objective.weighting.sigma_data=0.4 objective.times.mean=-1 objective.times.std=1.5",
             "min_snr": "objective.weighting.gamma=4",
             **dict.fromkeys(("elbo", "eps", "likelihood", "score", "velocity", "x0"), ""),
         }.items()
@@ -117,6 +121,7 @@ TRAIN = {
     },
     "experiment mnist": "experiment=mnist data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
+    "experiment latent_mnist": "experiment=latent_mnist network=unet_small data.root=IDX data.n_val=10 first_stage.ckpt=CONVVAE trainer.max_steps=9",
     "experiment mnist_upsampler": "experiment=mnist_upsampler data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment cifar10_small": "experiment=cifar10_small data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
     "network.embedding_dim=8",

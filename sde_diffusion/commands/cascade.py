@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import check_trained_for, digests
 from sde_diffusion.commands.drawing import draw_in_batches, first
-from sde_diffusion.commands.loading import denoiser_of, load_unguided
+from sde_diffusion.commands.loading import check_walks, load_unguided
 from sde_diffusion.commands.sampling_run import Sampled
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
@@ -65,6 +65,7 @@ def load_upsampler(cfg: DictConfig, small: GenerativeModel, device: torch.device
     if path is None:
         return None
     model = load_unguided(path, device)
+    check_walks("upsampler.ckpt=", path, model, on_data=True)
     measured = model.measured
     if measured is None:
         raise UserError(
@@ -142,8 +143,7 @@ def enlarge(cfg: DictConfig, small: Stage, model: GenerativeModel, device: torch
         "upsampler": noise,
         "conditions": digests(conditions),
     }
-    sampler, denoiser = build(plan["sampler"], "sampler"), denoiser_of(model)
-    drawn = draw_in_batches(cfg, model, sampler, denoiser, seeds, conditions, device, folder, plan)
+    drawn = draw_in_batches(cfg, model, build(plan["sampler"], "sampler"), seeds, conditions, device, folder, plan)
     return Stage(model, conditions, seeds, drawn)
 
 

@@ -20,7 +20,7 @@ from sde_diffusion.commands.app import overrides, resolved
 from sde_diffusion.commands.conditions import items_with, matching, requested_conditions
 from sde_diffusion.commands.data_sides import DataSides, extractor_for, resumed_features
 from sde_diffusion.commands.drawing import first
-from sde_diffusion.commands.loading import device_of, load_data, load_described, load_model
+from sde_diffusion.commands.loading import device_of, load_data, load_model, load_unguided
 from sde_diffusion.commands.reconstructions import reconstructed_source
 from sde_diffusion.commands.sample_sources import SampleSet, Source, drawn_source, is_checkpoint, stored_source
 from sde_diffusion.config import build
@@ -214,7 +214,7 @@ def _loaded(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
     if cfg.of == "samples":
         return load_model(cfg)
     device = device_of(cfg)
-    return load_described(str(cfg.ckpt), device), device
+    return load_unguided(str(cfg.ckpt), device), device
 
 
 def _made(cfg: DictConfig, model: GenerativeModel, data: DataModule, device: torch.device, parts: Path) -> Source:

@@ -30,8 +30,8 @@ def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
     """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one), guided by `cfg.guidance`.
 
     Raises:
-        UserError: If the checkpoint cannot be read, its model has no denoiser or does not support this guidance, or the
-            device is not available.
+        UserError: If the checkpoint cannot be read, its model does not support this guidance, or the device is not
+            available.
     """
     from sde_diffusion.training.guided_denoiser import guide
 
@@ -42,23 +42,10 @@ def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
 
 
 def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:
-    """The model of a checkpoint, which has a denoiser and a description of its data.
-
-    Raises:
-        UserError: If the checkpoint cannot be read, or its model lacks one of these.
-    """
-    model = load_described(ckpt, device)
-    if model.denoiser is None:
-        what = model.summary()["model"]
-        raise UserError(f"{ckpt} contains a {type(model).__name__} ({what}), and this command needs a denoiser")
-    return model
-
-
-def load_described(ckpt: str, device: torch.device) -> GenerativeModel:
     """The model of a checkpoint, which has a description of its data.
 
     Raises:
-        UserError: If the checkpoint cannot be read, or lacks it.
+        UserError: If the checkpoint cannot be read, or lacks the description.
     """
     from sde_diffusion.training.digested import load_with_digest
 
@@ -74,8 +61,35 @@ def load_described(ckpt: str, device: torch.device) -> GenerativeModel:
 
 def denoiser_of(model: GenerativeModel) -> Denoiser:
     """The denoiser that a command uses: the model's, which `load_model` has guided."""
-    assert model.denoiser is not None  # checked by `load_model`
+    assert model.denoiser is not None  # checked by `check_walks`
     return model.denoiser
+
+
+def check_walks(what: str, ckpt: str, model: GenerativeModel, on_data: bool = False) -> None:
+    """Check that a model has a denoiser.
+
+    Args:
+        what: What needs it, such as a command.
+        ckpt: The model's checkpoint.
+        model: The model.
+        on_data: Whether it must walk on the data themselves, not on latent variables.
+
+    Raises:
+        UserError: If it has none, or not on the data.
+    """
+    if model.denoiser is None:
+        contains = f"{ckpt} contains a {type(model).__name__} ({model.summary()['model']})"
+        raise UserError(f"{contains}, and {what} needs a denoiser")
+    if on_data and not walks_on_data(model):
+        raise UserError(
+            f"{ckpt} contains a {type(model).__name__}, which walks on latent variables of shape "
+            f"{list(model.state_shape)}, and {what} needs a denoiser of the data"
+        )
+
+
+def walks_on_data(model: GenerativeModel) -> bool:
+    """Whether a model has a denoiser of the data themselves, not of latent variables."""
+    return model.denoiser is not None and list(model.state_shape) == list(model.data["shape"])
 
 
 def random_order(n: int) -> Tensor:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_COMMANDS = {"sample": "draw_samples", "evaluate": "draw_samples", "likelihood": "bound"}
+"""The commands to try next, and the method that a model without a denoiser needs for each."""
+
 
 def record_run(cfg: DictConfig, model: GenerativeModel, trainer: Trainer, folder: Path) -> None:
     """Record what is run: in the folder, in the checkpoints, and with the loggers that store configurations."""
@@ -85,14 +88,16 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
     ):
         if (folder / name).exists():
             log.info("  %-16s %s", name, what)
-    if model.denoiser is None:
+    usable = [name for name, method in _COMMANDS.items() if model.denoiser is not None or model.defines(method)]
+    if not usable:
         return
     log.info("Next:")
     if model.measured is not None:
         given = {"ckpt": last, "split": "test", "n": 4, "noise": min(0.1, model.measured.noise)}
         log.info("  %s", command_line("sde_diffusion.restore", **plugins.settings(), **given))
         return
-    for name, more in (("sample", {"n": 64}), ("evaluate", {}), ("likelihood", {})):
+    for name in usable:
+        more = {"n": 64} if name == "sample" else {}
         own = dict.fromkeys(model.conditions, "own") if name == "likelihood" else {}
         settings = {**plugins.settings(), "ckpt": last, **_guidance(cfg), **own, **more}
         log.info("  %s", command_line(f"sde_diffusion.{name}", **settings))

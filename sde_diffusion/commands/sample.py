@@ -15,13 +15,13 @@ from omegaconf import DictConfig
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.cascade import Stage, disagreement, draw_beside, enlarge, load_upsampler
 from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions, requested_only
-from sde_diffusion.commands.drawing import check_seeds, draw, first
+from sde_diffusion.commands.drawing import check_draws, check_seeds, draw, first
 from sde_diffusion.commands.editing import Edit, edit_of
-from sde_diffusion.commands.loading import denoiser_of, load_model
+from sde_diffusion.commands.loading import check_walks, denoiser_of, load_model
 from sde_diffusion.conditions import numbered
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
-from sde_diffusion.modality import modality_of, pictures, write_samples
+from sde_diffusion.modality import modality_of, pictures, write_latents, write_samples
 from sde_diffusion.storage.files import forget, fresh
 from sde_diffusion.storage.memory import check_fits
 from sde_diffusion.training.measured import PICTURE
@@ -41,6 +41,7 @@ FRAMES = 48
 def sample(cfg: DictConfig) -> dict[str, Any]:
     """Draw samples; writes `samples.npz` and `grid.png`, and with `film` also `film.png` and `film.gif`.
 
+    With `latents`, `latents.npz` has the latent variables that they are made of.
     With `upsampler.ckpt`, these are samples enlarged by that model, and `small.npz` has those of `ckpt`.
 
     If the command is interrupted or killed, it resumes after its last finished batch when it is started again.
@@ -61,6 +62,9 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     grid, *film = (out / name for name in ("grid.png", "film.png", "film.gif"))
     check_seeds(cfg)
     model, device = load_model(cfg)
+    check_draws(cfg, model, cfg.latents)
+    if cfg.film and cfg.upsampler.ckpt is None:
+        check_walks("film=", cfg.ckpt, model)
     edit = edit_of(cfg, model)
     upsampler = load_upsampler(cfg, model, device)
     seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
@@ -78,14 +82,16 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     if model.conditions:
         log.info("given %s", in_words(model.conditions, conditions))
     names = {name: kind.names for name, kind in model.conditions.items() if kind.names}
-    stage = Stage(model, conditions, seeds, draw(cfg, model, conditions, device, parts[0], edit))
+    stage = Stage(model, conditions, seeds, draw(cfg, model, conditions, device, parts[0], edit, cfg.latents))
     modality, drawn = modality_of(model.data), stage.drawn
+    decoded = {} if model.decoding is None else {"decode": model.decoding}
+    latents = _write_latents(out / "latents.npz", stage) if cfg.latents else None
     if upsampler is None:
         shown = first(drawn.batches(), modality.most_drawn)
         pictures.save(modality.draw(shown) if edit is None else edit.picture(modality, shown, cfg.n), grid)
     else:
-        write_samples(out / "small.npz", modality, drawn.batches(), seeds, conditions, names)
-        small, stage, edit = stage, enlarge(cfg, stage, upsampler, device, parts[1]), None
+        write_samples(out / "small.npz", modality, drawn.batches(), seeds, conditions, names, **decoded)
+        small, stage, edit, decoded = stage, enlarge(cfg, stage, upsampler, device, parts[1]), None, {}
         log.info("%d %s, %d network passes each; then enlarged:", drawn.n, modality.kind, drawn.nfe)
         modality, drawn = modality_of(upsampler.data), stage.drawn
         pictures.save(draw_beside(small, stage), grid)
@@ -93,7 +99,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         log.info("made smaller again, their disagreement with the small ones is %.3g on [-1, 1] (RMS)", far)
     if cfg.film:
         _film(cfg, stage, edit, device, *film)
-    found = write_samples(result, modality, drawn.batches(), seeds, conditions, names)
+    found = write_samples(result, modality, drawn.batches(), seeds, conditions, names, **decoded)
     for folder in parts:
         forget(folder)
     speed = f"{drawn.seconds:.1f} s ({drawn.n / drawn.seconds:.0f} {modality.unit}/s)"
@@ -105,9 +111,21 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     log.info("%s: %s %s, %s", modality.unit, found.dtype, list(found.shape), scale)
     for name in names:
         log.info("%s: %s", name, numbered(names[name]))
-    for path in (result, *(() if upsampler is None else (out / "small.npz",)), grid, *(film if cfg.film else ())):
+    if latents is not None:
+        log.info("latents: %s", ", ".join(f"{name} {shape}" for name, shape in latents.items()))
+    more = [out / "small.npz"] * (upsampler is not None) + [out / "latents.npz"] * cfg.latents
+    for path in (result, *more, grid, *(film if cfg.film else ())):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}
+
+
+def _write_latents(path: Path, stage: Stage) -> dict[str, list[int]]:
+    """Write the latent variables of samples; returns their shapes by name."""
+    finished = stage.drawn.finished
+    names = [f"z_{level}" for level in range(1, int(finished.each("levels")[0]) + 1)]
+    return write_latents(
+        path, {name: finished.stored(name) for name in names}, range(stage.seeds[0], stage.seeds[-1] + 1)
+    )
 
 
 def _check_given(cfg: DictConfig, model: GenerativeModel) -> None:
@@ -131,7 +149,7 @@ def _film(cfg: DictConfig, stage: Stage, edit: Edit | None, device: torch.device
     """
     model, seeds = stage.model, stage.seeds[: cfg.film]
     own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in stage.conditions.items()}
-    shape = (cfg.film, *model.data["shape"])
+    shape = (cfg.film, *model.state_shape)
     sampler, denoiser = build(resolved(cfg.sampler)), denoiser_of(model)
     if edit is not None:
         sampler, own["latent"] = edit.on(sampler), edit.each(cfg.n)[: cfg.film].to(device)
@@ -141,8 +159,9 @@ def _film(cfg: DictConfig, stage: Stage, edit: Edit | None, device: torch.device
     assert walk.times is not None
     sde, times = denoiser.sde, torch.tensor(walk.times, dtype=torch.float64)
     scale = (sde.alpha(times).square() + sde.sigma(times).square()).sqrt()
-    x0, states = walk.trajectory.cpu(), walk.states.cpu()
-    states = states / scale.to(states.dtype).reshape(-1, *(1,) * (states.ndim - 1))
+    states = walk.states / scale.to(walk.states).reshape(-1, *(1,) * (walk.states.ndim - 1))
+    with torch.no_grad():
+        x0, states = (torch.stack([model.to_data(x, seeds).cpu() for x in some]) for some in (walk.trajectory, states))
     columns = torch.linspace(0, len(x0) - 1, min(COLUMNS, len(x0))).round().long()
     modality = modality_of(model.data)
     pictures.save(modality.film_strip(x0[columns], [walk.times[i] for i in columns.tolist()]), strip)

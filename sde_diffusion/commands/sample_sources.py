@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import for_items, in_words, requested_conditions, set_by_guidance
-from sde_diffusion.commands.drawing import check_guided, check_seeds, draw
+from sde_diffusion.commands.drawing import check_draws, check_guided, check_seeds, draw
 from sde_diffusion.commands.sample_folder import read_pictures
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
@@ -99,6 +99,7 @@ def drawn_source(
     if has != made:
         raise UserError(f"{data.name} has {has}, and {cfg.ckpt} generates {made}")
     conditions = for_items(model, requested_conditions(cfg, model), data.split(cfg.split), cfg.n)
+    check_draws(cfg, model)
     check_guided(model, conditions, cfg.n)
     if fixed := " and ".join(set_by_guidance(cfg)):
         log.warning("guidance.conditions sets %s, but the samples are compared with items of any %s", fixed, fixed)
@@ -109,7 +110,8 @@ def drawn_source(
         drawn = draw(cfg, model, conditions, device, parts)
         origin = {
             "nfe": drawn.nfe,
-            "sampler": resolved(cfg.sampler),
+            "sampler": None if model.denoiser is None else resolved(cfg.sampler),
+            **({} if model.decoding is None else {"decode": cfg.decode}),
             "guidance": resolved(cfg.guidance),
             "seeds": [seeds[0], seeds[-1]],
             "batch_sizes": drawn.finished.sizes,  # those that were used; smaller than batch_size where memory ran out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Sampled:
 
 def sample_in_batches(
     sampler: Callable[..., Samples],
-    denoiser: Denoiser,
+    denoiser: Denoiser | None,
     dims: Sequence[int],
     seeds: Sequence[int],
     batch_size: int,
@@ -70,7 +71,7 @@ def sample_in_batches(
 
     Args:
         sampler: The sampler, or a function with the same arguments.
-        denoiser: The denoiser.
+        denoiser: The denoiser; None if the function needs none.
         dims: Shape of one sample.
         seeds: One integer for each sample.
         batch_size: Maximum number of samples at once, at least 1.
@@ -87,12 +88,12 @@ def sample_in_batches(
         UserError: If the files in the folder belong to another plan, or one is damaged.
         ValueError: If the sampler does not take the arguments, or batch_size < 1.
     """
+    seen = denoiser if counted is None else counted
 
     def work(items: range, shown: Bar) -> dict[str, Tensor]:
         some, begin = slice(items.start, items.stop), time.perf_counter()
         cut = {name: value[some] for name, value in (conditions or {}).items()}
-        seen = denoiser if counted is None else counted
-        with passes(shown, seen, lambda x_t, t: seen.passes_at(t)):
+        with nullcontext() if seen is None else passes(shown, seen, lambda x_t, t: seen.passes_at(t)):
             drawn = sampler(denoiser, (len(items), *dims), seeds=seeds[some], **cut, **options)
         drawn = dataclasses.replace(drawn, x=drawn.x.cpu())  # waits for the device
         seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)

@@ -36,6 +36,7 @@ from sde_diffusion.sde import GRIDS
 
 Seed = Annotated[int, Rule("an integer of at most 64 bits", lambda n: True)]
 Split = Literal["train", "val", "test"]
+Decode = Literal["mean", "draw"]
 _NOISE = "a standard deviation on [-1, 1], from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)"
 NoiseScale = Annotated[float, Rule(_NOISE, lambda x: 0 <= x <= 2)]
 
@@ -54,12 +55,18 @@ class Upsampler(TypedDict):
     noise: NoiseScale
 
 
+class Autoencoder(TypedDict):
+    """The first stage of latent diffusion."""
+
+    ckpt: str | None
+
+
 class Bound(TypedDict):
     """Settings of the ELBO."""
 
     steps: Count | None
     draws: Count | None
-    decoder: Literal["frequencies", "uniform"] | Described
+    decoder: Literal["frequencies", "uniform", "dequantised"] | Described
     grid: Literal[tuple(GRIDS)] | Described | None  # type: ignore[valid-type]
     t_end: float | None
 
@@ -122,6 +129,9 @@ def check(command: str, cfg: DictConfig, resumed: bool = False) -> None:
         raise UserError(f"unknown key {key!r}{did_you_mean(key, known)}; allowed: {', '.join(sorted(known))}")
 
 
+_RESERVED = ("denoiser", "objective", "data", "conditions", "n_classes", "seed", "first_stage")
+
+
 def _train(checks: ConfigChecks) -> None:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
@@ -135,7 +145,7 @@ def _train(checks: ConfigChecks) -> None:
 
     checks.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
     checks.settings("trainer", Trainer, TRAINER, reserved=("logger", "callbacks", "default_root_dir"))
-    cls, model = checks.model("model", reserved=("denoiser", "objective", "data", "conditions", "n_classes", "seed"))
+    cls, model = checks.model("model", reserved=_RESERVED)
     checks.fill_in("network.shape", [1, 8, 8])
     checks.fill_in("denoiser.sigma_data", 0.5)
     checks.part("data", DataModule)
@@ -146,12 +156,26 @@ def _train(checks: ConfigChecks) -> None:
     )
     conditions = dict.fromkeys(model.get("condition_dropout") or {}, Label(1))  # the real ones depend on the data
     offered = {"denoiser": denoiser, "objective": objective, "conditions": conditions, "data": {"levels": 2}}
+    offered["first_stage"] = _first_stage(checks, "first_stage" in arguments_of(cls)[0])
     taken = {name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
     if "denoiser" in taken:  # another model makes its networks for the shape of the data, which is not known yet
         checks.call("model", cls, **model, **taken)
     checks.instances("callbacks", Callback, sampler=sampler)
     checks.instances("logger", Logger)
     _guidance(checks)
+
+
+def _first_stage(checks: ConfigChecks, needed: bool) -> Any:
+    """Check the name of the first stage's checkpoint, and return a placeholder."""
+    from sde_diffusion.training.first_stage import MISSING
+    from sde_diffusion.variational import MLPVAE, FirstStage, Gaussian
+
+    if checks.value("ckpt") is None:  # a resumed run has the description of its own
+        chosen = checks.keys(first_stage=Autoencoder)["first_stage"]["ckpt"]
+        if needed and chosen is None:
+            raise UserError(MISSING)
+    checks.seen.add("first_stage")
+    return FirstStage(MLPVAE([1], Gaussian(), 1, 1, 0))
 
 
 def _guidance(checks: ConfigChecks) -> None:
@@ -179,7 +203,7 @@ def _sample(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
     checks.keys(ckpt=str, n=Count, seed=Seed, film=Natural, batch_size=Count, device=str, overwrite=bool)
-    checks.keys(conditions=Mapping[str, Any] | None, edit=Editing, upsampler=Upsampler)
+    checks.keys(conditions=Mapping[str, Any] | None, edit=Editing, upsampler=Upsampler, decode=Decode, latents=bool)
     checks.part("sampler", Sampler)
     _guidance(checks)
 
@@ -208,7 +232,7 @@ def _evaluate(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
     checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed)
-    checks.keys(n=Annotated[int, at_least(2)], of=Literal["samples", "reconstructions"])
+    checks.keys(n=Annotated[int, at_least(2)], of=Literal["samples", "reconstructions"], decode=Decode)
     checks.keys(conditions=Mapping[str, Any] | None)
     checks.keys(split=Split, confidence=BetweenZeroAndOne, resamples=Natural)
     checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
@@ -241,9 +265,10 @@ def _likelihood(checks: ConfigChecks) -> None:
     checks.choice("grid", Grid, Literal[tuple(GRIDS)] | None)
     checks.choice("trace", Trace, Literal[tuple(TRACES)], **checks.keys(probes=Count))
     checks.choice("prior", Prior, Literal["standard", "matched"], sde=VPSDE())
+    checks.keys(importance=Count, bound=Mapping[str, Any] | None)
     checks.keys(draws=Count, elbo=Bound | None, target_se=Positive | None)
     if checks.value("elbo") is not None:
-        checks.choice("elbo.decoder", Decoder, Literal["frequencies", "uniform"], levels=2)
+        checks.choice("elbo.decoder", Decoder, Literal["frequencies", "uniform", "dequantised"], levels=2)
         checks.choice("elbo.grid", Grid, Literal[tuple(GRIDS)] | None)
     checks.keys(against=str | None, against_root=str | None, against_path=str | None)
     checks.data("data", DataModule, Location)

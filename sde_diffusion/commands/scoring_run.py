@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,18 +14,19 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sde_diffusion.commands.app import resolved
-from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.scored_data import ScoredData
-from sde_diffusion.density import Prior
-from sde_diffusion.density.scoring import SCORES, Scoring
-from sde_diffusion.density.summary import mean_and_error, per_dim, plus_minus
+from sde_diffusion.commands.scorer import Scorer
+from sde_diffusion.density.scoring import SCORES
+from sde_diffusion.density.summary import main_score, mean_and_error, per_dim, plus_minus
 from sde_diffusion.errors import UserError
-from sde_diffusion.sampling.ode_methods import ODESolver
 from sde_diffusion.storage.batches import Batches, in_batches
 from sde_diffusion.storage.progress import Bar, passes
 
 if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
+
+_FIRST = ("index", *SCORES, "iwae", "iwae_error", "chain_elbo")
+"""Columns in the order of the table, before those that only some models have."""
 
 log = logging.getLogger(__name__)
 
@@ -37,25 +39,21 @@ class ScoringRun:
         cfg: DictConfig,
         model: GenerativeModel,
         device: torch.device,
-        scoring: Scoring,
-        prior: Prior,
+        scorer: Scorer,
         folder: Path,
     ) -> None:
         self.cfg, self.model, self.device = cfg, model, device
-        self.denoiser = denoiser_of(model)
-        self.scoring, self.prior = scoring, prior
+        self.scorer = scorer
         settings = {
             key: value
             for key, value in resolved(cfg).items()
             if key not in ("ckpt", "out", "overwrite", "device", "batch_size")  # these may change on resuming
         }
-        at = torch.randn(1, *model.data["shape"], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         self.plan = {
             "checkpoint": model.digest,
             "settings": settings,
             **({"guides": model.guides} if model.guides else {}),
-            "scores": list(SCORES),
-            "prior": f"{float(prior(at)):.10g}",  # it depends on the data too
+            **scorer.plan,
         }
         self.folder = folder
         self.seconds, self.scored_now = 0.0, 0.0
@@ -68,22 +66,24 @@ class ScoringRun:
         items = data.items(split)
         n = len(items)
         if not self.sizes:  # once for all splits
-            for line in self._passes():
+            for line in self.scorer.passes():
                 log.info("%s", line)
         log.info("%s: %d items, %d at once", name, n, min(n, self.size))
 
+        denoiser = self.model.denoiser
+
         def work(some: range, shown: Bar) -> dict[str, Tensor]:
             begin = time.perf_counter()
-            with passes(shown, self.denoiser, lambda x_t, t: self.denoiser.passes_at(t)):
+            with nullcontext() if denoiser is None else passes(shown, denoiser, lambda x_t, t: denoiser.passes_at(t)):
                 part = self._batch(data, split, items[some.start : some.stop])
             seconds = time.perf_counter() - begin
             self.scored_now += seconds
             return {**part, "seconds": torch.tensor(seconds, dtype=torch.float64)}
 
         def enough(done: Batches, shown: Bar) -> bool:
-            found = torch.cat(done.each("log_prob"))
-            mean, error = mean_and_error(per_dim(found[found.isfinite()], data.size, self.scoring.levels))
-            shown.update(text=f"{plus_minus(mean, error)} {'bits' if self.scoring.levels else 'nats'}/dim")
+            found = torch.cat(done.each(main_score(done.results[0])))
+            mean, error = mean_and_error(per_dim(found[found.isfinite()], data.size, self.scorer.levels))
+            shown.update(text=f"{plus_minus(mean, error)} {'bits' if self.scorer.levels else 'nats'}/dim")
             if cfg.target_se is None:
                 return False
             small = error is not None and error <= cfg.target_se
@@ -109,23 +109,12 @@ class ScoringRun:
         self.seconds += sum(map(float, done.each("seconds")))
         self.size = min(self.size, done.sizes[-1])
         self.sizes += [size for size in done.sizes if size not in self.sizes]
-        names = [name for name in ("index", *SCORES) if name in done.results[0]]
+        there = set(done.results[0]) - {"seconds"}  # in files they lose their order
+        first = [name for name in _FIRST if name in there]
+        names = [*first, *sorted(there - set(first), key=lambda name: (len(name), name))]
         scores = {name: torch.cat(done.each(name)) for name in names}
         order = scores["index"].argsort()
         return {name: values[order] for name, values in scores.items()}
-
-    def _passes(self) -> list[str]:
-        """How many network passes to expect, one fact a line."""
-        flow, bound = self.scoring.flow, self.scoring.bound
-        solver = ODESolver(flow["method"])
-        count = f"those of {flow['steps'] or 50} steps of {solver.name}"
-        if solver.method.adaptive:
-            count = f"as many as rtol and atol need, at most {flow['max_nfe']:,} (max_nfe)"
-        times = f", {self.scoring.draws} times" if self.scoring.draws > 1 else ""
-        lines = [f"network passes of a batch by the flow: {count}{times}"]
-        if bound is not None:
-            lines.append(f"network passes of an item by the ELBO: {bound['draws'] or bound['steps'] or 128}")
-        return lines
 
     def _batch(self, data: ScoredData, split: str, items: Tensor) -> dict[str, Tensor]:
         """Scores of some items. If the solver fails for one of them, the others are still scored."""
@@ -135,7 +124,7 @@ class ScoringRun:
             with warnings.catch_warnings():
                 # The items are scaled correctly here, though some may be far outside of [-1, 1].
                 warnings.filterwarnings("ignore", "x has a root mean square")
-                scores = self.scoring(self.denoiser, x, seeds, self.prior, **conditions)
+                scores = self.scorer(x, seeds, **conditions)
         except UserError as error:
             if data.role == "own":
                 raise
@@ -143,7 +132,7 @@ class ScoringRun:
                 halves = [self._batch(data, split, half) for half in items.tensor_split(2)]
                 return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
             log.warning("item %d of %s counts as impossible: %s", int(items), data.name, error)
-            scores = self.scoring.impossible(self.denoiser, x, seeds, self.prior, **conditions)
+            scores = self.scorer.impossible(x, seeds, **conditions)
         except ValueError as error:
             raise UserError(str(error)) from error
         return {**scores, "index": items.double()}

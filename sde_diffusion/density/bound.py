@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,6 +22,7 @@ class Bound:
         std_error: Error of log_prob due to the draws, scaled so that log_prob ± 1.96 std_error is a 95% confidence
             interval of the bound; None if there are too few draws.
         nfe: Network passes for each sample.
+        names: Names of the levels; level_1, level_2, ... if empty.
     """
 
     log_prob: Tensor
@@ -28,6 +30,12 @@ class Bound:
     kl: Tensor
     std_error: Tensor | None
     nfe: int
+    names: Sequence[str] = ()
+
+    def parts(self) -> dict[str, Tensor]:
+        """The terms of the evidence lower bound: reconstruction, and minus each level's KL divergence; [B] each."""
+        names = self.names or [f"level_{level}" for level in range(1, len(self.kl) + 1)]
+        return {"reconstruction": self.reconstruction, **dict(zip(names, -self.kl, strict=True))}
 
     @property
     def elbo(self) -> Tensor:

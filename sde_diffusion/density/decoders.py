@@ -14,7 +14,13 @@ from sde_diffusion.sde import SDE, Number, expand, number, on_device, value_of
 
 
 class Decoder(ABC):
-    """A decoder p(x | z_0)."""
+    """A decoder p(x | z_0).
+
+    Attributes:
+        continuous: Whether it is a density of continuous data, not a probability of data on levels.
+    """
+
+    continuous: bool = False
 
     def place(self, sde: SDE) -> float:
         """The decoder's own choice of t_end: the path's t_min unless overridden."""
@@ -35,6 +41,8 @@ class Decoder(ABC):
 
 class GaussianDecoder(Decoder):
     """For continuous data: p(x | z) = N(z / alpha, (sigma / alpha)^2 I), with an exact expectation."""
+
+    continuous = True
 
     def log_prob(self, sde: SDE, t_end: float, x: Tensor, z: Tensor) -> Tensor:
         """See `Decoder.log_prob`."""

@@ -69,6 +69,19 @@ def bits_per_dim(
     return -log_prob / (size * math.log(2)) + math.log2(levels / (high - low))
 
 
+def in_bins(x: Tensor, levels: int | None, seeds: Sequence[int], draw: int = 0) -> tuple[Tensor, float]:
+    """Continuous data and the log of their bins' volume: of data on levels draw number `draw` of x + u; x: [B, *].
+
+    The log-density there plus that volume is, in expectation, a lower bound on the log-probability of the levels. Data
+    without levels (None) stay as they are, with 0.
+    """
+    if levels is None:
+        return x, 0.0
+    fill = UniformDequantisation(levels)
+    filled = fill(x, Noise(seeds, x.shape[1:], x.device, torch.float64), draw)
+    return filled, math.prod(x.shape[1:]) * math.log(fill.width)
+
+
 @dataclass(frozen=True)
 class UniformDequantisation:
     """Uniform noise over the bins of L levels on [-1, 1].

@@ -167,9 +167,8 @@ def _bound(
     if draws >= 4:
         ends = (decoded.var(0) + kls.var(0)) / _END_DRAWS
         error = (_student_variance(terms.detach()) + ends).sqrt().detach()
-    return Bound(
-        reconstruction - kl - diffusion, reconstruction, torch.stack([diffusion, kl]), error, draws * denoiser.passes
-    )
+    parts, nfe = torch.stack([diffusion, kl]), draws * denoiser.passes
+    return Bound(reconstruction - kl - diffusion, reconstruction, parts, error, nfe, ("diffusion", "prior"))
 
 
 def _errors(

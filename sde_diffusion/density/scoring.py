@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density.bound import Bound
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
-from sde_diffusion.density.dequantisation import UniformDequantisation
+from sde_diffusion.density.dequantisation import UniformDequantisation, in_bins
 from sde_diffusion.density.likelihood import log_likelihood
 from sde_diffusion.density.lower_bound import elbo
 from sde_diffusion.density.prior import LogDensity
 from sde_diffusion.density.trace import Trace, trace_of
-from sde_diffusion.sampling import Noise
 
 SCORES = (
     "log_prob",
@@ -27,17 +27,17 @@ SCORES = (
     "elbo",
     "elbo_error",
     "elbo_reconstruction",
-    "elbo_prior",
     "elbo_diffusion",
+    "elbo_prior",
 )
 """The scores of an item; see `COLUMNS`."""
 
 COLUMNS = (
     "log_prob and elbo are log-probabilities (of continuous data log-densities on [-1, 1]; log_density is that in the "
-    "data's own units), in nats: more is more likely, in every column. elbo = elbo_reconstruction + elbo_prior + "
-    "elbo_diffusion. trace_error is a standard error, elbo_error one widened to be used with 1.96, solver_error the "
-    "difference to a solution with four times the tolerance; nan where there is none. nfe counts the network passes of "
-    "the item's batch."
+    "data's own units), in nats: more is more likely, in every column. elbo = elbo_reconstruction + elbo_diffusion + "
+    "elbo_prior, the last two minus KL divergences. trace_error is a standard error, elbo_error one widened "
+    "to be used with 1.96, solver_error the difference to a solution with four times the tolerance; nan where there is "
+    "none. nfe counts the network passes of the item's batch."
 )
 """The meaning of the columns of a table of scores."""
 
@@ -96,7 +96,8 @@ class Scoring:
             f"{low:.6g} to {high:.6g}); by the flow: log of the mean density at t_min over {self.draws} uniform "
             f"draw{'s' if self.draws > 1 else ''} from the bin, plus the log of the bin's size"
         )
-        bounded = "; by the ELBO: with a decoder on the levels themselves"
+        on = "of the same data with noise" if self.decoder.continuous else "with a decoder on the levels themselves"
+        bounded = f"; by the ELBO: {on}"
         return words if self.bound is None else words + bounded
 
     def impossible(
@@ -131,11 +132,7 @@ class Scoring:
         solver: list[Tensor] = []
         nfe, error = 0, None
         for draw in range(self.draws):
-            filled, bins = x, 0.0
-            if self.levels is not None:
-                fill = UniformDequantisation(self.levels)
-                filled = fill(x, Noise(seeds, x.shape[1:], x.device, torch.float64), draw)
-                bins = math.prod(x.shape[1:]) * math.log(fill.width)
+            filled, bins = in_bins(x, self.levels, seeds, draw)
             result = log_likelihood(
                 denoiser,
                 filled,
@@ -165,13 +162,25 @@ class Scoring:
     ) -> dict[str, Tensor]:
         if self.bound is None:
             return {}
+        x, bins = self.for_bound(x, seeds)
         bound = elbo(denoiser, x, seeds=seeds, prior=prior, decoder=self.decoder, **self.bound, **conditions)
-        missing = torch.full_like(bound.log_prob, math.nan)
-        scores = {
-            "elbo": bound.log_prob,
-            "elbo_error": missing if bound.std_error is None else bound.std_error,
-            "elbo_reconstruction": bound.reconstruction,
-            "elbo_prior": -bound.prior,
-            "elbo_diffusion": -bound.diffusion,
-        }
-        return {name: value.double().cpu() for name, value in scores.items()}
+        return elbo_scores(bound, bins)
+
+    def for_bound(self, x: Tensor, seeds: Sequence[int]) -> tuple[Tensor, float]:
+        """What the bound is computed of, and what is added to it: with a continuous decoder, see `in_bins`."""
+        return in_bins(x, self.levels if self.decoder.continuous else None, seeds)
+
+
+def elbo_scores(bound: Bound, bins: float = 0.0) -> dict[str, Tensor]:
+    """The evidence lower bound of each item and what it is the sum of, [B] each, float64, on the CPU.
+
+    Args:
+        bound: The bound, perhaps a tighter one: then there is no standard error.
+        bins: Added to the bound and to its reconstruction: the log of the bins' volume.
+    """
+    parts = bound.parts()
+    parts["reconstruction"] = parts["reconstruction"] + bins
+    missing = torch.full_like(bound.log_prob, math.nan)
+    scores = {"elbo": bound.elbo + bins, "elbo_error": missing if bound.std_error is None else bound.std_error}
+    scores |= {f"elbo_{name}": value for name, value in parts.items()}
+    return {name: value.double().cpu() for name, value in scores.items()}

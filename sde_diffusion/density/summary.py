@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,74 +12,103 @@ from torch import Tensor
 from sde_diffusion.modality.units import Units
 
 
+def main_score(scores: Mapping[str, Tensor]) -> str:
+    """The name of the score that stands for log p: that of the flow, or else the tightest bound."""
+    return next(name for name in ("log_prob", "iwae", "elbo") if name in scores)
+
+
 def summary(scores: dict[str, Tensor], size: int, levels: int | None) -> dict[str, Any]:
     """Means and standard errors of the scores; for the flow, of the finite ones.
 
     Args:
-        scores: What `Scoring` returns, [N] each.
+        scores: What `Scoring` or another scorer returns, [N] each.
         size: Number of dimensions D.
         levels: Number of levels of the data; None for continuous data, for which nats per dimension are reported.
 
     Returns:
-        A dict with bits_per_dim (or nats_per_dim), the mean of -log p per dimension; its std_error over items; log_prob
-        (nats); n; nfe; and elbo with its parts. If there are such items, `impossible` is the number of those left out
-        because no solver took them to the prior, and `solver_error` has the number of `items` for which the tolerance
-        could not be met, and the mean estimate of their error in the same unit. The mean of no items is None.
+        A dict with bits_per_dim (or nats_per_dim), the mean of -log p per dimension by the flow, or without one by the
+        tightest bound (`by` says which); its std_error over items; log_prob (nats); n; nfe; elbo with its terms; and
+        iwae. If there are such items, `impossible` is the number of those left out because no solver took them to the
+        prior, and `solver_error` has the number of `items` for which the tolerance could not be met, and the mean
+        estimate of their error in the same unit. The mean of no items is None.
     """
-    unit = "nats_per_dim" if levels is None else "bits_per_dim"
-    fine = torch.isfinite(scores["log_prob"])
-    mean, error = mean_and_error(per_dim(scores["log_prob"][fine], size, levels))
+    unit, name = _unit(levels), main_score(scores)
+    main = scores[name]
+    fine = torch.isfinite(main)
+    mean, error = mean_and_error(per_dim(main[fine], size, levels))
     report: dict[str, Any] = {
         unit: mean,
         "std_error": error,
-        "log_prob": mean_and_error(scores["log_prob"][fine])[0],
+        "by": "flow" if name == "log_prob" else name,
+        "log_prob": mean_and_error(main[fine])[0],
         "n": int(fine.sum()),
         "nfe": {
             "mean": mean_and_error(scores["nfe"][fine])[0],
             "max": int(scores["nfe"][fine].max()) if bool(fine.any()) else None,
         },
     }
-    off = scores["solver_error"][fine] if "solver_error" in scores else scores["log_prob"][:0]
+    off = scores["solver_error"][fine] if "solver_error" in scores else main[:0]
     off = off[off.isfinite()]
     if len(off):
         report["solver_error"] = {"items": len(off), unit: abs(float(per_dim(off, size, levels).mean()))}
     if not bool(fine.all()):
         report["impossible"] = int((~fine).sum())
-    if "elbo" in scores:
-        mean, error = mean_and_error(per_dim(scores["elbo"], size, levels))
-        parts = {
-            part: mean_and_error(per_dim(scores[f"elbo_{part}"], size, levels))[0]
-            for part in ("reconstruction", "prior", "diffusion")
-        }
-        report["elbo"] = {unit: mean, "std_error": error, **parts}
+    for bound in ("elbo", "iwae", "chain_elbo"):
+        if bound in scores:
+            mean, error = mean_and_error(per_dim(scores[bound], size, levels))
+            report[bound] = {unit: mean, "std_error": error}
+    for name, values in scores.items():
+        if name.startswith("elbo_") and name != "elbo_error":
+            report["elbo"][name.removeprefix("elbo_")] = mean_and_error(per_dim(values, size, levels))[0]
     return report
 
 
+def order(scores: dict[str, Tensor], below: str, above: str, size: int, levels: int | None) -> dict[str, Any]:
+    """How much one score exceeds another on average, with the standard error of the differences of the items.
+
+    Returns:
+        A dict with below and above, the names; the mean difference of log p per dimension, in bits or nats; std_error;
+        and holds: whether above is not less than below by more than three standard errors.
+    """
+    found = per_dim(scores[below] - scores[above], size, levels)
+    mean, error = mean_and_error(found[found.isfinite()])
+    holds = mean is None or error is None or mean >= -3 * error
+    return {"below": below, "above": above, "difference": mean, "std_error": error, "holds": holds}
+
+
 def quoted(report: dict[str, Any], levels: int | None) -> dict[str, Any]:
-    """Which of the two results to quote. For data on levels both are upper bounds on -log2 P(x): the smaller one.
+    """Which of the results to quote: the smallest of the upper bounds on -log P, or the exact value.
 
     Args:
         report: What `summary` returns.
         levels: Number of levels of the data; None for continuous data, for which the flow's density is exact.
 
     Returns:
-        A dict with by (flow or elbo), the value with its std_error, and because, the reason as text.
+        A dict with by (flow, elbo or iwae), the value with its std_error, and because, the reason as text.
     """
-    unit = "nats_per_dim" if levels is None else "bits_per_dim"
-    bound = report.get("elbo")
+    unit, by_flow = _unit(levels), report["by"] == "flow"
+    bounds = {name: report[name] for name in ("elbo", "iwae") if name in report}
     flow = {"by": "flow", unit: report[unit], "std_error": report["std_error"]}
-    if levels is None:
+    if by_flow and levels is None:
         return {**flow, "because": "the flow's density is exact but for its solver and trace; the ELBO is below it"}
-    if bound is None or bound[unit] is None or (flow[unit] is not None and flow[unit] < bound[unit]):
+    best = min(bounds, key=lambda name: math.inf if bounds[name][unit] is None else bounds[name][unit], default=None)
+    if by_flow and (best is None or bounds[best][unit] is None or (flow[unit] or math.inf) < bounds[best][unit]):
         why = "the flow with uniform dequantisation, an upper bound on -log2 P of the levels"
-        return {**flow, "because": why if bound is None else f"{why}, here a smaller one than the ELBO's"}
+        return {**flow, "because": why if best is None else f"{why}, here a smaller one than the ELBO's"}
+    assert best is not None  # without a flow there is a bound
+    found = {"by": best, unit: bounds[best][unit], "std_error": bounds[best]["std_error"]}
+    if not by_flow:
+        return {**found, "because": f"an upper bound on {'-log p' if levels is None else '-log2 P'}"}
+    count = "two" if len(bounds) == 1 else "three"
     return {
-        "by": "elbo",
-        unit: bound[unit],
-        "std_error": bound["std_error"],
-        "because": "the ELBO on the levels themselves, here the smaller of two upper bounds on -log2 P; the flow's is "
-        "for comparisons with others that dequantise uniformly",
+        **found,
+        "because": f"the {best.upper()}, here the smallest of {count} upper bounds on -log2 P; the flow's is for "
+        "comparisons with others that dequantise uniformly",
     }
+
+
+def _unit(levels: int | None) -> str:
+    return "nats_per_dim" if levels is None else "bits_per_dim"
 
 
 def in_own_units(log_density: Tensor, units: Units, size: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from sde_diffusion.modality.base import Modality
 from sde_diffusion.modality.described import KINDS, kind_by_shape, modality_of
 from sde_diffusion.modality.images import Images
 from sde_diffusion.modality.points import Points
-from sde_diffusion.modality.samples import Stored, read_samples, write_samples
+from sde_diffusion.modality.samples import Stored, read_samples, write_latents, write_samples
 from sde_diffusion.modality.signals import Signals
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "kind_by_shape",
     "modality_of",
     "read_samples",
+    "write_latents",
     "write_samples",
 ]

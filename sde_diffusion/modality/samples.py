@@ -63,6 +63,7 @@ def write_samples(
     seeds: range,
     conditions: Mapping[str, Tensor] = MappingProxyType({}),
     names: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    **more: str,
 ) -> Array:
     """Write a `samples.npz` atomically.
 
@@ -73,6 +74,7 @@ def write_samples(
         seeds: The seeds of the N samples.
         conditions: The conditions of each sample by name, [N, *].
         names: Names of the classes 0, 1, ... of the conditions that are named classes.
+        **more: Further facts to write under these names.
 
     Returns:
         The samples as stored, [N, ...].
@@ -81,9 +83,28 @@ def write_samples(
     arrays = {"seeds": np.arange(seeds.start, seeds.stop, dtype=np.int64), modality.unit: samples}
     arrays |= {_arrays_of(name)[0]: values.numpy() for name, values in conditions.items()}
     arrays |= {_arrays_of(name)[1]: np.asarray(words, dtype=str) for name, words in names.items()}
+    arrays |= {name: np.asarray(value) for name, value in more.items()}
     with writing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return samples
+
+
+def write_latents(path: Path, latents: Mapping[str, Iterable[Tensor]], seeds: range) -> dict[str, list[int]]:
+    """Write a `latents.npz` atomically: `seeds`, int64 [N], and the latent variables by name, float32 [N, *].
+
+    Args:
+        path: The file.
+        latents: Batches of each of them, [B, *].
+        seeds: The seeds of the N samples.
+
+    Returns:
+        The shape of each array.
+    """
+    arrays = {name: torch.cat(list(batches)).float().numpy() for name, batches in latents.items()}
+    arrays["seeds"] = np.arange(seeds.start, seeds.stop, dtype=np.int64)
+    with writing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return {name: list(arrays[name].shape) for name in latents}
 
 
 def read_samples(path: Path, modality: Modality, classes: Sequence[str] = ()) -> Stored:

@@ -41,6 +41,7 @@ class Samples:
         states: The states x_t at these times, [frames, B, *dims]; None unless asked for.
         gradients: Vector-Jacobian products of the network for each sample, each about as costly as a pass.
         log_evidence: Estimates of log p(y) for each sample, [B], float64; None unless the sampler makes some.
+        latents: The latent variables of which x was made, z_1 first, [B, *] each; None if there are none.
     """
 
     x: Tensor
@@ -50,6 +51,7 @@ class Samples:
     states: Tensor | None = None
     gradients: int = 0
     log_evidence: Tensor | None = None
+    latents: Sequence[Tensor] | None = None
 
 
 class Sampler(ShowsArguments, ABC):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sde_diffusion.training.classifier import Classifier
     from sde_diffusion.training.ema import EMA
     from sde_diffusion.training.generative import GenerativeModel
+    from sde_diffusion.training.latent import LatentModel
     from sde_diffusion.training.loggers import CSVLogger, WandbLogger
     from sde_diffusion.training.module import ScoreModel
     from sde_diffusion.training.noise_levels import LossByNoiseLevel
@@ -53,6 +54,7 @@ _LAZY = {
     "FinalValidation": "checkpoint_callbacks",
     "GenerativeModel": "generative",
     "LastCheckpoint": "checkpoint_callbacks",
+    "LatentModel": "latent",
     "LossByNoiseLevel": "noise_levels",
     "SampleGrid": "callbacks",
     "ScoreModel": "module",
@@ -80,6 +82,7 @@ __all__ = [
     "ImportanceTimes",
     "ImportanceWeighted",
     "LastCheckpoint",
+    "LatentModel",
     "LikelihoodWeighting",
     "LogNormalTimes",
     "LossByNoiseLevel",

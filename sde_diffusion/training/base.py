@@ -1,7 +1,8 @@
-"""What callbacks and commands ask of any model: its data, its conditions, a denoiser, samples."""
+"""What callbacks and commands ask of any model: its data, its conditions, a denoiser, samples, a bound on log p."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,10 +14,12 @@ from torch import Tensor
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import public_path
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density import Bound
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.measured import Measured
+from sde_diffusion.variational import FirstStage
 
 Batch = dict[str, Tensor]
 
@@ -29,8 +32,10 @@ class BaseModel(LightningModule, ABC):
         conditions: Conditions by name; empty if there are none.
         dropout: How often the conditions are dropped in training.
         measured: What the model is given of the data themselves, such as a smaller picture; None: nothing.
-        denoiser: The trained denoiser; None if the model is not made of one. `sample`, `evaluate` and `likelihood` need
-            it.
+        denoiser: The trained denoiser; None if the model is not made of one.
+        first_stage: The autoencoder whose latent variables the denoiser walks on; None: it walks on the data.
+        decoding: How samples are made of their latent variables: "mean", the mean of p(x | z), or "draw", drawn from
+            it; None if there is no p(x | z).
         run: Configuration of the run, stored in checkpoints for resuming.
         digest: SHA-256 of the checkpoint from which a command has loaded the model.
         guides: SHA-256 of the checkpoints of further models that guide its denoiser, by path.
@@ -43,6 +48,8 @@ class BaseModel(LightningModule, ABC):
         self.dropout = ConditionDropout(self.conditions, 0.0)
         self.measured: Measured | None = None
         self.denoiser: Denoiser | None = None
+        self.first_stage: FirstStage | None = None
+        self.decoding: str | None = None
         self.run: dict[str, Any] = {}
         self.digest = ""
         self.guides: dict[str, str] = {}
@@ -63,20 +70,72 @@ class BaseModel(LightningModule, ABC):
             return dict(batch)
         return {**batch, **self.measured.draw(batch["x"], self.data.get("levels"), generator)}
 
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of what the denoiser walks on; that of the data, unless it walks on latent variables."""
+        return tuple(self.data.get("shape", ()))
+
+    def to_data(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """What the denoiser draws, [B, *state_shape], on the scale of the data; [B, *shape].
+
+        Args:
+            x: The end of a walk.
+            seeds: Their seeds, if x is decoded with noise.
+        """
+        return x
+
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
-    ) -> Tensor | None:
-        """Samples for the pictures during training, on the scale of the data; None: no pictures.
+    ) -> Samples | None:
+        """Samples on the scale of the data; None: the model draws none.
 
         A model that draws its samples in another way than by walking with a denoiser overrides this method.
 
         Args:
             sampler: The sampler.
             denoiser: The model's denoiser, perhaps with guidance; None if it has none.
-            shape: Shape of all samples, [N, *dims].
-            **options: The conditions by name, [N, *] each, and further arguments of samplers.
+            shape: Shape of all samples, [N, *shape of the data].
+            **options: The conditions by name, [N, *] each, and further arguments of samplers, such as `seeds`.
         """
-        return None if denoiser is None else sampler(denoiser, shape, **options).x
+        if denoiser is None:
+            return None
+        drawn = sampler(denoiser, (shape[0], *(self.state_shape or shape[1:])), **options)
+        with torch.no_grad():
+            x = self.to_data(drawn.x, options.get("seeds"))
+        return drawn if x is drawn.x else dataclasses.replace(drawn, x=x, latents=[drawn.x])
+
+    def bound(
+        self,
+        x: Tensor,
+        *,
+        draws: int = 1,
+        importance: int = 1,
+        seeds: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Bound:
+        """Estimate of a lower bound on log p(x): the evidence lower bound, or with importance > 1 a tighter one.
+
+        Args:
+            x: Data on [-1, 1], [B, *shape].
+            draws: Number of estimates, of which the mean is returned.
+            importance: K, number of draws of the latent variables for each estimate; see `variational.bound`.
+            seeds: One integer for each item, on which alone its noise depends; 0, 1, ... by default.
+            **options: The conditions by name, and further arguments of the model's bound, such as `rows`.
+
+        Raises:
+            UserError: If the model has no such bound.
+        """
+        raise UserError(f"a {type(self).__name__} has no bound on log p(x)")
+
+    @property
+    def bounds_density(self) -> bool:
+        """Whether `bound` is of a density of continuous data, not of the probability of data on levels."""
+        return self.data.get("levels") is None
+
+    @classmethod
+    def defines(cls, name: str) -> bool:
+        """Whether a class has a method of its own in place of that of `BaseModel`."""
+        return getattr(cls, name) is not getattr(BaseModel, name)
 
     def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
         """Data decoded from what x is encoded as, on the scale of the data.

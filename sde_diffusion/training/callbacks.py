@@ -20,7 +20,7 @@ from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Modality, modality_of, pictures
-from sde_diffusion.sampling import Sampler
+from sde_diffusion.sampling import Sampler, Samples
 from sde_diffusion.storage import progress
 from sde_diffusion.storage.progress import Bar
 from sde_diffusion.training.base import BaseModel
@@ -100,7 +100,7 @@ class SampleGrid(Callback):
         drawn = self._draw(cast(BaseModel, pl_module), batch["x"].shape[1:], batch)
         if drawn is None:
             return
-        picture = _modality(pl_module, batch).draw(drawn)
+        picture = _modality(pl_module, batch).draw(drawn.x)
         pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if (log_image := getattr(logger, "log_image", None)) is not None:
@@ -125,7 +125,7 @@ class SampleGrid(Callback):
 
     def _draw(
         self, model: BaseModel, shape: Sequence[int], batch: Mapping[str, Tensor], **options: Any
-    ) -> Tensor | None:
+    ) -> Samples | None:
         denoiser, conditions = self.denoiser_of(model), self._conditions(model, batch)
         if denoiser is not None and denoiser.conditions is not None:  # a guidance may fix some
             conditions = {name: values for name, values in conditions.items() if name in denoiser.conditions}

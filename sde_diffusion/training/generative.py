@@ -40,9 +40,9 @@ class GenerativeModel(BaseModel):
 
     A new kind of model is a subclass that makes its modules in the constructor and defines `training_loss` and
     `validation_losses`. It may set `conditions`, `dropout` and `denoiser`, and override `draw_samples` and `summary`;
-    see `sde_diffusion.training.base.BaseModel`. All of its parameters are trained. It stores further constructor
-    arguments by `save_hyperparameters({...})`, as plain Python containers (dicts, lists, numbers, strings), so that the
-    checkpoint has all that `load_from_checkpoint` needs.
+    see `sde_diffusion.training.base.BaseModel`. Its parameters are trained and averaged, except those that require no
+    gradients. It stores further constructor arguments by `save_hyperparameters({...})`, as plain Python containers
+    (dicts, lists, numbers, strings), so that the checkpoint has all that `load_from_checkpoint` needs.
 
     All random numbers of a training step are a function of (seed, step, process), so that a resumed run draws the same
     as an uninterrupted one. To this end each step seeds torch's global generator.
@@ -227,7 +227,7 @@ class GenerativeModel(BaseModel):
 
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the device allows, with the schedule stepped at each optimizer step."""
-        optimizer = torch.optim.AdamW(self.parameters(), **self._optimizer_settings())
+        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], **self._optimizer_settings())
         total = float(self.trainer.estimated_stepping_batches)
         if self.schedule is cosine_schedule and not math.isfinite(total) and timer_of(self.trainer) is None:
             raise UserError(

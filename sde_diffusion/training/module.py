@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,19 @@ from torch import Tensor
 from sde_diffusion.checks import check_bool, check_kind
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import build, public_path, to_containers, with_public_paths
-from sde_diffusion.denoiser import Denoiser, check_denoiser
+from sde_diffusion.denoiser import Denoiser, check_denoiser, in_eval_mode
+from sde_diffusion.density import Bound, elbo
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.measured import Measured
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
+from sde_diffusion.variational import DiffusionChain, bound
+
+_DRAWN = ("rows", "dtype")
+_CHAIN = ("steps", "variance", "decoder", "prior", "grid", "t_end")
+"""Arguments of `variational.bound` and of `DiffusionChain`."""
 
 
 class ScoreModel(GenerativeModel):
@@ -112,18 +118,46 @@ class ScoreModel(GenerativeModel):
 
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Losses at fixed noise and stratified times, and the times' log-SNR; see `GenerativeModel`."""
-        draws = self.objective.draw(self.denoiser, batch["x"], generator)
         x0 = self.filled(batch["x"], generator)
+        draws = self.objective.draw(self.denoiser, x0, generator)
         conditions = self.conditions_of(self.with_measurements(batch, generator))
         losses = self.objective(self.denoiser, x0, **draws, **conditions)
         found = {"losses": losses, **{name: value for name, value in draws.items() if value.ndim == 1}}
         return {**found, "log_snr": self.denoiser.sde.log_snr(draws["t"])} if "t" in draws else found
 
+    def bound(
+        self,
+        x: Tensor,
+        *,
+        draws: int = 1,
+        importance: int = 1,
+        seeds: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Bound:
+        """The bound of the diffusion, or of the chain of its steps with importance weights; see `BaseModel.bound`.
+
+        Args:
+            x: See `BaseModel.bound`.
+            draws: For importance = 1, the predictions for each item; else the number of estimates.
+            importance: 1: `elbo`; K > 1: `variational.bound` of a `DiffusionChain`, K draws of all its states.
+            seeds: See `BaseModel.bound`.
+            **options: Arguments of `elbo`, by default steps=None; for K > 1 those of `DiffusionChain`, and `rows`,
+                `dtype` and the conditions.
+        """
+        if importance == 1:
+            return elbo(self.denoiser, x, draws=draws, seeds=seeds, **{"steps": None, **options})
+        own, chain = ({key: options.pop(key) for key in keys if key in options} for keys in (_DRAWN, _CHAIN))
+        with self.denoiser.sde.on_cpu(), in_eval_mode(self.denoiser):
+            conditions = self.denoiser.check_conditions(options, len(x), x.device)
+            model = DiffusionChain(self.denoiser, x.shape[1:], conditions=conditions, **chain)
+            x = x.to(own.get("dtype", torch.float64))  # log p and log q are large, and nearly equal
+            return bound(model, x, draws, importance, seeds=seeds, **own)
+
     def summary(self) -> dict[str, str]:
         """The path; the network, its number of parameters, and what it predicts; what it is given of the data."""
         described = self.hparams.get("denoiser") or {}
         network = (described.get("network") or {}).get("_target_") or public_path(type(self.denoiser))
-        parameters = sum(p.numel() for p in self.parameters())
+        parameters = sum(p.numel() for p in self.parameters() if p.requires_grad)
         prediction = described.get("prediction", "its own")
         model = f"{network}, {parameters:,} parameters, prediction {prediction}"
         found = {"path": str(self.denoiser.sde), "model": model}

@@ -14,13 +14,14 @@ from torch.optim import Optimizer
 from sde_diffusion.checks import check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.density import Bound
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
-from sde_diffusion.variational import Autoencoder, latent_noise, observation_for, perplexity
+from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for, perplexity
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,22 @@ _ITEMS = 10_000
 
 _USED = 0.1
 """In nats: with less information than this, all latent variables together are not used."""
+
+
+def build_autoencoder(latent: Any, observation: Any, shape: Sequence[int], levels: int | None) -> Any:
+    """The autoencoder of a configuration, for data of a shape and a number of levels.
+
+    Args:
+        latent: The configuration of the autoencoder.
+        observation: That of p(x | z); None: chosen by the data, see `observation_for`.
+        shape: Shape of the data.
+        levels: Number of levels of the data; None for continuous ones.
+
+    Raises:
+        UserError: If a configuration is invalid.
+    """
+    kind = build_around(observation_for(levels) if observation is None else observation, "observation", levels=levels)
+    return build_around(latent, "latent", shape=list(shape), observation=kind)
 
 
 class VariationalModel(GenerativeModel):
@@ -85,12 +102,11 @@ class VariationalModel(GenerativeModel):
         parts = {name: to_containers(value) for name, value in given.items()}
         self.save_hyperparameters({k: with_public_paths(v) for k, v in parts.items() if isinstance(v, Mapping)})
         if isinstance(parts["latent"], Mapping):
-            chosen = parts["observation"]
-            chosen = observation_for(self.data.get("levels")) if chosen is None else chosen
-            kind = build_around(chosen, "observation", levels=self.data.get("levels"))
-            parts["latent"] = build_around(parts["latent"], "latent", shape=list(self.data["shape"]), observation=kind)
+            data = {"shape": self.data["shape"], "levels": self.data.get("levels")}
+            parts["latent"] = build_autoencoder(parts["latent"], parts["observation"], **data)
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
+        self.decoding = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
         shape = list(self.data.get("shape", self.latent.shape))
@@ -164,13 +180,34 @@ class VariationalModel(GenerativeModel):
 
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
-    ) -> Tensor:
-        """The mean of p(x | z) for z drawn from the model; the sampler and the denoiser are not used."""
-        seeds = options.get("seeds", range(shape[0]))
-        parameter = next(self.parameters())
+    ) -> Samples:
+        """Decode z drawn from the model as `decoding` says; the sampler and the denoiser are not used."""
+        given, parameter = options.get("seeds"), next(self.parameters())
+        seeds = range(shape[0]) if given is None else given
         noise = latent_noise(self.latent, seeds, parameter.device, parameter.dtype)
-        x: Tensor = self.latent.decode(self.latent.generate([stream.normal(0) for stream in noise]))
-        return x
+        with torch.no_grad():
+            z = self.latent.generate([stream.normal(0) for stream in noise])
+            if self.decoding == "draw":
+                stream = noise[0].stream("observation", self.latent.shape)
+                return Samples(self.latent.draw(z, stream.normal(0)), nfe=1, latents=z)
+            return Samples(self.latent.decode(z), nfe=1, latents=z)
+
+    def bound(
+        self,
+        x: Tensor,
+        *,
+        draws: int = 1,
+        importance: int = 1,
+        seeds: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Bound:
+        """The evidence lower bound, or the importance weighted one; see `BaseModel.bound` and `variational.bound`."""
+        return bound(self.latent, x, draws, importance, seeds=seeds, **options)
+
+    @property
+    def bounds_density(self) -> bool:
+        """See `BaseModel`: what p(x | z) is."""
+        return self.latent.observation.continuous
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:

@@ -3,8 +3,10 @@
 from sde_diffusion.variational.bounds import bound, latent_noise
 from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariableModel, Level
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
+from sde_diffusion.variational.first_stage import FirstStage
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.hierarchy import MarkovVAE, TopDownVAE
+from sde_diffusion.variational.latent_bound import latent_bound
 from sde_diffusion.variational.networks import ConvHierarchy, MLPHierarchy
 from sde_diffusion.variational.observation import (
     Bernoulli,
@@ -31,6 +33,7 @@ __all__ = [
     "DiagonalGaussian",
     "DiffusionChain",
     "DiscretizedLogistic",
+    "FirstStage",
     "Gaussian",
     "Inference",
     "LatentVariableModel",
@@ -42,6 +45,7 @@ __all__ = [
     "TopDownVAE",
     "VectorQuantizer",
     "bound",
+    "latent_bound",
     "latent_noise",
     "observation_for",
     "perplexity",

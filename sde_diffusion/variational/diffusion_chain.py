@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_count
 from sde_diffusion.checks.instances import as_instance
-from sde_diffusion.denoiser import Denoiser, check_denoiser
-from sde_diffusion.density import Decoder, GaussianDecoder
+from sde_diffusion.denoiser import Denoiser, check_denoiser, repeated
+from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior
 from sde_diffusion.sampling.arguments import check_t_end
 from sde_diffusion.sde import GRIDS, Grid, UniformLogSNR, expand
 from sde_diffusion.variational.chain import Inference, LatentVariableModel, Level, Shape
@@ -37,9 +37,12 @@ class DiffusionChain(LatentVariableModel):
         steps: T, at least 1.
         variance: Cov[x_0 | x_t] in each dimension; None: no uncertainty, as in DDPM with its smaller variance.
         decoder: p(x | z_1); `GaussianDecoder()` by default.
-        prior: Mean and standard deviation at t_max, numbers or [*shape]; 0 and sigma(t_max) by default.
+        prior: The distribution at t_max, or its mean and standard deviation, numbers or [*shape]; 0 and sigma(t_max) by
+            default.
         grid: Spacing of the times, by name or a `Grid`; uniform in log-SNR by default.
         t_end: The time of z_1; the decoder's `place` by default.
+        conditions: Of the denoiser, [B, *] each, for batches of these B items, or several copies of them one after
+            another; see `Denoiser.check_conditions`.
 
     References:
         Luo 2022, "Understanding Diffusion Models: A Unified Perspective"; Bao et al. 2022, "Analytic-DPM" (the
@@ -53,9 +56,10 @@ class DiffusionChain(LatentVariableModel):
         steps: int = 1000,
         variance: Variance | None = None,
         decoder: Decoder | None = None,
-        prior: tuple[Any, Any] | None = None,
+        prior: GaussianPrior | tuple[Any, Any] | None = None,
         grid: str | Grid | None = None,
         t_end: float | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         check_denoiser(denoiser)
@@ -66,7 +70,9 @@ class DiffusionChain(LatentVariableModel):
         chosen: Grid = as_instance("grid", UniformLogSNR() if grid is None else grid, GRIDS, Grid)
         t_end = check_t_end(self.decoder.place(sde) if t_end is None else t_end, sde)
         self.times = chosen.times(sde, steps + 1, t_end).flip(0)
-        self.prior = (0.0, sde.sigma(self.times[-1])) if prior is None else prior
+        prior = (0.0, sde.sigma(self.times[-1])) if prior is None else prior
+        self.prior = (prior.mean, prior.variance.sqrt()) if isinstance(prior, GaussianPrior) else prior
+        self.conditions = dict(conditions or {})
         self.shape: Shape = tuple(shape)
         self.latent_shapes = [self.shape] * (steps + 1)
         self.nfe = steps * denoiser.passes
@@ -98,7 +104,9 @@ class DiffusionChain(LatentVariableModel):
         """p of the state at the time before `place`, given the state there."""
         t, s = self.times[place], self.times[place - 1]
         a, _, _ = self.denoiser.sde.posterior_coefficients(s, t)
-        mean, std = self.denoiser.sde.posterior(x_t, self.denoiser(x_t, t).x0, s, t)
+        items = max(map(len, self.conditions.values()), default=1)
+        conditions = {name: repeated(value, len(x_t) // items, items) for name, value in self.conditions.items()}
+        mean, std = self.denoiser.sde.posterior(x_t, self.denoiser(x_t, t, **conditions).x0, s, t)
         if self.variance is None:
             return DiagonalGaussian(mean, std.log())
         variance = std.square() + expand(a, x_t).square() * self.variance(x_t, t)

@@ -20,9 +20,11 @@ class ObservationModel(nn.Module, ABC):
 
     Attributes:
         outputs: Number of outputs of the network for each value of the data.
+        continuous: Whether it is a density of continuous data, not a probability of data on levels.
     """
 
     outputs: int
+    continuous: bool = False
 
     @abstractmethod
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
@@ -162,6 +164,8 @@ class Gaussian(ObservationModel):
     """
 
     outputs = 1
+
+    continuous = True
 
     def __init__(self, std: float = 0.5, learnt: bool = True) -> None:
         super().__init__()

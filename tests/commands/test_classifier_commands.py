@@ -63,7 +63,8 @@ def test_what_is_refused(command, classifier, trained, tmp_path):
     for name, words, settings in (
         ("train", "contains a Classifier itself: leave model= out to resume it", itself),
         ("train", "sde=ve: this is that of the model", ("model=classifier", ckpt, "sde=ve")),
-        ("sample", "this command needs a denoiser", (f"ckpt={classifier}",)),
+        ("sample", "which draws no samples", (f"ckpt={classifier}",)),
+        ("likelihood", "neither a flow nor a bound", (f"ckpt={classifier}",)),
         ("sample", "has no denoiser", (ckpt, "guidance=auto", f"guidance.weak={classifier}")),
         ("sample", "label must be one of 0 ... 9", (ckpt, "guidance=classifier", by, "label=12")),
         ("train", "is for models that are trained", ("guidance=classifier", by)),

@@ -6,12 +6,14 @@ import struct
 
 import numpy as np
 import pytest
+from autoencoders import CONVOLUTIONS, MLP, autoencoder
 from conftest import TINY
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from setting_cases import EVALUATE, EXEMPT, GUIDANCE, LIKELIHOOD, NFE_FID, RESTORE, SAMPLE, SAMPLERS, SWEEP, TRAIN
 
 from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.data import Digits, IdxImages
 
 CONF = config_folder()
 GROUPS = ("model", "sde", "network", "denoiser", "objective", "data", "sampler", "trainer", "logger", "callbacks")
@@ -109,11 +111,21 @@ def places(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def autoencoders(places, tmp_path_factory):
+    folder, idx = tmp_path_factory.mktemp("autoencoders"), IdxImages(str(places["IDX"]), n_val=10)
+    return {
+        "MLPVAE": autoencoder(folder / "mlp.ckpt", Digits(), MLP),
+        "CONVVAE": autoencoder(folder / "conv.ckpt", idx, CONVOLUTIONS),
+    }
+
+
 @pytest.fixture
-def run(command, places, trained, tmp_path):
+def run(command, places, trained, tmp_path, request):
     def run_it(name, settings, *added, refused=None):
         words = [word for part in (*added, settings) for word in shlex.split(part)]
         known = {**places, "CKPT": trained / "checkpoints" / "best.ckpt"}
+        known |= request.getfixturevalue("autoencoders") if "first_stage" in settings else {}
         for place, path in known.items():
             words = [word.replace(f"={place}", f"={path}") for word in words]
         done = command(name, *words, cwd=tmp_path)

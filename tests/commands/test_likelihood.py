@@ -13,9 +13,9 @@ from conftest import TINY
 from PIL import Image
 
 from sde_diffusion import LevelDecoder, ScoreModel, UniformDequantisation, bits_per_dim, elbo, log_likelihood
+from sde_diffusion.commands.scorer import Scorer
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import build
-from sde_diffusion.density import GaussianPrior
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
 
@@ -243,23 +243,23 @@ def test_memory_that_does_not_hold_a_batch(trained, tmp_path, caplog):
 
     from sde_diffusion.commands.scored_data import ScoredData
     from sde_diffusion.commands.scoring_run import ScoringRun
-    from sde_diffusion.density.scoring import Scoring
 
     model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
     splits = build(model.data["config"]).prepare().splits
     asked = []
 
-    class Stub(Scoring):
-        def __call__(self, denoiser, x, seeds, prior):
+    class Stub(Scorer):
+        levels, plan = None, {}
+        impossible = passes = lambda self, *_: []
+
+        def __call__(self, x, seeds):
             asked.append(len(x))
             if len(x) > 5:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
             return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(seeds)}
 
     cfg = OmegaConf.create({"seed": 7, "batch_size": 20, "target_se": None, "overwrite": False, "guidance": None})
-    prior = GaussianPrior(0.0, 1.0)
-    stub = Stub(None, flow={"method": "euler", "steps": 2}, bound=None)
-    run = ScoringRun(cfg, model, torch.device("cpu"), stub, prior, tmp_path)
+    run = ScoringRun(cfg, model, torch.device("cpu"), Stub(), tmp_path)
     data = ScoredData("digits", "own", splits, 40, {}, Conditions())
     for split in ("test", "val"):
         items = data.items(split)
@@ -282,15 +282,17 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
     from sde_diffusion.commands.scored_data import ScoredData
     from sde_diffusion.commands.scoring_run import ScoringRun
     from sde_diffusion.data import Split
-    from sde_diffusion.density.scoring import Scoring
 
-    class Stub(Scoring):
-        def __call__(self, denoiser, x, seeds, prior):
+    class Stub(Scorer):
+        levels, plan = None, {}
+        passes = list
+
+        def __call__(self, x, seeds):
             if bool((x > 100).any()):
                 raise UserError("cannot meet its tolerance")
             return {"log_prob": x.sum(1).double() + torch.tensor(seeds)}
 
-        def impossible(self, denoiser, x, seeds, prior):
+        def impossible(self, x, seeds):
             return {"log_prob": torch.full((len(x),), -math.inf, dtype=torch.float64)}
 
     model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
@@ -301,9 +303,8 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
     x[[3, 11]] = 1e3
     for role in ("rows", "against"):
         data = ScoredData("rows", role, {"rows": Split(x)}, None, {}, Conditions())
-        part = ScoringRun(cfg, model, torch.device("cpu"), Stub(None), GaussianPrior(0.0, 1.0), trained)._batch(
-            data, "rows", data.items("rows")
-        )
+        run = ScoringRun(cfg, model, torch.device("cpu"), Stub(), trained)
+        part = run._batch(data, "rows", data.items("rows"))
         scores = dict(zip(part["index"].long().tolist(), part["log_prob"].tolist(), strict=True))
         for i in range(20):
             expected = -math.inf if i in (3, 11) else float(x[i].sum()) + 7 + i
@@ -312,9 +313,7 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
         caplog.clear()
     own = ScoredData("rows", "own", {"rows": Split(x)}, None, {}, Conditions())
     with pytest.raises(UserError, match="tolerance"):
-        ScoringRun(cfg, model, torch.device("cpu"), Stub(None), GaussianPrior(0.0, 1.0), trained)._batch(
-            own, "rows", own.items("rows")
-        )
+        run._batch(own, "rows", own.items("rows"))
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ import dataclasses
 from subprocess import Popen
 import torch
 from sde_diffusion import SDE, ExactTrace, GaussianDecoder, GaussianPrior, GenerativeModel, Sampler, UniformTime
-from sde_diffusion.sampling import ODEMethod
+from sde_diffusion.sampling import ODEMethod, Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Gaussian(GenerativeModel):
         return {"losses": self._losses(batch["x"])}
 
     def draw_samples(self, sampler, denoiser, shape, **options):
-        return torch.distributions.Normal(self.mean, self.log_std.exp()).sample(shape[:1])
+        return Samples(torch.distributions.Normal(self.mean, self.log_std.exp()).sample(shape[:1]), nfe=0)
 """
 OWN = "+plugins=[my_parts]"
 PARTS = ("data=moons", "sde._target_=my_parts.Polynomial", "sde.power=3", "sampler._target_=my_parts.Euler")
@@ -237,14 +237,15 @@ GAUSSIAN = ("data=moons", "model._target_=my_parts.Gaussian", "model.start=0.25"
 
 
 def test_a_model_that_is_no_denoiser(own, command, in_python):
-    """Trained, validated, stored, resumed and loaded by the same commands; what needs a denoiser refuses it."""
+    """Trained, validated, stored, resumed, loaded and drawn from by the same commands, unless they need a denoiser."""
     folder, _ = own
     words = ("trainer.val_check_interval=100", "sde=ve", "hydra.run.dir=gaussian")
     done = command("train", OWN, *GAUSSIAN, *words, cwd=folder)
     assert done.status == 0, done.err
     assert "model    my_parts.Gaussian, 4 parameters" in done.out
     assert "a Gaussian has no sde: these settings have no effect" in done.out
-    assert "Next:" not in done.out
+    assert "sde_diffusion.sample" in done.out.partition("Next:")[2]
+    assert "sde_diffusion.likelihood" not in done.out
     assert (folder / "gaussian/samples/step-0000300.png").is_file()
     assert not (folder / "gaussian/noise_levels.csv").exists()
     ckpt = "gaussian/checkpoints/last.ckpt"
@@ -255,11 +256,16 @@ def test_a_model_that_is_no_denoiser(own, command, in_python):
     x = build(model.data["config"]).tensor("train")  # whose moments the fit has; those of a batch are off by 0.04
     torch.testing.assert_close(model.mean.detach(), x.mean(0), atol=0.05, rtol=0)
     torch.testing.assert_close(model.log_std.exp().detach(), x.std(0), atol=0.05, rtol=0)
-    for name in ("sample", "evaluate", "likelihood"):
-        done = command(name, OWN, f"ckpt={ckpt}", "out=refused", cwd=folder)
-        assert done.err == (
-            f"error: {ckpt} contains a Gaussian (my_parts.Gaussian, 4 parameters), and this command needs a denoiser\n"
-        )
+    done = command("sample", OWN, f"ckpt={ckpt}", "n=5", "out=gaussian/drawn", cwd=folder)
+    assert done.status == 0, done.err
+    assert np.load(folder / "gaussian/drawn/samples.npz")["points"].shape == (5, 2)
+    for name, more, why in (
+        ("likelihood", (), ", which has neither a flow nor a bound on log p"),
+        ("restore", ("operator=grey",), ", and restore needs a denoiser"),
+        ("sample", ("film=1",), ", and film= needs a denoiser"),
+    ):
+        done = command(name, OWN, f"ckpt={ckpt}", "out=refused", *more, cwd=folder)
+        assert done.err == f"error: {ckpt} contains a Gaussian (my_parts.Gaussian, 4 parameters){why}\n"
         assert not (folder / "refused").exists()
     done = command("train", OWN, *GAUSSIAN, "guidance=cfg", "hydra.run.dir=refused", cwd=folder)
     assert done.err == "error: guidance= needs a denoiser, and a Gaussian has none: leave it out\n"

@@ -139,7 +139,7 @@ def limit(seen: Seen) -> float:
     return float(timer.time_elapsed() + (timer.time_remaining() or 0.0))
 
 
-REFUSED = ("sde.", "network.", "denoiser.", "conditional", "experiment")
+REFUSED = ("sde.", "network.", "denoiser.", "first_stage.", "conditional", "experiment")
 
 COUNTS: dict[str, tuple[Any, Any]] = {
     "seed": (7, hparam),
@@ -289,7 +289,7 @@ def test_the_seed_of_the_order_follows_the_seed(ckpt: str, tmp_path: Path) -> No
     assert (seen.model.hparams["seed"], seen.data.seed) == (7, 7)
 
 
-@pytest.mark.parametrize("key", [key for key in keys() if key.startswith(REFUSED[:3])])
+@pytest.mark.parametrize("key", [key for key in keys() if key.startswith(REFUSED[:4])])
 def test_a_key_of_the_model_is_refused(key: str, ckpt: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a resumed run keeps its model: .* leave it out"):
         command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", f"{key}=null")

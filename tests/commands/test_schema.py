@@ -216,7 +216,9 @@ def test_hints():
     assert at_least(2, 5).words == "an integer from 2 to 5"
 
 
-@pytest.mark.parametrize("command", GIVEN)
+@pytest.mark.parametrize(
+    "command", [*GIVEN][:2] + [pytest.param(name, marks=pytest.mark.slow) for name in [*GIVEN][2:]]
+)
 def test_any_overrides(command):
     """One message, or none; and never another exception, which `refusal` does not catch."""
 
@@ -229,7 +231,7 @@ def test_any_overrides(command):
     look()
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_is_not_refused_trains(number, command, tmp_path):
     trains_or_says_why(command, tmp_path, accepted_lists(5)[number])
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import plugins
+from sde_diffusion.checks.hints import arguments_of
 from sde_diffusion.commands.app import is_overridden, override_hint, resolved
 from sde_diffusion.commands.loading import build_data
 from sde_diffusion.commands.resuming import STORED_GROUPS, callback_settings
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.config import build, call, takes
+from sde_diffusion.config import build, call, find_class, takes
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
     """Build the data module and the model of a configuration.
 
     Args:
-        cfg: The composed configuration. The values that depend on the data or the first stage are filled in:
-            `network.shape`, `network.conditions`, `denoiser.sigma_data` if it is null, and `first_stage.autoencoder`.
+        cfg: The composed configuration. The values that depend on the data or the first stage are filled in: `shape`,
+            `conditions` and `levels` of path, network and objective if they take them, `denoiser.sigma_data` if it is
+            null, and `first_stage.autoencoder`.
 
     Returns:
         (data module, model).
@@ -44,7 +46,6 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
     Raises:
         UserError: If the configuration or the data do not allow it.
     """
-    from sde_diffusion.checks.hints import arguments_of
     from sde_diffusion.training.guided_denoiser import check_pictures
     from sde_diffusion.training.models import MODELS, model_class
 
@@ -101,9 +102,12 @@ def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[
         UserError: If the data have none, or others than the network of the resumed run.
     """
     conditions = data.conditions.describe() if cfg.conditional else {}
+    for kind in conditions.values():
+        if "encoder" in kind:
+            kind["encoder"] = resolved(cfg.text)
     measurements = _measurements(cfg, data)
-    if not cfg.conditional and (unused := OmegaConf.select(cfg, "data.conditions")):
-        log.warning("the model will not depend on %s: add conditional=true", " and ".join(map(str, unused)))
+    if not cfg.conditional and (unused := [name for name in data.conditions if name != "label"]):
+        log.warning("the model will not depend on %s: add conditional=true", " and ".join(unused))
     if cfg.conditional and not conditions:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     conditions = {**conditions, **measurements}
@@ -140,13 +144,20 @@ def _in_words(described: Mapping[str, Any]) -> str:
 
 def _fill_in(cfg: DictConfig, data: DataModule, conditions: Mapping[str, Any], stage: FirstStage | None) -> None:
     """Fill in the values that depend on the data, or on the first stage, whose latent variables have unit variance."""
-    dims, std = (data.shape, data.std) if stage is None else (stage.latent_shape, 1.0)
+    dims, std, levels = (data.shape, data.std, data.levels) if stage is None else (stage.latent_shape, 1.0, None)
+    if resolved(cfg.model).get("dequantise"):
+        levels = None  # the values are between the levels
     with open_dict(cfg):
         if stage is not None:
             cfg.first_stage.autoencoder = stage.description
         for name, value in (("shape", list(dims)), ("conditions", conditions)):
             if takes(cfg.network, name):  # user-defined networks may have a fixed shape
                 cfg.network[name] = value
+        for group in ("sde", "network", "objective"):
+            known = arguments_of(find_class(str(cfg[group].get("_target_")), group))[0]
+            for name, found in (("levels", levels), ("shape", list(dims))):
+                if name in known and cfg[group].get(name) is None:
+                    cfg[group][name] = found
         if cfg.denoiser.get("sigma_data") is None and takes(cfg.denoiser, "sigma_data"):
             cfg.denoiser.sigma_data = float(f"{std:.4g}")
 

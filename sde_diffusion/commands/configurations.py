@@ -36,6 +36,11 @@ def network_for(data: str) -> str:
     return data if (config_folder() / "network" / f"{data}.yaml").is_file() else "mlp"
 
 
+def share(part: float, of: int, otherwise: int) -> int:
+    """A part of a number of steps; `otherwise` if there is no limit, -1."""
+    return round(part * of) if isinstance(of, int) and of >= 0 else otherwise
+
+
 def choices(name: str) -> str:
     """The section of a command's help page that lists its configuration groups and their choices, if any."""
     known = {group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml")) for group in _groups(name)}
@@ -88,7 +93,7 @@ def check_groups(arguments: Sequence[str]) -> None:
 
 def register_resolvers() -> None:
     """Register the functions above as OmegaConf resolvers, such as `${run_folder:...}`."""
-    for resolver in (run_folder, network_for, choices, keys, module):
+    for resolver in (run_folder, network_for, share, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

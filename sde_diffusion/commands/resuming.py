@@ -35,6 +35,7 @@ STORED_GROUPS = (
     "first_stage",
     "objective",
     "data",
+    "text",
     "model",
     "sampler",
     "guidance",
@@ -44,7 +45,7 @@ STORED_GROUPS = (
 )
 """The parts of a run's configuration that its checkpoint stores, and a resumed run uses."""
 
-FIXED_GROUPS = ("sde", "network", "denoiser", "first_stage", "conditional", "experiment")
+FIXED_GROUPS = ("sde", "network", "denoiser", "first_stage", "text", "captions", "conditional", "experiment")
 """The parts that determine the weights' shapes and meaning, and cannot change when a run is resumed."""
 
 

@@ -141,14 +141,20 @@ def _train(checks: ConfigChecks) -> None:
     from sde_diffusion.denoiser import Denoiser
     from sde_diffusion.sampling import Sampler
     from sde_diffusion.sde import SDE
+    from sde_diffusion.text import TextEncoder
     from sde_diffusion.training import Objective
 
     checks.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
     checks.settings("trainer", Trainer, TRAINER, reserved=("logger", "callbacks", "default_root_dir"))
     cls, model = checks.model("model", reserved=_RESERVED)
     checks.fill_in("network.shape", [1, 8, 8])
+    checks.fill_in("objective.shape", [1, 8, 8])
+    for group in ("sde", "network", "objective"):
+        checks.fill_in(f"{group}.levels", 256)
     checks.fill_in("denoiser.sigma_data", 0.5)
     checks.part("data", DataModule)
+    if checks.value("text") is not None:  # as in runs of earlier versions
+        checks.part("text", TextEncoder)
     sampler, sde, network = checks.part("sampler", Sampler), checks.part("sde", SDE), checks.network("network")
     denoiser, objective = (
         checks.part("denoiser", Denoiser, sde=sde, network=network),

@@ -72,6 +72,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_fit(model, checkpoint, cfg.ckpt, resuming=True)
         expect_same_data(checkpoint, data)
     trainer = build_trainer(cfg, folder)
+    model.check_trainer(trainer)
     data.check_processes(trainer.world_size)
     _check_memory(model, trainer)
     if reached := limit_reached(checkpoint, trainer):

@@ -139,7 +139,9 @@ def resolutions(size: Sequence[int], patch: int, n: int) -> list[tuple[int, int]
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions that halve an image several times: [B, C, H, W] to [B, out_channels, H / 2^n, W / 2^n], rounded up.
+    """Convolutions that halve an image several times: [B, C, H, W] to [B, out_channels, H / (p 2^n), ...], rounded up.
+
+    The image is cut into squares of p x p pixels first, which become channels.
 
     Args:
         in_channels: C.

@@ -6,7 +6,9 @@ Names that need Lightning, which takes seconds to import, are imported when they
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sde_diffusion.training.adaptive_times import AdaptiveTimes, PlaceTimes, ScheduleTimes
 from sde_diffusion.training.adversary import PatchAdversary
+from sde_diffusion.training.diffusion_elbo import DiffusionELBO
 from sde_diffusion.training.measured import Measured
 from sde_diffusion.training.objective import DenoisingScoreMatching, Objective
 from sde_diffusion.training.time_sampling import (
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from sde_diffusion.training.latent import LatentModel
     from sde_diffusion.training.loggers import CSVLogger, WandbLogger
     from sde_diffusion.training.module import ScoreModel
-    from sde_diffusion.training.noise_levels import LossByNoiseLevel
+    from sde_diffusion.training.noise_levels import LearntSchedule, LossByNoiseLevel
     from sde_diffusion.training.variational import VariationalModel
 
 _LAZY = {
@@ -55,6 +57,7 @@ _LAZY = {
     "GenerativeModel": "generative",
     "LastCheckpoint": "checkpoint_callbacks",
     "LatentModel": "latent",
+    "LearntSchedule": "noise_levels",
     "LossByNoiseLevel": "noise_levels",
     "SampleGrid": "callbacks",
     "ScoreModel": "module",
@@ -68,11 +71,13 @@ NOT_BUILDABLE = tuple(_LAZY)
 
 __all__ = [
     "EMA",
+    "AdaptiveTimes",
     "BestCheckpoint",
     "BetaELBO",
     "CSVLogger",
     "Classifier",
     "DenoisingScoreMatching",
+    "DiffusionELBO",
     "DiscreteTimes",
     "EDMWeighting",
     "ELBOWeighting",
@@ -83,6 +88,7 @@ __all__ = [
     "ImportanceWeighted",
     "LastCheckpoint",
     "LatentModel",
+    "LearntSchedule",
     "LikelihoodWeighting",
     "LogNormalTimes",
     "LossByNoiseLevel",
@@ -90,8 +96,10 @@ __all__ = [
     "MinSNRWeighting",
     "Objective",
     "PatchAdversary",
+    "PlaceTimes",
     "QuantizedELBO",
     "SampleGrid",
+    "ScheduleTimes",
     "ScoreModel",
     "ScoreWeighting",
     "StopOnNonFinite",

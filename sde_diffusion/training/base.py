@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,6 +20,9 @@ from sde_diffusion.sampling import Samples
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.measured import Measured
 from sde_diffusion.variational import FirstStage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Batch = dict[str, Tensor]
 
@@ -148,6 +151,14 @@ class BaseModel(LightningModule, ABC):
             UserError: If the model has no encoder.
         """
         raise UserError(f"a {type(self).__name__} has no encoder, and so no reconstructions")
+
+    def pictures(self, x: Tensor) -> dict[str, Image]:
+        """Further pictures during training, by name, such as reconstructions; none by default.
+
+        Args:
+            x: Items of the validation split, [B, *shape].
+        """
+        return {}
 
     def summary(self) -> dict[str, str]:
         """Lines on what is trained, by heading, for the log of a run."""

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
@@ -172,6 +173,13 @@ class GenerativeModel(BaseModel):
                 f"from objects in Python, pass them: {kind.__name__}.load_from_checkpoint(path, {kind.parts})"
             ) from error
         return model.to(map_location).eval()
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Check that a trainer's settings suit the model, before a run begins.
+
+        Raises:
+            UserError: If they do not.
+        """
 
     # -- training -------------------------------------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ class LatentModel(ScoreModel):
     @property
     def bounds_density(self) -> bool:
         """See `BaseModel`: what p(x | z) is."""
-        return self.first_stage.autoencoder.observation.continuous
+        return self.first_stage.autoencoder.observation.levels is None
 
     def summary(self) -> dict[str, str]:
         """Also the first stage, and the shapes of the data and of the latent variables."""

@@ -25,6 +25,9 @@ _DRAWN = ("rows", "dtype")
 _CHAIN = ("steps", "variance", "decoder", "prior", "grid", "t_end")
 """Arguments of `variational.bound` and of `DiffusionChain`."""
 
+_ITEMS = 10_000
+"""Number of training items that the objective is told about."""
+
 
 class ScoreModel(GenerativeModel):
     """A denoiser trained with an objective.
@@ -101,6 +104,7 @@ class ScoreModel(GenerativeModel):
         check_denoiser(self.denoiser)
         self.objective: Objective = build(parts["objective"], "objective")
         check_kind("objective", self.objective, Objective)
+        self.objective.check(self.denoiser)
         if measured is not None:
             self.measured: Measured | None = build(parts["measured"], "measured")
             check_kind("measured", self.measured, Measured)
@@ -109,6 +113,13 @@ class ScoreModel(GenerativeModel):
                 raise ValueError(f"conditions lack {', '.join(lacking)}: add measured.conditions(shape) to them")
         if compile:
             self.denoiser.compile()
+
+    def on_fit_start(self) -> None:
+        """Tell the objective of a new run about the training data."""
+        split_of = getattr(getattr(self.trainer, "datamodule", None), "split", None)
+        if self.trainer.ckpt_path is None and split_of is not None:
+            split = split_of("train")
+            self.objective.describe(split.tensor(torch.arange(min(len(split), _ITEMS))))
 
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch, with the conditions of some samples dropped."""

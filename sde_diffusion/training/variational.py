@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from PIL.Image import Image
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,10 +17,13 @@ from sde_diffusion.checks import check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
+from sde_diffusion.errors import UserError
+from sde_diffusion.modality import modality_of
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
+from sde_diffusion.training.latent_pictures import latent_pictures
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
 from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for, perplexity
@@ -29,7 +34,7 @@ _ITEMS = 10_000
 """Number of training items by which a new model's constant outputs are set."""
 
 _USED = 0.1
-"""In nats: with less information than this, all latent variables together are not used."""
+"""In nats: with a KL divergence below this, latent variables are not used."""
 
 
 def build_autoencoder(latent: Any, observation: Any, shape: Sequence[int], levels: int | None) -> Any:
@@ -106,6 +111,8 @@ class VariationalModel(GenerativeModel):
             parts["latent"] = build_autoencoder(parts["latent"], parts["observation"], **data)
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
+        if "shape" in self.data:
+            self.latent.observation.check_data(self.data.get("levels"))
         self.decoding = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
@@ -114,12 +121,26 @@ class VariationalModel(GenerativeModel):
         if self.adversary is not None:
             check_kind("adversary", self.adversary, PatchAdversary)
         self._counts = torch.zeros(self.latent.codes, dtype=torch.int64)
+        self._unused: list[int] = []
 
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
         if self.trainer.ckpt_path is None:
             split = self.trainer.datamodule.split("train")  # type: ignore[attr-defined]
             self.latent.describe_without_latents(split.tensor(torch.arange(min(len(split), _ITEMS))))
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """See `GenerativeModel.check_trainer`.
+
+        Raises:
+            UserError: If the objective's warm-up is longer than the run.
+        """
+        warmup, steps = self.objective.warmup_steps, trainer.max_steps
+        if 0 < steps < warmup:
+            raise UserError(
+                f"objective.warmup_steps={warmup} is more than trainer.max_steps={steps}: beta would never reach its "
+                "value; make the warm-up shorter, or the run longer"
+            )
 
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch."""
@@ -163,7 +184,7 @@ class VariationalModel(GenerativeModel):
         for name, values in found.items():
             if name.startswith("kl_"):
                 self.log(f"val/{name}", values.mean(), batch_size=len(values), sync_dist=True)
-        if self.data.get("levels"):
+        if self.latent.observation.levels:
             bits = found["losses"].mean() / math.log(2)
             self.log("val/bits_per_dim", bits, batch_size=len(found["losses"]), sync_dist=True)
         return found
@@ -177,6 +198,18 @@ class VariationalModel(GenerativeModel):
         if self.latent.codes:
             counts = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
             self.log_dict({"val/codes_used": (counts > 0).float().mean(), "val/perplexity": perplexity(counts)})
+
+    def on_validation_end(self) -> None:
+        """Warn once of latent variables that are not used after the warm-up."""
+        steps = max(self.objective.warmup_steps, self.hparams["warmup_steps"])
+        if self.trainer.sanity_checking or self.global_step < steps or not self.trainer.is_global_zero:
+            return
+        count = len(self.latent.latent_shapes)
+        kl = [float(self.trainer.callback_metrics[f"val/kl_{level}"]) for level in range(1, count + 1)]
+        unused = [level for level, nats in enumerate(kl, 1) if nats < _USED]
+        if unused and unused != self._unused:
+            log.warning("%s", _collapse(unused, kl, self.global_step))
+        self._unused = unused
 
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
@@ -207,7 +240,7 @@ class VariationalModel(GenerativeModel):
     @property
     def bounds_density(self) -> bool:
         """See `BaseModel`: what p(x | z) is."""
-        return self.latent.observation.continuous
+        return self.latent.observation.levels is None
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
@@ -216,6 +249,23 @@ class VariationalModel(GenerativeModel):
         found = self.latent.infer(x, [stream.normal(0) for stream in noise])
         return self.latent.decode([level.z for level in found.levels])
 
+    def pictures(self, x: Tensor) -> dict[str, Image]:
+        """Of items beside their reconstructions, and of what the latent variables stand for; see `latent_pictures`."""
+        return latent_pictures(self.latent, modality_of(self.data), x)
+
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""
         return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.latent.latent_shapes)}
+
+
+def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:
+    """What to say of latent variables whose KL divergence is about 0."""
+    if sum(kl) < _USED:
+        which, what = "the latents are not used", f"their KL divergence is {sum(kl):.2g} nats"
+    else:
+        names = " and ".join(f"z_{level}" for level in unused)
+        verb = "are" if len(unused) > 1 else "is"
+        which = f"{names} {verb} not used"
+        what = "their KL divergences are " + ", ".join(f"{nats:.2g}" for nats in kl) + " nats from z_1 up,"
+    advice = "a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
+    return f"{which}: {what} at step {step:,} (posterior collapse); try {advice}"

@@ -20,9 +20,15 @@ GRADIENTS = ("dreg", "standard")
 
 
 class VariationalObjective(Objective):
-    """An objective that draws the latent variables of each sample once or several times."""
+    """An objective that draws the latent variables of each sample once or several times.
+
+    Attributes:
+        importance: Number of draws.
+        warmup_steps: Number of steps in which it differs from what it is later.
+    """
 
     importance = 1
+    warmup_steps = 0
 
     def draw(
         self, model: LatentVariableModel, x0: Tensor, generator: torch.Generator | None = None

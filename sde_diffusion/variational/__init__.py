@@ -5,7 +5,7 @@ from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariab
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.first_stage import FirstStage
 from sde_diffusion.variational.gaussian import DiagonalGaussian
-from sde_diffusion.variational.hierarchy import MarkovVAE, TopDownVAE
+from sde_diffusion.variational.hierarchy import HierarchicalVAE
 from sde_diffusion.variational.latent_bound import latent_bound
 from sde_diffusion.variational.networks import ConvHierarchy, MLPHierarchy
 from sde_diffusion.variational.observation import (
@@ -16,6 +16,7 @@ from sde_diffusion.variational.observation import (
     ObservationModel,
     observation_for,
 )
+from sde_diffusion.variational.patches import PatchHierarchy
 from sde_diffusion.variational.quantizer import Quantized, VectorQuantizer, perplexity
 from sde_diffusion.variational.vae import MLPVAE, VAE, ConvVAE
 from sde_diffusion.variational.vq_vae import VQVAE, ConvVQVAE
@@ -35,14 +36,14 @@ __all__ = [
     "DiscretizedLogistic",
     "FirstStage",
     "Gaussian",
+    "HierarchicalVAE",
     "Inference",
     "LatentVariableModel",
     "Level",
     "MLPHierarchy",
-    "MarkovVAE",
     "ObservationModel",
+    "PatchHierarchy",
     "Quantized",
-    "TopDownVAE",
     "VectorQuantizer",
     "bound",
     "latent_bound",

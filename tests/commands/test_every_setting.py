@@ -16,7 +16,20 @@ from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.data import Digits, IdxImages
 
 CONF = config_folder()
-GROUPS = ("model", "sde", "network", "denoiser", "objective", "data", "sampler", "trainer", "logger", "callbacks")
+GROUPS = (
+    "model",
+    "sde",
+    "network",
+    "denoiser",
+    "objective",
+    "data",
+    "captions",
+    "text",
+    "sampler",
+    "trainer",
+    "logger",
+    "callbacks",
+)
 
 
 def leaves(node, prefix=""):
@@ -53,7 +66,8 @@ def test_every_key_of_every_choice_is_set(group):
             runs += [TRAIN["conditional"]] if group == "network" else []
             runs += [TRAIN["compile"], TRAIN["conditional"]] if group == "model" else []
         assert runs or group == "logger", path
-        assert not lacking(path.relative_to(CONF), f"{group}.", *runs), path
+        prefix = "data." if group == "captions" else f"{group}."  # part of the data
+        assert not lacking(path.relative_to(CONF), prefix, *runs), path
 
 
 def test_every_key_of_the_commands_is_set():
@@ -91,6 +105,8 @@ def places(tmp_path_factory):
         Image.fromarray(source.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "images" / f"{number}.png")
         deep = source.integers(0, 4096, (8, 8), dtype=np.uint16)
         Image.fromarray(deep).save(folder / "deep" / f"{number}.png")
+    table = ["file_name,text", *(f"{number}.png,number {number}" for number in range(60))]
+    (folder / "images" / "metadata.csv").write_text("\n".join(table))
     np.save(folder / "matrix.npy", source.standard_normal((5, 64)))
     np.save(folder / "rows.npy", source.integers(0, 17, (3, 1, 8, 8), dtype=np.uint8))
     (folder / "idx").mkdir()
@@ -155,7 +171,10 @@ def test_train(name, run, tmp_path):
     steps = {"experiment=ncsn": "sampler.levels=3", "experiment=score_sde": "sampler.steps=4"}
     quick = [steps.get(word, "sampler.steps=3") for word in words if word.startswith("experiment=")]
     if (
-        any(word in ("experiment=edm", "experiment=flow", "experiment=digits_likelihood") for word in words)
+        any(
+            word in ("experiment=edm", "experiment=flow", "experiment=digits_likelihood", "experiment=vdm")
+            for word in words
+        )
         or not quick
     ):
         quick = ["sampler=ddpm", "sampler.steps=3"]

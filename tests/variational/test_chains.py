@@ -15,9 +15,8 @@ from sde_diffusion.variational import (
     DiagonalGaussian,
     DiffusionChain,
     Gaussian,
+    HierarchicalVAE,
     LatentVariableModel,
-    MarkovVAE,
-    TopDownVAE,
     bound,
 )
 
@@ -140,10 +139,17 @@ def regression(scale: Tensor, std: Tensor, prior: Tensor) -> tuple[Tensor, Tenso
     return variance * scale / std**2, variance.sqrt()
 
 
+def markov(posterior, **options) -> HierarchicalVAE:
+    """The model x <- z_1 <- z_2 with some posterior networks."""
+    prior, down = [Affine(A2, S1), Affine(0 * ONE, ONE)], [Pick(), Pick()]
+    dims = [(2,), (2,)]
+    return HierarchicalVAE(posterior, prior, down, Mean(A1), observation(), (2,), dims, (2,), **options).double()
+
+
 def test_a_markov_chain_with_exact_conditionals_has_no_gap():
     marginal = (S1**2 + A2**2).sqrt()  # of z_1
     encoders = [Affine(*regression(A1, S0, marginal)), Affine(*regression(A2, S1, ONE))]
-    model = MarkovVAE(encoders, [Affine(A2, S1)], Mean(A1), observation(), (2,), [(2,), (2,)])
+    model = markov(encoders, inference="bottom_up")
     weights = model.infer(X.repeat(20, 1), draws(model, 40)).log_weight().reshape(20, 2)
     torch.testing.assert_close(weights, exact_log_prob(X).expand(20, 2), atol=1e-10, rtol=0)
 
@@ -161,18 +167,8 @@ class Evidence(nn.Module):
 
 def test_a_ladder_with_exact_evidence_has_no_gap():
     through = (S0**2 + (A1 * S1) ** 2).sqrt()  # std of x given z_2
-    model = TopDownVAE(
-        up=[nn.Identity(), nn.Identity()],
-        posterior=[Evidence(A1, S0), Evidence(A1 * A2, through)],
-        prior=[Affine(A2, S1), Affine(0 * ONE, ONE)],
-        down=[Pick(), Pick()],
-        decoder=Mean(A1),
-        observation=observation(),
-        shape=(2,),
-        latent_shapes=[(2,), (2,)],
-        top_shape=(2,),
-        inference="ladder",
-    ).double()
+    evidence = [Evidence(A1, S0), Evidence(A1 * A2, through)]
+    model = markov(evidence, up=[nn.Identity(), nn.Identity()], inference="ladder")
     found = model.infer(X.repeat(20, 1), draws(model, 40))
     torch.testing.assert_close(found.log_weight().reshape(20, 2), exact_log_prob(X).expand(20, 2), atol=1e-10, rtol=0)
 

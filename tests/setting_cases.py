@@ -24,9 +24,17 @@ TRAIN = {
     "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2",
     "model vae": "model=vae model.latent.latent=3 model.latent.width=8 model.latent.depth=2 model.latent.dropout=0.1 "
-    "model.observation={_target_:sde_diffusion.variational.DiscretizedLogistic} model.lr=5e-4 model.betas=[0.8,0.99] "
+    "model.observation={_target_:sde_diffusion.variational.DiscretizedLogistic} model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] "
     "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2 "
     "objective=beta_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
+    "model conv_vae": "model=conv_vae model.latent.latent=1 model.latent.patch=1 model.latent.channels=[4,4] "
+    "model.latent.blocks=2 model.latent.dropout=0.1 model.observation=null model.lr=5e-4 model.betas=[0.5,0.9] "
+    "model.adversary={_target_:sde_diffusion.training.PatchAdversary,layers:1,channels:4,weight:0.3,start:2,rise:2,most:5} "
+    "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2",
+    "model vq": "model=vq model.latent.codes=8 model.latent.latent=2 model.latent.patch=1 model.latent.channels=[4,4] "
+    "model.latent.blocks=2 model.latent.dropout=0.1 model.latent.decay=0.9 model.latent.restart=0.5 model.observation=null "
+    "model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
+    "model.schedule=constant model.dequantise=false model.validation_draws=2 objective=vq objective.commitment=0.5",
     "model latent": "model=latent first_stage.ckpt=MLPVAE model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 "
     "model.warmup_steps=2 model.schedule=constant model.dequantise=true model.label_dropout=0.2 model.condition_dropout={label:0.3} "
     "model.validation_draws=3 model.compile=false conditional=true",
@@ -121,7 +129,7 @@ TRAIN = {
     },
     **{
         f"experiment {name}": f"experiment={name}"
-        for name in ("ddpm", "digits_likelihood", "edm", "flow", "ncsn", "score_sde", "vdm")
+        for name in ("ddpm", "digits_likelihood", "edm", "first_stage", "flow", "ncsn", "score_sde", "vdm")
     },
     "experiment mnist": "experiment=mnist data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
@@ -199,6 +207,7 @@ EVALUATE = {
     + " ".join(f"metrics.{setting}" for setting in METRICS.split()),
     "some metrics": "n=60 sampler=ddpm sampler.steps=3 metrics=[kernel,energy,inception_score,memorisation]",
     "pictures": "samples=IMAGES resize=true data=digits metrics=[kernel]",
+    "reconstructions": "of=reconstructions",
     "two models": "against=CKPT n=60 sampler=ddpm sampler.steps=3 metrics=[kernel]",
     "a class": "label=3 n=40 sampler=ddpm sampler.steps=3 metrics=[kernel]",
 }

@@ -20,7 +20,7 @@ from sde_diffusion.commands.app import overrides, resolved
 from sde_diffusion.commands.conditions import items_with, matching, requested_conditions
 from sde_diffusion.commands.data_sides import DataSides, extractor_for, resumed_features
 from sde_diffusion.commands.drawing import first
-from sde_diffusion.commands.loading import device_of, load_data, load_model, load_unguided
+from sde_diffusion.commands.loading import device_of, load_data, load_model
 from sde_diffusion.commands.reconstructions import reconstructed_source
 from sde_diffusion.commands.sample_sources import SampleSet, Source, drawn_source, is_checkpoint, stored_source
 from sde_diffusion.config import build
@@ -64,7 +64,7 @@ class Evaluation:
 
     def __init__(self, cfg: DictConfig, out: Path) -> None:
         self.cfg, self.out = cfg, out
-        model, self.device = (None, device_of(cfg)) if cfg.ckpt is None else _loaded(cfg)
+        model, self.device = (None, device_of(cfg)) if cfg.ckpt is None else load_model(cfg)
         self.data = data = load_data(cfg, model)
         self.wanted: Mapping[str, Tensor] = {}
         if model is None:
@@ -209,14 +209,6 @@ class Evaluation:
             comparison.store_features(self.out, self.about, found, self.samples.origin["seeds"])
 
 
-def _loaded(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
-    """The model of `cfg.ckpt`, which needs a denoiser only if samples are drawn."""
-    if cfg.of == "samples":
-        return load_model(cfg)
-    device = device_of(cfg)
-    return load_unguided(str(cfg.ckpt), device), device
-
-
 def _made(cfg: DictConfig, model: GenerativeModel, data: DataModule, device: torch.device, parts: Path) -> Source:
     return (drawn_source if cfg.of == "samples" else reconstructed_source)(cfg, model, data, device, parts)
 
@@ -229,7 +221,7 @@ def _other_source(cfg: DictConfig, data: DataModule, out: Path) -> Source:
     own = cfg.copy()
     own.ckpt = source
     try:
-        model, device = _loaded(own)
+        model, device = load_model(own)
         return _made(own, model, data, device, out / ".against")
     except UserError as error:
         raise UserError(f"against={source}: {error}") from error

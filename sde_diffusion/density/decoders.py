@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checks import check_count, check_floats
+from sde_diffusion.checks import check_count, check_floats, check_sizes
 from sde_diffusion.modality.levels import to_levels
 from sde_diffusion.sde import SDE, Number, expand, number, on_device, value_of
 

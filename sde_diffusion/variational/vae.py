@@ -122,20 +122,10 @@ class ConvVAE(VAE):
         dropout: float = 0.0,
         patch: int = 1,
     ) -> None:
-        latent = check_images(shape, observation, latent)
+        latent = check_count("latent", latent)
+        check_kind("observation", observation, ObservationModel)
+        if len(shape) != 3:
+            raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
         encoder = ConvEncoder(shape[0], 2 * latent, channels, blocks, dropout, patch)
         decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout, patch)
         super().__init__(encoder, decoder, observation, shape, [latent, *decoder.sizes[-1]])
-
-
-def check_images(shape: Sequence[int], observation: ObservationModel, latent: int) -> int:
-    """The number of latent channels of an autoencoder of convolutions.
-
-    Raises:
-        TypeError: If observation is not an observation model, or `latent` not a number.
-        ValueError: If it is less than 1, or the data are not images.
-    """
-    check_kind("observation", observation, ObservationModel)
-    if len(shape) != 3:
-        raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
-    return check_count("latent", latent)

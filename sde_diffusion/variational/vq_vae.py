@@ -10,12 +10,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder
 from sde_diffusion.variational.chain import Autoencoder, Inference, Level
 from sde_diffusion.variational.observation import ObservationModel
 from sde_diffusion.variational.quantizer import VectorQuantizer
-from sde_diffusion.variational.vae import check_images
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,10 @@ class ConvVQVAE(VQVAE):
         decay: float = 0.99,
         restart: float = 1.0,
     ) -> None:
-        latent = check_images(shape, observation, latent)
+        latent = check_count("latent", latent)
+        check_kind("observation", observation, ObservationModel)
+        if len(shape) != 3:
+            raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}")
         quantizer = VectorQuantizer(codes, latent, decay, restart)
         encoder = ConvEncoder(shape[0], latent, channels, blocks, dropout, patch)
         decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout, patch)

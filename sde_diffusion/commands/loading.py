@@ -49,7 +49,7 @@ def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:
     """
     from sde_diffusion.training.digested import load_with_digest
 
-    model = load_with_digest(ckpt, device)
+    model = load_with_digest(ckpt, device).requires_grad_(False)  # nothing is trained, a learnt path included
     if model.denoiser is None:
         what = model.summary()["model"]
         raise UserError(f"{ckpt} contains a {type(model).__name__} ({what}), and this command needs a denoiser")

@@ -84,6 +84,11 @@ WORKS = {
         "shape": [3],
         "latent_shape": [2],
     },
+    "FirstStage": {"autoencoder": sd.variational.MLPVAE([3], sd.variational.Gaussian(), 3, 8, 0)},
+    "LatentModel": {
+        "first_stage": {"autoencoder": sd.variational.MLPVAE([3], sd.variational.Gaussian(), 3, 8, 0)},
+        "denoiser": NET,
+    },
     "DiffusionChain": {"denoiser": GAUSS, "shape": [3], "steps": 3},
     "VectorQuantizer": {"codes": 4, "dim": 2},
     "bound": {"model": sd.DiffusionChain(GAUSS, [3], 3), "x": X},

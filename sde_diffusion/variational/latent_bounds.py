@@ -19,12 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_batch, check_count
-from sde_diffusion.checks.reprs import shown
+from sde_diffusion.checks import check_batch, check_choice, check_count, check_kind
 from sde_diffusion.denoiser import Denoiser, repeated
 from sde_diffusion.density import Bound, elbo, log_likelihood
 from sde_diffusion.density.trace import trace_of
-from sde_diffusion.errors import did_you_mean
 from sde_diffusion.sampling.noise import as_seeds
 from sde_diffusion.variational.bounds import latent_noise
 from sde_diffusion.variational.first_stage import FirstStage
@@ -74,9 +72,8 @@ def latent_bound(
     draws, importance, rows = (
         check_count(name, value) for name, value in (("draws", draws), ("importance", importance), ("rows", rows))
     )
-    if density not in DENSITIES:
-        names, hint = ", ".join(DENSITIES), did_you_mean(density, DENSITIES)
-        raise ValueError(f"density must be one of {names}; got {shown(density)}{hint}")
+    check_kind("first_stage", first_stage, FirstStage)
+    check_choice("density", density, DENSITIES)
     if importance > 1:
         options = {"trace": "exact", **options} if density == "flow" else options
         if "trace" not in options or not trace_of(options["trace"], options.get("probes", 1)).exact:

@@ -88,7 +88,7 @@ WORKS = {
     "DiffusionChain": {"denoiser": GAUSS, "shape": [3], "steps": 3},
     "VectorQuantizer": {"codes": 4, "dim": 2},
     "latent_bound": {
-        "stage": sd.FirstStage(sd.variational.MLPVAE([3], sd.variational.Gaussian(), 3, 8, 0)),
+        "first_stage": sd.FirstStage(sd.variational.MLPVAE([3], sd.variational.Gaussian(), 3, 8, 0)),
         "denoiser": NET,
         "x": X,
         "density": "elbo",

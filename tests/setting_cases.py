@@ -23,10 +23,25 @@ TRAIN = {
     "model.network.channel_mult=[1,1] model.network.blocks=2 model.network.dropout=0.2 model.network.embedding_dim=8 "
     "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2",
-    "model vae": "model=vae model.latent.latent=3 model.latent.width=8 model.latent.depth=2 model.latent.dropout=0.1 "
+    "model vae": "model=vae model/latent=mlp model.latent.latent=3 model.latent.width=8 model.latent.depth=2 "
+    "model.latent.dropout=0.1 model.latent.patch=2 "
     "model.observation={_target_:sde_diffusion.variational.DiscretizedLogistic} model.lr=5e-4 model.betas=[0.8,0.99] "
     "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2 "
     "objective=beta_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
+    "model hvae": "model=hvae model/latent=mlp_hierarchy model.latent.levels=[3,2,2] model.latent.width=8 model.latent.depth=2 "
+    "model.latent.dropout=0.1 model.latent.path=false model.latent.inference=bottom_up model.latent.patch=2 "
+    "model.observation=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
+    "model.schedule=constant model.dequantise=false model.validation_draws=2 "
+    "objective=annealed_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
+    "latent conv": "model=vae model/latent=conv model.latent.latent=2 model.latent.channels=[4,4] model.latent.blocks=2 "
+    "model.latent.dropout=0.1 model.latent.patch=2 observation=categorical",
+    "latent patch_hierarchy": "model=hvae model/latent=patch_hierarchy model.latent.levels=[1,3] model.latent.patch=2 "
+    "model.latent.width=8 model.latent.patch_width=8 model.latent.depth=0 model.latent.dropout=0.1 "
+    "model.latent.inference=ladder observation=logistic",
+    "latent conv_hierarchy": "model=hvae model/latent=conv_hierarchy model.latent.levels=[1,1] model.latent.latent=2 "
+    "model.latent.channels=4 model.latent.dropout=0.1 model.latent.inference=direct model.latent.patch=2",
+    "observation gaussian": "model=vae data=moons observation=gaussian model.observation.std=0.3 model.observation.learnt=false",
+    "observation bernoulli": "model=vae data=arrays data.path=MASKS observation=bernoulli",
     "objective iwae": "model=vae objective=iwae objective.importance=2 objective.gradient=standard",
     "compile": "model.compile=true",
     "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
@@ -105,8 +120,9 @@ TRAIN = {
     },
     **{
         f"experiment {name}": f"experiment={name}"
-        for name in ("ddpm", "digits_likelihood", "edm", "flow", "ncsn", "score_sde")
+        for name in ("ddpm", "digits_likelihood", "edm", "flow", "hvae", "ncsn", "score_sde", "vae")
     },
+    "experiment hvae_mnist": "experiment=hvae_mnist data.root=IDX data.n_val=10 trainer.max_steps=9",
     "experiment mnist": "experiment=mnist data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment mnist_upsampler": "experiment=mnist_upsampler data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",

@@ -14,7 +14,22 @@ from setting_cases import EVALUATE, EXEMPT, GUIDANCE, LIKELIHOOD, NFE_FID, RESTO
 from sde_diffusion.commands.configurations import config_folder
 
 CONF = config_folder()
-GROUPS = ("model", "sde", "network", "denoiser", "objective", "data", "sampler", "trainer", "logger", "callbacks")
+GROUPS = (
+    "model",
+    "model/latent",
+    "observation",
+    "sde",
+    "network",
+    "denoiser",
+    "objective",
+    "data",
+    "sampler",
+    "trainer",
+    "logger",
+    "callbacks",
+)
+
+PREFIX = {"model/latent": "model.latent.", "observation": "model."}
 
 
 def leaves(node, prefix=""):
@@ -51,7 +66,7 @@ def test_every_key_of_every_choice_is_set(group):
             runs += [TRAIN["conditional"]] if group == "network" else []
             runs += [TRAIN["compile"], TRAIN["conditional"]] if group == "model" else []
         assert runs or group == "logger", path
-        assert not lacking(path.relative_to(CONF), f"{group}.", *runs), path
+        assert not lacking(path.relative_to(CONF), PREFIX.get(group, f"{group}."), *runs), path
 
 
 def test_every_key_of_the_commands_is_set():
@@ -82,6 +97,7 @@ def places(tmp_path_factory):
     folder, source = tmp_path_factory.mktemp("places"), np.random.default_rng(0)
     labels = np.arange(60) % 3
     np.savez(folder / "data.npz", train_images=2 * source.random((60, 8, 8)).astype(np.float32), train_labels=labels)
+    np.savez(folder / "masks.npz", train_images=source.random((60, 8, 8)) < 0.3)
     np.savez(folder / "levels.npz", train_images=source.integers(0, 17, (60, 8, 8), dtype=np.uint8))
     for number in range(60):
         (folder / "images").mkdir(exist_ok=True)
@@ -100,6 +116,7 @@ def places(tmp_path_factory):
     return {
         "DATA": folder / "data.npz",
         "LEVELS": folder / "levels.npz",
+        "MASKS": folder / "masks.npz",
         "ROWS": folder / "rows.npy",
         "IMAGES": folder / "images",
         "DEEP": folder / "deep",

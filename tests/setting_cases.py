@@ -23,14 +23,26 @@ TRAIN = {
     "model.network.channel_mult=[1,1] model.network.blocks=2 model.network.dropout=0.2 model.network.embedding_dim=8 "
     "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2",
-    "model vae": "model=vae model.latent.latent=3 model.latent.width=8 model.latent.depth=2 model.latent.dropout=0.1 "
+    "model vae": "model=vae model/latent=mlp model.latent.latent=3 model.latent.width=8 model.latent.depth=2 "
+    "model.latent.dropout=0.1 model.latent.patch=2 "
     "model.observation={_target_:sde_diffusion.variational.DiscretizedLogistic} model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] "
     "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2 "
     "objective=beta_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
-    "model conv_vae": "model=conv_vae model.latent.latent=1 model.latent.patch=1 model.latent.channels=[4,4] "
-    "model.latent.blocks=2 model.latent.dropout=0.1 model.observation=null model.lr=5e-4 model.betas=[0.5,0.9] "
-    "model.adversary={_target_:sde_diffusion.training.PatchAdversary,layers:1,channels:4,weight:0.3,start:2,rise:2,most:5} "
-    "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2",
+    "model hvae": "model=hvae model/latent=mlp_hierarchy model.latent.levels=[3,2,2] model.latent.width=8 model.latent.depth=2 "
+    "model.latent.dropout=0.1 model.latent.path=false model.latent.inference=bottom_up model.latent.patch=2 "
+    "model.observation=null model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
+    "model.schedule=constant model.dequantise=false model.validation_draws=2 "
+    "objective=annealed_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
+    "latent conv": "model=vae model/latent=conv model.latent.latent=2 model.latent.channels=[4,4] model.latent.blocks=2 "
+    "model.latent.dropout=0.1 model.latent.patch=2 observation=categorical "
+    "model.adversary={_target_:sde_diffusion.training.PatchAdversary,layers:1,channels:4,weight:0.3,start:2,rise:2,most:5}",
+    "latent patch_hierarchy": "model=hvae model/latent=patch_hierarchy model.latent.levels=[1,3] model.latent.patch=2 "
+    "model.latent.width=8 model.latent.patch_width=8 model.latent.depth=0 model.latent.dropout=0.1 "
+    "model.latent.inference=ladder observation=logistic",
+    "latent conv_hierarchy": "model=hvae model/latent=conv_hierarchy model.latent.levels=[1,1] model.latent.latent=2 "
+    "model.latent.channels=4 model.latent.dropout=0.1 model.latent.inference=direct model.latent.patch=2",
+    "observation gaussian": "model=vae data=moons observation=gaussian model.observation.std=0.3 model.observation.learnt=false",
+    "observation bernoulli": "model=vae data=arrays data.path=MASKS observation=bernoulli",
     "model vq": "model=vq model.latent.codes=8 model.latent.latent=2 model.latent.patch=1 model.latent.channels=[4,4] "
     "model.latent.blocks=2 model.latent.dropout=0.1 model.latent.decay=0.9 model.latent.restart=0.5 model.observation=null "
     "model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
@@ -128,8 +140,20 @@ TRAIN = {
     },
     **{
         f"experiment {name}": f"experiment={name}"
-        for name in ("ddpm", "digits_likelihood", "edm", "first_stage", "flow", "ncsn", "score_sde", "vdm")
+        for name in (
+            "ddpm",
+            "digits_likelihood",
+            "edm",
+            "first_stage",
+            "flow",
+            "hvae",
+            "ncsn",
+            "score_sde",
+            "vae",
+            "vdm",
+        )
     },
+    "experiment hvae_mnist": "experiment=hvae_mnist data.root=IDX data.n_val=10 trainer.max_steps=9",
     "experiment mnist": "experiment=mnist data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment latent_mnist": "experiment=latent_mnist network=unet_small data.root=IDX data.n_val=10 first_stage.ckpt=CONVVAE trainer.max_steps=9",

@@ -8,6 +8,7 @@ import hydra
 import pytest
 import torch
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from sde_diffusion.commands import app, configurations, train
@@ -138,7 +139,7 @@ def test_every_data_set(data):
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
-def test_every_experiment_is_what_its_preset_says(experiment):
+def test_every_experiment_is_what_its_preset_says(experiment, monkeypatch):
     """The composed configuration has each key and choice of the preset, and the model can be built and trained."""
     preset = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
     data = next((choice["override /data"] for choice in preset.get("defaults", []) if "override /data" in choice), None)
@@ -164,6 +165,7 @@ def test_every_experiment_is_what_its_preset_says(experiment):
         if data in NEEDED:
             cfg.data = compose().data
             cfg.network = compose().network
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
     if chosen["model"] == "latent":
         with pytest.raises(UserError, match="needs a trained first stage"):
             train.build_model(cfg)

@@ -30,6 +30,8 @@ from sde_diffusion.data import Digits, IdxImages
 CONF = config_folder()
 GROUPS = (
     "model",
+    "model/latent",
+    "observation",
     "sde",
     "network",
     "denoiser",
@@ -42,6 +44,8 @@ GROUPS = (
     "logger",
     "callbacks",
 )
+
+PREFIX = {"model/latent": "model.latent.", "observation": "model.", "captions": "data."}
 
 
 def leaves(node, prefix=""):
@@ -78,8 +82,7 @@ def test_every_key_of_every_choice_is_set(group):
             runs += [TRAIN["conditional"]] if group == "network" else []
             runs += [TRAIN["compile"], TRAIN["conditional"]] if group == "model" else []
         assert runs or group == "logger", path
-        prefix = "data." if group == "captions" else f"{group}."  # part of the data
-        assert not lacking(path.relative_to(CONF), prefix, *runs), path
+        assert not lacking(path.relative_to(CONF), PREFIX.get(group, f"{group}."), *runs), path
 
 
 def test_every_key_of_the_commands_is_set():
@@ -110,6 +113,7 @@ def places(tmp_path_factory):
     folder, source = tmp_path_factory.mktemp("places"), np.random.default_rng(0)
     labels = np.arange(60) % 3
     np.savez(folder / "data.npz", train_images=2 * source.random((60, 8, 8)).astype(np.float32), train_labels=labels)
+    np.savez(folder / "masks.npz", train_images=source.random((60, 8, 8)) < 0.3)
     np.savez(folder / "levels.npz", train_images=source.integers(0, 17, (60, 8, 8), dtype=np.uint8))
     for number in range(60):
         (folder / "images").mkdir(exist_ok=True)
@@ -130,6 +134,7 @@ def places(tmp_path_factory):
     return {
         "DATA": folder / "data.npz",
         "LEVELS": folder / "levels.npz",
+        "MASKS": folder / "masks.npz",
         "ROWS": folder / "rows.npy",
         "IMAGES": folder / "images",
         "DEEP": folder / "deep",

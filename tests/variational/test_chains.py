@@ -181,7 +181,7 @@ def test_a_hierarchy_with_wrong_evidence_is_refined_until_it_has_no_gap():
     through = (S0**2 + (A1 * S1) ** 2).sqrt()
     evidence = [Evidence(A1, S0, 0.3), Evidence(A1 * A2, through, -0.5)]
     model = markov(evidence, up=[nn.Identity(), nn.Identity()], inference="ladder")
-    found = amortisation_gap(model, X, steps=100, lr=0.1, draws=4, evaluation_draws=2)
+    found = amortisation_gap(model, X, steps=200, lr=0.1, draws=4, evaluation_draws=2)
     assert float((exact_log_prob(X) - found.before.log_prob).min()) > 0.1
     refined = bound(_Refined(model, found.change), X, 1, 20)  # log w is the same number for all draws
     torch.testing.assert_close(refined.log_prob, exact_log_prob(X), atol=1e-4, rtol=0)

@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of MNIST's files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of each of the two stages")
+    parser.add_argument("--beta", type=float, default=0.05, help="weight of the autoencoder's KL divergence")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of training")
     parser.add_argument("--n", type=int, default=1000, help="samples")
     parser.add_argument("--items", type=int, default=300, help="test items whose bound is computed")
@@ -177,7 +178,7 @@ def main() -> None:
     common: dict[str, Any] = {**OPTIMIZER, "seed": args.seed, "data": data.prepare().describe()}
 
     def autoencoder() -> VariationalModel:
-        objective = {"_target_": "sde_diffusion.training.BetaELBO", "beta": 0.01}
+        objective = {"_target_": "sde_diffusion.training.BetaELBO", "beta": args.beta}
         return VariationalModel(AUTOENCODER, objective=objective, **common)
 
     first = args.out / "first_stage.ckpt"

@@ -84,9 +84,24 @@ _EXPORTS = {
         "HutchPlusPlus",
         "ExactTrace",
     ),
-    "sde_diffusion.variational": ("VAE", "HierarchicalVAE", "DiffusionChain", "VectorQuantizer", "bound"),
+    "sde_diffusion.variational": (
+        "VAE",
+        "HierarchicalVAE",
+        "DiffusionChain",
+        "VectorQuantizer",
+        "FirstStage",
+        "bound",
+        "latent_bound",
+    ),
     "sde_diffusion.text": ("HashedWords", "MiniLM", "RenderedCaptions"),
-    "sde_diffusion.training": ("Objective", "DenoisingScoreMatching", "GenerativeModel", "ScoreModel", "EMA"),
+    "sde_diffusion.training": (
+        "Objective",
+        "DenoisingScoreMatching",
+        "GenerativeModel",
+        "LatentModel",
+        "ScoreModel",
+        "EMA",
+    ),
     "sde_diffusion.errors": ("UserError",),
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -170,8 +185,16 @@ if TYPE_CHECKING:
         UniformTime,
     )
     from sde_diffusion.text import HashedWords, MiniLM, RenderedCaptions
-    from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, Objective, ScoreModel
-    from sde_diffusion.variational import VAE, DiffusionChain, HierarchicalVAE, VectorQuantizer, bound
+    from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, LatentModel, Objective, ScoreModel
+    from sde_diffusion.variational import (
+        VAE,
+        DiffusionChain,
+        FirstStage,
+        HierarchicalVAE,
+        VectorQuantizer,
+        bound,
+        latent_bound,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -41,12 +41,11 @@ TRAIN = {
     "model vdm": "model=vdm",
     "objective iwae": "model=vae objective=iwae objective.importance=2 objective.gradient=standard",
     "texts": "captions=rendered data.captions.words=unseen data.captions.partial=0.5 data.captions.seed=1 conditional=true "
-    "text=hashed text.dim=8 text.rows=64 text.subwords=false data.flip=false network=digits network.cross_attention=[1]",
+    "text=hashed text.dim=8 text.rows=64 text.subwords=false data.flip=false network=unet_small network.channels=8 network.cross_attention=[1]",
     "texts in a table": "data=folder data.root=IMAGES captions=table data.captions.path=metadata.csv data.captions.column=text "
-    "data.captions.files=file_name conditional=true network=unet_small network.cross_attention=[2]",
+    "data.captions.files=file_name conditional=true",
     "text minilm": "text=minilm text.layers=1 text.length=16",  # no effect on data without texts
-    "no texts": "captions=none data.captions=null network=unet network.channels=8 network.embedding_dim=8 network.attention=[] "
-    "network.cross_attention=[0]",
+    "no texts": "captions=none data.captions=null",
     "compile": "model.compile=true",
     "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
     "callbacks.non_finite.every_n_steps=2 callbacks.samples.n=5 callbacks.samples.every_n_validations=2 callbacks.noise_levels.bins=4 "
@@ -63,13 +62,13 @@ TRAIN = {
     "network mlp": "network=mlp network.width=24 network.depth=2 network.embedding_dim=16 network.embedding=fourier "
     "network.dropout=0.1 network.octaves=2 network.levels=17",
     "network unet": "network=unet network.patch=1 network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
-    "network.attention=[] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 network.embedding=fourier "
+    "network.attention=[] network.cross_attention=[1] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 network.embedding=fourier "
     "network.conditions=null network.octaves=1 network.levels=17",
     "network digits": "network=digits network.patch=1 network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
-    "network.attention=[] network.head_channels=4 network.dropout=0.2 network.embedding_dim=8 network.embedding=fourier "
+    "network.attention=[] network.cross_attention=[1] network.head_channels=4 network.dropout=0.2 network.embedding_dim=8 network.embedding=fourier "
     "network.conditions=null network.octaves=1 network.levels=17",
     "network unet_small": "network=unet_small network.patch=2 network.channels=8 network.channel_mult=[1,1] "
-    "network.blocks=2 network.attention=[0] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 "
+    "network.blocks=2 network.attention=[0] network.cross_attention=[1] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 "
     "network.embedding=fourier network.conditions=null network.octaves=1 network.levels=17",
     **{
         f"sde {name}": f"sde={name} {settings}"
@@ -138,7 +137,7 @@ TRAIN = {
     "experiment cifar10_small": "experiment=cifar10_small data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
     "network.embedding_dim=8",
     "experiment cifar10_upsampler": "experiment=cifar10_upsampler data.path=LEVELS network=mlp trainer.max_steps=9",
-    "experiment text_to_image": "experiment=text_to_image data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
+    "experiment text_to_image": "experiment=text_to_image data.root=IDX data.n_val=10 network=unet_small network.channels=8 trainer.max_steps=9",
 }
 
 GRID = "sampler.grid={_target_:sde_diffusion.sde.KarrasRho} sampler.denoise=false sampler.t_end=0.01"
@@ -187,12 +186,18 @@ LIKELIHOOD = {
     "grid={_target_:sde_diffusion.sde.BandLogSNR} elbo.grid={_target_:sde_diffusion.sde.UniformLogSNR} "
     "elbo.steps=20 elbo.draws=5 elbo.decoder=uniform elbo.t_end=0.01 target_se=0.001 against=noise seed=3 batch_size=3 "
     "device=cpu overwrite=true",
+    "importance": "importance=2 elbo.steps=3 elbo.draws=null elbo.decoder=dequantised rtol=1e-2 n=2",
     "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null",
     "other data": "against=mnist against_root=IDX n=2 elbo=null data.root=null",
     "other arrays": "against=arrays against_path=LEVELS n=2 elbo=null data.path=null",
     "own labels": "label=own n=2 elbo=null",
     "own rows": "x=ROWS elbo=null",
     "other samples": "data=digits n=2 elbo=null",
+}
+AUTOENCODER = {
+    "sample": "decode=draw latents=true n=3",
+    "evaluate": "decode=draw n=40 metrics=[kernel]",
+    "likelihood": "importance=2 draws=2 bound={rows:8} n=4",
 }
 METRICS = "prdc.k=2 prdc.k_density=4 sliced_wasserstein.projections=8 frechet.keep_features=true"
 EVALUATE = {

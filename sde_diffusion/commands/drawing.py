@@ -151,7 +151,7 @@ def check_draws(cfg: DictConfig, model: GenerativeModel, latents: bool = False) 
             )
     if latents and not has_latents:
         raise UserError(f"{cfg.ckpt} contains a {kind}, which has no latent variables: leave latents=true out")
-    if model.decoding is None and is_overridden("decode"):
+    if model.decoding is None and cfg.decode != "mean":
         raise UserError(f"{cfg.ckpt} contains a {kind}, which has no p(x | z): leave decode={cfg.decode} out")
 
 

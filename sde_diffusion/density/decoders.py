@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checks import check_count, check_floats
+from sde_diffusion.checks import check_count, check_floats, check_sizes
 from sde_diffusion.modality.levels import to_levels
 from sde_diffusion.sde import SDE, Number, expand, number, on_device, value_of
 
@@ -93,6 +93,7 @@ class LevelDecoder(Decoder, nn.Module):
         nn.Module.__init__(self)
         levels = check_count("levels", levels, least=2)
         self._counts = weights is None and shape is not None
+        shape = None if shape is None else check_sizes("shape", shape)
         weights = torch.ones(*shape, levels) if shape is not None and weights is None else weights
         if weights is not None:
             check_floats("weights", weights)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from sde_diffusion.checks import as_number, check_bool, check_count
 from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sde.coefficients import Time, float64
 from sde_diffusion.sde.learned import LearnedSDE
 
@@ -153,7 +154,7 @@ SCHEDULES: dict[str, type[NoiseSchedule]] = {
 """The schedules by name."""
 
 
-class LearnedVPSDE(LearnedSDE):
+class LearnedVPSDE(ShowsArguments, LearnedSDE):
     """A variance-preserving path with learnt ends of the log-SNR, and a schedule between them that may be learnt too.
 
     Args:
@@ -225,6 +226,8 @@ class LearnedVPSDE(LearnedSDE):
         """See `SDE.time`; by the schedule's inverse."""
         first, last = self.ends()
         return self.schedule.inverse(((first - float64(log_snr)) / (first - last)).clamp(0, 1))
+
+    __repr__ = ShowsArguments.__repr__
 
     def _log_snr(self, t: Tensor) -> Tensor:
         return self._line(t)[0]

@@ -11,6 +11,7 @@ the network's precision, so that no digits are lost at either end of the path, w
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
@@ -23,6 +24,8 @@ from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.sde import Time, expand, float64
 from sde_diffusion.training.time_sampling import LogNormalTimes, TimeSampling
 from sde_diffusion.training.weighting import EDMWeighting, Weighting
+
+log = logging.getLogger(__name__)
 
 
 class Objective(ShowsArguments, ABC):
@@ -38,12 +41,17 @@ class Objective(ShowsArguments, ABC):
         return made
 
     def check(self, model: Any) -> None:
-        """Check that this objective can train a model.
+        """Check that this objective can train a model; a path that is learnt needs one that bounds log p(x).
 
         Raises:
             UserError: If it cannot.
         """
-        return
+        path = getattr(model, "sde", None)
+        if path is not None and path.learned and any(weight.requires_grad for weight in path.parameters()):
+            log.warning(
+                "the objective is not a bound on log p(x), and the path is learnt by it: use objective=vdm, or fix the "
+                "path with sde.learn_ends=false sde.schedule=linear"
+            )
 
     def describe(self, x: Tensor) -> None:
         """Be told of some of the training data, [N, *], before the first step of a run; resumed runs are not."""

@@ -1,12 +1,13 @@
 """How do latent variables explain data? Variational autoencoders, hierarchies of them, and their bounds."""
 
+from sde_diffusion.variational.amortisation import AmortisationGap, amortisation_gap
 from sde_diffusion.variational.bounds import bound, latent_noise
 from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariableModel, Level
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.first_stage import FirstStage
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.hierarchy import HierarchicalVAE
-from sde_diffusion.variational.latent_bound import latent_bound
+from sde_diffusion.variational.latent_bounds import latent_bound
 from sde_diffusion.variational.networks import ConvHierarchy, MLPHierarchy
 from sde_diffusion.variational.observation import (
     Bernoulli,
@@ -25,6 +26,7 @@ __all__ = [
     "MLPVAE",
     "VAE",
     "VQVAE",
+    "AmortisationGap",
     "Autoencoder",
     "Bernoulli",
     "Categorical",
@@ -45,6 +47,7 @@ __all__ = [
     "PatchHierarchy",
     "Quantized",
     "VectorQuantizer",
+    "amortisation_gap",
     "bound",
     "latent_bound",
     "latent_noise",

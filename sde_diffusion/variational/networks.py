@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sde_diffusion.checks import check_bool, check_count, check_kind, check_sizes
 from sde_diffusion.nn.autoencoder import QUIET, ConvBlock, Cut, Joined, Perceptron, resolutions
 from sde_diffusion.nn.blocks import convolution, double, halve
+from sde_diffusion.nn.patches import decoder_of
 from sde_diffusion.variational.hierarchy import BOTTOM_UP, HierarchicalVAE
 from sde_diffusion.variational.observation import ObservationModel
 
@@ -62,6 +63,7 @@ class MLPHierarchy(HierarchicalVAE):
         dropout: Probability in the blocks, in [0, 1).
         path: A deterministic path beside the latent variables; else the model is Markovian, z_T -> ... -> z_1 -> x.
         inference: See `HierarchicalVAE`.
+        patch: Side of the patches of `PatchDecoder`, for images, of which few are then enough; None: no patches.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -78,6 +80,7 @@ class MLPHierarchy(HierarchicalVAE):
         dropout: float = 0.0,
         path: bool = True,
         inference: str = "residual",
+        patch: int | None = None,
     ) -> None:
         check_kind("observation", observation, ObservationModel)
         sizes = check_levels(levels)
@@ -87,12 +90,11 @@ class MLPHierarchy(HierarchicalVAE):
         # Shape of the state before z_t is drawn: s_t.
         states = [hidden] * count if path else [[sizes[t + 1]] for t in range(count - 1)] + [[1]]
         below = [shape, *([size] for size in sizes)] if upwards else [shape, *[hidden] * (count - 1)]
+        outputs = [observation.outputs, *shape]
+        decoder = decoder_of(hidden if path else [sizes[0]], outputs, patch, width, depth, dropout)
         super().__init__(
             up=[] if upwards else [network([below[t]], hidden) for t in range(count)],
-            posterior=[
-                network([below[t]] if upwards else [hidden, states[t]], [2 * sizes[t]], scale=QUIET)
-                for t in range(count)
-            ],
+            posterior=[network([below[t]] if upwards else [hidden, states[t]], [2 * sizes[t]]) for t in range(count)],
             prior=[
                 *(network([states[t]], [2 * sizes[t]], scale=QUIET) for t in range(count - 1)),
                 StandardNormal([sizes[-1]]),
@@ -101,7 +103,7 @@ class MLPHierarchy(HierarchicalVAE):
                 Added(network([states[t], [sizes[t]]], hidden, scale=1 / math.sqrt(count))) if path else _Replaced()
                 for t in range(count)
             ],
-            decoder=network([hidden if path else [sizes[0]]], [observation.outputs, *shape], scale=QUIET),
+            decoder=decoder,
             observation=observation,
             shape=shape,
             latent_shapes=[[size] for size in sizes],

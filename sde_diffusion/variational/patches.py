@@ -6,30 +6,14 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_choice, check_count, check_kind
-from sde_diffusion.nn.autoencoder import QUIET, Cut, Joined, Perceptron, resolutions
+from sde_diffusion.nn.autoencoder import QUIET, Cut, Perceptron, resolutions
+from sde_diffusion.nn.patches import FromPatches, PatchNetwork
 from sde_diffusion.variational.hierarchy import COMBINATIONS, HierarchicalVAE
 from sde_diffusion.variational.networks import Added, StandardNormal, check_images, check_levels
 from sde_diffusion.variational.observation import ObservationModel
-
-
-class _PatchNetwork(nn.Module):
-    """The same perceptron for each patch, of several tensors side by side: [B, patches, C_i] to [B, patches, out]."""
-
-    def __init__(self, inputs: int, out: int, width: int, scale: float = 1.0) -> None:
-        super().__init__()
-        last = nn.Linear(width, out)
-        with torch.no_grad():
-            last.weight.mul_(scale)
-            last.bias.zero_()
-        self.layers = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        out: Tensor = self.layers(torch.cat(inputs, -1))
-        return out
 
 
 class _OfPatches(nn.Module):
@@ -69,23 +53,6 @@ class _AddedToPatches(Added):
     def forward(self, state: Tensor, z: Tensor) -> Tensor:
         """Add."""
         return super().forward(state, z.flatten(2).transpose(1, 2))
-
-
-class _FromPatches(nn.Module):
-    """A linear layer for each patch, and the patches joined: [B, patches, C] to [B, outputs, C, H, W]."""
-
-    def __init__(self, channels: int, out_shape: Sequence[int], patch: int, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.size, self.joined = size, Joined(patch, out_shape)
-        self.output = nn.Linear(channels, math.prod(out_shape[:-2]) * patch**2)
-        with torch.no_grad():
-            self.output.weight.mul_(QUIET)
-            self.output.bias.zero_()
-
-    def forward(self, state: Tensor) -> Tensor:
-        outputs: Tensor = self.output(state).transpose(1, 2)
-        out: Tensor = self.joined(outputs.reshape(len(outputs), -1, *self.size))
-        return out
 
 
 class PatchHierarchy(HierarchicalVAE):
@@ -135,7 +102,7 @@ class PatchHierarchy(HierarchicalVAE):
         size = resolutions(shape[1:], cut.patch, 1)[0]
         count, pixels = math.prod(size), shape[0] * cut.patch**2
         network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
-        of_patches = partial(_PatchNetwork, width=patch_width)
+        of_patches = partial(PatchNetwork, width=patch_width)
         posterior = _OfPatches(of_patches(pixels + patch_width, 2 * local, scale=QUIET), size)
         super().__init__(
             up=[cut, nn.Identity()],
@@ -145,7 +112,7 @@ class PatchHierarchy(HierarchicalVAE):
                 _AddedToPatches(of_patches(patch_width + local, patch_width, scale=math.sqrt(QUIET))),
                 _Only(network([[latent]], [count, patch_width]), 1),
             ],
-            decoder=_FromPatches(patch_width, [observation.outputs, *shape], cut.patch, size),
+            decoder=FromPatches(patch_width, [observation.outputs, *shape], cut.patch),
             observation=observation,
             shape=shape,
             latent_shapes=[[local, *size], [latent]],

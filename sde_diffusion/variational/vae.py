@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count, check_kind
-from sde_diffusion.nn.autoencoder import QUIET, ConvDecoder, ConvEncoder, Perceptron
+from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder, Perceptron
+from sde_diffusion.nn.patches import decoder_of
 from sde_diffusion.variational.chain import Autoencoder, Inference, Level
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
@@ -73,6 +73,7 @@ class MLPVAE(VAE):
         width: Width of the hidden layers, positive.
         depth: Residual blocks of each network, at least 0.
         dropout: Probability in the blocks, in [0, 1).
+        patch: Side of the patches of `PatchDecoder`, for images, of which few are then enough; None: no patches.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -87,12 +88,13 @@ class MLPVAE(VAE):
         width: int = 256,
         depth: int = 1,
         dropout: float = 0.0,
+        patch: int | None = None,
     ) -> None:
         latent = check_count("latent", latent)
-        network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
         check_kind("observation", observation, ObservationModel)
-        decoder = network([[latent]], [observation.outputs, *shape], scale=QUIET)
-        super().__init__(network([shape], [2 * latent]), decoder, observation, shape, [latent])
+        encoder = Perceptron([shape], [2 * latent], width, depth, dropout)
+        decoder = decoder_of([latent], [observation.outputs, *shape], patch, width, depth, dropout)
+        super().__init__(encoder, decoder, observation, shape, [latent])
 
 
 class ConvVAE(VAE):

@@ -10,7 +10,19 @@ from autoencoders import CONVOLUTIONS, MLP, autoencoder
 from conftest import TINY
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from setting_cases import EVALUATE, EXEMPT, GUIDANCE, LIKELIHOOD, NFE_FID, RESTORE, SAMPLE, SAMPLERS, SWEEP, TRAIN
+from setting_cases import (
+    AUTOENCODER,
+    EVALUATE,
+    EXEMPT,
+    GUIDANCE,
+    LIKELIHOOD,
+    NFE_FID,
+    RESTORE,
+    SAMPLE,
+    SAMPLERS,
+    SWEEP,
+    TRAIN,
+)
 
 from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.data import Digits, IdxImages
@@ -73,15 +85,15 @@ def test_every_key_of_every_choice_is_set(group):
 def test_every_key_of_the_commands_is_set():
     samplers = [f"sampler={name.split(',')[0].split()[0]}" for name in SAMPLERS]
     assert not lacking("train.yaml", "", *TRAIN.values())
-    assert not lacking("sample.yaml", "", SAMPLE, "label=3", *samplers)
+    assert not lacking("sample.yaml", "", SAMPLE, AUTOENCODER["sample"], "label=3", *samplers)
     assert not lacking("restore.yaml", "", *RESTORE.values())
     for path in (path for group in ("operator", "posterior") for path in (CONF / group).glob("*.yaml")):
         choice = f"{path.parent.name}={path.stem}"
         runs = [run for run in RESTORE.values() if choice in run.split()]
         assert runs, choice
         assert not lacking(path.relative_to(CONF), f"{path.parent.name}.", *runs), choice
-    assert not lacking("likelihood.yaml", "", *LIKELIHOOD.values())
-    assert not lacking("evaluate.yaml", "", *EVALUATE.values())
+    assert not lacking("likelihood.yaml", "", AUTOENCODER["likelihood"], *LIKELIHOOD.values())
+    assert not lacking("evaluate.yaml", "", AUTOENCODER["evaluate"], *EVALUATE.values())
     assert not lacking("nfe_fid.yaml", "", NFE_FID)
     assert not lacking("guidance.yaml", "", GUIDANCE)
     assert not lacking("sweep.yaml", "", SWEEP)
@@ -220,6 +232,12 @@ def test_on_a_model(name, settings, run, trained, of_classes, tmp_path):
         "reconstructions": "a ScoreModel has no encoder, and so no reconstructions",
     }.get(settings)
     run(name, found[settings], f"{given}out={tmp_path / 'out'}", refused=refused)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AUTOENCODER)
+def test_on_an_autoencoder(name, run, autoencoder, tmp_path):
+    run(name, AUTOENCODER[name], f"ckpt={autoencoder} out={tmp_path / 'out'}")
 
 
 @pytest.mark.slow

@@ -98,10 +98,12 @@ def test_the_first_stage_is_neither_trained_nor_averaged_and_stays_in_evaluation
     assert not any(module.training for module in model.first_stage.modules())
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one_without_the_first_stages_file(latent, vae, tmp_path):
+def test_a_resumed_run_ends_like_an_uninterrupted_one_without_the_first_stages_file(latent, vae, tmp_path, monkeypatch):
+    """And without measuring shift and scale again."""
     whole = torch.load(latent[1], weights_only=True)
     half = run(make(vae), tmp_path, 3, limit_val_batches=1)
     resumed = GenerativeModel.load_from_checkpoint(half).hparams["first_stage"]
+    monkeypatch.delattr(FirstStage, "measure")
     end = torch.load(run(make(resumed), tmp_path, 8, half, limit_val_batches=1), weights_only=True)
     for part in ("state_dict", "current_model_state", "optimizer_states"):
         assert same(end[part], whole[part]), part

@@ -116,11 +116,13 @@ class VariationalModel(GenerativeModel):
         self.decoding = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
+        self.objective.check(self.latent)
         shape = list(self.data.get("shape", self.latent.shape))
         self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)
         if self.adversary is not None:
             check_kind("adversary", self.adversary, PatchAdversary)
         self._counts = torch.zeros(self.latent.codes, dtype=torch.int64)
+        self._own_loss = torch.zeros(())
         self._unused: list[int] = []
 
     def on_fit_start(self) -> None:
@@ -147,12 +149,14 @@ class VariationalModel(GenerativeModel):
         x0 = self.filled(batch["x"])
         found = self.objective.infer(self.latent, x0, self.objective.draw(self.latent, x0))
         loss = self.objective.loss(found, x0, self.global_step).mean()
+        self._own_loss = loss.detach()
         return loss if self.adversary is None else loss + self.adversary(self.latent, found, x0, self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """See `GenerativeModel.training_step`; also logs the losses of an adversary."""
+        """See `GenerativeModel.training_step`; an adversary's losses are logged beside the objective's."""
         loss = super().training_step(batch, batch_idx)
         if self.adversary is not None:
+            self._logged["train/loss"] = self._own_loss
             self._logged |= {f"train/{name}": value for name, value in self.adversary.logged.items()}
         return loss
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class VariationalObjective(Objective):
 
     importance = 1
     warmup_steps = 0
+
+    def check(self, model: Any) -> None:
+        """Check that a model has latent variables, of the kind that this objective needs; see `Objective.check`."""
+        if not isinstance(model, LatentVariableModel):
+            raise UserError(f"{type(self).__name__} is for models with latent variables, such as model=vae")
 
     def draw(
         self, model: LatentVariableModel, x0: Tensor, generator: torch.Generator | None = None
@@ -112,7 +117,8 @@ class ImportanceWeighted(VariationalObjective):
         gradient: dreg or standard.
 
     Raises:
-        ValueError: If a value is not allowed; from a call, if dreg is asked of several levels.
+        ValueError: If a value is not allowed.
+        UserError: From `check`, if dreg is asked of several levels.
 
     References:
         Burda et al. 2016, "Importance Weighted Autoencoders"; Tucker et al. 2019, "Doubly Reparameterized Gradient
@@ -123,10 +129,16 @@ class ImportanceWeighted(VariationalObjective):
         self.importance = check_count("importance", importance)
         self.gradient = check_choice("gradient", gradient, GRADIENTS)
 
+    def check(self, model: Any) -> None:
+        """See `Objective.check`: dreg is for one latent variable."""
+        super().check(model)
+        if self.gradient == "dreg" and len(model.latent_shapes) > 1:
+            raise UserError(
+                "objective.gradient=dreg is for one latent variable; for several take objective.gradient=standard"
+            )
+
     def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; `step` is not used."""
-        if self.gradient == "dreg" and len(found.levels) > 1:
-            raise ValueError("gradient=dreg is for one latent variable; for several take gradient=standard")
         log_weights = found.log_weight(path=self.gradient == "dreg").reshape(len(x0), self.importance)
         value = log_weights.logsumexp(1) - math.log(self.importance)
         if self.gradient == "dreg" and value.requires_grad:
@@ -157,7 +169,7 @@ class QuantizedELBO(VariationalObjective):
 
     Raises:
         ValueError: If it is out of its range.
-        UserError: From a call, if the latent variables are continuous.
+        UserError: From `check`, if the latent variables are continuous.
 
     References:
         van den Oord et al. 2017, "Neural Discrete Representation Learning", equation 3, where the weight is 0.25.
@@ -168,9 +180,13 @@ class QuantizedELBO(VariationalObjective):
         if not 0 <= self.commitment < math.inf:
             raise ValueError(f"commitment must be a finite number of at least 0; got {commitment}")
 
+    def check(self, model: Any) -> None:
+        """See `Objective.check`: the latent variables must be codes."""
+        super().check(model)
+        if not model.codes:
+            raise UserError("objective=vq is for models whose latent variables are codes: model=vq")
+
     def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; `step` is not used."""
-        if not all(isinstance(level.q, NearestCodes) for level in found.levels):
-            raise UserError("objective=vq is for models whose latent variables are codes: model=vq")
         commitment = torch.stack([cast(NearestCodes, level.q).commitment(level.z) for level in found.levels]).sum(0)
         return (found.kl().sum(0) + self.commitment * commitment - found.log_prob) / x0[0].numel()

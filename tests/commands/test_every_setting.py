@@ -189,7 +189,14 @@ def test_train(name, run, tmp_path):
     quick = [steps.get(word, "sampler.steps=3") for word in words if word.startswith("experiment=")]
     if (
         any(
-            word in ("experiment=edm", "experiment=flow", "experiment=digits_likelihood", "experiment=vdm")
+            word
+            in (
+                "experiment=edm",
+                "experiment=flow",
+                "experiment=digits_likelihood",
+                "experiment=first_stage",
+                "experiment=vdm",
+            )
             for word in words
         )
         or not quick

@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from sde_diffusion.denoiser import GaussianDenoiser
+from sde_diffusion.errors import UserError
+from sde_diffusion.sde import VPSDE
 from sde_diffusion.training import BetaELBO, ImportanceWeighted
 from sde_diffusion.variational import VAE, Gaussian, MLPHierarchy, bound
 
@@ -94,5 +97,10 @@ def test_beta_rises_and_free_nats_are_not_paid_for():
 
 def test_dreg_of_several_levels_is_refused():
     levels = MLPHierarchy([1], Gaussian(), [2, 2], width=8)
-    with pytest.raises(ValueError, match="gradient=standard"):
-        ImportanceWeighted(2)(levels, X.float())
+    with pytest.raises(UserError, match="gradient=standard"):
+        ImportanceWeighted(2).check(levels)
+
+
+def test_a_denoiser_is_refused():
+    with pytest.raises(UserError, match="ImportanceWeighted is for models with latent variables, such as model=vae"):
+        ImportanceWeighted(2).check(GaussianDenoiser(VPSDE(), torch.zeros(1)))

@@ -86,4 +86,4 @@ def test_it_is_a_first_stage():
 def test_continuous_latents_are_refused():
     model = ConvVAE([1, 6, 6], Categorical(5), channels=[4], patch=2)
     with pytest.raises(UserError, match="objective=vq is for models whose latent variables are codes"):
-        QuantizedELBO()(model, torch.zeros(2, 1, 6, 6))
+        QuantizedELBO().check(model)

@@ -149,7 +149,7 @@ class Deterministic(MLPVAE):
 
 def test_what_is_no_first_stage_is_refused():
     with pytest.raises(UserError, match="a first stage has one latent variable, and this model has 2"):
-        FirstStage(MLPHierarchy([4], Gaussian(), latents=[4, 3], width=8))
+        FirstStage(MLPHierarchy([4], Gaussian(), [4, 3], 8))
     stage = FirstStage(Deterministic([4], Gaussian(), 3, 8))
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     stage.measure([x])

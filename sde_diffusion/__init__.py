@@ -51,7 +51,7 @@ _EXPORTS = {
         "Nonlinear",
     ),
     "sde_diffusion.nn": ("MLP", "UNet"),
-    "sde_diffusion.conditions": ("Condition", "Label", "Measurement"),
+    "sde_diffusion.conditions": ("Condition", "Label", "Measurement", "Text"),
     "sde_diffusion.sampling": (
         "Sampler",
         "Samples",
@@ -84,8 +84,24 @@ _EXPORTS = {
         "HutchPlusPlus",
         "ExactTrace",
     ),
-    "sde_diffusion.variational": ("VAE", "MarkovVAE", "TopDownVAE", "DiffusionChain", "VectorQuantizer", "bound"),
-    "sde_diffusion.training": ("Objective", "DenoisingScoreMatching", "GenerativeModel", "ScoreModel", "EMA"),
+    "sde_diffusion.variational": (
+        "VAE",
+        "HierarchicalVAE",
+        "DiffusionChain",
+        "VectorQuantizer",
+        "FirstStage",
+        "bound",
+        "latent_bound",
+    ),
+    "sde_diffusion.text": ("HashedWords", "MiniLM", "RenderedCaptions"),
+    "sde_diffusion.training": (
+        "Objective",
+        "DenoisingScoreMatching",
+        "GenerativeModel",
+        "LatentModel",
+        "ScoreModel",
+        "EMA",
+    ),
     "sde_diffusion.errors": ("UserError",),
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -93,7 +109,7 @@ _MODULES = {name: module for module, names in _EXPORTS.items() for name in names
 __all__ = [*_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from sde_diffusion.conditions import Condition, Label, Measurement
+    from sde_diffusion.conditions import Condition, Label, Measurement, Text
     from sde_diffusion.denoiser import (
         Denoiser,
         EmpiricalDenoiser,
@@ -168,8 +184,17 @@ if TYPE_CHECKING:
         UniformLogSNR,
         UniformTime,
     )
-    from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, Objective, ScoreModel
-    from sde_diffusion.variational import VAE, DiffusionChain, MarkovVAE, TopDownVAE, VectorQuantizer, bound
+    from sde_diffusion.text import HashedWords, MiniLM, RenderedCaptions
+    from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, LatentModel, Objective, ScoreModel
+    from sde_diffusion.variational import (
+        VAE,
+        DiffusionChain,
+        FirstStage,
+        HierarchicalVAE,
+        VectorQuantizer,
+        bound,
+        latent_bound,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ _NAMES = (
     "sampling",
     "density",
     "variational",
+    "text",
     "data",
     "metrics",
     "modality",

@@ -24,10 +24,28 @@ TRAIN = {
     "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2",
     "model vae": "model=vae model.latent.latent=3 model.latent.width=8 model.latent.depth=2 model.latent.dropout=0.1 "
-    "model.observation={_target_:sde_diffusion.variational.DiscretizedLogistic} model.lr=5e-4 model.betas=[0.8,0.99] "
+    "model.observation={_target_:sde_diffusion.variational.DiscretizedLogistic} model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] "
     "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2 "
     "objective=beta_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
+    "model conv_vae": "model=conv_vae model.latent.latent=1 model.latent.patch=1 model.latent.channels=[4,4] "
+    "model.latent.blocks=2 model.latent.dropout=0.1 model.observation=null model.lr=5e-4 model.betas=[0.5,0.9] "
+    "model.adversary={_target_:sde_diffusion.training.PatchAdversary,layers:1,channels:4,weight:0.3,start:2,rise:2,most:5} "
+    "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2",
+    "model vq": "model=vq model.latent.codes=8 model.latent.latent=2 model.latent.patch=1 model.latent.channels=[4,4] "
+    "model.latent.blocks=2 model.latent.dropout=0.1 model.latent.decay=0.9 model.latent.restart=0.5 model.observation=null "
+    "model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
+    "model.schedule=constant model.dequantise=false model.validation_draws=2 objective=vq objective.commitment=0.5",
+    "model latent": "model=latent first_stage.ckpt=MLPVAE model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 "
+    "model.warmup_steps=2 model.schedule=constant model.dequantise=true model.label_dropout=0.2 model.condition_dropout={label:0.3} "
+    "model.validation_draws=3 model.compile=false conditional=true",
+    "model vdm": "model=vdm",
     "objective iwae": "model=vae objective=iwae objective.importance=2 objective.gradient=standard",
+    "texts": "captions=rendered data.captions.words=unseen data.captions.partial=0.5 data.captions.seed=1 conditional=true "
+    "text=hashed text.dim=8 text.rows=64 text.subwords=false data.flip=false network=unet_small network.channels=8 network.cross_attention=[1]",
+    "texts in a table": "data=folder data.root=IMAGES captions=table data.captions.path=metadata.csv data.captions.column=text "
+    "data.captions.files=file_name conditional=true",
+    "text minilm": "text=minilm text.layers=1 text.length=16",  # no effect on data without texts
+    "no texts": "captions=none data.captions=null",
     "compile": "model.compile=true",
     "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
     "callbacks.non_finite.every_n_steps=2 callbacks.samples.n=5 callbacks.samples.every_n_validations=2 callbacks.noise_levels.bins=4 "
@@ -42,16 +60,16 @@ TRAIN = {
     "logger none": "logger=none",
     "logger wandb": "logger=wandb logger.wandb.mode=offline logger.wandb.project=p logger.wandb.timeout=3",
     "network mlp": "network=mlp network.width=24 network.depth=2 network.embedding_dim=16 network.embedding=fourier "
-    "network.dropout=0.1 network.octaves=2",
+    "network.dropout=0.1 network.octaves=2 network.levels=17",
     "network unet": "network=unet network.patch=1 network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
-    "network.attention=[] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 network.embedding=fourier "
-    "network.conditions=null",
+    "network.attention=[] network.cross_attention=[1] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 network.embedding=fourier "
+    "network.conditions=null network.octaves=1 network.levels=17",
     "network digits": "network=digits network.patch=1 network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
-    "network.attention=[] network.head_channels=4 network.dropout=0.2 network.embedding_dim=8 network.embedding=fourier "
-    "network.conditions=null",
+    "network.attention=[] network.cross_attention=[1] network.head_channels=4 network.dropout=0.2 network.embedding_dim=8 network.embedding=fourier "
+    "network.conditions=null network.octaves=1 network.levels=17",
     "network unet_small": "network=unet_small network.patch=2 network.channels=8 network.channel_mult=[1,1] "
-    "network.blocks=2 network.attention=[0] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 "
-    "network.embedding=fourier network.conditions=null",
+    "network.blocks=2 network.attention=[0] network.cross_attention=[1] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 "
+    "network.embedding=fourier network.conditions=null network.octaves=1 network.levels=17",
     **{
         f"sde {name}": f"sde={name} {settings}"
         for name, settings in {
@@ -61,6 +79,7 @@ TRAIN = {
             "cosine": "sde.log_snr_min=-12 sde.log_snr_max=12 sde.t_min=0.01 sde.t_max=0.99",
             "edm": "sde.sigma_min=0.01 sde.sigma_max=60 sde.t_min=0.02 sde.t_max=50",
             "rectified": "sde.t_min=1e-4 sde.t_max=0.99",
+            "learned": "sde.log_snr_max=9 sde.log_snr_min=-4 sde.schedule=net sde.learn_ends=false sde.levels=17 objective=vdm",
         }.items()
     },
     **{
@@ -73,7 +92,11 @@ TRAIN = {
         for name, settings in {
             "default": "objective.weighting.sigma_data=0.4 objective.times.mean=-1 objective.times.std=1.5",
             "edm": "objective.weighting.sigma_data=0.4 objective.times.mean=-1 objective.times.std=1.5",
+            "latent": "objective.weighting.sigma_data=0.4 objective.times.mean=-1 objective.times.std=1.5",
             "min_snr": "objective.weighting.gamma=4",
+            "vdm": "sde=learned objective.times.bins=9 objective.times.decay=0.8 objective.levels=17 objective.shape=[1,8,8] "
+            "objective.decoder={_target_:sde_diffusion.density.LevelDecoder,levels:17}",
+            "vdm_gradient": "sde=learned sde.schedule=knots objective.levels=17 objective.shape=[1,8,8] objective.decoder=null",
             **dict.fromkeys(("elbo", "eps", "likelihood", "score", "velocity", "x0"), ""),
         }.items()
     },
@@ -105,14 +128,16 @@ TRAIN = {
     },
     **{
         f"experiment {name}": f"experiment={name}"
-        for name in ("ddpm", "digits_likelihood", "edm", "flow", "ncsn", "score_sde")
+        for name in ("ddpm", "digits_likelihood", "edm", "first_stage", "flow", "ncsn", "score_sde", "vdm")
     },
     "experiment mnist": "experiment=mnist data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
+    "experiment latent_mnist": "experiment=latent_mnist network=unet_small data.root=IDX data.n_val=10 first_stage.ckpt=CONVVAE trainer.max_steps=9",
     "experiment mnist_upsampler": "experiment=mnist_upsampler data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment cifar10_small": "experiment=cifar10_small data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
     "network.embedding_dim=8",
     "experiment cifar10_upsampler": "experiment=cifar10_upsampler data.path=LEVELS network=mlp trainer.max_steps=9",
+    "experiment text_to_image": "experiment=text_to_image data.root=IDX data.n_val=10 network=unet_small network.channels=8 trainer.max_steps=9",
 }
 
 GRID = "sampler.grid={_target_:sde_diffusion.sde.KarrasRho} sampler.denoise=false sampler.t_end=0.01"
@@ -181,6 +206,7 @@ EVALUATE = {
     + " ".join(f"metrics.{setting}" for setting in METRICS.split()),
     "some metrics": "n=60 sampler=ddpm sampler.steps=3 metrics=[kernel,energy,inception_score,memorisation]",
     "pictures": "samples=IMAGES resize=true data=digits metrics=[kernel]",
+    "reconstructions": "of=reconstructions",
     "two models": "against=CKPT n=60 sampler=ddpm sampler.steps=3 metrics=[kernel]",
     "a class": "label=3 n=40 sampler=ddpm sampler.steps=3 metrics=[kernel]",
 }
@@ -201,6 +227,7 @@ EXEMPT = {
     "trainer.check_val_every_n_epoch",  # validations are counted in steps
     "trainer.use_distributed_sampler",  # must stay false: the data modules share out their batches themselves
     "network.shape",  # filled in from the data
+    "data.captions",  # what the choice of captions= is
     "denoiser.sde",
     "denoiser.network",  # groups of their own
     "denoiser.prediction",  # what the choice of the file is
@@ -210,6 +237,7 @@ EXEMPT = {
     "callbacks.best.monitor",
     "callbacks.best.dirpath",  # the run's folder, which hydra.run.dir sets
     "callbacks.last.folder",
+    "callbacks.schedule.folder",
     "callbacks.samples.folder",
     "callbacks.noise_levels.folder",
     "logger.csv.folder",

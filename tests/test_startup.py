@@ -38,7 +38,9 @@ def test_import_is_quick_and_light():
     assert {"VPSDE", "ODESampler", "ScoreModel", "UserError"} <= set(names)
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sample", "evaluate"))]
+)
 def test_help_is_quick_and_lists_groups_and_choices(command, tmp_path):
     typed = [sys.executable, "-m", f"sde_diffusion.{command}", "--help"]
     subprocess.run(typed, cwd=tmp_path, capture_output=True, check=True)  # a new environment is compiled at first

@@ -178,7 +178,12 @@ def _fail(message: str) -> None:
 
 
 def overrides() -> list[Override]:
-    """The overrides of the command line, without those of hydra.*; in a multirun, those of the current run."""
+    """The overrides of the command line, without those of hydra.*; in a multirun, those of the current run.
+
+    Without a command, in Python, there are none.
+    """
+    if not HydraConfig.initialized():
+        return []
     return OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
 
 

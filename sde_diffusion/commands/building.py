@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import plugins
+from sde_diffusion.checks.hints import arguments_of
 from sde_diffusion.commands.app import is_overridden, override_hint, resolved
 from sde_diffusion.commands.loading import build_data
 from sde_diffusion.commands.resuming import STORED_GROUPS, callback_settings
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.config import build, call, takes
+from sde_diffusion.config import build, call, find_class, takes
 from sde_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sde_diffusion.denoiser import Denoiser
     from sde_diffusion.training.base import BaseModel
     from sde_diffusion.training.generative import GenerativeModel
+    from sde_diffusion.variational import FirstStage
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,9 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
     """Build the data module and the model of a configuration.
 
     Args:
-        cfg: The composed configuration. The values that depend on the data are filled in: `network.shape`,
-            `network.conditions`, and `denoiser.sigma_data` if it is null.
+        cfg: The composed configuration. The values that depend on the data or the first stage are filled in: `shape`,
+            `conditions` and `levels` of path, network and objective if they take them, `denoiser.sigma_data` if it is
+            null, and `first_stage.autoencoder`.
 
     Returns:
         (data module, model).
@@ -43,18 +46,18 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
     Raises:
         UserError: If the configuration or the data do not allow it.
     """
-    from sde_diffusion.checks.hints import arguments_of
     from sde_diffusion.training.guided_denoiser import check_pictures
     from sde_diffusion.training.models import MODELS, model_class
 
     data = build_data(resolved(cfg.data))
-    conditions = _conditions(cfg, data)
-    _fill_in(cfg, data, conditions)
     settings = resolved(cfg.model)
     cls = model_class(settings.pop("_target_", MODELS[0]))
     taken = arguments_of(cls)[0]
+    stage = _first_stage(cfg, data) if "first_stage" in taken else None
+    conditions = _conditions(cfg, data, data.shape if stage is None else stage.latent_shape)
+    _fill_in(cfg, data, conditions, stage)
     offered = {"denoiser": resolved(cfg.denoiser), "objective": resolved(cfg.objective), "data": data.describe()}
-    offered |= {"conditions": conditions, "seed": cfg.seed}
+    offered |= {"conditions": conditions, "seed": cfg.seed, "first_stage": stage}
     if conditions and not ("conditions" in taken and ("denoiser" not in taken or takes(cfg.network, "conditions"))):
         where = cfg.network._target_ if "conditions" in taken else cls.__name__
         raise UserError(f"conditional=true needs a network with an argument conditions; {where} has none")
@@ -73,23 +76,45 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
     return data, model
 
 
-def _conditions(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
+def _first_stage(cfg: DictConfig, data: DataModule) -> FirstStage:
+    """The autoencoder of `first_stage.ckpt`; of a resumed run without its weights, which are in the run's checkpoint.
+
+    Raises:
+        UserError: If there is none, or it is not one for these data.
+    """
+    from sde_diffusion.training.first_stage import described, first_stage_of
+
+    known = OmegaConf.select(cfg, "first_stage.autoencoder")
+    if known is not None:
+        return described(resolved(known), data.describe())
+    return first_stage_of(OmegaConf.select(cfg, "first_stage.ckpt"), data.describe())
+
+
+def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[str, Any]:
     """Descriptions of the conditions that the model will have; those of its network if a run is resumed.
+
+    Args:
+        cfg: The composed configuration.
+        data: The data.
+        dims: Shape of what the network takes, for these data.
 
     Raises:
         UserError: If the data have none, or others than the network of the resumed run.
     """
     conditions = data.conditions.describe() if cfg.conditional else {}
+    for kind in conditions.values():
+        if "encoder" in kind:
+            kind["encoder"] = resolved(cfg.text)
     measurements = _measurements(cfg, data)
-    if not cfg.conditional and (unused := OmegaConf.select(cfg, "data.conditions")):
-        log.warning("the model will not depend on %s: add conditional=true", " and ".join(map(str, unused)))
+    if not cfg.conditional and (unused := [name for name in data.conditions if name != "label"]):
+        log.warning("the model will not depend on %s: add conditional=true", " and ".join(unused))
     if cfg.conditional and not conditions:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     conditions = {**conditions, **measurements}
     if (shape := OmegaConf.select(cfg, "network.shape")) is None:
         return conditions
     own = resolved(cfg.network.get("conditions")) or {}  # their means and ranges are part of the network
-    both = ((shape, own), (data.shape, conditions))
+    both = ((shape, own), (dims, conditions))
     built, has = (f"items of shape {list(size)} and {_in_words(kinds)}" for size, kinds in both)
     if built != has:
         raise UserError(
@@ -117,14 +142,24 @@ def _in_words(described: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {kind.what}" for name, kind in Conditions(described).items()) or "no conditions"
 
 
-def _fill_in(cfg: DictConfig, data: DataModule, conditions: Mapping[str, Any]) -> None:
-    """Fill in the values that depend on the data."""
+def _fill_in(cfg: DictConfig, data: DataModule, conditions: Mapping[str, Any], stage: FirstStage | None) -> None:
+    """Fill in the values that depend on the data, or on the first stage, whose latent variables have unit variance."""
+    dims, std, levels = (data.shape, data.std, data.levels) if stage is None else (stage.latent_shape, 1.0, None)
+    if resolved(cfg.model).get("dequantise"):
+        levels = None  # the values are between the levels
     with open_dict(cfg):
-        for name, value in (("shape", list(data.shape)), ("conditions", conditions)):
+        if stage is not None:
+            cfg.first_stage.autoencoder = stage.description
+        for name, value in (("shape", list(dims)), ("conditions", conditions)):
             if takes(cfg.network, name):  # user-defined networks may have a fixed shape
                 cfg.network[name] = value
+        for group in ("sde", "network", "objective"):
+            known = arguments_of(find_class(str(cfg[group].get("_target_")), group))[0]
+            for name, found in (("levels", levels), ("shape", list(dims))):
+                if name in known and cfg[group].get(name) is None:
+                    cfg[group][name] = found
         if cfg.denoiser.get("sigma_data") is None and takes(cfg.denoiser, "sigma_data"):
-            cfg.denoiser.sigma_data = float(f"{data.std:.4g}")
+            cfg.denoiser.sigma_data = float(f"{std:.4g}")
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:

@@ -31,7 +31,8 @@ def requested_conditions(cfg: DictConfig, model: BaseModel) -> dict[str, Any]:
     """The conditions that a configuration sets, by name, as they were typed; None stands for "without it".
 
     Args:
-        cfg: A configuration with `conditions`. Paths of .npy files are replaced by their arrays.
+        cfg: A configuration with `conditions`. Paths of .npy files are replaced by their arrays, and those of .txt
+            files by their lines.
         model: The model.
 
     Raises:
@@ -58,10 +59,13 @@ def set_by_guidance(cfg: DictConfig) -> list[str]:
 
 
 def _from_file(name: str, value: Any) -> Any:
-    """What was typed; if it is the path of an .npy file, the array in that file."""
-    if not isinstance(value, str) or not value.lower().endswith(".npy"):
+    """What was typed; if it is the path of an .npy or .txt file, the array in that file, or its lines."""
+    if not isinstance(value, str) or not value.lower().endswith((".npy", ".txt")):
         return value
     with opened(Path(value)) as file:
+        if value.lower().endswith(".txt"):
+            lines = file.read().decode(errors="replace").splitlines()
+            return [line for line in lines if line.strip()]
         try:
             return np.load(file, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:

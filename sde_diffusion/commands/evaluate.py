@@ -72,7 +72,7 @@ def _check(cfg: DictConfig) -> None:
             "give either ckpt=PATH, to sample from a checkpoint, or samples=FILE.npz or a folder of pictures"
         )
     if cfg.samples is not None:
-        drawing = [key for key in ("guidance", "n", "sampler", "seed") if is_overridden(key)]
+        drawing = [key for key in ("guidance", "n", "of", "sampler", "seed") if is_overridden(key)]
         if drawing := [*(cfg.conditions or {}), *drawing]:
             raise UserError(
                 f"{'= and '.join(drawing)}= cannot be given with samples=, but only for samples drawn from a checkpoint"
@@ -84,26 +84,35 @@ def _check(cfg: DictConfig) -> None:
 
 def _log_report(report: dict[str, Any], metrics: Mapping[str, FeatureMetric], found: Measured) -> None:
     passes = "" if report["nfe"] is None else f", {passes_in_words(report['nfe'])}"
+    what = report.get("of", "samples")
     log.info(
-        f"{report['n']} samples{passes}, against {report['n_reference']} of {report['data']} {report['split']}, "
+        f"{report['n']} {what}{passes}, against {report['n_reference']} of {report['data']} {report['split']}, "
         f"in {report['features']} features of {report['extractor']}"
     )
     confidence = next(iter(found.figures.values())).confidence
-    log.info("%-26s%10s   %-24s%16s", "", "samples", f"{confidence:.0%} interval", "training split")
+    base = "originals" if "originals" in report else "training_split"
+    first = "value" if "originals" in report else "samples"
+    log.info("%-26s%10s   %-24s%16s", "", first, f"{confidence:.0%} interval", base.replace("_", " "))
     signs = {key: "+" if metric.higher_is_better else "-" for metric in metrics.values() for key in metric.names}
     for key, figure in found.figures.items():
-        baseline = report["training_split"].get(key)
+        baseline = report[base].get(key)
         last = "" if baseline is None else f"{baseline:.4g}"
         log.info("%s %-24s%10.4g   %-24s%16s", signs[key], key, figure.value, figure.ends, last)
-    for key, value in found.details.items():
+    errors: dict[str, float] = {key: report[key] for key in ("rmse", "psnr") if key in report}
+    for key, value in (found.details | errors).items():
         log.info("  %-24s%10.4g", key, value)
-    count = report["n_training_split"]
-    column = f"; last column: {count} items of the training split in place of samples" if count else ""
-    fewer = ", fewer than the samples, which alone makes distances larger" if 0 < count < report["n"] else ""
-    log.info("  (-: lower is better, +: higher is better%s%s)", column, fewer)
+    log.info("  (-: lower is better, +: higher is better%s)", _last_column(report))
     for metric in metrics.values():
         if metric.note and set(metric.names) <= set(found.figures):
             log.info("  (%s)", metric.note)
+
+
+def _last_column(report: dict[str, Any]) -> str:
+    if "originals" in report:
+        return "; last column: the items themselves in place of their reconstructions"
+    count = report["n_training_split"]
+    fewer = ", fewer than the samples, which alone makes distances larger" if count < report["n"] else ""
+    return f"; last column: {count} items of the training split in place of samples{fewer}" if count else ""
 
 
 def _log_classes(report: dict[str, Any], found: Measured) -> None:

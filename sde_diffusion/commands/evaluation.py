@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +21,7 @@ from sde_diffusion.commands.conditions import items_with, matching, requested_co
 from sde_diffusion.commands.data_sides import DataSides, extractor_for, resumed_features
 from sde_diffusion.commands.drawing import first
 from sde_diffusion.commands.loading import device_of, load_data, load_model
+from sde_diffusion.commands.reconstructions import reconstructed_source
 from sde_diffusion.commands.sample_sources import SampleSet, Source, drawn_source, is_checkpoint, stored_source
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule
@@ -35,9 +36,13 @@ from sde_diffusion.metrics import (
     Measured,
     Probabilities,
     measure,
+    point_estimates,
 )
 from sde_diffusion.storage import record
 from sde_diffusion.storage.memory import check_fits
+
+if TYPE_CHECKING:
+    from sde_diffusion.training.generative import GenerativeModel
 
 UNFINISHED = (".samples", ".against", ".features")
 """Folders of partial results, removed when the command has finished."""
@@ -72,7 +77,7 @@ class Evaluation:
         width: Any = extractor.num_features
         check_fits(f"{n} samples as {width} features", 8 * n * width, "take fewer")
         if model is not None:
-            self.source = drawn_source(cfg, model, data, self.device, out / ".samples")
+            self.source = _made(cfg, model, data, self.device, out / ".samples")
         self.other = None if cfg.against is None else _other_source(cfg, data, out)
         self.extractor = extractor.to(self.device)
         self.sides = DataSides(cfg, data, self.extractor_name, extractor, self.wanted)
@@ -123,7 +128,7 @@ class Evaluation:
                 "none of the metrics can be computed: " + "; ".join(f"{k}: {v}" for k, v in skipped.items())
             )
         baseline, n_baseline = self.sides.baseline(metrics, features, samples.n)
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {} if samples.rows is None else {"originals": self._originals(samples.rows)}
         if classes := {} if self.wanted else self._classes(settings):
             more["classes"] = classes
         if self.others is not None:
@@ -150,6 +155,14 @@ class Evaluation:
             "settings": list(HydraConfig.get().overrides.task),
             **record.provenance(),
         }
+
+    def _originals(self, rows: Tensor) -> dict[str, float]:
+        """The metrics of the items that reconstructions were made from, in their place: what perfect ones reach."""
+
+        def own(extractor: nn.Module, side: str) -> Tensor:
+            return self.features(extractor, REAL)[rows] if side == FAKE else self.features(extractor, side)
+
+        return point_estimates(self.metrics, own)
 
     def _classes(self, settings: IntervalSettings) -> dict[str, dict[str, Any]]:
         """For each condition that is a class, the metrics of each class against the data of that class.
@@ -181,16 +194,23 @@ class Evaluation:
         return found
 
     def picture(self) -> Image.Image:
-        """Samples beside data."""
-        modality = self.data.modality
-        sides = (self.samples.batches, self.sides.batches[REAL])
-        return modality.beside(*(modality.from_metrics(first(side(), modality.most_drawn)) for side in sides))
+        """Samples beside data; reconstructions beside the items that they were made from."""
+        modality, rows = self.data.modality, self.samples.rows
+        x = modality.from_metrics(first(self.samples.batches(), modality.most_drawn))
+        if rows is not None:
+            originals = self.data.split(self.cfg.split).tensor(rows[: len(x)])
+            return modality.beside(x, modality.as_data(originals), names=("reconstructions", "data"))
+        return modality.beside(x, modality.from_metrics(first(self.sides.batches[REAL](), modality.most_drawn)))
 
     def keep_features(self) -> None:
         """In a multirun, store the features of the samples where the other runs find them."""
         if _is_multirun():
             found = self.features(self.extractor, FAKE)
             comparison.store_features(self.out, self.about, found, self.samples.origin["seeds"])
+
+
+def _made(cfg: DictConfig, model: GenerativeModel, data: DataModule, device: torch.device, parts: Path) -> Source:
+    return (drawn_source if cfg.of == "samples" else reconstructed_source)(cfg, model, data, device, parts)
 
 
 def _other_source(cfg: DictConfig, data: DataModule, out: Path) -> Source:
@@ -202,7 +222,7 @@ def _other_source(cfg: DictConfig, data: DataModule, out: Path) -> Source:
     own.ckpt = source
     try:
         model, device = load_model(own)
-        return drawn_source(own, model, data, device, out / ".against")
+        return _made(own, model, data, device, out / ".against")
     except UserError as error:
         raise UserError(f"against={source}: {error}") from error
 

@@ -49,7 +49,7 @@ def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:
     """
     from sde_diffusion.training.digested import load_with_digest
 
-    model = load_with_digest(ckpt, device)
+    model = load_with_digest(ckpt, device).requires_grad_(False)  # nothing is trained, a learnt path included
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
             f"{ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "

@@ -32,8 +32,10 @@ STORED_GROUPS = (
     "sde",
     "network",
     "denoiser",
+    "first_stage",
     "objective",
     "data",
+    "text",
     "model",
     "sampler",
     "guidance",
@@ -43,7 +45,7 @@ STORED_GROUPS = (
 )
 """The parts of a run's configuration that its checkpoint stores, and a resumed run uses."""
 
-FIXED_GROUPS = ("sde", "network", "denoiser", "conditional", "experiment")
+FIXED_GROUPS = ("sde", "network", "denoiser", "first_stage", "text", "captions", "conditional", "experiment")
 """The parts that determine the weights' shapes and meaning, and cannot change when a run is resumed."""
 
 
@@ -93,7 +95,7 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
     found = cfg.copy()
     with open_dict(found):
         for key in STORED_GROUPS:
-            found[key] = stored.get(key)  # null for guidance in runs of version 0.1
+            found[key] = stored.get(key)  # runs of earlier versions have no guidance or first_stage
         if "seed" in stored["data"] and stored["data"]["seed"] == stored["seed"]:
             found.data.seed = "${seed}"  # as in a new run
         _restrict_trainer(found)

@@ -71,6 +71,8 @@ def finish(folder: Path, metrics: dict[str, float]) -> None:
         return
     if (folder / "metrics.csv").is_file():
         pictures.save(pictures.loss_plot(folder / "metrics.csv"), folder / "loss.png")
+        if (kl := pictures.kl_plot(folder / "metrics.csv")) is not None:
+            pictures.save(kl, folder / "kl.png")
     record.finish(folder, metrics)
 
 
@@ -82,7 +84,9 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
         ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss)"),
         ("samples", "sample grids during training"),
         ("loss.png", "training and validation loss; numbers in metrics.csv"),
+        ("kl.png", "KL divergence of each latent variable; numbers in metrics.csv"),
         ("noise_levels.png", "validation loss against log-SNR; numbers in noise_levels.csv"),
+        ("schedule.png", "the learnt path and noise levels of training; numbers in schedule.csv"),
         ("config.yaml", "the full configuration; the log is in train.log"),
         (record.NAME, "command, resolved configuration, seeds, versions, git revision, hardware"),
     ):

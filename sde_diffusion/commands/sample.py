@@ -82,6 +82,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     check_fits(wanted, values * size, "draw fewer; the next with seed=NUMBER")
     if model.conditions:
         log.info("given %s", in_words(model.conditions, conditions))
+    stored = {name: model.conditions[name].to_file(values) for name, values in conditions.items()}
     names = {name: kind.names for name, kind in model.conditions.items() if kind.names}
     stage = Stage(model, conditions, seeds, draw(cfg, model, conditions, device, parts[0], edit, cfg.latents))
     modality, drawn = modality_of(model.data), stage.drawn
@@ -91,7 +92,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         shown = first(drawn.batches(), modality.most_drawn)
         pictures.save(modality.draw(shown) if edit is None else edit.picture(modality, shown, cfg.n), grid)
     else:
-        write_samples(out / "small.npz", modality, drawn.batches(), seeds, conditions, names, **decoded)
+        write_samples(out / "small.npz", modality, drawn.batches(), seeds, stored, names, **decoded)
         small, stage, edit, decoded = stage, enlarge(cfg, stage, upsampler, device, parts[1]), None, {}
         log.info("%d %s, %s; then enlarged:", drawn.n, modality.kind, passes_in_words(drawn.nfe))
         modality, drawn = modality_of(upsampler.data), stage.drawn
@@ -100,7 +101,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         log.info("made smaller again, their disagreement with the small ones is %.3g on [-1, 1] (RMS)", far)
     if cfg.film:
         _film(cfg, stage, edit, device, *film)
-    found = write_samples(result, modality, drawn.batches(), seeds, conditions, names, **decoded)
+    found = write_samples(result, modality, drawn.batches(), seeds, stored, names, **decoded)
     for folder in parts:
         forget(folder)
     speed = f"{drawn.seconds:.1f} s ({drawn.n / drawn.seconds:.0f} {modality.unit}/s)"

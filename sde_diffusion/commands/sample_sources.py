@@ -38,6 +38,7 @@ class SampleSet:
         conditions: Their conditions by name, [N, *] each, if known.
         origin: What the report says of their origin.
         seconds: Time that drawing them took.
+        rows: Numbers of the split's items that they were made from, [N]; None: they were drawn.
     """
 
     n: int
@@ -45,6 +46,7 @@ class SampleSet:
     conditions: Mapping[str, Tensor]
     origin: dict[str, Any]
     seconds: float
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)

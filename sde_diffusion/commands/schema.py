@@ -55,6 +55,12 @@ class Upsampler(TypedDict):
     noise: NoiseScale
 
 
+class Autoencoder(TypedDict):
+    """The first stage of latent diffusion."""
+
+    ckpt: str | None
+
+
 class Bound(TypedDict):
     """Settings of the ELBO."""
 
@@ -123,6 +129,9 @@ def check(command: str, cfg: DictConfig, resumed: bool = False) -> None:
         raise UserError(f"unknown key {key!r}{did_you_mean(key, known)}; allowed: {', '.join(sorted(known))}")
 
 
+_RESERVED = ("denoiser", "objective", "data", "conditions", "n_classes", "seed", "first_stage")
+
+
 def _train(checks: ConfigChecks) -> None:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
@@ -132,14 +141,20 @@ def _train(checks: ConfigChecks) -> None:
     from sde_diffusion.denoiser import Denoiser
     from sde_diffusion.sampling import Sampler
     from sde_diffusion.sde import SDE
+    from sde_diffusion.text import TextEncoder
     from sde_diffusion.training import Objective
 
     checks.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
     checks.settings("trainer", Trainer, TRAINER, reserved=("logger", "callbacks", "default_root_dir"))
-    cls, model = checks.model("model", reserved=("denoiser", "objective", "data", "conditions", "n_classes", "seed"))
+    cls, model = checks.model("model", reserved=_RESERVED)
     checks.fill_in("network.shape", [1, 8, 8])
+    checks.fill_in("objective.shape", [1, 8, 8])
+    for group in ("sde", "network", "objective"):
+        checks.fill_in(f"{group}.levels", 256)
     checks.fill_in("denoiser.sigma_data", 0.5)
     checks.part("data", DataModule)
+    if checks.value("text") is not None:  # as in runs of earlier versions
+        checks.part("text", TextEncoder)
     sampler, sde, network = checks.part("sampler", Sampler), checks.part("sde", SDE), checks.network("network")
     denoiser, objective = (
         checks.part("denoiser", Denoiser, sde=sde, network=network),
@@ -147,12 +162,26 @@ def _train(checks: ConfigChecks) -> None:
     )
     conditions = dict.fromkeys(model.get("condition_dropout") or {}, Label(1))  # the real ones depend on the data
     offered = {"denoiser": denoiser, "objective": objective, "conditions": conditions, "data": {"levels": 2}}
+    offered["first_stage"] = _first_stage(checks, "first_stage" in arguments_of(cls)[0])
     taken = {name: value for name, value in offered.items() if name in arguments_of(cls)[0]}
     if "denoiser" in taken:  # another model makes its networks for the shape of the data, which is not known yet
         checks.call("model", cls, **model, **taken)
     checks.instances("callbacks", Callback, sampler=sampler)
     checks.instances("logger", Logger)
     _guidance(checks)
+
+
+def _first_stage(checks: ConfigChecks, needed: bool) -> Any:
+    """Check the name of the first stage's checkpoint, and return a placeholder."""
+    from sde_diffusion.training.first_stage import MISSING
+    from sde_diffusion.variational import MLPVAE, FirstStage, Gaussian
+
+    if checks.value("ckpt") is None:  # a resumed run has the description of its own
+        chosen = checks.keys(first_stage=Autoencoder)["first_stage"]["ckpt"]
+        if needed and chosen is None:
+            raise UserError(MISSING)
+    checks.seen.add("first_stage")
+    return FirstStage(MLPVAE([1], Gaussian(), 1, 1, 0))
 
 
 def _guidance(checks: ConfigChecks) -> None:
@@ -209,7 +238,8 @@ def _evaluate(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
     checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed)
-    checks.keys(n=Annotated[int, at_least(2)], conditions=Mapping[str, Any] | None, decode=Decode)
+    checks.keys(n=Annotated[int, at_least(2)], of=Literal["samples", "reconstructions"], decode=Decode)
+    checks.keys(conditions=Mapping[str, Any] | None)
     checks.keys(split=Split, confidence=BetweenZeroAndOne, resamples=Natural)
     checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     checks.part("sampler", Sampler)

@@ -72,6 +72,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_fit(model, checkpoint, cfg.ckpt, resuming=True)
         expect_same_data(checkpoint, data)
     trainer = build_trainer(cfg, folder)
+    model.check_trainer(trainer)
     data.check_processes(trainer.world_size)
     _check_memory(model, trainer)
     if reached := limit_reached(checkpoint, trainer):
@@ -93,7 +94,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def _check_memory(model: GenerativeModel, trainer: Trainer) -> None:
     if trainer.strategy.root_device.type == "cpu":
-        n = sum(p.numel() for p in model.parameters())
+        n = sum(p.numel() for p in model.parameters() if p.requires_grad)
         wanted = f"training {n:,} parameters, with their gradients, moments and averages,"
         check_fits(wanted, 16 * n, "make network.width or network.depth (for a U-Net network.channels) smaller")
 
@@ -172,3 +173,4 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # of a resumed run
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by design
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # caused by Lightning
+    warnings.filterwarnings("ignore", message=r"Found .* module\(s\) in eval mode at the start")  # frozen, by design

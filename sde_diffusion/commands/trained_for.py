@@ -52,6 +52,8 @@ def with_other_model(cfg: DictConfig) -> DictConfig:
         kind = its.rpartition(".")[2]
         raise UserError(f"{of} contains a {kind} itself: leave model= out to resume it with {setting('ckpt', of)}")
     stored = escape_interpolations(with_public_paths(about["run"]))
+    if (stored.get("first_stage") or {}).get("ckpt"):
+        raise UserError(f"{of} is a model of latent variables: classifiers are for models of the data themselves")
     choices, found = HydraConfig.get().runtime.choices, cfg.copy()
     with open_dict(found):
         for key in TAKEN:

@@ -8,12 +8,36 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.configurations import config_folder
+
+_CONDITIONS = {"text"}
+"""Groups of `train` whose names are those of conditions in the other commands."""
 
 
 def in_full(name: str, arguments: Sequence[str]) -> list[str]:
     """The arguments of a command, beginning with the program, in place of short forms."""
-    return with_conditions(name, with_paths(name, arguments))
+    return with_conditions(name, with_paths(name, with_quotes(arguments)))
+
+
+def with_quotes(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with values in quotes that are texts: more than one word, as in text='a seven, leaning left'.
+
+    Hydra would take commas for lists of values, and other marks for its own syntax. These are values of conditions,
+    also of `guidance.negative`.
+
+    Args:
+        arguments: The arguments as typed, beginning with the program.
+    """
+    found = []
+    for argument in arguments:
+        key, is_setting, value = argument.partition("=")
+        is_text = bool(is_setting) and re.search(r"\s|[!;]|\w'\w", value) and value.lstrip()[0] not in "[{('\""
+        negative = key.lstrip("+").startswith("guidance.negative.")
+        typed = re.fullmatch(r"(conditions\.)?[^\W\d]\w*", key) is not None or negative
+        words = hydra_value(value) if is_text and typed else value
+        found.append(f"{'++' * (negative and key[0] != '+')}{key}={words}" if is_setting and typed else argument)
+    return found
 
 
 def with_conditions(name: str, arguments: Sequence[str]) -> list[str]:
@@ -29,7 +53,7 @@ def with_conditions(name: str, arguments: Sequence[str]) -> list[str]:
     own = OmegaConf.load(config_folder() / f"{name}.yaml")
     if "conditions" not in own:
         return list(arguments)
-    known = {*map(str, own), *(path.name for path in config_folder().iterdir() if path.is_dir())}
+    known = {*map(str, own), *(path.name for path in config_folder().iterdir() if path.is_dir())} - _CONDITIONS
     found = list(arguments[:1])
     for argument in arguments[1:]:
         if "confidence" in own:

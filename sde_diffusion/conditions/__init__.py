@@ -10,5 +10,6 @@ from sde_diffusion.conditions.label import Label, numbered
 from sde_diffusion.conditions.measurement import Measurement
 from sde_diffusion.conditions.named import KINDS, Conditions, kind_by_values
 from sde_diffusion.conditions.picture import Picture
+from sde_diffusion.conditions.text import Text
 
-__all__ = ["KINDS", "Condition", "Conditions", "Label", "Measurement", "Picture", "kind_by_values", "numbered"]
+__all__ = ["KINDS", "Condition", "Conditions", "Label", "Measurement", "Picture", "Text", "kind_by_values", "numbered"]

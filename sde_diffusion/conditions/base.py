@@ -6,12 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.config import settings_of
 from sde_diffusion.errors import UserError
+
+Array = npt.NDArray[Any]
 
 
 class Condition(ShowsArguments, ABC):
@@ -31,6 +35,8 @@ class Condition(ShowsArguments, ABC):
         names: Names of the values 0, 1, ..., if they are named classes.
         beside_x: Whether the library's networks take the values as further input beside x, and not only their
             embedding; the null value is NaN then.
+        has_tokens: Whether the embedding also has a method `tokens`, which maps values [N, *shape] to any number of
+            vectors [N, n, dim] and bool [N, n], which of them there are.
     """
 
     dtype: ClassVar[torch.dtype]
@@ -39,6 +45,7 @@ class Condition(ShowsArguments, ABC):
     each: str
     names: Sequence[str] | None = None
     beside_x: ClassVar[bool] = False
+    has_tokens: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -78,6 +85,10 @@ class Condition(ShowsArguments, ABC):
     def words(self, value: Tensor) -> str:
         """One sample's value [*shape] in words: a number, a list of numbers, or "none" for the null value."""
         return "none" if bool(self.is_null(value.cpu().unsqueeze(0))) else _short(value.tolist())
+
+    def to_file(self, values: Tensor) -> Array:
+        """The values [n, *shape] as an array of a file of samples."""
+        return np.asarray(values.cpu())
 
     def is_none(self, typed: Any) -> bool:
         """Whether what was typed on a command line means "without this condition": null, or none."""

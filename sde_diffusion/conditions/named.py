@@ -13,12 +13,13 @@ from sde_diffusion.checks.reprs import shown
 from sde_diffusion.conditions.base import Condition
 from sde_diffusion.conditions.label import Label
 from sde_diffusion.conditions.measurement import Measurement
+from sde_diffusion.conditions.text import Text
 from sde_diffusion.config import build
 
-KINDS: tuple[type[Condition], ...] = (Label, Measurement)
+KINDS: tuple[type[Condition], ...] = (Label, Measurement, Text)
 """The kinds of conditions of this package, in the order in which data are matched with them."""
 
-_OF_NETWORKS = {"self", "denoiser", "x", "x_t", "x0", "t", "c_noise", "n", "noise", "conditions"}
+_OF_NETWORKS = {"self", "denoiser", "x", "x_t", "x0", "t", "c_noise", "n", "noise", "conditions", "noisy_data"}
 _OF_SAMPLERS = {"t_start", "shape", "seed", "seeds", "generator", "latent", "callback", "device", "dtype", "trajectory"}
 _OF_SOLVERS = {"method", "steps", "rtol", "atol", "max_nfe", "create_graph", "rows", "grid", "coordinate", "options"}
 _OF_LIKELIHOODS = {"prior", "probes", "trace", "draws", "decoder", "t_end"}
@@ -28,7 +29,7 @@ _RESERVED = frozenset(_OF_NETWORKS | _OF_SAMPLERS | _OF_SOLVERS | _OF_LIKELIHOOD
 
 
 def kind_by_values(splits: Sequence[Tensor], names: Sequence[str] | None = None) -> Condition | None:
-    """The condition of a data set's values: integers [N] are classes, floats are measurements; see `Condition.of`."""
+    """The condition of a data set's values: integers [N] are classes, floats measurements, bytes texts; see `of`."""
     return next((found for kind in KINDS if (found := kind.of(splits, names)) is not None), None)
 
 

@@ -5,6 +5,7 @@ shape of its items ([D] points, [C, L] signals, [C, H, W] images), unless `modal
 """
 
 from sde_diffusion.data.arrays import Arrays
+from sde_diffusion.data.caption_table import CaptionTable
 from sde_diffusion.data.densities import Checkerboard, Density, Moons, Pinwheel, Ring, SwissRoll
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.folder import Folder
@@ -18,6 +19,7 @@ from sde_diffusion.modality.levels import from_levels, to_levels
 __all__ = [
     "Arrays",
     "Batch",
+    "CaptionTable",
     "Checkerboard",
     "DataModule",
     "Density",

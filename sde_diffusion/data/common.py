@@ -2,6 +2,8 @@
 
 from typing import TypedDict
 
+from sde_diffusion.text import Captions
+
 
 class Common(TypedDict, total=False):
     """The arguments that every data set passes to `DataModule`."""
@@ -11,3 +13,4 @@ class Common(TypedDict, total=False):
     min_batches_per_epoch: int
     flip: bool
     shrink: int
+    captions: Captions | None

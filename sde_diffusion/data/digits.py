@@ -6,6 +6,7 @@ import torch
 
 from sde_diffusion.data.module import DataModule
 from sde_diffusion.data.split import Split, divide
+from sde_diffusion.text import Captions
 
 _SPLIT_SEED = 0  # fixed, so that different runs are compared on the same test split
 
@@ -28,8 +29,9 @@ class Digits(DataModule):
         min_batches_per_epoch: int = 250,
         flip: bool = False,
         shrink: int = 1,
+        captions: Captions | None = None,
     ) -> None:
-        super().__init__(batch_size, seed, min_batches_per_epoch, flip, shrink)
+        super().__init__(batch_size, seed, min_batches_per_epoch, flip, shrink, captions)
 
     def load(self) -> dict[str, Split]:
         """Read the digits from the installed scikit-learn."""

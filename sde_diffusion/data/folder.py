@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -111,8 +111,15 @@ class Folder(DataModule):
         self._labelled = files
         return splits
 
+    def files(self) -> tuple[str, Mapping[str, Sequence[str]]]:
+        """See `DataModule.files`."""
+        paths = {split: [path for path, _ in some] for split, some in self._labelled.items()}
+        return self.root, {
+            split: [path.relative_to(self.root).as_posix() for path in some] for split, some in paths.items()
+        }
+
     def digest(self, name: str) -> str:
-        """Digest of the names, sizes and classes of all files, and of the first MiB of about 64 of them.
+        """Digest of the names, sizes and classes of all files, of captions, and of the first MiB of about 64 files.
 
         Pixels are not used, as decoders differ.
         """
@@ -121,6 +128,8 @@ class Folder(DataModule):
         found = hashlib.blake2b(digest_size=16)
         for path, number in files:
             found.update(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\0{number}\0".encode())
+        for values in self.splits[name].others.values():
+            found.update(values.numpy().data)
         for path, _ in files[:: max(1, len(files) // 64)]:
             with path.open("rb") as file:
                 found.update(file.read(2**20))
@@ -168,7 +177,9 @@ class Folder(DataModule):
         except OSError as error:
             raise UserError(f"data.root={root} cannot be read: {error.strerror or error}") from error
         own = split_folders(subfolders, f"data.root={root}")
-        trees = {split: find_images(root / name) for split, name in own.items()} or {"train": find_images(root)}
+        beside = getattr(self.captions, "path", "")  # a table of captions is no unused file
+        trees = {split: find_images(root / name) for split, name in own.items()}
+        trees = trees or {"train": find_images(root, leave=(beside,))}
         if own:
             log.info("%s: splits %s", root, ", ".join(f"{split} ({name}/)" for split, name in own.items()))
             beside = find_images(root, leave=tuple(own.values()))

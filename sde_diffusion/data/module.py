@@ -15,9 +15,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from sde_diffusion.checks import check_bool, check_count
+from sde_diffusion.checks import check_bool, check_count, check_kind
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import settings_of
+from sde_diffusion.data.captioned import captioned
 from sde_diffusion.data.checks import check_image_settings, check_splits
 from sde_diffusion.data.conditions import kinds_of
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
@@ -26,6 +27,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Modality, kind_by_shape
 from sde_diffusion.modality.units import Units
 from sde_diffusion.storage.memory import check_fits
+from sde_diffusion.text import Captions
 
 SPLITS = ("train", "val", "test")
 _MOST_ITEMS = 1_000_000_000  # maximum number of items of an epoch, as its order is held in memory
@@ -45,6 +47,7 @@ class DataModule(LightningDataModule, ABC):
         flip: Train on mirrored images too: an epoch has every image once as it is, and once mirrored left to right.
         shrink: Divide height and width of images by this number, which must divide them: means of blocks, as
             `Downsample(shrink)` gives, rounded to 256 levels if the data have levels.
+        captions: A text for each image, the condition `text`, in place of labels; None: no texts.
 
     Raises:
         ValueError: If a size or seed is out of its range.
@@ -68,8 +71,11 @@ class DataModule(LightningDataModule, ABC):
         min_batches_per_epoch: int = 250,
         flip: bool = False,
         shrink: int = 1,
+        captions: Captions | None = None,
     ) -> None:
         super().__init__()
+        check_kind("captions", captions, Captions, or_none=True)
+        self.captions = captions
         self.batch_size, self.seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
         self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
         self.flip, self.shrink = check_bool("flip", flip), check_count("shrink", shrink, also=" (1: as they are)")
@@ -98,7 +104,13 @@ class DataModule(LightningDataModule, ABC):
         if self.shrink > 1:
             splits, self.extractor = shrunk(self.name, splits, self.shrink), None  # the extractor is for other sizes
         check_splits(self.name, splits, self.bounded, self.class_names)
+        if self.captions is not None:
+            splits = captioned(self.name, splits, self.captions, self.class_names, self.flip, self.files())
         return splits
+
+    def files(self) -> tuple[str, Mapping[str, Sequence[str]]] | None:
+        """The folder of the items' files, and their paths in it by split; None if they are not files."""
+        return None
 
     @property
     def modality(self) -> Modality:
@@ -204,7 +216,8 @@ class DataModule(LightningDataModule, ABC):
     @property
     def config(self) -> dict[str, Any]:
         """`_target_` and all constructor arguments, from which this data set can be rebuilt."""
-        return settings_of(self, DataModule)
+        captions = None if self.captions is None else self.captions.describe()
+        return settings_of(self, DataModule) | {"captions": captions}
 
     def describe(self) -> dict[str, Any]:
         """The description of the data that checkpoints contain, in plain Python containers."""

@@ -35,6 +35,8 @@ class NetworkDenoiser(Denoiser):
 
     - `casts_inputs = True`: it takes x in the state's type, and c_noise in float32 or wider, [] if all samples have the
       same time, and casts both itself (the library's networks do this, and embed a common time only once);
+    - `takes_noisy_data = True`: it gets a further argument `noisy_data`, (x_t / alpha, sigma / alpha), the data with
+      their noise on their own scale;
     - `condition_names`, in place of the arguments of `forward`, and `check_conditions`, as in `Denoiser`.
 
     Args:
@@ -86,6 +88,7 @@ class NetworkDenoiser(Denoiser):
         self._conditions = conditions_of(network)
         self._takes_time = takes_time(network)
         self._casts_inputs = bool(getattr(network, "casts_inputs", False))
+        self._takes_noisy_data = bool(getattr(network, "takes_noisy_data", False))
 
     @property
     def conditions(self) -> Collection[str] | None:
@@ -118,6 +121,9 @@ class NetworkDenoiser(Denoiser):
         c_noise = on_device(c_noise, x_t.device, own or torch.promote_types(x_t.dtype, torch.float32))
         if not self._casts_inputs:
             x, c_noise = x.to(own or x_t.dtype), c_noise.expand(len(x)).contiguous()
+        if self._takes_noisy_data:
+            alpha, sigma = self.sde.alpha(t).clamp(min=1e-12), self.sde.sigma(t)
+            conditions = {**conditions, "noisy_data": (x_t / expand(alpha, x_t), sigma / alpha)}
         output = self.network(x, c_noise, **conditions)
         check_output(output, x_t)
         return Prediction(self.sde, x_t, t, output.to(x_t.dtype), skip, scale)

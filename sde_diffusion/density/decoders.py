@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sde_diffusion.checks import check_count, check_floats
+from sde_diffusion.checks import check_count, check_floats, check_sizes
 from sde_diffusion.modality.levels import to_levels
 from sde_diffusion.sde import SDE, Number, expand, number, on_device, value_of
+
+_FEW = 32
+"""Number of levels up to which all are evaluated at once, rather than those near z, one after another."""
 
 
 class Decoder(ABC):
@@ -29,6 +33,10 @@ class Decoder(ABC):
     def places(self, sde: SDE) -> list[float]:
         """Times to try as t_end (see `best_place`)."""
         return [self.place(sde)]
+
+    def describe(self, x: Tensor) -> None:
+        """Be told of training data, [N, *dims], before the decoder is used in training; for one that follows them."""
+        return
 
     @abstractmethod
     def log_prob(self, sde: SDE, t_end: float, x: Tensor, z: Tensor) -> Tensor:
@@ -57,7 +65,7 @@ class GaussianDecoder(Decoder):
         return on_device(value, x.device).expand(len(x))
 
 
-class LevelDecoder(Decoder):
+class LevelDecoder(Decoder, nn.Module):
     """For data on L levels in [-1, 1]: p(x | z) proportional to q(z | x) w(x) over the levels, for each dimension.
 
     The bound is then on the logarithm of a probability, and needs no dequantisation. By default t_end is where noise no
@@ -69,6 +77,8 @@ class LevelDecoder(Decoder):
         weights: w, the frequency of each level in each dimension, [*dims, L], positive; equal by default. See
             `frequencies`. With these weights the decoder is the best that treats each dimension by itself, and t_end
             may be where noise hides the level, which makes the network's task easier.
+        shape: In place of weights, the shape of an item, dims: the weights are then equal until `describe` counts the
+            levels of training data.
 
     Raises:
         ValueError: If levels < 2, or the weights are not positive or do not fit.
@@ -77,23 +87,35 @@ class LevelDecoder(Decoder):
         Kingma et al. 2021, "Variational Diffusion Models", equation 8.
     """
 
-    def __init__(self, levels: int, weights: Tensor | None = None) -> None:
+    log_weights: Tensor | None
+
+    def __init__(self, levels: int, weights: Tensor | None = None, shape: Sequence[int] | None = None) -> None:
+        nn.Module.__init__(self)
         levels = check_count("levels", levels, least=2)
+        self._counts = weights is None and shape is not None
+        shape = None if shape is None else check_sizes("shape", shape)
+        weights = torch.ones(*shape, levels) if shape is not None and weights is None else weights
         if weights is not None:
             check_floats("weights", weights)
         if weights is not None and (not weights.ndim or weights.shape[-1] != levels or not bool((weights > 0).all())):
             raise ValueError(f"weights must be positive and of shape [*dims, {levels}]; got {list(weights.shape)}")
         self.levels = levels
-        self.log_weights = None if weights is None else weights.double().log()
+        self.register_buffer("log_weights", None if weights is None else weights.double().log())
 
     @classmethod
     def frequencies(cls, levels: int, x: Tensor) -> LevelDecoder:
         """The decoder whose weights are the counts of the levels in data [N, *dims] on [-1, 1], each plus one."""
         check_floats("x", x)
-        levels = check_count("levels", levels, least=2)
-        index = to_levels(x, levels).long()
-        counts = torch.stack([(index == level).sum(0) for level in range(levels)], -1)
-        return cls(levels, counts.double() + 1)
+        found = cls(levels, shape=x.shape[1:])
+        found.describe(x)
+        return found
+
+    def describe(self, x: Tensor) -> None:
+        """Count the levels of training data, if `shape` was given: the weights are their frequencies, plus one each."""
+        if self._counts and self.log_weights is not None:
+            index = to_levels(x, self.levels).long()
+            counts = torch.stack([(index == level).sum(0) for level in range(self.levels)], -1)
+            self.log_weights.copy_((counts.double() + 1).log())
 
     def place(self, sde: SDE) -> float:
         """The time where sigma / alpha = 1 / (4 (L - 1)), or t_min if that is later."""
@@ -109,12 +131,6 @@ class LevelDecoder(Decoder):
         """The log-softmax over the levels, at the level of x."""
         precision = number(sde.log_snr(t_end).exp())
         width = 2 / (self.levels - 1)
-        # Levels beyond a few standard deviations contribute nothing: only those near z are evaluated.
-        nearest = ((z + 1) / width).round().clamp(0, self.levels - 1)
-        # Nine standard deviations, and more to compensate for the weights.
-        spread = 0.0 if self.log_weights is None else float(self.log_weights.max() - self.log_weights.min())
-        reach = min(self.levels - 1, math.ceil((81 + 2 * spread) ** 0.5 / (value_of(precision) ** 0.5 * width)) + 1)
-        log_weights = None if self.log_weights is None else self.log_weights.to(x.device).expand(*x.shape, -1)
         own_level = ((x + 1) / width).round()
         off = (own_level.clamp(0, self.levels - 1) * width - 1 - x).abs()
         if not bool((off <= 0.01 * width).all()):
@@ -122,6 +138,19 @@ class LevelDecoder(Decoder):
                 f"x must lie on the {self.levels} levels from -1 to 1 (see `from_levels`), not between or beyond them; "
                 "for continuous data take GaussianDecoder()"
             )
+        log_weights = None if self.log_weights is None else self.log_weights.to(z)
+        if self.levels <= _FEW:
+            grid = torch.linspace(-1, 1, self.levels, dtype=z.dtype, device=z.device)
+            exponents = -0.5 * precision * (z.unsqueeze(-1) - grid).square()
+            exponents = exponents if log_weights is None else exponents + log_weights
+            found = exponents.log_softmax(-1).gather(-1, own_level.long().unsqueeze(-1))
+            return found.flatten(1).sum(1)
+        # Levels beyond a few standard deviations contribute nothing: only those near z are evaluated.
+        nearest = ((z + 1) / width).round().clamp(0, self.levels - 1)
+        # Nine standard deviations, and more to compensate for the weights.
+        spread = 0.0 if log_weights is None else float(log_weights.max() - log_weights.min())
+        reach = min(self.levels - 1, math.ceil((81 + 2 * spread) ** 0.5 / (value_of(precision) ** 0.5 * width)) + 1)
+        log_weights = None if log_weights is None else log_weights.expand(*x.shape, -1)
         own = self._exponent(z, own_level, precision, log_weights)
         total = torch.full_like(own, -math.inf)
         for offset in range(-reach, reach + 1):

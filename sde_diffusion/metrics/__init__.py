@@ -9,6 +9,7 @@ keep_features=True for it), `difference(a, b)` compares two models, and `measure
 A metric of your own is a subclass of `FeatureMetric`. To be used by `evaluate`, it needs a file in `conf/metrics/`.
 """
 
+from sde_diffusion.metrics.alignment import TwoTower
 from sde_diffusion.metrics.base import FAKE, REAL, TRAIN, FeatureMetric
 from sde_diffusion.metrics.calibration import Coverage, RankHistogram, coverage, rank_histogram
 from sde_diffusion.metrics.features import Classifier, Pixels, extractor_names, load_extractor, untrained_name
@@ -58,6 +59,7 @@ __all__ = [
     "ReferenceKey",
     "ReferenceStatistics",
     "SlicedWasserstein",
+    "TwoTower",
     "coverage",
     "difference",
     "extractor_names",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_sizes
 from sde_diffusion.config import public_path
-from sde_diffusion.modality import pictures, restored
+from sde_diffusion.modality import pictures, restored, strips
 from sde_diffusion.modality.levels import from_levels, to_levels
 from sde_diffusion.modality.units import Units
 
@@ -197,6 +197,10 @@ class Modality(ABC):
     def draw_edits(self, x: Tensor, reference: Tensor) -> Image:
         """A picture of variations [N, n, *shape] of items [N, *shape] beside them."""
         return self.beside(x.flatten(0, 1), reference, names=("edited", "given"))
+
+    def draw_rows(self, x: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Image:
+        """A picture of items [R, n, *shape] in rows and columns with these names."""
+        return strips.plots(self, x, rows, columns)
 
     def draw_posterior(
         self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from sde_diffusion.modality import pictures, restored
+from sde_diffusion.modality import pictures, restored, strips
 from sde_diffusion.modality.base import Array, Modality
 from sde_diffusion.modality.levels import from_levels, to_levels
 from sde_diffusion.modality.units import Units
@@ -108,6 +108,10 @@ class Images(Modality):
         """Two grids of images."""
         sets = {f"{name}: {len(some)} images": some for name, some in zip(names, (x, reference), strict=True)}
         return pictures.side_by_side({name: self.draw(images) for name, images in sets.items()}, 24, 12, 16)
+
+    def draw_rows(self, x: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Image:
+        """A picture of images [R, n, C, H, W] in rows and columns with these names."""
+        return strips.images(x, rows, columns)
 
     def draw_posterior(
         self, draws: Tensor, measured: Tensor | None = None, truth: Tensor | None = None, known: Tensor | None = None

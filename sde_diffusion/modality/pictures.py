@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sde_diffusion.storage.files import writing
+
+_LOG_SNR = r"log-SNR, $\log(\alpha^2 / \sigma^2)$: noise on the left, data on the right"
 
 
 def image_grid(images: Tensor, min_side: int = 640, columns: int | None = None) -> Image.Image:
@@ -104,6 +107,24 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
     return render(drawing)
 
 
+def kl_plot(metrics_csv: Path) -> Image.Image | None:
+    """KL divergence of each latent variable over steps, from the `metrics.csv` of a run; None if it has none."""
+    with metrics_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = sorted((key for key in (rows[0] if rows else ()) if key.startswith("val/kl_")), key=lambda key: int(key[7:]))
+    if not keys:
+        return None
+    drawing, ((axes,),) = figure((6.0, 4.0))
+    for level, key in enumerate(keys, 1):
+        curve = [(int(row["step"]) + 1, float(row[key])) for row in rows if row.get(key)]
+        axes.plot(*zip(*curve, strict=True), "o-", markersize=3, label=f"$z_{{{level}}}$: {curve[-1][1]:.3g} nats")
+    axes.set_xlabel("step")
+    axes.set_ylabel("KL(q || p) in nats, validation split")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return render(drawing)
+
+
 def loss_by_level(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
     """Loss as a function of log-SNR, with a curve for each of several steps (first to last, dark to bright).
 
@@ -115,19 +136,61 @@ def loss_by_level(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
         The picture.
     """
     drawing, ((axes,),) = figure((6.0, 4.0))
+    _curves_by_step(axes, rows, lambda some: [(row["log_snr"], row["loss"]) for row in some], most, marker=".")
+    axes.set_xlabel(_LOG_SNR)
+    axes.set_ylabel("validation loss")
+    if min(row["loss"] for row in rows) > 0:  # bounds on densities may be negative
+        axes.set_yscale("log")
+        plain_numbers(axes.yaxis)
+    axes.legend()
+    return render(drawing)
+
+
+def schedule(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
+    """A path's log-SNR as a function of time, and the density of the noise levels that training draws.
+
+    Args:
+        rows: Dicts of `step`, `share`, `log_snr` and `drawn`; see `LearntSchedule`.
+        most: Largest number of curves in each panel, for several steps.
+
+    Returns:
+        The picture.
+    """
+    drawing, ((path, density),) = figure((9.0, 4.0), (1, 2))
+    _curves_by_step(path, rows, lambda some: [(row["share"], row["log_snr"]) for row in some], most)
+    last = [row for row in rows if row["step"] == rows[-1]["step"]]
+    style = {"color": "tab:orange", "ls": "--", "label": "noise levels drawn, last step"}
+    path.plot([row["share"] for row in last], [row["drawn"] for row in last], **style)
+    path.set_xlabel("time, from the first to the last (dashed: share of the draws)")
+    path.set_ylabel("log-SNR")
+
+    def slopes(some: list[dict[str, float]]) -> list[tuple[float, float]]:
+        steps = [(a["drawn"], b["drawn"], b["share"] - a["share"]) for a, b in itertools.pairwise(some)]
+        return [((high + low) / 2, share / (high - low)) for high, low, share in steps if high > low]
+
+    _curves_by_step(density, rows, slopes, most)
+    density.set_xlabel(_LOG_SNR)
+    density.set_ylabel("density of the noise levels drawn in training")
+    path.legend()
+    density.legend()
+    return render(drawing)
+
+
+def _curves_by_step(
+    axes: Any,
+    rows: list[dict[str, float]],
+    curve: Callable[[list[dict[str, float]]], list[tuple[float, float]]],
+    most: int,
+    **style: Any,
+) -> None:
+    """A curve for each of several steps, first to last, dark to bright."""
     steps = sorted({int(row["step"]) for row in rows})
     shown = [steps[round(i * (len(steps) - 1) / max(1, most - 1))] for i in range(most)]
     for index, step in enumerate(dict.fromkeys(shown)):
-        curve = [(row["log_snr"], row["loss"]) for row in rows if row["step"] == step]
         share = index / max(1, min(most, len(steps)) - 1)
         shade = "C0" if len(steps) == 1 else (0.1 + 0.65 * share, 0.25 + 0.45 * share, 0.55)
-        axes.plot(*zip(*curve, strict=True), ".-", color=shade, label=f"step {step:,}")
-    axes.set_xlabel(r"log-SNR, $\log(\alpha^2 / \sigma^2)$: noise on the left, data on the right")
-    axes.set_ylabel("validation loss")
-    axes.set_yscale("log")
-    plain_numbers(axes.yaxis)
-    axes.legend()
-    return render(drawing)
+        points = curve([row for row in rows if row["step"] == step])
+        axes.plot(*zip(*points, strict=True), color=shade, label=f"step {step:,}", **style)
 
 
 def histogram(values: dict[str, Tensor], label: str) -> Image.Image:

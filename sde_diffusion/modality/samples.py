@@ -61,7 +61,7 @@ def write_samples(
     modality: Modality,
     batches: Iterable[Tensor],
     seeds: range,
-    conditions: Mapping[str, Tensor] = MappingProxyType({}),
+    conditions: Mapping[str, Array] = MappingProxyType({}),
     names: Mapping[str, Sequence[str]] = MappingProxyType({}),
     **more: str,
 ) -> Array:
@@ -81,7 +81,7 @@ def write_samples(
     """
     samples = np.concatenate([modality.to_file(x) for x in batches])
     arrays = {"seeds": np.arange(seeds.start, seeds.stop, dtype=np.int64), modality.unit: samples}
-    arrays |= {_arrays_of(name)[0]: values.numpy() for name, values in conditions.items()}
+    arrays |= {_arrays_of(name)[0]: values for name, values in conditions.items()}
     arrays |= {_arrays_of(name)[1]: np.asarray(words, dtype=str) for name, words in names.items()}
     arrays |= {name: np.asarray(value) for name, value in more.items()}
     with writing(path) as temporary, temporary.open("wb") as file:

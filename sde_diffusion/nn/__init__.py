@@ -1,11 +1,12 @@
 """Raw networks, which know no SDE: `network(x, c_noise, **conditions)` returns a tensor of x's shape and type.
 
-`Encoder` returns a few numbers for each sample instead.
+`Encoder` returns a few numbers for each sample instead, and `PatchDiscriminator` knows no noise.
 """
 
+from sde_diffusion.nn.discriminator import PatchDiscriminator
 from sde_diffusion.nn.embedding import FourierEmbedding, PositionalEmbedding
 from sde_diffusion.nn.encoder import Encoder
 from sde_diffusion.nn.mlp import MLP
 from sde_diffusion.nn.unet import UNet
 
-__all__ = ["MLP", "Encoder", "FourierEmbedding", "PositionalEmbedding", "UNet"]
+__all__ = ["MLP", "Encoder", "FourierEmbedding", "PatchDiscriminator", "PositionalEmbedding", "UNet"]

@@ -12,6 +12,12 @@ from torch.nn import functional as F
 from sde_diffusion.checks import as_fraction, check_count, check_sizes
 from sde_diffusion.nn.blocks import convolution, double, group_norm, halve
 
+QUIET = 0.1
+"""Factor of the first weights of a layer whose outputs describe a distribution, which then hardly depends on its input.
+
+Training so begins with what the biases say, such as N(0, I).
+"""
+
 
 class _Layer(nn.Module):
     """h + W_2 dropout(SiLU(W_1 LayerNorm(h)))."""
@@ -90,8 +96,52 @@ class ConvBlock(nn.Module):
         return out
 
 
+class Cut(nn.Module):
+    """Cut images into squares of patch x patch pixels, which become channels: [B, C, H, W] to [B, C p^2, H/p, W/p].
+
+    An image that they do not tile is first padded with zeros on the right and below.
+    """
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = check_count("patch", patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cut."""
+        height, width = x.shape[-2:]
+        return F.pixel_unshuffle(F.pad(x, (0, -width % self.patch, 0, -height % self.patch)), self.patch)
+
+
+class Joined(nn.Module):
+    """Join squares of patch x patch pixels, the other way than `Cut`: [B, K p^2, *] to [B, *out_shape].
+
+    Args:
+        patch: p.
+        out_shape: Shape of the result without the batch, of K H W values: [*, H, W].
+    """
+
+    def __init__(self, patch: int, out_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.patch, self.out_shape = check_count("patch", patch), check_sizes("out_shape", out_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Join."""
+        height, width = self.out_shape[-2:]
+        return F.pixel_shuffle(x, self.patch)[..., :height, :width].reshape(-1, *self.out_shape)
+
+
+def resolutions(size: Sequence[int], patch: int, n: int) -> list[tuple[int, int]]:
+    """Sizes (H, W) of an image that is cut into squares and then halved n - 1 times, finest first."""
+    sizes = [(-(-size[0] // patch), -(-size[1] // patch))]
+    for _ in range(n - 1):
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return sizes
+
+
 class ConvEncoder(nn.Module):
-    """Convolutions that halve an image several times: [B, C, H, W] to [B, out_channels, H / 2^n, W / 2^n], rounded up.
+    """Convolutions that halve an image several times: [B, C, H, W] to [B, out_channels, H / (p 2^n), ...], rounded up.
+
+    The image is cut into squares of p x p pixels first, which become channels.
 
     Args:
         in_channels: C.
@@ -99,6 +149,8 @@ class ConvEncoder(nn.Module):
         channels: Number of channels at each resolution, finest first: n + 1 of them.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
+        patch: Side of the squares of pixels that first become channels, at least 1: see `Cut`. H and W are then numbers
+            of squares.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -111,10 +163,12 @@ class ConvEncoder(nn.Module):
         channels: Sequence[int] = (16, 32, 32),
         blocks: int = 1,
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         widths, blocks = check_sizes("channels", channels), check_count("blocks", blocks)
-        self.input = convolution(in_channels, widths[0], 3)
+        self.cut = Cut(patch)
+        self.input = convolution(in_channels * patch**2, widths[0], 3)
         self.stages = nn.ModuleList(
             _stage(widths[max(0, place - 1)], width, blocks, dropout) for place, width in enumerate(widths)
         )
@@ -123,7 +177,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network."""
-        h = self.input(x)
+        h = self.input(self.cut(x))
         for place, stage in enumerate(self.stages):
             h = stage(halve(h) if place else h)
         out: Tensor = self.output(F.silu(self.norm(h)))
@@ -139,6 +193,7 @@ class ConvDecoder(nn.Module):
         channels: Number of channels at each resolution, finest first: n + 1 of them.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
+        patch: Side of the squares of pixels that are joined at the end, at least 1.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -151,20 +206,21 @@ class ConvDecoder(nn.Module):
         channels: Sequence[int] = (16, 32, 32),
         blocks: int = 1,
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         widths, blocks = check_sizes("channels", channels), check_count("blocks", blocks)
-        self.out_shape = check_sizes("out_shape", out_shape)
-        *lead, height, width = self.out_shape
-        self.sizes = [(height, width)]
-        for _ in widths[1:]:
-            self.sizes.append((-(-self.sizes[-1][0] // 2), -(-self.sizes[-1][1] // 2)))
+        self.joined = Joined(patch, out_shape)
+        *lead, height, width = self.joined.out_shape
+        self.sizes = resolutions((height, width), patch, len(widths))
         self.input = convolution(in_channels, widths[-1], 3)
         self.stages = nn.ModuleList(
             _stage(widths[min(len(widths) - 1, place + 1)], one, blocks, dropout) for place, one in enumerate(widths)
         )
         self.norm = group_norm(widths[0])
-        self.output = convolution(widths[0], math.prod(lead), 3)
+        self.output = convolution(widths[0], math.prod(lead) * patch**2, 3)
+        with torch.no_grad():
+            self.output.weight.mul_(QUIET)
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply the network."""
@@ -173,8 +229,8 @@ class ConvDecoder(nn.Module):
             h = self.stages[place](h)
             if place:
                 h = double(h, self.sizes[place - 1])
-        out: Tensor = self.output(F.silu(self.norm(h)))
-        return out.reshape(-1, *self.out_shape)
+        out: Tensor = self.joined(self.output(F.silu(self.norm(h))))
+        return out
 
 
 def _stage(first: int, width: int, blocks: int, dropout: float) -> nn.Sequential:

@@ -54,8 +54,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int = 64) -> None:
         super().__init__()
-        width = max(d for d in range(1, min(channels, head_channels) + 1) if channels % d == 0)
-        self.heads = channels // width
+        self.heads = channels // _head_width(channels, head_channels)
         self.norm = group_norm(channels)
         self.qkv = convolution(channels, 3 * channels, 1)
         self.output = convolution(channels, channels, 1, zero=True)
@@ -70,6 +69,43 @@ class SelfAttention(nn.Module):
         return (x + out) * math.sqrt(0.5)
 
 
+class CrossAttention(nn.Module):
+    """Attention of the pixels to tokens, such as those of a text: (x + W_o softmax(q k^T / sqrt(d)) v) / sqrt(2).
+
+    q is linear in GroupNorm(x), k and v are linear in LayerNorm(tokens), and W_o starts at 0.
+
+    Args:
+        channels: Number of channels of x.
+        token_dim: Size of the tokens.
+        head_channels: Upper bound on d; see `SelfAttention`.
+
+    References:
+        Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.3.
+    """
+
+    def __init__(self, channels: int, token_dim: int, head_channels: int = 64) -> None:
+        super().__init__()
+        self.heads = channels // _head_width(channels, head_channels)
+        self.norm = group_norm(channels)
+        self.norm_tokens = nn.LayerNorm(token_dim)
+        self.query = convolution(channels, channels, 1)
+        self.key_value = nn.Linear(token_dim, 2 * channels)
+        self.output = convolution(channels, channels, 1, zero=True)
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Map x [B, C, H, W] to the same shape, given tokens [B, n, token_dim] and which there are, bool [B, n]."""
+        q = self.query(self.norm(x)).flatten(2).unflatten(1, (self.heads, -1)).transpose(-1, -2)
+        kv = self.key_value(self.norm_tokens(tokens)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        k, v = kv.unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+        out: Tensor = self.output(mixed.transpose(-1, -2).reshape(x.shape))
+        return (x + out) * math.sqrt(0.5)
+
+
+def _head_width(channels: int, most: int) -> int:
+    return max(d for d in range(1, min(channels, most) + 1) if channels % d == 0)
+
+
 class ResidualBlock(nn.Module):
     """Residual block of DDPM++ and EDM, modulated by a conditioning vector.
 
@@ -78,7 +114,7 @@ class ResidualBlock(nn.Module):
 
         h = Conv_1(R SiLU(GroupNorm(x))),  h = Conv_2(dropout(SiLU((1 + a) GroupNorm(h) + b))),  (S R x + h) / sqrt(2),
 
-    followed by self-attention if `attention`. Conv_2 is initialised to 0.
+    followed by self-attention if `attention`, and by cross-attention if `token_dim`. Conv_2 is initialised to 0.
 
     Args:
         in_channels: Number of channels of x.
@@ -87,6 +123,7 @@ class ResidualBlock(nn.Module):
         attention: Whether to end with a `SelfAttention`.
         dropout: Probability in [0, 1).
         head_channels: Of the attention.
+        token_dim: Size of the tokens to attend to; None: none.
 
     References:
         Song et al. 2021, appendix H (DDPM++); Karras et al. 2022, appendix F (EDM).
@@ -101,6 +138,7 @@ class ResidualBlock(nn.Module):
         attention: bool = False,
         dropout: float = 0.0,
         head_channels: int = 64,
+        token_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.norm_in = group_norm(in_channels)
@@ -111,14 +149,22 @@ class ResidualBlock(nn.Module):
         self.conv_out = convolution(out_channels, out_channels, 3, zero=True)
         self.skip = nn.Identity() if in_channels == out_channels else convolution(in_channels, out_channels, 1)
         self.attention = SelfAttention(out_channels, head_channels) if attention else nn.Identity()
+        self.cross_attention = None if token_dim is None else CrossAttention(out_channels, token_dim, head_channels)
 
-    def forward(self, x: Tensor, embedding: Tensor, resample: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        resample: Callable[[Tensor], Tensor] | None = None,
+        tokens: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Apply the block.
 
         Args:
             x: [B, C_in, H, W].
             embedding: [B, embedding_dim], or [1, embedding_dim] for one vector for all samples.
             resample: `halve`, or `double` with its size; None keeps the size.
+            tokens: Tokens [B, n, token_dim] and which there are, bool [B, n], for a block with cross-attention.
 
         Returns:
             [B, C_out, H', W'].
@@ -130,4 +176,6 @@ class ResidualBlock(nn.Module):
         h = F.silu(torch.addcmul(shift, self.norm_out(self.conv_in(h)), 1 + scale))
         h = self.conv_out(self.dropout(h))
         out: Tensor = self.attention((self.skip(x) + h) * math.sqrt(0.5))
+        if self.cross_attention is not None and tokens is not None:
+            out = self.cross_attention(out, *tokens)
         return out

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sde_diffusion.checks import as_number, check_count, check_sizes
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.conditions import Condition, Conditions
+from sde_diffusion.nn.octaves import Octaves
 
 
 def _frequency_buffer(frequencies: Tensor) -> Tensor:
@@ -167,6 +168,7 @@ class Conditioning(nn.Module):
         self.output = nn.Linear(dim, dim)
         self.embeddings = self.conditions.embeddings(dim)
         self._names_beside = [name for name, kind in self.conditions.items() if kind.beside_x]
+        self._names_of_tokens = [name for name, kind in self.conditions.items() if kind.has_tokens]
 
     @property
     def shapes_beside(self) -> list[tuple[int, ...]]:
@@ -188,6 +190,28 @@ class Conditioning(nn.Module):
             value = torch.where(value.isnan(), 0.0, value).to(x.dtype)
             found.append(value.expand(len(x), *value.shape[1:]))
         return found
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a condition, such as a text, has tokens."""
+        return bool(self._names_of_tokens)
+
+    def tokens(self, batch: int, **conditions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The tokens of all conditions that have some, [batch, n, dim], and which of them there are, bool [batch, n].
+
+        Args:
+            batch: Number of samples.
+            **conditions: See `forward`.
+        """
+        found, masks = [], []
+        for name in self._names_of_tokens:
+            value = conditions.get(name)
+            if value is None:
+                value = self.conditions[name].nulls(1, self.input.weight.device)
+            tokens, mask = self.embeddings[name].tokens(value)  # type: ignore[operator]
+            found.append(tokens.expand(batch, *tokens.shape[1:]))
+            masks.append(mask.expand(batch, mask.shape[1]))
+        return torch.cat(found, 1), torch.cat(masks, 1)
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
         """Return [N, dim], with N = B, or N = 1 where no argument varies over the batch.
@@ -223,8 +247,14 @@ class Network(nn.Module):
     """
 
     casts_inputs = True
+    octaves: Octaves
     shape: tuple[int, ...]
     conditioning: Conditioning
+
+    @property
+    def takes_noisy_data(self) -> bool:
+        """Whether `forward` needs the noisy data on their own scale."""
+        return self.octaves.takes_noisy_data
 
     @property
     def condition_names(self) -> tuple[str, ...]:

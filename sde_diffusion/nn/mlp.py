@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sde_diffusion.checks import as_number, check_count
 from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, check_shape
+from sde_diffusion.nn.octaves import NoisyData, Octaves
 
 
 class _Block(nn.Module):
@@ -55,8 +56,10 @@ class MLP(Network):
         embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
             [N, embedding_dim].
         dropout: Probability of dropout of each block's hidden values, in [0, 1).
-        octaves: Number of octaves of sin(2^k pi x), cos(2^k pi x), k = 0, 1, ..., that are further inputs, at least 0:
-            for likelihoods of data on levels, which depend on details that are too fine for the network otherwise.
+        octaves: Number of octaves of sines and cosines of the input, further inputs; at least 0. For likelihoods of
+            data on levels, which depend on details that are too fine for the network otherwise; see
+            `sde_diffusion.nn.octaves`.
+        levels: Number of levels of the data, to which the octaves are tuned; None: they are of no levels.
         conditions: What the output depends on beside x and c_noise, by name; see `sde_diffusion.conditions`.
 
     Raises:
@@ -78,11 +81,12 @@ class MLP(Network):
         dropout: float = 0.0,
         octaves: int = 0,
         conditions: Mapping[str, Condition] | None = None,
+        levels: int | None = None,
     ) -> None:
         super().__init__()
         self.shape = check_shape(shape)
         width, depth = check_count("width", width), check_count("depth", depth)
-        self.octaves = octaves = check_count("octaves", octaves, least=0)
+        self.octaves = Octaves(octaves, levels)
         dropout = as_number("dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
@@ -91,20 +95,28 @@ class MLP(Network):
         embedding_dim = self.conditioning.input.in_features
         self.modulation = nn.Linear(embedding_dim, depth * 2 * width)
         beside = sum(map(math.prod, self.conditioning.shapes_beside))
-        self.input = nn.Linear(size * (1 + 2 * octaves) + beside, width)
+        self.input = nn.Linear(size * self.octaves.multiple + beside, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, size)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | None = None,
+        noisy_data: NoisyData | None = None,
+        **conditions: Tensor | None,
+    ) -> Tensor:
         """Apply the network; computes in the type of its parameters (or autocast's), returns that of x.
 
         Args:
             x: [B, *shape], floating point.
             c_noise: [] or [B], a function of the noise level, such as log(sigma/alpha)/4.
             label: [B], int64 in 0 ... n_classes; None: the null class throughout.
+            noisy_data: What the octaves are of, see `sde_diffusion.nn.octaves`; None: x.
             **conditions: Values of the other conditions, [B, *] each; None: the null value throughout.
 
         Returns:
@@ -117,7 +129,7 @@ class MLP(Network):
         # One embedding serves all samples where c_noise is a scalar: [1, ...] broadcasts below.
         modulation = self.modulation(self.conditioning(c_noise, label, **conditions))
         scales, shifts = modulation.unflatten(1, (2, len(self.blocks), -1)).unbind(1)
-        features = self._features(x.flatten(1))
+        features = self.octaves(x.flatten(1), noisy_data)
         for value in self.conditioning.beside(x, label=label, **conditions):
             features = torch.cat([features, value.flatten(1)], 1)
         h = self.input(features.to(self.input.weight.dtype))
@@ -125,10 +137,3 @@ class MLP(Network):
             h = block(h, scale, shift)
         out: Tensor = self.output(self.norm(h))
         return out.view_as(x).to(x.dtype)
-
-    def _features(self, x: Tensor) -> Tensor:
-        """x with its octaves, [B, D (1 + 2 octaves)], in the type of x: the phase of a fine one needs its digits."""
-        if not self.octaves:
-            return x
-        phases = [x * (math.pi * 2**k) for k in range(self.octaves)]
-        return torch.cat([x, *(phase.sin() for phase in phases), *(phase.cos() for phase in phases)], 1)

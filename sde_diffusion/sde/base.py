@@ -110,6 +110,14 @@ class SDE(ABC):
             t = t + (missed - missed.detach()) / rate.detach()
         return t
 
+    def pace(self, log_snr: Tensor) -> Tensor | None:
+        """-d lambda / dt where the log-SNR has these values, [B], of its shape; None: there is nothing to learn in it.
+
+        With gradients to those parameters only that move neither end of the path. The variational bound in continuous
+        time does not depend on them, and `DiffusionELBO` learns them by the variance of its estimate.
+        """
+        return None
+
     def default_grid(self) -> Grid:
         """The grid that samplers use on this path by default: uniform in t unless overridden."""
         return UniformTime()

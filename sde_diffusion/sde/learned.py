@@ -27,6 +27,7 @@ _OF_TIMES = (
     "sigma_rate",
     "log_snr_rate",
     "diffusion",
+    "pace",
     "_log_snr",
 )
 """The functions of time that a subclass may define."""

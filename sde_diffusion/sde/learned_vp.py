@@ -17,14 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.checks import as_number, check_bool, check_count, check_kind
+from sde_diffusion.checks import as_number, check_bool, check_count
+from sde_diffusion.checks.instances import as_instance
+from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sde.coefficients import Time, float64
 from sde_diffusion.sde.learned import LearnedSDE
 
-_SLOWNESS = 0.1
-"""Ends are learnt by steps that are smaller by this factor: the bound is flat around its optimum."""
+_SPEED = 30.0
+"""Factor by which schedules move faster than other parameters at the same learning rate: few numbers, far to go."""
+
+_SHORTEST = 0.002
+"""Share of the time that is divided equally over the pieces of a `KnotSchedule`, so that none takes no time."""
+
+_ENDS_SPEED = 10.0
+"""Factor by which the ends move faster, to cross their range within thousands of steps."""
 
 _MOST = 60.0
+_START = 13.3  # lambda at t = 0 for data without levels: that of 256 levels
 
 
 class NoiseSchedule(nn.Module, ABC):
@@ -34,9 +43,23 @@ class NoiseSchedule(nn.Module, ABC):
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """V and its derivative dv/dt at t of any shape, in [0, 1]; float64, of t's shape."""
 
-    def inverse(self, v: Tensor) -> Tensor | None:
-        """The t at which v has a value, of its shape; None: it has no closed form."""
-        return None
+    def inverse(self, v: Tensor) -> Tensor:
+        """The t at which v has a value, of its shape; by bisection and Newton's method unless overridden."""
+        with torch.no_grad():
+            low, high = torch.zeros_like(v), torch.ones_like(v)
+            for _ in range(30):
+                middle = 0.5 * (low + high)
+                early = self(middle)[0] < v
+                low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+            t = 0.5 * (low + high)
+            for _ in range(3):
+                found, rate = self(t)
+                t = (t + (v - found) / rate).clamp(low, high)
+        for _ in range(2):  # Newton steps of length zero, for the derivatives; the second for second derivatives
+            found, rate = self(t)
+            missed = v - found
+            t = t + (missed - missed.detach()) / rate.detach()
+        return t
 
 
 class LinearSchedule(NoiseSchedule):
@@ -52,7 +75,9 @@ class LinearSchedule(NoiseSchedule):
 
 
 class KnotSchedule(NoiseSchedule):
-    """Straight lines between equally spaced times, whose rises are the softmax of the parameters.
+    """Straight lines through equally spaced v, whose durations are the softmax of the parameters.
+
+    The density of the log-SNR at uniform t is then constant on each piece, as that of `AdaptiveTimes` is.
 
     Args:
         knots: Number of pieces, at least 2.
@@ -61,25 +86,28 @@ class KnotSchedule(NoiseSchedule):
         ValueError: If it is less.
     """
 
-    def __init__(self, knots: int = 50) -> None:
+    def __init__(self, knots: int = 60) -> None:
         super().__init__()
         self.knots = check_count("knots", knots, least=2)
         self.logits = nn.Parameter(torch.zeros(self.knots, dtype=torch.float64))
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `NoiseSchedule`."""
-        rises = self.logits.softmax(0)
-        ends = F.pad(rises.cumsum(0), (1, 0))
-        place = (t * self.knots).detach().long().clamp(0, self.knots - 1)
-        rate = rises[place] * self.knots
-        return ends[place] + rate * (t - place.double() / self.knots), rate
+        durations, ends = self._pieces()
+        place = torch.searchsorted(ends.detach(), t.detach().contiguous(), right=True) - 1
+        place = place.clamp(0, self.knots - 1)
+        rate = 1 / (durations[place] * self.knots)
+        return place.double() / self.knots + (t - ends[place]) * rate, rate
 
     def inverse(self, v: Tensor) -> Tensor:
-        """On the piece whose ends v lies between."""
-        rises = self.logits.softmax(0)
-        ends = F.pad(rises.cumsum(0), (1, 0))
-        place = (torch.searchsorted(ends.detach(), v.detach().contiguous(), right=True) - 1).clamp(0, self.knots - 1)
-        return (place + (v - ends[place]) / rises[place]) / self.knots
+        """On the piece that v lies on."""
+        durations, ends = self._pieces()
+        place = (v * self.knots).detach().long().clamp(0, self.knots - 1)
+        return ends[place] + (v * self.knots - place) * durations[place]
+
+    def _pieces(self) -> tuple[Tensor, Tensor]:
+        durations = (1 - _SHORTEST) * (_SPEED * self.logits).softmax(0) + _SHORTEST / self.knots
+        return durations, F.pad(durations.cumsum(0), (1, 0))
 
 
 class MonotoneSchedule(NoiseSchedule):
@@ -101,9 +129,9 @@ class MonotoneSchedule(NoiseSchedule):
         generator = torch.Generator().manual_seed(0)
         start = torch.randn(3, self.width, generator=generator, dtype=torch.float64)
         self.slope = nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
-        self.rates = nn.Parameter(2 + 0.5 * start[0])  # of the sigmoids, before softplus
+        self.rates = nn.Parameter((2 + 0.5 * start[0]) / _SPEED)  # of the sigmoids, before softplus
         self.middles = nn.Parameter((torch.arange(self.width, dtype=torch.float64) + 0.5) / self.width)
-        self.heights = nn.Parameter(torch.full((self.width,), -math.log(self.width), dtype=torch.float64))
+        self.heights = nn.Parameter(torch.full((self.width,), -math.log(self.width) / _SPEED, dtype=torch.float64))
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `NoiseSchedule`."""
@@ -112,52 +140,69 @@ class MonotoneSchedule(NoiseSchedule):
         return (raw - low) / (high - low), rate / (high - low)
 
     def _raw(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        rates, heights, slope = F.softplus(self.rates), F.softplus(self.heights), F.softplus(self.slope)
+        rates, heights, slope = (F.softplus(_SPEED * part) for part in (self.rates, self.heights, self.slope))
         inner = torch.sigmoid(4 * rates * (t.unsqueeze(-1) - self.middles))
         rate = slope + (4 * heights * rates * inner * (1 - inner)).sum(-1)
         return slope * t + (heights * inner).sum(-1), rate
 
 
-class LearnedVPSDE(LearnedSDE):
+SCHEDULES: dict[str, type[NoiseSchedule]] = {
+    "linear": LinearSchedule,
+    "knots": KnotSchedule,
+    "net": MonotoneSchedule,
+}
+"""The schedules by name."""
+
+
+class LearnedVPSDE(ShowsArguments, LearnedSDE):
     """A variance-preserving path with learnt ends of the log-SNR, and a schedule between them that may be learnt too.
 
     Args:
-        log_snr_max: lambda at t = 0, where learning starts. With L levels about 2 log(4 (L - 1)); 13.3 for 256.
+        log_snr_max: lambda at t = 0, where learning starts; None: 2 log(4 (L - 1)) for data on L levels, where noise
+            no longer hides the level, and 13.3 for other data.
         log_snr_min: lambda at t = 1, less than log_snr_max.
-        schedule: v(t); linear by default.
+        schedule: v(t), a name of `SCHEDULES` or a `NoiseSchedule`: linear, knots, or net (`MonotoneSchedule()`).
         learn_ends: Whether the ends are learnt.
+        levels: L, for data on levels in [-1, 1].
 
     Raises:
-        TypeError: If schedule is not a `NoiseSchedule`.
-        ValueError: If the ends are not in order, or beyond 60 in size.
+        ValueError: If the schedule is unknown, or the ends are not in order, or beyond 60 in size.
     """
 
     def __init__(
         self,
-        log_snr_max: float = 13.3,
+        log_snr_max: float | None = None,
         log_snr_min: float = -5.0,
-        schedule: NoiseSchedule | None = None,
+        schedule: str | NoiseSchedule = "linear",
         learn_ends: bool = True,
+        levels: int | None = None,
     ) -> None:
         super().__init__()
-        check_kind("schedule", schedule, NoiseSchedule, or_none=True)
-        self.log_snr_max, self.log_snr_min = (
-            as_number("log_snr_max", log_snr_max),
-            as_number("log_snr_min", log_snr_min),
-        )
+        if log_snr_max is None:
+            log_snr_max = _START if levels is None else 2 * math.log(4 * (check_count("levels", levels, least=2) - 1))
+        self.log_snr_max = as_number("log_snr_max", log_snr_max)
+        self.log_snr_min = as_number("log_snr_min", log_snr_min)
         if not -_MOST <= self.log_snr_min < self.log_snr_max <= _MOST:
             raise ValueError(
-                f"a learnt path needs -{_MOST:g} <= log_snr_min < log_snr_max <= {_MOST:g}; got {log_snr_min} and "
-                f"{log_snr_max}"
+                f"a learnt path needs -{_MOST:g} <= log_snr_min < log_snr_max <= {_MOST:g}; got {log_snr_min:g} and "
+                f"{log_snr_max:g}"
             )
-        self.schedule = LinearSchedule() if schedule is None else schedule
+        self.schedule: NoiseSchedule = as_instance("schedule", schedule, SCHEDULES, NoiseSchedule)
         self.learn_ends = check_bool("learn_ends", learn_ends)
         self.moves = nn.Parameter(torch.zeros(2, dtype=torch.float64), requires_grad=self.learn_ends)
 
     def ends(self) -> Tensor:
         """lambda at t = 0 and at t = 1, [2], with gradients."""
         start = torch.tensor([self.log_snr_max, self.log_snr_min], dtype=torch.float64, device=self.moves.device)
-        return start + _SLOWNESS * self.moves
+        return (start + _ENDS_SPEED * self.moves).clamp(-_MOST, _MOST)
+
+    def pace(self, log_snr: Tensor) -> Tensor:
+        """See `SDE.pace`."""
+        first, last = self.ends().detach()
+        t = self.schedule.inverse(((first - log_snr) / (first - last)).clamp(0, 1))
+        rate: Tensor = self.schedule(t)[1]
+        found: Tensor = (first - last) * rate
+        return found
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """1/2 log sigmoid(lambda)."""
@@ -178,11 +223,11 @@ class LearnedVPSDE(LearnedSDE):
         return -0.5 * torch.sigmoid(log_snr) * rate
 
     def time(self, log_snr: Time) -> Tensor:
-        """See `SDE.time`; in closed form where the schedule has an inverse."""
-        target = float64(log_snr)
+        """See `SDE.time`; by the schedule's inverse."""
         first, last = self.ends()
-        found = self.schedule.inverse(((first - target) / (first - last)).clamp(0, 1))
-        return super().time(target) if found is None else found
+        return self.schedule.inverse(((first - float64(log_snr)) / (first - last)).clamp(0, 1))
+
+    __repr__ = ShowsArguments.__repr__
 
     def _log_snr(self, t: Tensor) -> Tensor:
         return self._line(t)[0]

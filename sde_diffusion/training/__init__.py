@@ -6,6 +6,9 @@ Names that need Lightning, which takes seconds to import, are imported when they
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sde_diffusion.training.adaptive_times import AdaptiveTimes, PlaceTimes, ScheduleTimes
+from sde_diffusion.training.adversary import PatchAdversary
+from sde_diffusion.training.diffusion_elbo import DiffusionELBO
 from sde_diffusion.training.measured import Measured
 from sde_diffusion.training.objective import DenoisingScoreMatching, Objective
 from sde_diffusion.training.time_sampling import (
@@ -15,7 +18,12 @@ from sde_diffusion.training.time_sampling import (
     TimeSampling,
     UniformTimes,
 )
-from sde_diffusion.training.variational_objective import BetaELBO, ImportanceWeighted, VariationalObjective
+from sde_diffusion.training.variational_objective import (
+    BetaELBO,
+    ImportanceWeighted,
+    QuantizedELBO,
+    VariationalObjective,
+)
 from sde_diffusion.training.weighting import (
     EDMWeighting,
     ELBOWeighting,
@@ -34,9 +42,10 @@ if TYPE_CHECKING:
     from sde_diffusion.training.classifier import Classifier
     from sde_diffusion.training.ema import EMA
     from sde_diffusion.training.generative import GenerativeModel
+    from sde_diffusion.training.latent import LatentModel
     from sde_diffusion.training.loggers import CSVLogger, WandbLogger
     from sde_diffusion.training.module import ScoreModel
-    from sde_diffusion.training.noise_levels import LossByNoiseLevel
+    from sde_diffusion.training.noise_levels import LearntSchedule, LossByNoiseLevel
     from sde_diffusion.training.variational import VariationalModel
 
 _LAZY = {
@@ -47,6 +56,8 @@ _LAZY = {
     "FinalValidation": "checkpoint_callbacks",
     "GenerativeModel": "generative",
     "LastCheckpoint": "checkpoint_callbacks",
+    "LatentModel": "latent",
+    "LearntSchedule": "noise_levels",
     "LossByNoiseLevel": "noise_levels",
     "SampleGrid": "callbacks",
     "ScoreModel": "module",
@@ -60,11 +71,13 @@ NOT_BUILDABLE = tuple(_LAZY)
 
 __all__ = [
     "EMA",
+    "AdaptiveTimes",
     "BestCheckpoint",
     "BetaELBO",
     "CSVLogger",
     "Classifier",
     "DenoisingScoreMatching",
+    "DiffusionELBO",
     "DiscreteTimes",
     "EDMWeighting",
     "ELBOWeighting",
@@ -74,13 +87,19 @@ __all__ = [
     "ImportanceTimes",
     "ImportanceWeighted",
     "LastCheckpoint",
+    "LatentModel",
+    "LearntSchedule",
     "LikelihoodWeighting",
     "LogNormalTimes",
     "LossByNoiseLevel",
     "Measured",
     "MinSNRWeighting",
     "Objective",
+    "PatchAdversary",
+    "PlaceTimes",
+    "QuantizedELBO",
     "SampleGrid",
+    "ScheduleTimes",
     "ScoreModel",
     "ScoreWeighting",
     "StopOnNonFinite",

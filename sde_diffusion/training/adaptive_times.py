@@ -1,6 +1,12 @@
-r"""Times at which the variational bound is estimated with the least variance."""
+r"""Times at which the variational bound is estimated, spread over the log-SNR with a density that is learnt.
+
+In continuous time the bound depends on the two ends of the path alone. Between them, everything is a question of which
+log-SNR is drawn how often: a density p(v) of the place v = (lambda_0 - lambda) / (lambda_0 - lambda_1), v in [0, 1].
+"""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +19,51 @@ _UNIFORM = 0.002
 """Share of the draws that are uniform in log-SNR, so that no noise level is forgotten."""
 
 
-class AdaptiveTimes(TimeSampling, nn.Module):
+class PlaceTimes(TimeSampling):
+    """A distribution of the place v, the share of the way from one end of the log-SNR to the other.
+
+    The loss at t, multiplied by `importance`, has a gradient in the ends of a learnt path, with which lambda moves as v
+    stays, and none in what lies between them: the bound does not depend on it.
+    """
+
+    @abstractmethod
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        """The v with P(place <= v) = u for u [B], float64 in [0, 1]; [B], without gradient."""
+
+    @abstractmethod
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        """p(v) at the places of t [B]; [B], float64, without gradient."""
+
+    def icdf(self, sde: SDE, u: Tensor) -> Tensor:
+        """See `TimeSampling.icdf`; with gradients to a learnt path's ends."""
+        first, last = _ends(sde, u.device)
+        return sde.time(first + self.quantile(sde, u) * (last - first)).clamp(sde.t_min, sde.t_max)
+
+    def importance(self, sde: SDE, t: Tensor) -> Tensor:
+        """See `TimeSampling.importance`."""
+        first, last = _ends(sde, t.device)
+        return (first - last) / (-sde.log_snr_rate(t) * self.density(sde, t) * (sde.t_max - sde.t_min))
+
+
+class ScheduleTimes(PlaceTimes):
+    """t uniform on [t_min, t_max]: a learnt schedule is itself the distribution of the noise levels.
+
+    References:
+        Kingma et al. 2021, "Variational Diffusion Models", section 5.1.
+    """
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        """See `PlaceTimes.quantile`."""
+        return _place(sde, sde.t_min + u * (sde.t_max - sde.t_min))
+
+    @torch.no_grad()
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        """See `PlaceTimes.density`."""
+        first, last = _ends(sde, t.device)
+        return (first - last) / (-sde.log_snr_rate(t) * (sde.t_max - sde.t_min))
+
+
+class AdaptiveTimes(PlaceTimes, nn.Module):
     r"""Importance sampling of the log-SNR lambda with p(lambda) proportional to the root of M(lambda).
 
     M is the mean square of 1/2 |eps_hat - eps|^2 at lambda. This p has the least variance of all for one draw: (int
@@ -33,11 +83,12 @@ class AdaptiveTimes(TimeSampling, nn.Module):
         Kingma et al. 2021, "Variational Diffusion Models", section 5.1 (where a network learns the same density).
     """
 
+    learned = True
     moments: Tensor
 
-    def __init__(self, bins: int = 60, decay: float = 0.9, stratified: bool = True) -> None:
+    def __init__(self, bins: int = 60, decay: float = 0.97, stratified: bool = True) -> None:
         nn.Module.__init__(self)
-        TimeSampling.__init__(self, stratified)
+        PlaceTimes.__init__(self, stratified)
         self.bins, self.decay = check_count("bins", bins, least=2), as_fraction("decay", decay)
         self.register_buffer("moments", torch.full((self.bins,), torch.nan, dtype=torch.float64))
 
@@ -45,34 +96,27 @@ class AdaptiveTimes(TimeSampling, nn.Module):
         """See `TimeSampling.__call__`."""
         return TimeSampling.__call__(self, sde, n, device)
 
-    def density(self, v: Tensor) -> Tensor:
-        """p(v) at places v on the way from one end of the log-SNR to the other, v in [0, 1]; of its shape."""
-        return self._masses(v.device)[self._bin(v)] * self.bins
-
-    def icdf(self, sde: SDE, u: Tensor) -> Tensor:
-        """See `TimeSampling.icdf`; with gradients to a learnt path's ends."""
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        """See `PlaceTimes.quantile`."""
         masses = self._masses(u.device)
         ends = nn.functional.pad(masses.cumsum(0), (1, 0))
-        place = (torch.searchsorted(ends, u.contiguous(), right=True) - 1).clamp(0, self.bins - 1)
-        v = (place + ((u - ends[place]) / masses[place]).clamp(0, 1)) / self.bins
-        first, last = self._ends(sde, u.device)
-        return sde.time(first + v * (last - first)).clamp(sde.t_min, sde.t_max)
+        part = (torch.searchsorted(ends, u.contiguous(), right=True) - 1).clamp(0, self.bins - 1)
+        return (part + ((u - ends[part]) / masses[part]).clamp(0, 1)) / self.bins
 
-    def importance(self, sde: SDE, t: Tensor) -> Tensor:
-        """See `TimeSampling.importance`."""
-        first, last = self._ends(sde, t.device)
-        return (first - last) / (-sde.log_snr_rate(t) * self.density(self._place(sde, t)) * (sde.t_max - sde.t_min))
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        """See `PlaceTimes.density`."""
+        return self._masses(t.device)[self._part(sde, t)] * self.bins
 
+    @torch.no_grad()
     def observe(self, sde: SDE, t: Tensor, squares: Tensor) -> None:
         """Take these values into the moving average; see `TimeSampling.observe`."""
-        with torch.no_grad():
-            where = self._bin(self._place(sde, t))
-            zeros = torch.zeros(self.bins, dtype=torch.float64, device=t.device)
-            counts = zeros.index_add(0, where, torch.ones_like(t))
-            means = zeros.index_add(0, where, squares.double()) / counts.clamp(min=1)
-            moments = self.moments.to(t.device)
-            fresh = torch.where(moments.isnan(), means, self.decay * moments + (1 - self.decay) * means)
-            self.moments.copy_(torch.where(counts > 0, fresh, moments))
+        part = self._part(sde, t)
+        zeros = torch.zeros(self.bins, dtype=torch.float64, device=t.device)
+        counts = zeros.index_add(0, part, torch.ones_like(t))
+        means = zeros.index_add(0, part, squares.double()) / counts.clamp(min=1)
+        moments = self.moments.to(t.device)
+        fresh = torch.where(moments.isnan(), means, self.decay * moments + (1 - self.decay) * means)
+        self.moments.copy_(torch.where(counts > 0, fresh, moments))
 
     def _masses(self, device: torch.device) -> Tensor:
         """Probability of each part, [bins]."""
@@ -80,19 +124,18 @@ class AdaptiveTimes(TimeSampling, nn.Module):
         roots = torch.where(roots.isnan().any() | (roots.sum() <= 0), torch.ones_like(roots), roots)
         return (1 - _UNIFORM) * roots / roots.sum() + _UNIFORM / self.bins
 
-    def _bin(self, v: Tensor) -> Tensor:
-        return (v * self.bins).long().clamp(0, self.bins - 1)
-
-    def _place(self, sde: SDE, t: Tensor) -> Tensor:
-        with torch.no_grad():
-            first, last = self._ends(sde, t.device)
-            return (first - sde.log_snr(t)) / (first - last)
-
-    @staticmethod
-    def _ends(sde: SDE, device: torch.device) -> tuple[Tensor, Tensor]:
-        first, last = (
-            sde.log_snr(torch.full((), t, dtype=torch.float64, device=device)) for t in (sde.t_min, sde.t_max)
-        )
-        return first, last
+    def _part(self, sde: SDE, t: Tensor) -> Tensor:
+        return (_place(sde, t) * self.bins).long().clamp(0, self.bins - 1)
 
     __repr__ = TimeSampling.__repr__
+
+
+@torch.no_grad()
+def _place(sde: SDE, t: Tensor) -> Tensor:
+    first, last = _ends(sde, t.device)
+    return (first - sde.log_snr(t)) / (first - last)
+
+
+def _ends(sde: SDE, device: torch.device) -> tuple[Tensor, Tensor]:
+    first, last = (sde.log_snr(torch.full((), t, dtype=torch.float64, device=device)) for t in (sde.t_min, sde.t_max))
+    return first, last

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,6 +19,10 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.measured import Measured
+from sde_diffusion.variational import FirstStage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Batch = dict[str, Tensor]
 
@@ -32,6 +36,7 @@ class BaseModel(LightningModule, ABC):
         dropout: How often the conditions are dropped in training.
         measured: What the model is given of the data themselves, such as a smaller picture; None: nothing.
         denoiser: The trained denoiser; None if the model is not made of one.
+        first_stage: The autoencoder whose latent variables the denoiser walks on; None: it walks on the data.
         decoding: How samples are made of their latent variables: "mean", the mean of p(x | z), or "draw", drawn from
             it; None if there is no p(x | z).
         run: Configuration of the run, stored in checkpoints for resuming.
@@ -46,6 +51,7 @@ class BaseModel(LightningModule, ABC):
         self.dropout = ConditionDropout(self.conditions, 0.0)
         self.measured: Measured | None = None
         self.denoiser: Denoiser | None = None
+        self.first_stage: FirstStage | None = None
         self.decoding: str | None = None
         self.run: dict[str, Any] = {}
         self.digest = ""
@@ -133,6 +139,26 @@ class BaseModel(LightningModule, ABC):
     def defines(cls, name: str) -> bool:
         """Whether a class has a method of its own in place of that of `BaseModel`."""
         return getattr(cls, name) is not getattr(BaseModel, name)
+
+    def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """Data decoded from what x is encoded as, on the scale of the data.
+
+        Args:
+            x: Data, [B, *dims].
+            seeds: One integer for each item, on which alone its noise depends; 0, 1, ... by default.
+
+        Raises:
+            UserError: If the model has no encoder.
+        """
+        raise UserError(f"a {type(self).__name__} has no encoder, and so no reconstructions")
+
+    def pictures(self, x: Tensor) -> dict[str, Image]:
+        """Further pictures during training, by name, such as reconstructions; none by default.
+
+        Args:
+            x: Items of the validation split, [B, *shape].
+        """
+        return {}
 
     def summary(self) -> dict[str, str]:
         """Lines on what is trained, by heading, for the log of a run."""

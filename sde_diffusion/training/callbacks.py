@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
+from PIL.Image import Image
 from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_kind
@@ -44,7 +45,8 @@ class SampleGrid(Callback):
 
     The seeds are always the same. A resumed run draws at the same validations as an uninterrupted one. The pictures are
     written to `folder/step-N.png`, and sent to every logger that takes images (wandb). A model whose `draw_samples`
-    returns None gets no pictures.
+    returns None gets no samples. Further pictures of a model, such as reconstructions, are in `folder/NAME/step-N.png`;
+    see `BaseModel.pictures`.
 
     Args:
         folder: Folder of the pictures.
@@ -97,14 +99,18 @@ class SampleGrid(Callback):
             return
         if not trainer.should_stop and (self._validations + 1) % self.every_n_validations:
             return
-        drawn = self._draw(cast(BaseModel, pl_module), batch["x"].shape[1:], batch)
-        if drawn is None:
-            return
-        picture = _modality(pl_module, batch).draw(drawn.x)
-        pictures.save(picture, self.folder / f"step-{trainer.global_step:07d}.png")
+        model = cast(BaseModel, pl_module)
+        drawn = self._draw(model, batch["x"].shape[1:], batch)
+        if drawn is not None:
+            self._save(trainer, _modality(pl_module, batch).draw(drawn.x), "samples", self.folder)
+        for name, picture in model.pictures(batch["x"][: self.n]).items():
+            self._save(trainer, picture, name, self.folder / name)
+
+    def _save(self, trainer: Trainer, picture: Image, name: str, folder: Path) -> None:
+        pictures.save(picture, folder / f"step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if (log_image := getattr(logger, "log_image", None)) is not None:
-                log_image(key="samples", images=[picture], step=trainer.global_step)
+                log_image(key=name, images=[picture], step=trainer.global_step)
 
     def _conditions(self, model: BaseModel, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """The conditions to draw samples with.

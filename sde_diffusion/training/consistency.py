@@ -11,23 +11,27 @@ from sde_diffusion.training.entries import ContentsError, leaves
 
 
 def check_consistency(checkpoint: Mapping[str, Any]) -> None:
-    """Check that the descriptions of the model agree, and that no size of its network exceeds its number of weights.
+    """Check that the descriptions of the model agree, and that no size of its networks exceeds its number of weights.
 
     Raises:
         ContentsError: If they do not, or one does.
     """
     hyper_parameters, run = checkpoint["hyper_parameters"], checkpoint["sde_diffusion"].get("run") or {}
     data = hyper_parameters.get("data") or {}
+    first_stage = hyper_parameters.get("first_stage") or {}
+    if not isinstance(first_stage, dict):
+        raise ContentsError(f"hyper_parameters.first_stage must be a mapping; got {shown(first_stage)}")
+    shape = first_stage.get("latent_shape", data.get("shape", ()))
     most = max(10_000, sum(tensor.numel() for tensor in checkpoint["state_dict"].values()))
+    _check_sizes("first stage", first_stage, most)
     for denoiser in (hyper_parameters.get("denoiser"), run.get("denoiser")):
         network = denoiser.get("network") if isinstance(denoiser, dict) else None
         if not isinstance(network, dict):
             continue
-        for key, value in leaves(network):
-            if isinstance(value, int) and abs(value) > most:
-                raise ContentsError(f"its network's {key}={value} is too large for the weights in the file")
-        if "shape" in network and "shape" in data and list(network["shape"]) != list(data["shape"]):
-            raise ContentsError(f"its network is for shape {shown(network['shape'])}, its data have {data['shape']}")
+        _check_sizes("network", network, most)
+        if "shape" in network and "shape" in data and list(network["shape"]) != list(shape):
+            what = "latent variables" if first_stage else "data"
+            raise ContentsError(f"its network is for shape {shown(network['shape'])}, its {what} have {shown(shape)}")
         if _conditions(network) != _conditions(hyper_parameters):
             raise ContentsError("its network has other conditions than the model, or another number of classes")
     try:
@@ -38,6 +42,12 @@ def check_consistency(checkpoint: Mapping[str, Any]) -> None:
         raise ContentsError(
             f"hyper_parameters.data has units for {len(units.low)} columns, and its shape is {shown(data.get('shape'))}"
         )
+
+
+def _check_sizes(what: str, description: Mapping[str, Any], most: int) -> None:
+    for key, value in leaves(description):
+        if isinstance(value, int) and abs(value) > most:
+            raise ContentsError(f"its {what}'s {key}={value} is too large for the weights in the file")
 
 
 def _conditions(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,50 +3,89 @@ r"""The whole variational bound of a diffusion model as an objective, for paths 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_diffusion.checks import check_kind
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.density import Decoder, GaussianDecoder
+from sde_diffusion.density import Decoder, GaussianDecoder, LevelDecoder
 from sde_diffusion.density.prior import GaussianPrior
-from sde_diffusion.sde import Time, float64
+from sde_diffusion.errors import UserError
+from sde_diffusion.sde import SDE, Time, float64
 from sde_diffusion.training.adaptive_times import AdaptiveTimes
-from sde_diffusion.training.objective import DenoisingScoreMatching, Objective
+from sde_diffusion.training.objective import DenoisingScoreMatching
 from sde_diffusion.training.time_sampling import TimeSampling
 from sde_diffusion.training.weighting import ELBOWeighting
 
 
-class DiffusionELBO(Objective, nn.Module):
+class DiffusionELBO(DenoisingScoreMatching):
     """-(E log p(x | z_0) - KL(q(z_1 | x) || N(0, sigma^2 I)) - diffusion) / D, z_0 at t_min and z_1 at t_max.
 
-    The diffusion term is `DenoisingScoreMatching` with the weights of the bound. On a path with fixed ends the other
+    The diffusion term is denoising score matching with the weights of the bound. On a path with fixed ends the other
     two terms do not depend on anything that is learnt; on a `LearnedVPSDE` they are what its ends are learnt by.
 
+    The bound does not depend on what lies between the ends, which decides how much its estimate from one draw of the
+    time varies. It is learnt in two ways, neither of which changes the value of the loss or another gradient:
+
+    - `AdaptiveTimes`, the default, measure the error at each noise level, and draw the times accordingly;
+    - a schedule with parameters (`KnotSchedule`, `MonotoneSchedule`) gets the gradient of E loss^2 for t uniform on
+      it, in the same backward pass. With `ScheduleTimes` the times are uniform on it.
+
+    For the gradient, let t_i be drawn with density q(t) at log-SNR lambda_i. With a schedule on which -dlambda/dt is
+    r(lambda), uniform t have E loss^2 = E_q [loss_i^2 r(lambda_i) / r_i] with r_i = -lambda'(t_i) / q(t_i), whose
+    gradient in r needs no derivative of the network.
+
     Args:
-        times: The distribution of t; `AdaptiveTimes()` by default, which learns the one with the least variance.
-        decoder: p(x | z_0): `LevelDecoder(L)` for data on levels; `GaussianDecoder()` by default.
+        times: The distribution of t; `AdaptiveTimes()` by default.
+        decoder: p(x | z_0); None: for data on levels `LevelDecoder`, weighted by the frequencies of the levels in the
+            training data (see `describe`), and `GaussianDecoder` for other data.
+        levels: Number of levels of the data; None for continuous data.
+        shape: Shape of one item; None: without those frequencies.
 
     Raises:
         TypeError: If times is not a `TimeSampling`, or decoder not a `Decoder`.
+        ValueError: If levels are less than 2.
 
     References:
-        Kingma et al. 2021, "Variational Diffusion Models", equations 11 to 18.
+        Kingma et al. 2021, "Variational Diffusion Models", equations 11 to 18, and section 5.1.
     """
 
-    def __init__(self, times: TimeSampling | None = None, decoder: Decoder | None = None) -> None:
-        nn.Module.__init__(self)
-        self.times: TimeSampling = AdaptiveTimes() if times is None else times
-        self.decoder: Decoder = GaussianDecoder() if decoder is None else decoder
-        check_kind("times", self.times, TimeSampling)
+    def __init__(
+        self,
+        times: TimeSampling | None = None,
+        decoder: Decoder | None = None,
+        levels: int | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(ELBOWeighting(), AdaptiveTimes() if times is None else times)
+        self.levels, self.shape = levels, shape
+        if decoder is None:
+            decoder = GaussianDecoder() if levels is None else LevelDecoder(levels, shape=shape)
+        self.decoder: Decoder = decoder
         check_kind("decoder", self.decoder, Decoder)
-        self._matching = DenoisingScoreMatching(ELBOWeighting(), self.times)
+
+    def check(self, model: Denoiser) -> None:
+        """See `Objective.check`.
+
+        Raises:
+            UserError: If the model's path has nothing to learn.
+        """
+        if not model.sde.learned:
+            raise UserError(
+                f"{type(model.sde).__name__} has no schedule to learn: take sde=learned for objective=vdm, or "
+                "objective=elbo, the bound on a fixed path"
+            )
+
+    def describe(self, x: Tensor) -> None:
+        """See `Objective.describe`."""
+        self.decoder.describe(x)
 
     def draw(self, model: Denoiser, x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """As `DenoisingScoreMatching.draw`, and the noise `end_noise` of z_0, [B, *]."""
-        found = self._matching.draw(model, x0, generator)
+        found = super().draw(model, x0, generator)
         if generator is None:
             return {**found, "end_noise": torch.randn_like(x0)}
         return {**found, "end_noise": torch.randn(x0.shape, generator=generator).to(x0)}
@@ -63,11 +102,9 @@ class DiffusionELBO(Objective, nn.Module):
         """Loss of each sample, [B]; see `DenoisingScoreMatching.__call__`."""
         sde, size = denoiser.sde, x0[0].numel()
         t = self.times(sde, len(x0), x0.device) if t is None else float64(t).expand(len(x0))
-        diffusion = self._matching(denoiser, x0, t, noise, **conditions)
+        diffusion = super().__call__(denoiser, x0, t, noise, **conditions)
         if denoiser.training:
-            with torch.no_grad():
-                weight = ELBOWeighting()(sde, t) * self.times.importance(sde, t) / (0.5 * size)
-                self.times.observe(sde, t, (diffusion.double() / weight).square())
+            diffusion = diffusion + self._variance(sde, t, diffusion.detach()).to(diffusion)
         with sde.on_cpu():
             end_noise = torch.randn_like(x0) if end_noise is None else end_noise
             reconstruction = self.decoder.expected(sde, sde.t_min, x0, end_noise)
@@ -76,4 +113,13 @@ class DiffusionELBO(Objective, nn.Module):
             prior = -entropy - GaussianPrior.standard(sde).expected(alpha.to(x0.device) * x0, sigma, end_noise)
         return diffusion + ((prior - reconstruction) / size).to(diffusion)
 
-    __repr__ = Objective.__repr__
+    def _variance(self, sde: SDE, t: Tensor, losses: Tensor) -> Tensor:
+        """Zero, [B], with the gradient of E loss^2 in the path between its ends."""
+        with torch.no_grad():
+            log_snr = sde.log_snr(t)
+            drawn = -sde.log_snr_rate(t) * self.times.importance(sde, t)
+        pace = sde.pace(log_snr)
+        if pace is None or not pace.requires_grad:
+            return torch.zeros_like(t)
+        squares: Tensor = losses.double().square() * (sde.t_max - sde.t_min) / drawn * pace
+        return squares - squares.detach()

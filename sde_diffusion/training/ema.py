@@ -59,8 +59,9 @@ class EMA(WeightAveraging):
         """Move the average to the model's device; the model is moved only after `setup`."""
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
-        average, current = list(self._average_model.module.parameters()), list(pl_module.parameters())
-        self._pairs = ([p.detach() for p in average], [p.detach() for p in current])
+        both = zip(self._average_model.module.parameters(), pl_module.parameters(), strict=True)
+        trained = [(average.detach(), current.detach()) for average, current in both if current.requires_grad]
+        self._pairs = ([average for average, _ in trained], [current for _, current in trained])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
@@ -40,9 +41,9 @@ class GenerativeModel(BaseModel):
 
     A new kind of model is a subclass that makes its modules in the constructor and defines `training_loss` and
     `validation_losses`. It may set `conditions`, `dropout` and `denoiser`, and override `draw_samples` and `summary`;
-    see `sde_diffusion.training.base.BaseModel`. All of its parameters are trained. It stores further constructor
-    arguments by `save_hyperparameters({...})`, as plain Python containers (dicts, lists, numbers, strings), so that the
-    checkpoint has all that `load_from_checkpoint` needs.
+    see `sde_diffusion.training.base.BaseModel`. Its parameters are trained and averaged, except those that require no
+    gradients. It stores further constructor arguments by `save_hyperparameters({...})`, as plain Python containers
+    (dicts, lists, numbers, strings), so that the checkpoint has all that `load_from_checkpoint` needs.
 
     All random numbers of a training step are a function of (seed, step, process), so that a resumed run draws the same
     as an uninterrupted one. To this end each step seeds torch's global generator.
@@ -173,6 +174,13 @@ class GenerativeModel(BaseModel):
             ) from error
         return model.to(map_location).eval()
 
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Check that a trainer's settings suit the model, before a run begins.
+
+        Raises:
+            UserError: If they do not.
+        """
+
     # -- training -------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -227,7 +235,7 @@ class GenerativeModel(BaseModel):
 
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the device allows, with the schedule stepped at each optimizer step."""
-        optimizer = torch.optim.AdamW(self.parameters(), **self._optimizer_settings())
+        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], **self._optimizer_settings())
         total = float(self.trainer.estimated_stepping_batches)
         if self.schedule is cosine_schedule and not math.isfinite(total) and timer_of(self.trainer) is None:
             raise UserError(

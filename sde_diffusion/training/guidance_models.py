@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sde_diffusion.conditions import Condition
     from sde_diffusion.training.base import BaseModel
     from sde_diffusion.training.generative import GenerativeModel
+    from sde_diffusion.variational import FirstStage
 
 Load = Callable[[str, str, str], Any]
 """Function from the key of an argument, the path of a checkpoint and the name of a part of its model to that part."""
@@ -100,6 +101,8 @@ class Parts:
             own, its = model.data.get(name), other.data.get(name)
             if model.data and other.data and own != its:
                 raise UserError(f"{key}={path} is a model of other data: their {name} is {its}, here it is {own}")
+        if not _same_space(model.first_stage, other.first_stage):
+            raise UserError(f"{key}={path} does not walk on the same latent variables: both need the same first stage")
         if isinstance(found, Denoiser):
             self.models[found] = other
         for name, kind in other.conditions.items():
@@ -128,6 +131,16 @@ def _loaded(path: str, device: torch.device, file: tuple[int, int, int] | None) 
     from sde_diffusion.training.digested import load_with_digest
 
     return load_with_digest(path, device)
+
+
+def _same_space(first: FirstStage | None, second: FirstStage | None) -> bool:
+    """Whether two denoisers walk on the same variables: the data, or latent variables on the same scale."""
+    if first is None or second is None:
+        return first is second
+    own, its = first.state_dict(), second.state_dict()
+    return own.keys() == its.keys() and all(
+        own[name].shape == its[name].shape and torch.allclose(own[name], its[name]) for name in own
+    )
 
 
 def _several(hint: Any) -> bool:

@@ -12,7 +12,9 @@ from sde_diffusion.errors import UserError
 if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
 
-MODELS = tuple(f"sde_diffusion.training.{name}" for name in ("ScoreModel", "Classifier", "VariationalModel"))
+MODELS = tuple(
+    f"sde_diffusion.training.{name}" for name in ("ScoreModel", "Classifier", "VariationalModel", "LatentModel")
+)
 """The models of this package, by public path. The first is that of checkpoints of version 0.1, which name none."""
 
 

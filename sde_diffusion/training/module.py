@@ -25,6 +25,9 @@ _DRAWN = ("rows", "dtype")
 _CHAIN = ("steps", "variance", "decoder", "prior", "grid", "t_end")
 """Arguments of `variational.bound` and of `DiffusionChain`."""
 
+_ITEMS = 10_000
+"""Number of training items that the objective is told about."""
+
 
 class ScoreModel(GenerativeModel):
     """A denoiser trained with an objective.
@@ -101,6 +104,7 @@ class ScoreModel(GenerativeModel):
         check_denoiser(self.denoiser)
         self.objective: Objective = build(parts["objective"], "objective")
         check_kind("objective", self.objective, Objective)
+        self.objective.check(self.denoiser)
         if measured is not None:
             self.measured: Measured | None = build(parts["measured"], "measured")
             check_kind("measured", self.measured, Measured)
@@ -110,6 +114,13 @@ class ScoreModel(GenerativeModel):
         if compile:
             self.denoiser.compile()
 
+    def on_fit_start(self) -> None:
+        """Tell the objective of a new run about the training data."""
+        split_of = getattr(getattr(self.trainer, "datamodule", None), "split", None)
+        if self.trainer.ckpt_path is None and split_of is not None:
+            split = split_of("train")
+            self.objective.describe(split.tensor(torch.arange(min(len(split), _ITEMS))))
+
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch, with the conditions of some samples dropped."""
         conditions = self.dropout(self.conditions_of(self.with_measurements(batch)))
@@ -118,8 +129,8 @@ class ScoreModel(GenerativeModel):
 
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Losses at fixed noise and stratified times, and the times' log-SNR; see `GenerativeModel`."""
-        draws = self.objective.draw(self.denoiser, batch["x"], generator)
         x0 = self.filled(batch["x"], generator)
+        draws = self.objective.draw(self.denoiser, x0, generator)
         conditions = self.conditions_of(self.with_measurements(batch, generator))
         losses = self.objective(self.denoiser, x0, **draws, **conditions)
         found = {"losses": losses, **{name: value for name, value in draws.items() if value.ndim == 1}}
@@ -157,7 +168,7 @@ class ScoreModel(GenerativeModel):
         """The path; the network, its number of parameters, and what it predicts; what it is given of the data."""
         described = self.hparams.get("denoiser") or {}
         network = (described.get("network") or {}).get("_target_") or public_path(type(self.denoiser))
-        parameters = sum(p.numel() for p in self.parameters())
+        parameters = sum(p.numel() for p in self.parameters() if p.requires_grad)
         prediction = described.get("prediction", "its own")
         model = f"{network}, {parameters:,} parameters, prediction {prediction}"
         found = {"path": str(self.denoiser.sde), "model": model}

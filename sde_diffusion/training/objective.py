@@ -11,11 +11,12 @@ the network's precision, so that no digits are lost at either end of the path, w
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion.checks import check_floats, check_kind
 from sde_diffusion.checks.reprs import ShowsArguments
@@ -23,6 +24,8 @@ from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.sde import Time, expand, float64
 from sde_diffusion.training.time_sampling import LogNormalTimes, TimeSampling
 from sde_diffusion.training.weighting import EDMWeighting, Weighting
+
+log = logging.getLogger(__name__)
 
 
 class Objective(ShowsArguments, ABC):
@@ -36,6 +39,23 @@ class Objective(ShowsArguments, ABC):
         """An instance of the class; of `DenoisingScoreMatching` for `Objective` itself."""
         made: Self = super().__new__(DenoisingScoreMatching if cls is Objective else cls)  # type: ignore[assignment]
         return made
+
+    def check(self, model: Any) -> None:
+        """Check that this objective can train a model; a path that is learnt needs one that bounds log p(x).
+
+        Raises:
+            UserError: If it cannot.
+        """
+        path = getattr(model, "sde", None)
+        if path is not None and path.learned and any(weight.requires_grad for weight in path.parameters()):
+            log.warning(
+                "the objective is not a bound on log p(x), and the path is learnt by it: use objective=vdm, or fix the "
+                "path with sde.learn_ends=false sde.schedule=linear"
+            )
+
+    def describe(self, x: Tensor) -> None:
+        """Be told of some of the training data, [N, *], before the first step of a run; resumed runs are not."""
+        return
 
     @abstractmethod
     def draw(self, model: Any, x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -63,7 +83,7 @@ class Objective(ShowsArguments, ABC):
         """
 
 
-class DenoisingScoreMatching(Objective):
+class DenoisingScoreMatching(Objective, nn.Module):
     """E_t E_eps [ w(t) |eps_hat(x_t, t) - eps|^2 / D ], where D is the number of dimensions.
 
     Args:
@@ -78,6 +98,7 @@ class DenoisingScoreMatching(Objective):
     """
 
     def __init__(self, weighting: Weighting | None = None, times: TimeSampling | None = None) -> None:
+        nn.Module.__init__(self)
         self.weighting = EDMWeighting() if weighting is None else weighting
         self.times = LogNormalTimes(stratified=True) if times is None else times
         for name, value, kind in (("weighting", self.weighting, Weighting), ("times", self.times, TimeSampling)):
@@ -134,5 +155,11 @@ class DenoisingScoreMatching(Objective):
         target = expand((1 - skip * alpha) / scale, x0) * x0 - expand(skip * sigma / scale, x0) * noise
         weight = self.weighting(sde, t) * self.times.importance(sde, t) * (alpha * scale / sigma).square()
         error = (prediction.output - target).flatten(1).square().mean(1)
+        if denoiser.training and self.times.learned:
+            with torch.no_grad():
+                squares = (0.5 * x0[0].numel() * (alpha * scale / sigma).square() * error).square()
+                self.times.observe(sde, t, squares)
         loss: Tensor = weight.to(error) * error
         return loss
+
+    __repr__ = Objective.__repr__

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ class TimeSampling(ShowsArguments, ABC):
             independent u. The expectation is the same, with less variance.
     """
 
+    learned: ClassVar[bool] = False
+    """Whether it changes in training, by what `observe` is told."""
+
     def __init__(self, stratified: bool = False) -> None:
         self.stratified = check_bool("stratified", stratified)
 
@@ -43,7 +47,7 @@ class TimeSampling(ShowsArguments, ABC):
         return torch.ones_like(t)
 
     def observe(self, sde: SDE, t: Tensor, squares: Tensor) -> None:
-        """Be told (|eps_hat - eps|^2 / 2)^2, [B], at training times t [B]: for distributions that adapt to them."""
+        """Be told (|eps_hat - eps|^2 / 2)^2, [B], at training times t [B]; only where `learned`."""
         return
 
     def __call__(self, sde: SDE, n: int, device: torch.device | str = "cpu") -> Tensor:

@@ -8,18 +8,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from PIL.Image import Image
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sde_diffusion.checks import check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
+from sde_diffusion.errors import UserError
+from sde_diffusion.modality import modality_of
 from sde_diffusion.sampling import Samples
+from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
+from sde_diffusion.training.latent_pictures import latent_pictures
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
-from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for
+from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for, perplexity
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +34,23 @@ _ITEMS = 10_000
 """Number of training items by which a new model's constant outputs are set."""
 
 _USED = 0.1
-"""In nats: with less information than this, all latent variables together are not used."""
+"""In nats: with a KL divergence below this, latent variables are not used."""
+
+
+def build_autoencoder(latent: Any, observation: Any, shape: Sequence[int], levels: int | None) -> Any:
+    """The autoencoder of a configuration, for data of a shape and a number of levels.
+
+    Args:
+        latent: The configuration of the autoencoder.
+        observation: That of p(x | z); None: chosen by the data, see `observation_for`.
+        shape: Shape of the data.
+        levels: Number of levels of the data; None for continuous ones.
+
+    Raises:
+        UserError: If a configuration is invalid.
+    """
+    kind = build_around(observation_for(levels) if observation is None else observation, "observation", levels=levels)
+    return build_around(latent, "latent", shape=list(shape), observation=kind)
 
 
 class VariationalModel(GenerativeModel):
@@ -38,6 +61,8 @@ class VariationalModel(GenerativeModel):
         observation: p(x | z), or its configuration; None: chosen by the data, see `observation_for`. Not used if
             `latent` is a model.
         objective: `BetaELBO()` by default, or its configuration.
+        adversary: A discriminator that the reconstructions must deceive, such as a `PatchAdversary`, or its
+            configuration, in which the shape of the data is filled in; None: none.
         lr: See `GenerativeModel`.
         betas: See `GenerativeModel`.
         weight_decay: See `GenerativeModel`.
@@ -64,6 +89,7 @@ class VariationalModel(GenerativeModel):
         latent: Autoencoder | Mapping[str, Any],
         observation: Any = None,
         objective: VariationalObjective | Mapping[str, Any] | None = None,
+        adversary: PatchAdversary | Mapping[str, Any] | None = None,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
@@ -77,19 +103,25 @@ class VariationalModel(GenerativeModel):
         super().__init__(
             lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
         )
-        given = {"latent": latent, "observation": observation, "objective": objective}
+        given = {"latent": latent, "observation": observation, "objective": objective, "adversary": adversary}
         parts = {name: to_containers(value) for name, value in given.items()}
         self.save_hyperparameters({k: with_public_paths(v) for k, v in parts.items() if isinstance(v, Mapping)})
         if isinstance(parts["latent"], Mapping):
-            chosen = parts["observation"]
-            chosen = observation_for(self.data.get("levels")) if chosen is None else chosen
-            kind = build_around(chosen, "observation", levels=self.data.get("levels"))
-            parts["latent"] = build_around(parts["latent"], "latent", shape=list(self.data["shape"]), observation=kind)
+            data = {"shape": self.data["shape"], "levels": self.data.get("levels")}
+            parts["latent"] = build_autoencoder(parts["latent"], parts["observation"], **data)
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
+        if "shape" in self.data:
+            self.latent.observation.check_data(self.data.get("levels"))
         self.decoding = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
+        shape = list(self.data.get("shape", self.latent.shape))
+        self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)
+        if self.adversary is not None:
+            check_kind("adversary", self.adversary, PatchAdversary)
+        self._counts = torch.zeros(self.latent.codes, dtype=torch.int64)
+        self._unused: list[int] = []
 
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
@@ -97,16 +129,52 @@ class VariationalModel(GenerativeModel):
             split = self.trainer.datamodule.split("train")  # type: ignore[attr-defined]
             self.latent.describe_without_latents(split.tensor(torch.arange(min(len(split), _ITEMS))))
 
+    def check_trainer(self, trainer: Trainer) -> None:
+        """See `GenerativeModel.check_trainer`.
+
+        Raises:
+            UserError: If the objective's warm-up is longer than the run.
+        """
+        warmup, steps = self.objective.warmup_steps, trainer.max_steps
+        if 0 < steps < warmup:
+            raise UserError(
+                f"objective.warmup_steps={warmup} is more than trainer.max_steps={steps}: beta would never reach its "
+                "value; make the warm-up shorter, or the run longer"
+            )
+
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch."""
         x0 = self.filled(batch["x"])
-        return self.objective(self.latent, x0, step=self.global_step, **self.objective.draw(self.latent, x0)).mean()
+        found = self.objective.infer(self.latent, x0, self.objective.draw(self.latent, x0))
+        loss = self.objective.loss(found, x0, self.global_step).mean()
+        return loss if self.adversary is None else loss + self.adversary(self.latent, found, x0, self.global_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """See `GenerativeModel.training_step`; also logs the losses of an adversary."""
+        loss = super().training_step(batch, batch_idx)
+        if self.adversary is not None:
+            self._logged |= {f"train/{name}": value for name, value in self.adversary.logged.items()}
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of an adversary apart from the others."""
+        if self.adversary is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for module in (self.latent, self.adversary):
+            torch.nn.utils.clip_grad_norm_(module.parameters(), gradient_clip_val)
 
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The negative evidence lower bound, in nats for each dimension, and the KL divergences, at fixed draws."""
         x0, plain = self.filled(batch["x"], generator), BetaELBO()
         found = plain.infer(self.latent, x0, plain.draw(self.latent, x0, generator))
         kl = found.kl()
+        self._counts = self._counts + self.latent.code_counts(found)
         levels = {f"kl_{level}": values for level, values in enumerate(kl, 1)}
         return {"losses": (kl.sum(0) - found.log_prob) / x0[0].numel(), **levels}
 
@@ -116,10 +184,32 @@ class VariationalModel(GenerativeModel):
         for name, values in found.items():
             if name.startswith("kl_"):
                 self.log(f"val/{name}", values.mean(), batch_size=len(values), sync_dist=True)
-        if self.data.get("levels"):
+        if self.latent.observation.levels:
             bits = found["losses"].mean() / math.log(2)
             self.log("val/bits_per_dim", bits, batch_size=len(found["losses"]), sync_dist=True)
         return found
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the codes of an earlier validation."""
+        self._counts = torch.zeros(self.latent.codes, dtype=torch.int64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log how many of the codes were used for the split, and their perplexity."""
+        if self.latent.codes:
+            counts = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
+            self.log_dict({"val/codes_used": (counts > 0).float().mean(), "val/perplexity": perplexity(counts)})
+
+    def on_validation_end(self) -> None:
+        """Warn once of latent variables that are not used after the warm-up."""
+        steps = max(self.objective.warmup_steps, self.hparams["warmup_steps"])
+        if self.trainer.sanity_checking or self.global_step < steps or not self.trainer.is_global_zero:
+            return
+        count = len(self.latent.latent_shapes)
+        kl = [float(self.trainer.callback_metrics[f"val/kl_{level}"]) for level in range(1, count + 1)]
+        unused = [level for level, nats in enumerate(kl, 1) if nats < _USED]
+        if unused and unused != self._unused:
+            log.warning("%s", _collapse(unused, kl, self.global_step))
+        self._unused = unused
 
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
@@ -150,8 +240,32 @@ class VariationalModel(GenerativeModel):
     @property
     def bounds_density(self) -> bool:
         """See `BaseModel`: what p(x | z) is."""
-        return self.latent.observation.continuous
+        return self.latent.observation.levels is None
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """The mean of p(x | z) for a draw of z from q(z | x); see `BaseModel.reconstruct`."""
+        noise = latent_noise(self.latent, range(len(x)) if seeds is None else seeds, x.device, x.dtype)
+        found = self.latent.infer(x, [stream.normal(0) for stream in noise])
+        return self.latent.decode([level.z for level in found.levels])
+
+    def pictures(self, x: Tensor) -> dict[str, Image]:
+        """Of items beside their reconstructions, and of what the latent variables stand for; see `latent_pictures`."""
+        return latent_pictures(self.latent, modality_of(self.data), x)
 
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""
         return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.latent.latent_shapes)}
+
+
+def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:
+    """What to say of latent variables whose KL divergence is about 0."""
+    if sum(kl) < _USED:
+        which, what = "the latents are not used", f"their KL divergence is {sum(kl):.2g} nats"
+    else:
+        names = " and ".join(f"z_{level}" for level in unused)
+        verb = "are" if len(unused) > 1 else "is"
+        which = f"{names} {verb} not used"
+        what = "their KL divergences are " + ", ".join(f"{nats:.2g}" for nats in kl) + " nats from z_1 up,"
+    advice = "a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
+    return f"{which}: {what} at step {step:,} (posterior collapse); try {advice}"

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_choice, check_count
+from sde_diffusion.errors import UserError
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.variational import Inference, LatentVariableModel
+from sde_diffusion.variational.vq_vae import NearestCodes
 
 GRADIENTS = ("dreg", "standard")
 
 
 class VariationalObjective(Objective):
-    """An objective that draws the latent variables of each sample once or several times."""
+    """An objective that draws the latent variables of each sample once or several times.
+
+    Attributes:
+        importance: Number of draws.
+        warmup_steps: Number of steps in which it differs from what it is later.
+    """
 
     importance = 1
+    warmup_steps = 0
 
     def draw(
         self, model: LatentVariableModel, x0: Tensor, generator: torch.Generator | None = None
@@ -36,6 +46,21 @@ class VariationalObjective(Objective):
         draws = {**({} if draws else self.draw(model, x0)), **draws}
         noise = [draws[f"z{level}"].flatten(0, 1) for level in range(1, len(model.latent_shapes) + 1)]
         return model.infer(x0.repeat_interleave(self.importance, 0), noise)
+
+    def __call__(self, model: LatentVariableModel, x0: Tensor, /, step: int | None = None, **draws: Tensor) -> Tensor:
+        """Loss of each sample, [B]; see `Objective`.
+
+        Args:
+            model: The model.
+            x0: Data, [B, *].
+            step: Number of the training step; None: after any warm-up.
+            **draws: See `draw`.
+        """
+        return self.loss(self.infer(model, x0, draws), x0, step)
+
+    @abstractmethod
+    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+        """Loss of each sample given what has been inferred, [B]."""
 
 
 class BetaELBO(VariationalObjective):
@@ -66,16 +91,8 @@ class BetaELBO(VariationalObjective):
         if not 0 <= self.free_nats < math.inf:
             raise ValueError(f"free_nats must be a finite number of at least 0; got {free_nats}")
 
-    def __call__(self, model: LatentVariableModel, x0: Tensor, /, step: int | None = None, **draws: Tensor) -> Tensor:
-        """Loss of each sample, [B]; see `Objective`.
-
-        Args:
-            model: The model.
-            x0: Data, [B, *].
-            step: Number of the training step; None: after the warm-up.
-            **draws: See `draw`.
-        """
-        found = self.infer(model, x0, draws)
+    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+        """See `VariationalObjective.loss`; beta is below its value in the first `warmup_steps` steps."""
         rising = step is not None and step < self.warmup_steps
         beta = self.beta * step / self.warmup_steps if rising and step is not None else self.beta
         kl = found.kl()
@@ -106,11 +123,10 @@ class ImportanceWeighted(VariationalObjective):
         self.importance = check_count("importance", importance)
         self.gradient = check_choice("gradient", gradient, GRADIENTS)
 
-    def __call__(self, model: LatentVariableModel, x0: Tensor, /, step: int | None = None, **draws: Tensor) -> Tensor:
-        """Loss of each sample, [B]; see `Objective`. `step` is not used."""
-        if self.gradient == "dreg" and len(model.latent_shapes) > 1:
+    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+        """See `VariationalObjective.loss`; `step` is not used."""
+        if self.gradient == "dreg" and len(found.levels) > 1:
             raise ValueError("gradient=dreg is for one latent variable; for several take gradient=standard")
-        found = self.infer(model, x0, draws)
         log_weights = found.log_weight(path=self.gradient == "dreg").reshape(len(x0), self.importance)
         value = log_weights.logsumexp(1) - math.log(self.importance)
         if self.gradient == "dreg" and value.requires_grad:
@@ -126,3 +142,35 @@ class ImportanceWeighted(VariationalObjective):
 def _only_gradient(value: Tensor) -> Tensor:
     """Zero, with the gradient of a value."""
     return value - value.detach()
+
+
+class QuantizedELBO(VariationalObjective):
+    """-(E log p(x | z) - KL - commitment |z_e - sg(z)|^2) / D, for models whose latent variables are codes.
+
+    z_e are the encoder's vectors, which the last term pulls to their codes z; sg stops gradients, so that it does not
+    move the codes. The codes themselves follow the vectors by moving averages. The reconstruction reaches the encoder
+    through the codes, whose gradient is passed on to the vectors as it is. KL is constant: the rate of a uniform prior
+    over codes. All terms are sums over dimensions, in nats for each of D dimensions of the data.
+
+    Args:
+        commitment: Weight of the commitment term, at least 0.
+
+    Raises:
+        ValueError: If it is out of its range.
+        UserError: From a call, if the latent variables are continuous.
+
+    References:
+        van den Oord et al. 2017, "Neural Discrete Representation Learning", equation 3, where the weight is 0.25.
+    """
+
+    def __init__(self, commitment: float = 0.25) -> None:
+        self.commitment = as_number("commitment", commitment)
+        if not 0 <= self.commitment < math.inf:
+            raise ValueError(f"commitment must be a finite number of at least 0; got {commitment}")
+
+    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+        """See `VariationalObjective.loss`; `step` is not used."""
+        if not all(isinstance(level.q, NearestCodes) for level in found.levels):
+            raise UserError("objective=vq is for models whose latent variables are codes: model=vq")
+        commitment = torch.stack([cast(NearestCodes, level.q).commitment(level.z) for level in found.levels]).sum(0)
+        return (found.kl().sum(0) + self.commitment * commitment - found.log_prob) / x0[0].numel()

@@ -82,7 +82,7 @@ def check_moments(model: nn.Module, optimizer: Mapping[str, Any]) -> None:
     Raises:
         ContentsError: If it does not.
     """
-    parameters, groups = list(model.parameters()), optimizer["param_groups"]
+    parameters, groups = [p for p in model.parameters() if p.requires_grad], optimizer["param_groups"]
     if len(groups) != 1 or list(groups[0]["params"]) != list(range(len(parameters))):
         raise ContentsError(f"its optimizer is not that of the {len(parameters)} parameters of its network")
     for number, state in optimizer["state"].items():

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_batch, check_count
+from sde_diffusion.checks import check_batch, check_count, check_kind
 from sde_diffusion.density.bound import Bound
 from sde_diffusion.sampling import Noise
+from sde_diffusion.sampling.arguments import check_dtype
 from sde_diffusion.sampling.noise import as_seeds
 from sde_diffusion.variational.chain import LatentVariableModel
 
@@ -48,7 +49,10 @@ def bound(
     Raises:
         ValueError: If a number is out of its range, or the shapes do not fit.
     """
+    check_kind("model", model, LatentVariableModel)
     check_batch("x", x)
+    if dtype is not None:
+        check_dtype(dtype)
     draws, importance, rows = (
         check_count(name, value) for name, value in (("draws", draws), ("importance", importance), ("rows", rows))
     )

@@ -22,11 +22,15 @@ from sde_diffusion.variational.observation import ObservationModel
 Shape = tuple[int, ...]
 
 
-class Distribution(Protocol):
-    """What a bound asks of the distributions of a level."""
+class Prior(Protocol):
+    """What a bound asks of p at a level."""
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density at z [B, *dims], in nats; [B]."""
+        """Log-density at z [B, *dims], in nats, or log-probability if z takes countably many values; [B]."""
+
+
+class Distribution(Prior, Protocol):
+    """What a bound asks of q at a level."""
 
     def kl(self, other: Any) -> Tensor:
         """KL(self || other), for another of the same class, in nats; [B]."""
@@ -49,7 +53,7 @@ class Level:
 
     z: Tensor
     q: Distribution
-    p: Distribution
+    p: Prior
     closed: bool
 
     def log_ratio(self, path: bool = False) -> Tensor:
@@ -69,10 +73,12 @@ class Inference:
     Attributes:
         levels: The levels, z_1 first.
         log_prob: Log p(x | z_1), [B].
+        outputs: The decoder's outputs, which describe p(x | z_1), [B, outputs, *shape]; None if they are not kept.
     """
 
     levels: Sequence[Level]
     log_prob: Tensor
+    outputs: Tensor | None = None
 
     def log_weight(self, path: bool = False) -> Tensor:
         """Log w = log p(x, z) - log q(z | x), [B]; with `path`, see `Level.log_ratio`."""
@@ -90,11 +96,13 @@ class LatentVariableModel(nn.Module, ABC):
         shape: Shape of the data.
         latent_shapes: Shape of each latent variable, z_1 first.
         nfe: Network passes of one draw of `infer`.
+        codes: Number of codes if the latent variables are codes of a codebook; 0: they are continuous.
     """
 
     shape: Shape
     latent_shapes: Sequence[Shape]
     nfe: int = 1
+    codes: int = 0
 
     @abstractmethod
     def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
@@ -108,6 +116,10 @@ class LatentVariableModel(nn.Module, ABC):
     @abstractmethod
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw all latent variables from the model, z_1 first; the noise is as in `infer`."""
+
+    def code_counts(self, found: Inference) -> Tensor:
+        """How often each code was drawn in an inference, int64 [codes]; empty for continuous latent variables."""
+        return torch.zeros(self.codes, dtype=torch.int64, device=found.log_prob.device)
 
 
 class Autoencoder(LatentVariableModel):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_count
+from sde_diffusion.checks import check_count, check_kind, check_sizes
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Denoiser, check_denoiser, repeated
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior
@@ -64,7 +64,8 @@ class DiffusionChain(LatentVariableModel):
         super().__init__()
         check_denoiser(denoiser)
         self.denoiser, self.variance = denoiser, variance
-        self.decoder = GaussianDecoder() if decoder is None else decoder
+        self.decoder: Decoder = GaussianDecoder() if decoder is None else decoder
+        check_kind("decoder", self.decoder, Decoder)
         sde = denoiser.sde
         steps = check_count("steps", steps)
         chosen: Grid = as_instance("grid", UniformLogSNR() if grid is None else grid, GRIDS, Grid)
@@ -73,7 +74,7 @@ class DiffusionChain(LatentVariableModel):
         prior = (0.0, sde.sigma(self.times[-1])) if prior is None else prior
         self.prior = (prior.mean, prior.variance.sqrt()) if isinstance(prior, GaussianPrior) else prior
         self.conditions = dict(conditions or {})
-        self.shape: Shape = tuple(shape)
+        self.shape: Shape = check_sizes("shape", shape)
         self.latent_shapes = [self.shape] * (steps + 1)
         self.nfe = steps * denoiser.passes
 

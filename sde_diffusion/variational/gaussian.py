@@ -44,10 +44,13 @@ class DiagonalGaussian:
         """Mean + std noise: a draw, if the noise is standard normal; [B, *dims]."""
         return torch.addcmul(self.mean, self.log_std.exp().expand_as(self.mean), noise)
 
+    def standardised(self, z: Tensor) -> Tensor:
+        """(z - mean) / std, the noise of which z is the draw; [B, *dims]."""
+        return (z - self.mean) * (-self.log_std).exp()
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density at z [B, *dims], in nats; [B]."""
-        square = ((z - self.mean) * (-self.log_std).exp()).square()
-        terms = 0.5 * square + self.log_std + 0.5 * math.log(2 * math.pi)
+        terms = 0.5 * self.standardised(z).square() + self.log_std + 0.5 * math.log(2 * math.pi)
         return -terms.flatten(1).sum(1)
 
     def entropy(self) -> Tensor:

@@ -43,38 +43,50 @@ def direct(found: DiagonalGaussian, prior: DiagonalGaussian) -> DiagonalGaussian
 Combine = Callable[[DiagonalGaussian, DiagonalGaussian], DiagonalGaussian]
 
 COMBINATIONS: dict[str, Combine] = {"ladder": precision_weighted, "residual": residual, "direct": direct}
-"""How q of a level is made of a network's output and the level's prior, by name."""
+"""How q of a level is made of a network's output and the level's prior, by name: q that goes down like the model."""
+
+BOTTOM_UP = "bottom_up"
+INFERENCES = (*COMBINATIONS, BOTTOM_UP)
 
 
-class TopDownVAE(Autoencoder):
-    """A hierarchical VAE whose q goes down like the model: q(z_T | x) q(z_{T-1} | z_T, x) ... q(z_1 | z_2, x).
+class HierarchicalVAE(Autoencoder):
+    """A hierarchical VAE: p(x | z_1 ... z_T) p(z_1 | z_2 ... z_T) ... p(z_T).
 
-    The model has states s_T, a constant, and s_{t-1} = down_t(s_t, z_t). p(z_t | s_t) is normal, with the outputs of
-    prior_t, and p(x | s_0) has those of the decoder. If down_t returns z_t the model is Markovian: p(z_t | z_{t+1}). If
-    it carries more than z_t it is a deterministic path beside the latent variables. q of z_t combines p with the
-    outputs of posterior_t, which sees s_t and what the data say at this level, h_t = up_t(h_{t-1}), h_0 = x. So each KL
-    divergence has a closed form given the levels above.
+    The model goes down: states s_T, a constant, and s_{t-1} = down_t(s_t, z_t); p(z_t | s_t) is normal, with the
+    outputs of prior_t, and p(x | s_0) has those of the decoder. If down_t returns z_t, the model is Markovian, p(z_t |
+    z_{t+1}). If it carries more than z_t, it is a deterministic path beside the latent variables.
+
+    There are two kinds of q:
+
+    - Down like the model, q(z_T | x) q(z_{T-1} | z_T, x) ... q(z_1 | z_2 ..., x): q of z_t combines p with the outputs
+      of posterior_t, which sees s_t and what the data say at this level, h_t = up_t(h_{t-1}), h_0 = x. Each KL
+      divergence has a closed form given the levels above. inference is ladder (`precision_weighted`), residual
+      (`residual`) or direct (the outputs alone).
+    - Up, q(z_1 | x) q(z_2 | z_1) ... q(z_T | z_{T-1}), with inference=bottom_up: each posterior_t sees z_{t-1} alone,
+      z_0 = x. For a Markovian model this loses nothing, as its true posterior factorises so, but only the last KL
+      divergence has a closed form: the others are estimated by their draw.
 
     Args:
-        up: up_1, ..., up_T.
-        posterior: posterior_t(h_t, s_t) -> [B, 2 C_t, *], t = 1, ..., T.
+        posterior: posterior_t(h_t, s_t) -> [B, 2 C_t, *], t = 1, ..., T; with bottom_up, posterior_t(z_{t-1}).
         prior: prior_t(s_t) -> [B, 2 C_t, *], t = 1, ..., T.
         down: down_t(s_t, z_t) -> s_{t-1}, t = 1, ..., T.
         decoder: Network from s_0 to [B, outputs, *shape].
         observation: p(x | s_0) given the decoder's outputs.
         shape: Shape of the data.
         latent_shapes: Shape of each z_t, z_1 first.
-        top_shape: Shape of s_T.
-        inference: ladder (`precision_weighted`), residual or direct.
+        top_shape: Shape of s_T, which is learnt; None: it is not used, and 0 [1].
+        up: up_1, ..., up_T; none with bottom_up.
+        inference: ladder, residual, direct or bottom_up.
 
     References:
         Soenderby et al. 2016, "Ladder Variational Autoencoders"; Child 2021, "Very Deep VAEs Generalize Autoregressive
         Models and Can Outperform Them on Images".
     """
 
+    top: Tensor
+
     def __init__(
         self,
-        up: Sequence[nn.Module],
         posterior: Sequence[nn.Module],
         prior: Sequence[nn.Module],
         down: Sequence[nn.Module],
@@ -82,29 +94,52 @@ class TopDownVAE(Autoencoder):
         observation: ObservationModel,
         shape: Sequence[int],
         latent_shapes: Sequence[Sequence[int]],
-        top_shape: Sequence[int],
+        top_shape: Sequence[int] | None = None,
+        up: Sequence[nn.Module] = (),
         inference: str = "residual",
     ) -> None:
         super().__init__(decoder, observation, shape, latent_shapes)
         self.up, self.posterior, self.prior, self.down = (nn.ModuleList(part) for part in (up, posterior, prior, down))
-        self.top = nn.Parameter(torch.zeros(*check_sizes("top_shape", top_shape)))
-        self.inference = check_choice("inference", inference, tuple(COMBINATIONS))
+        if top_shape is None:
+            self.register_buffer("top", torch.zeros(1), persistent=False)
+        else:
+            self.top = nn.Parameter(torch.zeros(*check_sizes("top_shape", top_shape)))
+        self.inference = check_choice("inference", inference, INFERENCES)
 
     def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
-        """Draw all latent variables given x, from z_T down; see `LatentVariableModel.infer`."""
-        seen, h = [], x
-        for up in self.up:
-            h = up(h)
-            seen.append(h)
-        combine = COMBINATIONS[self.inference]
-        state, levels = self._top(len(x)), []
-        for t in reversed(range(len(self.prior))):
+        """Draw all latent variables given x; see `LatentVariableModel.infer`."""
+        upwards = self.inference == BOTTOM_UP
+        drawn = self._draw_upwards(x, noise) if upwards else []
+        seen = [] if upwards else self._see(x)
+        state, levels, top = self._top(len(x)), [], len(self.prior) - 1
+        for t in range(top, -1, -1):
             p = DiagonalGaussian.of_outputs(self.prior[t](state))
-            q = combine(DiagonalGaussian.of_outputs(self.posterior[t](seen[t], state)), p)
-            z = q.draw(noise[t])
-            levels.append(Level(z, q, p, closed=True))
+            if upwards:
+                q, z = drawn[t]
+            else:
+                found = DiagonalGaussian.of_outputs(self.posterior[t](seen[t], state))
+                q = COMBINATIONS[self.inference](found, p)
+                z = q.draw(noise[t])
+            levels.append(Level(z, q, p, closed=t == top or not upwards))
             state = self.down[t](state, z)
         return Inference(levels[::-1], self.observation.log_prob(x, self.decoded(state)))
+
+    def _see(self, x: Tensor) -> list[Tensor]:
+        """What the data say at each level: h_1, ..., h_T."""
+        seen = []
+        for up in self.up:
+            x = up(x)
+            seen.append(x)
+        return seen
+
+    def _draw_upwards(self, x: Tensor, noise: Sequence[Tensor]) -> list[tuple[DiagonalGaussian, Tensor]]:
+        """q of each level given the one below, and a draw from it."""
+        drawn = []
+        for posterior, one in zip(self.posterior, noise, strict=True):
+            q = DiagonalGaussian.of_outputs(posterior(x))
+            x = q.draw(one)
+            drawn.append((q, x))
+        return drawn
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw all latent variables from the model, z_1 first."""
@@ -123,55 +158,3 @@ class TopDownVAE(Autoencoder):
 
     def _top(self, batch: int) -> Tensor:
         return self.top.expand(batch, *self.top.shape)
-
-
-class MarkovVAE(Autoencoder):
-    """A Markovian hierarchical VAE whose q goes up: q(z_1 | x) q(z_2 | z_1) ... q(z_T | z_{T-1}).
-
-    The model is p(x | z_1) p(z_1 | z_2) ... p(z_T) with p(z_T) = N(0, I). This q loses nothing, as the true posterior
-    of a Markov chain factorises so, but only the last KL divergence has a closed form: the others are estimated by
-    their draw.
-
-    Args:
-        encoders: Networks from x, z_1, ..., z_{T-1} to the outputs of q of the next, [B, 2 C, *].
-        priors: Networks from z_2, ..., z_T to the outputs of p of the one below, [B, 2 C, *].
-        decoder: Network from z_1 to [B, outputs, *shape].
-        observation: p(x | z_1) given the decoder's outputs.
-        shape: Shape of the data.
-        latent_shapes: Shape of each z_t, z_1 first.
-    """
-
-    def __init__(
-        self,
-        encoders: Sequence[nn.Module],
-        priors: Sequence[nn.Module],
-        decoder: nn.Module,
-        observation: ObservationModel,
-        shape: Sequence[int],
-        latent_shapes: Sequence[Sequence[int]],
-    ) -> None:
-        super().__init__(decoder, observation, shape, latent_shapes)
-        self.encoders, self.priors = nn.ModuleList(encoders), nn.ModuleList(priors)
-
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
-        """Draw all latent variables given x, from z_1 up; see `LatentVariableModel.infer`."""
-        q, z, below = [], [], x
-        for encoder, one in zip(self.encoders, noise, strict=True):
-            q.append(DiagonalGaussian.of_outputs(encoder(below)))
-            z.append(below := q[-1].draw(one))
-        p = [DiagonalGaussian.of_outputs(prior(above)) for prior, above in zip(self.priors, z[1:], strict=True)]
-        p.append(DiagonalGaussian.standard_like(z[-1]))
-        top = len(z) - 1
-        levels = [Level(*parts, closed=t == top) for t, parts in enumerate(zip(z, q, p, strict=True))]
-        return Inference(levels, self.observation.log_prob(x, self.decoded(z[0])))
-
-    def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
-        """Draw all latent variables from the model, z_1 first."""
-        z = [noise[-1]]
-        for prior, one in zip(reversed(self.priors), reversed(noise[:-1]), strict=True):
-            z.append(DiagonalGaussian.of_outputs(prior(z[-1])).draw(one))
-        return z[::-1]
-
-    def outputs(self, z: Sequence[Tensor]) -> Tensor:
-        """The decoder's outputs for z_1."""
-        return self.decoded(z[0])

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import check_bool, check_count, check_kind, check_sizes
-from sde_diffusion.nn.autoencoder import ConvBlock, Perceptron
+from sde_diffusion.nn.autoencoder import QUIET, ConvBlock, Cut, Joined, Perceptron, resolutions
 from sde_diffusion.nn.blocks import convolution, double, halve
-from sde_diffusion.variational.hierarchy import TopDownVAE
+from sde_diffusion.nn.patches import decoder_of
+from sde_diffusion.variational.hierarchy import BOTTOM_UP, HierarchicalVAE
 from sde_diffusion.variational.observation import ObservationModel
-
-_QUIET = 0.1
-"""Factor of the first weights of what makes a distribution, which then starts near N(0, I)."""
 
 
 class _Replaced(nn.Module):
@@ -28,7 +26,7 @@ class _Replaced(nn.Module):
         return z
 
 
-class _Added(nn.Module):
+class Added(nn.Module):
     """state + net(state, z): a deterministic path beside the latent variables."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -36,22 +34,36 @@ class _Added(nn.Module):
         self.net = net
 
     def forward(self, state: Tensor, z: Tensor) -> Tensor:
+        """Add."""
         out: Tensor = self.net(state, z)
         return state + out
 
 
-class MLPHierarchy(TopDownVAE):
+class StandardNormal(nn.Module):
+    """The outputs of N(0, I), whatever the state."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = (2 * shape[0], *shape[1:])
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Zeros, [B, 2 C, *]."""
+        return state.new_zeros(len(state), *self.shape)
+
+
+class MLPHierarchy(HierarchicalVAE):
     """A hierarchical VAE of perceptrons, for data of any shape.
 
     Args:
         shape: Shape of the data.
         observation: p(x | z) given the decoder's outputs.
-        latents: Number of dimensions of z_1, z_2, ..., z_T; two or more.
+        levels: Number of dimensions of z_1, z_2, ..., z_T; two or more.
         width: Width of the hidden layers, and of the deterministic path; positive.
         depth: Residual blocks of each network, at least 0.
         dropout: Probability in the blocks, in [0, 1).
         path: A deterministic path beside the latent variables; else the model is Markovian, z_T -> ... -> z_1 -> x.
-        inference: See `TopDownVAE`.
+        inference: See `HierarchicalVAE`.
+        patch: Side of the patches of `PatchDecoder`, for images, of which few are then enough; None: no patches.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -62,33 +74,40 @@ class MLPHierarchy(TopDownVAE):
         self,
         shape: Sequence[int],
         observation: ObservationModel,
-        latents: Sequence[int] = (16, 8),
+        levels: Sequence[int] = (16, 8),
         width: int = 256,
         depth: int = 1,
         dropout: float = 0.0,
         path: bool = True,
         inference: str = "residual",
+        patch: int | None = None,
     ) -> None:
         check_kind("observation", observation, ObservationModel)
-        sizes = _levels(latents)
+        sizes = check_levels(levels)
         network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
-        path = check_bool("path", path)
+        path, upwards = check_bool("path", path), inference == BOTTOM_UP
         hidden, count = [width], len(sizes)
         # Shape of the state before z_t is drawn: s_t.
         states = [hidden] * count if path else [[sizes[t + 1]] for t in range(count - 1)] + [[1]]
+        below = [shape, *([size] for size in sizes)] if upwards else [shape, *[hidden] * (count - 1)]
+        outputs = [observation.outputs, *shape]
+        decoder = decoder_of(hidden if path else [sizes[0]], outputs, patch, width, depth, dropout)
         super().__init__(
-            up=[network([shape if t == 0 else hidden], hidden) for t in range(count)],
-            posterior=[network([hidden, states[t]], [2 * sizes[t]], scale=_QUIET) for t in range(count)],
-            prior=[network([states[t]], [2 * sizes[t]], scale=_QUIET) for t in range(count)],
+            up=[] if upwards else [network([below[t]], hidden) for t in range(count)],
+            posterior=[network([below[t]] if upwards else [hidden, states[t]], [2 * sizes[t]]) for t in range(count)],
+            prior=[
+                *(network([states[t]], [2 * sizes[t]], scale=QUIET) for t in range(count - 1)),
+                StandardNormal([sizes[-1]]),
+            ],
             down=[
-                _Added(network([states[t], [sizes[t]]], hidden, scale=1 / math.sqrt(count))) if path else _Replaced()
+                Added(network([states[t], [sizes[t]]], hidden, scale=1 / math.sqrt(count))) if path else _Replaced()
                 for t in range(count)
             ],
-            decoder=network([hidden if path else [sizes[0]]], [observation.outputs, *shape]),
+            decoder=decoder,
             observation=observation,
             shape=shape,
             latent_shapes=[[size] for size in sizes],
-            top_shape=states[-1],
+            top_shape=hidden if path else None,
             inference=inference,
         )
 
@@ -129,7 +148,7 @@ class _Down(nn.Module):
         return out if self.size is None else double(out, self.size)
 
 
-class ConvHierarchy(TopDownVAE):
+class ConvHierarchy(HierarchicalVAE):
     """A hierarchical VAE of convolutions with a deterministic path, for images: a small very deep VAE.
 
     Args:
@@ -140,7 +159,9 @@ class ConvHierarchy(TopDownVAE):
         latent: Channels of each latent variable, at least 1.
         channels: Channels of the networks, positive.
         dropout: Probability in the blocks, in [0, 1).
-        inference: See `TopDownVAE`.
+        inference: See `HierarchicalVAE`.
+        patch: Side of the squares of pixels that become channels, at least 1: the finest resolution is one number for
+            each square.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -159,19 +180,21 @@ class ConvHierarchy(TopDownVAE):
         channels: int = 32,
         dropout: float = 0.0,
         inference: str = "residual",
+        patch: int = 1,
     ) -> None:
         check_kind("observation", observation, ObservationModel)
-        if len(shape) != 3:
-            raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPHierarchy")
+        check_images(shape, "MLPHierarchy")
         counts = [check_count("levels", count, least=0) for count in levels]
         latent, channels = check_count("latent", latent), check_count("channels", channels)
-        sizes = [tuple(shape[1:])]
-        for _ in counts[1:]:
-            sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+        cut = Cut(patch)
+        sizes = resolutions(shape[1:], cut.patch, len(counts))
         places = [place for place, count in enumerate(counts) for _ in range(count)]  # resolution of z_1, z_2, ...
-        _levels([latent] * len(places))
+        if len(places) < 2:
+            raise ValueError(f"levels must count two latent variables or more, such as [0, 2, 2]; got {counts}")
         block = partial(ConvBlock, dropout=dropout)
-        first = [convolution(shape[0], channels, 3)] + [_Up(block(channels, channels), True) for _ in range(places[0])]
+        first = [cut, convolution(shape[0] * cut.patch**2, channels, 3)] + [
+            _Up(block(channels, channels), True) for _ in range(places[0])
+        ]
         up: list[nn.Module] = [nn.Sequential(*first, block(channels, channels))]
         for below, here in itertools.pairwise(places):
             halvings = [_Up(block(channels, channels), True) for _ in range(here - below)]
@@ -191,7 +214,7 @@ class ConvHierarchy(TopDownVAE):
             posterior=[_Joined(block(2 * channels, channels), _quiet(channels, latent)) for _ in places],
             prior=[nn.Sequential(block(channels, channels), _quiet(channels, latent)) for _ in places],
             down=down,
-            decoder=_Outputs(block(channels, channels), channels, observation.outputs, shape),
+            decoder=_Outputs(block(channels, channels), channels, [observation.outputs, *shape], cut.patch),
             observation=observation,
             shape=shape,
             latent_shapes=[[latent, *sizes[place]] for place in places],
@@ -222,26 +245,44 @@ class _Then(nn.Module):
 class _Outputs(nn.Module):
     """The decoder's last layers: [B, channels, H, W] to [B, outputs, C, H, W]."""
 
-    def __init__(self, block: nn.Module, channels: int, outputs: int, shape: Sequence[int]) -> None:
+    def __init__(self, block: nn.Module, channels: int, out_shape: Sequence[int], patch: int) -> None:
         super().__init__()
-        self.block, self.shape = block, tuple(shape)
-        self.output = convolution(channels, outputs * shape[0], 3)
+        self.block, self.joined = block, Joined(patch, out_shape)
+        self.output = convolution(channels, math.prod(out_shape[:-2]) * patch**2, 3)
 
     def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.output(F.silu(self.block(h)))
-        return out.reshape(len(out), -1, *self.shape)
+        out: Tensor = self.joined(self.output(F.silu(self.block(h))))
+        return out
 
 
 def _quiet(channels: int, latent: int) -> nn.Conv2d:
     """The last layer of what makes a distribution, which starts near N(0, I)."""
     found = convolution(channels, 2 * latent, 3)
     with torch.no_grad():
-        found.weight.mul_(_QUIET)
+        found.weight.mul_(QUIET)
     return found
 
 
-def _levels(latents: Sequence[int]) -> tuple[int, ...]:
-    found = check_sizes("latents", latents)
+def check_images(shape: Sequence[int], otherwise: str) -> None:
+    """Check that a shape is that of images, and name another class for other data.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"these networks are for images [C, H, W], and the data are {list(shape)}: use {otherwise}")
+
+
+def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of latent variables, as integers.
+
+    Raises:
+        ValueError: If there are fewer than two, or one is not positive.
+    """
+    found = check_sizes("levels", levels, "a list of two or more positive sizes, one for each latent variable", least=0)
     if len(found) < 2:
-        raise ValueError(f"a hierarchy has two latent variables or more, and one is a VAE; got {list(found)}")
+        raise ValueError(
+            f"levels must name two latent variables or more, such as [16, 8]; got {list(found)}: with one latent "
+            "variable it is a VAE, model=vae"
+        )
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,11 @@ class ObservationModel(nn.Module, ABC):
 
     Attributes:
         outputs: Number of outputs of the network for each value of the data.
-        continuous: Whether it is a density of continuous data, not a probability of data on levels.
+        levels: Number of levels of the data, whose probabilities it states; None: continuous data, whose density.
     """
 
     outputs: int
-    continuous: bool = False
+    levels: int | None = None
 
     @abstractmethod
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
@@ -46,6 +47,15 @@ class ObservationModel(nn.Module, ABC):
     def draw(self, outputs: Tensor, noise: Tensor) -> Tensor:
         """Data drawn from the distribution, [B, *dims], with standard normal noise of that shape."""
 
+    def check_data(self, levels: int | None) -> None:
+        """Check that it can describe data with this number of levels; None: continuous ones.
+
+        Raises:
+            ValueError: If it is for data with another number of levels.
+        """
+        if self.levels is not None and self.levels != levels:
+            _refuse(type(self).__name__, f"data with {self.levels} levels", levels)
+
     def starting_outputs(self, x: Tensor) -> Tensor:
         """Outputs that describe data [N, *dims] without z, [outputs, *dims], from which to start training.
 
@@ -64,9 +74,11 @@ class Categorical(ObservationModel):
         ValueError: If it is out of range.
     """
 
+    levels: int
+
     def __init__(self, levels: int) -> None:
         super().__init__()
-        self.levels = self.outputs = check_count("levels", levels, least=2, most=256)
+        self.levels = self.outputs = _few(type(self).__name__, levels)
 
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
         """See `ObservationModel.log_prob`; a log-probability."""
@@ -109,10 +121,11 @@ class DiscretizedLogistic(ObservationModel):
     """
 
     outputs = 2
+    levels: int
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        self.levels = check_count("levels", levels, least=2, most=256)
+        self.levels = _few(type(self).__name__, levels)
 
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
         """See `ObservationModel.log_prob`; a log-probability."""
@@ -165,8 +178,6 @@ class Gaussian(ObservationModel):
 
     outputs = 1
 
-    continuous = True
-
     def __init__(self, std: float = 0.5, learnt: bool = True) -> None:
         super().__init__()
         self.learnt = learnt
@@ -193,7 +204,7 @@ class Gaussian(ObservationModel):
 class Bernoulli(ObservationModel):
     """For binary data, -1 and 1: p(1) is the sigmoid of the output. Grey levels are not binary data."""
 
-    outputs = 1
+    outputs, levels = 1, 2
 
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
         """See `ObservationModel.log_prob`; a log-probability."""
@@ -218,3 +229,15 @@ def observation_for(levels: int | None) -> ObservationModel:
     if levels is None:
         return Gaussian()
     return Categorical(levels) if levels <= 32 else DiscretizedLogistic(levels)
+
+
+def _few(name: str, levels: int | None) -> int:
+    if levels is None:
+        _refuse(name, "data with 2 to 256 levels", levels)
+    return check_count("levels", levels, least=2, most=256)
+
+
+def _refuse(name: str, what: str, levels: int | None) -> NoReturn:
+    its = "are continuous" if levels is None else f"have {levels} levels"
+    fitting = type(observation_for(levels)).__name__
+    raise ValueError(f"{name} is for {what}, and these data {its}: take {fitting}")

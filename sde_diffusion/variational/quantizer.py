@@ -19,14 +19,10 @@ class Quantized:
     Attributes:
         z: The nearest codes, [B, dim, *]; the gradient with respect to them is passed on to the input as it is.
         index: Their numbers, int64 [B, *].
-        commitment: Mean of |z_e - code|^2 / dim, a loss of the encoder, [].
-        perplexity: exp of the entropy of the codes' frequencies in this batch, between 1 and the number of codes, [].
     """
 
     z: Tensor
     index: Tensor
-    commitment: Tensor
-    perplexity: Tensor
 
 
 class VectorQuantizer(nn.Module):
@@ -68,34 +64,32 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantise vectors [B, dim, *]; in training, also move the codes."""
-        vectors = z.movedim(1, -1).reshape(-1, self.dim)
         if self.training:
-            self._begin(vectors.detach())
-        index = self.nearest(vectors)
-        chosen = self.codebook[index].to(vectors)
+            self._begin(self._vectors(z.detach()))
+        index = self.index_of(z)
+        chosen = self.lookup(index).to(z)
         if self.training:
-            self._follow(vectors.detach(), index)
-        commitment = (vectors - chosen).square().mean()
-        shares = torch.bincount(index, minlength=self.codes).to(vectors) / len(index)
-        perplexity = torch.special.entr(shares).sum().exp()
-        through = vectors + (chosen - vectors).detach()
-        dims = (len(z), *z.shape[2:])
-        return Quantized(through.reshape(*dims, self.dim).movedim(-1, 1), index.reshape(dims), commitment, perplexity)
+            self._follow(self._vectors(z.detach()), index.flatten())
+        return Quantized(z + (chosen - z).detach(), index)
 
-    def nearest(self, vectors: Tensor) -> Tensor:
-        """Number of the nearest code of each vector, [N, dim] -> [N]."""
-        return torch.cdist(vectors, self.codebook.to(vectors)).argmin(1)
+    def index_of(self, z: Tensor) -> Tensor:
+        """Number of the code nearest to each vector, [B, dim, *] -> int64 [B, *]."""
+        vectors = self._vectors(z)
+        return torch.cdist(vectors, self.codebook.to(vectors)).argmin(1).reshape(len(z), *z.shape[2:])
 
     def lookup(self, index: Tensor) -> Tensor:
         """The codes with these numbers, [B, *] -> [B, dim, *]."""
         return self.codebook[index].movedim(-1, 1)
 
+    def _vectors(self, z: Tensor) -> Tensor:
+        return z.movedim(1, -1).reshape(-1, self.dim)
+
     def _begin(self, vectors: Tensor) -> None:
-        if not bool(self.started):
-            self.codebook.copy_(self._some(vectors, self.codes))
-            self.sums.copy_(self.codebook)
-            self.counts.fill_(1.0)
-            self.started.fill_(True)
+        fresh = self._some(vectors, self.codes)  # in each step, as asking whether it is the first waits for a GPU
+        self.codebook.copy_(torch.where(self.started, self.codebook, fresh))
+        self.sums.copy_(torch.where(self.started, self.sums, fresh))
+        self.counts.copy_(torch.where(self.started, self.counts, 1.0))
+        self.started.fill_(True)
 
     def _follow(self, vectors: Tensor, index: Tensor) -> None:
         counts = torch.zeros_like(self.counts).index_add_(0, index, torch.ones_like(index, dtype=self.counts.dtype))
@@ -116,3 +110,9 @@ class VectorQuantizer(nn.Module):
         """N random vectors, with torch's global generator; the same one twice only if there are fewer."""
         order = torch.randperm(len(vectors), device=vectors.device)
         return vectors[order.repeat(-(-n // len(vectors)))[:n]].to(self.codebook)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of the frequencies that counts have: between 1 and the number of counts, []."""
+    entropy: Tensor = torch.special.entr(counts / counts.sum()).sum()
+    return entropy.exp()

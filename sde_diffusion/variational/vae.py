@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder, Perceptron
+from sde_diffusion.nn.patches import decoder_of
 from sde_diffusion.variational.chain import Autoencoder, Inference, Level
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
@@ -51,7 +51,8 @@ class VAE(Autoencoder):
         q = self.encode(x)
         z = q.draw(noise[0])
         level = Level(z, q, DiagonalGaussian.standard_like(z), closed=True)
-        return Inference([level], self.observation.log_prob(x, self.decoded(z)))
+        outputs = self.decoded(z)
+        return Inference([level], self.observation.log_prob(x, outputs), outputs)
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw z from N(0, I): the noise itself."""
@@ -72,6 +73,7 @@ class MLPVAE(VAE):
         width: Width of the hidden layers, positive.
         depth: Residual blocks of each network, at least 0.
         dropout: Probability in the blocks, in [0, 1).
+        patch: Side of the patches of `PatchDecoder`, for images, of which few are then enough; None: no patches.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -86,12 +88,13 @@ class MLPVAE(VAE):
         width: int = 256,
         depth: int = 1,
         dropout: float = 0.0,
+        patch: int | None = None,
     ) -> None:
         latent = check_count("latent", latent)
-        network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
         check_kind("observation", observation, ObservationModel)
-        decoder = network([[latent]], [observation.outputs, *shape])
-        super().__init__(network([shape], [2 * latent]), decoder, observation, shape, [latent])
+        encoder = Perceptron([shape], [2 * latent], width, depth, dropout)
+        decoder = decoder_of([latent], [observation.outputs, *shape], patch, width, depth, dropout)
+        super().__init__(encoder, decoder, observation, shape, [latent])
 
 
 class ConvVAE(VAE):
@@ -104,6 +107,7 @@ class ConvVAE(VAE):
         channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
+        patch: Side of the squares of pixels that become channels, at least 1; 2 costs about a quarter of 1.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -118,11 +122,12 @@ class ConvVAE(VAE):
         channels: Sequence[int] = (16, 32, 32),
         blocks: int = 1,
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
         latent = check_count("latent", latent)
         check_kind("observation", observation, ObservationModel)
         if len(shape) != 3:
             raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
-        encoder = ConvEncoder(shape[0], 2 * latent, channels, blocks, dropout)
-        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout)
+        encoder = ConvEncoder(shape[0], 2 * latent, channels, blocks, dropout, patch)
+        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout, patch)
         super().__init__(encoder, decoder, observation, shape, [latent, *decoder.sizes[-1]])

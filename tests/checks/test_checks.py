@@ -52,7 +52,7 @@ COUNTS = {
     "draws": lambda n: len(GaussianMixtureDenoiser(VPSDE(), [[1, 0], [-1, 0]], 1).sample(n)),
     "width": lambda n: MLP([2], width=n, depth=1).input.out_features,
     "n_classes": lambda n: MLP([2], n_classes=n, width=4, depth=1).conditioning.conditions["label"].n_classes,
-    "octaves": lambda n: MLP([2], width=4, depth=1, octaves=n).octaves,
+    "octaves": lambda n: MLP([2], width=4, depth=1, octaves=n).octaves.octaves,
     "channels": lambda n: UNet([1, 2, 2], channels=n, channel_mult=[1], blocks=1, attention=[]).input.out_channels,
     "probes": lambda n: Hutchinson(n).columns,
     "levels": lambda n: UniformDequantisation(n).levels,

@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+from autoencoders import CONVOLUTIONS, MLP, autoencoder
 from conftest import TINY
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -24,9 +25,23 @@ from setting_cases import (
 )
 
 from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.data import Digits, IdxImages
 
 CONF = config_folder()
-GROUPS = ("model", "sde", "network", "denoiser", "objective", "data", "sampler", "trainer", "logger", "callbacks")
+GROUPS = (
+    "model",
+    "sde",
+    "network",
+    "denoiser",
+    "objective",
+    "data",
+    "captions",
+    "text",
+    "sampler",
+    "trainer",
+    "logger",
+    "callbacks",
+)
 
 
 def leaves(node, prefix=""):
@@ -63,7 +78,8 @@ def test_every_key_of_every_choice_is_set(group):
             runs += [TRAIN["conditional"]] if group == "network" else []
             runs += [TRAIN["compile"], TRAIN["conditional"]] if group == "model" else []
         assert runs or group == "logger", path
-        assert not lacking(path.relative_to(CONF), f"{group}.", *runs), path
+        prefix = "data." if group == "captions" else f"{group}."  # part of the data
+        assert not lacking(path.relative_to(CONF), prefix, *runs), path
 
 
 def test_every_key_of_the_commands_is_set():
@@ -101,6 +117,8 @@ def places(tmp_path_factory):
         Image.fromarray(source.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "images" / f"{number}.png")
         deep = source.integers(0, 4096, (8, 8), dtype=np.uint16)
         Image.fromarray(deep).save(folder / "deep" / f"{number}.png")
+    table = ["file_name,text", *(f"{number}.png,number {number}" for number in range(60))]
+    (folder / "images" / "metadata.csv").write_text("\n".join(table))
     np.save(folder / "matrix.npy", source.standard_normal((5, 64)))
     np.save(folder / "rows.npy", source.integers(0, 17, (3, 1, 8, 8), dtype=np.uint8))
     (folder / "idx").mkdir()
@@ -121,11 +139,21 @@ def places(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def autoencoders(places, tmp_path_factory):
+    folder, idx = tmp_path_factory.mktemp("autoencoders"), IdxImages(str(places["IDX"]), n_val=10)
+    return {
+        "MLPVAE": autoencoder(folder / "mlp.ckpt", Digits(), MLP),
+        "CONVVAE": autoencoder(folder / "conv.ckpt", idx, CONVOLUTIONS),
+    }
+
+
 @pytest.fixture
-def run(command, places, trained, tmp_path):
+def run(command, places, trained, tmp_path, request):
     def run_it(name, settings, *added, refused=None):
         words = [word for part in (*added, settings) for word in shlex.split(part)]
         known = {**places, "CKPT": trained / "checkpoints" / "best.ckpt"}
+        known |= request.getfixturevalue("autoencoders") if "first_stage" in settings else {}
         for place, path in known.items():
             words = [word.replace(f"={place}", f"={path}") for word in words]
         done = command(name, *words, cwd=tmp_path)
@@ -155,7 +183,10 @@ def test_train(name, run, tmp_path):
     steps = {"experiment=ncsn": "sampler.levels=3", "experiment=score_sde": "sampler.steps=4"}
     quick = [steps.get(word, "sampler.steps=3") for word in words if word.startswith("experiment=")]
     if (
-        any(word in ("experiment=edm", "experiment=flow", "experiment=digits_likelihood") for word in words)
+        any(
+            word in ("experiment=edm", "experiment=flow", "experiment=digits_likelihood", "experiment=vdm")
+            for word in words
+        )
         or not quick
     ):
         quick = ["sampler=ddpm", "sampler.steps=3"]
@@ -195,7 +226,11 @@ def test_on_a_model(name, settings, run, trained, of_classes, tmp_path):
     ckpt = of_classes if "label=" in found[settings] else trained / "checkpoints" / "last.ckpt"
     given = "" if found[settings].startswith("samples=") else f"ckpt={ckpt} "
     # Read where they are said to lie, and refused: too few for mnist's own splits, or of other levels.
-    refused = {"other data": "leaves none of 60", "other arrays": "the model was trained on"}.get(settings)
+    refused = {
+        "other data": "leaves none of 60",
+        "other arrays": "the model was trained on",
+        "reconstructions": "a ScoreModel has no encoder, and so no reconstructions",
+    }.get(settings)
     run(name, found[settings], f"{given}out={tmp_path / 'out'}", refused=refused)
 
 

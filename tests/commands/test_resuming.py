@@ -139,7 +139,7 @@ def limit(seen: Seen) -> float:
     return float(timer.time_elapsed() + (timer.time_remaining() or 0.0))
 
 
-REFUSED = ("sde.", "network.", "denoiser.", "conditional", "experiment")
+REFUSED = ("sde.", "network.", "denoiser.", "first_stage.", "text.", "conditional", "experiment")
 
 COUNTS: dict[str, tuple[Any, Any]] = {
     "seed": (7, hparam),
@@ -157,6 +157,7 @@ COUNTS: dict[str, tuple[Any, Any]] = {
     "callbacks.ema.start_step": (9, attribute("callback ema")),
     "callbacks.non_finite.every_n_steps": (9, attribute("callback non_finite")),
     "callbacks.noise_levels.folder": ("elsewhere", lambda seen, _: str(seen.callback("noise_levels").folder)),
+    "callbacks.schedule.folder": ("elsewhere", lambda seen, _: str(seen.callback("schedule").folder)),
     "callbacks.noise_levels.bins": (7, attribute("callback noise_levels")),
     "callbacks.progress.refresh_every": (9, attribute("callback progress")),
     "callbacks.best.dirpath": ("elsewhere", lambda seen, _: Path(seen.callback("best").dirpath).name),
@@ -209,9 +210,16 @@ COUNTS: dict[str, tuple[Any, Any]] = {
 }
 """Key: a value other than the run's, and a function that reads it from the objects of the training."""
 
-BY_ITSELF = ("callbacks.samples.sampler", "guidance", "model.condition_dropout", "model.measured", "data.shrink")
+BY_ITSELF = (
+    "callbacks.samples.sampler",
+    "guidance",
+    "model.condition_dropout",
+    "model.measured",
+    "data.shrink",
+    "data.captions",
+)
 """Have tests of their own: one replaces `sampler`; guidance is null or a choice; this run has no conditions, which a
-measurement would be; and smaller data do not fit the network."""
+measurement or a text would be; and smaller data do not fit the network."""
 
 NOT_ON_ONE_CPU = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 """No other value works here."""
@@ -289,7 +297,7 @@ def test_the_seed_of_the_order_follows_the_seed(ckpt: str, tmp_path: Path) -> No
     assert (seen.model.hparams["seed"], seen.data.seed) == (7, 7)
 
 
-@pytest.mark.parametrize("key", [key for key in keys() if key.startswith(REFUSED[:3])])
+@pytest.mark.parametrize("key", [key for key in keys() if key.startswith(REFUSED[:4])])
 def test_a_key_of_the_model_is_refused(key: str, ckpt: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a resumed run keeps its model: .* leave it out"):
         command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", f"{key}=null")
@@ -297,7 +305,16 @@ def test_a_key_of_the_model_is_refused(key: str, ckpt: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "choice", ["sde=ve", "network=unet_small", "denoiser=eps", "experiment=edm", "conditional=true"]
+    "choice",
+    [
+        "sde=ve",
+        "network=unet_small",
+        "denoiser=eps",
+        "experiment=edm",
+        "conditional=true",
+        "text=minilm",
+        "captions=rendered",
+    ],
 )
 def test_another_model_is_refused(choice: str, ckpt: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{choice}: a resumed run keeps its model"):

@@ -70,6 +70,10 @@ WRONG = {
     "denoiser.sigma_data=-1": "denoiser.sigma_data (the data's standard deviation) must be positive",
     "denoiser=v sde=ve": "denoiser.prediction 'v' is defined on variance-preserving paths only",
     "sde.beta_min=30": "sde: VPSDE needs 0 < beta_min <= beta_max",
+    "objective=vdm": "VPSDE has no schedule to learn: take sde=learned for objective=vdm, or objective=elbo",
+    "model=vdm sde=learned sde.log_snr_max=-6": "-60 <= log_snr_min < log_snr_max <= 60; got -5 and -6",
+    "model=vdm sde=learned sde.log_snr_max=61": "-60 <= log_snr_min < log_snr_max <= 60; got -5 and 61",
+    "model=vdm sde=learned sde.schedule=knot": "sde.schedule must be one of linear, knots, net; got 'knot'",
     "objective.times.std=0": "objective.times.std must be positive",
     "sampler.grid={_target_:sde_diffusion.sde.KarrasRho,rho:x}": "sampler.grid.rho must be a finite number",
     "sampler.grid=3": "sampler.grid must be text, of class Grid, {_target_: CLASS, ...} or null; got sampler.grid=3",
@@ -216,7 +220,9 @@ def test_hints():
     assert at_least(2, 5).words == "an integer from 2 to 5"
 
 
-@pytest.mark.parametrize("command", GIVEN)
+@pytest.mark.parametrize(
+    "command", [*GIVEN][:2] + [pytest.param(name, marks=pytest.mark.slow) for name in [*GIVEN][2:]]
+)
 def test_any_overrides(command):
     """One message, or none; and never another exception, which `refusal` does not catch."""
 
@@ -229,7 +235,7 @@ def test_any_overrides(command):
     look()
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_is_not_refused_trains(number, command, tmp_path):
     trains_or_says_why(command, tmp_path, accepted_lists(5)[number])
 

@@ -80,7 +80,7 @@ def kill(command, tmp_path, uninterrupted, elsewhere):
 
 
 # At 0.41 best.ckpt is written for the first time, and last.ckpt is not: the advice to resume with the former is taken.
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.41, 0.7, 0.97])
+@pytest.mark.parametrize("share", [0.41, 0.7, *(pytest.param(one, marks=pytest.mark.slow) for one in (0.1, 0.3, 0.97))])
 def test_some_kills_of_a_run(kill, uninterrupted, tmp_path, share):
     assert kill(*RUN, folder=tmp_path / "run", kill_at=round(share * uninterrupted[1])) == -9
 

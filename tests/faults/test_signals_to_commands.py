@@ -57,6 +57,7 @@ def check_results(command, name, ckpt_run, tmp_path, n: int) -> None:
         assert not difference(results(tmp_path / "complete" / "out"), results(out)), (at, number)
 
 
+@pytest.mark.slow
 def test_train_at_some_places(command, tmp_path):
     check_train(command, tmp_path, 4)
 

@@ -1,11 +1,17 @@
+import math
 import pathlib
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from sde_diffusion import nn as networks
+from sde_diffusion.denoiser import NetworkDenoiser
 from sde_diffusion.nn import MLP, UNet
+from sde_diffusion.nn.octaves import Octaves
+from sde_diffusion.sde import VESDE, VPSDE
 
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "network"
 TINY = {"channels": 8, "channel_mult": [1, 2, 2], "blocks": 1, "attention": [1], "head_channels": 8}
@@ -222,6 +228,40 @@ def test_octaves_tell_levels_apart_that_the_values_do_not():
         network.input.weight[:, :12] = 0  # and their sines of the two coarser octaves
         network.input.weight[:, 16:24] = 0  # and their cosines: what is left has period 1/2
         assert torch.allclose(network(x, c), network(x + 0.5, c), atol=1e-9)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_octaves_have_periods_of_whole_levels_and_are_expectations(levels):
+    """Of periods 1, 2 and 4; with noise, they are what the features of noisy data are on average over more noise."""
+    octaves, i = Octaves(3, levels), torch.arange(-1, levels + 1, dtype=torch.float64).unsqueeze(1)
+    y = 2 * i / (levels - 1) - 1
+    found = octaves(y, (y, torch.zeros(()))).unflatten(1, (7, 1))[:, 1:, 0]
+    for j in range(3):
+        turns = (2 * math.pi * i[:, 0] / 2**j) % (2 * math.pi)
+        torch.testing.assert_close(found[:, 2 * j], turns.sin(), atol=1e-10, rtol=0)
+        torch.testing.assert_close(found[:, 2 * j + 1], turns.cos(), atol=1e-10, rtol=0)
+    nodes, weights = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(60))
+    ratio = torch.tensor(0.6 / (levels - 1), dtype=torch.float64)
+    y = torch.tensor([[0.137]], dtype=torch.float64)
+    noisy = y + ratio * nodes.unsqueeze(1)
+    averages = weights / weights.sum() @ octaves(noisy, (noisy, torch.zeros(())))
+    torch.testing.assert_close(octaves(y, (y, ratio))[0], averages, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()])
+@pytest.mark.parametrize("kind", [MLP, partial(UNet, channels=8, channel_mult=[1], blocks=1, attention=[])])
+def test_octaves_of_a_denoiser_are_those_of_the_noisy_data(sde, kind):
+    """On any path, and at one time for all as at one for each."""
+    network = kind([1, 4, 4], embedding_dim=8, octaves=2, levels=17)
+    taken = []
+    network.octaves.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[1]))
+    denoiser = NetworkDenoiser(sde, network)
+    x0, noise = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
+    for t in (torch.tensor(0.4), torch.tensor([0.1, 0.4, 0.9])):
+        denoiser(sde.perturb(x0, t, noise), t)
+        y, ratio = taken.pop()
+        torch.testing.assert_close(ratio, (-0.5 * sde.log_snr(t)).exp())
+        torch.testing.assert_close(y, x0 + ratio.reshape(-1, 1, 1, 1) * noise)
 
 
 def test_dropout_of_the_mlp_acts_in_training_alone():

@@ -25,12 +25,19 @@ def defined(sde: SDE, prediction: str) -> bool:
     return prediction != "v" or isinstance(sde, VPSDE | CosineVPSDE)
 
 
-@pytest.mark.parametrize("sde", PATHS, ids=lambda sde: type(sde).__name__)
-@pytest.mark.parametrize("prediction", PARAMETERIZATIONS)
+CASES = [(sde, prediction) for prediction in PARAMETERIZATIONS for sde in PATHS if defined(sde, prediction)]
+"""Quick: each path with one prediction. Slow: all."""
+
+
+@pytest.mark.parametrize(
+    ("sde", "prediction"),
+    [
+        pytest.param(*case, marks=() if place % 7 == 0 else pytest.mark.slow, id=f"{case[1]}-{type(case[0]).__name__}")
+        for place, case in enumerate(CASES)
+    ],
+)
 def test_one_graph(sde: SDE, prediction: str) -> None:
     """No break, no new graph for each time, and what the eager one computes."""
-    if not defined(sde, prediction):
-        pytest.skip("v is defined on variance-preserving paths")
     torch._dynamo.reset()
     counters.clear()
     objective = Objective(X0Weighting(), LogNormalTimes(stratified=True))

@@ -99,9 +99,14 @@ def test_thrice_resumed(uninterrupted: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "how"),
     [
-        *((step, how) for step in (13, 16, 20, 40) for how in ("SIGINT", "SIGTERM")),  # 16 and 40 end an epoch
-        *((20, f"validating {how}") for how in ("SIGINT", "SIGTERM")),
-        *((40, f"validating {how}") for how in ("SIGINT", "SIGTERM")),
+        (13, "SIGINT"),
+        (16, "SIGTERM"),  # 16 and 40 end an epoch
+        (20, "validating SIGTERM"),
+        (40, "SIGINT"),
+        *(pytest.param(step, "SIGINT", marks=pytest.mark.slow) for step in (16, 20)),
+        *(pytest.param(step, "SIGTERM", marks=pytest.mark.slow) for step in (13, 20, 40)),
+        pytest.param(20, "validating SIGINT", marks=pytest.mark.slow),
+        *(pytest.param(40, f"validating {how}", marks=pytest.mark.slow) for how in ("SIGINT", "SIGTERM")),
     ],
 )
 def test_interrupted(uninterrupted: Path, tmp_path: Path, step: int, how: str, restored: None) -> None:

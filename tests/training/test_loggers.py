@@ -118,6 +118,7 @@ def run_wandb(folder: Path, **environment: str) -> tuple[str, float]:
     return done.stdout + done.stderr + f"LEFT {left}", time.perf_counter() - start
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_logs_offline_and_says_so_once(tmp_path: Path) -> None:
     output, _ = run_wandb(tmp_path)
     assert "MODE offline" in output

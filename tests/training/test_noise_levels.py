@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
-from tiny import make_model, make_trainer, ring
+from tiny import make_model, make_trainer, make_vdm, ring
 
-from sde_diffusion.training.noise_levels import COLUMNS, LossByNoiseLevel
+from sde_diffusion.training.noise_levels import COLUMNS, LearntSchedule, LossByNoiseLevel
 
 EVERY_FIVE = {"limit_val_batches": 1.0, "val_check_interval": 5, "check_val_every_n_epoch": None}
 
@@ -66,6 +66,26 @@ def test_a_resumed_run_goes_on_with_the_file(tmp_path):
     found = rows(tmp_path)
     assert [row["step"] for row in found] == [5, 5, 10, 10, 15, 15, 20, 20]
     assert found[0]["loss"] == 77
+
+
+def test_the_learnt_path_and_the_noise_levels_drawn(tmp_path):
+    """Shares of the draws against a large sample of them; a path that is not learnt has no such file."""
+    model = make_vdm()
+    trainer = make_trainer(tmp_path, LearntSchedule(tmp_path), max_steps=10, **EVERY_FIVE)
+    trainer.fit(model, ring())
+    with (tmp_path / "schedule.csv").open(newline="") as file:
+        found = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["step"] for row in found] == [5.0] * 100 + [10.0] * 100
+    share, log_snr, drawn = (torch.tensor([row[key] for row in found[100:]]) for key in ("share", "log_snr", "drawn"))
+    sde = model.denoiser.sde
+    with torch.no_grad():
+        torch.testing.assert_close(log_snr, sde.log_snr(share).float(), rtol=1e-5, atol=1e-5)
+        sample = sde.log_snr(model.objective.times(sde, 40_000)).float()
+    assert float((torch.quantile(sample, 1 - share) - drawn).abs().max()) < 1e-2
+    assert (tmp_path / "schedule.png").stat().st_size > 5000
+    trainer = make_trainer(tmp_path, LearntSchedule(tmp_path / "fixed"), max_steps=5, **EVERY_FIVE)
+    trainer.fit(make_model(), ring())
+    assert not (tmp_path / "fixed").exists()
 
 
 def test_bins_must_be_several():

@@ -34,6 +34,7 @@ def relative_score_error(denoiser: nn.Module, exact: GaussianMixtureDenoiser, n:
     return wrong / right
 
 
+@pytest.mark.slow
 def test_training_finds_the_exact_score_of_a_mixture() -> None:
     """Measured after 1500 steps of 512: 2.0e-4; untrained 0.045, the prediction for Gaussian data of that variance."""
     sde = VPSDE()

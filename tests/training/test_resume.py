@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import MLP, UNET, make_model, make_trainer, ring, same
+from tiny import MLP, UNET, make_model, make_trainer, make_vdm, ring, same
 
 from sde_diffusion.data import DataModule, Digits
 from sde_diffusion.training import EMA, ScoreModel
@@ -61,6 +61,20 @@ def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 def test_resumed_from_a_checkpoint_within_the_run(uninterrupted: tuple, tmp_path: Path, step: int) -> None:
     make, folder, expected = uninterrupted
     assert_same_end(run(make, tmp_path, ckpt=folder / f"step={step}.ckpt"), expected)
+
+
+def test_a_learnt_path_and_its_times_are_resumed(tmp_path: Path) -> None:
+    """The path's weights in both sets of weights, and what the distribution of the times has measured."""
+
+    def make() -> tuple[ScoreModel, DataModule]:
+        return make_vdm(), ring()
+
+    expected = run(make, tmp_path, every_step(tmp_path), **CHECKPOINTING)
+    assert_same_end(run(make, tmp_path, ckpt=tmp_path / "step=13.ckpt"), expected)
+    average, raw = expected["state_dict"], expected["current_model_state"]
+    for name in ("moves", "schedule.logits"):
+        assert bool((average[f"denoiser.sde.{name}"] != raw[f"denoiser.sde.{name}"]).any())
+    assert bool((average["objective.times.moments"].isfinite()).all())
 
 
 @pytest.mark.parametrize("step", [8, 13])

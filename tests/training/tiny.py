@@ -34,7 +34,15 @@ def make_model(network: dict[str, Any] | None = None, **options: Any) -> ScoreMo
         "sde": {"_target_": "sde_diffusion.sde.VPSDE"},
         "network": network or MLP,
     }
-    return ScoreModel(denoiser, OBJECTIVE, **{"lr": 1e-2, "warmup_steps": 3, "schedule": "constant", **options})
+    settings = {"denoiser": denoiser, "objective": OBJECTIVE, "lr": 1e-2, "warmup_steps": 3, "schedule": "constant"}
+    return ScoreModel(**{**settings, **options})
+
+
+def make_vdm(**options: Any) -> ScoreModel:
+    """A variational diffusion model that learns its ends, its schedule and the distribution of its times."""
+    path = {"_target_": "sde_diffusion.sde.LearnedVPSDE", "schedule": "knots"}
+    denoiser = {"_target_": "sde_diffusion.denoiser.NetworkDenoiser", "sde": path, "network": MLP}
+    return make_model(denoiser=denoiser, objective={"_target_": "sde_diffusion.training.DiffusionELBO"}, **options)
 
 
 def ring(**options: Any) -> Ring:

@@ -16,7 +16,7 @@ ON_LEVELS = [Categorical(LEVELS), DiscretizedLogistic(LEVELS), Bernoulli()]
 
 
 def all_levels(model) -> torch.Tensor:
-    levels = getattr(model, "levels", 2)
+    levels = model.levels or 2
     return from_levels(torch.arange(levels), levels).double()
 
 

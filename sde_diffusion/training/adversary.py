@@ -1,0 +1,100 @@
+"""A discriminator that is trained beside an autoencoder, which learns to deceive it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from sde_diffusion.checks import as_positive, check_count
+from sde_diffusion.errors import UserError
+from sde_diffusion.nn.discriminator import PatchDiscriminator
+from sde_diffusion.variational import Autoencoder, Inference
+
+
+class PatchAdversary(nn.Module):
+    r"""Hinge losses of a patch discriminator d and of reconstructions x', the means of p(x | z), in each step:
+
+        discriminator:  1/2 [max(0, 1 - d(x)) + max(0, 1 + d(x'))],    autoencoder:  -w a d(x').
+
+    The weight a = |grad of -log p(x | z) / D| / (|grad of -d(x')| + 1e-4), at most `most`, makes both gradients of the
+    decoder's last layer equally long.
+
+    The sum of both losses is minimised by one optimizer step: in the first one x' has no gradient, and in the second
+    one d's weights have none, so that neither player receives a gradient of the other's loss. As AdamW treats each
+    weight by itself, this is what two optimizers with the same settings do when they step together; and the steps of a
+    run, its schedule, accumulated gradients, averages and checkpoints are those of any run. Gradients are clipped for
+    each player by itself.
+
+    Reconstructions get worse by likelihood and error, and may get sharper. Start late, when they are good already.
+    The usual betas of AdamW are then 0.5 and 0.9.
+
+    Args:
+        shape: Shape of the images, [C, H, W]; filled in from the data.
+        layers: See `PatchDiscriminator`.
+        channels: See `PatchDiscriminator`.
+        weight: w, positive.
+        start: Step at which both losses begin, at least 0.
+        rise: Number of steps after `start` in which w rises linearly from 0, so that d is better than chance first.
+        most: Largest a, positive.
+
+    Raises:
+        ValueError: If a number is out of its range, or the images are too small for the discriminator.
+        UserError: From a call, if the decoder has no last layer `output`.
+
+    References:
+        Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", equations 6 and 7.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        layers: int = 1,
+        channels: int = 32,
+        weight: float = 0.5,
+        start: int = 500,
+        rise: int = 200,
+        most: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.discriminator = PatchDiscriminator(shape, layers, channels)
+        self.weight, self.most = as_positive("weight", weight), as_positive("most", most)
+        self.start, self.rise = check_count("start", start, least=0), check_count("rise", rise, least=0)
+        self.logged: dict[str, Tensor] = {}
+
+    def forward(self, model: Autoencoder, found: Inference, x0: Tensor, step: int) -> Tensor:
+        """Sum of both losses, a mean over the batch, [].
+
+        Args:
+            model: The autoencoder.
+            found: What it has inferred for x0, with the decoder's outputs.
+            x0: Data, [B, C, H, W].
+            step: Number of the training step.
+        """
+        if step < self.start:  # gradients of 0 in place of none, which several processes could not add up
+            return 0.0 * torch.stack([p.sum() for p in self.discriminator.parameters()]).sum()
+        if found.outputs is None:
+            raise UserError(f"{type(model).__name__} has no reconstructions that a discriminator could look at")
+        made = model.observation.mean(found.outputs)
+        real, fake = self.discriminator(x0), self.discriminator(made.detach())
+        discriminator = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        deceiving = -functional_call(self.discriminator, fixed, (made,)).mean()
+        adaptive = self._adaptive_weight(model, -found.log_prob.mean() / x0[0].numel(), deceiving)
+        share = min(1.0, (step - self.start) / self.rise) if self.rise else 1.0
+        self.logged = {"discriminator": discriminator.detach(), "adaptive_weight": adaptive}
+        total: Tensor = discriminator + share * self.weight * adaptive * deceiving
+        return total
+
+    def _adaptive_weight(self, model: Autoencoder, reconstruction: Tensor, deceiving: Tensor) -> Tensor:
+        last = getattr(getattr(model.decoder, "output", None), "weight", None)
+        if last is None:
+            raise UserError("model.adversary needs a decoder network whose last layer is named output")
+        ours, its = (
+            torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, deceiving)
+        )
+        weight: Tensor = (ours / (its + 1e-4)).clamp(max=self.most)
+        return weight

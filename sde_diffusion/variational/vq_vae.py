@@ -1,0 +1,181 @@
+"""The vector quantised autoencoder: one latent variable, of codes of a codebook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.checks import check_count, check_kind
+from sde_diffusion.errors import UserError
+from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder
+from sde_diffusion.variational.chain import Autoencoder, Inference, Level
+from sde_diffusion.variational.observation import ObservationModel
+from sde_diffusion.variational.quantizer import VectorQuantizer
+
+
+@dataclass(frozen=True)
+class UniformCodes:
+    """p(z): at each place, each of K codes has the probability 1 / K.
+
+    Attributes:
+        codes: K.
+    """
+
+    codes: int
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """-(number of places) log K, in nats, for codes z [B, dim, *places]; [B]."""
+        return torch.full_like(z[:, 0].flatten(1)[:, 0], -z[0, 0].numel() * math.log(self.codes))
+
+
+@dataclass(frozen=True)
+class NearestCodes:
+    """q(z | x) of a deterministic encoder: at each place, the code nearest to the encoder's vector has probability 1.
+
+    Attributes:
+        mean: The encoder's vectors, which are not codes yet, [B, dim, *places].
+    """
+
+    mean: Tensor
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """The vectors themselves; the noise is not used."""
+        return self.mean
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log 1 = 0 for the nearest codes z; [B]."""
+        return torch.zeros_like(z[:, 0].flatten(1)[:, 0])
+
+    def kl(self, other: UniformCodes) -> Tensor:
+        """(Number of places) log K, in nats; [B]."""
+        return -other.log_prob(self.mean)
+
+    def entropy(self) -> Tensor:
+        """Not defined for the vectors.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            "a VQ encoder is deterministic and has no entropy: no bound in nats; take a KL first stage, or sample and "
+            "evaluate"
+        )
+
+    def commitment(self, z: Tensor) -> Tensor:
+        """Sum of (mean - z)^2 for codes z, with a gradient to the encoder alone; [B]."""
+        return (self.mean - z.detach()).square().flatten(1).sum(1)
+
+    def detach(self) -> Self:
+        """The same distribution, without a gradient to the encoder."""
+        return type(self)(self.mean.detach())
+
+
+class VQVAE(Autoencoder):
+    """An autoencoder whose latent variable is a code of a codebook at each place.
+
+    The encoder's vectors are replaced by the nearest of K codes, whose gradient is passed on to them as it is. With the
+    uniform prior over codes, the bound is log p(x | z) - (number of places) log K. Its training objective also pulls
+    the vectors to their codes: `QuantizedELBO`.
+
+    Samples of this model alone are decoded from independent, uniform codes, and look like noise: it is a first stage,
+    for another model that learns the distribution of the latents. That model is trained on the vectors before
+    quantisation, `encode(x).mean`, and `decode` quantises.
+
+    Args:
+        encoder: Network from x [B, *shape] to vectors [B, dim, *places].
+        decoder: Network from codes [B, dim, *places] to [B, outputs, *shape].
+        quantizer: The codebook.
+        observation: p(x | z) given the decoder's outputs.
+        shape: Shape of the data.
+        latent_shape: [dim, *places].
+
+    References:
+        van den Oord et al. 2017, "Neural Discrete Representation Learning".
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        quantizer: VectorQuantizer,
+        observation: ObservationModel,
+        shape: Sequence[int],
+        latent_shape: Sequence[int],
+    ) -> None:
+        super().__init__(decoder, observation, shape, [latent_shape])
+        self.encoder, self.quantizer, self.codes = encoder, quantizer, quantizer.codes
+
+    def encode(self, x: Tensor) -> NearestCodes:
+        """q(z | x), of which `mean` is the vectors before quantisation."""
+        return NearestCodes(self.encoder(x))
+
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+        """The codes for x; in training, the codebook moves. The noise is not used."""
+        q = self.encode(x)
+        z = self.quantizer(q.mean).z
+        level = Level(z, q, UniformCodes(self.codes), closed=True)
+        outputs = self.decoded(z)
+        return Inference([level], self.observation.log_prob(x, outputs), outputs)
+
+    def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
+        """Draw each code uniformly, by the first channel of the noise."""
+        uniform = torch.special.ndtr(noise[0][:, 0].double())
+        index = (self.codes * uniform).long().clamp(max=self.codes - 1)
+        return [self.quantizer.lookup(index)]
+
+    def outputs(self, z: Sequence[Tensor]) -> Tensor:
+        """The decoder's outputs for the codes nearest to z."""
+        index = self.quantizer.index_of(z[0])
+        return self.decoded(self.quantizer.lookup(index).to(z[0]))
+
+    def code_counts(self, found: Inference) -> Tensor:
+        """How often each code was drawn, int64 [K]."""
+        return torch.bincount(self.quantizer.index_of(found.levels[0].z).flatten(), minlength=self.codes)
+
+
+class ConvVQVAE(VQVAE):
+    """A VQ-VAE of convolutions, for images: z has a code at each place of the last of the resolutions.
+
+    Args:
+        shape: Shape of the data, [C, H, W].
+        observation: p(x | z) given the decoder's outputs.
+        codes: Number of codes K, at least 2.
+        latent: Number of channels of a code, at least 1.
+        channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
+        blocks: Residual blocks at each resolution, at least 1.
+        dropout: Probability in the blocks, in [0, 1).
+        patch: Side of the squares of pixels that become channels, at least 1.
+        decay: See `VectorQuantizer`.
+        restart: See `VectorQuantizer`.
+
+    Raises:
+        TypeError: If observation is not an observation model.
+        ValueError: If a number is out of its range, or the data are not images.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        observation: ObservationModel,
+        codes: int = 256,
+        latent: int = 4,
+        channels: Sequence[int] = (16, 32, 32),
+        blocks: int = 1,
+        dropout: float = 0.0,
+        patch: int = 1,
+        decay: float = 0.99,
+        restart: float = 1.0,
+    ) -> None:
+        latent = check_count("latent", latent)
+        check_kind("observation", observation, ObservationModel)
+        if len(shape) != 3:
+            raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}")
+        quantizer = VectorQuantizer(codes, latent, decay, restart)
+        encoder = ConvEncoder(shape[0], latent, channels, blocks, dropout, patch)
+        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout, patch)
+        super().__init__(encoder, decoder, quantizer, observation, shape, [latent, *decoder.sizes[-1]])

@@ -1,0 +1,34 @@
+"""Checkpoints of autoencoders that have hardly been trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from sde_diffusion.data import DataModule
+from sde_diffusion.training import VariationalModel
+from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
+
+MLP: dict[str, Any] = {"_target_": "sde_diffusion.variational.MLPVAE", "latent": 3, "width": 16}
+CONVOLUTIONS: dict[str, Any] = {"_target_": "sde_diffusion.variational.ConvVAE", "latent": 2, "channels": [4, 4]}
+
+
+def autoencoder(path: Path, data: DataModule, latent: dict[str, Any], steps: int = 2) -> Path:
+    """Train one for some steps, and write its checkpoint."""
+    torch.manual_seed(0)
+    model = VariationalModel(latent, data=data.prepare().describe(), lr=1e-2, warmup_steps=1)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[SealedCheckpointIO()],
+        default_root_dir=path.parent,
+    )
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(path)
+    return path

@@ -1,0 +1,114 @@
+"""Captions: their attributes against images of known shear, their words, and tables of them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sde_diffusion import UserError
+from sde_diffusion.data import CaptionTable, Digits, Folder
+from sde_diffusion.text import RenderedCaptions, StrokeAttributes, as_texts, ink, shear
+from sde_diffusion.text.wording import DIGITS, TRAINING, UNSEEN
+
+
+def stroke(slope, width=1.5):
+    """A straight stroke that moves `slope` pixels to the right for each pixel up, on [-1, 1]."""
+    rows, columns = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(41.0) - 20, indexing="ij")
+    inside = (rows.abs() < 12) * torch.exp(-((columns + slope * rows) ** 2) / (2 * width**2))
+    return 2 * inside[None, None] - 1
+
+
+@pytest.mark.parametrize("slope", [-0.4, 0.0, 0.25])
+def test_shear_is_the_slope_of_a_stroke(slope):
+    assert float(shear(stroke(slope))) == pytest.approx(slope, abs=1e-3)
+    assert float(shear(stroke(slope).flip(-1))) == pytest.approx(-slope, abs=1e-3)
+    assert float(ink(stroke(slope))) == pytest.approx(23 * 1.5 * (2 * torch.pi) ** 0.5, rel=1e-3)
+    assert float(shear(torch.full((1, 1, 5, 5), -1.0))) == 0
+
+
+def test_attributes_divide_the_training_split_evenly():
+    data = Digits()
+    x, labels = data.tensor("train"), data.split("train").label
+    found = StrokeAttributes.of(torch.split(x, 500), labels)
+    bold, slant = found.thickness(x, labels), found.slant(x)
+    for k in range(10):
+        inks = ink(x[labels == k])
+        least = inks[bold[labels == k] == 1].min()  # the median: several images may have it
+        assert float((inks >= least).double().mean()) >= 0.5 >= float((inks > least).double().mean())
+    assert (torch.bincount(slant) - 479).abs().max() <= 1
+    assert ink(x[(labels == 3) & (bold == 1)]).min() > ink(x[(labels == 3) & (bold == 0)]).max()
+
+
+def test_captions_say_what_is_there_in_words_of_their_own():
+    """Each caption has a word for each attribute; the two wordings share none of these, and no sentence."""
+    meanings = [(k, bold, slant) for k in range(10) for bold in range(2) for slant in range(3)] * 20
+    for wording, name in ((TRAINING, "training"), (UNSEEN, "unseen")):
+        captions = RenderedCaptions(name, partial=0).sentences(*zip(*meanings, strict=True))
+        for (k, bold, slant), text in zip(meanings, captions, strict=True):
+            words = (DIGITS[k], str(k)), wording.thickness[bold], wording.slant[slant]
+            for synonyms in words:
+                assert any(one in text for one in synonyms), text
+    for a, b in ((TRAINING.thickness, UNSEEN.thickness), (TRAINING.slant, UNSEEN.slant)):
+        first, second = ({word for some in part for one in some for word in one.split()} for part in (a, b))
+        assert not first & second
+    assert not set(TRAINING.sentences) & set(UNSEEN.sentences)
+    some = RenderedCaptions(partial=1.0).sentences([8] * 99, [0] * 99, [1] * 99)
+    assert {"an eight", "an 8"} <= set(some)
+    assert some != RenderedCaptions(partial=1.0, seed=1).sentences([8] * 99, [0] * 99, [1] * 99)
+
+
+def test_captions_take_the_place_of_labels():
+    data = Digits(captions=RenderedCaptions())
+    assert list(data.conditions) == ["text"]
+    again = Digits(captions=RenderedCaptions())
+    assert data.fingerprint == again.fingerprint != Digits(captions=RenderedCaptions(seed=1)).fingerprint
+    batch = data.split("test").batch(torch.tensor([3, 5]))
+    assert (set(batch), batch["text"].dtype, batch["text"].shape) == ({"x", "text"}, torch.uint8, (2, 96))
+    with pytest.raises(UserError, match="mirrors images, and the captions say which way they lean"):
+        Digits(flip=True, captions=RenderedCaptions()).prepare()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for number in range(40):
+        Image.fromarray(np.full((8, 8), 5 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    rows = [f'{number}.png,"number {number}, ä"' for number in range(40)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", *rows, "other.png,more"]) + "\n")
+    return tmp_path
+
+
+def test_captions_of_a_table_belong_to_their_images(pictures):
+    data = Folder(str(pictures), captions=CaptionTable())
+    for split in data.splits.values():
+        for x, text in zip(split.x[:], as_texts(split.others["text"]), strict=True):
+            assert text == f"number {int(x[0, 0, 0]) // 5}, ä"
+    before = data.fingerprint
+    path = pictures / "metadata.csv"
+    path.write_text(path.read_text().replace("number 1", "count 1"))
+    assert Folder(str(pictures), captions=CaptionTable()).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "words"),
+    [
+        ({"path": "none.csv"}, None, "none.csv does not exist"),
+        ({"column": "txt"}, None, r"no column txt \(did you mean text\?\); it has file_name, text"),
+        ({}, lambda text: text.splitlines()[0], "holds no captions"),
+        ({}, lambda text: text.replace("7.png", "8.png"), "listed more than once"),
+        ({}, lambda text: "\n".join(text.splitlines()[:30]), "captions of 29 files, and the images are 40: 29.png"),
+        ({}, lambda text: text.replace('"number 3, ä"', " "), "the captions of 3.png are empty"),
+    ],
+)
+def test_tables_refused(pictures, settings, change, words):
+    path = pictures / "metadata.csv"
+    if change is not None:
+        path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match=words):
+        Folder(str(pictures), captions=CaptionTable(**settings)).prepare()
+
+
+def test_captions_refused():
+    with pytest.raises(UserError, match="captions=table is for images in files"):
+        Digits(captions=CaptionTable()).prepare()
+    with pytest.raises(ValueError, match="words must be one of training, unseen"):
+        RenderedCaptions("other")

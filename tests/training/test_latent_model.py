@@ -1,0 +1,156 @@
+"""Score models of latent variables: what is trained, what a checkpoint holds, what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from autoencoders import MLP, autoencoder
+from tiny import OBJECTIVE, make_model, make_trainer, same
+
+from sde_diffusion.data import Digits
+from sde_diffusion.errors import UserError
+from sde_diffusion.sampling import DPMSolver
+from sde_diffusion.training import EMA, GenerativeModel, LatentModel
+from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
+from sde_diffusion.training.first_stage import described
+from sde_diffusion.variational import FirstStage
+
+NETWORK = {"_target_": "sde_diffusion.nn.MLP", "shape": [3], "width": 16, "depth": 1, "embedding_dim": 8}
+DENOISER = {
+    "_target_": "sde_diffusion.denoiser.NetworkDenoiser",
+    "sde": {"_target_": "sde_diffusion.sde.VPSDE"},
+    "network": NETWORK,
+    "sigma_data": 1.0,
+}
+
+
+def digits() -> Digits:
+    return Digits(batch_size=32, min_batches_per_epoch=4)
+
+
+def run(model: GenerativeModel, folder: Path, steps: int, ckpt: Path | None = None, **options: Any) -> Path:
+    """Train to a number of steps, and write a checkpoint."""
+    options = {"max_steps": steps, "plugins": [SealedCheckpointIO()], **options}
+    trainer = make_trainer(folder, EMA(0.9), **options)
+    trainer.fit(model, datamodule=digits(), ckpt_path=ckpt, weights_only=True)
+    path = folder / f"{type(model).__name__}-{steps}.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory) -> Path:
+    return autoencoder(tmp_path_factory.mktemp("vae") / "vae.ckpt", digits(), MLP, steps=20)
+
+
+def make(first_stage: Any, **options: Any) -> LatentModel:
+    torch.manual_seed(0)
+    settings = {"data": digits().describe(), "lr": 1e-2, "warmup_steps": 1, "schedule": "constant", **options}
+    return LatentModel(DENOISER, OBJECTIVE, first_stage, **settings)
+
+
+@pytest.fixture(scope="module")
+def latent(vae, tmp_path_factory) -> tuple[LatentModel, Path]:
+    model = make(vae)
+    return model, run(model, tmp_path_factory.mktemp("latent"), 8, limit_val_batches=1)
+
+
+def test_a_checkpoint_alone_suffices(latent, vae, tmp_path):
+    """It has the first stage's weights bit for bit, which no step has changed, and shift and scale."""
+    model, path = latent
+    again, first = GenerativeModel.load_from_checkpoint(path), GenerativeModel.load_from_checkpoint(vae).latent
+    assert isinstance(again, LatentModel)
+    assert same(again.first_stage.autoencoder.state_dict(), first.state_dict())
+    assert vae.name not in str(again.hparams)
+    measured = FirstStage(copy.deepcopy(first))
+    measured.measure([digits().split("train").tensor()])
+    torch.testing.assert_close(again.first_stage.state_dict(), measured.state_dict())
+    assert not torch.allclose(again.first_stage.scale, torch.ones(3), atol=0.01)
+    assert (again.state_shape, tuple(again.data["shape"])) == ((3,), (1, 8, 8))
+    ours, its = (
+        one.draw_samples(DPMSolver(3), one.denoiser, (4, 1, 8, 8), seeds=[3, 4, 5, 6]) for one in (model, again)
+    )
+    assert ours.x.shape == (4, 1, 8, 8)
+    assert torch.equal(ours.x, its.x)
+    walk = DPMSolver(3)(again.denoiser, (4, 3), seeds=[3, 4, 5, 6]).x
+    z = again.first_stage.shift + again.first_stage.scale * walk
+    torch.testing.assert_close(its.x, first.decode([z]))
+
+
+def test_the_first_stage_is_neither_trained_nor_averaged_and_stays_in_evaluation_mode(latent):
+    model, path = latent
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == [name for name, _ in model.named_parameters() if name.startswith("first_stage.")]
+    stored = torch.load(path, weights_only=True)
+    (optimizer,) = stored["optimizer_states"]
+    assert len(optimizer["param_groups"][0]["params"]) == len(list(model.denoiser.parameters()))
+    for part in ("state_dict", "current_model_state"):
+        assert same(
+            {k: v for k, v in stored[part].items() if k.startswith("first_stage.")},
+            {f"first_stage.{k}": v for k, v in model.first_stage.state_dict().items()},
+        )
+    assert not same(stored["state_dict"], stored["current_model_state"])
+    assert model.train().denoiser.training
+    assert not any(module.training for module in model.first_stage.modules())
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one_without_the_first_stages_file(latent, vae, tmp_path, monkeypatch):
+    """And without measuring shift and scale again."""
+    whole = torch.load(latent[1], weights_only=True)
+    half = run(make(vae), tmp_path, 3, limit_val_batches=1)
+    resumed = GenerativeModel.load_from_checkpoint(half).hparams["first_stage"]
+    monkeypatch.delattr(FirstStage, "measure")
+    end = torch.load(run(make(resumed), tmp_path, 8, half, limit_val_batches=1), weights_only=True)
+    for part in ("state_dict", "current_model_state", "optimizer_states"):
+        assert same(end[part], whole[part]), part
+
+
+def test_z_is_drawn_anew_in_full_precision_whatever_the_training_computes_in(vae):
+    model, seen = make(vae), []
+    model.first_stage.autoencoder.encoder.register_forward_hook(lambda _, x, y: seen.append(y.dtype))
+    x = digits().split("train").tensor(torch.arange(6))
+    with torch.autocast("cpu", torch.bfloat16):
+        one, other = model.filled(x), model.filled(x)
+        assert not torch.equal(one, other)
+        assert model.to_data(one).dtype == torch.float32
+    assert (set(seen), one.shape) == ({torch.float32}, (6, 3))
+    fixed = [model.filled(x, torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*fixed)
+    found = model.double().filled(x.double())
+    assert found.dtype == torch.float64
+
+
+def test_its_bound_is_that_of_both_stages(latent):
+    model, _ = latent
+    x = digits().split("test").tensor(torch.arange(4))
+    found = model.bound(x, draws=2, steps=8, method="rk4")
+    torch.testing.assert_close(found.log_prob, found.reconstruction - found.kl.sum(0))
+    assert found.kl.shape == (1, 4)
+    assert (found.std_error > 0).all()
+
+
+def test_what_is_no_first_stage_for_the_data_is_refused(vae, tmp_path):
+    message = "latent diffusion needs a trained first stage: train one with experiment=first_stage, then give first_"
+    with pytest.raises(UserError, match=message):
+        make(None)
+    with pytest.raises(UserError, match=r"first_stage.ckpt: no checkpoint .*away.ckpt"):
+        make(tmp_path / "away.ckpt")
+    with pytest.raises(UserError, match="first_stage lacks observation, shape, levels"):
+        make({"latent": MLP})
+    data = digits().describe()
+    for change, words in (
+        ({"shape": [3, 32, 32]}, r"trained on digits \[1, 8, 8\], data are \[3, 32, 32\]"),
+        ({"levels": None}, "trained on digits with levels 17, those of the data are None"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make(vae, data={**data, **change})
+        with pytest.raises(UserError, match=words.replace("digits", "data")):
+            described(make(vae).hparams["first_stage"], {**data, **change})
+    network = {**NETWORK, "shape": [1, 8, 8]}
+    score = run(make_model(network, data=data), tmp_path, 1)
+    with pytest.raises(UserError, match="contains a ScoreModel, which is no autoencoder: latent diffusion needs"):
+        make(score)

@@ -16,6 +16,7 @@ from sde_diffusion.commands.app import is_overridden
 from sde_diffusion.commands.drawing import check_seeds
 from sde_diffusion.commands.evaluation import UNFINISHED, Evaluation
 from sde_diffusion.commands.sample_sources import is_checkpoint
+from sde_diffusion.commands.sampling_run import passes_in_words
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import FeatureMetric, Measured
 from sde_diffusion.modality import pictures
@@ -82,7 +83,7 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _log_report(report: dict[str, Any], metrics: Mapping[str, FeatureMetric], found: Measured) -> None:
-    passes = "" if report["nfe"] is None else f", {report['nfe']} network passes each"
+    passes = "" if report["nfe"] is None else f", {passes_in_words(report['nfe'])}"
     what = report.get("of", "samples")
     log.info(
         f"{report['n']} {what}{passes}, against {report['n_reference']} of {report['data']} {report['split']}, "

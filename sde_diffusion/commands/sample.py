@@ -18,6 +18,7 @@ from sde_diffusion.commands.conditions import for_samples, in_words, requested_c
 from sde_diffusion.commands.drawing import check_draws, check_seeds, draw, first
 from sde_diffusion.commands.editing import Edit, edit_of
 from sde_diffusion.commands.loading import check_walks, denoiser_of, load_model
+from sde_diffusion.commands.sampling_run import passes_in_words
 from sde_diffusion.conditions import numbered
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
@@ -93,7 +94,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     else:
         write_samples(out / "small.npz", modality, drawn.batches(), seeds, stored, names, **decoded)
         small, stage, edit, decoded = stage, enlarge(cfg, stage, upsampler, device, parts[1]), None, {}
-        log.info("%d %s, %d network passes each; then enlarged:", drawn.n, modality.kind, drawn.nfe)
+        log.info("%d %s, %s; then enlarged:", drawn.n, modality.kind, passes_in_words(drawn.nfe))
         modality, drawn = modality_of(upsampler.data), stage.drawn
         pictures.save(draw_beside(small, stage), grid)
         far = disagreement(small, stage)
@@ -104,7 +105,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     for folder in parts:
         forget(folder)
     speed = f"{drawn.seconds:.1f} s ({drawn.n / drawn.seconds:.0f} {modality.unit}/s)"
-    log.info("%d %s, %d network passes each, %s", drawn.n, modality.unit, drawn.nfe, speed)
+    log.info("%d %s, %s, %s", drawn.n, modality.unit, passes_in_words(drawn.nfe), speed)
     if drawn.finished.sizes != [cfg.batch_size]:
         sizes = ", then ".join(map(str, drawn.finished.sizes))
         log.info("batches of %s: samples of an adaptive solver depend on them, within its tolerance", sizes)

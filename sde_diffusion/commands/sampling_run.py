@@ -49,6 +49,11 @@ class Sampled:
         return self.finished.stored("x")
 
 
+def passes_in_words(nfe: int) -> str:
+    """Network passes of a sample, for the log."""
+    return f"{nfe} network pass{'' if nfe == 1 else 'es'} each"
+
+
 def sample_in_batches(
     sampler: Callable[..., Samples],
     denoiser: Denoiser | None,

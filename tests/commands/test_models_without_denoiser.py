@@ -37,7 +37,7 @@ def test_samples_are_decoded_from_latents_that_are_functions_of_the_seed(command
     }.items():
         done = command("sample", ckpt, f"out={tmp_path / name}", *more, cwd=tmp_path)
         assert done.status == 0, done.err
-        assert "1 network pass" in done.out
+        assert "1 network pass each" in done.out
         assert {"mean": "is the mean of p(x | z)"}.get(name, "is drawn from p(x | z)") in done.out
         runs[name] = np.load(tmp_path / name / "samples.npz")
         assert str(runs[name]["decode"]) == {"mean": "mean"}.get(name, "draw")
@@ -96,13 +96,13 @@ def test_what_is_for_autoencoders_is_refused(command, trained, tmp_path):
 
 
 def test_likelihood_by_its_bound(command, autoencoder, tmp_path):
-    """Stopped after a batch and resumed: the figures of a run that was not, and of the library."""
+    """Killed after a batch and resumed: the figures of a run that was not, and of the library."""
     settings = (f"ckpt={autoencoder}", "importance=4", "draws=3", "n=20", "batch_size=8", "split=[val,test]")
     complete, broken = tmp_path / "complete", tmp_path / "broken"
     done = command("likelihood", *settings, f"out={complete}", cwd=tmp_path)
     assert done.status == 0, done.err
-    stopped = command("likelihood", *settings, f"out={broken}", cwd=tmp_path, signal_at="work:2", number=signal.SIGINT)
-    assert stopped.status == 130, stopped.err
+    stopped = command("likelihood", *settings, f"out={broken}", cwd=tmp_path, signal_at="work:2", number=signal.SIGKILL)
+    assert stopped.status == -signal.SIGKILL, stopped.err
     assert list(broken.glob(".scores/*/*.safetensors"))
     other = command("likelihood", *settings, "draws=2", f"out={broken}", cwd=tmp_path)
     assert (other.status, "unfinished results of another command" in other.err) == (1, True)

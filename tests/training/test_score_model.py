@@ -13,6 +13,7 @@ from tiny import MLP, OBJECTIVE, make_model, make_trainer, ring, same
 from sde_diffusion import nn
 from sde_diffusion.data import Digits
 from sde_diffusion.denoiser import NetworkDenoiser
+from sde_diffusion.density import GaussianPrior, elbo
 from sde_diffusion.errors import UserError
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.training import EMA, EpsWeighting, Objective, ScoreModel, UniformTimes
@@ -205,3 +206,23 @@ def test_step_seeds_do_not_collide(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_values_out_of_range_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_model(**options)
+
+
+def test_the_bound_of_its_chain_takes_conditions_and_a_prior() -> None:
+    """Each item has its own label in every copy of the batch, and the same value alone; K = 1 is `elbo`."""
+    model = make_model({**MLP, "n_classes": 3}, n_classes=3)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, label = 0.3 * torch.randn(5, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 1, 0])
+    settings = {"importance": 4, "draws": 3, "steps": 4, "prior": GaussianPrior(0.1, 1.2)}
+    found = model.bound(x, label=label, **settings)
+    for i in range(5):
+        alone = model.bound(x[i : i + 1], seeds=[i], label=label[i : i + 1], **settings)
+        torch.testing.assert_close(alone.log_prob, found.log_prob[i : i + 1], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found.log_prob, model.bound(x, label=0 * label, **settings).log_prob)
+    assert not torch.allclose(found.log_prob, model.bound(x, label=label, **{**settings, "prior": None}).log_prob)
+    once, usual = model.bound(x, draws=8, label=label), elbo(model.denoiser, x, None, 8, label=label)
+    torch.testing.assert_close(once.log_prob, usual.log_prob)
+    with pytest.raises(TypeError, match="step"):
+        model.bound(x, importance=2, step=4, label=label)

@@ -54,6 +54,7 @@ def test_samples_are_decoded_from_latents_that_are_functions_of_the_seed(command
     assert np.abs(runs["draw"]["images"].astype(float) - runs["mean"]["images"]).mean() > 5
 
 
+@pytest.mark.slow
 def test_samples_are_evaluated(command, autoencoder, tmp_path):
     done = command("evaluate", f"ckpt={autoencoder}", "n=40", "decode=draw", "metrics=[kernel]", "out=e", cwd=tmp_path)
     assert done.status == 0, done.err

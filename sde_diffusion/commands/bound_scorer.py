@@ -33,7 +33,7 @@ def check_bound(cfg: DictConfig, model: GenerativeModel) -> None:
     if not model.defines("bound"):
         raise UserError(f"{contains} ({model.summary()['model']}), which has neither a flow nor a bound on log p")
     if typed := [as_typed(one) for one in overrides() if str(one.key_or_group).split(".")[0] in _FLOW]:
-        raise UserError(f"{contains}, which has no flow: leave {' '.join(typed)} out")
+        raise UserError(f"{contains}, which has no flow of the data: leave {' '.join(typed)} out")
 
 
 class BoundScorer(Scorer):
@@ -101,4 +101,5 @@ class BoundScorer(Scorer):
             "reconstruction, and minus the KL divergence of each level. iwae is the bound with importance weights. "
             "elbo_error and iwae_error are standard errors; nan where there is none. nfe counts network passes."
         )
-        return f"{which}: lower bounds on {of}{ordered}", columns
+        bounds = "a lower bound" if self.importance == 1 else "lower bounds"
+        return f"{which}: {bounds} on {of}{ordered}", columns

@@ -54,6 +54,7 @@ def test_samples_are_decoded_from_latents_that_are_functions_of_the_seed(command
     assert np.abs(runs["draw"]["images"].astype(float) - runs["mean"]["images"]).mean() > 5
 
 
+@pytest.mark.slow
 def test_samples_are_evaluated(command, autoencoder, tmp_path):
     done = command("evaluate", f"ckpt={autoencoder}", "n=40", "decode=draw", "metrics=[kernel]", "out=e", cwd=tmp_path)
     assert done.status == 0, done.err
@@ -69,12 +70,21 @@ REFUSED = {
     "a word for decoding": ("sample", ["decode=mode"], "decode must be one of mean, draw"),
     "a repair": ("restore", ["operator=grey"], "restore needs a denoiser"),
     "a benchmark": ("nfe_fid", [], "nfe_fid needs a denoiser"),
-    "a solver": ("likelihood", ["rtol=1e-3", "elbo.steps=5"], "has no flow: leave rtol=1e-3 elbo.steps=5 out"),
+    "a solver": (
+        "likelihood",
+        ["rtol=1e-3", "elbo.steps=5"],
+        "has no flow of the data: leave rtol=1e-3 elbo.steps=5 out",
+    ),
     "an argument of no bound": ("likelihood", ["+bound.foo=1"], "foo"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+QUICK_ONES = ("a sampler", "a repair", "a solver")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[] if c in QUICK_ONES else [pytest.mark.slow]) for c in REFUSED]
+)
 def test_what_needs_a_denoiser_is_refused(case, command, autoencoder, tmp_path):
     name, settings, words = REFUSED[case]
     done = command(name, f"ckpt={autoencoder}", *settings, "out=refused", cwd=tmp_path)
@@ -82,6 +92,7 @@ def test_what_needs_a_denoiser_is_refused(case, command, autoencoder, tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_what_is_for_autoencoders_is_refused(command, trained, tmp_path):
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
     for name, settings, words in (

@@ -103,4 +103,4 @@ def test_dreg_of_several_levels_is_refused():
 
 def test_a_denoiser_is_refused():
     with pytest.raises(UserError, match="ImportanceWeighted is for models with latent variables, such as model=vae"):
-        ImportanceWeighted(2).check(GaussianDenoiser(VPSDE(), torch.zeros(1)))
+        ImportanceWeighted(2).check(GaussianDenoiser(VPSDE(), torch.zeros(1), std=1.0))

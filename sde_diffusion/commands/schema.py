@@ -11,7 +11,7 @@ with rules (`checks.hints`) are read from the constructors themselves, those of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
 from torch import Tensor
@@ -22,84 +22,30 @@ from sde_diffusion.checks.hints import (
     Described,
     Natural,
     Positive,
-    Rule,
     arguments_of,
     at_least,
-    words,
 )
 from sde_diffusion.commands import user_classes
 from sde_diffusion.commands.config_checks import ConfigChecks
+from sde_diffusion.commands.schema_values import (
+    Autoencoder,
+    Bound,
+    Decode,
+    Editing,
+    Ends,
+    Entry,
+    Location,
+    NoiseScale,
+    Scale,
+    Seed,
+    Split,
+    Upsampler,
+    some,
+)
 from sde_diffusion.commands.trainer_rules import TRAINER
 from sde_diffusion.config import find_class, is_description
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.sde import GRIDS
-
-Seed = Annotated[int, Rule("an integer of at most 64 bits", lambda n: True)]
-Split = Literal["train", "val", "test"]
-Decode = Literal["mean", "draw"]
-_NOISE = "a standard deviation on [-1, 1], from 0 to 2 (of grey levels 0 ... 255: divide it by 127.5)"
-NoiseScale = Annotated[float, Rule(_NOISE, lambda x: 0 <= x <= 2)]
-
-
-class Location(TypedDict, total=False):
-    """The new location of a model's own data."""
-
-    root: str | None
-    path: str | None
-
-
-class Upsampler(TypedDict):
-    """The second model of a cascade."""
-
-    ckpt: str | None
-    noise: NoiseScale
-
-
-class Autoencoder(TypedDict):
-    """The first stage of latent diffusion."""
-
-    ckpt: str | None
-
-
-class Bound(TypedDict):
-    """Settings of the ELBO."""
-
-    steps: Count | None
-    draws: Count | None
-    decoder: Literal["frequencies", "uniform", "dequantised"] | Described
-    grid: Literal[tuple(GRIDS)] | Described | None  # type: ignore[valid-type]
-    t_end: float | None
-
-
-_SHARE_OF_NOISE = "a number in (0, 1], the share of noise where the walk begins (1: nothing of what was given is left)"
-
-
-class Editing(TypedDict):
-    """What `sample` varies, and how much."""
-
-    path: str | None
-    strength: Annotated[float, Rule(_SHARE_OF_NOISE, lambda x: 0 < x <= 1)]
-
-
-def _is_interval(ends: list[float] | None) -> bool:
-    return ends is None or (len(ends) == 2 and 0 <= ends[0] < ends[1])
-
-
-Scale = Annotated[float, Rule("a finite number of at least 0 (1: conditional, 0: unconditional)", lambda w: w >= 0)]
-Ends = Annotated[list[float] | None, Rule("null or [low,high] in sigma/alpha with 0 <= low < high", _is_interval)]
-
-
-class Entry(TypedDict):
-    """A sampler of `benchmarks.nfe_fid`, and the network passes of its steps."""
-
-    each: Count
-    extra: int
-    sampler: Described
-
-
-def _some(hint: Any, example: str) -> Any:
-    """The hint of a list that is not empty."""
-    return Annotated[list[hint], Rule(f"{words(list[hint])}, such as {example}", bool)]
 
 
 def check(command: str, cfg: DictConfig, resumed: bool = False) -> None:
@@ -290,7 +236,7 @@ def _nfe_fid(checks: ConfigChecks) -> None:
     from sde_diffusion.data import DataModule
 
     checks.keys(ckpt=str | list[str], exact=bool, long=Count | None, n=Count)
-    checks.keys(nfe=_some(Count, "[5,10]"), seeds=_some(Seed, "[0]"))
+    checks.keys(nfe=some(Count, "[5,10]"), seeds=some(Seed, "[0]"))
     checks.keys(conditions=Mapping[str, Any] | None, split=Literal["val", "test"])
     checks.keys(confidence=BetweenZeroAndOne)
     checks.data("data", DataModule, Location)
@@ -305,7 +251,7 @@ def _guidance_scales(checks: ConfigChecks) -> None:
     from sde_diffusion.sampling import Sampler
 
     checks.keys(ckpt=str, classifier=str | None, unconditional=str | None, n=Count, seed=Seed)
-    checks.keys(scales=_some(Scale, "[0,1,2]"), intervals=_some(Ends, "[null,[0.2,1.6]]"))
+    checks.keys(scales=some(Scale, "[0,1,2]"), intervals=some(Ends, "[null,[0.2,1.6]]"))
     checks.keys(split=Literal["val", "test"], confidence=BetweenZeroAndOne)
     checks.keys(batch_size=Count, device=str, overwrite=bool)
     checks.data("data", DataModule, Location)

@@ -80,9 +80,8 @@ class DataModule(LightningDataModule, ABC):
         self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
         self.flip, self.shrink = check_bool("flip", flip), check_count("shrink", shrink, also=" (1: as they are)")
         if (items := self.batch_size * self.min_batches_per_epoch) > _MOST_ITEMS:
-            raise ValueError(
-                f"an epoch of {items} items, batch_size x min_batches_per_epoch, is more than the {_MOST_ITEMS} allowed"
-            )
+            what = f"an epoch of {items} items, batch_size x min_batches_per_epoch,"
+            raise ValueError(f"{what} is more than the {_MOST_ITEMS} allowed")
 
     # To be defined by a subclass
 
@@ -140,10 +139,7 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def n_classes(self) -> int:
-        """Number of classes: one more than the largest label, or the number of class names if that is larger.
-
-        0 if the data have no labels that a model could be trained on.
-        """
+        """One more than the largest label, or the number of class names if that is larger; 0 without such labels."""
         return getattr(self.conditions.get("label"), "n_classes", 0)
 
     @cached_property
@@ -170,10 +166,9 @@ class DataModule(LightningDataModule, ABC):
         """
         items = len(self.splits["val"])
         if items < n:
-            raise UserError(
-                f"{self.name}: each process needs items to validate on, and the {items} of the validation split are "
-                f"too few for {n}: use fewer devices (trainer.devices=, trainer.num_nodes=) or a larger split"
-            )
+            few = f"and the {items} of the validation split are too few for {n}"
+            what = "use fewer devices (trainer.devices=, trainer.num_nodes=) or a larger split"
+            raise UserError(f"{self.name}: each process needs items to validate on, {few}: {what}")
 
     def split(self, name: str) -> Split:
         """One split: `train`, `val` or `test`.
@@ -279,9 +274,7 @@ class DataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Loader:
         """Shuffled full batches; in a resumed run, those that follow the last batch before the stop."""
         n = len(self.splits["train"]) * (2 if self.flip else 1)
-        items = self.batch_size * max(
-            math.prod(self.shape) * 4, 16 * self.min_batches_per_epoch
-        )  # or the order's numbers
+        items = self.batch_size * max(math.prod(self.shape) * 4, 16 * self.min_batches_per_epoch)  # or the order
         check_fits(f"data.batch_size={self.batch_size} items", items, "make it smaller")
         sampler = Shuffled(n, self.batch_size, self.seed, self.min_batches_per_epoch, *self._process)
         return self._loader(sampler, self.train_batch, self._batches_done)

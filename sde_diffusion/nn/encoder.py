@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from sde_diffusion.checks import as_number, check_count, check_sizes
 from sde_diffusion.nn.blocks import ResidualBlock, convolution, group_norm, halve
-from sde_diffusion.nn.embedding import Conditioning, check_arguments, check_dim, check_shape
+from sde_diffusion.nn.embedding import Conditioning, check_dim
+from sde_diffusion.nn.network import check_arguments, check_shape
 
 
 class Encoder(nn.Module):

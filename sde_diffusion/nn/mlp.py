@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from sde_diffusion.checks import as_number, check_count
 from sde_diffusion.conditions import Condition
-from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, check_shape
+from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.network import Network, check_arguments, check_shape
 from sde_diffusion.nn.octaves import NoisyData, Octaves
 
 

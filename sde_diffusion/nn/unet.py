@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from sde_diffusion.checks import as_number, check_count, check_sizes
 from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.blocks import ResidualBlock, convolution, double, group_norm, halve
-from sde_diffusion.nn.embedding import Conditioning, Network, check_arguments, check_dim, check_shape
+from sde_diffusion.nn.embedding import Conditioning, check_dim
+from sde_diffusion.nn.network import Network, check_arguments, check_shape
 from sde_diffusion.nn.octaves import NoisyData, Octaves
 
 

@@ -47,6 +47,7 @@ BUDGET = {
     "sampling": 260,
     "sde": 12,
     "storage": 32,
+    "text": 8,
     "training": 130,
     "variational": 25,
 }

@@ -36,7 +36,7 @@ WRONG = {
     "trainer.devices=[a]": "got trainer.devices=[a]",
     "logger.csv.folder=3": "logger.csv.folder must be text",
     "model=null": "model=null: choose model= from classifier, score",
-    "model=ave": "model=ave is not a choice; choose model= from classifier, score",
+    "model=flow": "model=flow is not a choice; choose model= from classifier, score",
     "model._target_=sde_diffusion.sde.VPSDE": "which is neither sde_diffusion.training.ScoreModel",
     "model.betas=[0.9]": "model.betas must be a list of 2 finite numbers; got model.betas=[0.9]",
     "model.betas=[0.9,x]": "model.betas must be a list of 2 finite numbers",

@@ -98,8 +98,10 @@ class VariationalModel(GenerativeModel):
         if isinstance(parts["latent"], Mapping):
             chosen = parts["observation"]
             chosen = observation_for(self.data.get("levels")) if chosen is None else chosen
-            kind = build_around(chosen, "observation", levels=self.data.get("levels"))
-            parts["latent"] = build_around(parts["latent"], "latent", shape=list(self.data["shape"]), observation=kind)
+            kind = build_around(chosen, "model.observation", levels=self.data.get("levels"))
+            parts["latent"] = build_around(
+                parts["latent"], "model.latent", shape=list(self.data["shape"]), observation=kind
+            )
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
         if "shape" in self.data:

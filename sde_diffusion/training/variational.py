@@ -49,8 +49,10 @@ def build_autoencoder(latent: Any, observation: Any, shape: Sequence[int], level
     Raises:
         UserError: If a configuration is invalid.
     """
-    kind = build_around(observation_for(levels) if observation is None else observation, "observation", levels=levels)
-    return build_around(latent, "latent", shape=list(shape), observation=kind)
+    kind = build_around(
+        observation_for(levels) if observation is None else observation, "model.observation", levels=levels
+    )
+    return build_around(latent, "model.latent", shape=list(shape), observation=kind)
 
 
 class VariationalModel(GenerativeModel):

@@ -76,7 +76,7 @@ class Categorical(ObservationModel):
 
     levels: int
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: int | None) -> None:
         super().__init__()
         self.levels = self.outputs = _few(type(self).__name__, levels)
 
@@ -123,7 +123,7 @@ class DiscretizedLogistic(ObservationModel):
     outputs = 2
     levels: int
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: int | None) -> None:
         super().__init__()
         self.levels = _few(type(self).__name__, levels)
 

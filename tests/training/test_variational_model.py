@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
 from sde_diffusion.data import Digits
-from sde_diffusion.training import GenerativeModel, VariationalModel
+from sde_diffusion.errors import UserError
+from sde_diffusion.training import BetaELBO, GenerativeModel, VariationalModel
 from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
 from sde_diffusion.variational import Categorical, MLPHierarchy, bound
 
@@ -64,6 +67,61 @@ def test_a_checkpoint_rebuilds_it(trained):
         alone = again.draw_samples(None, None, (1, 1, 8, 8), seeds=[5]).x
     assert torch.equal(ours, its)
     torch.testing.assert_close(alone[0], its[2])
+
+
+def test_its_pictures(trained):
+    model, data, _, _ = trained
+    with torch.no_grad():
+        drawn = model.eval().pictures(data.split("val").tensor()[:8])
+    assert list(drawn) == ["reconstructions", "traversals", "interpolations"]
+    assert all(min(picture.size) > 100 for picture in drawn.values())
+
+
+@pytest.mark.parametrize(
+    ("kl", "message"),
+    [((0.03, 0.01), "the latents are not used: .*0.04 nats"), ((5.0, 0.01), "z_2 is not used"), ((5.0, 1.0), None)],
+)
+def test_latents_that_are_not_used_are_warned_of(kl, message, caplog):
+    model = VariationalModel(MLPHierarchy([1, 8, 8], Categorical(17), width=8), warmup_steps=0)
+    metrics = {f"val/kl_{level}": torch.tensor(nats) for level, nats in enumerate(kl, 1)}
+    model.trainer = SimpleNamespace(
+        sanity_checking=False, is_global_zero=True, callback_metrics=metrics, global_step=9, lightning_module=model
+    )
+    for _ in range(2):  # only once
+        model.on_validation_end()
+    found = [record.getMessage() for record in caplog.records]
+    assert len(found) == (message is not None)
+    assert message is None or re.search(message, found[0])
+
+
+@pytest.mark.parametrize(
+    ("observation", "levels", "message"),
+    [
+        (
+            "Categorical",
+            None,
+            "Categorical is for data with 2 to 256 levels, and these data are continuous: take Gaussian",
+        ),
+        ("DiscretizedLogistic", None, "these data are continuous"),
+        ("Bernoulli", 17, "Bernoulli is for data with 2 levels, and these data have 17 levels: take Categorical"),
+    ],
+)
+def test_an_observation_model_for_other_data_is_refused(observation, levels, message):
+    with pytest.raises((UserError, ValueError), match=message):
+        VariationalModel(
+            {"_target_": "sde_diffusion.variational.MLPVAE", "width": 8},
+            {"_target_": f"sde_diffusion.variational.{observation}"},
+            data={"shape": [4], "levels": levels},
+        )
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    latent = MLPHierarchy([1, 8, 8], Categorical(17), width=8)
+    model = VariationalModel(latent, objective=BetaELBO(warmup_steps=10))
+    model.check_trainer(SimpleNamespace(max_steps=10))
+    model.check_trainer(SimpleNamespace(max_steps=-1))
+    with pytest.raises(UserError, match="beta would never reach"):
+        model.check_trainer(SimpleNamespace(max_steps=9))
 
 
 def test_an_objective_for_denoisers_is_refused():

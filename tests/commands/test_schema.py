@@ -79,7 +79,7 @@ WRONG = {
     "sampler.grid=3": "sampler.grid must be text, of class Grid, {_target_: CLASS, ...} or null; got sampler.grid=3",
     "sampler.grid=karras": "grid must be one of uniform_time, ",
     "~seed": "seed is needed: give seed=VALUE",
-    "~model": "model is needed: choose model= from classifier, score",
+    "~model": "model is needed: choose model= from classifier, ",
     "~denoiser.network": "denoiser.network must be given",
     "~sde._target_": "sde must describe an object of class SDE: choose sde= from cosine",
     "seed=-1": "seed must be an integer from 0 to 4294967295; got seed=-1",

@@ -34,22 +34,23 @@ TINY = (
 BUDGET = {
     "(root)": 45,
     "checks": 5,
-    "commands": 400,
+    "commands": 420,
     "conditions": 5,
     "data": 20,
     "denoiser": 15,
     "density": 60,
-    "faults": 80,
+    "faults": 60,
     "guidance": 14,
-    "metrics": 45,
+    "metrics": 35,
     "modality": 10,
     "nn": 12,
     "sampling": 260,
     "sde": 12,
     "storage": 32,
     "text": 8,
-    "training": 130,
-    "variational": 25,
+    "training": 120,
+    "text": 10,
+    "variational": 30,
 }
 """Seconds on one core that the quick tests of a folder may take, so that two cores finish in ten minutes."""
 

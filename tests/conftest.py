@@ -49,7 +49,6 @@ BUDGET = {
     "storage": 32,
     "text": 8,
     "training": 120,
-    "text": 10,
     "variational": 30,
 }
 """Seconds on one core that the quick tests of a folder may take, so that two cores finish in ten minutes."""

@@ -40,6 +40,8 @@ def follow(name, command, folder, quick):
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    yield
+    torch.set_default_dtype(torch.float32)  # a page may set another
 
 
 def substitutes():

@@ -93,3 +93,17 @@ def test_make_targets_and_paths_that_are_named_exist():
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
     for folder in re.findall(r"`((?:sde_diffusion|conf|docs|tests|benchmarks)/[\w/]*)`", README):
         assert (ROOT / folder).is_dir()
+
+
+@pytest.mark.parametrize(
+    "group", ["sde", "denoiser", "objective", "model", "model/latent", "observation", "experiment", "network"]
+)
+def test_the_guide_names_every_choice(group):
+    guide = (ROOT / "docs" / "commands.md").read_text()
+    choices = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+    assert choices == {name for name in choices if re.search(rf"`{name}`|{group}={name}\b", guide)}
+
+
+def test_no_placeholder_stands_on_a_line_of_its_own():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")):
+        assert not re.findall(r"^[A-Z_]{4,}$", page.read_text(), re.MULTILINE), page

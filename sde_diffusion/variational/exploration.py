@@ -33,7 +33,7 @@ def can_explore(found: Inference) -> bool:
 
 
 def coordinates(found: Inference) -> list[Tensor]:
-    """E of each level, [B, *dims], z_1 first: standard normal by the model's own distribution."""
+    """The coordinates e of each level, [B, *dims], z_1 first: standard normal by the model's own distribution."""
     return [level.p.standardised(level.z) for level in found.levels]  # type: ignore[attr-defined]
 
 

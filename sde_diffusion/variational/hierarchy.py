@@ -74,7 +74,7 @@ class HierarchicalVAE(Autoencoder):
         observation: p(x | s_0) given the decoder's outputs.
         shape: Shape of the data.
         latent_shapes: Shape of each z_t, z_1 first.
-        top_shape: Shape of s_T, which is learnt; None: it is not used, and 0 [1].
+        top_shape: Shape of s_T, which is learnt; None: s_T is the constant 0, of shape [1].
         up: up_1, ..., up_T; none with bottom_up.
         inference: ladder, residual, direct or bottom_up.
 

@@ -107,7 +107,7 @@ class VectorQuantizer(nn.Module):
         self.counts.copy_(torch.where(dead, max(self.restart, 1.0), self.counts))
 
     def _some(self, vectors: Tensor, n: int) -> Tensor:
-        """N random vectors, with torch's global generator; the same one twice only if there are fewer."""
+        """Random vectors, n of them, with torch's global generator; the same one twice only if there are fewer."""
         order = torch.randperm(len(vectors), device=vectors.device)
         return vectors[order.repeat(-(-n // len(vectors)))[:n]].to(self.codebook)
 

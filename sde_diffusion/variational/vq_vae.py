@@ -62,8 +62,8 @@ class NearestCodes:
             UserError: Always.
         """
         raise UserError(
-            "a VQ encoder is deterministic and has no entropy: no bound in nats; take a KL first stage, or sample and "
-            "evaluate"
+            "a VQ encoder is deterministic and has no entropy: no bound in nats; take a VAE as first stage "
+            "(model=vae), or sample and evaluate"
         )
 
     def commitment(self, z: Tensor) -> Tensor:

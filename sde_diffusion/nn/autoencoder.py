@@ -70,6 +70,11 @@ class Perceptron(nn.Module):
             self.output.weight.mul_(scale)
             self.output.bias.zero_()
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """The linear layer that makes the result."""
+        return self.output
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs [B, *in_shape] to [B, *out_shape]."""
         h: Tensor = self.blocks(self.input(torch.cat([x.flatten(1) for x in inputs], 1)))
@@ -221,6 +226,11 @@ class ConvDecoder(nn.Module):
         self.output = convolution(widths[0], math.prod(lead) * patch**2, 3)
         with torch.no_grad():
             self.output.weight.mul_(SMALL_INIT)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The convolution that makes the result."""
+        return self.output
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply the network."""

@@ -54,6 +54,11 @@ class FromPatches(nn.Module):
             self.output.weight.mul_(SMALL_INIT)
             self.output.bias.zero_()
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """The linear layer that makes the result."""
+        return self.output
+
     def forward(self, state: Tensor) -> Tensor:
         """Apply the network."""
         outputs: Tensor = self.output(state).transpose(1, 2)
@@ -95,6 +100,11 @@ class PatchDecoder(nn.Module):
         self.states = Perceptron([in_shape], [count, patch_width], width, depth, dropout)
         self.change = PatchNetwork(patch_width, patch_width, patch_width, scale=math.sqrt(SMALL_INIT))
         self.output = FromPatches(patch_width, out_shape, patch)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The linear layer that makes the result."""
+        return self.output.last_layer
 
     def forward(self, z: Tensor) -> Tensor:
         """Map [B, *in_shape] to [B, *out_shape]."""

@@ -123,6 +123,7 @@ class VariationalModel(GenerativeModel):
         self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)
         if self.adversary is not None:
             check_kind("adversary", self.adversary, PatchAdversary)
+            self.adversary.check(self.latent, self.objective)
         self._counts = torch.zeros(self.latent.codes, dtype=torch.int64)
         self._own_loss = torch.zeros(())
         self._unused: list[int] = []

@@ -25,10 +25,13 @@ class VariationalObjective(Objective):
     Attributes:
         importance: Number of draws.
         warmup_steps: Number of steps in which it differs from what it is later.
+        scales_latent_gradients: Whether its loss scales all gradients that reach the latent variables, also those of
+            other losses.
     """
 
     importance = 1
     warmup_steps = 0
+    scales_latent_gradients = False
 
     def check(self, model: Any) -> None:
         """Check that a model has latent variables, of the kind that this objective needs; see `Objective.check`."""
@@ -128,6 +131,7 @@ class ImportanceWeighted(VariationalObjective):
     def __init__(self, importance: int = 8, gradient: str = "dreg") -> None:
         self.importance = check_count("importance", importance)
         self.gradient = check_choice("gradient", gradient, GRADIENTS)
+        self.scales_latent_gradients = self.gradient == "dreg"
 
     def check(self, model: Any) -> None:
         """See `Objective.check`: dreg is for one latent variable."""

@@ -73,7 +73,8 @@ class Inference:
     Attributes:
         levels: The levels, z_1 first.
         log_prob: Log p(x | z_1), [B].
-        outputs: The decoder's outputs, which describe p(x | z_1), [B, outputs, *shape]; None if they are not kept.
+        outputs: The decoder's outputs, which describe p(x | z_1), [B, outputs, *shape]; None: the model
+            has no decoder network. An `Autoencoder` always gives them.
     """
 
     levels: Sequence[Level]
@@ -128,7 +129,8 @@ class Autoencoder(LatentVariableModel):
     The network's outputs are added to constant ones, 0 at first: see `describe_without_latents`.
 
     Args:
-        decoder: Network from what it needs of z to [B, outputs, *shape].
+        decoder: Network from what it needs of z to [B, outputs, *shape]. For a `PatchAdversary`, its property
+            `last_layer` is the layer, with a `weight`, that makes the outputs.
         observation: p(x | z) given the outputs.
         shape: Shape of the data.
         latent_shapes: Shape of each latent variable, z_1 first.

@@ -122,7 +122,8 @@ class HierarchicalVAE(Autoencoder):
                 z = q.draw(noise[t])
             levels.append(Level(z, q, p, closed=t == top or not upwards))
             state = self.down[t](state, z)
-        return Inference(levels[::-1], self.observation.log_prob(x, self.decoded(state)))
+        outputs = self.decoded(state)
+        return Inference(levels[::-1], self.observation.log_prob(x, outputs), outputs)
 
     def _see(self, x: Tensor) -> list[Tensor]:
         """What the data say at each level: h_1, ..., h_T."""

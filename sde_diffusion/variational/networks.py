@@ -250,6 +250,11 @@ class _Outputs(nn.Module):
         self.block, self.joined = block, Unpatchify(patch, out_shape)
         self.output = convolution(channels, math.prod(out_shape[:-2]) * patch**2, 3)
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """The convolution that makes the result."""
+        return self.output
+
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.joined(self.output(F.silu(self.block(h))))
         return out

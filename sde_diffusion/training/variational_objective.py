@@ -86,6 +86,7 @@ class BetaELBO(VariationalObjective):
 
     Raises:
         ValueError: If a value is out of its range.
+        UserError: From `check`, if the latent variables are codes.
 
     References:
         Higgins et al. 2017, "beta-VAE"; Soenderby et al. 2016, "Ladder Variational Autoencoders" (warm-up); Kingma et
@@ -98,6 +99,11 @@ class BetaELBO(VariationalObjective):
         self.free_nats = as_number("free_nats", free_nats)
         if not 0 <= self.free_nats < math.inf:
             raise ValueError(f"free_nats must be a finite number of at least 0; got {free_nats}")
+
+    def check(self, model: Any) -> None:
+        """See `Objective.check`: the latent variables must be continuous."""
+        super().check(model)
+        _check_continuous(model, "beta_elbo")
 
     def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; beta is below its value in the first `warmup_steps` steps."""
@@ -121,7 +127,7 @@ class ImportanceWeighted(VariationalObjective):
 
     Raises:
         ValueError: If a value is not allowed.
-        UserError: From `check`, if dreg is asked of several levels.
+        UserError: From `check`, if dreg is asked of several levels, or the latent variables are codes.
 
     References:
         Burda et al. 2016, "Importance Weighted Autoencoders"; Tucker et al. 2019, "Doubly Reparameterized Gradient
@@ -134,8 +140,9 @@ class ImportanceWeighted(VariationalObjective):
         self.scales_latent_gradients = self.gradient == "dreg"
 
     def check(self, model: Any) -> None:
-        """See `Objective.check`: dreg is for one latent variable."""
+        """See `Objective.check`: the latent variables must be continuous, and for dreg there must be one."""
         super().check(model)
+        _check_continuous(model, "iwae")
         if self.gradient == "dreg" and len(model.latent_shapes) > 1:
             raise UserError(
                 "objective.gradient=dreg is for one latent variable; for several take objective.gradient=standard"
@@ -153,6 +160,14 @@ class ImportanceWeighted(VariationalObjective):
             value = value.detach() + _only_gradient((share.reshape(log_weights.shape) * log_weights).sum(1))
         loss: Tensor = -value / x0[0].numel()
         return loss
+
+
+def _check_continuous(model: LatentVariableModel, name: str) -> None:
+    if model.codes:
+        raise UserError(
+            f"objective={name} has no commitment term, without which an encoder's vectors leave their codes: take "
+            "objective=vq"
+        )
 
 
 def _only_gradient(value: Tensor) -> Tensor:

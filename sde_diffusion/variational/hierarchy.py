@@ -78,6 +78,9 @@ class HierarchicalVAE(Autoencoder):
         up: up_1, ..., up_T; none with bottom_up.
         inference: ladder, residual, direct or bottom_up.
 
+    Raises:
+        ValueError: If inference is none of these, or there is not one network of each kind for each latent variable.
+
     References:
         Soenderby et al. 2016, "Ladder Variational Autoencoders"; Child 2021, "Very Deep VAEs Generalize Autoregressive
         Models and Can Outperform Them on Images".
@@ -105,6 +108,14 @@ class HierarchicalVAE(Autoencoder):
         else:
             self.top = nn.Parameter(torch.zeros(*check_sizes("top_shape", top_shape)))
         self.inference = check_choice("inference", inference, INFERENCES)
+        counts = {"posterior": len(self.posterior), "prior": len(self.prior), "down": len(self.down)}
+        for name, count in {**counts, "up": len(self.up)}.items():
+            needed = 0 if name == "up" and inference == BOTTOM_UP else len(self.latent_shapes)
+            if count != needed:
+                raise ValueError(
+                    f"{name} must have {needed} networks, for {len(self.latent_shapes)} latent variables and "
+                    f"inference={inference}; got {count}"
+                )
 
     def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
         """Draw all latent variables given x; see `LatentVariableModel.infer`."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.checks import check_bool, check_count, check_kind, check_sizes
+from sde_diffusion.checks import check_bool, check_choice, check_count, check_kind, check_sizes
 from sde_diffusion.nn.autoencoder import SMALL_INIT, ConvBlock, Patchify, Perceptron, Unpatchify, resolutions
 from sde_diffusion.nn.blocks import convolution, double, halve
 from sde_diffusion.nn.patches import decoder_of
-from sde_diffusion.variational.hierarchy import BOTTOM_UP, HierarchicalVAE
+from sde_diffusion.variational.hierarchy import BOTTOM_UP, COMBINATIONS, HierarchicalVAE
 from sde_diffusion.variational.observation import ObservationModel
 
 
@@ -159,7 +159,7 @@ class ConvHierarchy(HierarchicalVAE):
         latent: Channels of each latent variable, at least 1.
         channels: Channels of the networks, positive.
         dropout: Probability in the blocks, in [0, 1).
-        inference: See `HierarchicalVAE`.
+        inference: residual, ladder or direct; see `HierarchicalVAE`.
         patch: Side of the squares of pixels that become channels, at least 1: the finest resolution is one number for
             each square.
 
@@ -184,6 +184,7 @@ class ConvHierarchy(HierarchicalVAE):
     ) -> None:
         check_kind("observation", observation, ObservationModel)
         check_images(shape, "MLPHierarchy")
+        check_choice("inference", inference, tuple(COMBINATIONS))
         counts = [check_count("levels", count, least=0) for count in levels]
         latent, channels = check_count("latent", latent), check_count("channels", channels)
         cut = Patchify(patch)

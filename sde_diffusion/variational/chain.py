@@ -28,12 +28,21 @@ class Prior(Protocol):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density at z [B, *dims], in nats, or log-probability if z takes countably many values; [B]."""
 
+    def standardised(self, z: Tensor) -> Tensor | None:
+        """The coordinates of z that are standard normal by p, [B, *dims]; None: there are none, as for codes."""
 
-class Distribution(Prior, Protocol):
+
+class Distribution(Protocol):
     """What a bound asks of q at a level."""
 
+    def log_prob(self, z: Tensor) -> Tensor:
+        """See `Prior.log_prob`."""
+
     def kl(self, other: Any) -> Tensor:
-        """KL(self || other), for another of the same class, in nats; [B]."""
+        """KL(self || other), for a fitting prior, in nats; [B]."""
+
+    def kl_terms(self, other: Any) -> Tensor:
+        """The parts of KL(self || other) by dimension, or by place for codes, [B, *dims]."""
 
     def detach(self) -> Any:
         """The same distribution, without gradients to its parameters."""

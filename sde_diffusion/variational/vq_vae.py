@@ -32,6 +32,9 @@ class UniformCodes:
         """-(number of places) log K, in nats, for codes z [B, dim, *places]; [B]."""
         return torch.full_like(z[:, 0].flatten(1)[:, 0], -z[0, 0].numel() * math.log(self.codes))
 
+    def standardised(self, z: Tensor) -> None:
+        """None: codes have no coordinates that are standard normal."""
+
 
 @dataclass(frozen=True)
 class NearestCodes:
@@ -54,6 +57,10 @@ class NearestCodes:
     def kl(self, other: UniformCodes) -> Tensor:
         """(Number of places) log K, in nats; [B]."""
         return -other.log_prob(self.mean)
+
+    def kl_terms(self, other: UniformCodes) -> Tensor:
+        """log K for each place, in nats; [B, *places]."""
+        return torch.full_like(self.mean[:, 0], math.log(other.codes))
 
     def entropy(self) -> Tensor:
         """Not defined for the vectors.

@@ -82,12 +82,12 @@ def _first_stage(cfg: DictConfig, data: DataModule) -> FirstStage:
     Raises:
         UserError: If there is none, or it is not one for these data.
     """
-    from sde_diffusion.training.first_stage import described, first_stage_of
+    from sde_diffusion.training.first_stage import from_checkpoint, from_description
 
     known = OmegaConf.select(cfg, "first_stage.autoencoder")
     if known is not None:
-        return described(resolved(known), data.describe())
-    return first_stage_of(OmegaConf.select(cfg, "first_stage.ckpt"), data.describe())
+        return from_description(resolved(known), data.describe())
+    return from_checkpoint(OmegaConf.select(cfg, "first_stage.ckpt"), data.describe())
 
 
 def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sde_diffusion.checks import as_fraction, check_count, check_sizes
 from sde_diffusion.nn.blocks import convolution, double, group_norm, halve
 
-QUIET = 0.1
+SMALL_INIT = 0.1
 """Factor of the first weights of a layer whose outputs describe a distribution, which then hardly depends on its input.
 
 Training so begins with what the biases say, such as N(0, I).
@@ -70,6 +70,11 @@ class Perceptron(nn.Module):
             self.output.weight.mul_(scale)
             self.output.bias.zero_()
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """The linear layer that makes the result."""
+        return self.output
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs [B, *in_shape] to [B, *out_shape]."""
         h: Tensor = self.blocks(self.input(torch.cat([x.flatten(1) for x in inputs], 1)))
@@ -96,7 +101,7 @@ class ConvBlock(nn.Module):
         return out
 
 
-class Cut(nn.Module):
+class Patchify(nn.Module):
     """Cut images into squares of patch x patch pixels, which become channels: [B, C, H, W] to [B, C p^2, H/p, W/p].
 
     An image that they do not tile is first padded with zeros on the right and below.
@@ -112,8 +117,8 @@ class Cut(nn.Module):
         return F.pixel_unshuffle(F.pad(x, (0, -width % self.patch, 0, -height % self.patch)), self.patch)
 
 
-class Joined(nn.Module):
-    """Join squares of patch x patch pixels, the other way than `Cut`: [B, K p^2, *] to [B, *out_shape].
+class Unpatchify(nn.Module):
+    """Join squares of patch x patch pixels, the other way than `Patchify`: [B, K p^2, *] to [B, *out_shape].
 
     Args:
         patch: p.
@@ -149,8 +154,8 @@ class ConvEncoder(nn.Module):
         channels: Number of channels at each resolution, finest first: n + 1 of them.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
-        patch: Side of the squares of pixels that first become channels, at least 1: see `Cut`. H and W are then numbers
-            of squares.
+        patch: Side of the squares of pixels that first become channels, at least 1: see `Patchify`. H and W are then
+            numbers of squares.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -167,7 +172,7 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         widths, blocks = check_sizes("channels", channels), check_count("blocks", blocks)
-        self.cut = Cut(patch)
+        self.cut = Patchify(patch)
         self.input = convolution(in_channels * patch**2, widths[0], 3)
         self.stages = nn.ModuleList(
             _stage(widths[max(0, place - 1)], width, blocks, dropout) for place, width in enumerate(widths)
@@ -210,7 +215,7 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         widths, blocks = check_sizes("channels", channels), check_count("blocks", blocks)
-        self.joined = Joined(patch, out_shape)
+        self.joined = Unpatchify(patch, out_shape)
         *lead, height, width = self.joined.out_shape
         self.sizes = resolutions((height, width), patch, len(widths))
         self.input = convolution(in_channels, widths[-1], 3)
@@ -220,7 +225,12 @@ class ConvDecoder(nn.Module):
         self.norm = group_norm(widths[0])
         self.output = convolution(widths[0], math.prod(lead) * patch**2, 3)
         with torch.no_grad():
-            self.output.weight.mul_(QUIET)
+            self.output.weight.mul_(SMALL_INIT)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The convolution that makes the result."""
+        return self.output
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply the network."""

@@ -54,7 +54,7 @@ class Octaves(nn.Module):
         return 1 + 2 * self.octaves
 
     def forward(self, x: Tensor, noisy_data: NoisyData | None = None) -> Tensor:
-        """X with its features, [B, C, *] -> [B, C (1 + 2 octaves), *].
+        """The input with its features, [B, C, *] -> [B, C (1 + 2 octaves), *].
 
         They are computed in the type of x: the phase of a fine one needs its digits.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count
-from sde_diffusion.nn.autoencoder import QUIET, Joined, Perceptron, resolutions
+from sde_diffusion.nn.autoencoder import SMALL_INIT, Perceptron, Unpatchify, resolutions
 
 
 class PatchNetwork(nn.Module):
@@ -47,12 +47,17 @@ class FromPatches(nn.Module):
 
     def __init__(self, channels: int, out_shape: Sequence[int], patch: int) -> None:
         super().__init__()
-        self.joined = Joined(patch, out_shape)
+        self.joined = Unpatchify(patch, out_shape)
         self.size = resolutions(out_shape[-2:], patch, 1)[0]
         self.output = nn.Linear(channels, math.prod(out_shape[:-2]) * patch**2)
         with torch.no_grad():
-            self.output.weight.mul_(QUIET)
+            self.output.weight.mul_(SMALL_INIT)
             self.output.bias.zero_()
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The linear layer that makes the result."""
+        return self.output
 
     def forward(self, state: Tensor) -> Tensor:
         """Apply the network."""
@@ -93,8 +98,13 @@ class PatchDecoder(nn.Module):
         patch, patch_width = check_count("patch", patch), check_count("patch_width", patch_width)
         count = math.prod(resolutions(out_shape[-2:], patch, 1)[0])
         self.states = Perceptron([in_shape], [count, patch_width], width, depth, dropout)
-        self.change = PatchNetwork(patch_width, patch_width, patch_width, scale=math.sqrt(QUIET))
+        self.change = PatchNetwork(patch_width, patch_width, patch_width, scale=math.sqrt(SMALL_INIT))
         self.output = FromPatches(patch_width, out_shape, patch)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The linear layer that makes the result."""
+        return self.output.last_layer
 
     def forward(self, z: Tensor) -> Tensor:
         """Map [B, *in_shape] to [B, *out_shape]."""
@@ -117,7 +127,7 @@ def decoder_of(
         ValueError: If an argument is out of its range, or the data are not images.
     """
     if patch is None:
-        return Perceptron([in_shape], out_shape, width, depth, dropout, scale=QUIET)
+        return Perceptron([in_shape], out_shape, width, depth, dropout, scale=SMALL_INIT)
     if len(out_shape) != 4:
         raise ValueError(f"patch is for images [C, H, W], and the data are {list(out_shape[1:])}: leave it out")
     return PatchDecoder(in_shape, out_shape, patch, width=width, depth=depth, dropout=dropout)

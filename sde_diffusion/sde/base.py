@@ -110,7 +110,7 @@ class SDE(ABC):
             t = t + (missed - missed.detach()) / rate.detach()
         return t
 
-    def pace(self, log_snr: Tensor) -> Tensor | None:
+    def log_snr_speed(self, log_snr: Tensor) -> Tensor | None:
         """-d lambda / dt where the log-SNR has these values, [B], of its shape; None: there is nothing to learn in it.
 
         With gradients to those parameters only that move neither end of the path. The variational bound in continuous

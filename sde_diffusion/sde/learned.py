@@ -27,7 +27,7 @@ _OF_TIMES = (
     "sigma_rate",
     "log_snr_rate",
     "diffusion",
-    "pace",
+    "log_snr_speed",
     "_log_snr",
 )
 """The functions of time that a subclass may define."""

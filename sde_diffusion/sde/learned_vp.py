@@ -41,7 +41,7 @@ class NoiseSchedule(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """V and its derivative dv/dt at t of any shape, in [0, 1]; float64, of t's shape."""
+        """The value v and dv/dt at t of any shape, in [0, 1]; float64, of t's shape."""
 
     def inverse(self, v: Tensor) -> Tensor:
         """The t at which v has a value, of its shape; by bisection and Newton's method unless overridden."""
@@ -70,7 +70,7 @@ class LinearSchedule(NoiseSchedule):
         return t, torch.ones_like(t)
 
     def inverse(self, v: Tensor) -> Tensor:
-        """V itself."""
+        """t = v."""
         return v
 
 
@@ -196,8 +196,8 @@ class LearnedVPSDE(ShowsArguments, LearnedSDE):
         start = torch.tensor([self.log_snr_max, self.log_snr_min], dtype=torch.float64, device=self.moves.device)
         return (start + _ENDS_SPEED * self.moves).clamp(-_MOST, _MOST)
 
-    def pace(self, log_snr: Tensor) -> Tensor:
-        """See `SDE.pace`."""
+    def log_snr_speed(self, log_snr: Tensor) -> Tensor:
+        """See `SDE.log_snr_speed`."""
         first, last = self.ends().detach()
         t = self.schedule.inverse(((first - log_snr) / (first - last)).clamp(0, 1))
         rate: Tensor = self.schedule(t)[1]

@@ -6,7 +6,7 @@ Names that need Lightning, which takes seconds to import, are imported when they
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sde_diffusion.training.adaptive_times import AdaptiveTimes, PlaceTimes, ScheduleTimes
+from sde_diffusion.training.adaptive_times import AdaptiveTimes, LogSNRTimes, ScheduleTimes
 from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.diffusion_elbo import DiffusionELBO
 from sde_diffusion.training.measured import Measured
@@ -91,12 +91,12 @@ __all__ = [
     "LearntSchedule",
     "LikelihoodWeighting",
     "LogNormalTimes",
+    "LogSNRTimes",
     "LossByNoiseLevel",
     "Measured",
     "MinSNRWeighting",
     "Objective",
     "PatchAdversary",
-    "PlaceTimes",
     "QuantizedELBO",
     "SampleGrid",
     "ScheduleTimes",

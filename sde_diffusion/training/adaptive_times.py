@@ -19,7 +19,7 @@ _UNIFORM = 0.002
 """Share of the draws that are uniform in log-SNR, so that no noise level is forgotten."""
 
 
-class PlaceTimes(TimeSampling):
+class LogSNRTimes(TimeSampling):
     """A distribution of the place v, the share of the way from one end of the log-SNR to the other.
 
     The loss at t, multiplied by `importance`, has a gradient in the ends of a learnt path, with which lambda moves as v
@@ -45,7 +45,7 @@ class PlaceTimes(TimeSampling):
         return (first - last) / (-sde.log_snr_rate(t) * self.density(sde, t) * (sde.t_max - sde.t_min))
 
 
-class ScheduleTimes(PlaceTimes):
+class ScheduleTimes(LogSNRTimes):
     """t uniform on [t_min, t_max]: a learnt schedule is itself the distribution of the noise levels.
 
     References:
@@ -53,17 +53,17 @@ class ScheduleTimes(PlaceTimes):
     """
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
-        """See `PlaceTimes.quantile`."""
+        """See `LogSNRTimes.quantile`."""
         return _place(sde, sde.t_min + u * (sde.t_max - sde.t_min))
 
     @torch.no_grad()
     def density(self, sde: SDE, t: Tensor) -> Tensor:
-        """See `PlaceTimes.density`."""
+        """See `LogSNRTimes.density`."""
         first, last = _ends(sde, t.device)
         return (first - last) / (-sde.log_snr_rate(t) * (sde.t_max - sde.t_min))
 
 
-class AdaptiveTimes(PlaceTimes, nn.Module):
+class AdaptiveTimes(LogSNRTimes, nn.Module):
     r"""Importance sampling of the log-SNR lambda with p(lambda) proportional to the root of M(lambda).
 
     M is the mean square of 1/2 |eps_hat - eps|^2 at lambda. This p has the least variance of all for one draw: (int
@@ -88,7 +88,7 @@ class AdaptiveTimes(PlaceTimes, nn.Module):
 
     def __init__(self, bins: int = 60, decay: float = 0.97, stratified: bool = True) -> None:
         nn.Module.__init__(self)
-        PlaceTimes.__init__(self, stratified)
+        LogSNRTimes.__init__(self, stratified)
         self.bins, self.decay = check_count("bins", bins, least=2), as_fraction("decay", decay)
         self.register_buffer("moments", torch.full((self.bins,), torch.nan, dtype=torch.float64))
 
@@ -97,14 +97,14 @@ class AdaptiveTimes(PlaceTimes, nn.Module):
         return TimeSampling.__call__(self, sde, n, device)
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
-        """See `PlaceTimes.quantile`."""
+        """See `LogSNRTimes.quantile`."""
         masses = self._masses(u.device)
         ends = nn.functional.pad(masses.cumsum(0), (1, 0))
         part = (torch.searchsorted(ends, u.contiguous(), right=True) - 1).clamp(0, self.bins - 1)
         return (part + ((u - ends[part]) / masses[part]).clamp(0, 1)) / self.bins
 
     def density(self, sde: SDE, t: Tensor) -> Tensor:
-        """See `PlaceTimes.density`."""
+        """See `LogSNRTimes.density`."""
         return self._masses(t.device)[self._part(sde, t)] * self.bins
 
     @torch.no_grad()

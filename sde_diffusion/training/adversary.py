@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from sde_diffusion.checks import as_positive, check_count
+from sde_diffusion.checks import as_positive, check_count, check_sizes
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn.discriminator import PatchDiscriminator
+from sde_diffusion.training.variational_objective import VariationalObjective
 from sde_diffusion.variational import Autoencoder, Inference
 
 
@@ -43,7 +45,7 @@ class PatchAdversary(nn.Module):
 
     Raises:
         ValueError: If a number is out of its range, or the images are too small for the discriminator.
-        UserError: From a call, if the decoder has no last layer `output`.
+        UserError: From `check`, if the model or its objective cannot be trained with it.
 
     References:
         Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", equations 6 and 7.
@@ -60,10 +62,38 @@ class PatchAdversary(nn.Module):
         most: float = 10.0,
     ) -> None:
         super().__init__()
-        self.discriminator = PatchDiscriminator(shape, layers, channels)
+        self.shape = check_sizes("shape", shape)
+        self.discriminator = PatchDiscriminator(self.shape, layers, channels)
         self.weight, self.most = as_positive("weight", weight), as_positive("most", most)
         self.start, self.rise = check_count("start", start, least=0), check_count("rise", rise, least=0)
         self.logged: dict[str, Tensor] = {}
+
+    def check(self, model: Autoencoder, objective: VariationalObjective) -> None:
+        """Check that a model can be trained with it.
+
+        Args:
+            model: The autoencoder.
+            objective: Its objective.
+
+        Raises:
+            UserError: If the model has no last layer or makes other images, or the objective changes the gradients of
+                latent variables.
+        """
+        if not hasattr(getattr(model.decoder, "last_layer", None), "weight"):
+            raise UserError(
+                f"model.adversary needs a decoder with a property last_layer, a layer with a weight; "
+                f"{type(model.decoder).__name__} has none"
+            )
+        if tuple(model.shape) != self.shape:
+            raise UserError(
+                f"model.adversary judges images {list(self.shape)}, and the model makes {list(model.shape)}: leave "
+                "its shape out"
+            )
+        if objective.scales_latent_gradients:
+            raise UserError(
+                "objective.gradient=dreg scales the gradients of latent variables, those of model.adversary too: take "
+                "objective.gradient=standard"
+            )
 
     def forward(self, model: Autoencoder, found: Inference, x0: Tensor, step: int) -> Tensor:
         """Sum of both losses, a mean over the batch, [].
@@ -77,7 +107,7 @@ class PatchAdversary(nn.Module):
         if step < self.start:  # gradients of 0 in place of none, which several processes could not add up
             return 0.0 * torch.stack([p.sum() for p in self.discriminator.parameters()]).sum()
         if found.outputs is None:
-            raise UserError(f"{type(model).__name__} has no reconstructions that a discriminator could look at")
+            raise UserError(f"infer() of {type(model).__name__} must give the decoder's outputs: Inference.outputs")
         made = model.observation.mean(found.outputs)
         real, fake = self.discriminator(x0), self.discriminator(made.detach())
         discriminator = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
@@ -90,11 +120,9 @@ class PatchAdversary(nn.Module):
         return total
 
     def _adaptive_weight(self, model: Autoencoder, reconstruction: Tensor, deceiving: Tensor) -> Tensor:
-        last = getattr(getattr(model.decoder, "output", None), "weight", None)
-        if last is None:
-            raise UserError("model.adversary needs a decoder network whose last layer is named output")
+        last: Any = model.decoder.last_layer
         ours, its = (
-            torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, deceiving)
+            torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in (reconstruction, deceiving)
         )
         weight: Tensor = (ours / (its + 1e-4)).clamp(max=self.most)
         return weight

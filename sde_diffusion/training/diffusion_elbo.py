@@ -118,8 +118,8 @@ class DiffusionELBO(DenoisingScoreMatching):
         with torch.no_grad():
             log_snr = sde.log_snr(t)
             drawn = -sde.log_snr_rate(t) * self.times.importance(sde, t)
-        pace = sde.pace(log_snr)
-        if pace is None or not pace.requires_grad:
+        speed = sde.log_snr_speed(log_snr)
+        if speed is None or not speed.requires_grad:
             return torch.zeros_like(t)
-        squares: Tensor = losses.double().square() * (sde.t_max - sde.t_min) / drawn * pace
+        squares: Tensor = losses.double().square() * (sde.t_max - sde.t_min) / drawn * speed
         return squares - squares.detach()

@@ -22,7 +22,7 @@ MISSING = (
 _PARTS = ("latent", "observation", "shape", "levels")
 
 
-def first_stage_of(
+def from_checkpoint(
     ckpt: str | Path | None, data: Mapping[str, Any] | None = None, where: str = "first_stage.ckpt"
 ) -> FirstStage:
     """The first stage in a checkpoint of a `VariationalModel`.
@@ -49,15 +49,16 @@ def first_stage_of(
     if not isinstance(settings.get("latent"), Mapping):
         raise UserError(f"{what} is of a model made from objects in Python, and does not say how to rebuild it")
     own = {"latent": settings["latent"], "observation": settings.get("observation")}
-    return _described(autoencoder, {**own, "shape": model.data["shape"], "levels": model.data.get("levels")}, what)
+    own |= {"shape": model.data["shape"], "levels": model.data.get("levels")}
+    return _with_description(autoencoder, own, what)
 
 
-def described(description: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> FirstStage:
+def from_description(description: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> FirstStage:
     """The first stage of a `FirstStage.description`, without its weights.
 
     Args:
         description: The description.
-        data: See `first_stage_of`.
+        data: See `from_checkpoint`.
 
     Raises:
         UserError: If it is not one, or of other data.
@@ -66,10 +67,10 @@ def described(description: Mapping[str, Any], data: Mapping[str, Any] | None = N
         raise UserError(f"first_stage lacks {', '.join(lacking)}: give the path of a checkpoint")
     found = {name: description[name] for name in _PARTS}
     _check_data("the first stage", found, data or {})
-    return _described(build_autoencoder(**found), found, "first_stage")
+    return _with_description(build_autoencoder(**found), found, "first_stage")
 
 
-def _described(autoencoder: Autoencoder, description: Mapping[str, Any], what: str) -> FirstStage:
+def _with_description(autoencoder: Autoencoder, description: Mapping[str, Any], what: str) -> FirstStage:
     try:
         found = FirstStage(autoencoder)
     except UserError as error:

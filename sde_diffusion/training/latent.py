@@ -14,7 +14,7 @@ from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
-from sde_diffusion.training.first_stage import described, first_stage_of
+from sde_diffusion.training.first_stage import from_checkpoint, from_description
 from sde_diffusion.training.module import ScoreModel
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
@@ -100,11 +100,11 @@ class LatentModel(ScoreModel):
             condition_dropout=condition_dropout,
         )
         if isinstance(first_stage, Mapping):
-            stage = described(to_containers(first_stage))
+            stage = from_description(to_containers(first_stage))
         elif isinstance(first_stage, FirstStage):
             stage = first_stage
         else:
-            stage = first_stage_of(first_stage, self.data)
+            stage = from_checkpoint(first_stage, self.data)
         if stage.description is not None:
             self.save_hyperparameters({"first_stage": with_public_paths(stage.description)})
         self.first_stage: FirstStage = stage
@@ -143,7 +143,7 @@ class LatentModel(ScoreModel):
         self.first_stage.measure(split.tensor(some).to(self.device) for some in parts)
 
     def filled(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """W drawn from q given the data, which are dequantised first if `dequantise`; [B, *state_shape]."""
+        """Draw w from q given the data, which are dequantised first if `dequantise`; [B, *state_shape]."""
         x = super().filled(x0, generator)
         device = x.device if generator is None else generator.device
         return self.first_stage.draw(

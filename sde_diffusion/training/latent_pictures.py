@@ -9,7 +9,6 @@ from torch import Tensor
 from sde_diffusion.modality import Modality
 from sde_diffusion.variational import Autoencoder
 from sde_diffusion.variational.exploration import (
-    can_explore,
     coordinates,
     encoded,
     information,
@@ -40,9 +39,9 @@ def latent_pictures(model: Autoencoder, modality: Modality, x: Tensor) -> dict[s
     found = encoded(model, x)
     decoded = model.decode([level.z for level in found.levels])
     drawn = {"reconstructions": modality.beside(decoded, x, names=("reconstructions", "data"))}
-    if not can_explore(found):
-        return drawn
     e, amounts = coordinates(found), information(found)
+    if e is None:
+        return drawn
     places = most_informative(amounts, _TRAVERSED)
     names = [f"z{t + 1}[{i}]: {float(amounts[t].flatten()[i]):.2f} nats" for t, i in places]
     values = torch.linspace(-_REACH, _REACH, _STEPS)

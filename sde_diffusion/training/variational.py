@@ -60,8 +60,8 @@ class VariationalModel(GenerativeModel):
 
     Args:
         latent: The model, or its configuration, in which the shape of the data and the observation model are filled in.
-        observation: p(x | z), or its configuration; None: chosen by the data, see `observation_for`. Not used if
-            `latent` is a model.
+        observation: p(x | z), or its configuration; None: chosen by the data, see `observation_for`, or that of
+            `latent` if it is a model.
         objective: `BetaELBO()` by default, or its configuration.
         adversary: A discriminator that the reconstructions must deceive, such as a `PatchAdversary`, or its
             configuration, in which the shape of the data is filled in; None: none.
@@ -111,10 +111,12 @@ class VariationalModel(GenerativeModel):
         if isinstance(parts["latent"], Mapping):
             data = {"shape": self.data["shape"], "levels": self.data.get("levels")}
             parts["latent"] = build_autoencoder(parts["latent"], parts["observation"], **data)
+        elif observation is not None:
+            raise ValueError("observation must be None if latent is a model, which has one already")
         self.latent: Autoencoder = parts["latent"]
         check_kind("latent", self.latent, Autoencoder)
         if "shape" in self.data:
-            self.latent.observation.check_data(self.data.get("levels"))
+            self.latent.observation.check_data(self.data.get("levels"), dequantise)
         self.decoding = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
@@ -123,6 +125,7 @@ class VariationalModel(GenerativeModel):
         self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)
         if self.adversary is not None:
             check_kind("adversary", self.adversary, PatchAdversary)
+            self.adversary.check(self.latent, self.objective)
         self._counts = torch.zeros(self.latent.codes, dtype=torch.int64)
         self._own_loss = torch.zeros(())
         self._unused: list[int] = []

@@ -25,10 +25,13 @@ class VariationalObjective(Objective):
     Attributes:
         importance: Number of draws.
         warmup_steps: Number of steps in which it differs from what it is later.
+        scales_latent_gradients: Whether its loss scales all gradients that reach the latent variables, also those of
+            other losses.
     """
 
     importance = 1
     warmup_steps = 0
+    scales_latent_gradients = False
 
     def check(self, model: Any) -> None:
         """Check that a model has latent variables, of the kind that this objective needs; see `Objective.check`."""
@@ -83,6 +86,7 @@ class BetaELBO(VariationalObjective):
 
     Raises:
         ValueError: If a value is out of its range.
+        UserError: From `check`, if the latent variables are codes.
 
     References:
         Higgins et al. 2017, "beta-VAE"; Soenderby et al. 2016, "Ladder Variational Autoencoders" (warm-up); Kingma et
@@ -95,6 +99,11 @@ class BetaELBO(VariationalObjective):
         self.free_nats = as_number("free_nats", free_nats)
         if not 0 <= self.free_nats < math.inf:
             raise ValueError(f"free_nats must be a finite number of at least 0; got {free_nats}")
+
+    def check(self, model: Any) -> None:
+        """See `Objective.check`: the latent variables must be continuous."""
+        super().check(model)
+        _check_continuous(model, "beta_elbo")
 
     def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; beta is below its value in the first `warmup_steps` steps."""
@@ -118,7 +127,7 @@ class ImportanceWeighted(VariationalObjective):
 
     Raises:
         ValueError: If a value is not allowed.
-        UserError: From `check`, if dreg is asked of several levels.
+        UserError: From `check`, if dreg is asked of several levels, or the latent variables are codes.
 
     References:
         Burda et al. 2016, "Importance Weighted Autoencoders"; Tucker et al. 2019, "Doubly Reparameterized Gradient
@@ -128,10 +137,12 @@ class ImportanceWeighted(VariationalObjective):
     def __init__(self, importance: int = 8, gradient: str = "dreg") -> None:
         self.importance = check_count("importance", importance)
         self.gradient = check_choice("gradient", gradient, GRADIENTS)
+        self.scales_latent_gradients = self.gradient == "dreg"
 
     def check(self, model: Any) -> None:
-        """See `Objective.check`: dreg is for one latent variable."""
+        """See `Objective.check`: the latent variables must be continuous, and for dreg there must be one."""
         super().check(model)
+        _check_continuous(model, "iwae")
         if self.gradient == "dreg" and len(model.latent_shapes) > 1:
             raise UserError(
                 "objective.gradient=dreg is for one latent variable; for several take objective.gradient=standard"
@@ -149,6 +160,14 @@ class ImportanceWeighted(VariationalObjective):
             value = value.detach() + _only_gradient((share.reshape(log_weights.shape) * log_weights).sum(1))
         loss: Tensor = -value / x0[0].numel()
         return loss
+
+
+def _check_continuous(model: LatentVariableModel, name: str) -> None:
+    if model.codes:
+        raise UserError(
+            f"objective={name} has no commitment term, without which an encoder's vectors leave their codes: take "
+            "objective=vq"
+        )
 
 
 def _only_gradient(value: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ Weighted Autoencoders"). L_K <= L_{K+1} <= log p(x).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -53,30 +54,66 @@ def bound(
     check_batch("x", x)
     if dtype is not None:
         check_dtype(dtype)
+    seeds = as_seeds(range(len(x)) if seeds is None else seeds, len(x))
+    streams = latent_noise(model, seeds, x.device, dtype or x.dtype)
+
+    def draw(numbers: Sequence[int]) -> Draws:
+        noise = [torch.cat([stream.normal(number) for number in numbers]) for stream in streams]
+        found = model.infer(x.repeat(len(numbers), *(1,) * (x.ndim - 1)), noise)
+        return Draws(found.log_prob, found.kl(), found.log_weight(), len(numbers) * model.nfe)
+
+    return estimated_bound(draw, len(x), draws, importance, rows)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Several draws of the latent variables of each of B items, all items of the first draw first.
+
+    Attributes:
+        reconstruction: Log p(x | z), [n B].
+        kl: KL divergence of each level, in closed form or by the draw; [T, n B].
+        log_weight: Log w, [n B].
+        nfe: Network passes of one item.
+    """
+
+    reconstruction: Tensor
+    kl: Tensor
+    log_weight: Tensor
+    nfe: int
+
+
+def estimated_bound(
+    draw: Callable[[Sequence[int]], Draws], items: int, draws: int, importance: int, rows: int
+) -> Bound:
+    """The mean of `draws` estimates of L_K, K = `importance`, with its standard error.
+
+    Args:
+        draw: From the numbers of some draws, of 0, 1, ..., draws K - 1, to the draws.
+        items: Number of items B, at least 1.
+        draws: Number of estimates, at least 1.
+        importance: K, at least 1.
+        rows: Largest number of draws, times items, that are made at once; at least 1.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
     draws, importance, rows = (
         check_count(name, value) for name, value in (("draws", draws), ("importance", importance), ("rows", rows))
     )
-    seeds = as_seeds(range(len(x)) if seeds is None else seeds, len(x))
-    streams = latent_noise(model, seeds, x.device, dtype or x.dtype)
-    weights, reconstructions, kls = [], [], []
-    total = draws * importance
-    at_once = min(total, max(1, rows // len(x)))
+    numbers, at_once = range(draws * importance), max(1, rows // items)
     with torch.no_grad():
-        for start in range(0, total, at_once):
-            numbers = range(start, min(total, start + at_once))
-            noise = [torch.cat([stream.normal(draw) for draw in numbers]) for stream in streams]
-            found = model.infer(x.repeat(len(numbers), *(1,) * (x.ndim - 1)), noise)
-            weights.append(found.log_weight().double().reshape(len(numbers), -1))
-            reconstructions.append(found.log_prob.double().reshape(len(numbers), -1))
-            kls.append(found.kl().double().reshape(len(streams), len(numbers), -1))
-    reconstruction, kl = torch.cat(reconstructions), torch.cat(kls, 1)
+        made = [draw(numbers[start : start + at_once]) for start in range(0, len(numbers), at_once)]
+    reconstruction, weights = (
+        torch.cat([getattr(part, name).double() for part in made]).reshape(len(numbers), items)
+        for name in ("reconstruction", "log_weight")
+    )
+    kl = torch.cat([part.kl.double() for part in made], 1).reshape(-1, len(numbers), items)
     if importance == 1:
         estimates = reconstruction - kl.sum(0)  # the closed forms have less noise than the weights
     else:
-        each = torch.cat(weights).reshape(draws, importance, -1)
-        estimates = each.logsumexp(1) - math.log(importance)
+        estimates = weights.reshape(draws, importance, items).logsumexp(1) - math.log(importance)
     error = None if draws < 2 else estimates.std(0) / math.sqrt(draws)
-    return Bound(estimates.mean(0), reconstruction.mean(0), kl.mean(1), error, total * model.nfe)
+    return Bound(estimates.mean(0), reconstruction.mean(0), kl.mean(1), error, sum(part.nfe for part in made))
 
 
 def latent_noise(

@@ -28,12 +28,21 @@ class Prior(Protocol):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density at z [B, *dims], in nats, or log-probability if z takes countably many values; [B]."""
 
+    def standardised(self, z: Tensor) -> Tensor | None:
+        """The coordinates of z that are standard normal by p, [B, *dims]; None: there are none, as for codes."""
 
-class Distribution(Prior, Protocol):
+
+class Distribution(Protocol):
     """What a bound asks of q at a level."""
 
+    def log_prob(self, z: Tensor) -> Tensor:
+        """See `Prior.log_prob`."""
+
     def kl(self, other: Any) -> Tensor:
-        """KL(self || other), for another of the same class, in nats; [B]."""
+        """KL(self || other), for a fitting prior, in nats; [B]."""
+
+    def kl_terms(self, other: Any) -> Tensor:
+        """The parts of KL(self || other) by dimension, or by place for codes, [B, *dims]."""
 
     def detach(self) -> Any:
         """The same distribution, without gradients to its parameters."""
@@ -73,7 +82,8 @@ class Inference:
     Attributes:
         levels: The levels, z_1 first.
         log_prob: Log p(x | z_1), [B].
-        outputs: The decoder's outputs, which describe p(x | z_1), [B, outputs, *shape]; None if they are not kept.
+        outputs: The decoder's outputs, which describe p(x | z_1), [B, outputs, *shape]; None: the model
+            has no decoder network. An `Autoencoder` always gives them.
     """
 
     levels: Sequence[Level]
@@ -128,7 +138,8 @@ class Autoencoder(LatentVariableModel):
     The network's outputs are added to constant ones, 0 at first: see `describe_without_latents`.
 
     Args:
-        decoder: Network from what it needs of z to [B, outputs, *shape].
+        decoder: Network from what it needs of z to [B, outputs, *shape]. For a `PatchAdversary`, its property
+            `last_layer` is the layer, with a `weight`, that makes the outputs.
         observation: p(x | z) given the outputs.
         shape: Shape of the data.
         latent_shapes: Shape of each latent variable, z_1 first.

@@ -27,19 +27,19 @@ def reconstruct(model: Autoencoder, x: Tensor) -> Tensor:
     return model.decode([level.z for level in encoded(model, x).levels])
 
 
-def can_explore(found: Inference) -> bool:
-    """Whether all latent variables have standardised coordinates; codes of a codebook have none."""
-    return all(hasattr(level.p, "standardised") for level in found.levels)
+def coordinates(found: Inference) -> list[Tensor] | None:
+    """The coordinates e of each level, [B, *dims], z_1 first: standard normal by the model's own distribution.
 
-
-def coordinates(found: Inference) -> list[Tensor]:
-    """E of each level, [B, *dims], z_1 first: standard normal by the model's own distribution."""
-    return [level.p.standardised(level.z) for level in found.levels]  # type: ignore[attr-defined]
+    None if a level has no such coordinates, as codes of a codebook.
+    """
+    each = [level.p.standardised(level.z) for level in found.levels]
+    known = [e for e in each if e is not None]
+    return known if len(known) == len(each) else None
 
 
 def information(found: Inference) -> list[Tensor]:
-    """KL divergence of each dimension of each level, mean over the batch, in nats; [*dims]."""
-    return [level.q.kl_terms(level.p).mean(0) for level in found.levels]  # type: ignore[attr-defined]
+    """KL divergence of each dimension (or place of codes) of each level, mean over the batch, in nats; [*dims]."""
+    return [level.q.kl_terms(level.p).mean(0) for level in found.levels]
 
 
 def most_informative(amounts: Sequence[Tensor], n: int) -> list[tuple[int, int]]:

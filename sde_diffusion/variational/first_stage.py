@@ -156,7 +156,7 @@ class FirstStage(nn.Module):
         return float(self.scale.double().log().sum()) * math.prod(self.latent_shape[1:])
 
     def _original(self, w: Tensor) -> Tensor:
-        """Z of w."""
+        """The latent variables z of w."""
         return torch.addcmul(self.shift, self.scale, w.to(self.shift))
 
 

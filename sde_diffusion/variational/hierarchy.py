@@ -74,9 +74,12 @@ class HierarchicalVAE(Autoencoder):
         observation: p(x | s_0) given the decoder's outputs.
         shape: Shape of the data.
         latent_shapes: Shape of each z_t, z_1 first.
-        top_shape: Shape of s_T, which is learnt; None: it is not used, and 0 [1].
+        top_shape: Shape of s_T, which is learnt; None: s_T is the constant 0, of shape [1].
         up: up_1, ..., up_T; none with bottom_up.
         inference: ladder, residual, direct or bottom_up.
+
+    Raises:
+        ValueError: If inference is none of these, or there is not one network of each kind for each latent variable.
 
     References:
         Soenderby et al. 2016, "Ladder Variational Autoencoders"; Child 2021, "Very Deep VAEs Generalize Autoregressive
@@ -105,6 +108,14 @@ class HierarchicalVAE(Autoencoder):
         else:
             self.top = nn.Parameter(torch.zeros(*check_sizes("top_shape", top_shape)))
         self.inference = check_choice("inference", inference, INFERENCES)
+        counts = {"posterior": len(self.posterior), "prior": len(self.prior), "down": len(self.down)}
+        for name, count in {**counts, "up": len(self.up)}.items():
+            needed = 0 if name == "up" and inference == BOTTOM_UP else len(self.latent_shapes)
+            if count != needed:
+                raise ValueError(
+                    f"{name} must have {needed} networks, for {len(self.latent_shapes)} latent variables and "
+                    f"inference={inference}; got {count}"
+                )
 
     def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
         """Draw all latent variables given x; see `LatentVariableModel.infer`."""
@@ -122,7 +133,8 @@ class HierarchicalVAE(Autoencoder):
                 z = q.draw(noise[t])
             levels.append(Level(z, q, p, closed=t == top or not upwards))
             state = self.down[t](state, z)
-        return Inference(levels[::-1], self.observation.log_prob(x, self.decoded(state)))
+        outputs = self.decoded(state)
+        return Inference(levels[::-1], self.observation.log_prob(x, outputs), outputs)
 
     def _see(self, x: Tensor) -> list[Tensor]:
         """What the data say at each level: h_1, ..., h_T."""

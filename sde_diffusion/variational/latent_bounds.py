@@ -11,7 +11,6 @@ KL(q(z) || p_z) (Hoffman & Johnson 2016, "ELBO surgery").
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from sde_diffusion.denoiser import Denoiser, repeated
 from sde_diffusion.density import Bound, elbo, log_likelihood
 from sde_diffusion.density.trace import trace_of
 from sde_diffusion.sampling.noise import as_seeds
-from sde_diffusion.variational.bounds import latent_noise
+from sde_diffusion.variational.bounds import Draws, estimated_bound, latent_noise
 from sde_diffusion.variational.first_stage import FirstStage
 
 DENSITIES = {"flow": log_likelihood, "elbo": partial(elbo, steps=None)}
@@ -69,12 +68,9 @@ def latent_bound(
         UserError: If q(z | x) is a point, as for codes, and has no entropy.
     """
     check_batch("x", x)
-    draws, importance, rows = (
-        check_count(name, value) for name, value in (("draws", draws), ("importance", importance), ("rows", rows))
-    )
     check_kind("first_stage", first_stage, FirstStage)
     check_choice("density", density, DENSITIES)
-    if importance > 1:
+    if check_count("importance", importance) > 1:
         options = {"trace": "exact", **options} if density == "flow" else options
         if "trace" not in options or not trace_of(options["trace"], options.get("probes", 1)).exact:
             raise ValueError(
@@ -83,32 +79,20 @@ def latent_bound(
             )
     seeds = as_seeds(range(len(x)) if seeds is None else seeds, len(x))
     (stream,) = latent_noise(first_stage.autoencoder, seeds, x.device, x.dtype)
-    reconstructions, kls, weights = [], [], []
-    nfe, total = 0, draws * importance
-    at_once = min(total, max(1, rows // len(x)))
     with torch.no_grad():
         q = first_stage.encode(x)
         entropy = q.entropy().double()
-        for start in range(0, total, at_once):
-            numbers = range(start, min(total, start + at_once))
-            z = torch.stack([q.draw(stream.normal(number).to(q.mean)) for number in numbers])
-            w = first_stage.standardise(z.flatten(0, 1))
-            own = {name: repeated(value, len(numbers), len(x)) for name, value in options.items()}
-            each = [seed + number * _APART for number in numbers for seed in seeds]
-            found = DENSITIES[density](denoiser, w, seeds=each, **own)  # type: ignore[operator]
-            log_p = found.log_prob.to(x.device).reshape(len(numbers), -1) - first_stage.log_scale
-            several = x.repeat(len(numbers), *(1,) * (x.ndim - 1))
-            reconstruction = first_stage.log_prob(several, w).double().reshape(len(numbers), -1)
-            nfe += len(numbers) * found.nfe
-            reconstructions.append(reconstruction)
-            kls.append(-entropy - log_p)
-            if importance > 1:
-                weights.append(reconstruction + log_p - torch.stack([q.log_prob(one).double() for one in z]))
-    reconstruction, kl = torch.cat(reconstructions), torch.cat(kls)
-    if importance == 1:
-        estimates = reconstruction - kl
-    else:
-        each_estimate = torch.cat(weights).reshape(draws, importance, -1)
-        estimates = each_estimate.logsumexp(1) - math.log(importance)
-    error = None if draws < 2 else estimates.std(0) / math.sqrt(draws)
-    return Bound(estimates.mean(0), reconstruction.mean(0), kl.mean(0, keepdim=True), error, nfe)
+
+    def draw(numbers: Sequence[int]) -> Draws:
+        z = [q.draw(stream.normal(number).to(q.mean)) for number in numbers]
+        w = first_stage.standardise(torch.cat(z))
+        own = {name: repeated(value, len(numbers), len(x)) for name, value in options.items()}
+        each = [seed + number * _APART for number in numbers for seed in seeds]
+        found = DENSITIES[density](denoiser, w, seeds=each, **own)  # type: ignore[operator]
+        log_p = found.log_prob.to(x.device) - first_stage.log_scale
+        reconstruction = first_stage.log_prob(x.repeat(len(numbers), *(1,) * (x.ndim - 1)), w).double()
+        log_q = torch.cat([q.log_prob(one).double() for one in z])
+        kl = -entropy.repeat(len(numbers)) - log_p
+        return Draws(reconstruction, kl.unsqueeze(0), reconstruction + log_p - log_q, len(numbers) * found.nfe)
+
+    return estimated_bound(draw, len(x), draws, importance, rows)

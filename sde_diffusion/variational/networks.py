@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.checks import check_bool, check_count, check_kind, check_sizes
-from sde_diffusion.nn.autoencoder import QUIET, ConvBlock, Cut, Joined, Perceptron, resolutions
+from sde_diffusion.checks import check_bool, check_choice, check_count, check_kind, check_sizes
+from sde_diffusion.nn.autoencoder import SMALL_INIT, ConvBlock, Patchify, Perceptron, Unpatchify, resolutions
 from sde_diffusion.nn.blocks import convolution, double, halve
 from sde_diffusion.nn.patches import decoder_of
-from sde_diffusion.variational.hierarchy import BOTTOM_UP, HierarchicalVAE
+from sde_diffusion.variational.hierarchy import BOTTOM_UP, COMBINATIONS, HierarchicalVAE
 from sde_diffusion.variational.observation import ObservationModel
 
 
-class _Replaced(nn.Module):
+class _MarkovStep(nn.Module):
     """The state below is z alone: a Markov chain."""
 
     def forward(self, state: Tensor, z: Tensor) -> Tensor:
@@ -96,11 +96,11 @@ class MLPHierarchy(HierarchicalVAE):
             up=[] if upwards else [network([below[t]], hidden) for t in range(count)],
             posterior=[network([below[t]] if upwards else [hidden, states[t]], [2 * sizes[t]]) for t in range(count)],
             prior=[
-                *(network([states[t]], [2 * sizes[t]], scale=QUIET) for t in range(count - 1)),
+                *(network([states[t]], [2 * sizes[t]], scale=SMALL_INIT) for t in range(count - 1)),
                 StandardNormal([sizes[-1]]),
             ],
             down=[
-                Added(network([states[t], [sizes[t]]], hidden, scale=1 / math.sqrt(count))) if path else _Replaced()
+                Added(network([states[t], [sizes[t]]], hidden, scale=1 / math.sqrt(count))) if path else _MarkovStep()
                 for t in range(count)
             ],
             decoder=decoder,
@@ -112,7 +112,7 @@ class MLPHierarchy(HierarchicalVAE):
         )
 
 
-class _Joined(nn.Module):
+class _Concatenated(nn.Module):
     """A network of several tensors with the same pixels, side by side."""
 
     def __init__(self, *layers: nn.Module) -> None:
@@ -159,7 +159,7 @@ class ConvHierarchy(HierarchicalVAE):
         latent: Channels of each latent variable, at least 1.
         channels: Channels of the networks, positive.
         dropout: Probability in the blocks, in [0, 1).
-        inference: See `HierarchicalVAE`.
+        inference: residual, ladder or direct; see `HierarchicalVAE`.
         patch: Side of the squares of pixels that become channels, at least 1: the finest resolution is one number for
             each square.
 
@@ -184,9 +184,10 @@ class ConvHierarchy(HierarchicalVAE):
     ) -> None:
         check_kind("observation", observation, ObservationModel)
         check_images(shape, "MLPHierarchy")
+        check_choice("inference", inference, tuple(COMBINATIONS))
         counts = [check_count("levels", count, least=0) for count in levels]
         latent, channels = check_count("latent", latent), check_count("channels", channels)
-        cut = Cut(patch)
+        cut = Patchify(patch)
         sizes = resolutions(shape[1:], cut.patch, len(counts))
         places = [place for place, count in enumerate(counts) for _ in range(count)]  # resolution of z_1, z_2, ...
         if len(places) < 2:
@@ -208,11 +209,11 @@ class ConvHierarchy(HierarchicalVAE):
                 last.conv_out.weight.mul_(1 / math.sqrt(count))
             steps: nn.Module = _Down(project, last, sizes[here - 1] if below < here else None)
             further = [_Doubled(block(channels, channels), sizes[place - 1]) for place in range(here - 1, below, -1)]
-            down.append(_Then(steps, nn.Sequential(*further)))
+            down.append(_Sequence(steps, nn.Sequential(*further)))
         super().__init__(
             up=up,
-            posterior=[_Joined(block(2 * channels, channels), _quiet(channels, latent)) for _ in places],
-            prior=[nn.Sequential(block(channels, channels), _quiet(channels, latent)) for _ in places],
+            posterior=[_Concatenated(block(2 * channels, channels), _small_output(channels, latent)) for _ in places],
+            prior=[nn.Sequential(block(channels, channels), _small_output(channels, latent)) for _ in places],
             down=down,
             decoder=_Outputs(block(channels, channels), channels, [observation.outputs, *shape], cut.patch),
             observation=observation,
@@ -232,7 +233,7 @@ class _Doubled(nn.Module):
         return double(self.block(x), self.size)
 
 
-class _Then(nn.Module):
+class _Sequence(nn.Module):
     def __init__(self, first: nn.Module, then: nn.Module) -> None:
         super().__init__()
         self.first, self.then = first, then
@@ -247,19 +248,24 @@ class _Outputs(nn.Module):
 
     def __init__(self, block: nn.Module, channels: int, out_shape: Sequence[int], patch: int) -> None:
         super().__init__()
-        self.block, self.joined = block, Joined(patch, out_shape)
+        self.block, self.joined = block, Unpatchify(patch, out_shape)
         self.output = convolution(channels, math.prod(out_shape[:-2]) * patch**2, 3)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The convolution that makes the result."""
+        return self.output
 
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.joined(self.output(F.silu(self.block(h))))
         return out
 
 
-def _quiet(channels: int, latent: int) -> nn.Conv2d:
+def _small_output(channels: int, latent: int) -> nn.Conv2d:
     """The last layer of what makes a distribution, which starts near N(0, I)."""
     found = convolution(channels, 2 * latent, 3)
     with torch.no_grad():
-        found.weight.mul_(QUIET)
+        found.weight.mul_(SMALL_INIT)
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.checks import check_count
+from sde_diffusion.checks import as_positive, check_bool, check_count
 from sde_diffusion.modality.levels import from_levels, to_levels
 
 _LEAST_LOG_SCALE = -7.0
@@ -47,14 +47,29 @@ class ObservationModel(nn.Module, ABC):
     def draw(self, outputs: Tensor, noise: Tensor) -> Tensor:
         """Data drawn from the distribution, [B, *dims], with standard normal noise of that shape."""
 
-    def check_data(self, levels: int | None) -> None:
-        """Check that it can describe data with this number of levels; None: continuous ones.
+    def check_data(self, levels: int | None, dequantise: bool = False) -> None:
+        """Check that it can describe data.
+
+        Args:
+            levels: Number of levels of the data; None: continuous ones.
+            dequantise: Whether noise of the width of a level is added to them.
 
         Raises:
-            ValueError: If it is for data with another number of levels.
+            ValueError: If it is for data with another number of levels, or for continuous ones.
         """
+        name = type(self).__name__
         if self.levels is not None and self.levels != levels:
-            _refuse(type(self).__name__, f"data with {self.levels} levels", levels)
+            _refuse(name, f"data with {self.levels} levels", levels)
+        if self.levels is not None and dequantise:
+            raise ValueError(
+                f"{name} is for levels, and dequantise=true makes values between the levels of the data: leave "
+                "dequantise out, or take observation=gaussian"
+            )
+        if self.levels is None and levels is not None and not dequantise:
+            raise ValueError(
+                f"{name} is a density, which is unbounded for data on {levels} levels: take "
+                f"{type(observation_for(levels)).__name__}, or dequantise=true"
+            )
 
     def starting_outputs(self, x: Tensor) -> Tensor:
         """Outputs that describe data [N, *dims] without z, [outputs, *dims], from which to start training.
@@ -172,6 +187,9 @@ class Gaussian(ObservationModel):
         std: sigma, or the value at which to start; positive.
         learnt: Whether sigma is trained.
 
+    Raises:
+        ValueError: If std is not a positive number, or learnt not true or false.
+
     References:
         Rybkin et al. 2021, "Simple and Effective VAE Training with Calibrated Decoders".
     """
@@ -180,8 +198,8 @@ class Gaussian(ObservationModel):
 
     def __init__(self, std: float = 0.5, learnt: bool = True) -> None:
         super().__init__()
-        self.learnt = learnt
-        self.log_std = nn.Parameter(torch.tensor(float(std)).log(), requires_grad=learnt)
+        self.learnt = check_bool("learnt", learnt)
+        self.log_std = nn.Parameter(torch.tensor(as_positive("std", std)).log(), requires_grad=self.learnt)
 
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
         """See `ObservationModel.log_prob`; a log-density."""

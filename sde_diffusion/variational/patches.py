@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_choice, check_count, check_kind
-from sde_diffusion.nn.autoencoder import QUIET, Cut, Perceptron, resolutions
+from sde_diffusion.nn.autoencoder import SMALL_INIT, Patchify, Perceptron, resolutions
 from sde_diffusion.nn.patches import FromPatches, PatchNetwork
 from sde_diffusion.variational.hierarchy import COMBINATIONS, HierarchicalVAE
 from sde_diffusion.variational.networks import Added, StandardNormal, check_images, check_levels
@@ -28,14 +28,14 @@ class _OfPatches(nn.Module):
         return out.transpose(1, 2).reshape(len(out), -1, *self.size)
 
 
-class _Patches(Cut):
+class _Patches(Patchify):
     """[B, C, H, W] to [B, patches, C p^2]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).flatten(2).transpose(1, 2)
 
 
-class _Only(nn.Module):
+class _Select(nn.Module):
     """A network of one of several inputs."""
 
     def __init__(self, net: nn.Module, place: int) -> None:
@@ -103,14 +103,14 @@ class PatchHierarchy(HierarchicalVAE):
         count, pixels = math.prod(size), shape[0] * cut.patch**2
         network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
         of_patches = partial(PatchNetwork, width=patch_width)
-        posterior = _OfPatches(of_patches(pixels + patch_width, 2 * local, scale=QUIET), size)
+        posterior = _OfPatches(of_patches(pixels + patch_width, 2 * local, scale=SMALL_INIT), size)
         super().__init__(
             up=[cut, nn.Identity()],
-            posterior=[posterior, _Only(network([[count, pixels]], [2 * latent]), 0)],
-            prior=[_OfPatches(of_patches(patch_width, 2 * local, scale=QUIET), size), StandardNormal([latent])],
+            posterior=[posterior, _Select(network([[count, pixels]], [2 * latent]), 0)],
+            prior=[_OfPatches(of_patches(patch_width, 2 * local, scale=SMALL_INIT), size), StandardNormal([latent])],
             down=[
-                _AddedToPatches(of_patches(patch_width + local, patch_width, scale=math.sqrt(QUIET))),
-                _Only(network([[latent]], [count, patch_width]), 1),
+                _AddedToPatches(of_patches(patch_width + local, patch_width, scale=math.sqrt(SMALL_INIT))),
+                _Select(network([[latent]], [count, patch_width]), 1),
             ],
             decoder=FromPatches(patch_width, [observation.outputs, *shape], cut.patch),
             observation=observation,

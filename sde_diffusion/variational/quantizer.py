@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,8 @@ class VectorQuantizer(nn.Module):
         self.decay, self.restart = as_fraction("decay", decay), as_number("restart", restart)
         if self.decay == 1:
             raise ValueError("decay must be less than 1, or the codes never move")
+        if not 0 <= self.restart < math.inf:
+            raise ValueError(f"restart must be a finite number of at least 0; got {restart}")
         self.register_buffer("codebook", torch.zeros(self.codes, self.dim))
         self.register_buffer("counts", torch.zeros(self.codes))
         self.register_buffer("sums", torch.zeros(self.codes, self.dim))
@@ -107,7 +110,7 @@ class VectorQuantizer(nn.Module):
         self.counts.copy_(torch.where(dead, max(self.restart, 1.0), self.counts))
 
     def _some(self, vectors: Tensor, n: int) -> Tensor:
-        """N random vectors, with torch's global generator; the same one twice only if there are fewer."""
+        """Random vectors, n of them, with torch's global generator; the same one twice only if there are fewer."""
         order = torch.randperm(len(vectors), device=vectors.device)
         return vectors[order.repeat(-(-n // len(vectors)))[:n]].to(self.codebook)
 

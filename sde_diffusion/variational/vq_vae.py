@@ -32,6 +32,9 @@ class UniformCodes:
         """-(number of places) log K, in nats, for codes z [B, dim, *places]; [B]."""
         return torch.full_like(z[:, 0].flatten(1)[:, 0], -z[0, 0].numel() * math.log(self.codes))
 
+    def standardised(self, z: Tensor) -> None:
+        """None: codes have no coordinates that are standard normal."""
+
 
 @dataclass(frozen=True)
 class NearestCodes:
@@ -55,6 +58,10 @@ class NearestCodes:
         """(Number of places) log K, in nats; [B]."""
         return -other.log_prob(self.mean)
 
+    def kl_terms(self, other: UniformCodes) -> Tensor:
+        """log K for each place, in nats; [B, *places]."""
+        return torch.full_like(self.mean[:, 0], math.log(other.codes))
+
     def entropy(self) -> Tensor:
         """Not defined for the vectors.
 
@@ -62,8 +69,8 @@ class NearestCodes:
             UserError: Always.
         """
         raise UserError(
-            "a VQ encoder is deterministic and has no entropy: no bound in nats; take a KL first stage, or sample and "
-            "evaluate"
+            "a VQ encoder is deterministic and has no entropy: no bound in nats; take a VAE as first stage "
+            "(model=vae), or sample and evaluate"
         )
 
     def commitment(self, z: Tensor) -> Tensor:

@@ -15,9 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sde_diffusion.data import Digits
+from sde_diffusion.errors import UserError
 from sde_diffusion.nn import PatchDiscriminator
-from sde_diffusion.training import EMA, BetaELBO, PatchAdversary, VariationalModel
-from sde_diffusion.variational import MLPVAE, Categorical, ConvVAE
+from sde_diffusion.training import EMA, BetaELBO, ImportanceWeighted, PatchAdversary, VariationalModel
+from sde_diffusion.variational import (
+    MLPVAE,
+    VAE,
+    Categorical,
+    ConvHierarchy,
+    ConvVAE,
+    ConvVQVAE,
+    MLPHierarchy,
+    PatchHierarchy,
+)
 
 LATENT = {"_target_": "sde_diffusion.variational.ConvVAE", "latent": 2, "channels": [4], "patch": 2}
 ADVERSARY = {"_target_": "sde_diffusion.training.PatchAdversary", "channels": 4, "weight": 0.3, "start": 4, "rise": 3}
@@ -135,10 +145,45 @@ def test_gradients_are_clipped_for_each_player_by_itself(tmp_path):
     torch.testing.assert_close(late, torch.full((4, 2), 0.01), rtol=1e-3, atol=0)
 
 
-def test_a_perceptron_can_be_judged_too():
+MODELS = {
+    "perceptron": lambda: MLPVAE([1, 8, 8], Categorical(17), latent=2, width=8),
+    "patches": lambda: MLPVAE([1, 8, 8], Categorical(17), latent=2, width=8, patch=2),
+    "convolutions": lambda: ConvVAE([1, 8, 8], Categorical(17), latent=2, channels=[4], patch=2),
+    "codes": lambda: ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent=2, channels=[4]),
+    "hierarchy": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8),
+    "hierarchy of patches": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8, patch=2),
+    "patch hierarchy": lambda: PatchHierarchy([1, 8, 8], Categorical(17), [1, 2], width=8, patch_width=8),
+    "convolutional hierarchy": lambda: ConvHierarchy([1, 8, 8], Categorical(17), [0, 1, 1], 2, channels=4),
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_every_decoder_can_be_judged(make):
+    """Its last layer is the one in whose weight and bias its outputs are linear."""
     torch.manual_seed(0)
-    model = MLPVAE([1, 8, 8], Categorical(17), latent=2, width=8)
-    x = torch.zeros(3, 1, 8, 8)
-    found = model.infer(x, [torch.randn(3, 2)])
-    loss = PatchAdversary([1, 8, 8], channels=4, start=0)(model, found, x, 1)
-    assert bool(loss.isfinite())
+    model, x = make(), torch.randint(0, 17, (3, 1, 8, 8)) / 8 - 1.0
+    adversary = PatchAdversary([1, 8, 8], channels=4, start=0)
+    adversary.check(model, BetaELBO())
+    noise = [torch.randn(3, *dims) for dims in model.latent_shapes]
+    found = model.infer(x, noise)
+    assert bool(adversary(model, found, x, 1).isfinite())
+    assert 0 < float(adversary.logged["adaptive_weight"]) <= 10
+    model.eval()
+    before = model.outputs([level.z for level in found.levels])
+    with torch.no_grad():
+        for parameter in model.decoder.last_layer.parameters():
+            parameter.mul_(2)
+    torch.testing.assert_close(model.outputs([level.z for level in found.levels]), 2 * before)
+
+
+def test_what_cannot_be_trained_with_it_is_refused_before_the_run():
+    data = Digits().describe()
+    settings = {"adversary": ADVERSARY, "data": data}
+    own = VAE(torch.nn.Linear(64, 4), torch.nn.Linear(2, 64), Categorical(17), (1, 8, 8), (2,))
+    with pytest.raises(UserError, match=r"needs a decoder with a property last_layer, .*; Linear has none"):
+        VariationalModel(own, **settings)
+    with pytest.raises(UserError, match=r"judges images \[1, 16, 16\], and the model makes \[1, 8, 8\]"):
+        VariationalModel(LATENT, adversary={**ADVERSARY, "shape": [1, 16, 16]}, data=data)
+    with pytest.raises(UserError, match=r"gradient=dreg scales .*: take objective.gradient=standard"):
+        VariationalModel(LATENT, objective=ImportanceWeighted(4), **settings)
+    VariationalModel(LATENT, objective=ImportanceWeighted(4, "standard"), **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,9 @@ from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
 from sde_diffusion.training import BetaELBO, GenerativeModel, VariationalModel
 from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
-from sde_diffusion.variational import Categorical, MLPHierarchy, bound
+from sde_diffusion.variational import Categorical, Gaussian, MLPHierarchy, bound
+
+LATENT = {"_target_": "sde_diffusion.variational.MLPVAE", "width": 8}
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +112,31 @@ def test_latents_that_are_not_used_are_warned_of(kl, message, caplog):
 def test_an_observation_model_for_other_data_is_refused(observation, levels, message):
     with pytest.raises((UserError, ValueError), match=message):
         VariationalModel(
-            {"_target_": "sde_diffusion.variational.MLPVAE", "width": 8},
+            LATENT,
             {"_target_": f"sde_diffusion.variational.{observation}"},
             data={"shape": [4], "levels": levels},
         )
+
+
+@pytest.mark.parametrize(
+    ("observation", "dequantise", "message"),
+    [
+        (None, True, "Categorical is for levels, and dequantise=true makes values between .*: leave dequantise out"),
+        ("DiscretizedLogistic", True, "DiscretizedLogistic is for levels, .* or take observation=gaussian"),
+        ("Gaussian", False, "Gaussian is a density, which is unbounded for data on 17 levels: take Categorical, or"),
+        ("Gaussian", True, None),
+        (None, False, None),
+    ],
+)
+def test_densities_are_for_dequantised_data_and_probabilities_for_levels(observation, dequantise, message):
+    kind = observation and {"_target_": f"sde_diffusion.variational.{observation}"}
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        VariationalModel(LATENT, kind, dequantise=dequantise, data={"shape": [4], "levels": 17})
+
+
+def test_a_model_has_its_own_observation_model():
+    with pytest.raises(ValueError, match="observation must be None if latent is a model"):
+        VariationalModel(MLPHierarchy([4], Gaussian(), width=8), observation=Gaussian())
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():

@@ -11,6 +11,7 @@ from torch import nn
 from sde_diffusion.errors import UserError
 from sde_diffusion.training import BetaELBO, QuantizedELBO
 from sde_diffusion.variational import VQVAE, Categorical, ConvVAE, ConvVQVAE, Gaussian, VectorQuantizer, bound
+from sde_diffusion.variational.exploration import coordinates, information
 
 
 def toy() -> VQVAE:
@@ -87,3 +88,12 @@ def test_continuous_latents_are_refused():
     model = ConvVAE([1, 6, 6], Categorical(5), channels=[4], patch=2)
     with pytest.raises(UserError, match="objective=vq is for models whose latent variables are codes"):
         QuantizedELBO().check(model)
+
+
+def test_codes_have_no_coordinates_but_information_at_each_place():
+    model = ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent=2, channels=[4, 4]).eval()
+    found = model.infer(torch.zeros(3, 1, 8, 8), [torch.zeros(3, 2, 4, 4)])
+    assert coordinates(found) is None
+    (amounts,) = information(found)
+    assert amounts.shape == (4, 4)
+    torch.testing.assert_close(amounts.sum(), found.kl()[0, 0])

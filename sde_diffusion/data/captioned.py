@@ -38,7 +38,7 @@ def captioned(
         UserError: If there is not one caption for each image, or captions do not suit these data.
     """
     if len(splits["train"].x.shape) != 4:
-        raise UserError(f"data.captions: captions are of images, and {name} has none")
+        raise UserError(f"data.captions: captions describe images, and the items of {name} are not images")
     if flip and captions.sides:
         raise UserError("data.flip=true mirrors images, and the captions say which way they lean: leave it out")
     root, paths = files or (None, {})

@@ -1,4 +1,4 @@
-r"""The whole variational bound of a diffusion model as an objective, for paths that are learnt with it."""
+r"""The variational bound with all its terms, as an objective, for paths that are learnt with it."""
 
 from __future__ import annotations
 

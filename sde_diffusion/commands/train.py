@@ -59,6 +59,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     import lightning.pytorch as pl
 
+    from sde_diffusion.data.checks import check_processes
     from sde_diffusion.training.checkpoint import check_fit
     from sde_diffusion.training.weights import no_larger_than
 
@@ -73,7 +74,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         expect_same_data(checkpoint, data)
     trainer = build_trainer(cfg, folder)
     model.check_trainer(trainer)
-    data.check_processes(trainer.world_size)
+    check_processes(data.name, len(data.split("val")), trainer.world_size)
     _check_memory(model, trainer)
     if reached := limit_reached(checkpoint, trainer):
         if trainer.is_global_zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,15 +37,15 @@ class CaptionTable(Captions):
         missing = [file for file in wanted if file not in table]
         if missing:
             raise UserError(
-                f"{path} has captions of {len(table)} files, and the images are {n}: {few(missing, 3)} "
-                f"{'has' if len(missing) == 1 else f'and others ({len(missing)} in all) have'} none"
+                f"{path} has captions of {len(table)} files, but there are {n} images; without a caption: "
+                f"{few(missing, 3)}{'' if len(missing) <= 3 else f' ({len(missing)} in all)'}"
             )
         return {name: [table[file] for file in split.files or ()] for name, split in splits.items()}
 
     def _read(self, path: Path) -> dict[str, str]:
         with opened(path) as file:
             try:
-                rows = list(csv.DictReader(file.read().decode("utf-8-sig").splitlines()))
+                rows = list(csv.DictReader(io.StringIO(file.read().decode("utf-8-sig"), newline="")))
             except (UnicodeDecodeError, csv.Error) as error:
                 raise UserError(f"{path} is not a table in UTF-8: {error}") from error
         if not rows:

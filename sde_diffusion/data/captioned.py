@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,12 +39,12 @@ def captioned(
         UserError: If there is not one caption for each image, or captions do not suit these data.
     """
     if len(splits["train"].x.shape) != 4:
-        raise UserError(f"data.captions: captions are of images, and {name} has none")
+        raise UserError(f"data.captions: captions describe images, and the items of {name} are not images")
     if flip and captions.sides:
         raise UserError("data.flip=true mirrors images, and the captions say which way they lean: leave it out")
     root, paths = files or (None, {})
     pictured = {
-        one: Pictured(len(split), lambda split=split: _batches(split), split.label, paths.get(one), root)  # type: ignore[misc]
+        one: Pictured(len(split), partial(_batches, split), split.label, paths.get(one), root)
         for one, split in splits.items()
     }
     texts = captions.of(pictured, class_names)

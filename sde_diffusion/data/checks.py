@@ -178,6 +178,24 @@ def _check_others(name: str, splits: Mapping[str, Split]) -> None:
                 )
 
 
+def check_processes(name: str, items: int, n: int) -> None:
+    """Check that the validation split has an item for each process, as a process without one would fail.
+
+    Args:
+        name: Name of the data set.
+        items: Number of items of the validation split.
+        n: Number of processes.
+
+    Raises:
+        UserError: If there are fewer items than processes.
+    """
+    if items < n:
+        raise UserError(
+            f"{name}: each of {n} processes needs items to validate on, and the validation split has only {items}: use "
+            "fewer devices (trainer.devices=, trainer.num_nodes=) or a larger split"
+        )
+
+
 def check_image_settings(name: str, modality: Modality, **settings: bool) -> None:
     """Check that settings which only images have are not used with other data.
 

@@ -19,7 +19,7 @@ from sde_diffusion.checks import check_bool, check_count, check_kind
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import settings_of
 from sde_diffusion.data.captioned import captioned
-from sde_diffusion.data.checks import check_image_settings, check_splits
+from sde_diffusion.data.checks import check_image_settings, check_processes, check_splits
 from sde_diffusion.data.conditions import kinds_of
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split, differences, shrunk
@@ -79,9 +79,11 @@ class DataModule(LightningDataModule, ABC):
         self.batch_size, self.seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
         self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
         self.flip, self.shrink = check_bool("flip", flip), check_count("shrink", shrink, also=" (1: as they are)")
-        if (items := self.batch_size * self.min_batches_per_epoch) > _MOST_ITEMS:
-            what = f"an epoch of {items} items, batch_size x min_batches_per_epoch,"
-            raise ValueError(f"{what} is more than the {_MOST_ITEMS} allowed")
+        items = self.batch_size * self.min_batches_per_epoch
+        if items > _MOST_ITEMS:
+            raise ValueError(
+                f"an epoch of {items} items, batch_size x min_batches_per_epoch, is more than the {_MOST_ITEMS} allowed"
+            )
 
     # To be defined by a subclass
 
@@ -156,19 +158,7 @@ class DataModule(LightningDataModule, ABC):
         """Load the data, and check that each process has items to validate on (called by Lightning)."""
         self.prepare()
         if stage == "fit":
-            self.check_processes(self._process[1])
-
-    def check_processes(self, n: int) -> None:
-        """Check that the validation split has an item for each of n processes, as a process without one would fail.
-
-        Raises:
-            UserError: If it has not.
-        """
-        items = len(self.splits["val"])
-        if items < n:
-            few = f"and the {items} of the validation split are too few for {n}"
-            what = "use fewer devices (trainer.devices=, trainer.num_nodes=) or a larger split"
-            raise UserError(f"{self.name}: each process needs items to validate on, {few}: {what}")
+            check_processes(self.name, len(self.splits["val"]), self._process[1])
 
     def split(self, name: str) -> Split:
         """One split: `train`, `val` or `test`.
@@ -274,8 +264,9 @@ class DataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Loader:
         """Shuffled full batches; in a resumed run, those that follow the last batch before the stop."""
         n = len(self.splits["train"]) * (2 if self.flip else 1)
-        items = self.batch_size * max(math.prod(self.shape) * 4, 16 * self.min_batches_per_epoch)  # or the order
-        check_fits(f"data.batch_size={self.batch_size} items", items, "make it smaller")
+        # The larger of a batch, in float32, and the order of an epoch, two int64 for each of its items.
+        size = self.batch_size * max(math.prod(self.shape) * 4, 16 * self.min_batches_per_epoch)
+        check_fits(f"data.batch_size={self.batch_size} items", size, "make it smaller")
         sampler = Shuffled(n, self.batch_size, self.seed, self.min_batches_per_epoch, *self._process)
         return self._loader(sampler, self.train_batch, self._batches_done)
 

@@ -22,9 +22,11 @@ class Decoder(ABC):
 
     Attributes:
         continuous: Whether it is a density of continuous data, not a probability of data on levels.
+        described: Whether `describe` uses the data; if not, it need not be called.
     """
 
     continuous: bool = False
+    described: bool = False
 
     def place(self, sde: SDE) -> float:
         """The decoder's own choice of t_end: the path's t_min unless overridden."""
@@ -92,7 +94,7 @@ class LevelDecoder(Decoder, nn.Module):
     def __init__(self, levels: int, weights: Tensor | None = None, shape: Sequence[int] | None = None) -> None:
         nn.Module.__init__(self)
         levels = check_count("levels", levels, least=2)
-        self._counts = weights is None and shape is not None
+        self.described = weights is None and shape is not None
         shape = None if shape is None else check_sizes("shape", shape)
         weights = torch.ones(*shape, levels) if shape is not None and weights is None else weights
         if weights is not None:
@@ -112,7 +114,7 @@ class LevelDecoder(Decoder, nn.Module):
 
     def describe(self, x: Tensor) -> None:
         """Count the levels of training data, if `shape` was given: the weights are their frequencies, plus one each."""
-        if self._counts and self.log_weights is not None:
+        if self.described and self.log_weights is not None:
             index = to_levels(x, self.levels).long()
             counts = torch.stack([(index == level).sum(0) for level in range(self.levels)], -1)
             self.log_weights.copy_((counts.double() + 1).log())

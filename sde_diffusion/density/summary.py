@@ -99,10 +99,10 @@ def quoted(report: dict[str, Any], levels: int | None) -> dict[str, Any]:
     found = {"by": best, unit: bounds[best][unit], "std_error": bounds[best]["std_error"]}
     if not by_flow:
         return {**found, "because": f"an upper bound on {'-log p' if levels is None else '-log2 P'}"}
-    count = "two" if len(bounds) == 1 else "three"
+    least = "the smaller of two" if len(bounds) == 1 else "the smallest of three"
     return {
         **found,
-        "because": f"the {best.upper()}, here the smallest of {count} upper bounds on -log2 P; the flow's is for "
+        "because": f"the {best.upper()}, here {least} upper bounds on -log2 P; the flow's is for "
         "comparisons with others that dequantise uniformly",
     }
 

@@ -23,8 +23,8 @@ class HashedWords(TextEncoder):
 
     over the letters i of the word, where letters beyond its ends count as one blank. The e are rows of one table, at
     hashes of the letters. So words that share letters share part of their vectors: after "left", "leftwards" is not
-    wholly unknown. Rows begin at 0: letters that were never seen say nothing. Tokens are the words in order, and
-    `pooled` is their sum.
+    entirely unknown. Rows begin at 0: letters that were never seen contribute a zero vector. Tokens are the words in
+    order, and `pooled` is their sum.
 
     It is computed from bytes by tensor operations alone, on any device. The table is made by `trainable`.
 

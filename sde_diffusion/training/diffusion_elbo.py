@@ -1,4 +1,4 @@
-r"""The whole variational bound of a diffusion model as an objective, for paths that are learnt with it."""
+r"""The variational bound with all its terms, as an objective, for paths that are learnt with it."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ class DiffusionELBO(DenoisingScoreMatching):
         Kingma et al. 2021, "Variational Diffusion Models", equations 11 to 18, and section 5.1.
     """
 
+    is_bound = True
+
     def __init__(
         self,
         times: TimeSampling | None = None,
@@ -78,6 +80,11 @@ class DiffusionELBO(DenoisingScoreMatching):
                 f"{type(model.sde).__name__} has no schedule to learn: take sde=learned for objective=vdm, or "
                 "objective=elbo, the bound on a fixed path"
             )
+
+    @property
+    def described(self) -> bool:
+        """See `Objective.described`: whether the decoder uses the data."""
+        return self.decoder.described
 
     def describe(self, x: Tensor) -> None:
         """See `Objective.describe`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from sde_diffusion._version import __version__
-from sde_diffusion.checks import as_number, as_positive, check_bool, check_count
+from sde_diffusion.checks import as_positive, check_bool, check_count
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.config import public_path, to_containers
@@ -26,9 +26,11 @@ from sde_diffusion.density import UniformDequantisation
 from sde_diffusion.errors import UserError
 from sde_diffusion.plugins import PluginError
 from sde_diffusion.storage.memory import ran_out
+from sde_diffusion.training.adamw import check_betas, check_decay
 from sde_diffusion.training.base import BaseModel, Batch
 from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoint
 from sde_diffusion.training.checkpoint_contents import FORMAT
+from sde_diffusion.training.items import training_items
 from sde_diffusion.training.models import MODELS, model_class
 from sde_diffusion.training.precision import check_precision
 from sde_diffusion.training.schedule import SCHEDULES, Schedule, cosine_schedule, time_used, timer_of
@@ -84,14 +86,7 @@ class GenerativeModel(BaseModel):
         super().__init__()
         example = "a function like cosine_schedule"
         self.schedule: Schedule = as_instance("schedule", schedule, SCHEDULES, Callable, example)
-        lr, weight_decay = as_positive("lr", lr), as_number("weight_decay", weight_decay)
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0; got {weight_decay!r}")
-        if not isinstance(betas, Sequence) or len(betas) != 2:
-            raise ValueError(f"betas must be two numbers in [0, 1); got {shown(betas)}")
-        betas = (as_number("betas[0]", betas[0]), as_number("betas[1]", betas[1]))
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must be two numbers in [0, 1); got {shown(betas)}")
+        lr, weight_decay, betas = as_positive("lr", lr), check_decay(weight_decay), check_betas(betas)
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a description, DataModule.describe(), or None; got {shown(data)}")
         dequantise, data = check_bool("dequantise", dequantise), to_containers(data)
@@ -180,6 +175,10 @@ class GenerativeModel(BaseModel):
         Raises:
             UserError: If they do not.
         """
+
+    def training_items(self, most: int = 10_000) -> Iterator[Tensor]:
+        """Items of the training split for a new run, evenly spaced; see `items.training_items`."""
+        return training_items(self.trainer, most)
 
     # -- training -------------------------------------------------------------------------------------------------
 

@@ -12,16 +12,12 @@ from torch import Tensor
 from sde_diffusion.config import public_path, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
-from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
 from sde_diffusion.training.first_stage import from_checkpoint, from_description
 from sde_diffusion.training.module import ScoreModel
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.variational import FirstStage, latent_bound, latent_noise
-
-_ITEMS, _AT_ONCE = 10_000, 500
-"""Number of training items, evenly spaced, on which shift and scale are measured; how many are encoded at once."""
 
 
 class LatentModel(ScoreModel):
@@ -132,15 +128,9 @@ class LatentModel(ScoreModel):
 
     def on_fit_start(self) -> None:
         """Measure shift and scale for a new run: every process on the same training items, all or 10,000 of them."""
-        if self.trainer.ckpt_path is not None:
-            return
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise UserError("latent diffusion measures its training data before training: fit(model, datamodule=...)")
-        split = data.split("train")
-        rows = torch.linspace(0, len(split) - 1, min(len(split), _ITEMS), dtype=torch.float64).round().long()
-        parts = torch.split(rows, _AT_ONCE)
-        self.first_stage.measure(split.tensor(some).to(self.device) for some in parts)
+        if self.trainer.ckpt_path is None:
+            self.first_stage.measure(x.to(self.device) for x in self.training_items())
+        super().on_fit_start()  # the objective is told about w, which `filled` draws
 
     def filled(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw w from q given the data, which are dequantised first if `dequantise`; [B, *state_shape]."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from sde_diffusion.checks import check_bool, check_kind
@@ -21,12 +23,11 @@ from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.variational import DiffusionChain, bound
 
+log = logging.getLogger(__name__)
+
 _DRAWN = ("rows", "dtype")
 _CHAIN = ("steps", "variance", "decoder", "prior", "grid", "t_end")
 """Arguments of `variational.bound` and of `DiffusionChain`."""
-
-_ITEMS = 10_000
-"""Number of training items that the objective is told about."""
 
 
 class ScoreModel(GenerativeModel):
@@ -115,11 +116,20 @@ class ScoreModel(GenerativeModel):
             self.denoiser.compile()
 
     def on_fit_start(self) -> None:
-        """Tell the objective of a new run about the training data."""
-        split_of = getattr(getattr(self.trainer, "datamodule", None), "split", None)
-        if self.trainer.ckpt_path is None and split_of is not None:
-            split = split_of("train")
-            self.objective.describe(split.tensor(torch.arange(min(len(split), _ITEMS))))
+        """Tell the objective of a new run, if it uses them, about the training data as it will be given them."""
+        if self.trainer.ckpt_path is None and self.objective.described:
+            generator = torch.Generator().manual_seed(self.hparams["seed"])  # the same for every process
+            items = (self.filled(x.to(self.device), generator) for x in self.training_items())
+            self.objective.describe(torch.cat(list(items)))
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """See `GenerativeModel.check_trainer`; also warns of a path that is learnt by what is not a bound."""
+        path: Any = self.denoiser.sde
+        if path.learned and not self.objective.is_bound and any(p.requires_grad for p in path.parameters()):
+            log.warning(
+                "the objective is not a bound on log p(x), and the path is learnt by it: use objective=vdm, or a path "
+                "with nothing to learn"
+            )
 
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch, with the conditions of some samples dropped."""

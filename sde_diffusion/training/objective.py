@@ -11,9 +11,8 @@ the network's precision, so that no digits are lost at either end of the path, w
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +24,18 @@ from sde_diffusion.sde import Time, expand, float64
 from sde_diffusion.training.time_sampling import LogNormalTimes, TimeSampling
 from sde_diffusion.training.weighting import EDMWeighting, Weighting
 
-log = logging.getLogger(__name__)
-
 
 class Objective(ShowsArguments, ABC):
     """What training minimises: the random draws for each sample, and its loss at these draws.
 
     `Objective(...)` returns the default objective, `DenoisingScoreMatching(...)`. An objective with parameters or
     buffers is an `nn.Module` too; a model then trains and stores them.
+
+    Attributes:
+        is_bound: Whether it is a bound on log p(x), by which a path can be learnt.
     """
+
+    is_bound: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """An instance of the class; of `DenoisingScoreMatching` for `Objective` itself."""
@@ -41,17 +43,17 @@ class Objective(ShowsArguments, ABC):
         return made
 
     def check(self, model: Any) -> None:
-        """Check that this objective can train a model; a path that is learnt needs one that bounds log p(x).
+        """Check that this objective can train a model.
 
         Raises:
             UserError: If it cannot.
         """
-        path = getattr(model, "sde", None)
-        if path is not None and path.learned and any(weight.requires_grad for weight in path.parameters()):
-            log.warning(
-                "the objective is not a bound on log p(x), and the path is learnt by it: use objective=vdm, or fix the "
-                "path with sde.learn_ends=false sde.schedule=linear"
-            )
+        return
+
+    @property
+    def described(self) -> bool:
+        """Whether `describe` uses the data; if not, it is not called."""
+        return False
 
     def describe(self, x: Tensor) -> None:
         """Be told of some of the training data, [N, *], before the first step of a run; resumed runs are not."""

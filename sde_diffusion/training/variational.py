@@ -30,9 +30,6 @@ from sde_diffusion.variational import Autoencoder, bound, latent_noise, observat
 
 log = logging.getLogger(__name__)
 
-_ITEMS = 10_000
-"""Number of training items by which a new model's constant outputs are set."""
-
 _USED = 0.1
 """In nats: with a KL divergence below this, latent variables are not used."""
 
@@ -133,8 +130,7 @@ class VariationalModel(GenerativeModel):
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
         if self.trainer.ckpt_path is None:
-            split = self.trainer.datamodule.split("train")  # type: ignore[attr-defined]
-            self.latent.describe_without_latents(split.tensor(torch.arange(min(len(split), _ITEMS))))
+            self.latent.describe_without_latents(torch.cat(list(self.training_items())))
 
     def check_trainer(self, trainer: Trainer) -> None:
         """See `GenerativeModel.check_trainer`.

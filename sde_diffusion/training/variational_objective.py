@@ -156,7 +156,8 @@ class ImportanceWeighted(VariationalObjective):
             share = log_weights.detach().softmax(1).flatten()
             z = found.levels[0].z
             if z.requires_grad:
-                z.register_hook(lambda g: g * share.reshape(-1, *(1,) * (g.ndim - 1)).to(g))  # type: ignore[no-untyped-call]
+                factor = share.reshape(-1, *(1,) * (z.ndim - 1)).to(z)
+                z.register_hook(lambda g: g * factor)  # type: ignore[no-untyped-call]
             value = value.detach() + _only_gradient((share.reshape(log_weights.shape) * log_weights).sum(1))
         loss: Tensor = -value / x0[0].numel()
         return loss

@@ -60,8 +60,11 @@ class _Refined(LatentVariableModel):
         """See `LatentVariableModel.infer`; x is the items, one or several times one after the other."""
         change = [_repeated(one, len(x) // len(one.mean)) for one in self.change]
         found = self.model.infer(x, [one.draw(n) for one, n in zip(change, noise, strict=True)])
-        pairs = zip(found.levels, change, strict=True)
-        return replace(found, levels=[replace(level, q=residual(one.detach(), level.q)) for level, one in pairs])  # type: ignore[arg-type]
+        levels = [
+            replace(level, q=residual(one.detach(), level.q))  # type: ignore[arg-type]
+            for level, one in zip(found.levels, change, strict=True)
+        ]
+        return replace(found, levels=levels)
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """That of the model."""

@@ -40,7 +40,7 @@ TRAIN = {
     "a precision of another library": (["trainer.precision=transformer-engine"], ["precision=transformer-engine"]),
     "fewer items than processes": (
         ["data=ring", "data.n_val=1", "trainer.devices=2", "trainer.strategy=ddp_spawn", "trainer.accelerator=cpu"],
-        ["the 1 of the validation split are too few for 2", "trainer.devices="],
+        ["each of 2 processes needs items to validate on, and the validation split has only 1", "trainer.devices="],
     ),
     "a GPU there is none of": (["trainer.accelerator=gpu"], ["gpu"]),
     "a metric that is not logged": (["callbacks.best.monitor=foo", *TINY], ["could not find", "best.monitor=foo"]),

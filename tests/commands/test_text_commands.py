@@ -74,7 +74,7 @@ def test_a_model_that_is_told_no_text(command, trained, tmp_path):
     [
         (("guidance=cfg", "model.label_dropout=0"), "it was never trained without (model.label_dropout=0)"),
         (("captions=table",), "captions=table is for images in files"),
-        (("data=moons",), "captions are of images, and moons has none"),
+        (("data=moons",), "captions describe images, and the items of moons are not images"),
         (("text=minilm", "text.layers=7"), "text.layers must be an integer from 0 to 6"),
     ],
 )

@@ -88,6 +88,16 @@ def test_captions_of_a_table_belong_to_their_images(pictures):
     assert Folder(str(pictures), captions=CaptionTable()).fingerprint != before
 
 
+def test_line_breaks_in_quotes_end_no_row(pictures):
+    """Of all kinds, and the line separator U+2028; texts have a space for each, see `as_bytes`."""
+    path, text = pictures / "metadata.csv", "two\nlines,\r\nthree\u2028four"
+    path.write_bytes(path.read_text().replace("number 3, ä", text).encode())
+    data = Folder(str(pictures), captions=CaptionTable())
+    found = [one for split in data.splits.values() for one in as_texts(split.others["text"])]
+    assert len(found) == 40
+    assert "two lines, three four" in found
+
+
 @pytest.mark.parametrize(
     ("settings", "change", "words"),
     [
@@ -95,7 +105,7 @@ def test_captions_of_a_table_belong_to_their_images(pictures):
         ({"column": "txt"}, None, r"no column txt \(did you mean text\?\); it has file_name, text"),
         ({}, lambda text: text.splitlines()[0], "holds no captions"),
         ({}, lambda text: text.replace("7.png", "8.png"), "listed more than once"),
-        ({}, lambda text: "\n".join(text.splitlines()[:30]), "captions of 29 files, and the images are 40: 29.png"),
+        ({}, lambda text: "\n".join(text.splitlines()[:30]), "captions of 29 files, but there are 40 images; without a caption: 29.png"),
         ({}, lambda text: text.replace('"number 3, ä"', " "), "the captions of 3.png are empty"),
     ],
 )

@@ -89,15 +89,20 @@ def quoted(report: dict[str, Any], levels: int | None) -> dict[str, Any]:
     unit, by_flow = _unit(levels), report["by"] == "flow"
     bounds = {name: report[name] for name in ("elbo", "iwae") if name in report}
     flow = {"by": "flow", unit: report[unit], "std_error": report["std_error"]}
-    if by_flow and levels is None:
-        return {**flow, "because": "the flow's density is exact but for its solver and trace; the ELBO is below it"}
+    lost = report.get("impossible", 0)  # items without a value, which the flow's mean leaves out
+    if by_flow and levels is None and not (lost and bounds):
+        left_out = f"; without {lost} items that could not be solved" if lost else ""
+        why = "the flow's density is exact but for its solver and trace; the ELBO is below it"
+        return {**flow, "because": why + left_out}
     best = min(bounds, key=lambda name: math.inf if bounds[name][unit] is None else bounds[name][unit], default=None)
-    if by_flow and (best is None or bounds[best][unit] is None or (flow[unit] or math.inf) < bounds[best][unit]):
+    value = math.inf if lost or flow[unit] is None else flow[unit]
+    if by_flow and (best is None or bounds[best][unit] is None or value < bounds[best][unit]):
         why = "the flow with uniform dequantisation, an upper bound on -log2 P of the levels"
+        why += f" that could be solved, without {lost} others" if lost else ""
         return {**flow, "because": why if best is None else f"{why}, here a smaller one than the ELBO's"}
     assert best is not None  # without a flow there is a bound
     found = {"by": best, unit: bounds[best][unit], "std_error": bounds[best]["std_error"]}
-    if not by_flow:
+    if not by_flow or levels is None:
         return {**found, "because": f"an upper bound on {'-log p' if levels is None else '-log2 P'}"}
     least = "the smaller of two" if len(bounds) == 1 else "the smallest of three"
     return {

@@ -32,8 +32,8 @@ _SHORTEST = 0.002
 _ENDS_SPEED = 10.0
 """Factor by which the ends move faster, to cross their range within thousands of steps."""
 
-_MOST = 60.0
-_START = 13.3  # lambda at t = 0 for data without levels: that of 256 levels
+_MOST, _LEAST_RANGE = 60.0, 1.0
+_START = 13.3  # lambda at t = 0 for data without levels, as in the paper
 
 
 class NoiseSchedule(nn.Module, ABC):
@@ -194,7 +194,8 @@ class LearnedVPSDE(ShowsArguments, LearnedSDE):
     def ends(self) -> Tensor:
         """lambda at t = 0 and at t = 1, [2], with gradients."""
         start = torch.tensor([self.log_snr_max, self.log_snr_min], dtype=torch.float64, device=self.moves.device)
-        return (start + _ENDS_SPEED * self.moves).clamp(-_MOST, _MOST)
+        first, last = (start + _ENDS_SPEED * self.moves).clamp(-_MOST, _MOST)
+        return torch.stack([first, torch.minimum(last, first - _LEAST_RANGE)])
 
     def log_snr_speed(self, log_snr: Tensor) -> Tensor:
         """See `SDE.log_snr_speed`."""

@@ -134,7 +134,7 @@ class RenderedCaptions(Captions):
                 "slant": _pick(wording.slant[side], u[3]),
             }
             sentence = _pick(wording.partial if partial else wording.sentences, u[4]).format(**words)
-            found.append(re.sub(r"\ba (?=[aeiou8])", "an ", sentence))
+            found.append(re.sub(r"\ba (?=[aeiou8])(?!one\b)", "an ", sentence))
         return found
 
 

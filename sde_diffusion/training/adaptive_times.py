@@ -109,11 +109,11 @@ class AdaptiveTimes(LogSNRTimes, nn.Module):
 
     @torch.no_grad()
     def observe(self, sde: SDE, t: Tensor, squares: Tensor) -> None:
-        """Take these values into the moving average; see `TimeSampling.observe`."""
-        part = self._part(sde, t)
+        """Take these values into the moving average, but for NaN and infinity; see `TimeSampling.observe`."""
+        part, finite = self._part(sde, t), squares.isfinite()
         zeros = torch.zeros(self.bins, dtype=torch.float64, device=t.device)
-        counts = zeros.index_add(0, part, torch.ones_like(t))
-        means = zeros.index_add(0, part, squares.double()) / counts.clamp(min=1)
+        counts = zeros.index_add(0, part, finite.double())
+        means = zeros.index_add(0, part, torch.where(finite, squares.double(), 0.0)) / counts.clamp(min=1)
         moments = self.moments.to(t.device)
         fresh = torch.where(moments.isnan(), means, self.decay * moments + (1 - self.decay) * means)
         self.moments.copy_(torch.where(counts > 0, fresh, moments))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import public_path
@@ -159,6 +159,22 @@ class BaseModel(LightningModule, ABC):
             x: Items of the validation split, [B, *shape].
         """
         return {}
+
+    def clipped_apart(self) -> list[list[nn.Parameter]]:
+        """Groups of parameters whose gradients are clipped apart from each other and from all others."""
+        return []
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip gradients, those of `clipped_apart` by norms of their own."""
+        apart = self.clipped_apart()
+        if not apart or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        known = {id(parameter) for group in apart for parameter in group}
+        for group in ([p for p in self.parameters() if id(p) not in known], *apart):
+            nn.utils.clip_grad_norm_(group, gradient_clip_val)
 
     def summary(self) -> dict[str, str]:
         """Lines on what is trained, by heading, for the log of a run."""

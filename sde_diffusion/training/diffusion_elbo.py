@@ -109,9 +109,11 @@ class DiffusionELBO(DenoisingScoreMatching):
         """Loss of each sample, [B]; see `DenoisingScoreMatching.__call__`."""
         sde, size = denoiser.sde, x0[0].numel()
         t = self.times(sde, len(x0), x0.device) if t is None else float64(t).expand(len(x0))
-        diffusion = super().__call__(denoiser, x0, t, noise, **conditions)
+        with torch.no_grad():  # before this batch changes the distribution that its own times were drawn from
+            drawn = -sde.log_snr_rate(t) * self.times.importance(sde, t)
+        diffusion = (sde.t_max - sde.t_min) * super().__call__(denoiser, x0, t, noise, **conditions)
         if denoiser.training:
-            diffusion = diffusion + self._variance(sde, t, diffusion.detach()).to(diffusion)
+            diffusion = diffusion + self._variance(sde, t, diffusion.detach(), drawn).to(diffusion)
         with sde.on_cpu():
             end_noise = torch.randn_like(x0) if end_noise is None else end_noise
             reconstruction = self.decoder.expected(sde, sde.t_min, x0, end_noise)
@@ -120,13 +122,13 @@ class DiffusionELBO(DenoisingScoreMatching):
             prior = -entropy - GaussianPrior.standard(sde).expected(alpha.to(x0.device) * x0, sigma, end_noise)
         return diffusion + ((prior - reconstruction) / size).to(diffusion)
 
-    def _variance(self, sde: SDE, t: Tensor, losses: Tensor) -> Tensor:
+    @staticmethod
+    def _variance(sde: SDE, t: Tensor, losses: Tensor, drawn: Tensor) -> Tensor:
         """Zero, [B], with the gradient of E loss^2 in the path between its ends."""
         with torch.no_grad():
             log_snr = sde.log_snr(t)
-            drawn = -sde.log_snr_rate(t) * self.times.importance(sde, t)
         speed = sde.log_snr_speed(log_snr)
         if speed is None or not speed.requires_grad:
             return torch.zeros_like(t)
-        squares: Tensor = losses.double().square() * (sde.t_max - sde.t_min) / drawn * speed
+        squares: Tensor = losses.double().square() / drawn * speed
         return squares - squares.detach()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion.checks import check_bool, check_kind
 from sde_diffusion.conditions import Conditions
@@ -130,6 +130,11 @@ class ScoreModel(GenerativeModel):
                 "the objective is not a bound on log p(x), and the path is learnt by it: use objective=vdm, or a path "
                 "with nothing to learn"
             )
+
+    def clipped_apart(self) -> list[list[nn.Parameter]]:
+        """A learnt path's, whose gradients are larger and vary more than the network's."""
+        path: Any = self.denoiser.sde
+        return [list(path.parameters())] if path.learned else []
 
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch, with the conditions of some samples dropped."""

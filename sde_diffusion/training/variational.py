@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from PIL.Image import Image
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from sde_diffusion.checks import check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
@@ -161,18 +160,9 @@ class VariationalModel(GenerativeModel):
             self._logged |= {f"train/{name}": value for name, value in self.adversary.logged.items()}
         return loss
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the gradients of an adversary apart from the others."""
-        if self.adversary is None or not gradient_clip_val or gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        for module in (self.latent, self.adversary):
-            torch.nn.utils.clip_grad_norm_(module.parameters(), gradient_clip_val)
+    def clipped_apart(self) -> list[list[nn.Parameter]]:
+        """An adversary's."""
+        return [] if self.adversary is None else [list(self.adversary.parameters())]
 
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The negative evidence lower bound, in nats for each dimension, and the KL divergences, at fixed draws."""

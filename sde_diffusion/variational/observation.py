@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sde_diffusion.checks import as_positive, check_bool, check_count
 from sde_diffusion.modality.levels import from_levels, to_levels
 
-_LEAST_LOG_SCALE = -7.0
+_LEAST_LOG_SCALE, _MOST_LOG_SCALE = -7.0, 20.0
 
 
 class ObservationModel(nn.Module, ABC):
@@ -150,9 +150,9 @@ class DiscretizedLogistic(ObservationModel):
         upper, lower = (x - mean + half) * sharpness, (x - mean - half) * sharpness
         below = torch.where(x > 1 - half, 0.0, F.logsigmoid(upper))
         above = torch.where(x < -1 + half, 0.0, F.logsigmoid(-lower))
-        inside = (x.abs() < 1 - half).to(x)
+        inside = x.abs() < 1 - half
         # In terms of the width and not of the ends, whose difference would lose digits far from the mean.
-        width = torch.log(-torch.expm1(-2 * half * sharpness)) * inside
+        width = torch.where(inside, torch.log(-torch.expm1(-2 * half * sharpness)), 0.0)
         return (below + above + width).flatten(1).sum(1)
 
     def mean(self, outputs: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class DiscretizedLogistic(ObservationModel):
 
     def _mean_and_log_scale(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_scale = outputs.unbind(1)
-        return mean, _LEAST_LOG_SCALE + F.softplus(log_scale - _LEAST_LOG_SCALE)
+        return mean, (_LEAST_LOG_SCALE + F.softplus(log_scale - _LEAST_LOG_SCALE)).clamp(max=_MOST_LOG_SCALE)
 
 
 class Gaussian(ObservationModel):

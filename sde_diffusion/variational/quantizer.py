@@ -67,18 +67,23 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantise vectors [B, dim, *]; in training, also move the codes."""
+        z = z.to(torch.promote_types(z.dtype, self.codebook.dtype))
         if self.training:
-            self._begin(self._vectors(z.detach()))
+            vectors = self._vectors(z.detach())
+            finite = vectors.isfinite().all(1)  # one NaN would stay in the codebook
+            vectors = torch.where(finite[:, None], vectors, 0.0)
+            self._begin(vectors)
         index = self.index_of(z)
-        chosen = self.lookup(index).to(z)
+        chosen = self.lookup(index)
         if self.training:
-            self._follow(self._vectors(z.detach()), index.flatten())
+            self._follow(vectors, index.flatten(), finite)
         return Quantized(z + (chosen - z).detach(), index)
 
     def index_of(self, z: Tensor) -> Tensor:
         """Number of the code nearest to each vector, [B, dim, *] -> int64 [B, *]."""
-        vectors = self._vectors(z)
-        return torch.cdist(vectors, self.codebook.to(vectors)).argmin(1).reshape(len(z), *z.shape[2:])
+        vectors, centre = self._vectors(z), self.codebook.mean(0)
+        # Around the codes' mean, as products of large numbers lose the digits of small distances.
+        return torch.cdist(vectors - centre, self.codebook - centre).argmin(1).reshape(len(z), *z.shape[2:])
 
     def lookup(self, index: Tensor) -> Tensor:
         """The codes with these numbers, [B, *] -> [B, dim, *]."""
@@ -94,8 +99,8 @@ class VectorQuantizer(nn.Module):
         self.counts.copy_(torch.where(self.started, self.counts, 1.0))
         self.started.fill_(True)
 
-    def _follow(self, vectors: Tensor, index: Tensor) -> None:
-        counts = torch.zeros_like(self.counts).index_add_(0, index, torch.ones_like(index, dtype=self.counts.dtype))
+    def _follow(self, vectors: Tensor, index: Tensor, finite: Tensor) -> None:
+        counts = torch.zeros_like(self.counts).index_add_(0, index, finite.to(self.counts))
         sums = torch.zeros_like(self.sums).index_add_(0, index, vectors.to(self.sums))
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)

@@ -125,7 +125,7 @@ def rows_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
                         )
                         for rows in torch.split(torch.arange(args.n), 200)
                     ]
-                x = torch.cat([getattr(part, "x", part) for part in parts])  # type: ignore[misc]
+                x = torch.cat([part.x for part in parts])
                 x = from_levels(to_levels(x, data.levels or 256), data.levels or 256)
                 seconds = (time.process_time() - start) / args.n
                 name = f"{path}, {words} words, scale {scale:g}"

@@ -43,7 +43,7 @@ TRAIN = {
     "model.latent.channels=4 model.latent.dropout=0.1 model.latent.inference=direct model.latent.patch=2",
     "observation gaussian": "model=vae data=moons observation=gaussian model.observation.std=0.3 model.observation.learnt=false",
     "observation bernoulli": "model=vae data=arrays data.path=MASKS observation=bernoulli",
-    "model vq": "model=vq model.latent.codes=8 model.latent.latent=2 model.latent.patch=1 model.latent.channels=[4,4] "
+    "model vq": "model=vq model/latent=vq model.latent.codes=8 model.latent.latent=2 model.latent.patch=1 model.latent.channels=[4,4] "
     "model.latent.blocks=2 model.latent.dropout=0.1 model.latent.decay=0.9 model.latent.restart=0.5 model.observation=null "
     "model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
     "model.schedule=constant model.dequantise=false model.validation_draws=2 objective=vq objective.commitment=0.5",
@@ -134,7 +134,7 @@ TRAIN = {
     "data.num_workers=2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2",
     "range of a folder": "data=folder data.root=DEEP data.range=[0,4095]",
     **{
-        f"data {name}": f"data={name} data.root=IDX data.name=small data.size=12 data.n_val=10 data.batch_size=16 "
+        f"data {name}": f"data={name} data.root=IDX data.name=small data.size=12 data.n_val=10 data.handwriting=false data.batch_size=16 "
         "data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2"
         for name in ("mnist", "fashion_mnist")
     },
@@ -153,6 +153,7 @@ TRAIN = {
             "vdm",
         )
     },
+    "experiment vae_mnist": "experiment=vae_mnist data.root=IDX data.n_val=10 trainer.max_steps=9",
     "experiment hvae_mnist": "experiment=hvae_mnist data.root=IDX data.n_val=10 trainer.max_steps=9",
     "experiment mnist": "experiment=mnist data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,6 @@ def run_folder(ckpt: Any, default: str) -> str:
 def network_for(data: str) -> str:
     """The default network of a data set: conf/network/NAME.yaml if it exists for the data set's name, else `mlp`."""
     return data if (config_folder() / "network" / f"{data}.yaml").is_file() else "mlp"
-
-
-def for_data(target: str, values: Mapping[str, Any], otherwise: Any) -> Any:
-    """The value for a data set, by the name of its class, of a preset that is for several."""
-    return values.get(target.rpartition(".")[2], otherwise)
 
 
 def share(part: float, of: int, otherwise: int) -> int:
@@ -98,7 +93,7 @@ def check_groups(arguments: Sequence[str]) -> None:
 
 def register_resolvers() -> None:
     """Register the functions above as OmegaConf resolvers, such as `${run_folder:...}`."""
-    for resolver in (run_folder, network_for, for_data, share, choices, keys, module):
+    for resolver in (run_folder, network_for, share, choices, keys, module):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

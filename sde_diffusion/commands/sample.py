@@ -115,7 +115,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         log.info("%s: %s", name, numbered(names[name]))
     if latents is not None:
         log.info("latents: %s", ", ".join(f"{name} {shape}" for name, shape in latents.items()))
-    more = [out / "small.npz"] * (upsampler is not None) + [out / "latents.npz"] * cfg.latents
+    made = {"small.npz": upsampler is not None, "latents.npz": latents is not None}
+    more = [out / name for name, written in made.items() if written]
     for path in (result, *more, grid, *(film if cfg.film else ())):
         log.info("%s", path)
     return {"n": drawn.n, "nfe": drawn.nfe, "seconds": drawn.seconds}

@@ -28,12 +28,12 @@ from sde_diffusion.checks.hints import (
 from sde_diffusion.commands import user_classes
 from sde_diffusion.commands.config_checks import ConfigChecks
 from sde_diffusion.commands.schema_values import (
-    Autoencoder,
-    Bound,
     Decode,
     Editing,
+    ELBOSettings,
     Ends,
     Entry,
+    FirstStageSettings,
     Location,
     NoiseScale,
     Scale,
@@ -123,7 +123,7 @@ def _first_stage(checks: ConfigChecks, needed: bool) -> Any:
     from sde_diffusion.variational import MLPVAE, FirstStage, Gaussian
 
     if checks.value("ckpt") is None:  # a resumed run has the description of its own
-        chosen = checks.keys(first_stage=Autoencoder)["first_stage"]["ckpt"]
+        chosen = checks.keys(first_stage=FirstStageSettings)["first_stage"]["ckpt"]
         if needed and chosen is None:
             raise UserError(MISSING)
     checks.seen.add("first_stage")
@@ -218,7 +218,7 @@ def _likelihood(checks: ConfigChecks) -> None:
     checks.choice("trace", Trace, Literal[tuple(TRACES)], **checks.keys(probes=Count))
     checks.choice("prior", Prior, Literal["standard", "matched"], sde=VPSDE())
     checks.keys(importance=Count, bound=Mapping[str, Any] | None)
-    checks.keys(draws=Count, elbo=Bound | None, target_se=Positive | None)
+    checks.keys(draws=Count, elbo=ELBOSettings | None, target_se=Positive | None)
     if checks.value("elbo") is not None:
         checks.choice("elbo.decoder", Decoder, Literal["frequencies", "uniform", "dequantised"], levels=2)
         checks.choice("elbo.grid", Grid, Literal[tuple(GRIDS)] | None)

@@ -28,13 +28,13 @@ class Upsampler(TypedDict):
     noise: NoiseScale
 
 
-class Autoencoder(TypedDict):
+class FirstStageSettings(TypedDict):
     """The first stage of latent diffusion."""
 
     ckpt: str | None
 
 
-class Bound(TypedDict):
+class ELBOSettings(TypedDict):
     """Settings of the ELBO."""
 
     steps: Count | None

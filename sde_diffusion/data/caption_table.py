@@ -25,6 +25,10 @@ class CaptionTable(Captions):
     def __init__(self, path: str = "metadata.csv", column: str = "text", files: str = "file_name") -> None:
         self.path, self.column, self.files = path, column, files
 
+    def own_files(self) -> tuple[str, ...]:
+        """See `Captions.own_files`: the table."""
+        return (self.path,)
+
     def of(self, splits: Mapping[str, Pictured], names: Sequence[str] | None = None) -> dict[str, list[str]]:
         """See `Captions.of`."""
         train = splits["train"]

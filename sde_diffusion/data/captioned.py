@@ -23,6 +23,7 @@ def captioned(
     captions: Captions,
     class_names: Sequence[str] | None = None,
     flip: bool = False,
+    handwriting: bool = False,
     files: tuple[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> dict[str, Split]:
     """The splits with a condition `text` in place of labels, which the texts describe.
@@ -33,6 +34,7 @@ def captioned(
         captions: The source of the texts.
         class_names: Names of the classes, if they have names.
         flip: Whether mirrored images are used too.
+        handwriting: Whether the items are images of handwritten digits.
         files: The folder of the items' files, and their paths in it by split, if they are files.
 
     Raises:
@@ -44,7 +46,7 @@ def captioned(
         raise UserError("data.flip=true mirrors images, and the captions say which way they lean: leave it out")
     root, paths = files or (None, {})
     pictured = {
-        one: Pictured(len(split), partial(_batches, split), split.label, paths.get(one), root)
+        one: Pictured(len(split), partial(_batches, split), split.label, paths.get(one), root, handwriting)
         for one, split in splits.items()
     }
     texts = captions.of(pictured, class_names)

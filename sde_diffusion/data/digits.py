@@ -21,6 +21,7 @@ class Digits(DataModule):
     """
 
     name = extractor = "digits"
+    handwriting = True
 
     def __init__(
         self,

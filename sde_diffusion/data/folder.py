@@ -177,9 +177,9 @@ class Folder(DataModule):
         except OSError as error:
             raise UserError(f"data.root={root} cannot be read: {error.strerror or error}") from error
         own = split_folders(subfolders, f"data.root={root}")
-        beside = getattr(self.captions, "path", "")  # a table of captions is no unused file
+        captions = () if self.captions is None else self.captions.own_files()
         trees = {split: find_images(root / name) for split, name in own.items()}
-        trees = trees or {"train": find_images(root, leave=(beside,))}
+        trees = trees or {"train": find_images(root, leave=captions)}
         if own:
             log.info("%s: splits %s", root, ", ".join(f"{split} ({name}/)" for split, name in own.items()))
             beside = find_images(root, leave=tuple(own.values()))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sde_diffusion.checks import check_count
+from sde_diffusion.checks import check_bool, check_count
 from sde_diffusion.data.checks import height_and_width
 from sde_diffusion.data.common import Common
 from sde_diffusion.data.module import DataModule
@@ -109,6 +109,7 @@ class IdxImages(DataModule):
         size: Height and width to which images are padded with black on all sides, such as 32, one number or
             [height, width]; None: no padding.
         n_val: Number of items of the validation split, at least 1.
+        handwriting: Whether these are images of handwritten digits, which `RenderedCaptions` describes.
         **common: See `DataModule`.
 
     Raises:
@@ -121,10 +122,11 @@ class IdxImages(DataModule):
         name: str = "mnist",
         size: int | Sequence[int] | None = None,
         n_val: int = 5_000,
+        handwriting: bool = True,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        n_val = check_count("n_val", n_val)
+        n_val, self.handwriting = check_count("n_val", n_val), check_bool("handwriting", handwriting)
         self._sides = height_and_width(size)
         self.size = list(size) if isinstance(size, Sequence) else size
         self.root, self.name, self.n_val = str(Path(root).expanduser().absolute()), name, n_val

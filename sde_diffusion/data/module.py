@@ -56,6 +56,7 @@ class DataModule(LightningDataModule, ABC):
     name: str = "data"
     data_range: tuple[float, float] = (-1.0, 1.0)
     in_files: bool = False  # whether rows are read from files in batches
+    handwriting: bool = False  # whether the items are images of handwritten digits
     bounded: bool = True  # whether all values must lie in data_range; False for densities, whose tails may exceed it
     units: Units | None = None  # units of float data; None: they are on [-1, 1] already, or have levels
     modality_class: type[Modality] | None = None  # modality of the items; None: by their shape
@@ -106,7 +107,9 @@ class DataModule(LightningDataModule, ABC):
             splits, self.extractor = shrunk(self.name, splits, self.shrink), None  # the extractor is for other sizes
         check_splits(self.name, splits, self.bounded, self.class_names)
         if self.captions is not None:
-            splits = captioned(self.name, splits, self.captions, self.class_names, self.flip, self.files())
+            splits = captioned(
+                self.name, splits, self.captions, self.class_names, self.flip, self.handwriting, self.files()
+            )
         return splits
 
     def files(self) -> tuple[str, Mapping[str, Sequence[str]]] | None:

@@ -111,7 +111,8 @@ def kl_plot(metrics_csv: Path) -> Image.Image | None:
     """KL divergence of each latent variable over steps, from the `metrics.csv` of a run; None if it has none."""
     with metrics_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    keys = sorted((key for key in (rows[0] if rows else ()) if key.startswith("val/kl_")), key=lambda key: int(key[7:]))
+    keys = [key for key in (rows[0] if rows else ()) if key.startswith("val/kl_")]
+    keys.sort(key=lambda key: int(key.removeprefix("val/kl_")))
     if not keys:
         return None
     drawing, ((axes,),) = figure((6.0, 4.0))

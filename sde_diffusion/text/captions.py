@@ -29,6 +29,7 @@ class Pictured:
         labels: Their classes, [N], if they have labels.
         files: Their files, with slashes, relative to `root`, if they are files.
         root: The folder of the files.
+        handwriting: Whether they show handwritten digits.
     """
 
     n: int
@@ -36,6 +37,7 @@ class Pictured:
     labels: Tensor | None = None
     files: Sequence[str] | None = None
     root: str | None = None
+    handwriting: bool = False
 
 
 class Captions(ShowsArguments, ABC):
@@ -59,6 +61,10 @@ class Captions(ShowsArguments, ABC):
         Raises:
             UserError: If there is not one caption for each image.
         """
+
+    def own_files(self) -> tuple[str, ...]:
+        """Files of the captions' own that may lie beside the images, relative to their folder."""
+        return ()
 
     def describe(self) -> dict[str, Any]:
         """The class (by public path) and the constructor's arguments, in plain Python containers."""
@@ -89,10 +95,20 @@ class RenderedCaptions(Captions):
         self.seed = check_count("seed", seed, least=0)
 
     def of(self, splits: Mapping[str, Pictured], names: Sequence[str] | None = None) -> dict[str, list[str]]:
-        """See `Captions.of`."""
-        train = splits["train"]
+        """See `Captions.of`.
+
+        Raises:
+            UserError: If the images are not handwritten digits, or have no labels; or, without names, if labels are
+                not 0 to 9.
+        """
+        train, describes = splits["train"], "captions=rendered describes handwritten digits, and"
+        if not train.handwriting:
+            raise UserError(f"{describes} these data are not known to be: take captions=table, or labels")
         if train.labels is None:
-            raise UserError("captions are rendered from labels, and these data have none: take captions=table")
+            raise UserError(f"{describes} it renders labels, which these data do not have: take captions=table")
+        largest = max(int(split.labels.max()) for split in splits.values() if split.labels is not None)
+        if names is None and largest >= len(DIGITS):
+            raise UserError(f"{describes} these data have labels up to {largest}: name the classes, or take labels")
         borders, found = StrokeAttributes.of(train.batches(), train.labels), {}
         for number, (name, split) in enumerate(splits.items()):
             assert split.labels is not None

@@ -187,7 +187,7 @@ def test_train(name, run, tmp_path):
     # Presets choose their samplers, some of thousands of passes: fewer.
     steps = {"experiment=ncsn": "sampler.levels=3", "experiment=score_sde": "sampler.steps=4"}
     quick = [steps.get(word, "sampler.steps=3") for word in words if word.startswith("experiment=")]
-    others = ("edm", "flow", "digits_likelihood", "vae", "hvae", "hvae_mnist", "first_stage", "vdm")
+    others = ("edm", "flow", "digits_likelihood", "vae", "vae_mnist", "hvae", "hvae_mnist", "first_stage", "vdm")
     if {f"experiment={name}" for name in others} & set(words) or not quick:
         quick = ["sampler=ddpm", "sampler.steps=3"]
     run("train", settings, f"hydra.run.dir={tmp_path / 'run'}", " ".join(short), " ".join(quick))

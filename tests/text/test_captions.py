@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from sde_diffusion import UserError
-from sde_diffusion.data import CaptionTable, Digits, Folder
+from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.data import CaptionTable, DataModule, Digits, Folder
+from sde_diffusion.data.split import Split
 from sde_diffusion.text import RenderedCaptions, StrokeAttributes, as_texts, ink, shear
 from sde_diffusion.text.wording import DIGITS, TRAINING, UNSEEN
 
@@ -105,7 +108,11 @@ def test_line_breaks_in_quotes_end_no_row(pictures):
         ({"column": "txt"}, None, r"no column txt \(did you mean text\?\); it has file_name, text"),
         ({}, lambda text: text.splitlines()[0], "holds no captions"),
         ({}, lambda text: text.replace("7.png", "8.png"), "listed more than once"),
-        ({}, lambda text: "\n".join(text.splitlines()[:30]), "captions of 29 files, but there are 40 images; without a caption: 29.png"),
+        (
+            {},
+            lambda text: "\n".join(text.splitlines()[:30]),
+            "captions of 29 files, but there are 40 images; without a caption: 29.png",
+        ),
         ({}, lambda text: text.replace('"number 3, ä"', " "), "the captions of 3.png are empty"),
     ],
 )
@@ -115,6 +122,52 @@ def test_tables_refused(pictures, settings, change, words):
         path.write_text(change(path.read_text()))
     with pytest.raises(UserError, match=words):
         Folder(str(pictures), captions=CaptionTable(**settings)).prepare()
+
+
+class Symbols(DataModule):
+    """Images of n classes, which are digits or not."""
+
+    name = "symbols"
+
+    def __init__(self, n, handwriting, labelled=True, **common):
+        super().__init__(**common)
+        self.n, self.handwriting, self.labelled = n, handwriting, labelled
+
+    def load(self):
+        label = torch.arange(2 * self.n) % self.n
+        x = 20 * torch.arange(4 * 4, dtype=torch.uint8).reshape(1, 1, 4, 4).repeat(2 * self.n, 1, 1, 1) // 2
+        split = Split(x, label if self.labelled else None, levels=256)
+        return dict.fromkeys(("train", "val", "test"), split)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ((12, True), "labels up to 11: name the classes"),
+        ((10, False), "these data are not known to be"),
+        ((10, True, False), "labels, which these data do not have"),
+    ],
+)
+def test_rendered_captions_are_of_handwritten_digits_alone(settings, words):
+    with pytest.raises(UserError, match=f"captions=rendered describes handwritten digits, and .*{words}"):
+        Symbols(*settings, captions=RenderedCaptions()).prepare()
+    assert "text" in Symbols(10, True, captions=RenderedCaptions()).conditions
+
+
+def test_data_sets_say_whether_they_are_handwriting(tmp_path):
+    assert Digits.handwriting
+    assert not Folder.handwriting
+    for name in ("mnist", "fashion_mnist"):
+        settings = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))
+        assert settings["handwriting"] == (name == "mnist")
+
+
+def test_a_table_is_a_file_of_the_captions_own(pictures, caplog):
+    assert (CaptionTable("a.csv").own_files(), RenderedCaptions().own_files()) == (("a.csv",), ())
+    Folder(str(pictures), captions=CaptionTable()).prepare()
+    assert "not used" not in caplog.text
+    Folder(str(pictures)).prepare()
+    assert "not used: 1 file ending in .csv" in caplog.text
 
 
 def test_captions_refused():

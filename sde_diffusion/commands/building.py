@@ -102,8 +102,8 @@ def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[
         UserError: If the data have none, or others than the network of the resumed run.
     """
     conditions = data.conditions.describe() if cfg.conditional else {}
-    for kind in conditions.values():
-        if "encoder" in kind:
+    for name, kind in conditions.items():
+        if data.conditions[name].encoded:
             kind["encoder"] = resolved(cfg.text)
     measurements = _measurements(cfg, data)
     if not cfg.conditional and (unused := [name for name in data.conditions if name != "label"]):

@@ -74,8 +74,7 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
     if other is not None and other_scores is not None:
         report["against"] = against(other.name, scores[splits[-1]], other_scores, size, levels)
     every = scores if other is None or other_scores is None else {**scores, other.name: other_scores}
-    by = "the flow" if report["by"] == "flow" else label(report["by"], cfg.importance)
-    drawn = draw_histogram(picture, every, size, levels, by)
+    drawn = draw_histogram(picture, every, size, levels, label(report["by"], cfg.importance))
     report["seconds"] = run.seconds + time.perf_counter() - begin - run.scored_now
     write_table(table, scores if other_scores is None else {**scores, "against": other_scores})
     with writing(result) as temporary:

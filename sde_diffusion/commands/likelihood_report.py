@@ -23,10 +23,14 @@ log = logging.getLogger(__name__)
 
 
 def label(score: str, importance: int) -> str:
-    """The name of a score in a sentence: "the exact log p", "IWAE-64"."""
-    return {"log_prob": "log p by the flow", "elbo": "the ELBO", "iwae": f"IWAE-{importance}"}.get(
-        score, "the ELBO of the same chain"
-    )
+    """The name of a score, or of `by` in a report, in a sentence: "the flow", "IWAE-64"."""
+    return {
+        "flow": "the flow",
+        "log_prob": "log p by the flow",
+        "elbo": "the ELBO",
+        "iwae": f"IWAE-{importance}",
+        "chain_elbo": "the ELBO of the same chain",
+    }[score]
 
 
 def draw_histogram(path: Path, scores: Mapping[str, dict[str, Tensor]], size: int, levels: int | None, by: str) -> bool:
@@ -135,7 +139,7 @@ def _log_bounds(values: dict[str, Any], importance: int, unit: str) -> None:
         names = [label(found[key], importance) for key in ("above", "below")]
         by = plus_minus(found["difference"], found["std_error"])
         sense = "as it must be" if found["holds"] else "though it must not be below"
-        if "log p" in names[0]:
+        if found["above"] == "log_prob":
             sense = "as with an exact denoiser" if found["holds"] else "which an exact denoiser would not be below"
         level = logging.INFO if found["holds"] else logging.WARNING
         log.log(level, "  %s is above %s by %s %s, %s", *names, by, per, sense)
@@ -143,7 +147,7 @@ def _log_bounds(values: dict[str, Any], importance: int, unit: str) -> None:
 
 def _log_against(other: dict[str, Any], unit: str, per: str, importance: int) -> None:
     figure = plus_minus(other[unit], other["std_error"])
-    by = "the flow" if other["by"] == "flow" else label(other["by"], importance)
+    by = label(other["by"], importance)
     log.info("against %s, %d items: -log p by %s: %s %s", other["data"], other["n"], by, figure, per)
     for name, found in ((by, other), ("the ELBO", other.get("by_elbo"))):
         if found is not None:

@@ -37,6 +37,7 @@ class Condition(ShowsArguments, ABC):
             embedding; the null value is NaN then.
         has_tokens: Whether the embedding also has a method `tokens`, which maps values [N, *shape] to any number of
             vectors [N, n, dim] and bool [N, n], which of them there are.
+        encoded: Whether its constructor takes an argument `encoder`, a `TextEncoder`.
     """
 
     dtype: ClassVar[torch.dtype]
@@ -46,6 +47,7 @@ class Condition(ShowsArguments, ABC):
     names: Sequence[str] | None = None
     beside_x: ClassVar[bool] = False
     has_tokens: ClassVar[bool] = False
+    encoded: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -34,6 +34,7 @@ class Text(Condition):
     dtype = torch.uint8
     each = "text"
     has_tokens = True
+    encoded = True
 
     def __init__(self, length: int = 96, encoder: TextEncoder | None = None) -> None:
         self.length = check_count("length", length)

@@ -35,11 +35,7 @@ WRONG = {
     "sampler.method=eulr": "got 'eulr' (did you mean euler?); or give an ODEMethod",
     "trainer.devices=[a]": "got trainer.devices=[a]",
     "logger.csv.folder=3": "logger.csv.folder must be text",
-<<<<<<< HEAD
     "model=null": "model=null: choose model= from classifier, ",
-=======
-    "model=null": "model=null: choose model= from classifier, hvae, latent, score",
->>>>>>> m2
     "model=gan": "model=gan is not a choice; choose model= from classifier",
     "model._target_=sde_diffusion.sde.VPSDE": "which is neither sde_diffusion.training.ScoreModel",
     "model.betas=[0.9]": "model.betas must be a list of 2 finite numbers; got model.betas=[0.9]",

@@ -137,12 +137,15 @@ def _log_bounds(values: dict[str, Any], importance: int, unit: str) -> None:
             log.info("    = %s", " + ".join(f"{key} {value:.4f}" for key, value in terms.items() if value is not None))
     for found in values["order"]:
         names = [label(found[key], importance) for key in ("above", "below")]
+        if found["below"] == "chain_elbo":
+            names[1] += f", {values['iwae'][unit] + found['difference']:.4f}"
         by = plus_minus(found["difference"], found["std_error"])
-        sense = "as it must be" if found["holds"] else "though it must not be below"
+        relation, sense = "is tighter than", "as it must be" if found["holds"] else "though it must not be looser"
         if found["above"] == "log_prob":
+            relation = "is higher than"
             sense = "as with an exact denoiser" if found["holds"] else "which an exact denoiser would not be below"
         level = logging.INFO if found["holds"] else logging.WARNING
-        log.log(level, "  %s is above %s by %s %s, %s", *names, by, per, sense)
+        log.log(level, "  %s %s %s, by %s %s, %s", names[0], relation, names[1], by, per, sense)
 
 
 def _log_against(other: dict[str, Any], unit: str, per: str, importance: int) -> None:

@@ -45,9 +45,11 @@ def explain(error: BaseException) -> str:
         hint = f"; did you mean {setting(key, error.override)}?" if key else "; --help lists the keys"
         return f"{error.override!r} is not KEY=VALUE{hint}"
     if isinstance(error, OverrideParseException):
+        typed = str(error.override).removeprefix("++").removeprefix("conditions.")  # short for conditions.NAME=VALUE
         return (
-            f"{error.override!r} is not KEY=VALUE in Hydra's grammar: a value with =, commas, spaces or brackets needs "
-            "quotes inside those of the shell, \"ckpt='epoch=3.ckpt'\""
+            f"{typed!r} is not KEY=VALUE in Hydra's grammar: put quotes around the whole, such as "
+            "'text=[a seven,a two]', and if the value has = or commas of its own, further ones inside, "
+            "\"ckpt='epoch=3.ckpt'\""
         )
     unknown = re.search(r"Could not load '(\w+)/(\w+)'", str(error))
     if unknown:

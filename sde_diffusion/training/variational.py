@@ -197,10 +197,18 @@ class VariationalModel(GenerativeModel):
     def on_validation_end(self) -> None:
         """Warn once of latent variables that are not used after the warm-up."""
         steps = max(self.objective.warmup_steps, self.hparams["warmup_steps"])
-        if self.trainer.sanity_checking or self.global_step < steps or not self.trainer.is_global_zero:
+        if not self.trainer.sanity_checking and self.global_step >= steps:
+            self._warn_of_unused()
+
+    def on_train_end(self) -> None:
+        """The same, of a run that ends within the warm-up."""
+        self._warn_of_unused()
+
+    def _warn_of_unused(self) -> None:
+        metrics, count = self.trainer.callback_metrics, len(self.latent.latent_shapes)
+        kl = [float(metrics[name]) for level in range(1, count + 1) if (name := f"val/kl_{level}") in metrics]
+        if not self.trainer.is_global_zero or len(kl) < count:
             return
-        count = len(self.latent.latent_shapes)
-        kl = [float(self.trainer.callback_metrics[f"val/kl_{level}"]) for level in range(1, count + 1)]
         unused = [level for level, nats in enumerate(kl, 1) if nats < _USED]
         if unused and unused != self._unused:
             log.warning("%s", _collapse(unused, kl, self.global_step))
@@ -262,5 +270,5 @@ def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:
         verb = "are" if len(unused) > 1 else "is"
         which = f"{names} {verb} not used"
         what = "their KL divergences are " + ", ".join(f"{nats:.2g}" for nats in kl) + " nats from z_1 up,"
-    advice = "a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
+    advice = "more training steps, a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
     return f"{which}: {what} at step {step:,} (posterior collapse); try {advice}"

@@ -109,7 +109,7 @@ SAMPLE = {
     "device=foo": (["device=foo"], ["device=foo", "device=cpu"]),
     "a checkpoint with = in its name": (
         ["ckpt=epoch=3.ckpt"],
-        ["'ckpt=epoch=3.ckpt'", "quotes inside those of the shell"],
+        ["'ckpt=epoch=3.ckpt'", "further ones inside"],
     ),
     "no such checkpoint": (["ckpt=/nowhere/last.ckpt"], ["no checkpoint /nowhere/last.ckpt"]),
     "a folder under a file": (["out=/dev/null/x"], ["/dev/null/x", "choose another folder"]),

@@ -82,7 +82,7 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
     log.info("Done. In %s:", folder)
     for name, what in (
         ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss)"),
-        ("samples", "sample grids during training"),
+        ("samples", "sample grids during training, and of an autoencoder reconstructions, traversals, interpolations"),
         ("loss.png", "training and validation loss; numbers in metrics.csv"),
         ("kl.png", "KL divergence of each latent variable; numbers in metrics.csv"),
         ("noise_levels.png", "validation loss against log-SNR; numbers in noise_levels.csv"),

@@ -270,5 +270,7 @@ def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:
         verb = "are" if len(unused) > 1 else "is"
         which = f"{names} {verb} not used"
         what = "their KL divergences are " + ", ".join(f"{nats:.2g}" for nats in kl) + " nats from z_1 up,"
-    advice = "more training steps, a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
+    advice = (
+        "more steps, a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
+    )
     return f"{which}: {what} at step {step:,} (posterior collapse); try {advice}"

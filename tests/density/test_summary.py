@@ -9,7 +9,7 @@ import torch
 from sde_diffusion import VPSDE, GaussianDecoder, GaussianDenoiser, GaussianPrior, LevelDecoder
 from sde_diffusion.commands.outliers import compare
 from sde_diffusion.density.scoring import SCORES, Scoring
-from sde_diffusion.density.summary import mean_and_error, plus_minus, summary
+from sde_diffusion.density.summary import mean_and_error, plus_minus, quoted, summary
 from sde_diffusion.modality.levels import from_levels
 
 
@@ -61,3 +61,15 @@ def test_of_one_item_and_of_none():
         "2.0000",
         "2.0000 ± 0.2500",
     ]
+
+
+@pytest.mark.parametrize("levels", [None, 17])
+def test_a_flow_without_a_value_for_some_items_is_not_quoted_beside_a_bound(levels):
+    scores = {
+        "log_prob": torch.tensor([-1.0, -math.inf, -1.2]),
+        "elbo": torch.tensor([-2.0, -9.0, -2.1]),
+        "nfe": torch.ones(3),
+    }
+    assert quoted(summary(scores, 4, levels), levels)["by"] == "elbo"
+    alone = {name: values for name, values in scores.items() if name != "elbo"}
+    assert "without 1" in quoted(summary(alone, 4, levels), levels)["because"]

@@ -9,8 +9,8 @@ import torch
 
 from sde_diffusion import GaussianDenoiser, elbo
 from sde_diffusion.density import LevelDecoder
-from sde_diffusion.sde import KnotSchedule, LearnedVPSDE, LinearSchedule, MonotoneSchedule
-from sde_diffusion.training import DiffusionELBO, ScheduleTimes
+from sde_diffusion.sde import KnotSchedule, LearnedSDE, LearnedVPSDE, LinearSchedule, MonotoneSchedule
+from sde_diffusion.training import AdaptiveTimes, DiffusionELBO, ScheduleTimes, UniformTimes
 
 D, S = 16, 0.5
 HIGH, LOW = 13.3, -5.0
@@ -138,3 +138,60 @@ def test_the_loss_is_the_bound_of_data_on_levels():
     error = math.hypot(float(losses.std()) / 20_000**0.5, float(wanted.std()) / 512**0.5)
     assert float(losses.mean()) == pytest.approx(-float(wanted.mean()), abs=4 * error)
     assert float((wanted - bound(LevelDecoder(3))).mean()) > 10 * error
+
+
+def test_an_infinite_error_is_not_remembered():
+    model, times = denoiser(), AdaptiveTimes(bins=4)
+    t = times(model.sde, 64)
+    times.observe(model.sde, t, torch.where(torch.arange(64) < 9, math.inf, 1.0))
+    times.observe(model.sde, t, torch.full((64,), math.nan))
+    assert times(model.sde, 64).isfinite().all()
+
+
+def test_the_variance_is_of_the_times_as_they_were_drawn():
+    """The gradient in the schedule is that of times whose density is not changed by the batch itself."""
+    found = []
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        model, objective = denoiser("knots"), DiffusionELBO()
+        for _ in range(3):
+            objective(model.train(), S * torch.randn(64, D, dtype=torch.float64))
+        if frozen:
+            objective.times.observe = lambda *args: None
+        torch.manual_seed(1)
+        objective(model, S * torch.randn(64, D, dtype=torch.float64)).mean().backward()
+        found.append(model.sde.schedule.logits.grad)
+    torch.testing.assert_close(*found)
+
+
+class Slow(LearnedSDE):
+    """Another path at half its speed, so that it ends at t = 2."""
+
+    def __init__(self, other: LearnedVPSDE) -> None:
+        super().__init__(t_max=2.0)
+        self.other = other
+
+    def log_alpha(self, t):
+        return self.other.log_alpha(t / 2)
+
+    def log_sigma(self, t):
+        return self.other.log_sigma(t / 2)
+
+
+def test_the_bound_does_not_depend_on_the_unit_of_time():
+    """Within 5 standard errors of the difference of 4,000 losses (false alarms 1e-6)."""
+    fast = denoiser()
+    slow = GaussianDenoiser(Slow(fast.sde), torch.zeros(D, dtype=torch.float64), S)
+    losses = []
+    for model in (fast, slow):
+        torch.manual_seed(0)
+        losses.append(DiffusionELBO(UniformTimes())(model.eval(), S * torch.randn(4000, D, dtype=torch.float64)))
+    error = (losses[0] - losses[1]).std() / 4000**0.5
+    assert abs(float((losses[0] - losses[1]).mean())) < 5 * float(error) + 1e-9
+
+
+def test_the_ends_keep_their_order():
+    sde = LearnedVPSDE(0.0, -5.0)
+    sde.moves.data = torch.tensor([-40.0, 40.0], dtype=torch.float64)
+    first, last = sde.ends()
+    assert first >= last + 1

@@ -48,9 +48,9 @@ def test_draws_have_the_distributions_mean(model):
 
 @pytest.mark.parametrize("log_scale", [-7.0, -4.0, 0.0, 4.0, 8.0])
 @pytest.mark.parametrize("mean", [-3.0, -1.0, 0.1, 0.7, 2.0])
+@mp.workdps(4000)  # for the difference of two numbers that agree in all but the last of them
 def test_the_logistic_keeps_its_digits(mean, log_scale):
     """Against many digits, in float32: also where both ends of a bin lie far in the same tail."""
-    mp.mp.dps = 4000  # for the difference of two numbers that agree in all but the last of them
     model, half = DiscretizedLogistic(256), mp.mpf(1) / 255
     found = []
     for level in (0, 1, 100, 254, 255):
@@ -63,7 +63,6 @@ def test_the_logistic_keeps_its_digits(mean, log_scale):
         lower = mp.mpf(0) if level == 0 else 1 / (1 + mp.exp(-b))
         exact = mp.log(upper - lower) if level != 255 else -mp.log(1 + mp.exp(b))
         assert found[-1] == pytest.approx(float(exact), rel=3e-4, abs=1e-5)
-    mp.mp.dps = 50
 
 
 @pytest.mark.parametrize("model", [*ON_LEVELS, Gaussian(0.4)], ids=lambda model: type(model).__name__)
@@ -80,3 +79,12 @@ def test_an_observation_model_is_chosen_by_the_data():
     assert isinstance(observation_for(None), Gaussian)
     assert isinstance(observation_for(17), Categorical)
     assert isinstance(observation_for(256), DiscretizedLogistic)
+
+
+def test_the_logistic_is_finite_however_wide():
+    x = from_levels(torch.arange(256), 256).expand(2, -1).clone()
+    raw = torch.stack([torch.zeros(2, 256), torch.tensor([[95.0], [1e4]]).expand(2, 256)], 1).requires_grad_()
+    found = DiscretizedLogistic(256).log_prob(x, raw)
+    (gradient,) = torch.autograd.grad(found.sum(), raw)
+    assert found.isfinite().all()
+    assert gradient.isfinite().all()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
+import pytest
 import torch
 from sklearn.cluster import KMeans
 
@@ -47,3 +49,21 @@ def test_almost_all_codes_are_used():
     counts = torch.bincount(quantizer.eval()(x).index, minlength=256)
     assert int((counts > 0).sum()) > 0.9 * 256
     assert float(perplexity(counts)) > 0.6 * 256
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_vector_that_is_not_finite_leaves_no_trace(bad):
+    torch.manual_seed(0)
+    quantizer, x = VectorQuantizer(8, 3).train(), data().float()
+    quantizer(torch.cat([x[:1] * bad, x[1:]]))
+    for _ in range(3):
+        quantizer(x)
+    assert quantizer.codebook.isfinite().all()
+    assert len(quantizer.index_of(x).unique()) == 8
+
+
+def test_codes_far_from_zero_are_told_apart():
+    codes = 100 + 0.1 * data(256, 3).float()
+    quantizer = VectorQuantizer(256, 3)
+    quantizer.codebook.copy_(codes)
+    assert torch.equal(quantizer.index_of(codes), torch.arange(256))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sde_diffusion import GaussianDenoiser, elbo
+from sde_diffusion import MLP, GaussianDenoiser, NetworkDenoiser, ScoreModel, elbo
 from sde_diffusion.density import LevelDecoder
 from sde_diffusion.sde import KnotSchedule, LearnedSDE, LearnedVPSDE, LinearSchedule, MonotoneSchedule
 from sde_diffusion.training import AdaptiveTimes, DiffusionELBO, ScheduleTimes, UniformTimes
@@ -143,8 +143,8 @@ def test_the_loss_is_the_bound_of_data_on_levels():
 def test_an_infinite_error_is_not_remembered():
     model, times = denoiser(), AdaptiveTimes(bins=4)
     t = times(model.sde, 64)
-    times.observe(model.sde, t, torch.where(torch.arange(64) < 9, math.inf, 1.0))
     times.observe(model.sde, t, torch.full((64,), math.nan))
+    times.observe(model.sde, t, torch.where(torch.arange(64) < 9, math.inf, 1.0))
     assert times(model.sde, 64).isfinite().all()
 
 
@@ -195,3 +195,17 @@ def test_the_ends_keep_their_order():
     sde.moves.data = torch.tensor([-40.0, 40.0], dtype=torch.float64)
     first, last = sde.ends()
     assert first >= last + 1
+
+
+def test_the_gradients_of_a_path_are_clipped_apart():
+    model = ScoreModel(NetworkDenoiser(LearnedVPSDE(), MLP([2], width=8, depth=1)), DiffusionELBO())
+    path = list(model.denoiser.sde.parameters())
+    rest = [p for p in model.parameters() if all(p is not other for other in path)]
+    for parameter in rest:
+        parameter.grad = torch.full_like(parameter, 0.01)
+    for parameter in path:
+        parameter.grad = torch.full_like(parameter, 1e6)
+    before = torch.cat([p.grad.flatten() for p in rest])
+    model.configure_gradient_clipping(None, 1.0, "norm")
+    torch.testing.assert_close(torch.cat([p.grad.flatten() for p in rest]), before)
+    assert float(torch.cat([p.grad.flatten() for p in path]).norm()) == pytest.approx(1.0, abs=1e-4)

@@ -32,24 +32,24 @@ TINY = (
 )
 
 BUDGET = {
-    "(root)": 45,
+    "(root)": 55,
     "checks": 5,
-    "commands": 420,
+    "commands": 450,
     "conditions": 5,
     "data": 20,
-    "denoiser": 15,
-    "density": 60,
+    "denoiser": 16,
+    "density": 62,
     "faults": 60,
-    "guidance": 14,
-    "metrics": 35,
+    "guidance": 16,
+    "metrics": 40,
     "modality": 10,
     "nn": 12,
-    "sampling": 260,
+    "sampling": 265,
     "sde": 12,
     "storage": 32,
     "text": 8,
     "training": 120,
-    "variational": 30,
+    "variational": 35,
 }
 """Seconds on one core that the quick tests of a folder may take, so that two cores finish in ten minutes."""
 

@@ -15,6 +15,7 @@ from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import GaussianMixtureDenoiser
 from sde_diffusion.sampling.noise import Noise
 from sde_diffusion.training import Measured
+from sde_diffusion.training.base import BaseModel
 from sde_diffusion.training.dropout import ConditionDropout
 
 MEASURED = "model.measured={_target_:sde_diffusion.training.Measured,operator:{_target_:%s,factor:2},noise:0.3}"
@@ -105,10 +106,9 @@ def test_exact_models_in_a_cascade_draw_from_the_data(noise, tmp_path):
     n, measured = 4000, Measured(Downsample(2), noise=0.5)
     kinds = Conditions(measured.conditions((4,)))
     data = {"name": "pairs", "levels": None, "units": None}
-    model = SimpleNamespace(
-        data={**data, "shape": [4]}, denoiser=Exact(), measured=measured, conditions=kinds, digest="", guides={}
-    )
-    model.dropout = ConditionDropout(kinds, 0.0)
+    model = BaseModel()
+    model.data, model.denoiser, model.measured = {**data, "shape": [4]}, Exact(), measured
+    model.conditions, model.dropout = kinds, ConditionDropout(kinds, 0.0)
     # Means of pairs, made of the numbers from which a first model would start: the second one must not use them too.
     means = 0.175**0.5 * Noise(range(n), (2,)).normal(0)
     small = SimpleNamespace(data={**data, "shape": [2]})

@@ -1,7 +1,6 @@
 """Variations of given items: where their walks begin, what they depend on, and what is refused."""
 
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from sde_diffusion.commands import editing
 from sde_diffusion.commands.typed_conditions import with_paths
 from sde_diffusion.modality import Images, Points, Signals
 from sde_diffusion.modality.images import to_uint8
+from sde_diffusion.training.base import BaseModel
 
 PATHS = (VPSDE(), SubVPSDE(), VESDE(), CosineVPSDE(), EDMSDE(), RectifiedFlow())
 STEPS = ("sampler=ddpm", "sampler.steps=3")
@@ -111,13 +111,17 @@ def test_the_command_stopped_after_a_batch_and_resumed(command, trained, picture
 
 
 def config(path="in.npy", strength=0.5, n=2, **sampler):
-    return OmegaConf.create({"edit": {"path": path, "strength": strength}, "n": n, "sampler": {**DDPM, **sampler}})
+    return OmegaConf.create(
+        {"ckpt": "model.ckpt", "edit": {"path": path, "strength": strength}, "n": n, "sampler": {**DDPM, **sampler}}
+    )
 
 
 def model_of(modality, levels, sde=None):
     data = {"shape": list(modality.shape), "levels": levels, "modality": modality.describe()}
     zero = torch.zeros(modality.shape)
-    return SimpleNamespace(data=data, denoiser=GaussianDenoiser(sde or VPSDE(), zero, 0.5))
+    found = BaseModel()
+    found.data, found.denoiser = data, GaussianDenoiser(sde or VPSDE(), zero, 0.5)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ def test_the_table_has_one_sign(heights, command, tmp_path):
     assert "more is more likely" in report["columns"]
 
 
+@pytest.mark.slow
 def test_images_on_levels(trained, command, tmp_path):
     """Levels 0 ... 16 in any of the usual layouts, and grey levels of pictures rounded to the nearest of them."""
     levels = np.random.default_rng(0).integers(0, 17, (4, 8, 8))

@@ -97,6 +97,7 @@ def test_a_killed_run_ends_with_the_same_figures(measured, command, start, train
     }
 
 
+@pytest.mark.slow
 def test_the_closed_form_denoiser(command, trained, tmp_path):
     """Many passes on the exact denoiser of the training split return training images: as good as 600 of them."""
     settings = [s for s in SETTINGS if not s.startswith(("nfe", "n=", "long"))]

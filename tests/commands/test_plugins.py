@@ -352,7 +352,7 @@ def test_a_folder_of_configurations_of_ones_own(own, command):
     done = command("train", *words, cwd=folder)
     assert done.status == 0, done.err
     done = command("train", "--config-dir=conf", "sde=mina", cwd=folder)
-    assert "choose sde= from cosine, edm, mine, rectified" in done.err
+    assert "choose sde= from cosine, edm, learned, mine, rectified" in done.err
 
 
 def test_in_python(in_python, monkeypatch):

@@ -9,7 +9,7 @@ from scipy import integrate, stats
 
 from sde_diffusion.data import Checkerboard, Moons, Pinwheel, Ring, SwissRoll
 
-DENSITIES = [Ring, Checkerboard, Moons, SwissRoll, Pinwheel]
+DENSITIES = [Ring, Checkerboard, Moons, pytest.param(SwissRoll, marks=pytest.mark.slow), Pinwheel]
 # one false alarm in a hundred thousand for each of the five, were the seed not fixed
 FALSE_ALARM = 1e-5
 

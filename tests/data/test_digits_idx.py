@@ -158,6 +158,8 @@ def test_config_holds_every_argument_with_its_default(path):
     assert built.name == path.stem
     assert isinstance(built, find_class(config["_target_"]))
     required = {"name": path.stem} if "name" in config else {}
+    if "handwriting" in config:
+        required["handwriting"] = config["handwriting"]
     defaults = type(built)(**place, **required)
     arguments = {key: value for key, value in vars(defaults).items() if key in config} | required
     assert {key: config[key] for key in arguments if key not in place} == {

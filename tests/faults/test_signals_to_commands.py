@@ -92,7 +92,8 @@ def test_how_to_go_on_is_said(command, trained, tmp_path):
     assert again.status == 0, again.err
 
 
-@pytest.mark.parametrize("then", [pytest.param("training_step:1", marks=pytest.mark.slow), "validation_step:2"])
+@pytest.mark.parametrize("then", ["training_step:1", "validation_step:2"])
+@pytest.mark.slow
 def test_a_stop_in_a_validation_and_a_kill_soon_after(command, tmp_path, then):
     """The validation is repeated once, even if that run is stopped too."""
     complete = command("train", *RUN, f"hydra.run.dir={tmp_path / 'complete'}", cwd=tmp_path)

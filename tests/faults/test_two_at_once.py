@@ -61,6 +61,7 @@ def test_two_at_once(start, command, trained, tmp_path, name, seconds):
         assert len(steps) == 40 + 20  # a row a step and one a validation
 
 
+@pytest.mark.slow
 def test_two_samples_at_once(start, trained, tmp_path):
     typed = (*words("sample", trained), *LONGER["sample"], f"out={tmp_path / 'out'}")
     check(together(start, tmp_path, 0.3, "sample", *typed), tmp_path / "out")

@@ -112,7 +112,7 @@ CASES = [
     pytest.param(
         name,
         method,
-        marks=[pytest.mark.slow] if name not in QUICK or method in SAME or coarse_steps(name, method) > 256 else [],
+        marks=[pytest.mark.slow] if name not in QUICK or method in SAME or method == "reversible_heun" else [],
     )
     for name in SIX
     for method in STRONG
@@ -134,7 +134,7 @@ def test_strong_order(name, method):
     assert math.log2(few / many) / 2 == pytest.approx(STRONG[method], abs=0.3), (few, many)
 
 
-@pytest.mark.parametrize("method", ["euler", pytest.param("srk", marks=pytest.mark.slow), "heun"])
+@pytest.mark.parametrize("method", ["euler", *(pytest.param(name, marks=pytest.mark.slow) for name in ("srk", "heun"))])
 def test_strong_error_for_every_eta_and_in_the_other_coordinate(method):
     for eta in (0.0, 0.5, 1.5):
         coarse, fine = (strong_error("vp", method, n, eta) for n in (32, 128))

@@ -88,6 +88,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_thrice_resumed(uninterrupted: Path, tmp_path: Path) -> None:
     """Stops within an epoch (20, 30, 50) and at the end of one (40)."""
     run(tmp_path, 20)

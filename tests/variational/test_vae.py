@@ -89,7 +89,10 @@ def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     assert float((2 * model.observation.log_std).exp()) == pytest.approx(float(noise), abs=1e-5)
 
 
-@pytest.mark.parametrize(("beta", "variance"), [(1.0, 0.5), (2.0, 0.5), (4.0, 0.5), (1.0, 1.5), (3.0, 0.5)])
+@pytest.mark.parametrize(
+    ("beta", "variance"),
+    [(2.0, 0.5), (1.0, 1.5), *(pytest.param(beta, 0.5, marks=pytest.mark.slow) for beta in (1.0, 3.0, 4.0))],
+)
 def test_latents_collapse_one_by_one_as_beta_grows(beta, variance):
     """The squared singular values of the decoder are max(eigenvalue - beta sigma^2, 0)."""
     x, _ = data()
@@ -125,7 +128,7 @@ def test_the_gap_is_the_divergence_of_q_from_the_posterior_and_closes_with_impor
     gap = 0.5 * float(precision.diagonal().log().sum() - torch.logdet(precision))  # means agree, and so do traces
     exact = float(log_prob(model, x).detach())
     last = -math.inf
-    for importance, draws in ((1, 4000), (8, 1000), (64, 300), (1000, 40)):
+    for importance, draws in ((1, 1000), (8, 400), (64, 100), (1000, 20)):
         found = bound(model, x, draws, importance)
         value, error = float(found.log_prob), float(found.std_error)
         assert value > last - 3 * error

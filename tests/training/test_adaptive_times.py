@@ -9,7 +9,7 @@ import torch
 
 from sde_diffusion import MLP, GaussianDenoiser, NetworkDenoiser, ScoreModel, elbo
 from sde_diffusion.density import LevelDecoder
-from sde_diffusion.sde import KnotSchedule, LearnedSDE, LearnedVPSDE, LinearSchedule, MonotoneSchedule
+from sde_diffusion.sde import VESDE, VPSDE, KnotSchedule, LearnedSDE, LearnedVPSDE, LinearSchedule, MonotoneSchedule
 from sde_diffusion.training import AdaptiveTimes, DiffusionELBO, ScheduleTimes, UniformTimes
 
 D, S = 16, 0.5
@@ -162,6 +162,17 @@ def test_the_variance_is_of_the_times_as_they_were_drawn():
         objective(model, S * torch.randn(64, D, dtype=torch.float64)).mean().backward()
         found.append(model.sde.schedule.logits.grad)
     torch.testing.assert_close(*found)
+
+
+def test_the_bound_does_not_depend_on_the_scale_of_the_path():
+    """VP and VE with the same ends of the log-SNR, at the same draws."""
+    vp = VPSDE()
+    first, last = (float(vp.log_snr(t)) for t in (vp.t_min, vp.t_max))
+    ve = VESDE(sigma_min=math.exp(-first / 2), sigma_max=math.exp(-last / 2))
+    x, mean = torch.tensor([[0.4, -1.0, 2.0]], dtype=torch.float64), torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64)
+    one, other = (elbo(GaussianDenoiser(sde, mean, S), x, None, draws=64, t_end=sde.t_min) for sde in (vp, ve))
+    torch.testing.assert_close(one.kl, other.kl, atol=1e-9, rtol=0)
+    torch.testing.assert_close(one.log_prob, other.log_prob, atol=1e-9, rtol=0)
 
 
 class Slow(LearnedSDE):

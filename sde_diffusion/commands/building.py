@@ -54,6 +54,8 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
     cls = model_class(settings.pop("_target_", MODELS[0]))
     taken = arguments_of(cls)[0]
     stage = _first_stage(cfg, data) if "first_stage" in taken else None
+    if stage is None and OmegaConf.select(cfg, "first_stage.ckpt") is not None:
+        raise UserError(f"first_stage.ckpt is for latent diffusion, and this is a {cls.__name__}: add model=latent")
     conditions = _conditions(cfg, data, data.shape if stage is None else stage.latent_shape)
     _fill_in(cfg, data, conditions, stage)
     offered = {"denoiser": resolved(cfg.denoiser), "objective": resolved(cfg.objective), "data": data.describe()}

@@ -56,6 +56,10 @@ def test_mistakes_are_one_message_each(command, latent, tmp_path):
     """Nothing is left behind."""
     for words, message in (
         (("model=latent",), "latent diffusion needs a trained first stage: train one with experiment=first_stage"),
+        (
+            ("first_stage.ckpt=no.ckpt",),
+            "first_stage.ckpt is for latent diffusion, and this is a ScoreModel: add model=latent",
+        ),
         (("model=latent", "first_stage.ckpt=no.ckpt"), "first_stage.ckpt: no checkpoint no.ckpt"),
         (("model=classifier", f"ckpt={latent / 'checkpoints' / 'last.ckpt'}"), "is a model of latent variables"),
     ):

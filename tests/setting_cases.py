@@ -162,7 +162,8 @@ TRAIN = {
     "experiment cifar10_small": "experiment=cifar10_small data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
     "network.embedding_dim=8",
     "experiment cifar10_upsampler": "experiment=cifar10_upsampler data.path=LEVELS network=mlp trainer.max_steps=9",
-    "experiment text_to_image": "experiment=text_to_image data.root=IDX data.n_val=10 network=unet_small network.channels=8 trainer.max_steps=9",
+    "experiment text_to_image": "experiment=text_to_image data.root=IDX data.n_val=10 network=unet_small network.channels=8 "
+    "first_stage.ckpt=CONVVAE trainer.max_steps=9",
 }
 
 GRID = "sampler.grid={_target_:sde_diffusion.sde.KarrasRho} sampler.denoise=false sampler.t_end=0.01"

@@ -14,7 +14,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import digests, for_items, items_with, matching, requested_conditions
 from sde_diffusion.commands.data_sides import extractor_for, resumed_features
-from sde_diffusion.commands.loading import check_walks, denoiser_of, load_data, load_model
+from sde_diffusion.commands.loading import check_denoiser_space, denoiser_of, load_data, load_model
 from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
@@ -84,7 +84,7 @@ class Bench:
         self.models = {}
         for name, ckpt in named(cfg).items():
             model, self.device = load_model(OmegaConf.merge(cfg, {"ckpt": ckpt}))
-            check_walks("exact=true" if cfg.exact else "nfe_fid", ckpt, model, on_data=cfg.exact)
+            check_denoiser_space("exact=true" if cfg.exact else "nfe_fid", ckpt, model, on_data=cfg.exact)
             data = load_data(cfg, model)
             if not self.models:
                 self.data = data

@@ -16,7 +16,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import digests, for_items
 from sde_diffusion.commands.data_sides import extractor_for, resumed_features
-from sde_diffusion.commands.loading import check_walks, denoiser_of, load_data, load_model, random_order
+from sde_diffusion.commands.loading import check_denoiser_space, denoiser_of, load_data, load_model, random_order
 from sde_diffusion.commands.sampling_run import sample_in_batches
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
@@ -127,7 +127,7 @@ class GuidedBench:
         settings |= {key: self.cfg[key] for key in kind.also}
         ckpt, guidance = self.cfg[kind.ckpt], {"_target_": kind.target, **settings}
         model, device = load_model(OmegaConf.create({"ckpt": ckpt, "device": self.cfg.device, "guidance": guidance}))
-        check_walks("guidance", ckpt, model)
+        check_denoiser_space("guidance", ckpt, model)
         if "label" not in model.conditions:
             raise UserError(f"{kind.ckpt}={ckpt} is a model without classes: train one with conditional=true")
         self.digests |= {str(ckpt): model.digest, **model.guides}

@@ -43,7 +43,12 @@ from sde_diffusion.variational import bound
 
 LATENTS, STEPS, BATCH = 2, 12, 32
 OPTIMIZER: dict[str, Any] = {"lr": 2e-3, "warmup_steps": 100}
-AUTOENCODER = {"_target_": "sde_diffusion.variational.ConvVAE", "latent": LATENTS, "patch": 2, "channels": [24, 48]}
+AUTOENCODER = {
+    "_target_": "sde_diffusion.variational.ConvVAE",
+    "latent_channels": LATENTS,
+    "patch": 2,
+    "channels": [24, 48],
+}
 UNET: dict[str, Any] = {"_target_": "sde_diffusion.nn.UNet", "embedding_dim": 64, "blocks": 1, "dropout": 0.0}
 LATENT_UNET = {**UNET, "shape": [LATENTS, 7, 7], "channels": 32, "channel_mult": [1, 2], "attention": [1]}
 PIXEL_UNET = {  # network=unet_small

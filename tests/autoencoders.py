@@ -10,8 +10,12 @@ from sde_diffusion.data import DataModule
 from sde_diffusion.training import VariationalModel
 from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
 
-MLP: dict[str, Any] = {"_target_": "sde_diffusion.variational.MLPVAE", "latent": 3, "width": 16}
-CONVOLUTIONS: dict[str, Any] = {"_target_": "sde_diffusion.variational.ConvVAE", "latent": 2, "channels": [4, 4]}
+MLP: dict[str, Any] = {"_target_": "sde_diffusion.variational.MLPVAE", "latent_dim": 3, "width": 16}
+CONVOLUTIONS: dict[str, Any] = {
+    "_target_": "sde_diffusion.variational.ConvVAE",
+    "latent_channels": 2,
+    "channels": [4, 4],
+}
 
 
 def autoencoder(path: Path, data: DataModule, latent: dict[str, Any], steps: int = 2) -> Path:

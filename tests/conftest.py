@@ -130,7 +130,13 @@ def classes(command, tmp_path_factory) -> Path:
 def autoencoder(command, tmp_path_factory) -> Path:
     """The checkpoint of a tiny variational autoencoder of the digits; not to be changed."""
     folder = tmp_path_factory.mktemp("autoencoder") / "run"
-    settings = ("model=vae", "model.latent.latent=4", "model.latent.width=32", "model.warmup_steps=5", "model.lr=5e-3")
+    settings = (
+        "model=vae",
+        "model.autoencoder.latent_dim=4",
+        "model.autoencoder.width=32",
+        "model.warmup_steps=5",
+        "model.lr=5e-3",
+    )
     shorter = ("trainer.max_steps=60", "trainer.val_check_interval=30", "callbacks.samples.n=4")
     done = command("train", *settings, *shorter, f"hydra.run.dir={folder}", cwd=folder.parent)
     assert done.status == 0, done.err

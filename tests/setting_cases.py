@@ -23,28 +23,28 @@ TRAIN = {
     "model.network.channel_mult=[1,1] model.network.blocks=2 model.network.dropout=0.2 model.network.embedding_dim=8 "
     "model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant "
     "model.dequantise=true model.validation_draws=2",
-    "model vae": "model=vae model/latent=mlp model.latent.latent=3 model.latent.width=8 model.latent.depth=2 "
-    "model.latent.dropout=0.1 model.latent.patch=2 "
+    "model vae": "model=vae model/autoencoder=mlp model.autoencoder.latent_dim=3 model.autoencoder.width=8 model.autoencoder.depth=2 "
+    "model.autoencoder.dropout=0.1 model.autoencoder.patch=2 "
     "model.observation={_target_:sde_diffusion.variational.DiscretizedLogistic} model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] "
     "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2 "
     "objective=beta_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
-    "model hvae": "model=hvae model/latent=mlp_hierarchy model.latent.levels=[3,2,2] model.latent.width=8 model.latent.depth=2 "
-    "model.latent.dropout=0.1 model.latent.path=false model.latent.inference=bottom_up model.latent.patch=2 "
+    "model hvae": "model=hvae model/autoencoder=mlp_hierarchy model.autoencoder.latent_dims=[3,2,2] model.autoencoder.width=8 model.autoencoder.depth=2 "
+    "model.autoencoder.dropout=0.1 model.autoencoder.path=false model.autoencoder.inference=bottom_up model.autoencoder.patch=2 "
     "model.observation=null model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
     "model.schedule=constant model.dequantise=false model.validation_draws=2 "
     "objective=annealed_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
-    "latent conv": "model=vae model/latent=conv model.latent.latent=2 model.latent.channels=[4,4] model.latent.blocks=2 "
-    "model.latent.dropout=0.1 model.latent.patch=2 observation=categorical "
+    "autoencoder conv": "model=vae model/autoencoder=conv model.autoencoder.latent_channels=2 model.autoencoder.channels=[4,4] model.autoencoder.blocks=2 "
+    "model.autoencoder.dropout=0.1 model.autoencoder.patch=2 observation=categorical "
     "model.adversary={_target_:sde_diffusion.training.PatchAdversary,layers:1,channels:4,weight:0.3,start:2,rise:2,most:5}",
-    "latent patch_hierarchy": "model=hvae model/latent=patch_hierarchy model.latent.levels=[1,3] model.latent.patch=2 "
-    "model.latent.width=8 model.latent.patch_width=8 model.latent.depth=0 model.latent.dropout=0.1 "
-    "model.latent.inference=ladder observation=logistic",
-    "latent conv_hierarchy": "model=hvae model/latent=conv_hierarchy model.latent.levels=[1,1] model.latent.latent=2 "
-    "model.latent.channels=4 model.latent.dropout=0.1 model.latent.inference=direct model.latent.patch=2",
-    "observation gaussian": "model=vae data=moons observation=gaussian model.observation.std=0.3 model.observation.learnt=false",
+    "autoencoder patch_hierarchy": "model=hvae model/autoencoder=patch_hierarchy model.autoencoder.latent_dims=[1,3] model.autoencoder.patch=2 "
+    "model.autoencoder.width=8 model.autoencoder.patch_width=8 model.autoencoder.depth=0 model.autoencoder.dropout=0.1 "
+    "model.autoencoder.inference=ladder observation=logistic",
+    "autoencoder conv_hierarchy": "model=hvae model/autoencoder=conv_hierarchy model.autoencoder.latents=[1,1] model.autoencoder.latent_channels=2 "
+    "model.autoencoder.channels=4 model.autoencoder.dropout=0.1 model.autoencoder.inference=direct model.autoencoder.patch=2",
+    "observation gaussian": "model=vae data=moons observation=gaussian model.observation.std=0.3 model.observation.learned=false",
     "observation bernoulli": "model=vae data=arrays data.path=MASKS observation=bernoulli",
-    "model vq": "model=vq model/latent=vq model.latent.codes=8 model.latent.latent=2 model.latent.patch=1 model.latent.channels=[4,4] "
-    "model.latent.blocks=2 model.latent.dropout=0.1 model.latent.decay=0.9 model.latent.restart=0.5 model.observation=null "
+    "model vq": "model=vq model/autoencoder=vq model.autoencoder.codes=8 model.autoencoder.latent_channels=2 model.autoencoder.patch=1 model.autoencoder.channels=[4,4] "
+    "model.autoencoder.blocks=2 model.autoencoder.dropout=0.1 model.autoencoder.decay=0.9 model.autoencoder.restart=0.5 model.observation=null "
     "model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
     "model.schedule=constant model.dequantise=false model.validation_draws=2 objective=vq objective.commitment=0.5",
     "model latent": "model=latent first_stage.ckpt=MLPVAE model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 "

@@ -74,8 +74,8 @@ def test_tutorials_run_shortened(name, command, tmp_path):
 @pytest.mark.parametrize("name", docs_run.TUTORIALS)
 def test_tutorials_do_what_they_say(name, command, tmp_path):
     found = follow(name, command, tmp_path, quick=False)
-    if name == "points":  # the learnt density is the true one to a few hundredths of a nat
-        assert abs(float(found["learnt"].mean() - found["true"].mean())) < 0.1
+    if name == "points":  # the learned density is the true one to a few hundredths of a nat
+        assert abs(float(found["learned"].mean() - found["true"].mean())) < 0.1
     if name == "classes":  # each row of the picture is of one class, says the classifier that the library ships
         from sde_diffusion.metrics import load_extractor
 

@@ -98,8 +98,9 @@ class BoundScorer(Scorer):
         columns = (
             "elbo is a lower bound on the log-probability (of continuous data the log-density on [-1, 1]), in nats: "
             "more is more likely, in every column. elbo = the sum of the elbo_ columns beside elbo_error: the "
-            "reconstruction, and minus the KL divergence of each level. iwae is the bound with importance weights. "
-            "elbo_error and iwae_error are standard errors; nan where there is none. nfe counts network passes."
+            "reconstruction, and minus the KL divergence of each latent variable. iwae is the bound with importance "
+            "weights. elbo_error and iwae_error are standard errors; nan where there is none. nfe counts network "
+            "passes."
         )
         bounds = "a lower bound" if self.importance == 1 else "lower bounds"
         return f"{which}: {bounds} on {of}{ordered}", columns

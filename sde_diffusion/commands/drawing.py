@@ -54,7 +54,7 @@ def draw(
     Raises:
         UserError: If a value is not allowed, or the folder has unfinished batches of other samples.
     """
-    model.decoding = None if model.decoding is None else cfg.decode
+    model.decode_as = None if model.decode_as is None else cfg.decode
     plan = {
         "checkpoint": model.digest,
         "sampler": None if model.denoiser is None else resolved(cfg.sampler),
@@ -63,11 +63,11 @@ def draw(
         "n": cfg.n,
         "seed": cfg.seed,
         "conditions": digests(conditions),
-        **({} if model.decoding is None else {"decode": model.decoding}),
+        **({} if model.decode_as is None else {"decode": model.decode_as}),
         **({"latents": True} if latents else {}),
     }
-    if model.decoding is not None:
-        words = {"mean": "is the mean of p(x | z)", "draw": "is drawn from p(x | z)"}[model.decoding]
+    if model.decode_as is not None:
+        words = {"mean": "is the mean of p(x | z)", "draw": "is drawn from p(x | z)"}[model.decode_as]
         log.info("each of the samples %s", words)
     sampler, known = build(plan["sampler"]), dict(conditions)
     seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
@@ -151,7 +151,7 @@ def check_draws(cfg: DictConfig, model: GenerativeModel, latents: bool = False) 
             )
     if latents and not has_latents:
         raise UserError(f"{cfg.ckpt} contains a {kind}, which has no latent variables: leave latents=true out")
-    if model.decoding is None and cfg.decode != "mean":
+    if model.decode_as is None and cfg.decode != "mean":
         raise UserError(f"{cfg.ckpt} contains a {kind}, which has no p(x | z): leave decode={cfg.decode} out")
 
 

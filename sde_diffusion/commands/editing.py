@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sde_diffusion.checks.reprs import few
 from sde_diffusion.commands.app import is_overridden, resolved
-from sde_diffusion.commands.loading import check_walks, denoiser_of
+from sde_diffusion.commands.loading import check_denoiser_space, denoiser_of
 from sde_diffusion.commands.measurements import read_items
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser
@@ -74,7 +74,7 @@ def edit_of(cfg: DictConfig, model: GenerativeModel) -> Edit | None:
         if is_overridden("edit.strength"):
             raise UserError(f"edit.strength={strength} needs something to edit: add edit=PATH, such as a picture")
         return None
-    check_walks("edit=", cfg.ckpt, model, on_data=True)
+    check_denoiser_space("edit=", cfg.ckpt, model, on_data=True)
     kind = modality_of(model.data)
     given, names = read_items(Path(path), kind, f"the model's are {kind.kind}", "items to edit")
     wrong = (~given.flatten(1).isfinite()).any(1).nonzero().flatten().tolist()

@@ -49,7 +49,7 @@ def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:
     """
     from sde_diffusion.training.digested import load_with_digest
 
-    model = load_with_digest(ckpt, device).requires_grad_(False)  # nothing is trained, a learnt path included
+    model = load_with_digest(ckpt, device).requires_grad_(False)  # nothing is trained, a learned path included
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
             f"{ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "
@@ -61,11 +61,11 @@ def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:
 
 def denoiser_of(model: GenerativeModel) -> Denoiser:
     """The denoiser that a command uses: the model's, which `load_model` has guided."""
-    assert model.denoiser is not None  # checked by `check_walks`
+    assert model.denoiser is not None  # checked by `check_denoiser_space`
     return model.denoiser
 
 
-def check_walks(what: str, ckpt: str, model: GenerativeModel, on_data: bool = False) -> None:
+def check_denoiser_space(what: str, ckpt: str, model: GenerativeModel, on_data: bool = False) -> None:
     """Check that a model has a denoiser.
 
     Args:

@@ -21,7 +21,7 @@ from sde_diffusion.commands.conditions import requested_only
 from sde_diffusion.commands.config_checks import choose
 from sde_diffusion.commands.described_operators import build_operator
 from sde_diffusion.commands.drawing import check_seeds
-from sde_diffusion.commands.loading import check_walks, load_model
+from sde_diffusion.commands.loading import check_denoiser_space, load_model
 from sde_diffusion.commands.measurements import Measurements, measurements
 from sde_diffusion.commands.posterior_draws import PosteriorDraws
 from sde_diffusion.commands.restored import against_truth, draw_grid, evidence, in_words, left_open, residuals
@@ -60,7 +60,7 @@ def restore(cfg: DictConfig) -> dict[str, Any]:
     parts = out / ".restored"
     result = fresh(out / "restore.json", cfg.overwrite, parts)
     model, device = load_model(cfg)
-    check_walks("restore", cfg.ckpt, model, on_data=True)
+    check_denoiser_space("restore", cfg.ckpt, model, on_data=True)
     dims = tuple(model.data["shape"])
     own = _own(cfg, model)
     operator = build_operator(resolved(cfg.operator), dims) if own is None else own.operator.cpu()

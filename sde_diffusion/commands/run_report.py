@@ -86,7 +86,7 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
         ("loss.png", "training and validation loss; numbers in metrics.csv"),
         ("kl.png", "KL divergence of each latent variable; numbers in metrics.csv"),
         ("noise_levels.png", "validation loss against log-SNR; numbers in noise_levels.csv"),
-        ("schedule.png", "the learnt path and noise levels of training; numbers in schedule.csv"),
+        ("schedule.png", "the learned path and noise levels of training; numbers in schedule.csv"),
         ("config.yaml", "the full configuration; the log is in train.log"),
         (record.NAME, "command, resolved configuration, seeds, versions, git revision, hardware"),
     ):

@@ -17,7 +17,7 @@ from sde_diffusion.commands.cascade import Stage, disagreement, draw_beside, enl
 from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions, requested_only
 from sde_diffusion.commands.drawing import check_draws, check_seeds, draw, first
 from sde_diffusion.commands.editing import Edit, edit_of
-from sde_diffusion.commands.loading import check_walks, denoiser_of, load_model
+from sde_diffusion.commands.loading import check_denoiser_space, denoiser_of, load_model
 from sde_diffusion.commands.sampling_run import passes_in_words
 from sde_diffusion.conditions import numbered
 from sde_diffusion.config import build
@@ -65,7 +65,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     model, device = load_model(cfg)
     check_draws(cfg, model, cfg.latents)
     if cfg.film and cfg.upsampler.ckpt is None:
-        check_walks("film=", cfg.ckpt, model)
+        check_denoiser_space("film=", cfg.ckpt, model)
     edit = edit_of(cfg, model)
     upsampler = load_upsampler(cfg, model, device)
     seeds = check_seeds(cfg, 1 if edit is None else len(edit.given))
@@ -86,7 +86,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     names = {name: kind.names for name, kind in model.conditions.items() if kind.names}
     stage = Stage(model, conditions, seeds, draw(cfg, model, conditions, device, parts[0], edit, cfg.latents))
     modality, drawn = modality_of(model.data), stage.drawn
-    decoded = {} if model.decoding is None else {"decode": model.decoding}
+    decoded = {} if model.decode_as is None else {"decode": model.decode_as}
     latents = _write_latents(out / "latents.npz", stage) if cfg.latents else None
     if upsampler is None:
         shown = first(drawn.batches(), modality.most_drawn)

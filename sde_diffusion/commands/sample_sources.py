@@ -111,7 +111,7 @@ def drawn_source(
         origin = {
             "nfe": drawn.nfe,
             "sampler": None if model.denoiser is None else resolved(cfg.sampler),
-            **({} if model.decoding is None else {"decode": cfg.decode}),
+            **({} if model.decode_as is None else {"decode": cfg.decode}),
             "guidance": resolved(cfg.guidance),
             "seeds": [seeds[0], seeds[-1]],
             "batch_sizes": drawn.finished.sizes,  # those that were used; smaller than batch_size where memory ran out

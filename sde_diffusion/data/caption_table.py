@@ -10,7 +10,7 @@ from pathlib import Path
 from sde_diffusion.checks.reprs import few
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.storage.files import opened
-from sde_diffusion.text import Captions, Pictured
+from sde_diffusion.text import Captions, ImageSplit
 
 
 class CaptionTable(Captions):
@@ -29,7 +29,7 @@ class CaptionTable(Captions):
         """See `Captions.own_files`: the table."""
         return (self.path,)
 
-    def of(self, splits: Mapping[str, Pictured], names: Sequence[str] | None = None) -> dict[str, list[str]]:
+    def of(self, splits: Mapping[str, ImageSplit], names: Sequence[str] | None = None) -> dict[str, list[str]]:
         """See `Captions.of`."""
         train = splits["train"]
         if train.files is None or train.root is None:

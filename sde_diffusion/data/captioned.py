@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sde_diffusion.data.split import Split
 from sde_diffusion.errors import UserError
-from sde_diffusion.text import Captions, Pictured, as_bytes
+from sde_diffusion.text import Captions, ImageSplit, as_bytes
 
 _LEAST, _STEP = 96, 32  # number of bytes of a text: at least this, and a multiple of that
 _BATCH = 1000
@@ -42,11 +42,11 @@ def captioned(
     """
     if len(splits["train"].x.shape) != 4:
         raise UserError(f"data.captions: captions describe images, and the items of {name} are not images")
-    if flip and captions.sides:
+    if flip and captions.mention_sides:
         raise UserError("data.flip=true mirrors images, and the captions say which way they lean: leave it out")
     root, paths = files or (None, {})
     pictured = {
-        one: Pictured(len(split), partial(_batches, split), split.label, paths.get(one), root, handwriting)
+        one: ImageSplit(len(split), partial(_batches, split), split.label, paths.get(one), root, handwriting)
         for one, split in splits.items()
     }
     texts = captions.of(pictured, class_names)

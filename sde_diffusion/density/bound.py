@@ -12,17 +12,17 @@ from torch import Tensor
 class Bound:
     """A lower bound on log p(x) of a model with latent variables z_1 ... z_T; all in nats, [B], float64.
 
-    The evidence lower bound is E log p(x | z_1) minus the KL divergence of each level. For a diffusion model, the last
-    level is KL(q(z_T | x) || p(z_T)), the prior, and the others are the steps; `elbo` gives their sum as one.
+    The evidence lower bound is E log p(x | z_1) minus the KL divergence of each latent variable. For a diffusion model,
+    the last one is KL(q(z_T | x) || p(z_T)), the prior, and the others are the steps; `elbo` gives their sum as one.
 
     Attributes:
         log_prob: The bound.
         reconstruction: E log p(x | z_1).
-        kl: KL divergence of each level, z_1 first, [T, B].
+        kl: KL divergence of each latent variable, z_1 first, [T, B].
         std_error: Error of log_prob due to the draws, scaled so that log_prob ± 1.96 std_error is a 95% confidence
             interval of the bound; None if there are too few draws.
         nfe: Network passes for each sample.
-        names: Names of the levels; level_1, level_2, ... if empty.
+        names: Names of the latent variables; z_1, z_2, ... if empty.
     """
 
     log_prob: Tensor
@@ -33,8 +33,8 @@ class Bound:
     names: Sequence[str] = ()
 
     def parts(self) -> dict[str, Tensor]:
-        """The terms of the evidence lower bound: reconstruction, and minus each level's KL divergence; [B] each."""
-        names = self.names or [f"level_{level}" for level in range(1, len(self.kl) + 1)]
+        """The terms of the evidence lower bound: reconstruction, and minus each KL divergence; [B] each."""
+        names = self.names or [f"z_{t}" for t in range(1, len(self.kl) + 1)]
         return {"reconstruction": self.reconstruction, **dict(zip(names, -self.kl, strict=True))}
 
     @property
@@ -44,10 +44,10 @@ class Bound:
 
     @property
     def prior(self) -> Tensor:
-        """KL divergence of the last level, [B]."""
+        """KL divergence of the last latent variable, [B]."""
         return self.kl[-1]
 
     @property
     def diffusion(self) -> Tensor:
-        """Sum of the KL divergences of the other levels, [B]."""
+        """Sum of the KL divergences of the others, [B]."""
         return self.kl[:-1].sum(0)

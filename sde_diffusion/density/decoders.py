@@ -22,11 +22,11 @@ class Decoder(ABC):
 
     Attributes:
         continuous: Whether it is a density of continuous data, not a probability of data on levels.
-        described: Whether `describe` uses the data; if not, it need not be called.
+        uses_data: Whether `fit` uses the data; if not, it need not be called.
     """
 
     continuous: bool = False
-    described: bool = False
+    uses_data: bool = False
 
     def place(self, sde: SDE) -> float:
         """The decoder's own choice of t_end: the path's t_min unless overridden."""
@@ -36,7 +36,7 @@ class Decoder(ABC):
         """Times to try as t_end (see `best_place`)."""
         return [self.place(sde)]
 
-    def describe(self, x: Tensor) -> None:
+    def fit(self, x: Tensor) -> None:
         """Be told of training data, [N, *dims], before the decoder is used in training; for one that follows them."""
         return
 
@@ -79,7 +79,7 @@ class LevelDecoder(Decoder, nn.Module):
         weights: w, the frequency of each level in each dimension, [*dims, L], positive; equal by default. See
             `frequencies`. With these weights the decoder is the best that treats each dimension by itself, and t_end
             may be where noise hides the level, which makes the network's task easier.
-        shape: In place of weights, the shape of an item, dims: the weights are then equal until `describe` counts the
+        shape: In place of weights, the shape of an item, dims: the weights are then equal until `fit` counts the
             levels of training data.
 
     Raises:
@@ -94,7 +94,7 @@ class LevelDecoder(Decoder, nn.Module):
     def __init__(self, levels: int, weights: Tensor | None = None, shape: Sequence[int] | None = None) -> None:
         nn.Module.__init__(self)
         levels = check_count("levels", levels, least=2)
-        self.described = weights is None and shape is not None
+        self.uses_data = weights is None and shape is not None
         shape = None if shape is None else check_sizes("shape", shape)
         weights = torch.ones(*shape, levels) if shape is not None and weights is None else weights
         if weights is not None:
@@ -109,12 +109,12 @@ class LevelDecoder(Decoder, nn.Module):
         """The decoder whose weights are the counts of the levels in data [N, *dims] on [-1, 1], each plus one."""
         check_floats("x", x)
         found = cls(levels, shape=x.shape[1:])
-        found.describe(x)
+        found.fit(x)
         return found
 
-    def describe(self, x: Tensor) -> None:
+    def fit(self, x: Tensor) -> None:
         """Count the levels of training data, if `shape` was given: the weights are their frequencies, plus one each."""
-        if self.described and self.log_weights is not None:
+        if self.uses_data and self.log_weights is not None:
             index = to_levels(x, self.levels).long()
             counts = torch.stack([(index == level).sum(0) for level in range(self.levels)], -1)
             self.log_weights.copy_((counts.double() + 1).log())

@@ -151,7 +151,7 @@ def schedule(rows: list[dict[str, float]], most: int = 6) -> Image.Image:
     """A path's log-SNR as a function of time, and the density of the noise levels that training draws.
 
     Args:
-        rows: Dicts of `step`, `share`, `log_snr` and `drawn`; see `LearntSchedule`.
+        rows: Dicts of `step`, `share`, `log_snr` and `drawn`; see `LearnedSchedule`.
         most: Largest number of curves in each panel, for several steps.
 
     Returns:

@@ -24,7 +24,7 @@ class Replacement(PosteriorSampler):
     network are needed.
 
     It is biased, however many steps there are: each step believes in the noise z of the known part, which the next one
-    replaces, so that what the unknown part should have learnt from it is partly lost. For x_0 ~ N(0, C) of two numbers
+    replaces, so that what the unknown part should have learned from it is partly lost. For x_0 ~ N(0, C) of two numbers
     with unit variances and correlation rho, the first known, and P = (C + r^2 I)^-1, r = sigma / alpha, the fresh noise
     averages out over short steps of the reverse SDE, and mean m and variance v of the second, in x / alpha, follow
 

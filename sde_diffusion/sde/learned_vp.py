@@ -1,4 +1,4 @@
-r"""Variance-preserving paths whose log-SNR is learnt: variational diffusion models.
+r"""Variance-preserving paths whose log-SNR is learned: variational diffusion models.
 
     alpha^2 = sigmoid(lambda),   sigma^2 = sigmoid(-lambda),   lambda(t) = lambda_0 + (lambda_1 - lambda_0) v(t),
 
@@ -80,33 +80,33 @@ class KnotSchedule(NoiseSchedule):
     The density of the log-SNR at uniform t is then constant on each piece, as that of `AdaptiveTimes` is.
 
     Args:
-        knots: Number of pieces, at least 2.
+        pieces: Number of pieces, at least 2.
 
     Raises:
         ValueError: If it is less.
     """
 
-    def __init__(self, knots: int = 60) -> None:
+    def __init__(self, pieces: int = 60) -> None:
         super().__init__()
-        self.knots = check_count("knots", knots, least=2)
-        self.logits = nn.Parameter(torch.zeros(self.knots, dtype=torch.float64))
+        self.pieces = check_count("pieces", pieces, least=2)
+        self.logits = nn.Parameter(torch.zeros(self.pieces, dtype=torch.float64))
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `NoiseSchedule`."""
         durations, ends = self._pieces()
         place = torch.searchsorted(ends.detach(), t.detach().contiguous(), right=True) - 1
-        place = place.clamp(0, self.knots - 1)
-        rate = 1 / (durations[place] * self.knots)
-        return place.double() / self.knots + (t - ends[place]) * rate, rate
+        place = place.clamp(0, self.pieces - 1)
+        rate = 1 / (durations[place] * self.pieces)
+        return place.double() / self.pieces + (t - ends[place]) * rate, rate
 
     def inverse(self, v: Tensor) -> Tensor:
         """On the piece that v lies on."""
         durations, ends = self._pieces()
-        place = (v * self.knots).detach().long().clamp(0, self.knots - 1)
-        return ends[place] + (v * self.knots - place) * durations[place]
+        place = (v * self.pieces).detach().long().clamp(0, self.pieces - 1)
+        return ends[place] + (v * self.pieces - place) * durations[place]
 
     def _pieces(self) -> tuple[Tensor, Tensor]:
-        durations = (1 - _SHORTEST) * (_SPEED * self.logits).softmax(0) + _SHORTEST / self.knots
+        durations = (1 - _SHORTEST) * (_SPEED * self.logits).softmax(0) + _SHORTEST / self.pieces
         return durations, F.pad(durations.cumsum(0), (1, 0))
 
 
@@ -155,14 +155,14 @@ SCHEDULES: dict[str, type[NoiseSchedule]] = {
 
 
 class LearnedVPSDE(ShowsArguments, LearnedSDE):
-    """A variance-preserving path with learnt ends of the log-SNR, and a schedule between them that may be learnt too.
+    """A variance-preserving path with learned ends of the log-SNR, and a schedule between them that may be learned too.
 
     Args:
         log_snr_max: lambda at t = 0, where learning starts; None: 2 log(4 (L - 1)) for data on L levels, where noise
             no longer hides the level, and 13.3 for other data.
         log_snr_min: lambda at t = 1, less than log_snr_max.
         schedule: v(t), a name of `SCHEDULES` or a `NoiseSchedule`: linear, knots, or net (`MonotoneSchedule()`).
-        learn_ends: Whether the ends are learnt.
+        learn_ends: Whether the ends are learned.
         levels: L, for data on levels in [-1, 1].
 
     Raises:
@@ -184,7 +184,7 @@ class LearnedVPSDE(ShowsArguments, LearnedSDE):
         self.log_snr_min = as_number("log_snr_min", log_snr_min)
         if not -_MOST <= self.log_snr_min < self.log_snr_max <= _MOST:
             raise ValueError(
-                f"a learnt path needs -{_MOST:g} <= log_snr_min < log_snr_max <= {_MOST:g}; got {log_snr_min:g} and "
+                f"a learned path needs -{_MOST:g} <= log_snr_min < log_snr_max <= {_MOST:g}; got {log_snr_min:g} and "
                 f"{log_snr_max:g}"
             )
         self.schedule: NoiseSchedule = as_instance("schedule", schedule, SCHEDULES, NoiseSchedule)

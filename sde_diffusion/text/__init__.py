@@ -5,7 +5,7 @@ processes pass on, and which any encoder reads.
 """
 
 from sde_diffusion.text.attributes import StrokeAttributes, ink, shear
-from sde_diffusion.text.captions import Captions, Pictured, RenderedCaptions
+from sde_diffusion.text.captions import Captions, ImageSplit, RenderedCaptions
 from sde_diffusion.text.encoder import Encoded, TextEncoder
 from sde_diffusion.text.hashed import HashedWords
 from sde_diffusion.text.minilm import MiniLM
@@ -15,8 +15,8 @@ __all__ = [
     "Captions",
     "Encoded",
     "HashedWords",
+    "ImageSplit",
     "MiniLM",
-    "Pictured",
     "RenderedCaptions",
     "StrokeAttributes",
     "TextEncoder",

@@ -20,7 +20,7 @@ from sde_diffusion.text.wording import DIGITS, WORDINGS
 
 
 @dataclass(frozen=True)
-class Pictured:
+class ImageSplit:
     """The images of a split, for which captions are wanted.
 
     Attributes:
@@ -47,11 +47,11 @@ class Captions(ShowsArguments, ABC):
     names, and defines `of`.
     """
 
-    sides: ClassVar[bool] = False
+    mention_sides: ClassVar[bool] = False
     """Whether the captions tell left from right, so that they are wrong for mirrored images."""
 
     @abstractmethod
-    def of(self, splits: Mapping[str, Pictured], names: Sequence[str] | None = None) -> dict[str, list[str]]:
+    def of(self, splits: Mapping[str, ImageSplit], names: Sequence[str] | None = None) -> dict[str, list[str]]:
         """The captions of each split.
 
         Args:
@@ -87,14 +87,14 @@ class RenderedCaptions(Captions):
         ValueError: If an argument is out of range.
     """
 
-    sides = True
+    mention_sides = True
 
     def __init__(self, words: str = "training", partial: float = 0.2, seed: int = 0) -> None:
         check_choice("words", words, tuple(WORDINGS))
         self.words, self.partial = words, as_fraction("partial", partial)
         self.seed = check_count("seed", seed, least=0)
 
-    def of(self, splits: Mapping[str, Pictured], names: Sequence[str] | None = None) -> dict[str, list[str]]:
+    def of(self, splits: Mapping[str, ImageSplit], names: Sequence[str] | None = None) -> dict[str, list[str]]:
         """See `Captions.of`.
 
         Raises:

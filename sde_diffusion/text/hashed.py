@@ -1,4 +1,4 @@
-"""Words and parts of words, hashed into a table that is learnt."""
+"""Words and parts of words, hashed into a table that is learned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST = 4096
 
 
 class HashedWords(TextEncoder):
-    """A vector for each word, learnt with the generator; no download.
+    """A vector for each word, learned with the generator; no download.
 
     A word, in lower case, is a maximal sequence of letters, digits and bytes of other alphabets. Its vector is
 

@@ -1,4 +1,4 @@
-"""How is the denoiser learnt? Objectives, the LightningModule, weight averaging and callbacks.
+"""How is the denoiser learned? Objectives, the LightningModule, weight averaging and callbacks.
 
 Names that need Lightning, which takes seconds to import, are imported when they are first used.
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sde_diffusion.training.latent import LatentModel
     from sde_diffusion.training.loggers import CSVLogger, WandbLogger
     from sde_diffusion.training.module import ScoreModel
-    from sde_diffusion.training.noise_levels import LearntSchedule, LossByNoiseLevel
+    from sde_diffusion.training.noise_levels import LearnedSchedule, LossByNoiseLevel
     from sde_diffusion.training.variational import VariationalModel
 
 _LAZY = {
@@ -57,7 +57,7 @@ _LAZY = {
     "GenerativeModel": "generative",
     "LastCheckpoint": "checkpoint_callbacks",
     "LatentModel": "latent",
-    "LearntSchedule": "noise_levels",
+    "LearnedSchedule": "noise_levels",
     "LossByNoiseLevel": "noise_levels",
     "SampleGrid": "callbacks",
     "ScoreModel": "module",
@@ -88,7 +88,7 @@ __all__ = [
     "ImportanceWeighted",
     "LastCheckpoint",
     "LatentModel",
-    "LearntSchedule",
+    "LearnedSchedule",
     "LikelihoodWeighting",
     "LogNormalTimes",
     "LogSNRTimes",

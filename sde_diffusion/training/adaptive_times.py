@@ -1,4 +1,4 @@
-r"""Times at which the variational bound is estimated, spread over the log-SNR with a density that is learnt.
+r"""Times at which the variational bound is estimated, spread over the log-SNR with a density that is learned.
 
 In continuous time the bound depends on the two ends of the path alone. Between them, everything is a question of which
 log-SNR is drawn how often: a density p(v) of the place v = (lambda_0 - lambda) / (lambda_0 - lambda_1), v in [0, 1].
@@ -22,8 +22,8 @@ _UNIFORM = 0.002
 class LogSNRTimes(TimeSampling):
     """A distribution of the place v, the share of the way from one end of the log-SNR to the other.
 
-    The loss at t, multiplied by `importance`, has a gradient in the ends of a learnt path, with which lambda moves as v
-    stays, and none in what lies between them: the bound does not depend on it.
+    The loss at t, multiplied by `importance`, has a gradient in the ends of a learned path, with which lambda moves as
+    v stays, and none in what lies between them: the bound does not depend on it.
     """
 
     @abstractmethod
@@ -35,7 +35,7 @@ class LogSNRTimes(TimeSampling):
         """p(v) at the places of t [B]; [B], float64, without gradient."""
 
     def icdf(self, sde: SDE, u: Tensor) -> Tensor:
-        """See `TimeSampling.icdf`; with gradients to a learnt path's ends."""
+        """See `TimeSampling.icdf`; with gradients to a learned path's ends."""
         first, last = _ends(sde, u.device)
         return sde.time(first + self.quantile(sde, u) * (last - first)).clamp(sde.t_min, sde.t_max)
 
@@ -46,7 +46,7 @@ class LogSNRTimes(TimeSampling):
 
 
 class ScheduleTimes(LogSNRTimes):
-    """t uniform on [t_min, t_max]: a learnt schedule is itself the distribution of the noise levels.
+    """t uniform on [t_min, t_max]: a learned schedule is itself the distribution of the noise levels.
 
     References:
         Kingma et al. 2021, "Variational Diffusion Models", section 5.1.
@@ -68,7 +68,7 @@ class AdaptiveTimes(LogSNRTimes, nn.Module):
 
     M is the mean square of 1/2 |eps_hat - eps|^2 at lambda. This p has the least variance of all for one draw: (int
     sqrt(M) dlambda)^2 less the square of the mean. M is measured in training, in `bins` equal parts of the range of
-    log-SNR, as a moving average over batches; draws are uniform until every part has been seen. On a learnt path it
+    log-SNR, as a moving average over batches; draws are uniform until every part has been seen. On a learned path it
     minimises the variance as training its schedule by the gradient of the squared loss would.
 
     Args:

@@ -37,7 +37,7 @@ class BaseModel(LightningModule, ABC):
         measured: What the model is given of the data themselves, such as a smaller picture; None: nothing.
         denoiser: The trained denoiser; None if the model is not made of one.
         first_stage: The autoencoder whose latent variables the denoiser walks on; None: it walks on the data.
-        decoding: How samples are made of their latent variables: "mean", the mean of p(x | z), or "draw", drawn from
+        decode_as: How samples are made of their latent variables: "mean", the mean of p(x | z), or "draw", drawn from
             it; None if there is no p(x | z).
         run: Configuration of the run, stored in checkpoints for resuming.
         digest: SHA-256 of the checkpoint from which a command has loaded the model.
@@ -52,7 +52,7 @@ class BaseModel(LightningModule, ABC):
         self.measured: Measured | None = None
         self.denoiser: Denoiser | None = None
         self.first_stage: FirstStage | None = None
-        self.decoding: str | None = None
+        self.decode_as: str | None = None
         self.run: dict[str, Any] = {}
         self.digest = ""
         self.guides: dict[str, str] = {}

@@ -1,4 +1,4 @@
-r"""The variational bound with all its terms, as an objective, for paths that are learnt with it."""
+r"""The variational bound with all its terms, as an objective, for paths that are learned with it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class DiffusionELBO(DenoisingScoreMatching):
     """-(E log p(x | z_0) - KL(q(z_1 | x) || N(0, sigma^2 I)) - diffusion) / D, z_0 at t_min and z_1 at t_max.
 
     The diffusion term is denoising score matching with the weights of the bound. On a path with fixed ends the other
-    two terms do not depend on anything that is learnt; on a `LearnedVPSDE` they are what its ends are learnt by.
+    two terms do not depend on anything that is learned; on a `LearnedVPSDE` they are what its ends are learned by.
 
     The bound does not depend on what lies between the ends, which decides how much its estimate from one draw of the
-    time varies. It is learnt in two ways, neither of which changes the value of the loss or another gradient:
+    time varies. It is learned in two ways, neither of which changes the value of the loss or another gradient:
 
     - `AdaptiveTimes`, the default, measure the error at each noise level, and draw the times accordingly;
     - a schedule with parameters (`KnotSchedule`, `MonotoneSchedule`) gets the gradient of E loss^2 for t uniform on
@@ -41,7 +41,7 @@ class DiffusionELBO(DenoisingScoreMatching):
     Args:
         times: The distribution of t; `AdaptiveTimes()` by default.
         decoder: p(x | z_0); None: for data on levels `LevelDecoder`, weighted by the frequencies of the levels in the
-            training data (see `describe`), and `GaussianDecoder` for other data.
+            training data (see `prepare`), and `GaussianDecoder` for other data.
         levels: Number of levels of the data; None for continuous data.
         shape: Shape of one item; None: without those frequencies.
 
@@ -82,13 +82,13 @@ class DiffusionELBO(DenoisingScoreMatching):
             )
 
     @property
-    def described(self) -> bool:
-        """See `Objective.described`: whether the decoder uses the data."""
-        return self.decoder.described
+    def uses_data(self) -> bool:
+        """See `Objective.uses_data`: whether the decoder uses the data."""
+        return self.decoder.uses_data
 
-    def describe(self, x: Tensor) -> None:
-        """See `Objective.describe`."""
-        self.decoder.describe(x)
+    def prepare(self, x: Tensor) -> None:
+        """See `Objective.prepare`."""
+        self.decoder.fit(x)
 
     def draw(self, model: Denoiser, x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """As `DenoisingScoreMatching.draw`, and the noise `end_noise` of z_0, [B, *]."""

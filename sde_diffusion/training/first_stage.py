@@ -19,7 +19,7 @@ MISSING = (
     "latent diffusion needs a trained first stage: train one with experiment=first_stage, then give "
     "first_stage.ckpt=PATH"
 )
-_PARTS = ("latent", "observation", "shape", "levels")
+_PARTS = ("autoencoder", "observation", "shape", "levels")
 
 
 def from_checkpoint(
@@ -42,13 +42,13 @@ def from_checkpoint(
         model = GenerativeModel.load_from_checkpoint(ckpt)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    autoencoder, settings, what = getattr(model, "latent", None), model.hparams, f"{where}={ckpt}"
+    autoencoder, settings, what = getattr(model, "autoencoder", None), model.hparams, f"{where}={ckpt}"
     if not isinstance(autoencoder, Autoencoder):
         raise UserError(f"{what} contains a {type(model).__name__}, which is no autoencoder: {MISSING}")
     _check_data(what, model.data, data or {})
-    if not isinstance(settings.get("latent"), Mapping):
+    if not isinstance(settings.get("autoencoder"), Mapping):
         raise UserError(f"{what} is of a model made from objects in Python, and does not say how to rebuild it")
-    own = {"latent": settings["latent"], "observation": settings.get("observation")}
+    own = {"autoencoder": settings["autoencoder"], "observation": settings.get("observation")}
     own |= {"shape": model.data["shape"], "levels": model.data.get("levels")}
     return _with_description(autoencoder, own, what)
 

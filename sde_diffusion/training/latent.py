@@ -104,7 +104,7 @@ class LatentModel(ScoreModel):
         if stage.description is not None:
             self.save_hyperparameters({"first_stage": with_public_paths(stage.description)})
         self.first_stage: FirstStage = stage
-        self.decoding = "mean"
+        self.decode_as = "mean"
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -112,8 +112,8 @@ class LatentModel(ScoreModel):
         return self.first_stage.latent_shape
 
     def to_data(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """The mean of p(x | w) for w, [B, *state_shape], on the data's scale, or a draw from it: see `decoding`."""
-        if self.decoding != "draw":
+        """The mean of p(x | w) for w, [B, *state_shape], on the data's scale, or a draw from it: see `decode_as`."""
+        if self.decode_as != "draw":
             return self.first_stage.decode(x)
         seeds = range(len(x)) if seeds is None else seeds
         noise = Noise(seeds, self.first_stage.shape, x.device, x.dtype).stream("observation")

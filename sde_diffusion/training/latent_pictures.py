@@ -37,13 +37,13 @@ def latent_pictures(model: Autoencoder, modality: Modality, x: Tensor) -> dict[s
         alone.
     """
     found = encoded(model, x)
-    decoded = model.decode([level.z for level in found.levels])
+    decoded = model.decode([latent.z for latent in found.latents])
     drawn = {"reconstructions": modality.beside(decoded, x, names=("reconstructions", "data"))}
     e, amounts = coordinates(found), information(found)
     if e is None:
         return drawn
     places = most_informative(amounts, _TRAVERSED)
-    names = [f"z{t + 1}[{i}]: {float(amounts[t].flatten()[i]):.2f} nats" for t, i in places]
+    names = [f"z_{t + 1}[{i}]: {float(amounts[t].flatten()[i]):.2f} nats" for t, i in places]
     values = torch.linspace(-_REACH, _REACH, _STEPS)
     moved = traverse(model, [one[:1] for one in e], places, values)
     drawn["traversals"] = modality.draw_rows(moved, names, [f"{value:+.1f}" for value in values.tolist()])

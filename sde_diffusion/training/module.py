@@ -117,22 +117,22 @@ class ScoreModel(GenerativeModel):
 
     def on_fit_start(self) -> None:
         """Tell the objective of a new run, if it uses them, about the training data as it will be given them."""
-        if self.trainer.ckpt_path is None and self.objective.described:
+        if self.trainer.ckpt_path is None and self.objective.uses_data:
             generator = torch.Generator().manual_seed(self.hparams["seed"])  # the same for every process
             items = (self.filled(x.to(self.device), generator) for x in self.training_items())
-            self.objective.describe(torch.cat(list(items)))
+            self.objective.prepare(torch.cat(list(items)))
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """See `GenerativeModel.check_trainer`; also warns of a path that is learnt by what is not a bound."""
+        """See `GenerativeModel.check_trainer`; also warns of a path that is learned by what is not a bound."""
         path: Any = self.denoiser.sde
         if path.learned and not self.objective.is_bound and any(p.requires_grad for p in path.parameters()):
             log.warning(
-                "the objective is not a bound on log p(x), and the path is learnt by it: use objective=vdm, or a path "
+                "the objective is not a bound on log p(x), and the path is learned by it: use objective=vdm, or a path "
                 "with nothing to learn"
             )
 
     def clipped_apart(self) -> list[list[nn.Parameter]]:
-        """A learnt path's, whose gradients are larger and vary more than the network's."""
+        """A learned path's, whose gradients are larger and vary more than the network's."""
         path: Any = self.denoiser.sde
         return [list(path.parameters())] if path.learned else []
 

@@ -116,11 +116,11 @@ class LossByNoiseLevel(CurvesByStep):
         self.write(trainer.global_step, rows)
 
 
-class LearntSchedule(CurvesByStep):
+class LearnedSchedule(CurvesByStep):
     """The path and the noise levels that training draws, at each validation: `folder/schedule.csv` and `schedule.png`.
 
     Each row has a share u of 0 ... 1, the path's log-SNR at t_min + u (t_max - t_min), and the log-SNR that a share u
-    of the training draws exceed. If times are uniform, the two are equal. No files are written if neither is learnt.
+    of the training draws exceed. If times are uniform, the two are equal. No files are written if neither is learned.
 
     Args:
         folder: Folder of the files.

@@ -32,7 +32,7 @@ class Objective(ShowsArguments, ABC):
     buffers is an `nn.Module` too; a model then trains and stores them.
 
     Attributes:
-        is_bound: Whether it is a bound on log p(x), by which a path can be learnt.
+        is_bound: Whether it is a bound on log p(x), by which a path can be learned.
     """
 
     is_bound: ClassVar[bool] = False
@@ -51,11 +51,11 @@ class Objective(ShowsArguments, ABC):
         return
 
     @property
-    def described(self) -> bool:
-        """Whether `describe` uses the data; if not, it is not called."""
+    def uses_data(self) -> bool:
+        """Whether `prepare` uses the data; if not, it is not called."""
         return False
 
-    def describe(self, x: Tensor) -> None:
+    def prepare(self, x: Tensor) -> None:
         """Be told of some of the training data, [N, *], before the first step of a run; resumed runs are not."""
         return
 

@@ -33,11 +33,11 @@ _USED = 0.1
 """In nats: with a KL divergence below this, latent variables are not used."""
 
 
-def build_autoencoder(latent: Any, observation: Any, shape: Sequence[int], levels: int | None) -> Any:
+def build_autoencoder(autoencoder: Any, observation: Any, shape: Sequence[int], levels: int | None) -> Any:
     """The autoencoder of a configuration, for data of a shape and a number of levels.
 
     Args:
-        latent: The configuration of the autoencoder.
+        autoencoder: The configuration of the autoencoder.
         observation: That of p(x | z); None: chosen by the data, see `observation_for`.
         shape: Shape of the data.
         levels: Number of levels of the data; None for continuous ones.
@@ -48,16 +48,17 @@ def build_autoencoder(latent: Any, observation: Any, shape: Sequence[int], level
     kind = build_around(
         observation_for(levels) if observation is None else observation, "model.observation", levels=levels
     )
-    return build_around(latent, "model.latent", shape=list(shape), observation=kind)
+    return build_around(autoencoder, "model.autoencoder", shape=list(shape), observation=kind)
 
 
 class VariationalModel(GenerativeModel):
     """A latent variable model trained by a lower bound on log p(x); validated by the evidence lower bound, beta = 1.
 
     Args:
-        latent: The model, or its configuration, in which the shape of the data and the observation model are filled in.
+        autoencoder: The model, or its configuration, in which the shape of the data and the observation model are
+            filled in.
         observation: p(x | z), or its configuration; None: chosen by the data, see `observation_for`, or that of
-            `latent` if it is a model.
+            `autoencoder` if it is a model.
         objective: `BetaELBO()` by default, or its configuration.
         adversary: A discriminator that the reconstructions must deceive, such as a `PatchAdversary`, or its
             configuration, in which the shape of the data is filled in; None: none.
@@ -72,19 +73,19 @@ class VariationalModel(GenerativeModel):
         data: Description of the data set (`DataModule.describe()`).
 
     Raises:
-        TypeError: If `latent` is not an autoencoder, or the objective not one for such models.
+        TypeError: If `autoencoder` is not an autoencoder, or the objective not one for such models.
         ValueError: If a value is not allowed.
         UserError: If a configuration is invalid.
 
     Attributes:
-        latent: The `Autoencoder`.
+        autoencoder: The `Autoencoder`.
     """
 
-    parts = "latent=..., objective=..."
+    parts = "autoencoder=..., objective=..."
 
     def __init__(
         self,
-        latent: Autoencoder | Mapping[str, Any],
+        autoencoder: Autoencoder | Mapping[str, Any],
         observation: Any = None,
         objective: VariationalObjective | Mapping[str, Any] | None = None,
         adversary: PatchAdversary | Mapping[str, Any] | None = None,
@@ -101,35 +102,35 @@ class VariationalModel(GenerativeModel):
         super().__init__(
             lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
         )
-        given = {"latent": latent, "observation": observation, "objective": objective, "adversary": adversary}
+        given = {"autoencoder": autoencoder, "observation": observation, "objective": objective, "adversary": adversary}
         parts = {name: to_containers(value) for name, value in given.items()}
         self.save_hyperparameters({k: with_public_paths(v) for k, v in parts.items() if isinstance(v, Mapping)})
-        if isinstance(parts["latent"], Mapping):
+        if isinstance(parts["autoencoder"], Mapping):
             data = {"shape": self.data["shape"], "levels": self.data.get("levels")}
-            parts["latent"] = build_autoencoder(parts["latent"], parts["observation"], **data)
+            parts["autoencoder"] = build_autoencoder(parts["autoencoder"], parts["observation"], **data)
         elif observation is not None:
-            raise ValueError("observation must be None if latent is a model, which has one already")
-        self.latent: Autoencoder = parts["latent"]
-        check_kind("latent", self.latent, Autoencoder)
+            raise ValueError("observation must be None if autoencoder is a model, which has one already")
+        self.autoencoder: Autoencoder = parts["autoencoder"]
+        check_kind("autoencoder", self.autoencoder, Autoencoder)
         if "shape" in self.data:
-            self.latent.observation.check_data(self.data.get("levels"), dequantise)
-        self.decoding = "mean"
+            self.autoencoder.observation.check_data(self.data.get("levels"), dequantise)
+        self.decode_as = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
         check_kind("objective", self.objective, VariationalObjective)
-        self.objective.check(self.latent)
-        shape = list(self.data.get("shape", self.latent.shape))
+        self.objective.check(self.autoencoder)
+        shape = list(self.data.get("shape", self.autoencoder.shape))
         self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)
         if self.adversary is not None:
             check_kind("adversary", self.adversary, PatchAdversary)
-            self.adversary.check(self.latent, self.objective)
-        self._counts = torch.zeros(self.latent.codes, dtype=torch.int64)
+            self.adversary.check(self.autoencoder, self.objective)
+        self._counts = torch.zeros(self.autoencoder.codes, dtype=torch.int64)
         self._own_loss = torch.zeros(())
         self._unused: list[int] = []
 
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
         if self.trainer.ckpt_path is None:
-            self.latent.describe_without_latents(torch.cat(list(self.training_items())))
+            self.autoencoder.fit_start(torch.cat(list(self.training_items())))
 
     def check_trainer(self, trainer: Trainer) -> None:
         """See `GenerativeModel.check_trainer`.
@@ -147,10 +148,10 @@ class VariationalModel(GenerativeModel):
     def training_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch."""
         x0 = self.filled(batch["x"])
-        found = self.objective.infer(self.latent, x0, self.objective.draw(self.latent, x0))
+        found = self.objective.infer(self.autoencoder, x0, self.objective.draw(self.autoencoder, x0))
         loss = self.objective.loss(found, x0, self.global_step).mean()
         self._own_loss = loss.detach()
-        return loss if self.adversary is None else loss + self.adversary(self.latent, found, x0, self.global_step)
+        return loss if self.adversary is None else loss + self.adversary(self.autoencoder, found, x0, self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """See `GenerativeModel.training_step`; an adversary's losses are logged beside the objective's."""
@@ -167,30 +168,30 @@ class VariationalModel(GenerativeModel):
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The negative evidence lower bound, in nats for each dimension, and the KL divergences, at fixed draws."""
         x0, plain = self.filled(batch["x"], generator), BetaELBO()
-        found = plain.infer(self.latent, x0, plain.draw(self.latent, x0, generator))
+        found = plain.infer(self.autoencoder, x0, plain.draw(self.autoencoder, x0, generator))
         kl = found.kl()
-        self._counts = self._counts + self.latent.code_counts(found)
-        levels = {f"kl_{level}": values for level, values in enumerate(kl, 1)}
-        return {"losses": (kl.sum(0) - found.log_prob) / x0[0].numel(), **levels}
+        self._counts = self._counts + self.autoencoder.code_counts(found)
+        terms = {f"kl_{t}": values for t, values in enumerate(kl, 1)}
+        return {"losses": (kl.sum(0) - found.log_prob) / x0[0].numel(), **terms}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """See `GenerativeModel.validation_step`; also logs the KL divergence of each level, in nats."""
+        """See `GenerativeModel.validation_step`; also logs the KL divergence of each latent variable, in nats."""
         found = super().validation_step(batch, batch_idx)
         for name, values in found.items():
             if name.startswith("kl_"):
                 self.log(f"val/{name}", values.mean(), batch_size=len(values), sync_dist=True)
-        if self.latent.observation.levels:
+        if self.autoencoder.observation.levels:
             bits = found["losses"].mean() / math.log(2)
             self.log("val/bits_per_dim", bits, batch_size=len(found["losses"]), sync_dist=True)
         return found
 
     def on_validation_epoch_start(self) -> None:
         """Forget the codes of an earlier validation."""
-        self._counts = torch.zeros(self.latent.codes, dtype=torch.int64, device=self.device)
+        self._counts = torch.zeros(self.autoencoder.codes, dtype=torch.int64, device=self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Log how many of the codes were used for the split, and their perplexity."""
-        if self.latent.codes:
+        if self.autoencoder.codes:
             counts = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
             self.log_dict({"val/codes_used": (counts > 0).float().mean(), "val/perplexity": perplexity(counts)})
 
@@ -205,11 +206,11 @@ class VariationalModel(GenerativeModel):
         self._warn_of_unused()
 
     def _warn_of_unused(self) -> None:
-        metrics, count = self.trainer.callback_metrics, len(self.latent.latent_shapes)
-        kl = [float(metrics[name]) for level in range(1, count + 1) if (name := f"val/kl_{level}") in metrics]
+        metrics, count = self.trainer.callback_metrics, len(self.autoencoder.latent_shapes)
+        kl = [float(metrics[name]) for t in range(1, count + 1) if (name := f"val/kl_{t}") in metrics]
         if not self.trainer.is_global_zero or len(kl) < count:
             return
-        unused = [level for level, nats in enumerate(kl, 1) if nats < _USED]
+        unused = [t for t, nats in enumerate(kl, 1) if nats < _USED]
         if unused and unused != self._unused:
             log.warning("%s", _collapse(unused, kl, self.global_step))
         self._unused = unused
@@ -217,16 +218,16 @@ class VariationalModel(GenerativeModel):
     def draw_samples(
         self, sampler: Callable[..., Samples], denoiser: Denoiser | None, shape: Sequence[int], **options: Any
     ) -> Samples:
-        """Decode z drawn from the model as `decoding` says; the sampler and the denoiser are not used."""
+        """Decode z drawn from the model as `decode_as` says; the sampler and the denoiser are not used."""
         given, parameter = options.get("seeds"), next(self.parameters())
         seeds = range(shape[0]) if given is None else given
-        noise = latent_noise(self.latent, seeds, parameter.device, parameter.dtype)
+        noise = latent_noise(self.autoencoder, seeds, parameter.device, parameter.dtype)
         with torch.no_grad():
-            z = self.latent.generate([stream.normal(0) for stream in noise])
-            if self.decoding == "draw":
-                stream = noise[0].stream("observation", self.latent.shape)
-                return Samples(self.latent.draw(z, stream.normal(0)), nfe=1, latents=z)
-            return Samples(self.latent.decode(z), nfe=1, latents=z)
+            z = self.autoencoder.generate([stream.normal(0) for stream in noise])
+            if self.decode_as == "draw":
+                stream = noise[0].stream("observation", self.autoencoder.shape)
+                return Samples(self.autoencoder.draw(z, stream.normal(0)), nfe=1, latents=z)
+            return Samples(self.autoencoder.decode(z), nfe=1, latents=z)
 
     def bound(
         self,
@@ -238,27 +239,27 @@ class VariationalModel(GenerativeModel):
         **options: Any,
     ) -> Bound:
         """The evidence lower bound, or the importance weighted one; see `BaseModel.bound` and `variational.bound`."""
-        return bound(self.latent, x, draws, importance, seeds=seeds, **options)
+        return bound(self.autoencoder, x, draws, importance, seeds=seeds, **options)
 
     @property
     def bounds_density(self) -> bool:
         """See `BaseModel`: what p(x | z) is."""
-        return self.latent.observation.levels is None
+        return self.autoencoder.observation.levels is None
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, seeds: Sequence[int] | None = None) -> Tensor:
         """The mean of p(x | z) for a draw of z from q(z | x); see `BaseModel.reconstruct`."""
-        noise = latent_noise(self.latent, range(len(x)) if seeds is None else seeds, x.device, x.dtype)
-        found = self.latent.infer(x, [stream.normal(0) for stream in noise])
-        return self.latent.decode([level.z for level in found.levels])
+        noise = latent_noise(self.autoencoder, range(len(x)) if seeds is None else seeds, x.device, x.dtype)
+        found = self.autoencoder.infer(x, [stream.normal(0) for stream in noise])
+        return self.autoencoder.decode([latent.z for latent in found.latents])
 
     def pictures(self, x: Tensor) -> dict[str, Image]:
         """Of items beside their reconstructions, and of what the latent variables stand for; see `latent_pictures`."""
-        return latent_pictures(self.latent, modality_of(self.data), x)
+        return latent_pictures(self.autoencoder, modality_of(self.data), x)
 
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""
-        return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.latent.latent_shapes)}
+        return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.autoencoder.latent_shapes)}
 
 
 def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:
@@ -266,7 +267,7 @@ def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:
     if sum(kl) < _USED:
         which, what = "the latents are not used", f"their KL divergence is {sum(kl):.2g} nats"
     else:
-        names = " and ".join(f"z_{level}" for level in unused)
+        names = " and ".join(f"z_{t}" for t in unused)
         verb = "are" if len(unused) > 1 else "is"
         which = f"{names} {verb} not used"
         what = "their KL divergences are " + ", ".join(f"{nats:.2g}" for nats in kl) + " nats from z_1 up,"

@@ -41,18 +41,18 @@ class VariationalObjective(Objective):
     def draw(
         self, model: LatentVariableModel, x0: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Noise of each level, `z1`, `z2`, ..., [B, importance, *latent_shape]; see `Objective.draw`."""
+        """noise of each latent variable, `z_1`, `z_2`, ..., [B, importance, *latent_shape]; see `Objective.draw`."""
         device = x0.device if generator is None else generator.device
         shapes = ((len(x0), self.importance, *dims) for dims in model.latent_shapes)
         return {
-            f"z{level}": torch.randn(shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
-            for level, shape in enumerate(shapes, 1)
+            f"z_{t}": torch.randn(shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
+            for t, shape in enumerate(shapes, 1)
         }
 
     def infer(self, model: LatentVariableModel, x0: Tensor, draws: Mapping[str, Tensor]) -> Inference:
         """Infer the latent variables of each sample `importance` times, those of one sample side by side."""
         draws = {**({} if draws else self.draw(model, x0)), **draws}
-        noise = [draws[f"z{level}"].flatten(0, 1) for level in range(1, len(model.latent_shapes) + 1)]
+        noise = [draws[f"z_{t}"].flatten(0, 1) for t in range(1, len(model.latent_shapes) + 1)]
         return model.infer(x0.repeat_interleave(self.importance, 0), noise)
 
     def __call__(self, model: LatentVariableModel, x0: Tensor, /, step: int | None = None, **draws: Tensor) -> Tensor:
@@ -76,13 +76,14 @@ class BetaELBO(VariationalObjective):
 
     Only for beta = 1 is it a bound; for beta > 1 a looser one, and for beta < 1 none. Validation is at beta = 1.
 
-    With `free_nats`, KL is the sum over the levels of max(free_nats, mean KL of the level over the batch): a level pays
-    for no information below that. It prevents levels from collapsing, and binds them too: use it for the warm-up.
+    With `free_nats`, KL is the sum over the latent variables of max(free_nats, mean of its KL over the batch): below
+    that, information costs nothing. It prevents collapse, and binds too: use it for the warm-up.
 
     Args:
         beta: Weight of KL, positive.
         warmup_steps: Number of training steps in which beta rises linearly from 0, at least 0.
-        free_nats: In nats for each level and sample, at least 0; while beta rises only, if there is a warm-up.
+        free_nats: In nats for each latent variable and sample, at least 0; only while beta rises, if there is a
+            warm-up.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -127,7 +128,7 @@ class ImportanceWeighted(VariationalObjective):
 
     Raises:
         ValueError: If a value is not allowed.
-        UserError: From `check`, if dreg is asked of several levels, or the latent variables are codes.
+        UserError: From `check`, if dreg is asked of several latent variables, or the latent variables are codes.
 
     References:
         Burda et al. 2016, "Importance Weighted Autoencoders"; Tucker et al. 2019, "Doubly Reparameterized Gradient
@@ -154,7 +155,7 @@ class ImportanceWeighted(VariationalObjective):
         value = log_weights.logsumexp(1) - math.log(self.importance)
         if self.gradient == "dreg" and value.requires_grad:
             share = log_weights.detach().softmax(1).flatten()
-            z = found.levels[0].z
+            z = found.latents[0].z
             if z.requires_grad:
                 factor = share.reshape(-1, *(1,) * (z.ndim - 1)).to(z)
                 z.register_hook(lambda g: g * factor)  # type: ignore[no-untyped-call]
@@ -208,5 +209,5 @@ class QuantizedELBO(VariationalObjective):
 
     def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; `step` is not used."""
-        commitment = torch.stack([cast(NearestCodes, level.q).commitment(level.z) for level in found.levels]).sum(0)
+        commitment = torch.stack([cast(NearestCodes, latent.q).commitment(latent.z) for latent in found.latents]).sum(0)
         return (found.kl().sum(0) + self.commitment * commitment - found.log_prob) / x0[0].numel()

@@ -2,7 +2,7 @@
 
 from sde_diffusion.variational.amortisation import AmortisationGap, amortisation_gap
 from sde_diffusion.variational.bounds import bound, latent_noise
-from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariableModel, Level
+from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable, LatentVariableModel
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.first_stage import FirstStage
 from sde_diffusion.variational.gaussian import DiagonalGaussian
@@ -40,8 +40,8 @@ __all__ = [
     "Gaussian",
     "HierarchicalVAE",
     "Inference",
+    "LatentVariable",
     "LatentVariableModel",
-    "Level",
     "MLPHierarchy",
     "ObservationModel",
     "PatchHierarchy",

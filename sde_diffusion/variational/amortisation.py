@@ -31,7 +31,7 @@ class AmortisationGap:
     Attributes:
         before: With the network's q.
         after: With the refined q, by the same noise.
-        change: Of each level, z_1 first, the change of q in its own units: N(m, s^2) became N(m + s a, (s b)^2).
+        change: The change of each q, of z_1 first, in its own units: N(m, s^2) became N(m + s a, (s b)^2).
     """
 
     before: Bound
@@ -45,9 +45,9 @@ class AmortisationGap:
 
 
 class _Refined(LatentVariableModel):
-    """A model whose q of each level, N(m, s^2), is replaced by N(m + s a, (s b)^2), with a and b of each item.
+    """A model in which each q, N(m, s^2), is replaced by N(m + s a, (s b)^2), with a and b of each item.
 
-    Its draws are the model's for the noise a + b n, so that a hierarchy's q keeps what it knows of the other levels.
+    Its draws are the model's for the noise a + b n, so that a hierarchy's q keeps what it knows of the others.
     Gradients reach a and b through the draws alone, and not through the density of q, whose part has the mean 0.
     """
 
@@ -60,11 +60,11 @@ class _Refined(LatentVariableModel):
         """See `LatentVariableModel.infer`; x is the items, one or several times one after the other."""
         change = [_repeated(one, len(x) // len(one.mean)) for one in self.change]
         found = self.model.infer(x, [one.draw(n) for one, n in zip(change, noise, strict=True)])
-        levels = [
-            replace(level, q=residual(one.detach(), level.q))  # type: ignore[arg-type]
-            for level, one in zip(found.levels, change, strict=True)
+        latents = [
+            replace(latent, q=residual(one.detach(), latent.q))  # type: ignore[arg-type]
+            for latent, one in zip(found.latents, change, strict=True)
         ]
-        return replace(found, levels=levels)
+        return replace(found, latents=latents)
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """That of the model."""
@@ -88,9 +88,9 @@ def amortisation_gap(
 ) -> AmortisationGap:
     """Refine q of each item by gradients, and compare the bounds.
 
-    Mean and standard deviation of each level's q are changed for each item, in units of the network's q; in a
-    hierarchy, whose q of one level depends on draws of others, by the same change whatever these are. The gradient is
-    that through the draws alone, which has no noise at q = p(z | x) (Roeder et al. 2017, "Sticking the Landing"). The
+    Mean and standard deviation of each q are changed for each item, in units of the network's q; in a hierarchy, whose
+    q of one latent variable depends on draws of others, by the same change whatever these are. The gradient is that
+    through the draws alone, which has no noise at q = p(z | x) (Roeder et al. 2017, "Sticking the Landing"). The
     learning rate of Adam falls to 0 with the cosine.
 
     Args:
@@ -115,9 +115,9 @@ def amortisation_gap(
     lr, seeds = as_positive("lr", lr), as_seeds(range(len(x)) if seeds is None else seeds, len(x))
     with torch.no_grad():
         found = model.infer(x, [x.new_zeros(len(x), *dims) for dims in model.latent_shapes])
-    if wrong := [type(level.q).__name__ for level in found.levels if not isinstance(level.q, DiagonalGaussian)]:
+    if wrong := [type(latent.q).__name__ for latent in found.latents if not isinstance(latent.q, DiagonalGaussian)]:
         raise TypeError(f"q must be a DiagonalGaussian, which can be refined by gradients; got {wrong[0]}")
-    change = [DiagonalGaussian.standard_like(level.z) for level in found.levels]
+    change = [DiagonalGaussian.standard_like(latent.z) for latent in found.latents]
     free = [part.requires_grad_() for one in change for part in (one.mean, one.log_std)]
     refined, optimizer = _Refined(model, change), torch.optim.Adam(free, lr)
     noises = latent_noise(model, seeds, x.device, x.dtype)

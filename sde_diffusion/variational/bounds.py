@@ -71,7 +71,7 @@ class Draws:
 
     Attributes:
         reconstruction: Log p(x | z), [n B].
-        kl: KL divergence of each level, in closed form or by the draw; [T, n B].
+        kl: KL divergence of each latent variable, in closed form or by the draw; [T, n B].
         log_weight: Log w, [n B].
         nfe: Network passes of one item.
     """
@@ -121,4 +121,4 @@ def latent_noise(
 ) -> list[Noise]:
     """A stream of noise for each latent variable, z_1 first, of which sample i's are a function of seeds[i] alone."""
     first = Noise(seeds, model.shape, device, dtype)
-    return [first.stream(f"latent {level}", dims) for level, dims in enumerate(model.latent_shapes)]
+    return [first.stream(f"z_{t}", dims) for t, dims in enumerate(model.latent_shapes, 1)]

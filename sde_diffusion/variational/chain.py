@@ -2,8 +2,8 @@ r"""Latent variable models: p(x | z_1) p(z_1 | z_2) ... p(z_T), with an approxim
 
     log p(x) >= L = E_q log w,    log w = log p(x, z_1, ..., z_T) - log q(z_1, ..., z_T | x),
 
-where log p(x) - L = KL(q || p(z | x)). A VAE is T = 1; a Markovian hierarchical VAE has several levels; a diffusion
-model is one whose q is fixed and linear (`DiffusionChain`).
+where log p(x) - L = KL(q || p(z | x)). A VAE is T = 1; a Markovian hierarchical VAE has several latent variables; a
+diffusion model is one whose q is fixed and linear (`DiffusionChain`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 class Prior(Protocol):
-    """What a bound asks of p at a level."""
+    """What a bound asks of p of a latent variable."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density at z [B, *dims], in nats, or log-probability if z takes countably many values; [B]."""
@@ -33,7 +33,7 @@ class Prior(Protocol):
 
 
 class Distribution(Protocol):
-    """What a bound asks of q at a level."""
+    """What a bound asks of q of a latent variable."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """See `Prior.log_prob`."""
@@ -49,13 +49,13 @@ class Distribution(Protocol):
 
 
 @dataclass(frozen=True)
-class Level:
+class LatentVariable:
     """One latent variable of one draw from q.
 
     Attributes:
         z: The draw, [B, *dims].
         q: The distribution that it was drawn from.
-        p: The model's distribution of it, given the levels above.
+        p: The model's distribution of it, given the latent variables above.
         closed: Whether q.kl(p) is the expectation of log q - log p over this draw: whether p depends only on what was
             drawn before z.
     """
@@ -71,7 +71,7 @@ class Level:
         return self.p.log_prob(self.z) - q.log_prob(self.z)
 
     def kl(self) -> Tensor:
-        """The KL divergence of this level: in closed form, or by its draw; [B]."""
+        """KL(q || p): in closed form, or by its draw; [B]."""
         return self.q.kl(self.p) if self.closed else -self.log_ratio()
 
 
@@ -80,23 +80,23 @@ class Inference:
     """One draw of all latent variables from q given x.
 
     Attributes:
-        levels: The levels, z_1 first.
+        latents: The latent variables, z_1 first.
         log_prob: Log p(x | z_1), [B].
         outputs: The decoder's outputs, which describe p(x | z_1), [B, outputs, *shape]; None: the model
             has no decoder network. An `Autoencoder` always gives them.
     """
 
-    levels: Sequence[Level]
+    latents: Sequence[LatentVariable]
     log_prob: Tensor
     outputs: Tensor | None = None
 
     def log_weight(self, path: bool = False) -> Tensor:
-        """Log w = log p(x, z) - log q(z | x), [B]; with `path`, see `Level.log_ratio`."""
-        return self.log_prob + torch.stack([level.log_ratio(path) for level in self.levels]).sum(0)
+        """Log w = log p(x, z) - log q(z | x), [B]; with `path`, see `LatentVariable.log_ratio`."""
+        return self.log_prob + torch.stack([latent.log_ratio(path) for latent in self.latents]).sum(0)
 
     def kl(self) -> Tensor:
-        """The KL divergence of each level, [T, B]; log_prob minus their sum has the expectation of log w."""
-        return torch.stack([level.kl() for level in self.levels])
+        """The KL divergence of each latent variable, [T, B]; log_prob minus their sum has the expectation of log w."""
+        return torch.stack([latent.kl() for latent in self.latents])
 
 
 class LatentVariableModel(nn.Module, ABC):
@@ -120,7 +120,7 @@ class LatentVariableModel(nn.Module, ABC):
 
         Args:
             x: Data, [B, *shape].
-            noise: Standard normal, [B, *latent_shape] for each level, z_1 first.
+            noise: Standard normal, [B, *latent_shape] for each latent variable, z_1 first.
         """
 
     @abstractmethod
@@ -135,7 +135,7 @@ class LatentVariableModel(nn.Module, ABC):
 class Autoencoder(LatentVariableModel):
     """A latent variable model with a decoder network.
 
-    The network's outputs are added to constant ones, 0 at first: see `describe_without_latents`.
+    The network's outputs are added to constant ones, 0 at first: see `fit_start`.
 
     Args:
         decoder: Network from what it needs of z to [B, outputs, *shape]. For a `PatchAdversary`, its property
@@ -165,8 +165,8 @@ class Autoencoder(LatentVariableModel):
         self.latent_shapes = [check_sizes("latent_shapes", dims) for dims in latent_shapes]
         self.register_buffer("start", torch.zeros(observation.outputs, *self.shape))
 
-    def describe_without_latents(self, x: Tensor) -> None:
-        """Set the constant outputs so that they describe data [N, *shape] before anything is learnt.
+    def fit_start(self, x: Tensor) -> None:
+        """Set the constant outputs so that they describe data [N, *shape] before anything is learned.
 
         Training then begins at the bound of independent values, and need not learn first what is the same for all data.
         """

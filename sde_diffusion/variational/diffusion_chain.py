@@ -14,7 +14,7 @@ from sde_diffusion.denoiser import Denoiser, check_denoiser, repeated
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior
 from sde_diffusion.sampling.arguments import check_t_end
 from sde_diffusion.sde import GRIDS, Grid, UniformLogSNR, expand
-from sde_diffusion.variational.chain import Inference, LatentVariableModel, Level, Shape
+from sde_diffusion.variational.chain import Inference, LatentVariable, LatentVariableModel, Shape
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 
 Variance = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +29,7 @@ class DiffusionChain(LatentVariableModel):
     + a^2 variance), whose variance is the best. p(z_{T+1}) is N(mean, variance) of the prior, p(x | z_1) the decoder.
 
     The bound is that of `elbo(denoiser, x, steps=T)`, which computes KL(q(x_s | x_t, x) || p) in closed form, while
-    here all divergences but that of the last level are estimated by the draw, with more variance.
+    here all divergences but that of the last latent variable are estimated by the draw, with more variance.
 
     Args:
         denoiser: The denoiser.
@@ -90,9 +90,11 @@ class DiffusionChain(LatentVariableModel):
             z.append(below := q[-1].draw(one))
         p = [self._down(z[place], place) for place in range(1, len(z))]
         p.append(self._top(x))
-        levels = [Level(*parts, closed=place == len(z) - 1) for place, parts in enumerate(zip(z, q, p, strict=True))]
+        latents = [
+            LatentVariable(*parts, closed=place == len(z) - 1) for place, parts in enumerate(zip(z, q, p, strict=True))
+        ]
         alpha = expand(sde.alpha(times[0]), x)
-        return Inference(levels, self.decoder.log_prob(sde, float(times[0]), x, z[0] / alpha))
+        return Inference(latents, self.decoder.log_prob(sde, float(times[0]), x, z[0] / alpha))
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw x_t at all times from the model: DDPM's walk, the state at t_end first."""

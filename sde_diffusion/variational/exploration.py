@@ -1,8 +1,8 @@
 """What latent variables stand for: their information, traversals and interpolations, in standardised coordinates.
 
 A draw of a hierarchy is a function of independent standard normal numbers e_t = (z_t - mean_t) / std_t, with the mean
-and the standard deviation of p(z_t) given the levels above; if there is one level with p(z) = N(0, I), e is z itself.
-So one number of e can be changed while all others are kept, and what is below follows as in the model.
+and the standard deviation of p(z_t) given the latent variables above; if there is one, with p(z) = N(0, I), e is z
+itself. So one number of e can be changed while all others are kept, and what is below follows as in the model.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ def encoded(model: Autoencoder, x: Tensor) -> Inference:
 
 def reconstruct(model: Autoencoder, x: Tensor) -> Tensor:
     """The mean of p(x | z) with z at the mean of q, [B, *shape]."""
-    return model.decode([level.z for level in encoded(model, x).levels])
+    return model.decode([latent.z for latent in encoded(model, x).latents])
 
 
 def coordinates(found: Inference) -> list[Tensor] | None:
-    """The coordinates e of each level, [B, *dims], z_1 first: standard normal by the model's own distribution.
+    """The coordinates e of each latent variable, [B, *dims], z_1 first: standard normal by the model.
 
-    None if a level has no such coordinates, as codes of a codebook.
+    None if one has no such coordinates, as codes of a codebook.
     """
-    each = [level.p.standardised(level.z) for level in found.levels]
+    each = [latent.p.standardised(latent.z) for latent in found.latents]
     known = [e for e in each if e is not None]
     return known if len(known) == len(each) else None
 
 
 def information(found: Inference) -> list[Tensor]:
-    """KL divergence of each dimension (or place of codes) of each level, mean over the batch, in nats; [*dims]."""
-    return [level.q.kl_terms(level.p).mean(0) for level in found.levels]
+    """KL divergence by dimension (or place of codes) of each latent variable, mean over the batch, in nats; [*dims]."""
+    return [latent.q.kl_terms(latent.p).mean(0) for latent in found.latents]
 
 
 def most_informative(amounts: Sequence[Tensor], n: int) -> list[tuple[int, int]]:
-    """The n dimensions with the largest amounts, largest first: (level, counted from 0; number within it)."""
+    """The n dimensions with the largest amounts, largest first: (latent variable, counted from 0; number within it)."""
     sizes = [amount.numel() for amount in amounts]
-    places = [(level, number) for level, size in enumerate(sizes) for number in range(size)]
+    places = [(t, number) for t, size in enumerate(sizes) for number in range(size)]
     order = torch.cat([amount.flatten() for amount in amounts]).argsort(descending=True, stable=True)
     return [places[place] for place in order[:n].tolist()]
 
@@ -55,17 +55,17 @@ def traverse(model: Autoencoder, e: Sequence[Tensor], places: Sequence[tuple[int
 
     Args:
         model: The model.
-        e: Coordinates of one item, [1, *dims] for each level.
-        places: Level, counted from 0, and number within it, of each coordinate to replace.
+        e: Coordinates of one item, [1, *dims] for each latent variable.
+        places: Latent variable, counted from 0, and number within it, of each coordinate to replace.
         values: The values, [n], in standard deviations of the prior.
 
     Returns:
         [places, n, *shape].
     """
     copies = [one.repeat(len(places) * len(values), *(1,) * (one.ndim - 1)) for one in e]
-    for row, (level, number) in enumerate(places):
+    for row, (t, number) in enumerate(places):
         rows = slice(row * len(values), (row + 1) * len(values))
-        copies[level].flatten(1)[rows, number] = values.to(copies[level])
+        copies[t].flatten(1)[rows, number] = values.to(copies[t])
     return model.decode(model.generate(copies)).reshape(len(places), len(values), *model.shape)
 
 
@@ -78,7 +78,7 @@ def interpolate(model: Autoencoder, first: Sequence[Tensor], last: Sequence[Tens
 
     Args:
         model: The model.
-        first: Coordinates of the items at the beginning, [B, *dims] for each level.
+        first: Coordinates of the items at the beginning, [B, *dims] for each latent variable.
         last: Those of the items at the end.
         n: Number of steps, the ends included; at least 2.
 

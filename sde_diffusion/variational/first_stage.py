@@ -71,8 +71,8 @@ class FirstStage(nn.Module):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         check_kind("autoencoder", autoencoder, Autoencoder)
-        if (levels := len(autoencoder.latent_shapes)) > 1:
-            raise UserError(f"a first stage has one latent variable, and this model has {levels}: take model=vae")
+        if (count := len(autoencoder.latent_shapes)) > 1:
+            raise UserError(f"a first stage has one latent variable, and this model has {count}: take model=vae")
         if not hasattr(autoencoder, "encode"):
             raise UserError(
                 f"a first stage needs encode(x), which {type(autoencoder).__name__} has not: take model=vae"

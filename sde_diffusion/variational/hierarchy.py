@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_choice, check_sizes
-from sde_diffusion.variational.chain import Autoencoder, Inference, Level
+from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
 
@@ -43,7 +43,7 @@ def direct(found: DiagonalGaussian, prior: DiagonalGaussian) -> DiagonalGaussian
 Combine = Callable[[DiagonalGaussian, DiagonalGaussian], DiagonalGaussian]
 
 COMBINATIONS: dict[str, Combine] = {"ladder": precision_weighted, "residual": residual, "direct": direct}
-"""How q of a level is made of a network's output and the level's prior, by name: q that goes down like the model."""
+"""How q of a latent variable is made of a network's output and the prior, by name: q that goes down like the model."""
 
 BOTTOM_UP = "bottom_up"
 INFERENCES = (*COMBINATIONS, BOTTOM_UP)
@@ -59,9 +59,9 @@ class HierarchicalVAE(Autoencoder):
     There are two kinds of q:
 
     - Down like the model, q(z_T | x) q(z_{T-1} | z_T, x) ... q(z_1 | z_2 ..., x): q of z_t combines p with the outputs
-      of posterior_t, which sees s_t and what the data say at this level, h_t = up_t(h_{t-1}), h_0 = x. Each KL
-      divergence has a closed form given the levels above. inference is ladder (`precision_weighted`), residual
-      (`residual`) or direct (the outputs alone).
+      of posterior_t, which sees s_t and what the data say at this depth, h_t = up_t(h_{t-1}), h_0 = x. Each KL
+      divergence has a closed form given the latent variables above. inference is ladder (`precision_weighted`),
+      residual (`residual`) or direct (the outputs alone).
     - Up, q(z_1 | x) q(z_2 | z_1) ... q(z_T | z_{T-1}), with inference=bottom_up: each posterior_t sees z_{t-1} alone,
       z_0 = x. For a Markovian model this loses nothing, as its true posterior factorises so, but only the last KL
       divergence has a closed form: the others are estimated by their draw.
@@ -74,7 +74,7 @@ class HierarchicalVAE(Autoencoder):
         observation: p(x | s_0) given the decoder's outputs.
         shape: Shape of the data.
         latent_shapes: Shape of each z_t, z_1 first.
-        top_shape: Shape of s_T, which is learnt; None: s_T is the constant 0, of shape [1].
+        top_shape: Shape of s_T, which is learned; None: s_T is the constant 0, of shape [1].
         up: up_1, ..., up_T; none with bottom_up.
         inference: ladder, residual, direct or bottom_up.
 
@@ -122,7 +122,7 @@ class HierarchicalVAE(Autoencoder):
         upwards = self.inference == BOTTOM_UP
         drawn = self._draw_upwards(x, noise) if upwards else []
         seen = [] if upwards else self._see(x)
-        state, levels, top = self._top(len(x)), [], len(self.prior) - 1
+        state, latents, top = self._top(len(x)), [], len(self.prior) - 1
         for t in range(top, -1, -1):
             p = DiagonalGaussian.of_outputs(self.prior[t](state))
             if upwards:
@@ -131,13 +131,13 @@ class HierarchicalVAE(Autoencoder):
                 found = DiagonalGaussian.of_outputs(self.posterior[t](seen[t], state))
                 q = COMBINATIONS[self.inference](found, p)
                 z = q.draw(noise[t])
-            levels.append(Level(z, q, p, closed=t == top or not upwards))
+            latents.append(LatentVariable(z, q, p, closed=t == top or not upwards))
             state = self.down[t](state, z)
         outputs = self.decoded(state)
-        return Inference(levels[::-1], self.observation.log_prob(x, outputs), outputs)
+        return Inference(latents[::-1], self.observation.log_prob(x, outputs), outputs)
 
     def _see(self, x: Tensor) -> list[Tensor]:
-        """What the data say at each level: h_1, ..., h_T."""
+        """What the data say at each depth: h_1, ..., h_T."""
         seen = []
         for up in self.up:
             x = up(x)
@@ -145,7 +145,7 @@ class HierarchicalVAE(Autoencoder):
         return seen
 
     def _draw_upwards(self, x: Tensor, noise: Sequence[Tensor]) -> list[tuple[DiagonalGaussian, Tensor]]:
-        """q of each level given the one below, and a draw from it."""
+        """q of each latent variable given the one below, and a draw from it."""
         drawn = []
         for posterior, one in zip(self.posterior, noise, strict=True):
             q = DiagonalGaussian.of_outputs(posterior(x))

@@ -60,7 +60,7 @@ def latent_bound(
         **options: Further arguments of `log_likelihood` or `elbo`, and conditions, such as label=[B].
 
     Returns:
-        The bound, of one level: reconstruction is E log p(x | z), and kl is KL(q(z | x) || p_z), estimated by
+        The bound, of one latent variable: reconstruction is E log p(x | z), and kl is KL(q(z | x) || p_z), estimated by
         -H(q) - log p_w(w) + sum of log scale.
 
     Raises:

@@ -57,7 +57,7 @@ class MLPHierarchy(HierarchicalVAE):
     Args:
         shape: Shape of the data.
         observation: p(x | z) given the decoder's outputs.
-        levels: Number of dimensions of z_1, z_2, ..., z_T; two or more.
+        latent_dims: Number of dimensions of z_1, z_2, ..., z_T; two or more.
         width: Width of the hidden layers, and of the deterministic path; positive.
         depth: Residual blocks of each network, at least 0.
         dropout: Probability in the blocks, in [0, 1).
@@ -67,14 +67,14 @@ class MLPHierarchy(HierarchicalVAE):
 
     Raises:
         TypeError: If observation is not an observation model.
-        ValueError: If a number is out of its range, or there is only one level.
+        ValueError: If a number is out of its range, or there is only one latent variable.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
         observation: ObservationModel,
-        levels: Sequence[int] = (16, 8),
+        latent_dims: Sequence[int] = (16, 8),
         width: int = 256,
         depth: int = 1,
         dropout: float = 0.0,
@@ -83,7 +83,7 @@ class MLPHierarchy(HierarchicalVAE):
         patch: int | None = None,
     ) -> None:
         check_kind("observation", observation, ObservationModel)
-        sizes = check_levels(levels)
+        sizes = check_latent_dims(latent_dims)
         network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
         path, upwards = check_bool("path", path), inference == BOTTOM_UP
         hidden, count = [width], len(sizes)
@@ -125,7 +125,7 @@ class _Concatenated(nn.Module):
 
 
 class _Up(nn.Module):
-    """Blocks of the bottom-up path; the first level of a resolution halves the image."""
+    """Blocks of the bottom-up path; the first of a resolution halves the image."""
 
     def __init__(self, block: nn.Module, smaller: bool) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class _Up(nn.Module):
 
 
 class _Down(nn.Module):
-    """state + P z, a block, and double the image where the level below has more pixels."""
+    """state + P z, a block, and double the image where the latent variable below has more pixels."""
 
     def __init__(self, project: nn.Module, block: nn.Module, size: Sequence[int] | None) -> None:
         super().__init__()
@@ -154,9 +154,9 @@ class ConvHierarchy(HierarchicalVAE):
     Args:
         shape: Shape of the data, [C, H, W].
         observation: p(x | z) given the decoder's outputs.
-        levels: Number of latent variables at each resolution, finest first; 0 for none at that resolution, and at least
-            two in all. The image is halved from one to the next.
-        latent: Channels of each latent variable, at least 1.
+        latents: Number of latent variables at each resolution, finest first; 0 for none at that resolution, and at
+            least two in all. The image is halved from one to the next.
+        latent_channels: Channels of each latent variable, at least 1.
         channels: Channels of the networks, positive.
         dropout: Probability in the blocks, in [0, 1).
         inference: residual, ladder or direct; see `HierarchicalVAE`.
@@ -175,8 +175,8 @@ class ConvHierarchy(HierarchicalVAE):
         self,
         shape: Sequence[int],
         observation: ObservationModel,
-        levels: Sequence[int] = (0, 2, 2),
-        latent: int = 4,
+        latents: Sequence[int] = (0, 2, 2),
+        latent_channels: int = 4,
         channels: int = 32,
         dropout: float = 0.0,
         inference: str = "residual",
@@ -185,13 +185,13 @@ class ConvHierarchy(HierarchicalVAE):
         check_kind("observation", observation, ObservationModel)
         check_images(shape, "MLPHierarchy")
         check_choice("inference", inference, tuple(COMBINATIONS))
-        counts = [check_count("levels", count, least=0) for count in levels]
-        latent, channels = check_count("latent", latent), check_count("channels", channels)
+        counts = [check_count("latents", count, least=0) for count in latents]
+        latent_channels, channels = check_count("latent_channels", latent_channels), check_count("channels", channels)
         cut = Patchify(patch)
         sizes = resolutions(shape[1:], cut.patch, len(counts))
         places = [place for place, count in enumerate(counts) for _ in range(count)]  # resolution of z_1, z_2, ...
         if len(places) < 2:
-            raise ValueError(f"levels must count two latent variables or more, such as [0, 2, 2]; got {counts}")
+            raise ValueError(f"latents must count two latent variables or more, such as [0, 2, 2]; got {counts}")
         block = partial(ConvBlock, dropout=dropout)
         first = [cut, convolution(shape[0] * cut.patch**2, channels, 3)] + [
             _Up(block(channels, channels), True) for _ in range(places[0])
@@ -203,7 +203,7 @@ class ConvHierarchy(HierarchicalVAE):
         count = len(places)
         down = []
         for t, here in enumerate(places):
-            project, below = convolution(latent, channels, 1), places[t - 1] if t else 0
+            project, below = convolution(latent_channels, channels, 1), places[t - 1] if t else 0
             last = block(channels, channels)
             with torch.no_grad():
                 last.conv_out.weight.mul_(1 / math.sqrt(count))
@@ -212,13 +212,15 @@ class ConvHierarchy(HierarchicalVAE):
             down.append(_Sequence(steps, nn.Sequential(*further)))
         super().__init__(
             up=up,
-            posterior=[_Concatenated(block(2 * channels, channels), _small_output(channels, latent)) for _ in places],
-            prior=[nn.Sequential(block(channels, channels), _small_output(channels, latent)) for _ in places],
+            posterior=[
+                _Concatenated(block(2 * channels, channels), _small_output(channels, latent_channels)) for _ in places
+            ],
+            prior=[nn.Sequential(block(channels, channels), _small_output(channels, latent_channels)) for _ in places],
             down=down,
             decoder=_Outputs(block(channels, channels), channels, [observation.outputs, *shape], cut.patch),
             observation=observation,
             shape=shape,
-            latent_shapes=[[latent, *sizes[place]] for place in places],
+            latent_shapes=[[latent_channels, *sizes[place]] for place in places],
             top_shape=[channels, *sizes[places[-1]]],
             inference=inference,
         )
@@ -261,9 +263,9 @@ class _Outputs(nn.Module):
         return out
 
 
-def _small_output(channels: int, latent: int) -> nn.Conv2d:
+def _small_output(channels: int, latent_channels: int) -> nn.Conv2d:
     """The last layer of what makes a distribution, which starts near N(0, I)."""
-    found = convolution(channels, 2 * latent, 3)
+    found = convolution(channels, 2 * latent_channels, 3)
     with torch.no_grad():
         found.weight.mul_(SMALL_INIT)
     return found
@@ -279,16 +281,18 @@ def check_images(shape: Sequence[int], otherwise: str) -> None:
         raise ValueError(f"these networks are for images [C, H, W], and the data are {list(shape)}: use {otherwise}")
 
 
-def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
+def check_latent_dims(latent_dims: Sequence[int]) -> tuple[int, ...]:
     """Sizes of latent variables, as integers.
 
     Raises:
         ValueError: If there are fewer than two, or one is not positive.
     """
-    found = check_sizes("levels", levels, "a list of two or more positive sizes, one for each latent variable", least=0)
+    found = check_sizes(
+        "latent_dims", latent_dims, "a list of two or more positive sizes, one for each latent variable", least=0
+    )
     if len(found) < 2:
         raise ValueError(
-            f"levels must name two latent variables or more, such as [16, 8]; got {list(found)}: with one latent "
+            f"latent_dims must name two latent variables or more, such as [16, 8]; got {list(found)}: with one latent "
             "variable it is a VAE, model=vae"
         )
     return found

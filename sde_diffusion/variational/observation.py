@@ -185,10 +185,10 @@ class Gaussian(ObservationModel):
 
     Args:
         std: sigma, or the value at which to start; positive.
-        learnt: Whether sigma is trained.
+        learned: Whether sigma is trained.
 
     Raises:
-        ValueError: If std is not a positive number, or learnt not true or false.
+        ValueError: If std is not a positive number, or learned not true or false.
 
     References:
         Rybkin et al. 2021, "Simple and Effective VAE Training with Calibrated Decoders".
@@ -196,10 +196,10 @@ class Gaussian(ObservationModel):
 
     outputs = 1
 
-    def __init__(self, std: float = 0.5, learnt: bool = True) -> None:
+    def __init__(self, std: float = 0.5, learned: bool = True) -> None:
         super().__init__()
-        self.learnt = check_bool("learnt", learnt)
-        self.log_std = nn.Parameter(torch.tensor(as_positive("std", std)).log(), requires_grad=self.learnt)
+        self.learned = check_bool("learned", learned)
+        self.log_std = nn.Parameter(torch.tensor(as_positive("std", std)).log(), requires_grad=self.learned)
 
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
         """See `ObservationModel.log_prob`; a log-density."""

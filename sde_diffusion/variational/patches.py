@@ -12,7 +12,7 @@ from sde_diffusion.checks import check_choice, check_count, check_kind
 from sde_diffusion.nn.autoencoder import SMALL_INIT, Patchify, Perceptron, resolutions
 from sde_diffusion.nn.patches import FromPatches, PatchNetwork
 from sde_diffusion.variational.hierarchy import COMBINATIONS, HierarchicalVAE
-from sde_diffusion.variational.networks import Added, StandardNormal, check_images, check_levels
+from sde_diffusion.variational.networks import Added, StandardNormal, check_images, check_latent_dims
 from sde_diffusion.variational.observation import ObservationModel
 
 
@@ -66,7 +66,7 @@ class PatchHierarchy(HierarchicalVAE):
     Args:
         shape: Shape of the data, [C, H, W].
         observation: p(x | z) given the decoder's outputs.
-        levels: Number of dimensions of z_1 for each patch, and of z_2; positive.
+        latent_dims: Number of dimensions of z_1 for each patch, and of z_2; positive.
         patch: Side of the patches, at least 1; an image that they do not tile is padded with zeros for the encoder.
         width: Width of the hidden layers of the networks of the image, positive.
         patch_width: Size of a patch's state, and width of the hidden layers of the networks of patches; positive.
@@ -76,14 +76,14 @@ class PatchHierarchy(HierarchicalVAE):
 
     Raises:
         TypeError: If observation is not an observation model.
-        ValueError: If a number is out of its range, there are not two levels, or the data are not images.
+        ValueError: If a number is out of its range, there are not two sizes, or the data are not images.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
         observation: ObservationModel,
-        levels: Sequence[int] = (2, 32),
+        latent_dims: Sequence[int] = (2, 32),
         patch: int = 4,
         width: int = 256,
         patch_width: int = 32,
@@ -93,9 +93,9 @@ class PatchHierarchy(HierarchicalVAE):
     ) -> None:
         check_kind("observation", observation, ObservationModel)
         check_images(shape, "MLPHierarchy")
-        sizes = check_levels(levels)
+        sizes = check_latent_dims(latent_dims)
         if len(sizes) > 2:
-            raise ValueError(f"levels must be two sizes, of a patch's and of the image's part; got {list(sizes)}")
+            raise ValueError(f"latent_dims must be two sizes, of a patch's and of the image's part; got {list(sizes)}")
         check_choice("inference", inference, tuple(COMBINATIONS))
         local, latent = sizes
         cut, patch_width = _Patches(patch), check_count("patch_width", patch_width)

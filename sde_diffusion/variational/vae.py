@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder, Perceptron
 from sde_diffusion.nn.patches import decoder_of
-from sde_diffusion.variational.chain import Autoencoder, Inference, Level
+from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
 
@@ -50,9 +50,9 @@ class VAE(Autoencoder):
         """Draw z given x; see `LatentVariableModel.infer`."""
         q = self.encode(x)
         z = q.draw(noise[0])
-        level = Level(z, q, DiagonalGaussian.standard_like(z), closed=True)
+        latent = LatentVariable(z, q, DiagonalGaussian.standard_like(z), closed=True)
         outputs = self.decoded(z)
-        return Inference([level], self.observation.log_prob(x, outputs), outputs)
+        return Inference([latent], self.observation.log_prob(x, outputs), outputs)
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw z from N(0, I): the noise itself."""
@@ -69,7 +69,7 @@ class MLPVAE(VAE):
     Args:
         shape: Shape of the data.
         observation: p(x | z) given the decoder's outputs.
-        latent: Number of latent dimensions, at least 1.
+        latent_dim: Number of latent dimensions, at least 1.
         width: Width of the hidden layers, positive.
         depth: Residual blocks of each network, at least 0.
         dropout: Probability in the blocks, in [0, 1).
@@ -84,26 +84,26 @@ class MLPVAE(VAE):
         self,
         shape: Sequence[int],
         observation: ObservationModel,
-        latent: int = 16,
+        latent_dim: int = 16,
         width: int = 256,
         depth: int = 1,
         dropout: float = 0.0,
         patch: int | None = None,
     ) -> None:
-        latent = check_count("latent", latent)
+        latent_dim = check_count("latent_dim", latent_dim)
         check_kind("observation", observation, ObservationModel)
-        encoder = Perceptron([shape], [2 * latent], width, depth, dropout)
-        decoder = decoder_of([latent], [observation.outputs, *shape], patch, width, depth, dropout)
-        super().__init__(encoder, decoder, observation, shape, [latent])
+        encoder = Perceptron([shape], [2 * latent_dim], width, depth, dropout)
+        decoder = decoder_of([latent_dim], [observation.outputs, *shape], patch, width, depth, dropout)
+        super().__init__(encoder, decoder, observation, shape, [latent_dim])
 
 
 class ConvVAE(VAE):
-    """A VAE of convolutions, for images: z has `latent` channels, at the last of the resolutions.
+    """A VAE of convolutions, for images: z has `latent_channels` channels, at the last of the resolutions.
 
     Args:
         shape: Shape of the data, [C, H, W].
         observation: p(x | z) given the decoder's outputs.
-        latent: Number of channels of z, at least 1.
+        latent_channels: Number of channels of z, at least 1.
         channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
@@ -118,16 +118,16 @@ class ConvVAE(VAE):
         self,
         shape: Sequence[int],
         observation: ObservationModel,
-        latent: int = 4,
+        latent_channels: int = 4,
         channels: Sequence[int] = (16, 32, 32),
         blocks: int = 1,
         dropout: float = 0.0,
         patch: int = 1,
     ) -> None:
-        latent = check_count("latent", latent)
+        latent_channels = check_count("latent_channels", latent_channels)
         check_kind("observation", observation, ObservationModel)
         if len(shape) != 3:
             raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
-        encoder = ConvEncoder(shape[0], 2 * latent, channels, blocks, dropout, patch)
-        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout, patch)
-        super().__init__(encoder, decoder, observation, shape, [latent, *decoder.sizes[-1]])
+        encoder = ConvEncoder(shape[0], 2 * latent_channels, channels, blocks, dropout, patch)
+        decoder = ConvDecoder(latent_channels, [observation.outputs, *shape], channels, blocks, dropout, patch)
+        super().__init__(encoder, decoder, observation, shape, [latent_channels, *decoder.sizes[-1]])

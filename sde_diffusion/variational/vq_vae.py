@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder
-from sde_diffusion.variational.chain import Autoencoder, Inference, Level
+from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable
 from sde_diffusion.variational.observation import ObservationModel
 from sde_diffusion.variational.quantizer import VectorQuantizer
 
@@ -125,9 +125,9 @@ class VQVAE(Autoencoder):
         """The codes for x; in training, the codebook moves. The noise is not used."""
         q = self.encode(x)
         z = self.quantizer(q.mean).z
-        level = Level(z, q, UniformCodes(self.codes), closed=True)
+        latent = LatentVariable(z, q, UniformCodes(self.codes), closed=True)
         outputs = self.decoded(z)
-        return Inference([level], self.observation.log_prob(x, outputs), outputs)
+        return Inference([latent], self.observation.log_prob(x, outputs), outputs)
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw each code uniformly, by the first channel of the noise."""
@@ -142,7 +142,7 @@ class VQVAE(Autoencoder):
 
     def code_counts(self, found: Inference) -> Tensor:
         """How often each code was drawn, int64 [K]."""
-        return torch.bincount(self.quantizer.index_of(found.levels[0].z).flatten(), minlength=self.codes)
+        return torch.bincount(self.quantizer.index_of(found.latents[0].z).flatten(), minlength=self.codes)
 
 
 class ConvVQVAE(VQVAE):
@@ -152,7 +152,7 @@ class ConvVQVAE(VQVAE):
         shape: Shape of the data, [C, H, W].
         observation: p(x | z) given the decoder's outputs.
         codes: Number of codes K, at least 2.
-        latent: Number of channels of a code, at least 1.
+        latent_channels: Number of channels of a code, at least 1.
         channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
@@ -170,7 +170,7 @@ class ConvVQVAE(VQVAE):
         shape: Sequence[int],
         observation: ObservationModel,
         codes: int = 256,
-        latent: int = 4,
+        latent_channels: int = 4,
         channels: Sequence[int] = (16, 32, 32),
         blocks: int = 1,
         dropout: float = 0.0,
@@ -178,11 +178,11 @@ class ConvVQVAE(VQVAE):
         decay: float = 0.99,
         restart: float = 1.0,
     ) -> None:
-        latent = check_count("latent", latent)
+        latent_channels = check_count("latent_channels", latent_channels)
         check_kind("observation", observation, ObservationModel)
         if len(shape) != 3:
             raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}")
-        quantizer = VectorQuantizer(codes, latent, decay, restart)
-        encoder = ConvEncoder(shape[0], latent, channels, blocks, dropout, patch)
-        decoder = ConvDecoder(latent, [observation.outputs, *shape], channels, blocks, dropout, patch)
-        super().__init__(encoder, decoder, quantizer, observation, shape, [latent, *decoder.sizes[-1]])
+        quantizer = VectorQuantizer(codes, latent_channels, decay, restart)
+        encoder = ConvEncoder(shape[0], latent_channels, channels, blocks, dropout, patch)
+        decoder = ConvDecoder(latent_channels, [observation.outputs, *shape], channels, blocks, dropout, patch)
+        super().__init__(encoder, decoder, quantizer, observation, shape, [latent_channels, *decoder.sizes[-1]])

@@ -30,7 +30,7 @@ from sde_diffusion.data import Digits, IdxImages
 CONF = config_folder()
 GROUPS = (
     "model",
-    "model/latent",
+    "model/autoencoder",
     "observation",
     "sde",
     "network",
@@ -45,7 +45,7 @@ GROUPS = (
     "callbacks",
 )
 
-PREFIX = {"model/latent": "model.latent.", "observation": "model.", "captions": "data."}
+PREFIX = {"model/autoencoder": "model.autoencoder.", "observation": "model.", "captions": "data."}
 
 
 def leaves(node, prefix=""):

@@ -47,7 +47,7 @@ def test_samples_are_decoded_from_latents_that_are_functions_of_the_seed(command
     np.testing.assert_array_equal(runs["draw"]["images"][4:], runs["later"]["images"])
     model = GenerativeModel.load_from_checkpoint(autoencoder)
     with torch.no_grad():
-        x = model.latent.decode([torch.from_numpy(latents[0]["z_1"])])
+        x = model.autoencoder.decode([torch.from_numpy(latents[0]["z_1"])])
     np.testing.assert_allclose(runs["mean"]["images"][:, :, :, 0], (127.5 * (x[:, 0] + 1)).numpy(), atol=0.51)
     levels = runs["draw"]["images"] * (16 / 255)
     np.testing.assert_allclose(levels, levels.round(), atol=0.05)
@@ -125,13 +125,13 @@ def test_likelihood_by_its_bound(command, autoencoder, tmp_path):
     model = GenerativeModel.load_from_checkpoint(autoencoder)
     items = [int(row["index"]) for row in rows_of(complete) if row["split"] == "test"]
     x = build(model.data["config"]).prepare().tensor("test")[items]
-    found, test = bound(model.latent, x, 3, 4, seeds=items), column(complete, "iwae")[20:]
+    found, test = bound(model.autoencoder, x, 3, 4, seeds=items), column(complete, "iwae")[20:]
     np.testing.assert_allclose(test, found.log_prob, rtol=1e-5)
     np.testing.assert_allclose(column(complete, "iwae_error")[20:], found.std_error, rtol=1e-3)
-    np.testing.assert_allclose(column(complete, "elbo_level_1")[20:], -found.kl[0], rtol=1e-5)
+    np.testing.assert_allclose(column(complete, "elbo_z_1")[20:], -found.kl[0], rtol=1e-5)
     report = read(complete)
     assert report["bits_per_dim"] == report["iwae"]["bits_per_dim"] == pytest.approx(-test.mean() / 64 / math.log(2))
-    terms = report["elbo"]["reconstruction"] + report["elbo"]["level_1"]
+    terms = report["elbo"]["reconstruction"] + report["elbo"]["z_1"]
     assert report["elbo"]["bits_per_dim"] == pytest.approx(terms)
     assert report["order"][0]["difference"] == pytest.approx(
         float((found.log_prob - found.elbo).mean()) / 64 / math.log(2), rel=1e-4
@@ -161,7 +161,7 @@ class LinearVAE(VAE):
             self.encoder.weight.copy_(torch.stack([variance * w / noise, 0 * w]))
             self.encoder.bias.copy_(torch.stack([-variance * (w * b).sum() / noise, (1.5 * variance.sqrt()).log()]))
 
-    def describe_without_latents(self, x):
+    def fit_start(self, x):
         pass
 """
 
@@ -177,7 +177,12 @@ def test_the_bounds_of_a_linear_autoencoder_are_as_far_from_the_density_as_they_
     np.savez(tmp_path / "data.npz", x_train=x[:100], x_val=x[100:200], x_test=x[200:])
     own, run = "+plugins=[linear]", tmp_path / "run"
     data = ("data=arrays", "data.path=data.npz", "data.range=[-1,1]")
-    settings = ("model=vae", "model.latent=null", "model.latent={_target_:linear.LinearVAE}", "model.lr=1e-12")
+    settings = (
+        "model=vae",
+        "model.autoencoder=null",
+        "model.autoencoder={_target_:linear.LinearVAE}",
+        "model.lr=1e-12",
+    )
     steps = ("trainer.max_steps=1", "trainer.val_check_interval=1", "callbacks.samples=null", "logger=none")
     done = command("train", own, *data, *settings, *steps, f"hydra.run.dir={run}", cwd=tmp_path)
     assert done.status == 0, done.err

@@ -17,7 +17,7 @@ OF = ("of=reconstructions", "n=200", "metrics=[frechet]", "batch_size=64")
 def first_stage(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first_stage") / "run"
     tiny = [word for word in TINY if not word.startswith(("network.", "sampler"))]
-    settings = ("model=vq", "model.latent.channels=[8,8]", "model.latent.codes=16", f"hydra.run.dir={folder}")
+    settings = ("model=vq", "model.autoencoder.channels=[8,8]", "model.autoencoder.codes=16", f"hydra.run.dir={folder}")
     done = command("train", *tiny, *settings, cwd=folder.parent)
     assert done.status == 0, done.err
     return folder

@@ -59,7 +59,7 @@ def test_repaint_reduces_the_bias():
     for resamples, mean in ((1, 0.62), (5, 0.85), (20, 0.9)):
         found = RePaint(100, 10, resamples)(posterior, (400, 2), y=ONE, dtype=torch.float64).x[:, 1]
         assert abs(found.mean() - mean) < 0.1
-    # Without correlation nothing is learnt: jumps up and down preserve the unit variance, to 4 standard errors and 4%.
+    # Without correlation nothing is learned: jumps up and down preserve the unit variance, to 4 standard errors and 4%.
     posterior = PosteriorDenoiser(correlated(SIX["edm"], 0.0), FIRST, 0.0)
     found = RePaint(60, 10, 4)(posterior, (2000, 2), y=ONE, dtype=torch.float64).x[:, 1]
     assert abs(found.std() - 1) < 4 / 4000**0.5 + 0.04

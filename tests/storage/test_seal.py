@@ -47,7 +47,7 @@ def test_every_flipped_bit_of_a_sealed_file_is_noticed(tmp_path):
 
 
 def test_torch_still_loads_flipped_bits(checkpoint):
-    """What the seal is there for: if this fails, torch has learnt to look itself."""
+    """What the seal is there for: if this fails, torch has learned to look itself."""
     content = bytearray(checkpoint.read_bytes())
     place = content.index(torch.load(checkpoint, weights_only=True)["state_dict"]["w"].numpy().tobytes())
     content[place] ^= 1

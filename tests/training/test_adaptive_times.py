@@ -1,4 +1,4 @@
-"""Learnt noise schedules against the closed optimum for Gaussian data."""
+"""Learned noise schedules against the closed optimum for Gaussian data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def by_gradient() -> tuple[GaussianDenoiser, DiffusionELBO]:
 
 
 @pytest.mark.parametrize("learn", [by_histogram, by_gradient])
-def test_the_learnt_density_is_the_optimal_one_for_gaussian_data(learn):
+def test_the_learned_density_is_the_optimal_one_for_gaussian_data(learn):
     """Information falls at constant speed: log(1 + s^2 e^lambda) is linear in u; and one draw varies as little."""
     torch.manual_seed(0)
     model, objective = learn()
@@ -94,7 +94,7 @@ def test_the_continuous_bound_depends_on_the_ends_of_the_path_alone():
     assert float((discrete[1] - discrete[0]).abs().min()) > 0.1
 
 
-def test_the_ends_are_learnt_by_the_bound():
+def test_the_ends_are_learned_by_the_bound():
     """Gradients of the three terms together, against differences of the exact bound."""
     torch.manual_seed(0)
     model, objective = denoiser(), DiffusionELBO()
@@ -126,7 +126,7 @@ def test_the_loss_is_the_bound_of_data_on_levels():
     assert LearnedVPSDE(levels=3).log_snr_max == pytest.approx(2 * math.log(8))
     objective = DiffusionELBO(levels=3, shape=[3])
     model = GaussianDenoiser(LearnedVPSDE(0.5, schedule="knots"), torch.zeros(3, dtype=torch.float64), 0.8)
-    objective.describe(training)
+    objective.prepare(training)
     x = torch.tensor([[1.0, 1.0, 1.0]], dtype=torch.float64)
     with torch.no_grad():
         losses = 3 * objective(model.eval(), x.expand(20_000, 3))

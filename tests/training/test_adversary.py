@@ -29,7 +29,7 @@ from sde_diffusion.variational import (
     PatchHierarchy,
 )
 
-LATENT = {"_target_": "sde_diffusion.variational.ConvVAE", "latent": 2, "channels": [4], "patch": 2}
+LATENT = {"_target_": "sde_diffusion.variational.ConvVAE", "latent_channels": 2, "channels": [4], "patch": 2}
 ADVERSARY = {"_target_": "sde_diffusion.training.PatchAdversary", "channels": 4, "weight": 0.3, "start": 4, "rise": 3}
 
 
@@ -63,7 +63,7 @@ def two_optimizers(model: ConvVAE, adversary: PatchAdversary, x: Tensor, noise: 
     for step in range(steps):
         discriminator.requires_grad_(False)
         found = model.infer(x, [noise])
-        loss, made = objective.loss(found, x).mean(), model.observation.mean(model.outputs([found.levels[0].z]))
+        loss, made = objective.loss(found, x).mean(), model.observation.mean(model.outputs([found.latents[0].z]))
         deceiving, last = -discriminator(made).mean(), model.decoder.output.weight
         lengths = []
         for part in (-found.log_prob.mean() / 64, deceiving):
@@ -83,7 +83,7 @@ def two_optimizers(model: ConvVAE, adversary: PatchAdversary, x: Tensor, noise: 
 
 def test_one_optimizer_step_is_that_of_two_optimizers():
     torch.manual_seed(0)
-    model = ConvVAE([1, 8, 8], Categorical(17), latent=2, channels=[4], patch=2).double()
+    model = ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2).double()
     adversary = PatchAdversary([1, 8, 8], channels=4, weight=0.3, start=0, rise=3).double()
     x = (torch.randint(0, 17, (6, 1, 8, 8)) / 8 - 1.0).double()
     noise = torch.randn(6, 2, 4, 4, dtype=torch.float64)
@@ -133,23 +133,23 @@ def test_a_run_counts_its_steps_once_and_resumes_bit_for_bit(tmp_path):
 def test_gradients_are_clipped_for_each_player_by_itself(tmp_path):
     norms: list[list[float]] = []
 
-    class Watch(Callback):
+    class Norms(Callback):
         def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            parts = (pl_module.latent, pl_module.adversary)
+            parts = (pl_module.autoencoder, pl_module.adversary)
             grads = [[p.grad for p in part.parameters() if p.grad is not None] for part in parts]
             if all(grads):
                 norms.append([float(torch.cat([g.flatten() for g in part]).norm()) for part in grads])
 
-    run(tmp_path, Watch(), gradient_clip_val=0.01)
+    run(tmp_path, Norms(), gradient_clip_val=0.01)
     late = torch.tensor(norms[-4:])
     torch.testing.assert_close(late, torch.full((4, 2), 0.01), rtol=1e-3, atol=0)
 
 
 MODELS = {
-    "perceptron": lambda: MLPVAE([1, 8, 8], Categorical(17), latent=2, width=8),
-    "patches": lambda: MLPVAE([1, 8, 8], Categorical(17), latent=2, width=8, patch=2),
-    "convolutions": lambda: ConvVAE([1, 8, 8], Categorical(17), latent=2, channels=[4], patch=2),
-    "codes": lambda: ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent=2, channels=[4]),
+    "perceptron": lambda: MLPVAE([1, 8, 8], Categorical(17), latent_dim=2, width=8),
+    "patches": lambda: MLPVAE([1, 8, 8], Categorical(17), latent_dim=2, width=8, patch=2),
+    "convolutions": lambda: ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2),
+    "codes": lambda: ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4]),
     "hierarchy": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8),
     "hierarchy of patches": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8, patch=2),
     "patch hierarchy": lambda: PatchHierarchy([1, 8, 8], Categorical(17), [1, 2], width=8, patch_width=8),
@@ -169,11 +169,11 @@ def test_every_decoder_can_be_judged(make):
     assert bool(adversary(model, found, x, 1).isfinite())
     assert 0 < float(adversary.logged["adaptive_weight"]) <= 10
     model.eval()
-    before = model.outputs([level.z for level in found.levels])
+    before = model.outputs([latent.z for latent in found.latents])
     with torch.no_grad():
         for parameter in model.decoder.last_layer.parameters():
             parameter.mul_(2)
-    torch.testing.assert_close(model.outputs([level.z for level in found.levels]), 2 * before)
+    torch.testing.assert_close(model.outputs([latent.z for latent in found.latents]), 2 * before)
 
 
 def test_what_cannot_be_trained_with_it_is_refused_before_the_run():

@@ -27,7 +27,7 @@ class Seen(ScoreModel):
             self.seen[torch.is_grad_enabled()].append(x0.clone())
             return inner(denoiser, x0, t, noise, **conditions)
 
-        objective.draw, objective.describe, objective.described = inner.draw, inner.describe, inner.described
+        objective.draw, objective.prepare, objective.uses_data = inner.draw, inner.prepare, inner.uses_data
         del self.objective  # a module: a function cannot replace it
         self.objective = objective
 

@@ -62,7 +62,7 @@ def latent(vae, tmp_path_factory) -> tuple[LatentModel, Path]:
 def test_a_checkpoint_alone_suffices(latent, vae, tmp_path):
     """It has the first stage's weights bit for bit, which no step has changed, and shift and scale."""
     model, path = latent
-    again, first = GenerativeModel.load_from_checkpoint(path), GenerativeModel.load_from_checkpoint(vae).latent
+    again, first = GenerativeModel.load_from_checkpoint(path), GenerativeModel.load_from_checkpoint(vae).autoencoder
     assert isinstance(again, LatentModel)
     assert same(again.first_stage.autoencoder.state_dict(), first.state_dict())
     assert vae.name not in str(again.hparams)
@@ -140,7 +140,7 @@ def test_what_is_no_first_stage_for_the_data_is_refused(vae, tmp_path):
     with pytest.raises(UserError, match=r"first_stage.ckpt: no checkpoint .*away.ckpt"):
         make(tmp_path / "away.ckpt")
     with pytest.raises(UserError, match="first_stage lacks observation, shape, levels"):
-        make({"latent": MLP})
+        make({"autoencoder": MLP})
     data = digits().describe()
     for change, words in (
         ({"shape": [3, 32, 32]}, r"trained on digits \[1, 8, 8\], data are \[3, 32, 32\]"),

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from tiny import make_model, make_trainer, make_vdm, ring
 
-from sde_diffusion.training.noise_levels import COLUMNS, LearntSchedule, LossByNoiseLevel
+from sde_diffusion.training.noise_levels import COLUMNS, LearnedSchedule, LossByNoiseLevel
 
 EVERY_FIVE = {"limit_val_batches": 1.0, "val_check_interval": 5, "check_val_every_n_epoch": None}
 
@@ -68,10 +68,10 @@ def test_a_resumed_run_goes_on_with_the_file(tmp_path):
     assert found[0]["loss"] == 77
 
 
-def test_the_learnt_path_and_the_noise_levels_drawn(tmp_path):
-    """Shares of the draws against a large sample of them; a path that is not learnt has no such file."""
+def test_the_learned_path_and_the_noise_levels_drawn(tmp_path):
+    """Shares of the draws against a large sample of them; a path that is not learned has no such file."""
     model = make_vdm()
-    trainer = make_trainer(tmp_path, LearntSchedule(tmp_path), max_steps=10, **EVERY_FIVE)
+    trainer = make_trainer(tmp_path, LearnedSchedule(tmp_path), max_steps=10, **EVERY_FIVE)
     trainer.fit(model, ring())
     with (tmp_path / "schedule.csv").open(newline="") as file:
         found = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
@@ -83,7 +83,7 @@ def test_the_learnt_path_and_the_noise_levels_drawn(tmp_path):
         sample = sde.log_snr(model.objective.times(sde, 40_000)).float()
     assert float((torch.quantile(sample, 1 - share) - drawn).abs().max()) < 1e-2
     assert (tmp_path / "schedule.png").stat().st_size > 5000
-    trainer = make_trainer(tmp_path, LearntSchedule(tmp_path / "fixed"), max_steps=5, **EVERY_FIVE)
+    trainer = make_trainer(tmp_path, LearnedSchedule(tmp_path / "fixed"), max_steps=5, **EVERY_FIVE)
     trainer.fit(make_model(), ring())
     assert not (tmp_path / "fixed").exists()
 

@@ -59,7 +59,7 @@ def test_training_finds_the_exact_score_of_a_mixture() -> None:
 
 
 class Linear(nn.Module):
-    """x0 = k x_t for all t, where k is learnt."""
+    """x0 = k x_t for all t, where k is learned."""
 
     def __init__(self, k: float) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ def test_resumed_from_a_checkpoint_within_the_run(uninterrupted: tuple, tmp_path
     assert_same_end(run(make, tmp_path, ckpt=folder / f"step={step}.ckpt"), expected)
 
 
-def test_a_learnt_path_and_its_times_are_resumed(tmp_path: Path) -> None:
+def test_a_learned_path_and_its_times_are_resumed(tmp_path: Path) -> None:
     """The path's weights in both sets of weights, and what the distribution of the times has measured."""
 
     def make() -> tuple[ScoreModel, DataModule]:

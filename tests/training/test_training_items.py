@@ -41,9 +41,9 @@ class Told(DenoisingScoreMatching):
     """An objective that remembers what it was told."""
 
     told: ClassVar[list[torch.Tensor]] = []
-    described = True
+    uses_data = True
 
-    def describe(self, x):
+    def prepare(self, x):
         self.told.append(x)
 
 
@@ -71,8 +71,8 @@ def test_items_are_evenly_spaced_over_the_training_split():
 
 
 def test_a_variational_model_begins_at_the_frequencies_of_sorted_data():
-    model = begin(VariationalModel(MLPVAE([2], Categorical(2), latent=1, width=4)), Sorted())
-    torch.testing.assert_close(model.latent.start.softmax(0), torch.full((2, 2), 0.5), atol=1e-3, rtol=0)
+    model = begin(VariationalModel(MLPVAE([2], Categorical(2), latent_dim=1, width=4)), Sorted())
+    torch.testing.assert_close(model.autoencoder.start.softmax(0), torch.full((2, 2), 0.5), atol=1e-3, rtol=0)
 
 
 def test_the_objective_of_a_latent_model_is_told_of_standardised_latents(tmp_path):
@@ -96,7 +96,7 @@ def test_without_a_data_module(tmp_path):
     needing = (
         points(DiffusionELBO(levels=2, shape=[2])),
         LatentModel(DENOISER, OBJECTIVE, vae, data=digits().describe()),
-        VariationalModel(MLPVAE([2], Categorical(2), latent=1, width=4)),
+        VariationalModel(MLPVAE([2], Categorical(2), latent_dim=1, width=4)),
     )
     for model in needing:
         with pytest.raises(UserError, match=r"use trainer\.fit\(model, datamodule=\.\.\.\)"):
@@ -104,7 +104,7 @@ def test_without_a_data_module(tmp_path):
 
 
 @pytest.mark.parametrize(("objective", "warned"), [(DenoisingScoreMatching(), True), (DiffusionELBO(), False)])
-def test_a_path_learnt_by_what_is_no_bound_is_warned_of_once_as_a_run_begins(objective, warned, caplog):
+def test_a_path_learned_by_what_is_no_bound_is_warned_of_once_as_a_run_begins(objective, warned, caplog):
     model = points(objective)
     assert not caplog.records
     model.check_trainer(SimpleNamespace(max_steps=1))

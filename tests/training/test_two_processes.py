@@ -36,7 +36,7 @@ class Witness(Callback):
                 self.train.append((x0, noise))
             return loss
 
-        for name in ("times", "draw", "described"):
+        for name in ("times", "draw", "uses_data"):
             setattr(recorded, name, getattr(objective, name))
         del pl_module.objective  # a module: a function cannot replace it
         pl_module.objective = recorded

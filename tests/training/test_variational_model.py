@@ -24,7 +24,7 @@ LATENT = {"_target_": "sde_diffusion.variational.MLPVAE", "width": 8}
 def trained(tmp_path_factory):
     data = Digits(batch_size=64)
     torch.manual_seed(0)
-    latent = {"_target_": "sde_diffusion.variational.MLPVAE", "latent": 8, "width": 64}
+    latent = {"_target_": "sde_diffusion.variational.MLPVAE", "latent_dim": 8, "width": 64}
     model = VariationalModel(latent, data=data.describe(), lr=3e-3, warmup_steps=5)
     folder = tmp_path_factory.mktemp("vae")
     trainer = Trainer(
@@ -48,9 +48,9 @@ def test_it_learns_more_than_the_frequencies_of_each_pixel(trained):
     """It begins at their bound, 2.40 bits per dimension, and validates by the evidence lower bound."""
     model, data, _, metrics = trained
     x = data.split("val").tensor()
-    start = model.latent.start.expand(len(x), *model.latent.start.shape)
-    alone = -float(model.latent.observation.log_prob(x, start).mean()) / 64
-    found = bound(model.latent.eval(), x, 20)
+    start = model.autoencoder.start.expand(len(x), *model.autoencoder.start.shape)
+    alone = -float(model.autoencoder.observation.log_prob(x, start).mean()) / 64
+    found = bound(model.autoencoder.eval(), x, 20)
     bits = -float(found.log_prob.mean()) / 64 / math.log(2)
     assert alone / math.log(2) == pytest.approx(2.40, abs=0.05)
     assert bits < alone / math.log(2) - 0.03
@@ -62,9 +62,9 @@ def test_a_checkpoint_rebuilds_it(trained):
     model, data, path, _ = trained
     again = GenerativeModel.load_from_checkpoint(path)
     assert isinstance(again, VariationalModel)
-    assert isinstance(again.latent.observation, Categorical)
+    assert isinstance(again.autoencoder.observation, Categorical)
     x = data.split("test").tensor()[:3]
-    torch.testing.assert_close(bound(again.latent, x).log_prob, bound(model.latent.eval(), x).log_prob)
+    torch.testing.assert_close(bound(again.autoencoder, x).log_prob, bound(model.autoencoder.eval(), x).log_prob)
     with torch.no_grad():
         ours, its = (one.draw_samples(None, None, (4, 1, 8, 8), seeds=[3, 4, 5, 6]).x for one in (model, again))
         alone = again.draw_samples(None, None, (1, 1, 8, 8), seeds=[5]).x
@@ -135,7 +135,7 @@ def test_densities_are_for_dequantised_data_and_probabilities_for_levels(observa
 
 
 def test_a_model_has_its_own_observation_model():
-    with pytest.raises(ValueError, match="observation must be None if latent is a model"):
+    with pytest.raises(ValueError, match="observation must be None if autoencoder is a model"):
         VariationalModel(MLPHierarchy([4], Gaussian(), width=8), observation=Gaussian())
 
 

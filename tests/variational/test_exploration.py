@@ -24,7 +24,7 @@ def test_an_interpolation_begins_and_ends_at_the_reconstructions_and_keeps_its_l
     found = encoded(model, X)
     e = coordinates(found)
     way = interpolate(model, [one[:1] for one in e], [one[1:] for one in e], 5)
-    ends = model.decode([level.z for level in found.levels])
+    ends = model.decode([latent.z for latent in found.latents])
     torch.testing.assert_close(way[0, [0, -1]], ends)
     a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
     from sde_diffusion.variational.exploration import _great_circle
@@ -40,6 +40,6 @@ def test_a_traversal_passes_through_the_item_and_changes_one_coordinate():
     e = coordinates(found)
     own = e[1][0, 1]
     moved = traverse(model, e, [(1, 1)], torch.stack([own, own + 1]))
-    torch.testing.assert_close(moved[0, 0], model.decode([level.z for level in found.levels])[0])
+    torch.testing.assert_close(moved[0, 0], model.decode([latent.z for latent in found.latents])[0])
     assert float((moved[0, 1] - moved[0, 0]).abs().max()) > 1e-4
     torch.testing.assert_close(torch.stack([one.sum() for one in information(found)]), found.kl()[:, 0])

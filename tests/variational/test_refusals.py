@@ -28,7 +28,7 @@ def test_a_convolutional_hierarchy_has_no_bottom_up_inference():
         ({"std": 0.0}, "std must be positive"),
         ({"std": -1.0}, "std must be positive"),
         ({"std": float("nan")}, "std must be positive"),
-        ({"learnt": 2}, "learnt must be true or false"),
+        ({"learned": 2}, "learned must be true or false"),
     ],
 )
 def test_a_gaussian_needs_a_positive_standard_deviation(wrong, message):
@@ -60,4 +60,4 @@ def test_a_hierarchy_has_one_network_of_each_kind_for_each_latent_variable(name)
 )
 def test_codes_need_a_commitment_term(objective, name):
     with pytest.raises(UserError, match=f"objective={name} has no commitment term.*: take objective=vq"):
-        objective.check(ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent=2, channels=[4]))
+        objective.check(ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4]))

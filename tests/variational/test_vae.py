@@ -41,9 +41,9 @@ class LinearDecoder(nn.Module):
         return self.mean(z).unsqueeze(1)
 
 
-def linear_vae(std: float, learnt: bool) -> VAE:
+def linear_vae(std: float, learned: bool) -> VAE:
     torch.manual_seed(1)
-    return VAE(LinearEncoder(), LinearDecoder(), Gaussian(std, learnt), (D,), (LATENTS,)).double()
+    return VAE(LinearEncoder(), LinearDecoder(), Gaussian(std, learned), (D,), (LATENTS,)).double()
 
 
 def exact_elbo(model: VAE, x: Tensor, beta: float = 1.0) -> Tensor:
@@ -79,7 +79,7 @@ def log_prob(model: VAE, x: Tensor) -> Tensor:
 
 def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     x, _ = data()
-    model = linear_vae(0.7, learnt=True)
+    model = linear_vae(0.7, learned=True)
     fit(model, x, 1.0)
     noise = EIGENVALUES[LATENTS:].mean()
     kept = EIGENVALUES[:LATENTS].log().sum() + (D - LATENTS) * noise.log()
@@ -96,7 +96,7 @@ def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
 def test_latents_collapse_one_by_one_as_beta_grows(beta, variance):
     """The squared singular values of the decoder are max(eigenvalue - beta sigma^2, 0)."""
     x, _ = data()
-    model = linear_vae(math.sqrt(variance), learnt=False)
+    model = linear_vae(math.sqrt(variance), learned=False)
     fit(model, x, beta)
     found = torch.linalg.svdvals(model.decoder.mean.weight.detach()).square()
     torch.testing.assert_close(found, (EIGENVALUES[:LATENTS] - beta * variance).clamp(min=0), atol=1e-4, rtol=0)
@@ -105,7 +105,7 @@ def test_latents_collapse_one_by_one_as_beta_grows(beta, variance):
 def rotated() -> tuple[VAE, Tensor]:
     """The best linear VAE with its latents rotated: no diagonal q is its posterior any more."""
     x, _ = data()
-    model = linear_vae(0.7, learnt=True)
+    model = linear_vae(0.7, learned=True)
     fit(model, x, 1.0)
     turn = torch.linalg.qr(torch.randn(LATENTS, LATENTS, dtype=torch.float64))[0]
     w = model.decoder.mean.weight.data @ turn.T

@@ -28,7 +28,7 @@ def toy() -> VQVAE:
     quantizer = VectorQuantizer(3, 1)
     quantizer.codebook.copy_(torch.tensor([[-1.0], [0.0], [1.0]]))
     quantizer.started.fill_(True)
-    return VQVAE(nn.Identity(), Twice(), quantizer, Gaussian(1.0, learnt=False), (1, 2), (1, 2)).double()
+    return VQVAE(nn.Identity(), Twice(), quantizer, Gaussian(1.0, learned=False), (1, 2), (1, 2)).double()
 
 
 def test_the_bound_is_below_the_evidence_by_what_the_other_codes_explain():
@@ -65,7 +65,7 @@ def test_the_commitment_reaches_the_encoder_and_not_the_codes():
 def test_it_is_a_first_stage():
     """`encode` gives the vectors before quantisation, and `decode` quantises; samples have uniform codes."""
     torch.manual_seed(0)
-    model = ConvVQVAE([1, 6, 6], Categorical(5), codes=8, latent=3, channels=[8, 8], patch=2)
+    model = ConvVQVAE([1, 6, 6], Categorical(5), codes=8, latent_channels=3, channels=[8, 8], patch=2)
     x = torch.randint(0, 5, (40, 1, 6, 6)) / 2 - 1.0
     model.train().infer(x, [])
     model.eval()
@@ -91,7 +91,7 @@ def test_continuous_latents_are_refused():
 
 
 def test_codes_have_no_coordinates_but_information_at_each_place():
-    model = ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent=2, channels=[4, 4]).eval()
+    model = ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4, 4]).eval()
     found = model.infer(torch.zeros(3, 1, 8, 8), [torch.zeros(3, 2, 4, 4)])
     assert coordinates(found) is None
     (amounts,) = information(found)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import as_fraction, check_count
+from sde_diffusion.distributed import summed
 from sde_diffusion.sde import SDE
 from sde_diffusion.training.time_sampling import TimeSampling
 
@@ -68,8 +69,9 @@ class AdaptiveTimes(LogSNRTimes, nn.Module):
 
     M is the mean square of 1/2 |eps_hat - eps|^2 at lambda. This p has the least variance of all for one draw: (int
     sqrt(M) dlambda)^2 less the square of the mean. M is measured in training, in `bins` equal parts of the range of
-    log-SNR, as a moving average over batches; draws are uniform until every part has been seen. On a learned path it
-    minimises the variance as training its schedule by the gradient of the squared loss would.
+    log-SNR, as a moving average over batches; draws are uniform until every part has been seen. With several processes
+    the batch is that of all of them, and M is the same in each. On a learned path it minimises the variance as training
+    its schedule by the gradient of the squared loss would.
 
     Args:
         bins: Number of parts, at least 2.
@@ -111,9 +113,10 @@ class AdaptiveTimes(LogSNRTimes, nn.Module):
     def observe(self, sde: SDE, t: Tensor, squares: Tensor) -> None:
         """Take these values into the moving average, but for NaN and infinity; see `TimeSampling.observe`."""
         part, finite = self._part(sde, t), squares.isfinite()
-        zeros = torch.zeros(self.bins, dtype=torch.float64, device=t.device)
-        counts = zeros.index_add(0, part, finite.double())
-        means = zeros.index_add(0, part, torch.where(finite, squares.double(), 0.0)) / counts.clamp(min=1)
+        both = torch.stack([finite.double(), torch.where(finite, squares.double(), 0.0)])
+        zeros = torch.zeros(2, self.bins, dtype=torch.float64, device=t.device)
+        counts, sums = summed(zeros.index_add(1, part, both))
+        means = sums / counts.clamp(min=1)
         moments = self.moments.to(t.device)
         fresh = torch.where(moments.isnan(), means, self.decay * moments + (1 - self.decay) * means)
         self.moments.copy_(torch.where(counts > 0, fresh, moments))

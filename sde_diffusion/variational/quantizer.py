@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import as_fraction, as_number, check_count
+from sde_diffusion.distributed import gathered, process_count, summed
 
 _LEAST = 1e-5
 
@@ -32,7 +33,7 @@ class VectorQuantizer(nn.Module):
     In training, n <- decay n + (1 - decay) count and m <- decay m + (1 - decay) sum of the vectors of each code, whose
     place is m / n: with decay 0 and a batch of all data this is a step of k-means. The codes begin at vectors of the
     first batch, and one that is used less than `restart` times a batch (by its average n) is placed at a random vector
-    of the batch.
+    of the batch. With several processes the batch is that of all of them, and the codes are the same in each.
 
     Args:
         codes: K, at least 2.
@@ -100,8 +101,8 @@ class VectorQuantizer(nn.Module):
         self.started.fill_(True)
 
     def _follow(self, vectors: Tensor, index: Tensor, finite: Tensor) -> None:
-        counts = torch.zeros_like(self.counts).index_add_(0, index, finite.to(self.counts))
-        sums = torch.zeros_like(self.sums).index_add_(0, index, vectors.to(self.sums))
+        counts = summed(torch.zeros_like(self.counts).index_add_(0, index, finite.to(self.counts)))
+        sums = summed(torch.zeros_like(self.sums).index_add_(0, index, vectors.to(self.sums)))
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         used = self.counts > _LEAST
@@ -115,9 +116,13 @@ class VectorQuantizer(nn.Module):
         self.counts.copy_(torch.where(dead, max(self.restart, 1.0), self.counts))
 
     def _some(self, vectors: Tensor, n: int) -> Tensor:
-        """Random vectors, n of them, with torch's global generator; the same one twice only if there are fewer."""
+        """Random vectors, n of them, with torch's global generator; the same one twice only if there are fewer.
+
+        Each process chooses its share among its own, so that all have the same, though their generators differ.
+        """
+        share = -(-n // process_count())
         order = torch.randperm(len(vectors), device=vectors.device)
-        return vectors[order.repeat(-(-n // len(vectors)))[:n]].to(self.codebook)
+        return gathered(vectors[order.repeat(-(-share // len(vectors)))[:share]].to(self.codebook))[:n]
 
 
 def perplexity(counts: Tensor) -> Tensor:

@@ -1,0 +1,32 @@
+"""Sums and collections over the processes of a run: those of torch.distributed if it is initialised, else this one.
+
+What is measured of a batch in training is so measured of the batch of all processes, and is the same in each. Every
+process must call these functions, in the same order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+
+
+def process_count() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum of the tensors of all processes, which have the same shape; without gradient."""
+    if process_count() > 1:
+        value = value.detach().clone()
+        distributed.all_reduce(value)
+    return value
+
+
+def gathered(value: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks, [n, *] each -> [n * processes, *]; without gradient."""
+    if process_count() == 1:
+        return value
+    found = [torch.empty_like(value) for _ in range(process_count())]
+    distributed.all_gather(found, value.detach().contiguous())
+    return torch.cat(found)

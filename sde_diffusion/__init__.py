@@ -100,6 +100,7 @@ _EXPORTS = {
         "GenerativeModel",
         "LatentModel",
         "ScoreModel",
+        "VariationalModel",
         "EMA",
     ),
     "sde_diffusion.errors": ("UserError",),
@@ -185,7 +186,15 @@ if TYPE_CHECKING:
         UniformTime,
     )
     from sde_diffusion.text import HashedWords, MiniLM, RenderedCaptions
-    from sde_diffusion.training import EMA, DenoisingScoreMatching, GenerativeModel, LatentModel, Objective, ScoreModel
+    from sde_diffusion.training import (
+        EMA,
+        DenoisingScoreMatching,
+        GenerativeModel,
+        LatentModel,
+        Objective,
+        ScoreModel,
+        VariationalModel,
+    )
     from sde_diffusion.variational import (
         VAE,
         DiffusionChain,

@@ -105,8 +105,7 @@ def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[
     """
     conditions = data.conditions.describe() if cfg.conditional else {}
     for name, kind in conditions.items():
-        if data.conditions[name].encoded:
-            kind["encoder"] = resolved(cfg.text)
+        kind |= {argument: resolved(cfg[group]) for argument, group in data.conditions[name].groups.items()}
     measurements = _measurements(cfg, data)
     if not cfg.conditional and (unused := [name for name in data.conditions if name != "label"]):
         log.warning("the model will not depend on %s: add conditional=true", " and ".join(unused))

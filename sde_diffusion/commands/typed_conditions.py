@@ -11,10 +11,6 @@ from omegaconf import OmegaConf
 from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.configurations import config_folder
 
-_CONDITIONS = {"text"}
-"""Groups of `train` whose names are those of conditions in the other commands."""
-
-
 def in_full(name: str, arguments: Sequence[str]) -> list[str]:
     """The arguments of a command, beginning with the program, in place of short forms."""
     return with_conditions(name, with_paths(name, with_quotes(arguments)))
@@ -53,15 +49,24 @@ def with_conditions(name: str, arguments: Sequence[str]) -> list[str]:
     own = OmegaConf.load(config_folder() / f"{name}.yaml")
     if "conditions" not in own:
         return list(arguments)
-    known = {*map(str, own), *(path.name for path in config_folder().iterdir() if path.is_dir())} - _CONDITIONS
+    known = set(map(str, own))
     found = list(arguments[:1])
     for argument in arguments[1:]:
         if "confidence" in own:
             argument = re.sub("^level=", "confidence=", argument)  # its name in version 0.1
         key = re.match(r"(conditions\.)?([^\W\d]\w*)=", argument)
-        typed = key is not None and (key[1] or key[2] not in known)
+        typed = key is not None and (key[1] or not (key[2] in known or _is_group(key[2])))
         found.append(f"++conditions.{argument.removeprefix('conditions.')}" if typed else argument)
     return found
+
+
+def _is_group(name: str) -> bool:
+    """Whether a name is that of a group of `train`, and not also of a condition."""
+    if not (config_folder() / name).is_dir():
+        return False
+    from sde_diffusion.conditions import KINDS  # here, as it imports torch
+
+    return all(name not in kind.groups.values() for kind in KINDS)
 
 
 def with_paths(name: str, arguments: Sequence[str]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -37,7 +38,8 @@ class Condition(ShowsArguments, ABC):
             embedding; the null value is NaN then.
         has_tokens: Whether the embedding also has a method `tokens`, which maps values [N, *shape] to any number of
             vectors [N, n, dim] and bool [N, n], which of them there are.
-        encoded: Whether its constructor takes an argument `encoder`, a `TextEncoder`.
+        groups: Arguments of its constructor that are chosen by groups of the command `train`, with the groups' names,
+            as in {"encoder": "text"}. In the other commands such a name is that of a condition.
     """
 
     dtype: ClassVar[torch.dtype]
@@ -47,7 +49,7 @@ class Condition(ShowsArguments, ABC):
     names: Sequence[str] | None = None
     beside_x: ClassVar[bool] = False
     has_tokens: ClassVar[bool] = False
-    encoded: ClassVar[bool] = False
+    groups: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @classmethod
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -34,7 +35,7 @@ class Text(Condition):
     dtype = torch.uint8
     each = "text"
     has_tokens = True
-    encoded = True
+    groups = MappingProxyType({"encoder": "text"})
 
     def __init__(self, length: int = 96, encoder: TextEncoder | None = None) -> None:
         self.length = check_count("length", length)

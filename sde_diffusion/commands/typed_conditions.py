@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.configurations import config_folder
 
+
 def in_full(name: str, arguments: Sequence[str]) -> list[str]:
     """The arguments of a command, beginning with the program, in place of short forms."""
     return with_conditions(name, with_paths(name, with_quotes(arguments)))

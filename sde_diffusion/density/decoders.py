@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count, check_floats, check_sizes
-from sde_diffusion.modality.levels import to_levels
+from sde_diffusion.modality.levels import level_counts
 from sde_diffusion.sde import SDE, Number, expand, number, on_device, value_of
 
 _FEW = 32
@@ -115,9 +115,7 @@ class LevelDecoder(Decoder, nn.Module):
     def fit(self, x: Tensor) -> None:
         """Count the levels of training data, if `shape` was given: the weights are their frequencies, plus one each."""
         if self.uses_data and self.log_weights is not None:
-            index = to_levels(x, self.levels).long()
-            counts = torch.stack([(index == level).sum(0) for level in range(self.levels)], -1)
-            self.log_weights.copy_((counts.double() + 1).log())
+            self.log_weights.copy_((level_counts(x, self.levels).movedim(0, -1).double() + 1).log())
 
     def place(self, sde: SDE) -> float:
         """The time where sigma / alpha = 1 / (4 (L - 1)), or t_min if that is later."""

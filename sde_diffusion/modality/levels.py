@@ -33,3 +33,9 @@ def to_levels(x: Tensor, levels: int) -> Tensor:
         uint8 of the same shape, 0 to levels - 1.
     """
     return x.float().add(1).mul_((levels - 1) / 2).round_().clamp_(0, levels - 1).to(torch.uint8)
+
+
+def level_counts(x: Tensor, levels: int) -> Tensor:
+    """How often each value of data x [N, *dims] on [-1, 1] is on each level, int64 [levels, *dims]."""
+    index = to_levels(x, levels).long()
+    return torch.stack([(index == level).sum(0) for level in range(levels)])

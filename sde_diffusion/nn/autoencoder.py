@@ -171,12 +171,10 @@ class ConvEncoder(nn.Module):
         patch: int = 1,
     ) -> None:
         super().__init__()
-        widths, blocks = check_sizes("channels", channels), check_count("blocks", blocks)
+        widths = check_sizes("channels", channels)
         self.cut = Patchify(patch)
         self.input = convolution(in_channels * patch**2, widths[0], 3)
-        self.stages = nn.ModuleList(
-            _stage(widths[max(0, place - 1)], width, blocks, dropout) for place, width in enumerate(widths)
-        )
+        self.stages = _stages([widths[0], *widths[:-1]], widths, blocks, dropout)
         self.norm = group_norm(widths[-1])
         self.output = convolution(widths[-1], out_channels, 3)
 
@@ -214,14 +212,12 @@ class ConvDecoder(nn.Module):
         patch: int = 1,
     ) -> None:
         super().__init__()
-        widths, blocks = check_sizes("channels", channels), check_count("blocks", blocks)
+        widths = check_sizes("channels", channels)
         self.joined = Unpatchify(patch, out_shape)
         *lead, height, width = self.joined.out_shape
         self.sizes = resolutions((height, width), patch, len(widths))
         self.input = convolution(in_channels, widths[-1], 3)
-        self.stages = nn.ModuleList(
-            _stage(widths[min(len(widths) - 1, place + 1)], one, blocks, dropout) for place, one in enumerate(widths)
-        )
+        self.stages = _stages([*widths[1:], widths[-1]], widths, blocks, dropout)
         self.norm = group_norm(widths[0])
         self.output = convolution(widths[0], math.prod(lead) * patch**2, 3)
         with torch.no_grad():
@@ -243,9 +239,13 @@ class ConvDecoder(nn.Module):
         return out
 
 
-def _stage(first: int, width: int, blocks: int, dropout: float) -> nn.Sequential:
-    dropout = _dropout(dropout)
-    return nn.Sequential(*(ConvBlock(width if index else first, width, dropout) for index in range(blocks)))
+def _stages(firsts: Sequence[int], widths: Sequence[int], blocks: int, dropout: float) -> nn.ModuleList:
+    """For each resolution, blocks to `width` channels, of which the first takes `first` channels."""
+    blocks, dropout = check_count("blocks", blocks), _dropout(dropout)
+    return nn.ModuleList(
+        nn.Sequential(*(ConvBlock(width if index else first, width, dropout) for index in range(blocks)))
+        for first, width in zip(firsts, widths, strict=True)
+    )
 
 
 def _dropout(value: float) -> float:

@@ -140,17 +140,9 @@ class LatentModel(ScoreModel):
             x, torch.randn(len(x), *self.state_shape, generator=generator, device=device).to(x)
         )
 
-    def bound(
-        self,
-        x: Tensor,
-        *,
-        draws: int = 1,
-        importance: int = 1,
-        seeds: Sequence[int] | None = None,
-        **options: Any,
-    ) -> Bound:
+    def bound(self, x: Tensor, **options: Any) -> Bound:
         """The bound of autoencoder and diffusion together; see `BaseModel.bound` and `latent_bound`."""
-        return latent_bound(self.first_stage, self.denoiser, x, draws, importance, seeds=seeds, **options)
+        return latent_bound(self.first_stage, self.denoiser, x, **options)
 
     @property
     def bounds_density(self) -> bool:

@@ -229,17 +229,9 @@ class VariationalModel(GenerativeModel):
                 return Samples(self.autoencoder.draw(z, stream.normal(0)), nfe=1, latents=z)
             return Samples(self.autoencoder.decode(z), nfe=1, latents=z)
 
-    def bound(
-        self,
-        x: Tensor,
-        *,
-        draws: int = 1,
-        importance: int = 1,
-        seeds: Sequence[int] | None = None,
-        **options: Any,
-    ) -> Bound:
+    def bound(self, x: Tensor, **options: Any) -> Bound:
         """The evidence lower bound, or the importance weighted one; see `BaseModel.bound` and `variational.bound`."""
-        return bound(self.autoencoder, x, draws, importance, seeds=seeds, **options)
+        return bound(self.autoencoder, x, **options)
 
     @property
     def bounds_density(self) -> bool:

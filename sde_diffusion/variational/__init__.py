@@ -7,6 +7,7 @@ from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.first_stage import FirstStage
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.hierarchy import HierarchicalVAE
+from sde_diffusion.variational.inference import BottomUp, HierarchicalInference, TopDown
 from sde_diffusion.variational.latent_bounds import latent_bound
 from sde_diffusion.variational.networks import ConvHierarchy, MLPHierarchy
 from sde_diffusion.variational.observation import (
@@ -29,6 +30,7 @@ __all__ = [
     "AmortisationGap",
     "Autoencoder",
     "Bernoulli",
+    "BottomUp",
     "Categorical",
     "ConvHierarchy",
     "ConvVAE",
@@ -38,6 +40,7 @@ __all__ = [
     "DiscretizedLogistic",
     "FirstStage",
     "Gaussian",
+    "HierarchicalInference",
     "HierarchicalVAE",
     "Inference",
     "LatentVariable",
@@ -46,6 +49,7 @@ __all__ = [
     "ObservationModel",
     "PatchHierarchy",
     "Quantized",
+    "TopDown",
     "VectorQuantizer",
     "amortisation_gap",
     "bound",

@@ -21,7 +21,7 @@ from sde_diffusion.sampling.noise import as_seeds
 from sde_diffusion.variational.bounds import bound, latent_noise
 from sde_diffusion.variational.chain import Inference, LatentVariableModel
 from sde_diffusion.variational.gaussian import DiagonalGaussian
-from sde_diffusion.variational.hierarchy import residual
+from sde_diffusion.variational.inference import residual
 
 
 @dataclass(frozen=True)

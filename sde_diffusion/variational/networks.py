@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.checks import check_bool, check_choice, check_count, check_kind, check_sizes
+from sde_diffusion.checks import check_bool, check_count, check_kind, check_sizes
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.nn.autoencoder import SMALL_INIT, ConvBlock, Patchify, Perceptron, Unpatchify, resolutions
 from sde_diffusion.nn.blocks import convolution, double, halve
 from sde_diffusion.nn.patches import decoder_of
-from sde_diffusion.variational.hierarchy import BOTTOM_UP, COMBINATIONS, HierarchicalVAE
+from sde_diffusion.variational.convolutions import check_images
+from sde_diffusion.variational.hierarchy import HierarchicalVAE
+from sde_diffusion.variational.inference import INFERENCES, TOP_DOWN, HierarchicalInference, TopDown
 from sde_diffusion.variational.observation import ObservationModel
 
 
@@ -79,22 +82,24 @@ class MLPHierarchy(HierarchicalVAE):
         depth: int = 1,
         dropout: float = 0.0,
         path: bool = True,
-        inference: str = "residual",
+        inference: str | HierarchicalInference = "residual",
         patch: int | None = None,
     ) -> None:
         check_kind("observation", observation, ObservationModel)
         sizes = check_latent_dims(latent_dims)
         network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
-        path, upwards = check_bool("path", path), inference == BOTTOM_UP
+        path = check_bool("path", path)
+        order: HierarchicalInference = as_instance("inference", inference, INFERENCES, HierarchicalInference)
         hidden, count = [width], len(sizes)
         # Shape of the state before z_t is drawn: s_t.
         states = [hidden] * count if path else [[sizes[t + 1]] for t in range(count - 1)] + [[1]]
-        below = [shape, *([size] for size in sizes)] if upwards else [shape, *[hidden] * (count - 1)]
+        latent_shapes = [[size] for size in sizes]
+        to_up, to_posterior = order.in_shapes(shape, latent_shapes, states, hidden)
         outputs = [observation.outputs, *shape]
         decoder = decoder_of(hidden if path else [sizes[0]], outputs, patch, width, depth, dropout)
         super().__init__(
-            up=[] if upwards else [network([below[t]], hidden) for t in range(count)],
-            posterior=[network([below[t]] if upwards else [hidden, states[t]], [2 * sizes[t]]) for t in range(count)],
+            up=[network([seen], hidden) for seen in to_up],
+            posterior=[network(seen, [2 * size]) for seen, size in zip(to_posterior, sizes, strict=True)],
             prior=[
                 *(network([states[t]], [2 * sizes[t]], scale=SMALL_INIT) for t in range(count - 1)),
                 StandardNormal([sizes[-1]]),
@@ -106,9 +111,9 @@ class MLPHierarchy(HierarchicalVAE):
             decoder=decoder,
             observation=observation,
             shape=shape,
-            latent_shapes=[[size] for size in sizes],
+            latent_shapes=latent_shapes,
             top_shape=hidden if path else None,
-            inference=inference,
+            inference=order,
         )
 
 
@@ -159,7 +164,7 @@ class ConvHierarchy(HierarchicalVAE):
         latent_channels: Channels of each latent variable, at least 1.
         channels: Channels of the networks, positive.
         dropout: Probability in the blocks, in [0, 1).
-        inference: residual, ladder or direct; see `HierarchicalVAE`.
+        inference: residual, ladder or direct, or a `TopDown`.
         patch: Side of the squares of pixels that become channels, at least 1: the finest resolution is one number for
             each square.
 
@@ -179,12 +184,12 @@ class ConvHierarchy(HierarchicalVAE):
         latent_channels: int = 4,
         channels: int = 32,
         dropout: float = 0.0,
-        inference: str = "residual",
+        inference: str | TopDown = "residual",
         patch: int = 1,
     ) -> None:
         check_kind("observation", observation, ObservationModel)
         check_images(shape, "MLPHierarchy")
-        check_choice("inference", inference, tuple(COMBINATIONS))
+        order: TopDown = as_instance("inference", inference, TOP_DOWN, TopDown)
         counts = [check_count("latents", count, least=0) for count in latents]
         latent_channels, channels = check_count("latent_channels", latent_channels), check_count("channels", channels)
         cut = Patchify(patch)
@@ -222,7 +227,7 @@ class ConvHierarchy(HierarchicalVAE):
             shape=shape,
             latent_shapes=[[latent_channels, *sizes[place]] for place in places],
             top_shape=[channels, *sizes[places[-1]]],
-            inference=inference,
+            inference=order,
         )
 
 
@@ -269,16 +274,6 @@ def _small_output(channels: int, latent_channels: int) -> nn.Conv2d:
     with torch.no_grad():
         found.weight.mul_(SMALL_INIT)
     return found
-
-
-def check_images(shape: Sequence[int], otherwise: str) -> None:
-    """Check that a shape is that of images, and name another class for other data.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if len(shape) != 3:
-        raise ValueError(f"these networks are for images [C, H, W], and the data are {list(shape)}: use {otherwise}")
 
 
 def check_latent_dims(latent_dims: Sequence[int]) -> tuple[int, ...]:

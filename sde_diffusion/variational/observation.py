@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_positive, check_bool, check_count
-from sde_diffusion.modality.levels import from_levels, to_levels
+from sde_diffusion.modality.levels import from_levels, level_counts, to_levels
 
 _LEAST_LOG_SCALE, _MOST_LOG_SCALE = -7.0, 20.0
 
@@ -113,8 +113,7 @@ class Categorical(ObservationModel):
 
     def starting_outputs(self, x: Tensor) -> Tensor:
         """See `ObservationModel.starting_outputs`: log frequencies of the levels, each counted once more."""
-        index = to_levels(x, self.levels).long()
-        counts = torch.stack([(index == level).sum(0) for level in range(self.levels)]) + 1
+        counts = level_counts(x, self.levels) + 1
         return (counts / counts.sum(0)).log()
 
 

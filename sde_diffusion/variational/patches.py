@@ -8,11 +8,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from sde_diffusion.checks import check_choice, check_count, check_kind
+from sde_diffusion.checks import check_count, check_kind
+from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.nn.autoencoder import SMALL_INIT, Patchify, Perceptron, resolutions
 from sde_diffusion.nn.patches import FromPatches, PatchNetwork
-from sde_diffusion.variational.hierarchy import COMBINATIONS, HierarchicalVAE
-from sde_diffusion.variational.networks import Added, StandardNormal, check_images, check_latent_dims
+from sde_diffusion.variational.convolutions import check_images
+from sde_diffusion.variational.hierarchy import HierarchicalVAE
+from sde_diffusion.variational.inference import TOP_DOWN, TopDown
+from sde_diffusion.variational.networks import Added, StandardNormal, check_latent_dims
 from sde_diffusion.variational.observation import ObservationModel
 
 
@@ -72,7 +75,7 @@ class PatchHierarchy(HierarchicalVAE):
         patch_width: Size of a patch's state, and width of the hidden layers of the networks of patches; positive.
         depth: Residual blocks of the networks of the image, at least 0.
         dropout: Probability in these blocks, in [0, 1).
-        inference: residual, ladder or direct; see `HierarchicalVAE`.
+        inference: residual, ladder or direct, or a `TopDown`.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -89,14 +92,14 @@ class PatchHierarchy(HierarchicalVAE):
         patch_width: int = 32,
         depth: int = 1,
         dropout: float = 0.0,
-        inference: str = "residual",
+        inference: str | TopDown = "residual",
     ) -> None:
         check_kind("observation", observation, ObservationModel)
         check_images(shape, "MLPHierarchy")
         sizes = check_latent_dims(latent_dims)
         if len(sizes) > 2:
             raise ValueError(f"latent_dims must be two sizes, of a patch's and of the image's part; got {list(sizes)}")
-        check_choice("inference", inference, tuple(COMBINATIONS))
+        order: TopDown = as_instance("inference", inference, TOP_DOWN, TopDown)
         local, latent = sizes
         cut, patch_width = _Patches(patch), check_count("patch_width", patch_width)
         size = resolutions(shape[1:], cut.patch, 1)[0]
@@ -116,5 +119,5 @@ class PatchHierarchy(HierarchicalVAE):
             observation=observation,
             shape=shape,
             latent_shapes=[[local, *size], [latent]],
-            inference=inference,
+            inference=order,
         )

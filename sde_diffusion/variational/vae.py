@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count, check_kind
-from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder, Perceptron
+from sde_diffusion.nn.autoencoder import Perceptron
 from sde_diffusion.nn.patches import decoder_of
 from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable
+from sde_diffusion.variational.convolutions import conv_networks
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
 
@@ -124,10 +125,6 @@ class ConvVAE(VAE):
         dropout: float = 0.0,
         patch: int = 1,
     ) -> None:
-        latent_channels = check_count("latent_channels", latent_channels)
-        check_kind("observation", observation, ObservationModel)
-        if len(shape) != 3:
-            raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
-        encoder = ConvEncoder(shape[0], 2 * latent_channels, channels, blocks, dropout, patch)
-        decoder = ConvDecoder(latent_channels, [observation.outputs, *shape], channels, blocks, dropout, patch)
-        super().__init__(encoder, decoder, observation, shape, [latent_channels, *decoder.sizes[-1]])
+        settings = (channels, blocks, dropout, patch)
+        encoder, decoder, latent_shape = conv_networks(shape, observation, latent_channels, 2, *settings)
+        super().__init__(encoder, decoder, observation, shape, latent_shape)

@@ -10,10 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.errors import UserError
-from sde_diffusion.nn.autoencoder import ConvDecoder, ConvEncoder
 from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable
+from sde_diffusion.variational.convolutions import conv_networks
 from sde_diffusion.variational.observation import ObservationModel
 from sde_diffusion.variational.quantizer import VectorQuantizer
 
@@ -178,11 +177,7 @@ class ConvVQVAE(VQVAE):
         decay: float = 0.99,
         restart: float = 1.0,
     ) -> None:
-        latent_channels = check_count("latent_channels", latent_channels)
-        check_kind("observation", observation, ObservationModel)
-        if len(shape) != 3:
-            raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}")
+        settings = (channels, blocks, dropout, patch)
+        encoder, decoder, latent_shape = conv_networks(shape, observation, latent_channels, 1, *settings)
         quantizer = VectorQuantizer(codes, latent_channels, decay, restart)
-        encoder = ConvEncoder(shape[0], latent_channels, channels, blocks, dropout, patch)
-        decoder = ConvDecoder(latent_channels, [observation.outputs, *shape], channels, blocks, dropout, patch)
-        super().__init__(encoder, decoder, quantizer, observation, shape, [latent_channels, *decoder.sizes[-1]])
+        super().__init__(encoder, decoder, quantizer, observation, shape, latent_shape)

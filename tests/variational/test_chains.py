@@ -12,6 +12,7 @@ from sde_diffusion import GaussianDenoiser, elbo
 from sde_diffusion.density import Decoder
 from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from sde_diffusion.variational import (
+    BottomUp,
     DiagonalGaussian,
     DiffusionChain,
     Gaussian,
@@ -21,7 +22,7 @@ from sde_diffusion.variational import (
     bound,
 )
 from sde_diffusion.variational.amortisation import _Refined
-from sde_diffusion.variational.hierarchy import residual
+from sde_diffusion.variational.inference import residual
 
 PATHS = [VPSDE(), VESDE(), SubVPSDE(), CosineVPSDE(), EDMSDE(), RectifiedFlow()]
 MEAN = torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64)
@@ -152,7 +153,7 @@ def markov(posterior, **options) -> HierarchicalVAE:
 def test_a_markov_chain_with_exact_conditionals_has_no_gap():
     marginal = (S1**2 + A2**2).sqrt()  # of z_1
     encoders = [Affine(*regression(A1, S0, marginal)), Affine(*regression(A2, S1, ONE))]
-    model = markov(encoders, inference="bottom_up")
+    model = markov(encoders, inference=BottomUp())
     weights = model.infer(X.repeat(20, 1), draws(model, 40)).log_weight().reshape(20, 2)
     torch.testing.assert_close(weights, exact_log_prob(X).expand(20, 2), atol=1e-10, rtol=0)
 

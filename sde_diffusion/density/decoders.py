@@ -18,7 +18,10 @@ _FEW = 32
 
 
 class Decoder(ABC):
-    """A decoder p(x | z_0).
+    """A decoder p(x | z_0) of a diffusion of the data, where z_0 = alpha x + sigma noise at t_end.
+
+    It has no network: z_0 shows x itself, and how much noise is on it is known. A latent variable that a network must
+    decode has an `ObservationModel` instead (`sde_diffusion.variational`), which describes x by that network's outputs.
 
     Attributes:
         continuous: Whether it is a density of continuous data, not a probability of data on levels.

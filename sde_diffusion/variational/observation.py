@@ -17,7 +17,10 @@ _LEAST_LOG_SCALE, _MOST_LOG_SCALE = -7.0, 20.0
 
 
 class ObservationModel(nn.Module, ABC):
-    """A distribution of data, independent for each value given a network's outputs [B, outputs, *dims].
+    """A distribution p(x | z) of data, independent for each value given a network's outputs [B, outputs, *dims].
+
+    The network is the decoder of an autoencoder, and z may be of any shape and meaning. In a diffusion of the data, z_0
+    is x itself with a known amount of noise, which no network decodes: see `Decoder` (`sde_diffusion.density`).
 
     Attributes:
         outputs: Number of outputs of the network for each value of the data.

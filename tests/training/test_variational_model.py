@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 
 from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality import Images
 from sde_diffusion.training import BetaELBO, GenerativeModel, VariationalModel
 from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
 from sde_diffusion.variational import Categorical, Gaussian, MLPHierarchy, bound
@@ -72,12 +73,43 @@ def test_a_checkpoint_rebuilds_it(trained):
     torch.testing.assert_close(alone[0], its[2])
 
 
-def test_its_pictures(trained):
+@torch.no_grad()
+def test_its_pictures(trained, monkeypatch):
+    """What is drawn of eight items, against the networks' outputs by hand."""
     model, data, _, _ = trained
-    with torch.no_grad():
-        drawn = model.eval().pictures(data.split("val").tensor()[:8])
+    x, vae, shown = data.split("val").tensor()[:8], model.eval().autoencoder, {}
+    for name in ("beside", "draw_rows"):
+        draw = getattr(Images, name)
+
+        def recorded(self, *given, draw=draw, **names):
+            shown[(picture := draw(self, *given, **names)).tobytes()] = given
+            return picture
+
+        monkeypatch.setattr(Images, name, recorded)
+    drawn = {name: shown[picture.tobytes()] for name, picture in model.pictures(x).items()}
     assert list(drawn) == ["reconstructions", "traversals", "interpolations"]
-    assert all(min(picture.size) > 100 for picture in drawn.values())
+    mean, log_std = vae.encoder(x).chunk(2, 1)
+    levels = torch.linspace(-1, 1, 17).view(17, 1, 1, 1)
+
+    def decoded(z):
+        return ((vae.decoder(z) + vae.start).softmax(1) * levels).sum(1)
+
+    reconstructions, items = drawn["reconstructions"]
+    torch.testing.assert_close(reconstructions, decoded(mean))
+    assert torch.equal(items, x)
+    moved, rows, columns = drawn["traversals"]
+    std = (8 * (log_std / 8).tanh()).exp()
+    nats = (0.5 * (mean.square() + std.square() - 1) - std.log()).mean(0)
+    order = nats.argsort(descending=True).tolist()
+    assert rows == [f"z_1[{place}]: {nats[place]:.2f} nats" for place in order]
+    for row, place in enumerate(order):
+        z = mean[:1].repeat(len(columns), 1)
+        z[:, place] = torch.tensor([-2.5 + 0.625 * step for step in range(9)])
+        torch.testing.assert_close(moved[row], decoded(z))
+    ways, rows, _ = drawn["interpolations"]
+    assert (len(rows), ways.shape[:2]) == (4, (4, 11))
+    torch.testing.assert_close(ways[:, [0, -1]], torch.stack([x[:4], x[4:]], 1))
+    torch.testing.assert_close(ways[:, [1, -2]], torch.stack([decoded(mean[:4]), decoded(mean[4:])], 1))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of
+from sde_diffusion.modality.pictures import Curves
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.base import Batch
@@ -256,6 +257,18 @@ class VariationalModel(GenerativeModel):
     def pictures(self, x: Tensor) -> dict[str, Image]:
         """Of items beside their reconstructions, and of what the latent variables stand for; see `latent_pictures`."""
         return latent_pictures(self.autoencoder, modality_of(self.data), x)
+
+    def curves(self) -> dict[str, Curves]:
+        """What says how far the latent variables are used: their KL divergence; for codes, whose KL divergence is
+        constant, how many are used, and their perplexity.
+        """
+        if codes := self.autoencoder.codes:
+            metrics = {"val/codes_used": "codes used", "val/perplexity": "perplexity"}
+            axis, what = f"of {codes} codes, validation split", "how many codes are used, and their perplexity"
+            return {"codes.png": Curves(metrics, axis, what, {"val/codes_used": codes}, 1.05 * codes)}
+        metrics = {f"val/kl_{t}": f"$z_{{{t}}}$" for t in range(1, len(self.autoencoder.latent_shapes) + 1)}
+        axis, what = "KL(q || p) in nats, validation split", "KL divergence of each latent variable"
+        return {"kl.png": Curves(metrics, axis, what)}
 
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""

@@ -75,10 +75,14 @@ def test_a_model_that_is_told_no_text(command, trained, tmp_path):
         (("captions=table",), "captions=table is for images in files"),
         (("data=moons",), "captions describe images, and the items of moons are not images"),
         (("text=minilm", "text.layers=7"), "text.layers must be an integer from 0 to 6"),
+        (
+            ("text=hashed", "captions=none", "conditional=false", "trainer.accelerator=foo"),
+            "text= has no effect, as digits has no texts: add conditional=true, and captions=table",
+        ),
     ],
 )
 def test_captions_refused(command, words, message, tmp_path):
     settings = ("captions=rendered", "conditional=true", "hydra.run.dir=run")
     done = command("train", *TINY, *settings, *words, cwd=tmp_path)
     assert (done.status, "Traceback" in done.err + done.out) == (1, False)
-    assert message in done.err
+    assert message in done.err + done.out

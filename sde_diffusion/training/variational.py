@@ -264,7 +264,7 @@ class VariationalModel(GenerativeModel):
         """
         if codes := self.autoencoder.codes:
             metrics = {"val/codes_used": "codes used", "val/perplexity": "perplexity"}
-            axis, what = f"of {codes} codes, validation split", "how many codes are used, and their perplexity"
+            axis, what = f"codes, of {codes}, validation split", "how many codes are used, and their perplexity"
             return {"codes.png": Curves(metrics, axis, what, {"val/codes_used": codes}, 1.05 * codes)}
         metrics = {f"val/kl_{t}": f"$z_{{{t}}}$" for t in range(1, len(self.autoencoder.latent_shapes) + 1)}
         axis, what = "KL(q || p) in nats, validation split", "KL divergence of each latent variable"

@@ -127,7 +127,10 @@ class ConvVAE(VAE):
         latent_channels = check_count("latent_channels", latent_channels)
         check_kind("observation", observation, ObservationModel)
         if len(shape) != 3:
-            raise ValueError(f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE")
+            raise ValueError(
+                f"convolutions are for images [C, H, W], and the data are {list(shape)}: use MLPVAE, "
+                "model/autoencoder=mlp"
+            )
         encoder = ConvEncoder(shape[0], 2 * latent_channels, channels, blocks, dropout, patch)
         decoder = ConvDecoder(latent_channels, [observation.outputs, *shape], channels, blocks, dropout, patch)
         super().__init__(encoder, decoder, observation, shape, [latent_channels, *decoder.sizes[-1]])

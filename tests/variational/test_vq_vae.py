@@ -89,7 +89,7 @@ def test_it_is_a_first_stage():
 
 def test_continuous_latents_are_refused():
     model = ConvVAE([1, 6, 6], Categorical(5), channels=[4], patch=2)
-    with pytest.raises(UserError, match="objective=vq is for models whose latent variables are codes"):
+    with pytest.raises(UserError, match="are codes, such as model/autoencoder=vq"):
         QuantizedELBO().check(model)
 
 

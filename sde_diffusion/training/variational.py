@@ -24,6 +24,7 @@ from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.latent_pictures import latent_pictures
+from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
 from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for, perplexity
@@ -74,9 +75,9 @@ class VariationalModel(GenerativeModel):
         data: Description of the data set (`DataModule.describe()`).
 
     Raises:
-        TypeError: If `autoencoder` is not an autoencoder, or the objective not one for such models.
+        TypeError: If `autoencoder` is not an autoencoder, or the objective not an objective.
         ValueError: If a value is not allowed.
-        UserError: If a configuration is invalid.
+        UserError: If a configuration is invalid, or the objective not one for such models.
 
     Attributes:
         autoencoder: The `Autoencoder`.
@@ -117,7 +118,12 @@ class VariationalModel(GenerativeModel):
             self.autoencoder.observation.check_data(self.data.get("levels"), dequantise)
         self.decode_as = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
-        check_kind("objective", self.objective, VariationalObjective)
+        check_kind("objective", self.objective, Objective)
+        if not isinstance(self.objective, VariationalObjective):
+            raise UserError(
+                f"{type(self.objective).__name__} is for models with a denoiser: take objective=beta_elbo, iwae or, "
+                "for codes, vq"
+            )
         self.objective.check(self.autoencoder)
         shape = list(self.data.get("shape", self.autoencoder.shape))
         self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)

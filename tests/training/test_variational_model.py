@@ -157,7 +157,9 @@ def test_a_warm_up_longer_than_the_run_is_refused():
 
 
 def test_an_objective_for_denoisers_is_refused():
-    with pytest.raises(TypeError, match="objective must be a VariationalObjective"):
+    with pytest.raises(
+        UserError, match="DenoisingScoreMatching is for models with a denoiser: take objective=beta_elbo"
+    ):
         VariationalModel(
             MLPHierarchy([1, 8, 8], Categorical(17), width=8),
             objective={"_target_": "sde_diffusion.training.DenoisingScoreMatching"},

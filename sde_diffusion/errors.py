@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class MissingPackageError(UserError):
+    """A package is needed that is not installed; the message says how to install it."""
+
+
 class FinishedError(UserError):
     """The result of a command exists already."""
 

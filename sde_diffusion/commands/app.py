@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sde_diffusion.checks.overrides import setting
 from sde_diffusion.commands import made_folders, user_classes
 from sde_diffusion.commands.configurations import check_groups, config_folder, nulls, register_resolvers
-from sde_diffusion.commands.exhausted import within_limits
+from sde_diffusion.commands.exhausted import has_finished_work, within_limits
 from sde_diffusion.commands.messages import explain
 from sde_diffusion.commands.typed_conditions import in_full
 from sde_diffusion.config import public_path
@@ -61,6 +61,7 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
     # Hydra then raises its own errors instead of printing them, and they are reported below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failed: list[str] = []
+    finished: list[str] = []  # folders of a multirun's runs
 
     def run_task(cfg: DictConfig) -> Any:
         try:
@@ -74,18 +75,23 @@ def command(name: str, task: Callable[..., Any] | None = None, processes: bool =
                 run = task or getattr(importlib.import_module(f"sde_diffusion.commands.{name}"), name)
                 with _locked_folder(name) if not processes or is_first_process() else nullcontext():
                     try:
-                        return run(cfg, **arguments)
+                        result = run(cfg, **arguments)
                     except FinishedError as error:  # of a multirun that is started again
                         if HydraConfig.get().mode != RunMode.MULTIRUN:
                             raise
                         log.info("%s", error)
-                        return None
+                        result = None
+                    finished.append(HydraConfig.get().runtime.output_dir)
+                    return result
         except (SystemExit, Exception) as error:
             stopped = isinstance(error, signals.Stopped)
             if stopped and not processes:  # training prints its own message
                 conf = HydraConfig.get()
                 out = conf.sweep.dir if conf.mode == RunMode.MULTIRUN else conf.runtime.output_dir
-                log.warning("finished work is kept: the same command with %s resumes there", setting("out", out))
+                if finished or has_finished_work(Path(conf.runtime.output_dir)):
+                    log.warning("finished work is kept: the same command with %s resumes there", setting("out", out))
+                else:
+                    log.warning("stopped before any work was finished: the same command starts again")
             refused = isinstance(error, SystemExit) and not stopped
             made_folders.remove_if_unused(Path(HydraConfig.get().runtime.output_dir), f"{name}.log", refused)
             if HydraConfig.get().mode != RunMode.MULTIRUN or stopped:

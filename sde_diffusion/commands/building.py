@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sde_diffusion import plugins
 from sde_diffusion.checks.hints import arguments_of
 from sde_diffusion.commands.app import is_overridden, override_hint, resolved
+from sde_diffusion.commands.configurations import settings_of_choices
 from sde_diffusion.commands.loading import build_data
 from sde_diffusion.commands.resuming import STORED_GROUPS, callback_settings
 from sde_diffusion.conditions import Conditions
@@ -56,13 +57,25 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
     stage = _first_stage(cfg, data) if "first_stage" in taken else None
     if stage is None and OmegaConf.select(cfg, "first_stage.ckpt") is not None:
         raise UserError(f"first_stage.ckpt is for latent diffusion, and this is a {cls.__name__}: add model=latent")
+    if cfg.conditional and "conditions" not in taken:
+        models = settings_of_choices("model")
+        able = [
+            name
+            for name, one in models.items()
+            if {"conditions", "denoiser"} <= {*arguments_of(model_class(one["_target_"]))[0]}
+        ]
+        raise UserError(
+            f"conditional=true is for models that can be told conditions, such as classes: model={', '.join(able)}. A "
+            f"{cls.__name__} cannot: leave conditional= out"
+        )
     conditions = _conditions(cfg, data, data.shape if stage is None else stage.latent_shape)
     _fill_in(cfg, data, conditions, stage)
     offered = {"denoiser": resolved(cfg.denoiser), "objective": resolved(cfg.objective), "data": data.describe()}
     offered |= {"conditions": conditions, "seed": cfg.seed, "first_stage": stage}
-    if conditions and not ("conditions" in taken and ("denoiser" not in taken or takes(cfg.network, "conditions"))):
-        where = cfg.network._target_ if "conditions" in taken else cls.__name__
-        raise UserError(f"conditional=true needs a network with an argument conditions; {where} has none")
+    if conditions and "denoiser" in taken and not takes(cfg.network, "conditions"):
+        raise UserError(
+            f"conditional=true needs a network with an argument conditions; {cfg.network._target_} has none"
+        )
     parts = () if "denoiser" in taken else ("sde", "network", "denoiser")
     if unused := [key for key in (*parts, *offered) if key not in taken and is_overridden(key)]:
         log.warning("a %s has no %s: %s", cls.__name__, " or ".join(unused), "these settings have no effect")
@@ -109,6 +122,12 @@ def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[
     measurements = _measurements(cfg, data)
     if not cfg.conditional and (unused := [name for name in data.conditions if name != "label"]):
         log.warning("the model will not depend on %s: add conditional=true", " and ".join(unused))
+    elif is_overridden("text") and not any(kind.encoded for kind in data.conditions.values()):
+        log.warning(
+            "text= has no effect, as %s has no texts: add conditional=true, and captions=table (images in a folder) or "
+            "captions=rendered (handwritten digits)",
+            data.name,
+        )
     if cfg.conditional and not conditions:
         raise UserError(f"conditional=true needs labels, and {data.name} has none{data.why_no_labels}")
     conditions = {**conditions, **measurements}

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_TRAINING = {
+    "label": "conditional=true, on data with classes",
+    "text": "conditional=true, and captions=table for images in a folder or captions=rendered for handwritten digits",
+}
+"""Settings of `train` for the usual conditions."""
+
 
 def requested_conditions(cfg: DictConfig, model: BaseModel) -> dict[str, Any]:
     """The conditions that a configuration sets, by name, as they were typed; None stands for "without it".
@@ -42,8 +48,10 @@ def requested_conditions(cfg: DictConfig, model: BaseModel) -> dict[str, Any]:
     for name in found:
         if name not in kinds and name in set_by_guidance(cfg):
             raise UserError(f"{name} is set by guidance.conditions, for each of the weights: leave {name}= out")
-        if name not in kinds and name in (model.data.get("conditions") or {}):
-            raise UserError(f"this model was trained without {name}: leave {name} out (see conditional=true of train)")
+        if name not in kinds and (name in (model.data.get("conditions") or {}) or name in _TRAINING):
+            own = f" (its conditions: {', '.join(kinds)})" if kinds else ""
+            how = _TRAINING.get(name, "conditional=true")
+            raise UserError(f"this model was trained without {name}{own}: leave {name}= out, or train one with {how}")
         if name not in kinds:
             takes = f"{', '.join(kinds)}{did_you_mean(name, kinds)}" if kinds else "none"
             bare = OmegaConf.create({**cfg, "conditions": {}})

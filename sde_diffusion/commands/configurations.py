@@ -91,6 +91,19 @@ def check_groups(arguments: Sequence[str]) -> None:
             raise UserError(f"{argument}: choose {group}= from {choices}{', one of them' if one else ''}")
 
 
+def settings_of_choices(group: str) -> dict[str, dict[str, Any]]:
+    """What each choice of a group sets, by its name, with the settings of the choice that it begins with, if any."""
+    folder = config_folder() / group
+
+    def of(name: str) -> dict[str, Any]:
+        own = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+        assert isinstance(own, dict)
+        begun = [one for one in own.pop("defaults", []) if isinstance(one, str) and one != "_self_"]
+        return {str(key): value for node in (*map(of, begun), own) for key, value in node.items()}
+
+    return {path.stem: of(path.stem) for path in sorted(folder.glob("*.yaml"))}
+
+
 def register_resolvers() -> None:
     """Register the functions above as OmegaConf resolvers, such as `${run_folder:...}`."""
     for resolver in (run_folder, network_for, share, choices, keys, module):

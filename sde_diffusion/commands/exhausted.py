@@ -92,6 +92,10 @@ def _kept() -> str:
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         return f". The last checkpoint is kept; resume with {setting('ckpt', last)}"
-    finished = [*folder.glob(".*/**/*.safetensors"), *folder.glob("runs/*/run.json")]
     again = f". Finished work is kept: the same command with {setting('out', folder)} resumes there"
-    return again if finished else ""
+    return again if has_finished_work(folder) else ""
+
+
+def has_finished_work(folder: Path) -> bool:
+    """Whether a command's folder has finished batches, or runs of a sweep, from which the same command resumes."""
+    return any([*folder.glob(".*/**/*.safetensors"), *folder.glob("runs/*/run.json")])

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
 from sde_diffusion.checks.overrides import setting
-from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.commands.configurations import config_folder, settings_of_choices
 from sde_diffusion.errors import did_you_mean
 
 
@@ -87,8 +87,19 @@ def unknown_key(key: str, parent: DictConfig) -> str:
     for names, cutoff in ((others, 0.85), (beside, 0.7)):
         if close := difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=cutoff):
             hint = f" (did you mean {names[close[0]]}?)"
+    if elsewhere := _elsewhere(key, str(where), str(parent.get("_target_"))):
+        hint = f": {elsewhere}"
     place = f" in {where}" if where else ""
     return f"unknown key {key!r}{hint}; allowed{place}: {', '.join(sorted(str(name) for name in parent))}"
+
+
+def _elsewhere(key: str, group: str, target: str) -> str:
+    """Which other choices of a group have a key that the present one, of a class, has not; "" if there are none."""
+    choices, name = settings_of_choices(group), key.rpartition(".")[2]
+    having = ", ".join(choice for choice, settings in choices.items() if name in settings)
+    present = [choice for choice, settings in choices.items() if settings.get("_target_") == target]
+    which = f"{group}={present[0]}" if len(present) == 1 else target.rpartition(".")[2]
+    return f"{which} has no {name}, unlike {having}" if having else ""
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:

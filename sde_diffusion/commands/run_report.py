@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_COMMANDS = {"sample": "draw_samples", "evaluate": "draw_samples", "likelihood": "bound"}
-"""The commands to try next, and the method that a model without a denoiser needs for each."""
+_COMMANDS = {"sample": "draws_samples", "evaluate": "draws_samples", "likelihood": "has_bound"}
+"""The commands to try next, and the property that a model needs for each."""
 
 
 def record_run(cfg: DictConfig, model: GenerativeModel, trainer: Trainer, folder: Path) -> None:
@@ -63,16 +63,17 @@ def announce(cfg: DictConfig, model: GenerativeModel, data: Any, folder: Path) -
     log.info("folder   %s%s", folder, f"  (resuming {cfg.ckpt})" if cfg.ckpt else "")
 
 
-def finish(folder: Path, metrics: dict[str, float]) -> None:
-    """Draw the loss curves and mark the run as finished in its record, unless that has been done."""
+def finish(model: GenerativeModel, folder: Path, metrics: dict[str, float]) -> None:
+    """Draw the curves of the metrics and mark the run as finished in its record, unless that has been done."""
     from sde_diffusion.modality import pictures
 
     if record.read(folder).get("finished", "no record"):
         return
     if (folder / "metrics.csv").is_file():
         pictures.save(pictures.loss_plot(folder / "metrics.csv"), folder / "loss.png")
-        if (kl := pictures.kl_plot(folder / "metrics.csv")) is not None:
-            pictures.save(kl, folder / "kl.png")
+        for name, curves in model.curves().items():
+            if (drawn := curves.plot(folder / "metrics.csv")) is not None:
+                pictures.save(drawn, folder / name)
     record.finish(folder, metrics)
 
 
@@ -84,7 +85,7 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
         ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss)"),
         ("samples", "sample grids during training, and of an autoencoder reconstructions, traversals, interpolations"),
         ("loss.png", "training and validation loss; numbers in metrics.csv"),
-        ("kl.png", "KL divergence of each latent variable; numbers in metrics.csv"),
+        *((name, f"{curves.what}; numbers in metrics.csv") for name, curves in model.curves().items()),
         ("noise_levels.png", "validation loss against log-SNR; numbers in noise_levels.csv"),
         ("schedule.png", "the learned path and noise levels of training; numbers in schedule.csv"),
         ("config.yaml", "the full configuration; the log is in train.log"),
@@ -92,7 +93,7 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
     ):
         if (folder / name).exists():
             log.info("  %-16s %s", name, what)
-    usable = [name for name, method in _COMMANDS.items() if model.denoiser is not None or model.defines(method)]
+    usable = [name for name, needed in _COMMANDS.items() if getattr(model, needed)]
     if not usable:
         return
     log.info("Next:")

@@ -78,7 +78,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     _check_memory(model, trainer)
     if reached := limit_reached(checkpoint, trainer):
         if trainer.is_global_zero:
-            finish(folder, checkpoint["sde_diffusion"].get("metrics", {}))
+            finish(model, folder, checkpoint["sde_diffusion"].get("metrics", {}))
         log.info("Nothing to do: %s to train %s further", reached, cfg.ckpt)
         return record.read(folder).get("metrics") or {}
     before = checkpoint["sde_diffusion"]["run"] if checkpoint else {}
@@ -126,7 +126,7 @@ def _fit(cfg: DictConfig, model: GenerativeModel, data: DataModule, trainer: Tra
     model.trainer = trainer  # detached if other processes trained the model (ddp_spawn)
     metrics = model.last_metrics()
     if trainer.is_global_zero:
-        finish(folder, metrics)
+        finish(model, folder, metrics)
         conclude(cfg, model, folder, last)
     return metrics
 

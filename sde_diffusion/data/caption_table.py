@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from sde_diffusion.checks.reprs import few
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.storage.files import opened
 from sde_diffusion.text import Captions, ImageSplit
+
+log = logging.getLogger(__name__)
 
 
 class CaptionTable(Captions):
@@ -44,6 +47,8 @@ class CaptionTable(Captions):
                 f"{path} has captions of {len(table)} files, but there are {n} images; without a caption: "
                 f"{few(missing, 3)}{'' if len(missing) <= 3 else f' ({len(missing)} in all)'}"
             )
+        if unused := sorted({*table} - {*wanted}):
+            log.info("%s has captions of %d files that are not among the images: %s", path, len(unused), few(unused, 3))
         return {name: [table[file] for file in split.files or ()] for name, split in splits.items()}
 
     def _read(self, path: Path) -> dict[str, str]:

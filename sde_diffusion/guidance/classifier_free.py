@@ -106,7 +106,7 @@ class ClassifierFreeGuidance(Combination):
             raise TypeError(f"{name} must map conditions to values, such as {{'label': 10}}; got {shown(given)}")
         known = self.denoiser.conditions
         if known is not None and (strange := [one for one in given if one not in known]):
-            takes = f"takes {', '.join(known)}{did_you_mean(strange[0], known)}" if known else "takes none"
+            takes = f"takes {', '.join(known)}{did_you_mean(strange[0], known)}" if known else "takes no conditions"
             raise ValueError(f"{name} names {', '.join(strange)}, and {type(self.denoiser).__name__} {takes}")
         return dict(given)
 

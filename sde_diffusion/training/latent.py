@@ -127,9 +127,10 @@ class LatentModel(ScoreModel):
         return self.first_stage.decode(self.first_stage.draw(x, stream.normal(0)))
 
     def on_fit_start(self) -> None:
-        """Measure shift and scale for a new run: every process on the same training items, all or 10,000 of them."""
+        """Measure shift and scale for a new run, on all training items or 10,000; every process with the same noise."""
         if self.trainer.ckpt_path is None:
-            self.first_stage.measure(x.to(self.device) for x in self.training_items())
+            filled, generator = super().filled, torch.Generator().manual_seed(self.hparams["seed"])
+            self.first_stage.measure(filled(x.to(self.device), generator) for x in self.training_items())
         super().on_fit_start()  # the objective is told about w, which `filled` draws
 
     def filled(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -143,6 +144,11 @@ class LatentModel(ScoreModel):
     def bound(self, x: Tensor, **options: Any) -> Bound:
         """The bound of autoencoder and diffusion together; see `BaseModel.bound` and `latent_bound`."""
         return latent_bound(self.first_stage, self.denoiser, x, **options)
+
+    @property
+    def has_bound(self) -> bool:
+        """See `BaseModel`: q(z | x) must have an entropy, which a code has not."""
+        return not self.first_stage.autoencoder.codes
 
     @property
     def bounds_density(self) -> bool:

@@ -18,11 +18,13 @@ from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of
+from sde_diffusion.modality.pictures import Curves
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.latent_pictures import latent_pictures
+from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
 from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for, perplexity
@@ -73,9 +75,9 @@ class VariationalModel(GenerativeModel):
         data: Description of the data set (`DataModule.describe()`).
 
     Raises:
-        TypeError: If `autoencoder` is not an autoencoder, or the objective not one for such models.
+        TypeError: If `autoencoder` is not an autoencoder, or the objective not an objective.
         ValueError: If a value is not allowed.
-        UserError: If a configuration is invalid.
+        UserError: If a configuration is invalid, or the objective not one for such models.
 
     Attributes:
         autoencoder: The `Autoencoder`.
@@ -116,7 +118,12 @@ class VariationalModel(GenerativeModel):
             self.autoencoder.observation.check_data(self.data.get("levels"), dequantise)
         self.decode_as = "mean"
         self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
-        check_kind("objective", self.objective, VariationalObjective)
+        check_kind("objective", self.objective, Objective)
+        if not isinstance(self.objective, VariationalObjective):
+            raise UserError(
+                f"{type(self.objective).__name__} is for models with a denoiser: take objective=beta_elbo, iwae or, "
+                "for codes, vq"
+            )
         self.objective.check(self.autoencoder)
         shape = list(self.data.get("shape", self.autoencoder.shape))
         self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)
@@ -248,6 +255,18 @@ class VariationalModel(GenerativeModel):
     def pictures(self, x: Tensor) -> dict[str, Image]:
         """Of items beside their reconstructions, and of what the latent variables stand for; see `latent_pictures`."""
         return latent_pictures(self.autoencoder, modality_of(self.data), x)
+
+    def curves(self) -> dict[str, Curves]:
+        """What says how far the latent variables are used: their KL divergence; for codes, whose KL divergence is
+        constant, how many are used, and their perplexity.
+        """
+        if codes := self.autoencoder.codes:
+            metrics = {"val/codes_used": "codes used", "val/perplexity": "perplexity"}
+            axis, what = f"codes, of {codes}, validation split", "how many codes are used, and their perplexity"
+            return {"codes.png": Curves(metrics, axis, what, {"val/codes_used": codes}, 1.05 * codes)}
+        metrics = {f"val/kl_{t}": f"$z_{{{t}}}$" for t in range(1, len(self.autoencoder.latent_shapes) + 1)}
+        axis, what = "KL(q || p) in nats, validation split", "KL divergence of each latent variable"
+        return {"kl.png": Curves(metrics, axis, what)}
 
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""

@@ -205,7 +205,7 @@ class QuantizedELBO(VariationalObjective):
         """See `Objective.check`: the latent variables must be codes."""
         super().check(model)
         if not model.codes:
-            raise UserError("objective=vq is for models whose latent variables are codes: model=vq")
+            raise UserError("objective=vq is for models whose latent variables are codes, such as model/autoencoder=vq")
 
     def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; `step` is not used."""

@@ -37,7 +37,7 @@ def conv_networks(
     """
     latent_channels = check_count("latent_channels", latent_channels)
     check_kind("observation", observation, ObservationModel)
-    check_images(shape, "MLPVAE")
+    check_images(shape, "MLPVAE, model/autoencoder=mlp")
     encoder = ConvEncoder(shape[0], encoded * latent_channels, channels, blocks, dropout, patch)
     decoder = ConvDecoder(latent_channels, [observation.outputs, *shape], channels, blocks, dropout, patch)
     return encoder, decoder, [latent_channels, *decoder.sizes[-1]]

@@ -188,7 +188,7 @@ class ConvHierarchy(HierarchicalVAE):
         patch: int = 1,
     ) -> None:
         check_kind("observation", observation, ObservationModel)
-        check_images(shape, "MLPHierarchy")
+        check_images(shape, "MLPHierarchy, model/autoencoder=mlp_hierarchy")
         order: TopDown = as_instance("inference", inference, TOP_DOWN, TopDown)
         counts = [check_count("latents", count, least=0) for count in latents]
         latent_channels, channels = check_count("latent_channels", latent_channels), check_count("channels", channels)

@@ -71,7 +71,7 @@ class ObservationModel(nn.Module, ABC):
         if self.levels is None and levels is not None and not dequantise:
             raise ValueError(
                 f"{name} is a density, which is unbounded for data on {levels} levels: take "
-                f"{type(observation_for(levels)).__name__}, or dequantise=true"
+                f"{type(observation_for(levels)).__name__}, their default, or dequantise=true"
             )
 
     def starting_outputs(self, x: Tensor) -> Tensor:
@@ -260,4 +260,4 @@ def _few(name: str, levels: int | None) -> int:
 def _refuse(name: str, what: str, levels: int | None) -> NoReturn:
     its = "are continuous" if levels is None else f"have {levels} levels"
     fitting = type(observation_for(levels)).__name__
-    raise ValueError(f"{name} is for {what}, and these data {its}: take {fitting}")
+    raise ValueError(f"{name} is for {what}, and these data {its}: take {fitting}, their default")

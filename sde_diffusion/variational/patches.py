@@ -95,7 +95,7 @@ class PatchHierarchy(HierarchicalVAE):
         inference: str | TopDown = "residual",
     ) -> None:
         check_kind("observation", observation, ObservationModel)
-        check_images(shape, "MLPHierarchy")
+        check_images(shape, "MLPHierarchy, model/autoencoder=mlp_hierarchy")
         sizes = check_latent_dims(latent_dims)
         if len(sizes) > 2:
             raise ValueError(f"latent_dims must be two sizes, of a patch's and of the image's part; got {list(sizes)}")

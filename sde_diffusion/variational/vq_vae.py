@@ -29,7 +29,7 @@ class UniformCodes:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """-(number of places) log K, in nats, for codes z [B, dim, *places]; [B]."""
-        return torch.full_like(z[:, 0].flatten(1)[:, 0], -z[0, 0].numel() * math.log(self.codes))
+        return z.new_full(z.shape[:1], -math.prod(z.shape[2:]) * math.log(self.codes))
 
     def standardised(self, z: Tensor) -> None:
         """None: codes have no coordinates that are standard normal."""
@@ -51,7 +51,7 @@ class NearestCodes:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log 1 = 0 for the nearest codes z; [B]."""
-        return torch.zeros_like(z[:, 0].flatten(1)[:, 0])
+        return z.new_zeros(z.shape[:1])
 
     def kl(self, other: UniformCodes) -> Tensor:
         """(Number of places) log K, in nats; [B]."""
@@ -98,7 +98,7 @@ class VQVAE(Autoencoder):
         quantizer: The codebook.
         observation: p(x | z) given the decoder's outputs.
         shape: Shape of the data.
-        latent_shape: [dim, *places].
+        latent_shape: [dim, *places]; [dim]: one code for each item.
 
     References:
         van den Oord et al. 2017, "Neural Discrete Representation Learning".

@@ -20,6 +20,14 @@ TRAIN = {
     "an unknown trainer key": (["trainer.foo=1"], ["'trainer.foo'", "max_steps"]),
     "an added trainer key": (["+trainer.foo=1"], ["trainer", "foo"]),
     "an unknown path key": (["sde.beta=3"], ["'sde.beta'", "beta_min", "beta_max"]),
+    "a key of another choice": (
+        ["model=vae", "objective=iwae", "objective.beta=2"],
+        ["objective=iwae has no beta, unlike annealed_elbo, beta_elbo; allowed in objective: "],
+    ),
+    "a VAE that is told classes": (
+        ["model=vae", "conditional=true"],
+        ["conditional=true is for models that can be told conditions", "model=latent, score, vdm. A VariationalModel"],
+    ),
     "betas out of order": (["sde.beta_min=30"], ["0 < beta_min <= beta_max", "beta_min=30"]),
     "a negative sigma": (["sde=ve", "sde.sigma_min=-1"], ["0 < sigma_min < sigma_max", "sigma_min=-1"]),
     "v off VP": (["denoiser=v", "sde=ve"], ["'v'", "VPSDE", "velocity"]),

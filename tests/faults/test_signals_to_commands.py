@@ -81,11 +81,13 @@ def test_results_at_many_places(name, command, trained, tmp_path):
 
 
 def test_how_to_go_on_is_said(command, trained, tmp_path):
-    """The same command with the same out= resumes, and draws nothing twice."""
+    """The same command with the same out= resumes, and draws nothing twice; nothing finished is not called kept."""
     typed = (*words("sample", trained), f"out={tmp_path / 'out'}")
-    calls = command("sample", *typed, cwd=tmp_path, signal_at=0).calls
+    done = command("sample", *typed, cwd=tmp_path, signal_at="in_batches:1")
+    assert done.status == 143
+    assert "stopped before any work was finished: the same command starts again" in done.out
     typed = (*typed[:-1], f"out={tmp_path / 'again'}")
-    done = command("sample", *typed, cwd=tmp_path, signal_at=calls // 2, number=signal.SIGHUP)
+    done = command("sample", *typed, cwd=tmp_path, signal_at="keep:2", number=signal.SIGHUP)  # of the second batch
     assert done.status == 129
     assert f"the same command with out={tmp_path / 'again'} resumes there" in done.out
     again = command("sample", *typed, cwd=tmp_path)

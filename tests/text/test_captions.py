@@ -1,5 +1,7 @@
 """Captions: their attributes against images of known shear, their words, and tables of them."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,14 @@ def test_tables_refused(pictures, settings, change, words):
         path.write_text(change(path.read_text()))
     with pytest.raises(UserError, match=words):
         Folder(str(pictures), captions=CaptionTable(**settings)).prepare()
+
+
+def test_captions_of_files_that_are_not_there_are_named(pictures, caplog):
+    with (pictures / "metadata.csv").open("a") as file:
+        file.write("\n99.png,none\n")
+    with caplog.at_level(logging.INFO):
+        Folder(str(pictures), captions=CaptionTable()).prepare()
+    assert "has captions of 2 files that are not among the images: 99.png, other.png" in caplog.text
 
 
 class Symbols(DataModule):

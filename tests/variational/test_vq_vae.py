@@ -14,8 +14,8 @@ from sde_diffusion.variational import VQVAE, Categorical, ConvVAE, ConvVQVAE, Ga
 from sde_diffusion.variational.exploration import coordinates, information
 
 
-def toy() -> VQVAE:
-    """z_e = x of shape [1, 2], two places; codes -1, 0 and 1; p(x | z) = N(2 z, 1)."""
+def toy(shape: tuple[int, ...] = (1, 2)) -> VQVAE:
+    """z_e = x of shape [1, 2], two places, or [1], none; codes -1, 0 and 1; p(x | z) = N(2 z, 1)."""
 
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -28,21 +28,24 @@ def toy() -> VQVAE:
     quantizer = VectorQuantizer(3, 1)
     quantizer.codebook.copy_(torch.tensor([[-1.0], [0.0], [1.0]]))
     quantizer.started.fill_(True)
-    return VQVAE(nn.Identity(), Twice(), quantizer, Gaussian(1.0, learned=False), (1, 2), (1, 2)).double()
+    return VQVAE(nn.Identity(), Twice(), quantizer, Gaussian(1.0, learned=False), shape, shape).double()
 
 
-def test_the_bound_is_below_the_evidence_by_what_the_other_codes_explain():
-    """Log p(x) by summing over all nine sequences of codes; the bound has the term of the nearest ones alone."""
-    model = toy().eval()
-    x = torch.tensor([[[0.8, -0.2]], [[-3.0, 0.4]]], dtype=torch.float64)
+@pytest.mark.parametrize("values", [[[[0.8, -0.2]], [[-3.0, 0.4]]], [[0.8], [-3.0]]], ids=["two places", "no places"])
+def test_the_bound_is_below_the_evidence_by_what_the_other_codes_explain(values):
+    """Log p(x) by summing over all sequences of codes; the bound has the term of the nearest ones alone."""
+    x = torch.tensor(values, dtype=torch.float64)
+    model = toy(tuple(x.shape[1:])).eval()
     codes = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
     each = -0.5 * (x.unsqueeze(-1) - 2 * codes).square() - 0.5 * math.log(2 * math.pi) - math.log(3)
-    evidence = each.logsumexp(-1).sum((1, 2))
+    evidence = each.logsumexp(-1).flatten(1).sum(1)
     nearest = (x.unsqueeze(-1) - codes).abs().argmin(-1, keepdim=True)
     found = bound(model, x, draws=2, importance=3)
-    torch.testing.assert_close(found.log_prob, each.gather(-1, nearest).squeeze(-1).sum((1, 2)), atol=1e-12, rtol=0)
-    torch.testing.assert_close(found.kl[0], torch.full((2,), 2 * math.log(3), dtype=torch.float64))
+    torch.testing.assert_close(found.log_prob, each.gather(-1, nearest).flatten(1).sum(1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.kl[0], torch.full((2,), x[0].numel() * math.log(3), dtype=torch.float64))
     assert bool((found.log_prob < evidence).all())
+    (z,) = model.generate([torch.tensor([-2.0, 2.0]).reshape(2, *(1,) * (x.ndim - 1)).expand_as(x)])
+    torch.testing.assert_close(z, torch.tensor([-1.0, 1.0]).reshape(2, *(1,) * (x.ndim - 1)).expand_as(x).double())
     assert float(found.std_error.abs().max()) < 1e-12
 
 
@@ -86,7 +89,7 @@ def test_it_is_a_first_stage():
 
 def test_continuous_latents_are_refused():
     model = ConvVAE([1, 6, 6], Categorical(5), channels=[4], patch=2)
-    with pytest.raises(UserError, match="objective=vq is for models whose latent variables are codes"):
+    with pytest.raises(UserError, match="are codes, such as model/autoencoder=vq"):
         QuantizedELBO().check(model)
 
 

@@ -9,8 +9,9 @@ SECONDS each, with the settings of `experiment=first_stage`,
 The generator is not trained again. Its latent variables, and those of test items, standardised, are decoded by its own
 decoder and by each of these. The table has the root mean square error of reconstructions of test items on [-1, 1], the
 share of them with the right digit, and the measurements of `benchmarks.text` for pictures of all 60 meanings. Expected
-of a decoder to which these latent variables mean nothing: at least the error of the mean image, and the digit right by
-chance, 0.1. The errors of the mean image, and of the new first stage with its own encoder, stand below the table.
+of a decoder to which these latent variables mean nothing: at least the error of the mean image, and a picture of which
+digit is by chance, so that one class of ten is right on average, with a standard deviation of about one. The errors of
+the mean image, and of the new first stage with its own encoder, stand below the table.
 
 Times are CPU seconds of this process on one thread. Results: the table, DIR/decoders.json, a picture of the same latent
 variables by each decoder, and the models, which are not trained again if they are there.

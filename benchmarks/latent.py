@@ -119,6 +119,12 @@ def trained(make: Callable[[], GenerativeModel], data: DataModule, seconds: floa
     return model.eval()
 
 
+def training_of(path: Path) -> tuple[int, float]:
+    """Steps and CPU seconds of the training of a checkpoint that `trained` wrote."""
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    return int(stored["global_step"]), float(stored["callbacks"]["CPUTimer"]["time_elapsed"]["train"])
+
+
 Row = tuple[str, float, float]
 """What is measured, its value, and its standard error."""
 

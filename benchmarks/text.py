@@ -18,7 +18,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from sde_diffusion import DPMSolver, UserError
 from sde_diffusion.config import build
 from sde_diffusion.data import DataModule, from_levels, to_levels
 from sde_diffusion.metrics import FrechetDistance, TwoTower, load_extractor
+from sde_diffusion.sampling import Samples
 from sde_diffusion.text import RenderedCaptions, StrokeAttributes, as_bytes
 from sde_diffusion.training import GenerativeModel
 from sde_diffusion.training.guided_denoiser import guided_denoiser
@@ -90,16 +92,40 @@ class Judges:
         return {**shares, "two-tower": float(score.mean()), "Fréchet": float(distance.compute())}
 
 
-def rows_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
-    """The rows of the table, with their names."""
-    models = [GenerativeModel.load_from_checkpoint(path).eval() for path in args.ckpt]
+def models_of(paths: Sequence[str], root: str | None) -> tuple[list[GenerativeModel], DataModule, int]:
+    """The models of checkpoints, the data of the first without captions, and the number of bytes of a text."""
+    models = [GenerativeModel.load_from_checkpoint(path).eval() for path in paths]
     kind = models[0].conditions.get("text")
     if any(model.conditions.get("text") is None or not model.dropout.dropped for model in models):
         raise UserError("--ckpt must be models that were trained with texts, some of them dropped: captions=rendered")
     assert kind is not None
     settings: dict[str, Any] = {**models[0].data["config"], "captions": None}
-    data = build(settings | ({"root": args.root} if args.root else {})).prepare()
-    judges = Judges(data, kind.shape[0], args.towers)
+    return models, build(settings | ({"root": root} if root else {})).prepare(), kind.shape[0]
+
+
+def draw(model: GenerativeModel, text: Tensor, scale: float, steps: int) -> Samples:
+    """Pictures of texts, by DPM-Solver++ with guidance."""
+    guided = guided_denoiser(model, {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance", "scale": scale})
+    with torch.no_grad():
+        parts = [
+            model.draw_samples(
+                DPMSolver(steps), guided, (len(rows), *model.data["shape"]), seeds=rows.tolist(), text=text[rows]
+            )
+            for rows in torch.split(torch.arange(len(text)), 200)
+        ]
+    latents = [torch.cat([part.latents[0] for part in parts])] if parts[0].latents else []
+    return replace(parts[0], x=torch.cat([part.x for part in parts]), latents=latents)
+
+
+def on_levels(x: Tensor, data: DataModule) -> Tensor:
+    """Pictures as they are in files."""
+    return from_levels(to_levels(x, data.levels or 256), data.levels or 256)
+
+
+def rows_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
+    """The rows of the table, with their names."""
+    models, data, length = models_of(args.ckpt, args.root)
+    judges = Judges(data, length, args.towers)
     label = data.split("test").label
     x = data.tensor("test")[: args.real]
     meaning = judges.meaning(x, label[: args.real])
@@ -112,21 +138,8 @@ def rows_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
         for words in ("training", "unseen"):
             text = judges.texts(meaning, words, 3)
             for scale in args.scales:
-                guidance = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance", "scale": scale}
-                guided, start = guided_denoiser(model, guidance), time.process_time()
-                with torch.no_grad():
-                    parts = [
-                        model.draw_samples(
-                            DPMSolver(args.steps),
-                            guided,
-                            (len(rows), *data.shape),
-                            seeds=rows.tolist(),
-                            text=text[rows],
-                        )
-                        for rows in torch.split(torch.arange(args.n), 200)
-                    ]
-                x = torch.cat([part.x for part in parts])
-                x = from_levels(to_levels(x, data.levels or 256), data.levels or 256)
+                start = time.process_time()
+                x = on_levels(draw(model, text, scale, args.steps).x, data)
                 seconds = (time.process_time() - start) / args.n
                 name = f"{path}, {words} words, scale {scale:g}"
                 yield name, {**judges.row(x, meaning, told), "ms each": 1000 * seconds}

@@ -122,7 +122,7 @@ def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[
     measurements = _measurements(cfg, data)
     if not cfg.conditional and (unused := [name for name in data.conditions if name != "label"]):
         log.warning("the model will not depend on %s: add conditional=true", " and ".join(unused))
-    elif is_overridden("text") and not any(kind.encoded for kind in data.conditions.values()):
+    elif is_overridden("text") and not any("text" in kind.groups.values() for kind in data.conditions.values()):
         log.warning(
             "text= has no effect, as %s has no texts: add conditional=true, and captions=table (images in a folder) or "
             "captions=rendered (handwritten digits)",

@@ -252,6 +252,8 @@ def _metrics(
             continue
         if not set(metric.sides) <= set(sides):
             unsuitable[name] = "it needs another split than train: set split=test or split=val"
+        elif TRAIN in metric.sides and cfg.of == "reconstructions":
+            unsuitable[name] = "it is for samples; reconstructions are near the items that they were made from"
         elif metric.for_points and not data.modality.few_dimensions and not chosen:
             unsuitable[name] = f"it is meant for points; metrics=[{name},...] computes it for {data.modality.unit} too"
         else:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.outliers import compare
+from sde_diffusion.commands.sampling_run import passes_in_words
 from sde_diffusion.density.summary import main_score, per_dim, plus_minus, summary
 from sde_diffusion.modality import pictures
 from sde_diffusion.sampling.ode_adams import ROUGH
@@ -83,7 +84,7 @@ def log_report(report: dict[str, Any], reports: dict[str, dict[str, Any]], condi
     for split, values in reports.items():
         items = "item" if values["n"] == 1 else "items"
         passes = values["nfe"]["mean"] or math.nan
-        log.info("%s %s, %d %s, %.0f network passes each", report["data"], split, values["n"], items, passes)
+        log.info("%s %s, %d %s, %s", report["data"], split, values["n"], items, passes_in_words(passes))
         if values["by"] == "flow":
             log.info("  -log p by the flow: %s %s", plus_minus(values[unit], values["std_error"]), per)
         _log_bounds(values, int(report["importance"]), unit)

@@ -49,9 +49,9 @@ class Sampled:
         return self.finished.stored("x")
 
 
-def passes_in_words(nfe: int) -> str:
-    """Network passes of a sample, for the log."""
-    return f"{nfe} network pass{'' if nfe == 1 else 'es'} each"
+def passes_in_words(nfe: float) -> str:
+    """Network passes of a sample, or their mean over items, for the log."""
+    return f"{nfe:.0f} network pass{'' if nfe == 1 else 'es'} each"
 
 
 def sample_in_batches(

@@ -50,7 +50,7 @@ def latent_pictures(model: Autoencoder, modality: Modality, x: Tensor) -> dict[s
     if pairs := min(_PAIRS, len(x) // 2):
         between = interpolate(model, [v[:pairs] for v in e], [v[pairs : 2 * pairs] for v in e], _STEPS)
         ways = torch.cat([x[:pairs, None], between, x[pairs : 2 * pairs, None]], 1)
-        shares = [f"{100 * step // (_STEPS - 1)}%" for step in range(_STEPS)]
+        shares = [f"{100 * step / (_STEPS - 1):g}%" for step in range(_STEPS)]
         rows = [f"{pair + 1}" for pair in range(pairs)]
         drawn["interpolations"] = modality.draw_rows(ways, rows, ["data", *shares, "data"])
     return drawn

@@ -10,7 +10,7 @@ from sde_diffusion.data import Digits
 from sde_diffusion.metrics import FrechetDistance, load_extractor
 from sde_diffusion.training import GenerativeModel
 
-OF = ("of=reconstructions", "n=200", "metrics=[frechet]", "batch_size=64")
+OF = ("of=reconstructions", "n=200", "metrics=[frechet,memorisation]", "batch_size=64")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def test_they_are_the_models_and_are_compared_with_the_split(first_stage, comman
     rows = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:200]
     x, model = data.split("test").tensor(rows), GenerativeModel.load_from_checkpoint(ckpt)
     made = model.reconstruct(x)
+    assert "made from" in report["skipped"]["memorisation"]
     assert report["rmse"] == pytest.approx(float((made - x).square().mean().sqrt()), rel=1e-5)
     assert report["psnr"] == pytest.approx(20 * torch.tensor(2 / report["rmse"]).log10().item(), rel=1e-5)
     for of, found in ((made, report), (x, report["originals"])):

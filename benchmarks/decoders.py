@@ -1,17 +1,17 @@
 """Which decoder can replace a model's own? `python -m benchmarks.decoders --ckpt T2I --out DIR`
 
-For a latent model of MNIST that was trained with texts on a first stage (see `experiment=text_to_image`), it trains,
+For a latent model of MNIST or the digits that was trained with texts (see `experiment=text_to_image`), it trains,
 SECONDS each, with the settings of `experiment=first_stage`,
 
-- a new decoder for the encoder of that first stage, from another seed: the latent variables are the same;
+- a new decoder for the encoder of the model's first stage, from another seed: the latent variables are the same;
 - a new first stage, encoder and decoder, from another seed: those of the same shape, but its own.
 
 The generator is not trained again. Its latent variables, and those of test items, standardised, are decoded by its own
 decoder and by each of these. The table has the root mean square error of reconstructions of test items on [-1, 1], the
-share of them with the right digit, and the measurements of `benchmarks.text` for pictures of all 60 meanings. Expected
-of a decoder to which these latent variables mean nothing: at least the error of the mean image, and a picture of which
-digit is by chance, so that one class of ten is right on average, with a standard deviation of about one. The errors of
-the mean image, and of the new first stage with its own encoder, stand below the table.
+share of them with the right digit, and the measurements of `benchmarks.text` for pictures of all 60 meanings. A decoder
+to which these latent variables mean nothing should have at least the error of the mean image. Which digit it shows for
+which should be by chance: one of ten is right on average, with a standard deviation of about one. The errors of the
+mean image, and of the new first stage with its own encoder, stand below the table.
 
 Times are CPU seconds of this process on one thread. Results: the table, DIR/decoders.json, a picture of the same latent
 variables by each decoder, and the models, which are not trained again if they are there.
@@ -28,12 +28,12 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from benchmarks.latent import trained
 from benchmarks.text import MEANINGS, Judges, draw, models_of, on_levels
 from sde_diffusion import UserError
 from sde_diffusion.commands.configurations import config_folder, register_resolvers
-from sde_diffusion.commands.train import build_model
 from sde_diffusion.data import DataModule
 from sde_diffusion.modality import pictures
 from sde_diffusion.modality.images import to_uint8
@@ -48,14 +48,16 @@ OWN, SAME, OTHER = "its own", "new, same encoder", "new, another encoder"
 def first_stages(args: argparse.Namespace, model: LatentModel, data: DataModule) -> dict[str, FirstStage]:
     """The model's own first stage, one with a new decoder, and a new one."""
     register_resolvers()
-    root = data.describe()["config"]["root"]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        cfg = compose("train", ["experiment=first_stage", "data=mnist", f"data.root={root}", f"seed={args.seed}"])
+        cfg = compose("train", ["experiment=first_stage"])
+    own, objective = model.first_stage.description, OmegaConf.to_container(cfg.objective)
+    settings: dict[str, Any] = {"lr": cfg.model.lr, "warmup_steps": cfg.model.warmup_steps, "seed": args.seed}
+    assert own is not None
 
     def new(encoder: dict[str, Any] | None) -> VariationalModel:
         torch.manual_seed(args.seed)
-        found = build_model(cfg)[1]
-        assert isinstance(found, VariationalModel)
+        parts = {"autoencoder": own["autoencoder"], "observation": own["observation"], "objective": objective}
+        found = VariationalModel(**parts, **settings, data=data.describe())
         if encoder is not None:
             found.autoencoder.encoder.load_state_dict(encoder)
             found.autoencoder.encoder.requires_grad_(False)

@@ -28,8 +28,8 @@ def by_histogram() -> tuple[GaussianDenoiser, DiffusionELBO]:
     return model, objective
 
 
-def by_gradient() -> tuple[GaussianDenoiser, DiffusionELBO]:
-    model, objective = denoiser("knots"), DiffusionELBO(ScheduleTimes(stratified=True))
+def by_gradient(schedule: str) -> tuple[GaussianDenoiser, DiffusionELBO]:
+    model, objective = denoiser(schedule), DiffusionELBO(ScheduleTimes(stratified=True))
     optimizer = torch.optim.Adam(model.sde.schedule.parameters(), lr=0.01)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
     for _ in range(200):
@@ -40,7 +40,14 @@ def by_gradient() -> tuple[GaussianDenoiser, DiffusionELBO]:
     return model, objective
 
 
-@pytest.mark.parametrize("learn", [by_histogram, by_gradient])
+LEARNERS = {
+    "histogram": by_histogram,
+    "knots": lambda: by_gradient("knots"),
+    "network": lambda: by_gradient("net"),
+}
+
+
+@pytest.mark.parametrize("learn", LEARNERS.values(), ids=LEARNERS)
 def test_the_learned_density_is_the_optimal_one_for_gaussian_data(learn):
     """Information falls at constant speed: log(1 + s^2 e^lambda) is linear in u; and one draw varies as little."""
     torch.manual_seed(0)

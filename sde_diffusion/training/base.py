@@ -175,21 +175,26 @@ class BaseModel(LightningModule, ABC):
         """Pictures of logged metrics at the end of a run, by the names of their files; none by default."""
         return {}
 
-    def clipped_apart(self) -> list[list[nn.Parameter]]:
-        """Groups of parameters whose gradients are clipped apart from each other and from all others."""
+    def parameters_apart(self) -> list[list[nn.Parameter]]:
+        """Groups of parameters that are clipped apart from each other and from all others, and have no weight decay."""
         return []
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups of trained parameters: first all others, then each of `parameters_apart`."""
+        apart = self.parameters_apart()
+        known = {id(parameter) for group in apart for parameter in group}
+        first: dict[str, Any] = {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in known]}
+        return [first, *({"params": [p for p in group if p.requires_grad], "weight_decay": 0.0} for group in apart)]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip gradients, those of `clipped_apart` by norms of their own."""
-        apart = self.clipped_apart()
-        if not apart or not gradient_clip_val or gradient_clip_algorithm == "value":
+        """Clip gradients, those of `parameters_apart` by norms of their own."""
+        if not self.parameters_apart() or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        known = {id(parameter) for group in apart for parameter in group}
-        for group in ([p for p in self.parameters() if id(p) not in known], *apart):
-            nn.utils.clip_grad_norm_(group, gradient_clip_val)
+        for group in self.parameter_groups():
+            nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def summary(self) -> dict[str, str]:
         """Lines on what is trained, by heading, for the log of a run."""

@@ -194,9 +194,10 @@ class GenerativeModel(BaseModel):
         for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
             scheduler: LambdaLR = config.scheduler  # type: ignore[assignment]
             scheduler.base_lrs = [settings["lr"]] * len(optimizer.param_groups)
-            for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            groups = zip(optimizer.param_groups, self.parameter_groups(), scheduler.lr_lambdas, strict=True)
+            for group, own, factor in groups:
                 lr = settings["lr"] * factor(scheduler.last_epoch)
-                group.update({**optimizer.defaults, **settings, "lr": lr, "initial_lr": settings["lr"]})
+                group.update({**optimizer.defaults, **settings, "lr": lr, "initial_lr": settings["lr"], **own})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Log by optimizer steps; Lightning's own counter differs after a resume."""
@@ -234,7 +235,7 @@ class GenerativeModel(BaseModel):
 
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the device allows, with the schedule stepped at each optimizer step."""
-        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], **self._optimizer_settings())
+        optimizer = torch.optim.AdamW(self.parameter_groups(), **self._optimizer_settings())
         total = float(self.trainer.estimated_stepping_batches)
         if self.schedule is cosine_schedule and not math.isfinite(total) and timer_of(self.trainer) is None:
             raise UserError(

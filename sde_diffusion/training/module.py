@@ -131,7 +131,7 @@ class ScoreModel(GenerativeModel):
                 "with nothing to learn"
             )
 
-    def clipped_apart(self) -> list[list[nn.Parameter]]:
+    def parameters_apart(self) -> list[list[nn.Parameter]]:
         """A learned path's, whose gradients are larger and vary more than the network's."""
         path: Any = self.denoiser.sde
         return [list(path.parameters())] if path.learned else []

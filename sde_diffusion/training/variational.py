@@ -168,7 +168,7 @@ class VariationalModel(GenerativeModel):
             self._logged |= {f"train/{name}": value for name, value in self.adversary.logged.items()}
         return loss
 
-    def clipped_apart(self) -> list[list[nn.Parameter]]:
+    def parameters_apart(self) -> list[list[nn.Parameter]]:
         """An adversary's."""
         return [] if self.adversary is None else [list(self.adversary.parameters())]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sde_diffusion._version import __version__
 from sde_diffusion.checks.overrides import setting
@@ -22,6 +21,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import readable
 from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.storage.seal import intact
+from sde_diffusion.training.base import BaseModel
 from sde_diffusion.training.checkpoint_contents import (
     FORMAT,
     check_contents,
@@ -89,7 +89,7 @@ def _with_paths_in(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path, resuming: bool) -> None:
+def check_fit(model: BaseModel, checkpoint: Mapping[str, Any], path: str | Path, resuming: bool) -> None:
     """Check that the contents of a checkpoint fit a model.
 
     Args:

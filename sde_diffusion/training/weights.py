@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sde_diffusion.checks.reprs import few
+from sde_diffusion.training.base import BaseModel
 from sde_diffusion.training.entries import ContentsError
 
 
@@ -76,14 +78,15 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         raise ContentsError(f"its weights have NaN or infinite values, in {few(lost, 3)}")
 
 
-def check_moments(model: nn.Module, optimizer: Mapping[str, Any]) -> None:
+def check_moments(model: BaseModel, optimizer: Mapping[str, Any]) -> None:
     """Check that the state of an optimizer fits the parameters of a model.
 
     Raises:
         ContentsError: If it does not.
     """
-    parameters, groups = [p for p in model.parameters() if p.requires_grad], optimizer["param_groups"]
-    if len(groups) != 1 or list(groups[0]["params"]) != list(range(len(parameters))):
+    groups = [group["params"] for group in model.parameter_groups()]
+    parameters, kept = list(chain(*groups)), [list(group["params"]) for group in optimizer["param_groups"]]
+    if list(map(len, kept)) != list(map(len, groups)) or list(chain(*kept)) != list(range(len(parameters))):
         raise ContentsError(f"its optimizer is not that of the {len(parameters)} parameters of its network")
     for number, state in optimizer["state"].items():
         if number >= len(parameters) or any(

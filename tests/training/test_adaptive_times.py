@@ -232,16 +232,11 @@ def test_the_gradients_of_a_path_are_clipped_apart():
 
 def test_a_path_has_no_weight_decay(tmp_path):
     """Which would pull its ends back to where they began."""
-    data = ring()
-    model = ScoreModel(
-        NetworkDenoiser(LearnedVPSDE(), MLP([2], width=8, depth=1)),
-        DiffusionELBO(),
-        weight_decay=0.5,
-        data=data.describe(),
-    )
+    data, own = ring(), NetworkDenoiser(LearnedVPSDE(), MLP([2], width=8, depth=1))
+    model = ScoreModel(own, DiffusionELBO(), weight_decay=0.5, data=data.describe())
     trainer = make_trainer(tmp_path, max_steps=2)
     trainer.fit(model, data)
-    path = {id(parameter) for parameter in model.denoiser.sde.parameters()}
+    path = {id(parameter) for parameter in own.sde.parameters()}
     decays = {group["weight_decay"]: {id(p) for p in group["params"]} for group in trainer.optimizers[0].param_groups}
     assert decays[0.0] == path
     assert len(decays[0.5]) == len(list(model.parameters())) - len(path)

@@ -75,6 +75,10 @@ class Condition(ShowsArguments, ABC):
     def embedding(self, dim: int) -> nn.Module:
         """A module that maps values [N, *shape], including null values, to vectors [N, dim]."""
 
+    def zero_null(self, dim: int) -> nn.Module:
+        """A module like that of `embedding`, which maps the null value to 0."""
+        return _ZeroNull(self, dim)
+
     def in_turn(self, n: int) -> Tensor | None:
         """All possible values in turn, [n, *shape]; None if they are not countable."""
         return None
@@ -167,3 +171,15 @@ class Condition(ShowsArguments, ABC):
 
 def _short(value: Any) -> str:
     return f"[{','.join(map(_short, value))}]" if isinstance(value, list) else f"{value:g}"
+
+
+class _ZeroNull(nn.Module):
+    """An embedding, and 0 for the null value."""
+
+    def __init__(self, kind: Condition, dim: int) -> None:
+        super().__init__()
+        self.embedding, self.is_null = kind.embedding(dim), kind.is_null
+
+    def forward(self, values: Tensor) -> Tensor:
+        found: Tensor = self.embedding(values)
+        return torch.where(self.is_null(values)[:, None], torch.zeros_like(found), found)

@@ -6,7 +6,6 @@ nor second ones, so that these are computed by the formula itself: nobody needs 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         return _by_formula(q, k, v, mask)
     if not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad or v.requires_grad):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    out: Tensor = _Fused.apply(q, k, v, mask)
+    out: Tensor = _Fused.apply(q, k, v, mask)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -50,9 +49,9 @@ def _transformed(*tensors: Tensor) -> bool:
     """Whether forward-mode derivatives, or a transformation of torch.func, are being computed."""
     if any(torch._C._functorch.is_functorch_wrapped_tensor(each) for each in tensors):
         return True
-    return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(each).tangent is not None for each in tensors
-    )
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(each).tangent is not None for each in tensors)  # type: ignore[no-untyped-call]
 
 
 def _by_formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -66,8 +65,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         with torch.enable_grad():
-            inputs = [each.detach().requires_grad_() for each in (q, k, v)]
-            out = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+            inputs = q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_()
+            out = F.scaled_dot_product_attention(inputs[0], inputs[1], inputs[2], attn_mask=mask)
         ctx.save_for_backward(q, k, v)
         ctx.inputs, ctx.out, ctx.mask = inputs, out, mask
         return out.detach()
@@ -76,11 +75,12 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
             return (*torch.autograd.grad(ctx.out, ctx.inputs, gradient, retain_graph=True), None)
-        q, k, v = ctx.saved_tensors
-        with torch.enable_grad():
-            inputs = [each.view_as(each) if each.requires_grad else each.detach().requires_grad_() for each in (q, k, v)]
-            out = _by_formula(*inputs, ctx.mask)
-            return (*torch.autograd.grad(out, inputs, gradient.to(out.dtype), create_graph=True), None)
+        # Aliases, so that what goes through the other inputs is not counted twice.
+        q, k, v = [
+            each.view_as(each) if each.requires_grad else each.detach().requires_grad_() for each in ctx.saved_tensors
+        ]
+        out = _by_formula(q, k, v, ctx.mask)
+        return (*torch.autograd.grad(out, (q, k, v), gradient.to(out.dtype), create_graph=True), None)
 
 
 class SelfAttention(nn.Module):

@@ -12,7 +12,16 @@ from sde_diffusion.nn.attention import CrossAttention, SelfAttention
 from sde_diffusion.nn.layers import STYLE, LayerStyle, convolution, group_norm
 from sde_diffusion.nn.resampling import double, halve
 
-__all__ = ["CrossAttention", "OutputHead", "ResidualBlock", "SelfAttention", "convolution", "double", "group_norm", "halve"]
+__all__ = [
+    "CrossAttention",
+    "OutputHead",
+    "ResidualBlock",
+    "SelfAttention",
+    "convolution",
+    "double",
+    "group_norm",
+    "halve",
+]
 
 
 class ResidualBlock(nn.Module):

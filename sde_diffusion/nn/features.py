@@ -165,9 +165,9 @@ class TimestepEmbedding(nn.Module):
 
 
 class GaussianFourierEmbedding(nn.Module):
-    """NCSN++'s features of log sigma: sin(2 pi w_k c), cos(2 pi w_k c), w_k normal, fixed, of standard deviation `scale`.
+    """NCSN++'s features of c = log sigma: sin(2 pi w_k c), cos(2 pi w_k c), w_k normal of standard deviation `scale`.
 
-    The w_k keep their type, float32, when the network is cast.
+    The w_k are fixed, and keep their type, float32, when the network is cast.
 
     Args:
         dim: Number of features; even, at least 4.
@@ -191,7 +191,7 @@ class GaussianFourierEmbedding(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = self.weight
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not kept.is_meta and not self.weight.is_meta:
             self.weight = kept.to(self.weight.device)
         return self
@@ -227,6 +227,7 @@ def features(embedding: str | nn.Module, dim: int) -> nn.Module:
             found = module(torch.zeros(1))
         if found.shape != (1, dim):
             raise ValueError(
-                f"embedding must map [N] to [N, {dim}] (feature_dim, or else embedding_dim); it maps [1] to {list(found.shape)}"
+                f"embedding must map [N] to [N, {dim}] (feature_dim, or else embedding_dim); it maps [1] to "
+                f"{list(found.shape)}"
             )
     return module

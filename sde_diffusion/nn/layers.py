@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.checks import as_positive, check_bool, check_choice
+
 Convolution = nn.Conv1d | nn.Conv2d
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -59,6 +61,9 @@ class LayerStyle:
         eps: Of the group norms.
         rescale: Whether residual sums are divided by sqrt(2).
         resample_skip: Whether blocks that resample have a 1x1 convolution on the skip connection.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     dims: int = 2
@@ -66,6 +71,12 @@ class LayerStyle:
     eps: float = 1e-6
     rescale: bool = True
     resample_skip: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("modulation", self.modulation, MODULATIONS)
+        as_positive("norm_eps", self.eps)
+        check_bool("rescale", self.rescale)
+        check_bool("resample_skip", self.resample_skip)
 
     @property
     def gain(self) -> float:

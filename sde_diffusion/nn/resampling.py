@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sde_diffusion.checks import as_positive
 from sde_diffusion.nn.layers import CONVOLUTIONS, LayerStyle
 
 _POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d}
@@ -38,6 +39,9 @@ class Resampling(nn.Module):
         taps: The filter, of even length.
         dims: 1 or 2.
 
+    Raises:
+        ValueError: If the filter is not a list of an even number of positive numbers.
+
     References:
         Song et al. 2021, appendix H (FIR filters, after StyleGAN2); Karras et al. 2022, appendix F.
     """
@@ -46,21 +50,27 @@ class Resampling(nn.Module):
 
     def __init__(self, taps: Sequence[float] = (1, 1), dims: int = 2) -> None:
         super().__init__()
+        if not isinstance(taps, list | tuple) or len(taps) % 2 or not taps:
+            raise ValueError(
+                "resample_filter must be a list of an even number of positive numbers, such as [1, 3, 3, 1]; got "
+                f"{taps!r}"
+            )
+        taps = [as_positive("resample_filter", tap) for tap in taps]
         self.dims, self.padding = dims, len(taps) // 2 - 1
-        self.averages = list(taps) == [1, 1]
-        line = torch.tensor(list(taps), dtype=torch.float32) / sum(taps)
+        self.averages = taps == [1, 1]
+        line = torch.tensor(taps, dtype=torch.float32) / sum(taps)
         window = line if dims == 1 else line[:, None] * line  # of small binary fractions: the same in bfloat16
         self.register_buffer("taps", window[None, None], persistent=False)
 
-    def halve(self, x: Tensor) -> Tensor:
+    def down(self, x: Tensor) -> Tensor:
         """Halve the size."""
         return halve(x) if self.averages else self._filtered(x, self.padding, 2)
 
     def smooth(self, x: Tensor, padding: int) -> Tensor:
-        """Filter, with `padding` zeros at each end in addition to those of `halve`, and keep all places."""
+        """Filter, with `padding` zeros at each end in addition to those of `down`, and keep all places."""
         return self._filtered(x, self.padding + padding, 1)
 
-    def double(self, x: Tensor, size: Sequence[int]) -> Tensor:
+    def up(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """Double the size, to `size`."""
         if self.averages:
             return double(x, size)
@@ -111,7 +121,7 @@ class PyramidSkip(nn.Module):
 
     def forward(self, pyramid: Tensor, h: Tensor, resampling: Resampling) -> tuple[Tensor, Tensor]:
         """Map the pyramid [B, C_in, H, W] and features [B, C, H/2, W/2] to both at half the size."""
-        pyramid = resampling.halve(pyramid)
+        pyramid = resampling.down(pyramid)
         return pyramid, h + self.conv(pyramid)
 
 

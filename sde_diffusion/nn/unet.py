@@ -32,8 +32,8 @@ class UNet(Network):
     group norms only, so that the output of a sample depends on no other sample. Signals [C, length] have one dimension
     in place of two.
 
-    The defaults are DDPM++ as simplified in EDM, with scale and shift. `conf/network` has the options of the published
-    networks, which are told by their papers' names.
+    The defaults are DDPM++ as simplified in EDM, with scale and shift. `conf/network` holds the options of the
+    published networks.
 
     Args:
         shape: Shape of one image, [C, height, width], or signal, [C, length]; any size, also odd, unless a filter or
@@ -72,8 +72,8 @@ class UNet(Network):
         encoder_type: What the encoder gets of the input at lower resolutions: "standard": nothing, "skip" or
             "residual" (NCSN++).
         decoder_type: "standard": the last resolution makes the output; "skip": the sum of all, doubled in size.
-        decoder_attention: "last": self-attention after the last block of a resolution of the decoder; "all": after each.
-        learned_variance: Whether the last convolution has twice the channels, of which `forward` returns the first half.
+        decoder_attention: Where the decoder has self-attention: after the "last" block of a resolution, or after "all".
+        learned_variance: Whether the last convolution has twice the channels; `forward` returns the first half.
 
     Attributes:
         shape: That of the images, [C, height, width]. A trained network without attention can be given larger images:
@@ -227,7 +227,7 @@ class UNet(Network):
         skips = [h]
         for resolution, blocks in enumerate(self.encoder):
             if resolution:
-                h = self.down[resolution - 1](h, embedding, self.resampling.halve)
+                h = self.down[resolution - 1](h, embedding, self.resampling.down)
                 if len(self.pyramid):
                     pyramid, h = self.pyramid[resolution - 1](pyramid, h, self.resampling)
                 skips.append(h)
@@ -242,8 +242,8 @@ class UNet(Network):
             if place:
                 if len(self.skip_outputs):
                     own = self.skip_outputs[place - 1](h)
-                    image = self.resampling.double(own if image is None else image + own, size)
-                h = self.up[place - 1](h, embedding, partial(self.resampling.double, size=size))
+                    image = self.resampling.up(own if image is None else image + own, size)
+                h = self.up[place - 1](h, embedding, partial(self.resampling.up, size=size))
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding, tokens=tokens)
         out: Tensor = self.output(F.silu(self.norm(h)))

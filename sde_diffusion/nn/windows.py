@@ -13,14 +13,17 @@ def to_windows(x: Tensor, side: int) -> Tensor:
     if side == 1:
         return x
     x = F.pad(x, [end for length in reversed(x.shape[2:]) for end in (0, -length % side)])
-    return F.pixel_unshuffle(x, side) if x.ndim == 4 else x.unflatten(-1, (-1, side)).movedim(-1, 2).flatten(1, 2)
+    if x.ndim == 4:
+        return F.pixel_unshuffle(x, side)
+    return x.reshape(*x.shape[:2], -1, side).movedim(-1, 2).flatten(1, 2)
 
 
 def from_windows(x: Tensor, side: int, size: Sequence[int]) -> Tensor:
     """Undo `to_windows`, to a size such as (H, W)."""
     if side == 1:
         return x
-    x = F.pixel_shuffle(x, side) if x.ndim == 4 else x.unflatten(1, (-1, side)).movedim(2, -1).flatten(-2)
+    images = x.ndim == 4
+    x = F.pixel_shuffle(x, side) if images else x.reshape(len(x), -1, side, x.shape[-1]).movedim(2, -1).flatten(-2)
     for dim, length in enumerate(size):
         x = x.narrow(2 + dim, 0, length)
     return x

@@ -95,6 +95,7 @@ def test_a_network_with_attention_has_second_and_forward_derivatives():
     torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_one_graph():
     torch._dynamo.reset()
     counters.clear()

@@ -102,6 +102,12 @@ TRAIN = {
         }.items()
     },
     **{
+        f"network dit_{size}": f"network=dit_{size} network.conditions=null network.patch=4 network.width=24 network.depth=2 "
+        "network.heads=3 network.mlp_ratio=2 network.dropout=0.1 network.embedding=positional network.feature_dim=8 "
+        "network.cross_attention=true network.learned_variance=true network.layout=channels_last"
+        for size in ("s", "b", "l", "xl")
+    },
+    **{
         f"sde {name}": f"sde={name} {settings}"
         for name, settings in {
             "vp": "sde.beta_min=0.2 sde.beta_max=15 sde.t_min=1e-4 sde.t_max=0.99",

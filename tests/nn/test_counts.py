@@ -29,6 +29,7 @@ class Augmentation(Condition):
 AUGMENTED, CLASSES = {"augment": Augmentation()}, {"label": Label(10)}
 CIFAR, FFHQ = [3, 32, 32], [3, 64, 64]
 SIZE_64 = {"channel_mult": [1, 2, 2, 2], "attention": [2], "conditions": AUGMENTED}
+IMAGENET = {"conditions": {"label": Label(1000)}, "learned_variance": True}
 COUNTS = [
     ("ddpm", CIFAR, {}, 35_746_307),
     ("ddpm", CIFAR, {"decoder_attention": "last"}, 35_218_947),
@@ -47,7 +48,11 @@ COUNTS = [
     ("edm_ddpmpp", FFHQ, SIZE_64, 61_805_571),
     ("edm_ncsnpp", FFHQ, SIZE_64, 62_761_091),
     ("adm", FFHQ, {"conditions": {"label": Label(1000)}}, 295_899_267),
-    ("adm", FFHQ, {"conditions": {"label": Label(1000)}, "learned_variance": True}, 295_904_454),
+    ("adm", FFHQ, IMAGENET, 295_904_454),
+    ("dit_s", [4, 32, 32], IMAGENET, 32_865_056),
+    ("dit_b", [4, 32, 32], IMAGENET, 130_315_808),
+    ("dit_l", [4, 32, 32], IMAGENET, 457_840_672),
+    ("dit_xl", [4, 32, 32], IMAGENET, 674_834_720),
 ]
 
 

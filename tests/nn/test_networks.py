@@ -9,17 +9,24 @@ import yaml
 
 from sde_diffusion import nn as networks
 from sde_diffusion.denoiser import NetworkDenoiser
-from sde_diffusion.nn import MLP, UNet
+from sde_diffusion.nn import MLP, DiT, UNet
 from sde_diffusion.nn.octaves import Octaves
 from sde_diffusion.sde import VESDE, VPSDE
 
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "network"
 TINY = {"channels": 8, "channel_mult": [1, 2, 2], "blocks": 1, "attention": [1], "head_channels": 8}
+FILTERED = {"resample_filter": [1, 3, 3, 1], "encoder_type": "residual", "decoder_type": "skip", "modulation": "shift"}
 
 CASES = {
     "mlp": lambda **k: MLP([2, 3, 5], width=16, depth=2, embedding_dim=8, **k),
     "unet": lambda **k: UNet([3, 9, 6], embedding_dim=8, **TINY, **k),
     "unet of squares": lambda **k: UNet([1, 7, 10], patch=2, embedding_dim=8, **TINY, **k),
+    "unet of a signal": lambda **k: UNet([2, 13], patch=2, embedding_dim=8, **TINY, **k),
+    "unet with filters": lambda **k: UNet([2, 8], embedding_dim=8, **TINY, **FILTERED, **k),
+    "dit": lambda **k: DiT([3, 4, 6], patch=2, width=16, depth=2, heads=2, feature_dim=8, embedding="positional", **k),
+    "dit of a sequence": lambda **k: DiT(
+        [6, 3], patch=1, width=16, depth=1, heads=2, feature_dim=8, embedding="positional", layout="channels_last", **k
+    ),
     "unet of one level": lambda **k: UNet(
         [2, 5, 4], channels=6, channel_mult=[1], blocks=1, attention=[], embedding_dim=8, **k
     ),

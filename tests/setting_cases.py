@@ -108,6 +108,12 @@ TRAIN = {
         for size in ("s", "b", "l", "xl")
     },
     **{
+        f"network edm2_{size}": f"network=edm2_{size} network.conditions=null network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
+        "network.attention=[1] network.head_channels=4 network.dropout=0.1 network.label_balance=0.4 network.concat_balance=0.6 "
+        "network.residual_balance=0.2 network.clip=100 network.resample_filter=[1,3,3,1]"
+        for size in ("xxs", "xs", "s", "m")
+    },
+    **{
         f"sde {name}": f"sde={name} {settings}"
         for name, settings in {
             "vp": "sde.beta_min=0.2 sde.beta_max=15 sde.t_min=1e-4 sde.t_max=0.99",

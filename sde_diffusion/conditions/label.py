@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -82,6 +83,16 @@ class Label(Condition):
     def embedding(self, dim: int) -> nn.Module:
         """A table with a row for each class, and one for the null class."""
         return nn.Embedding(self.n_classes + 1, dim)
+
+    @property
+    def n_numbers(self) -> int:  # type: ignore[override]
+        """One for each class."""
+        return self.n_classes
+
+    def numbers(self, values: Tensor) -> Tensor:
+        """sqrt(n_classes) for the class, and 0 for all others."""
+        classes = torch.arange(self.n_classes, device=values.device)
+        return (values[:, None] == classes) * math.sqrt(self.n_classes)
 
     def zero_null(self, dim: int) -> nn.Module:
         """A table with a row for each class; the null class is 0."""

@@ -5,6 +5,7 @@
 
 from sde_diffusion.nn.discriminator import PatchDiscriminator
 from sde_diffusion.nn.dit import DiT
+from sde_diffusion.nn.edm2 import EDM2UNet
 from sde_diffusion.nn.embedding import FourierEmbedding, PositionalEmbedding
 from sde_diffusion.nn.encoder import Encoder
 from sde_diffusion.nn.features import GaussianFourierEmbedding, TimestepEmbedding
@@ -14,6 +15,7 @@ from sde_diffusion.nn.unet import UNet
 __all__ = [
     "MLP",
     "DiT",
+    "EDM2UNet",
     "Encoder",
     "FourierEmbedding",
     "GaussianFourierEmbedding",

@@ -76,8 +76,6 @@ class Conditioning(nn.Module):
         self.output = nn.Linear(dim, dim)
         learned_null = check_bool("learned_null", learned_null)
         self.embeddings = self.conditions.embeddings(feature_dim if place == "features" else dim, learned_null)
-        self._names_beside = [name for name, kind in self.conditions.items() if kind.beside_x]
-        self._names_of_tokens = [name for name, kind in self.conditions.items() if kind.has_tokens]
 
     @property
     def shapes_beside(self) -> list[tuple[int, ...]]:
@@ -92,10 +90,12 @@ class Conditioning(nn.Module):
             **conditions: See `forward`.
         """
         found = []
-        for name in self._names_beside:
+        for name, kind in self.conditions.items():
+            if not kind.beside_x:
+                continue
             value = conditions.get(name)
             if value is None:
-                value = self.conditions[name].nulls(1, x.device)
+                value = kind.nulls(1, x.device)
             value = torch.where(value.isnan(), 0.0, value).to(x.dtype)
             found.append(value.expand(len(x), *value.shape[1:]))
         return found
@@ -103,7 +103,7 @@ class Conditioning(nn.Module):
     @property
     def has_tokens(self) -> bool:
         """Whether a condition, such as a text, has tokens."""
-        return bool(self._names_of_tokens)
+        return any(kind.has_tokens for kind in self.conditions.values())
 
     def tokens(self, batch: int, **conditions: Tensor | None) -> tuple[Tensor, Tensor]:
         """The tokens of all conditions that have some, [batch, n, dim], and which of them there are, bool [batch, n].
@@ -113,10 +113,12 @@ class Conditioning(nn.Module):
             **conditions: See `forward`.
         """
         found, masks = [], []
-        for name in self._names_of_tokens:
+        for name, kind in self.conditions.items():
+            if not kind.has_tokens:
+                continue
             value = conditions.get(name)
             if value is None:
-                value = self.conditions[name].nulls(1, self.input.weight.device)
+                value = kind.nulls(1, self.input.weight.device)
             tokens, mask = self.embeddings[name].tokens(value)  # type: ignore[operator]
             found.append(tokens.expand(batch, *tokens.shape[1:]))
             masks.append(mask.expand(batch, mask.shape[1]))
@@ -133,6 +135,18 @@ class Conditioning(nn.Module):
         Raises:
             ValueError: If a condition is given that the network was built without.
         """
+        given = self._given(label, conditions)
+        h = self.features(c_noise.reshape(-1)).to(self.input.weight.dtype)
+        h = self.input(self._with(given, h) if self.place == "features" else h)
+        h = self.output(F.silu(self._with(given, h) if self.place == "hidden" else h))
+        return F.silu(self._with(given, h) if self.place == "output" else h)
+
+    def _given(self, label: Tensor | None, conditions: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """The conditions that are not None.
+
+        Raises:
+            ValueError: If the network was built without one of them.
+        """
         given = {name: value for name, value in {"label": label, **conditions}.items() if value is not None}
         if unknown := ", ".join(name for name in given if name not in self.conditions):
             known = ", ".join(self.conditions) or "none"
@@ -140,10 +154,7 @@ class Conditioning(nn.Module):
                 f"this network was built without the condition {unknown} (it has {known}); set n_classes or "
                 "conditions, or pass None"
             )
-        h = self.features(c_noise.reshape(-1)).to(self.input.weight.dtype)
-        h = self.input(self._with(given, h) if self.place == "features" else h)
-        h = self.output(F.silu(self._with(given, h) if self.place == "hidden" else h))
-        return F.silu(self._with(given, h) if self.place == "output" else h)
+        return given
 
     def _with(self, given: Mapping[str, Tensor], h: Tensor) -> Tensor:
         """h, with the embeddings of all conditions added."""

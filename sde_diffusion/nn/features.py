@@ -164,7 +164,20 @@ class TimestepEmbedding(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-class GaussianFourierEmbedding(nn.Module):
+class _FixedFloats(nn.Module):
+    """A module whose buffers keep their type, float32, when the network is cast, and move with it to a device."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and not (buffer.is_meta or moved.is_meta):
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class GaussianFourierEmbedding(_FixedFloats):
     """NCSN++'s features of c = log sigma: sin(2 pi w_k c), cos(2 pi w_k c), w_k normal of standard deviation `scale`.
 
     The w_k are fixed, and keep their type, float32, when the network is cast.
@@ -189,18 +202,43 @@ class GaussianFourierEmbedding(nn.Module):
         generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
         self.register_buffer("weight", scale * torch.randn(dim // 2, generator=generator, device="cpu"))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        kept = self.weight
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if not kept.is_meta and not self.weight.is_meta:
-            self.weight = kept.to(self.weight.device)
-        return self
-
     def forward(self, c_noise: Tensor) -> Tensor:
         """Map c_noise [N] to features [N, dim], in float32 or the wider type of c_noise."""
         dtype = torch.promote_types(c_noise.dtype, torch.float32)
         phase = c_noise.to(dtype)[:, None] * self.weight.to(dtype) * 2 * math.pi
         return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class PhasedFourierEmbedding(_FixedFloats):
+    """EDM2's features sqrt(2) cos(2 pi (w_k c + p_k)), w_k standard normal, p_k uniform on [0, 1], both fixed.
+
+    Args:
+        dim: Number of features; even, at least 4.
+        bandwidth: Standard deviation of the w_k, positive.
+        seed: Seed of the w_k and p_k, which are also stored with the weights.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    References:
+        Karras et al. 2024 (EDM2), equation 75.
+    """
+
+    weight: Tensor
+    phases: Tensor
+
+    def __init__(self, dim: int, bandwidth: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        dim, bandwidth = check_dim(dim), as_positive("bandwidth", bandwidth)
+        generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
+        self.register_buffer("weight", bandwidth * torch.randn(dim, generator=generator, device="cpu"))
+        self.register_buffer("phases", torch.rand(dim, generator=generator, device="cpu"))
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """Map c_noise [N] to features [N, dim], in float32 or the wider type of c_noise."""
+        dtype = torch.promote_types(c_noise.dtype, torch.float32)
+        turns = c_noise.to(dtype)[:, None] * self.weight.to(dtype) + self.phases.to(dtype)
+        return math.sqrt(2) * torch.cos(2 * math.pi * turns)
 
 
 EMBEDDINGS: dict[str, Callable[[int], nn.Module]] = {

@@ -12,7 +12,7 @@ from sde_diffusion.checks import as_positive
 from sde_diffusion.nn.layers import CONVOLUTIONS, LayerStyle
 
 _POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d}
-_CONV = {1: F.conv1d, 2: F.conv2d}
+CONVOLVE = {1: F.conv1d, 2: F.conv2d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
 
@@ -79,7 +79,7 @@ class Resampling(nn.Module):
 
     def _filtered(self, x: Tensor, padding: int, stride: int) -> Tensor:
         taps = self.taps.to(x.dtype).expand(x.shape[1], *self.taps.shape[1:])
-        return _CONV[self.dims](x, taps, stride=stride, padding=padding, groups=x.shape[1])
+        return CONVOLVE[self.dims](x, taps, stride=stride, padding=padding, groups=x.shape[1])
 
 
 class ConvolutionDown(nn.Module):

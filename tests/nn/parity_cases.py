@@ -1,7 +1,7 @@
 """Small networks of the published kinds, with weights that are drawn in one order, and what the authors' code returns.
 
 The values were computed with these weights by diffusers 0.42 (`ddpm`, `dit_s`), score_sde_pytorch (`ddpmpp`, `ncsnpp`,
-`ncsnpp_256`), EDM (`edm_ddpmpp`, `edm_ncsnpp`, `adm`), on a CPU in float32.
+`ncsnpp_256`), EDM (`edm_ddpmpp`, `edm_ncsnpp`, `adm`) and EDM2 (`edm2_xs`), on a CPU in float32.
 """
 
 import pathlib
@@ -18,6 +18,7 @@ CLASSES = 5
 STEPS, LOG_SIGMA = (3.7, 998.2), (-4.1, 3.6)
 DIT = {"width": 32, "depth": 2, "heads": 4, "n_classes": CLASSES, "learned_variance": True}
 DIT["embedding"] = TimestepEmbedding(256, cos_first=True)  # diffusers' frequencies; the authors' lack the endpoint
+UNIT = {"channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention": [1], "head_channels": 8, "n_classes": CLASSES}
 
 CASES = {
     "ddpm": ({"channel_mult": [1, 2], "blocks": 1}, STEPS),
@@ -28,6 +29,7 @@ CASES = {
     "edm_ncsnpp": (SMALL | {"stem_channels": 16, "feature_dim": 32, "n_classes": CLASSES}, LOG_SIGMA),
     "adm": (SMALL | {"channels": 64, "feature_dim": 64, "embedding_dim": 256, "n_classes": CLASSES}, STEPS),
     "dit_s": (DIT, STEPS),
+    "edm2_xs": (UNIT, LOG_SIGMA),
 }
 """Changes of the presets, and the network's second input."""
 
@@ -78,5 +80,7 @@ EXPECTED = {
         0.088212, -0.288864, -0.34225, 0.106516, 0.042948],
     "dit_s": [-1.219973, 0.574165, -0.01208, -0.972389, 0.068978, -1.330101,
         0.970049, 1.142151, -1.121349, -1.495503, -0.333885],
+    "edm2_xs": [-0.340673, 0.069095, -0.143087, -0.10268, -0.024654, -0.556404,
+        0.595772, -0.337009, -0.321589, 0.22565, 0.655968],
 }
 # fmt: on

@@ -29,7 +29,8 @@ class Augmentation(Condition):
 AUGMENTED, CLASSES = {"augment": Augmentation()}, {"label": Label(10)}
 CIFAR, FFHQ = [3, 32, 32], [3, 64, 64]
 SIZE_64 = {"channel_mult": [1, 2, 2, 2], "attention": [2], "conditions": AUGMENTED}
-IMAGENET = {"conditions": {"label": Label(1000)}, "learned_variance": True}
+IMAGENET_LABELS = {"conditions": {"label": Label(1000)}}
+IMAGENET, LATENTS = IMAGENET_LABELS | {"learned_variance": True}, [4, 64, 64]
 COUNTS = [
     ("ddpm", CIFAR, {}, 35_746_307),
     ("ddpm", CIFAR, {"decoder_attention": "last"}, 35_218_947),
@@ -47,8 +48,15 @@ COUNTS = [
     ("edm_ncsnpp", CIFAR, {"conditions": CLASSES | AUGMENTED}, 56_400_643),
     ("edm_ddpmpp", FFHQ, SIZE_64, 61_805_571),
     ("edm_ncsnpp", FFHQ, SIZE_64, 62_761_091),
-    ("adm", FFHQ, {"conditions": {"label": Label(1000)}}, 295_899_267),
+    ("adm", FFHQ, IMAGENET_LABELS, 295_899_267),
     ("adm", FFHQ, IMAGENET, 295_904_454),
+    ("edm2_xxs", LATENTS, IMAGENET_LABELS, 31_308_901),
+    ("edm2_xs", LATENTS, IMAGENET_LABELS, 124_713_125),
+    ("edm2_s", LATENTS, IMAGENET_LABELS, 280_212_709),
+    ("edm2_m", LATENTS, IMAGENET_LABELS, 497_807_653),
+    ("edm2_m", LATENTS, IMAGENET_LABELS | {"channels": 320}, 777_497_957),
+    ("edm2_m", LATENTS, IMAGENET_LABELS | {"channels": 384}, 1_119_283_621),
+    ("edm2_m", LATENTS, IMAGENET_LABELS | {"channels": 448}, 1_523_164_645),
     ("dit_s", [4, 32, 32], IMAGENET, 32_865_056),
     ("dit_b", [4, 32, 32], IMAGENET, 130_315_808),
     ("dit_l", [4, 32, 32], IMAGENET, 457_840_672),

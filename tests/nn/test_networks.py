@@ -9,7 +9,7 @@ import yaml
 
 from sde_diffusion import nn as networks
 from sde_diffusion.denoiser import NetworkDenoiser
-from sde_diffusion.nn import MLP, DiT, UNet
+from sde_diffusion.nn import MLP, DiT, EDM2UNet, UNet
 from sde_diffusion.nn.octaves import Octaves
 from sde_diffusion.sde import VESDE, VPSDE
 
@@ -24,6 +24,7 @@ CASES = {
     "unet of a signal": lambda **k: UNet([2, 13], patch=2, embedding_dim=8, **TINY, **k),
     "unet with filters": lambda **k: UNet([2, 8], embedding_dim=8, **TINY, **FILTERED, **k),
     "dit": lambda **k: DiT([3, 4, 6], patch=2, width=16, depth=2, heads=2, feature_dim=8, embedding="positional", **k),
+    "edm2": lambda **k: EDM2UNet([2, 5, 6], channels=8, channel_mult=[1, 2], blocks=1, attention=[1], **k),
     "dit of a sequence": lambda **k: DiT(
         [6, 3], patch=1, width=16, depth=1, heads=2, feature_dim=8, embedding="positional", layout="channels_last", **k
     ),
@@ -57,7 +58,8 @@ def test_output_starts_at_zero_and_gradient_reaches_the_last_layer(name):
     out = network(x, c)
     assert torch.equal(out, torch.zeros_like(x))
     (out - x).square().mean().backward()
-    assert network.output.weight.grad.abs().max() > 1e-4
+    last = network.output_gain if name == "edm2" else network.output.weight
+    assert last.grad.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", CASES)

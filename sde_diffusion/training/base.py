@@ -56,6 +56,7 @@ class BaseModel(LightningModule, ABC):
         self.run: dict[str, Any] = {}
         self.digest = ""
         self.guides: dict[str, str] = {}
+        self._with_unit_weights: list[Any] | None = None
 
     def conditions_of(self, batch: Batch) -> dict[str, Tensor]:
         """The conditions in a batch.
@@ -160,13 +161,15 @@ class BaseModel(LightningModule, ABC):
         """
         return {}
 
-    def on_train_start(self) -> None:
-        """Find the layers whose weights are normalised before each step; see `UnitWeights`."""
-        self._unit_weights: list[Any] = [part for part in self.modules() if hasattr(part, "normalise_weights")]
+    def normalise_weights(self) -> None:
+        """Normalise the weights of layers that ask for it, such as `UnitWeights`; called before each step.
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Normalise their weights: no graph is alive here, and averages and other copies stay as they are."""
-        for layer in self._unit_weights:
+        No graph is alive then, and averages of weights and other copies stay as they are.
+        """
+        if self._with_unit_weights is None:
+            parts: list[Any] = [part for part in self.modules() if part is not self]
+            self._with_unit_weights = [part for part in parts if hasattr(part, "normalise_weights")]
+        for layer in self._with_unit_weights:
             layer.normalise_weights()
 
     def clipped_apart(self) -> list[list[nn.Parameter]]:

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from sde_diffusion.nn import UNet, attention
+from sde_diffusion.nn import DiT, EDM2UNet, UNet, attention
 from sde_diffusion.nn.attention import SelfAttention, attend
 
 FUSED = 1
@@ -95,17 +94,26 @@ def test_a_network_with_attention_has_second_and_forward_derivatives():
     torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-7)
 
 
+NETWORKS = {
+    "filters": lambda: network(
+        resample_filter=[1, 3, 3, 1], encoder_type="residual", decoder_type="skip", modulation="shift"
+    ),
+    "adm": lambda: network(
+        modulation="affine_scale_shift", embedding="timestep_cos", condition_place="output", n_classes=3
+    ),
+    "dit": lambda: DiT([2, 8, 8], 3, width=16, depth=2, heads=2),
+    "edm2": lambda: EDM2UNet([2, 8, 8], 3, channels=8, channel_mult=[1, 2], blocks=1, attention=[1]),
+}
+
+
 @pytest.mark.slow
-def test_a_compiled_network_is_one_graph():
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_compiled_network_is_one_graph(name):
     torch._dynamo.reset()
-    counters.clear()
-    options = {
-        "resample_filter": [1, 3, 3, 1],
-        "encoder_type": "residual",
-        "decoder_type": "skip",
-        "modulation": "shift",
-    }
-    made = network(**options)
+    made = NETWORKS[name]()
+    with torch.no_grad():
+        for weights in made.parameters():  # some start at 0
+            weights.add_(0.2 * torch.randn_like(weights))
     x, c = torch.randn(2, 2, 8, 8), torch.zeros(2)
     compiled = torch.compile(made, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, c), made(x, c), rtol=1e-4, atol=1e-5)

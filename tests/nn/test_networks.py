@@ -8,10 +8,12 @@ import torch
 import yaml
 
 from sde_diffusion import nn as networks
+from sde_diffusion.conditions import Text
 from sde_diffusion.denoiser import NetworkDenoiser
 from sde_diffusion.nn import MLP, DiT, EDM2UNet, UNet
 from sde_diffusion.nn.octaves import Octaves
 from sde_diffusion.sde import VESDE, VPSDE
+from sde_diffusion.text import HashedWords
 
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "network"
 TINY = {"channels": 8, "channel_mult": [1, 2, 2], "blocks": 1, "attention": [1], "head_channels": 8}
@@ -295,3 +297,29 @@ def test_dropout_of_the_mlp_acts_in_training_alone():
 def test_arguments_of_the_mlp(wrong, words):
     with pytest.raises(ValueError, match=words):
         MLP([4], **wrong)
+
+
+def test_tokens_of_a_text_reach_a_transformer():
+    """By cross-attention too, and the empty text is none."""
+    torch.manual_seed(0)
+    text = Text(16, HashedWords(dim=8, rows=64, subwords=False))
+    network = DiT([1, 4, 4], patch=2, width=16, depth=1, heads=2, conditions={"text": text}, cross_attention=True)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    x, c = torch.randn(1, 1, 4, 4).expand(3, 1, 4, 4), torch.zeros(())
+    values = network.check_conditions({"text": ["cat dog", "cat cat", ""]}, 3, x.device)
+    first, second, none = network(x, c, **values)
+    assert (first - second).abs().max() > 1e-3
+    torch.testing.assert_close(none, network(x, c)[2])
+    weights = network.blocks[0].cross_attention.output.weight
+    (gradient,) = torch.autograd.grad(network(x, c, **values).sum(), weights)
+    assert gradient.abs().max() > 1e-3
+
+
+def test_a_network_of_bfloat16_keeps_its_random_frequencies():
+    network = UNet([1, 4, 4], embedding="ncsnpp", embedding_dim=8, **TINY)
+    before = network.conditioning.features.weight.clone()
+    assert torch.equal(network.to(torch.bfloat16).conditioning.features.weight, before)
+    assert network.input.weight.dtype == torch.bfloat16
+    assert network(torch.zeros(2, 1, 4, 4), torch.zeros(2)).dtype == torch.float32

@@ -110,7 +110,7 @@ class SelfAttention(nn.Module):
         """Map [B, C, *] to the same shape."""
         # Channels of qkv are ordered (q, k, v) x head x d; heads attend over the pixels.
         qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
-        q, k, v = (qkv if qkv.stride(-1) == 1 else qkv.contiguous()).unbind(1)
+        q, k, v = qkv.unbind(1)
         out: Tensor = self.output(as_image(attend(q, k, v), x))
         return (x + out) * self.gain if self.gain != 1 else x + out
 

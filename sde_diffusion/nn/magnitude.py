@@ -131,5 +131,5 @@ class UnitSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, *] to the same shape."""
         qkv = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
-        q, k, v = normalised(qkv if qkv.stride(-1) == 1 else qkv.contiguous(), -1).unbind(1)
+        q, k, v = normalised(qkv, -1).unbind(1)
         return mp_sum(x, self.output(as_image(attend(q, k, v), x)), self.balance)

@@ -129,9 +129,10 @@ class UNet(Network):
         style = LayerStyle(len(self.shape) - 1, modulation, norm_eps, rescale, resample_skip)
         self.resampling = Resampling(resample_filter, style.dims)
         by_blocks = check_choice("resampling", resampling, ("block", "convolution")) == "block"
-        check_fits(self.shape[1:], self.patch, len(widths) - 1, by_blocks and self.resampling.averages)
         pyramid = PYRAMIDS[check_choice("encoder_type", encoder_type, PYRAMIDS)]
-        each = check_choice("decoder_attention", decoder_attention, ("last", "all")) == "all"
+        any_size = by_blocks and self.resampling.averages and encoder_type != "residual"
+        check_fits(self.shape[1:], self.patch, len(widths) - 1, any_size)
+        after_all = check_choice("decoder_attention", decoder_attention, ("last", "all")) == "all"
         embedding_dim = check_dim(embedding_dim)
         self.conditioning = Conditioning(
             embedding_dim, n_classes, embedding, conditions, feature_dim, condition_place, learned_null
@@ -153,7 +154,7 @@ class UNet(Network):
         squares = self.patch**style.dims
         pixels = self.shape[0] * squares  # values in a square
         self.octaves = Octaves(octaves, levels)
-        inputs = pixels * self.octaves.multiple + sum(each[0] for each in self.conditioning.shapes_beside) * squares
+        inputs = pixels * self.octaves.multiple + sum(beside[0] for beside in self.conditioning.shapes_beside) * squares
         width = widths[0] if stem_channels is None else check_count("stem_channels", stem_channels)
         self.input = style.convolution(inputs, width, 3)
         self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
@@ -182,7 +183,7 @@ class UNet(Network):
             stage = nn.ModuleList()
             for index in range(blocks + 1):
                 last = index == blocks
-                attend, across = resolution in attention and (last or each), told(resolution) if last else None
+                attend, across = resolution in attention and (last or after_all), told(resolution) if last else None
                 stage.append(block(width + skips.pop(), out, attention=attend, token_dim=across))
                 width = out
             self.decoder.append(stage)

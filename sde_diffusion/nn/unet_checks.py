@@ -54,8 +54,8 @@ def check_fits(size: Sequence[int], patch: int, halvings: int, any_size: bool) -
     what = f"{smaller} or {larger}" if smaller != larger else larger
     raise ValueError(
         f"this U-Net halves its input {halvings} times, exactly, so that each side must be a multiple of {factor}; got "
-        f"{'x'.join(map(str, size))}: resize the data to {what}, or take fewer channel_mult, or resampling=block with "
-        "resample_filter=[1,1], which fit any size"
+        f"{'x'.join(map(str, size))}: resize the data to {what}, or take fewer channel_mult; resampling=block, "
+        "resample_filter=[1,1] and encoder_type=standard together fit any size"
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -139,6 +140,7 @@ class UNet(Network):
         )
         self.cross_attention = tuple(cross_attention) if self.conditioning.has_tokens else ()
         check_shape_beside(self.conditioning.shapes_beside, self.shape)
+        token_dim = embedding_dim if self.cross_attention else None
         block = partial(
             ResidualBlock,
             embedding_dim=embedding_dim,
@@ -146,11 +148,7 @@ class UNet(Network):
             head_channels=heads,
             style=style,
         )
-        resampler = partial(block, resamples=True)
-
-        def told(resolution: int) -> int | None:
-            return embedding_dim if resolution in self.cross_attention else None
-
+        parts = _Parts(block, style, by_blocks, tuple(attention), self.cross_attention, token_dim)
         squares = self.patch**style.dims
         pixels = self.shape[0] * squares  # values in a square
         self.octaves = Octaves(octaves, levels)
@@ -162,33 +160,28 @@ class UNet(Network):
         skips = [width]  # channels of what the encoder leaves for the decoder
         for resolution, out in enumerate(widths):
             if resolution:
-                self.down.append(resampler(width, width) if by_blocks else ConvolutionDown(width, style))
+                self.down.append(parts.down(width))
                 if pyramid is not None:
                     self.pyramid.append(pyramid(inputs, width, style))
                     inputs = self.pyramid[-1].out_channels
                 skips.append(width)
-            stage = nn.ModuleList()
-            for _ in range(blocks):
-                stage.append(block(width, out, attention=resolution in attention, token_dim=told(resolution)))
-                width = out
-                skips.append(width)
-            self.encoder.append(stage)
-        across = embedding_dim if self.cross_attention else None
+            before = [width, *[out] * (blocks - 1)]
+            self.encoder.append(nn.ModuleList(parts.at(resolution, channels, out) for channels in before))
+            width = out
+            skips += [width] * blocks
         self.middle = nn.ModuleList(
-            [block(width, width, attention=bool(attention), token_dim=across), block(width, width)]
+            [block(width, width, attention=bool(attention), token_dim=token_dim), block(width, width)]
         )
         outputs = pixels * (2 if check_bool("learned_variance", learned_variance) else 1)
         summed = check_choice("decoder_type", decoder_type, ("standard", "skip")) == "skip"
         for resolution, out in reversed(list(enumerate(widths))):
-            stage = nn.ModuleList()
-            for index in range(blocks + 1):
-                last = index == blocks
-                attend, across = resolution in attention and (last or after_all), told(resolution) if last else None
-                stage.append(block(width + skips.pop(), out, attention=attend, token_dim=across))
-                width = out
-            self.decoder.append(stage)
+            before = [channels + skips.pop() for channels in [width, *[out] * blocks]]
+            *earlier, last = before
+            stage = [parts.at(resolution, channels, out, attends=after_all, tokens=False) for channels in earlier]
+            self.decoder.append(nn.ModuleList([*stage, parts.at(resolution, last, out)]))
+            width = out
             if resolution:
-                self.up.append(resampler(width, width) if by_blocks else ConvolutionUp(width, style))
+                self.up.append(parts.up(width))
                 if summed:
                     self.skip_outputs.append(OutputHead(width, outputs, style))
         self.norm = style.norm(width)
@@ -250,3 +243,33 @@ class UNet(Network):
         out: Tensor = self.output(F.silu(self.norm(h)))
         out = out if image is None else out + image
         return from_windows(out, self.patch, self.shape[1:])[:, : self.shape[0]].to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Makes the blocks of each resolution."""
+
+    block: Callable[..., ResidualBlock]
+    style: LayerStyle
+    by_blocks: bool
+    attention: tuple[int, ...]
+    cross_attention: tuple[int, ...]
+    token_dim: int | None
+
+    def at(
+        self, resolution: int, channels: int, out: int, *, attends: bool = True, tokens: bool = True
+    ) -> ResidualBlock:
+        """A block of a resolution, with the attention of that resolution unless told otherwise."""
+        across = tokens and resolution in self.cross_attention
+        token_dim = self.token_dim if across else None
+        return self.block(channels, out, attention=attends and resolution in self.attention, token_dim=token_dim)
+
+    def down(self, channels: int) -> nn.Module:
+        """What halves the size."""
+        return (
+            self.block(channels, channels, resamples=True) if self.by_blocks else ConvolutionDown(channels, self.style)
+        )
+
+    def up(self, channels: int) -> nn.Module:
+        """What doubles the size."""
+        return self.block(channels, channels, resamples=True) if self.by_blocks else ConvolutionUp(channels, self.style)

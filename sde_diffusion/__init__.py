@@ -50,7 +50,7 @@ _EXPORTS = {
         "LinearOperator",
         "Nonlinear",
     ),
-    "sde_diffusion.nn": ("MLP", "UNet"),
+    "sde_diffusion.nn": ("MLP", "UNet", "DiT", "EDM2UNet"),
     "sde_diffusion.conditions": ("Condition", "Label", "Measurement", "Text"),
     "sde_diffusion.sampling": (
         "Sampler",
@@ -147,7 +147,7 @@ if TYPE_CHECKING:
         Nonlinear,
         PosteriorDenoiser,
     )
-    from sde_diffusion.nn import MLP, UNet
+    from sde_diffusion.nn import MLP, DiT, EDM2UNet, UNet
     from sde_diffusion.sampling import (
         AncestralSampler,
         AnnealedLangevin,

@@ -57,6 +57,7 @@ class BaseModel(LightningModule, ABC):
         self.run: dict[str, Any] = {}
         self.digest = ""
         self.guides: dict[str, str] = {}
+        self._with_unit_weights: list[Any] | None = None
 
     def conditions_of(self, batch: Batch) -> dict[str, Tensor]:
         """The conditions in a batch.
@@ -174,6 +175,17 @@ class BaseModel(LightningModule, ABC):
     def curves(self) -> dict[str, Curves]:
         """Pictures of logged metrics at the end of a run, by the names of their files; none by default."""
         return {}
+
+    def normalise_weights(self) -> None:
+        """Normalise the weights of layers that ask for it, such as `UnitWeights`; called before each step.
+
+        No graph is alive then, and averages of weights and other copies stay as they are.
+        """
+        if self._with_unit_weights is None:
+            parts: list[Any] = [part for part in self.modules() if part is not self]
+            self._with_unit_weights = [part for part in parts if hasattr(part, "normalise_weights")]
+        for layer in self._with_unit_weights:
+            layer.normalise_weights()
 
     def parameters_apart(self) -> list[list[nn.Parameter]]:
         """Groups of parameters that are clipped apart from each other and from all others, and have no weight decay."""

@@ -201,6 +201,7 @@ class GenerativeModel(BaseModel):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Log by optimizer steps; Lightning's own counter differs after a resume."""
+        self.normalise_weights()
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

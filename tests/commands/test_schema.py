@@ -16,7 +16,7 @@ from sde_diffusion.errors import UserError
 
 WRONG = {
     "ckpt=7": "ckpt must be text or null; got ckpt=7 (text made of digits needs quotes: \"ckpt='7'\")",
-    "network=null": "network=null: choose network= from digits, mlp, unet, unet_small",
+    "network=null": "network=null: choose network= from adm, ddpm, ddpmpp, digits",
     "logger=5": "logger=5: choose logger= from csv, none, wandb",
     "+sde=[vp,3]": "choose sde= from cosine",
     "callbacks.ema=3": "callbacks.ema must be null, or describe an object of class Callback",

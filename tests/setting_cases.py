@@ -83,6 +83,37 @@ TRAIN = {
     "network.blocks=2 network.attention=[0] network.cross_attention=[1] network.head_channels=4 network.dropout=0.1 network.embedding_dim=8 "
     "network.embedding=fourier network.conditions=null network.octaves=1 network.levels=17",
     **{
+        f"network {name}": f"network={name} network.conditions=null network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
+        "network.attention=[1] network.head_channels=4 network.dropout=0.2 network.embedding=fourier network.feature_dim=8 "
+        f"network.embedding_dim=16 {settings}"
+        for name, settings in {
+            "ddpm": "network.decoder_attention=last network.condition_place=hidden network.modulation=scale_shift network.rescale=true "
+            "network.resampling=block",
+            "ddpmpp": "network.modulation=scale_shift network.resample_skip=false",
+            "ncsnpp": "network.modulation=scale_shift network.resample_skip=false network.resample_filter=[1,1] network.encoder_type=skip "
+            "network.decoder_type=skip",
+            "ncsnpp_256": "network.modulation=scale_shift network.resample_skip=false network.resample_filter=[1,2,2,1] "
+            "network.encoder_type=residual network.decoder_type=standard",
+            "edm_ddpmpp": "network.stem_channels=4 network.condition_place=output network.modulation=scale_shift network.resample_skip=false",
+            "edm_ncsnpp": "network.stem_channels=4 network.condition_place=output network.modulation=scale_shift network.resample_skip=false "
+            "network.resample_filter=[1,1] network.encoder_type=skip",
+            "adm": "network.decoder_attention=last network.condition_place=hidden network.learned_null=true network.modulation=shift "
+            "network.norm_eps=1e-4 network.rescale=true network.learned_variance=true",
+        }.items()
+    },
+    **{
+        f"network dit_{size}": f"network=dit_{size} network.conditions=null network.patch=4 network.width=24 network.depth=2 "
+        "network.heads=3 network.mlp_ratio=2 network.dropout=0.1 network.embedding=positional network.feature_dim=8 "
+        "network.cross_attention=true network.learned_variance=true network.layout=channels_last"
+        for size in ("s", "b", "l", "xl")
+    },
+    **{
+        f"network edm2_{size}": f"network=edm2_{size} network.conditions=null network.channels=8 network.channel_mult=[1,1] network.blocks=1 "
+        "network.attention=[1] network.head_channels=4 network.dropout=0.1 network.label_balance=0.4 network.concat_balance=0.6 "
+        "network.residual_balance=0.2 network.clip=100 network.resample_filter=[1,3,3,1]"
+        for size in ("xxs", "xs", "s", "m")
+    },
+    **{
         f"sde {name}": f"sde={name} {settings}"
         for name, settings in {
             "vp": "sde.beta_min=0.2 sde.beta_max=15 sde.t_min=1e-4 sde.t_max=0.99",

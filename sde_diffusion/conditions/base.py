@@ -37,6 +37,7 @@ class Condition(ShowsArguments, ABC):
             embedding; the null value is NaN then.
         has_tokens: Whether the embedding also has a method `tokens`, which maps values [N, *shape] to any number of
             vectors [N, n, dim] and bool [N, n], which of them there are.
+        n_numbers: How many numbers `numbers` returns of each value; 0: it is not defined.
         encoded: Whether its constructor takes an argument `encoder`, a `TextEncoder`.
     """
 
@@ -48,6 +49,7 @@ class Condition(ShowsArguments, ABC):
     beside_x: ClassVar[bool] = False
     has_tokens: ClassVar[bool] = False
     encoded: ClassVar[bool] = False
+    n_numbers: int = 0
 
     @classmethod
     @abstractmethod
@@ -74,6 +76,17 @@ class Condition(ShowsArguments, ABC):
     @abstractmethod
     def embedding(self, dim: int) -> nn.Module:
         """A module that maps values [N, *shape], including null values, to vectors [N, dim]."""
+
+    def numbers(self, values: Tensor) -> Tensor:
+        """Numbers of mean square 1 that stand for values [N, *shape], such as indicators of classes, [N, n_numbers].
+
+        They are 0 for the null value.
+        """
+        raise NotImplementedError
+
+    def zero_null(self, dim: int) -> nn.Module:
+        """A module like that of `embedding`, which maps the null value to 0."""
+        return _ZeroNull(self, dim)
 
     def in_turn(self, n: int) -> Tensor | None:
         """All possible values in turn, [n, *shape]; None if they are not countable."""
@@ -167,3 +180,15 @@ class Condition(ShowsArguments, ABC):
 
 def _short(value: Any) -> str:
     return f"[{','.join(map(_short, value))}]" if isinstance(value, list) else f"{value:g}"
+
+
+class _ZeroNull(nn.Module):
+    """An embedding, and 0 for the null value."""
+
+    def __init__(self, kind: Condition, dim: int) -> None:
+        super().__init__()
+        self.embedding, self.is_null = kind.embedding(dim), kind.is_null
+
+    def forward(self, values: Tensor) -> Tensor:
+        found: Tensor = self.embedding(values)
+        return torch.where(self.is_null(values)[:, None], torch.zeros_like(found), found)

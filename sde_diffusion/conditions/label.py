@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -83,6 +84,20 @@ class Label(Condition):
         """A table with a row for each class, and one for the null class."""
         return nn.Embedding(self.n_classes + 1, dim)
 
+    @property
+    def n_numbers(self) -> int:  # type: ignore[override]
+        """One for each class."""
+        return self.n_classes
+
+    def numbers(self, values: Tensor) -> Tensor:
+        """sqrt(n_classes) for the class, and 0 for all others."""
+        classes = torch.arange(self.n_classes, device=values.device)
+        return (values[:, None] == classes) * math.sqrt(self.n_classes)
+
+    def zero_null(self, dim: int) -> nn.Module:
+        """A table with a row for each class; the null class is 0."""
+        return _ClassVectors(self.n_classes, dim)
+
     def in_turn(self, n: int) -> Tensor:
         """0, 1, ..., n_classes - 1, 0, 1, ..."""
         return torch.arange(n) % self.n_classes
@@ -98,6 +113,14 @@ class Label(Condition):
         if type(typed) is not int or not 0 <= typed < self.n_classes:
             raise UserError(f"{name} must be one of 0 ... {self.n_classes - 1}; got {typed}")
         return torch.full((n,), typed)
+
+
+class _ClassVectors(nn.Embedding):
+    """A row for each class, and 0 for the number after the last."""
+
+    def forward(self, label: Tensor) -> Tensor:
+        found = super().forward(label.clamp(max=self.num_embeddings - 1))
+        return torch.where((label < self.num_embeddings)[:, None], found, torch.zeros_like(found))
 
 
 def numbered(names: Sequence[str]) -> str:

@@ -85,6 +85,8 @@ class Conditions(Mapping[str, Condition]):
             for name, value in given.items()
         }
 
-    def embeddings(self, dim: int) -> nn.ModuleDict:
-        """The embedding of each condition, by name."""
-        return nn.ModuleDict({name: kind.embedding(dim) for name, kind in self.items()})
+    def embeddings(self, dim: int, learned_null: bool = True) -> nn.ModuleDict:
+        """The embedding of each condition, by name; with learned_null=False, that of the null value is 0."""
+        return nn.ModuleDict(
+            {name: kind.embedding(dim) if learned_null else kind.zero_null(dim) for name, kind in self.items()}
+        )

@@ -1,4 +1,4 @@
-"""U-Net of the DDPM++ family for images of any size and number of channels."""
+"""U-Nets of the DDPM, DDPM++, NCSN++, ADM and EDM families for signals and images of any number of channels."""
 
 from __future__ import annotations
 
@@ -9,26 +9,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.checks import as_number, check_count, check_sizes
+from sde_diffusion.checks import check_bool, check_choice, check_count, check_sizes
 from sde_diffusion.conditions import Condition
-from sde_diffusion.nn.blocks import ResidualBlock, convolution, double, group_norm, halve
+from sde_diffusion.nn.blocks import OutputHead, ResidualBlock
 from sde_diffusion.nn.embedding import Conditioning, check_dim
-from sde_diffusion.nn.network import Network, check_arguments, check_shape
+from sde_diffusion.nn.layers import LayerStyle
+from sde_diffusion.nn.network import Network, check_arguments
 from sde_diffusion.nn.octaves import NoisyData, Octaves
+from sde_diffusion.nn.resampling import PYRAMIDS, ConvolutionDown, ConvolutionUp, Resampling
+from sde_diffusion.nn.unet_checks import check_dropout, check_fits, check_places, check_shape_beside, check_unet_shape
+from sde_diffusion.nn.windows import from_windows, resized, to_windows
 
 
 class UNet(Network):
-    """U-Net of residual blocks, after DDPM++ as simplified in EDM.
+    """U-Net of residual blocks, whose options give DDPM, DDPM++, NCSN++, ADM and EDM's networks.
 
     The image is cut into H x W squares of patch x patch pixels, which become channels (patch = 1: the image itself).
     Resolution l is ceil(H / 2^l) x ceil(W / 2^l), with channels * channel_mult[l] channels. Each resolution has
     `blocks` residual blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of
     that resolution; residual blocks halve and double the image in between, and two blocks are in the middle. Residual
     sums are divided by sqrt(2). The last convolution, and with it the output, is initialised to 0. Normalisation is by
-    group norms only, so that the output of a sample depends on no other sample.
+    group norms only, so that the output of a sample depends on no other sample. Signals [C, length] have one dimension
+    in place of two.
+
+    The defaults are DDPM++ as simplified in EDM, with scale and shift. `conf/network` holds the options of the
+    published networks.
 
     Args:
-        shape: Shape of one image, [C, height, width]; any size, also odd.
+        shape: Shape of one image, [C, height, width], or signal, [C, length]; any size, also odd, unless a filter or
+            convolutions resample.
         n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
         patch: Side of the squares, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
             with zeros on the right and below, and the output cropped.
@@ -36,12 +45,12 @@ class UNet(Network):
         channel_mult: Multiplier of each resolution, finest first; one or more positive integers.
         blocks: Residual blocks at each resolution of the encoder; at least 1.
         attention: Resolutions with self-attention, 0 the finest, after each block of the encoder and the last of the
-            decoder; the middle has it too unless the list is empty. Memory and time grow as (H W)^2 of the resolution.
-        head_channels: Largest number of channels of an attention head; positive.
+            decoder; the middle has it too unless the list is empty. Time grows as (H W)^2 of the resolution.
+        head_channels: Largest number of channels of an attention head; positive. None: one head.
         dropout: Probability in the residual blocks, in [0, 1).
         embedding_dim: Size of the conditioning vector; even, at least 4.
-        embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
-            [N, embedding_dim].
+        embedding: Noise features, a name in `sde_diffusion.nn.embedding.EMBEDDINGS`, or a module that maps c_noise [N]
+            to [N, feature_dim].
         conditions: The conditions by name; see `sde_diffusion.conditions`.
         octaves: Number of octaves of sines and cosines of the input, further inputs; at least 0. For likelihoods of
             data on levels, which depend on details that are too fine for the network otherwise; see
@@ -49,16 +58,33 @@ class UNet(Network):
         levels: Number of levels of the data, to which the octaves are tuned; None: they are of no levels.
         cross_attention: Resolutions, in the same places as `attention`, at which pixels attend to the tokens of
             conditions that have some, such as a text's words; no effect if none has.
+        stem_channels: Channels after the first convolution; None: channels * channel_mult[0].
+        feature_dim: Number of features of the noise level; None: embedding_dim.
+        condition_place: Where the conditions' embeddings are added: "hidden", "features" or "output"; see
+            `Conditioning`.
+        learned_null: Whether the null value of a condition has a learned embedding; if not, it is 0 (ADM).
+        modulation: "scale_shift", "affine_scale_shift" (ADM) or "shift" (DDPM, EDM); see `LayerStyle`.
+        norm_eps: Positive number in the group norms.
+        rescale: Whether residual sums are divided by sqrt(2).
+        resampling: "block": residual blocks halve and double (BigGAN); "convolution": convolutions do (DDPM).
+        resample_skip: Whether blocks that resample have a 1x1 convolution on the skip connection.
+        resample_filter: Filter of halving and doubling, an even number of positive numbers: [1, 1], or [1, 3, 3, 1].
+        encoder_type: What the encoder gets of the input at lower resolutions: "standard": nothing, "skip" or
+            "residual" (NCSN++).
+        decoder_type: "standard": the last resolution makes the output; "skip": the sum of all, doubled in size.
+        decoder_attention: Where the decoder has self-attention: after the "last" block of a resolution, or after "all".
+        learned_variance: Whether the last convolution has twice the channels; `forward` returns the first half.
 
     Attributes:
         shape: That of the images, [C, height, width]. A trained network without attention can be given larger images:
             set another height and width. Its group norms are then over all of the larger image.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is outside its range, or the size cannot be halved often enough.
 
     References:
-        Song et al. 2021, appendix H (DDPM++); Karras et al. 2022, appendix F (EDM).
+        Ho et al. 2020, appendix B (DDPM); Song et al. 2021, appendix H (DDPM++, NCSN++); Dhariwal & Nichol 2021 (ADM);
+        Karras et al. 2022, appendix F (EDM).
     """
 
     def __init__(
@@ -70,7 +96,7 @@ class UNet(Network):
         channel_mult: Sequence[int] = (1, 2, 2),
         blocks: int = 2,
         attention: Sequence[int] = (1,),
-        head_channels: int = 64,
+        head_channels: int | None = 64,
         dropout: float = 0.0,
         embedding_dim: int = 256,
         embedding: str | nn.Module = "positional",
@@ -78,41 +104,67 @@ class UNet(Network):
         octaves: int = 0,
         levels: int | None = None,
         cross_attention: Sequence[int] = (),
+        stem_channels: int | None = None,
+        feature_dim: int | None = None,
+        condition_place: str = "hidden",
+        learned_null: bool = True,
+        modulation: str = "scale_shift",
+        norm_eps: float = 1e-6,
+        rescale: bool = True,
+        resampling: str = "block",
+        resample_skip: bool = False,
+        resample_filter: Sequence[float] = (1, 1),
+        encoder_type: str = "standard",
+        decoder_type: str = "standard",
+        decoder_attention: str = "last",
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
-        self.shape = check_shape(shape, 3)
-        patch, channels = check_count("patch", patch), check_count("channels", channels)
-        blocks, head_channels = check_count("blocks", blocks), check_count("head_channels", head_channels)
+        self.shape = check_unet_shape(shape)
+        self.patch, channels = check_count("patch", patch), check_count("channels", channels)
+        blocks = check_count("blocks", blocks)
         widths = [channels * m for m in check_sizes("channel_mult", channel_mult, "a list of positive integers")]
-        for name, places in (("attention", attention), ("cross_attention", cross_attention)):
-            if not isinstance(places, list | tuple) or not all(i in range(len(widths)) for i in places):
-                raise ValueError(f"{name} must list resolutions in 0 ... {len(widths) - 1}; got {places!r}")
-        dropout = as_number("dropout", dropout)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1); got {dropout}")
+        check_places(len(widths), attention=attention, cross_attention=cross_attention)
+        heads = max(widths) if head_channels is None else check_count("head_channels", head_channels)
+        style = LayerStyle(len(self.shape) - 1, modulation, norm_eps, rescale, resample_skip)
+        self.resampling = Resampling(resample_filter, style.dims)
+        by_blocks = check_choice("resampling", resampling, ("block", "convolution")) == "block"
+        check_fits(self.shape[1:], self.patch, len(widths) - 1, by_blocks and self.resampling.averages)
+        pyramid = PYRAMIDS[check_choice("encoder_type", encoder_type, PYRAMIDS)]
+        each = check_choice("decoder_attention", decoder_attention, ("last", "all")) == "all"
         embedding_dim = check_dim(embedding_dim)
-        block = partial(ResidualBlock, embedding_dim=embedding_dim, dropout=dropout, head_channels=head_channels)
-
-        self.conditioning = Conditioning(embedding_dim, n_classes, embedding, conditions)
+        self.conditioning = Conditioning(
+            embedding_dim, n_classes, embedding, conditions, feature_dim, condition_place, learned_null
+        )
         self.cross_attention = tuple(cross_attention) if self.conditioning.has_tokens else ()
-        self.patch = patch
-        pixels = self.shape[0] * patch**2  # values in a square
-        shapes = self.conditioning.shapes_beside
-        if wrong := [shape for shape in shapes if len(shape) != 3]:
-            raise ValueError(f"conditions beside pictures must be [C, height, width]; got {list(wrong[0])}")
-        self.octaves = Octaves(octaves, levels)
-        inputs = pixels * self.octaves.multiple + sum(shape[0] for shape in shapes) * patch**2
-        self.input = convolution(inputs, widths[0], 3)
-        self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
+        check_shape_beside(self.conditioning.shapes_beside, self.shape)
+        block = partial(
+            ResidualBlock,
+            embedding_dim=embedding_dim,
+            dropout=check_dropout(dropout),
+            head_channels=heads,
+            style=style,
+        )
+        resampler = partial(block, resamples=True)
 
         def told(resolution: int) -> int | None:
             return embedding_dim if resolution in self.cross_attention else None
 
-        width = widths[0]
+        squares = self.patch**style.dims
+        pixels = self.shape[0] * squares  # values in a square
+        self.octaves = Octaves(octaves, levels)
+        inputs = pixels * self.octaves.multiple + sum(each[0] for each in self.conditioning.shapes_beside) * squares
+        width = widths[0] if stem_channels is None else check_count("stem_channels", stem_channels)
+        self.input = style.convolution(inputs, width, 3)
+        self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
+        self.pyramid, self.skip_outputs = nn.ModuleList(), nn.ModuleList()
         skips = [width]  # channels of what the encoder leaves for the decoder
         for resolution, out in enumerate(widths):
             if resolution:
-                self.down.append(block(width, width))
+                self.down.append(resampler(width, width) if by_blocks else ConvolutionDown(width, style))
+                if pyramid is not None:
+                    self.pyramid.append(pyramid(inputs, width, style))
+                    inputs = self.pyramid[-1].out_channels
                 skips.append(width)
             stage = nn.ModuleList()
             for _ in range(blocks):
@@ -124,18 +176,22 @@ class UNet(Network):
         self.middle = nn.ModuleList(
             [block(width, width, attention=bool(attention), token_dim=across), block(width, width)]
         )
+        outputs = pixels * (2 if check_bool("learned_variance", learned_variance) else 1)
+        summed = check_choice("decoder_type", decoder_type, ("standard", "skip")) == "skip"
         for resolution, out in reversed(list(enumerate(widths))):
             stage = nn.ModuleList()
             for index in range(blocks + 1):
                 last = index == blocks
-                attend, across = resolution in attention and last, told(resolution) if last else None
+                attend, across = resolution in attention and (last or each), told(resolution) if last else None
                 stage.append(block(width + skips.pop(), out, attention=attend, token_dim=across))
                 width = out
             self.decoder.append(stage)
             if resolution:
-                self.up.append(block(width, width))
-        self.norm = group_norm(width)
-        self.output = convolution(width, pixels, 3, zero=True)
+                self.up.append(resampler(width, width) if by_blocks else ConvolutionUp(width, style))
+                if summed:
+                    self.skip_outputs.append(OutputHead(width, outputs, style))
+        self.norm = style.norm(width)
+        self.output = style.convolution(width, outputs, 3, zero=True)
 
     def forward(
         self,
@@ -148,14 +204,14 @@ class UNet(Network):
         """Apply the network; computes in the type of its parameters (or autocast's), returns that of x.
 
         Args:
-            x: [B, C, height, width], floating point.
+            x: [B, *shape], floating point.
             c_noise: [] or [B], a function of the noise level, such as log(sigma/alpha)/4.
             label: [B], int64 in 0 ... n_classes; None: the null class throughout.
             noisy_data: What the octaves are of, see `sde_diffusion.nn.octaves`; None: x.
             **conditions: Values of the other conditions, [B, *] each; None: the null value throughout.
 
         Returns:
-            [B, C, height, width], the type of x.
+            [B, *shape], the type of x.
 
         Raises:
             ValueError: If a shape is wrong, or a condition is given that the network was built without.
@@ -163,31 +219,33 @@ class UNet(Network):
         check_arguments(x, c_noise, self.shape)
         embedding = self.conditioning(c_noise, label, **conditions)
         tokens = self.conditioning.tokens(len(x), **conditions) if self.cross_attention else None
-        height, width = self.shape[1:]
         inputs = self.octaves(x, noisy_data)
         for value in self.conditioning.beside(x, label=label, **conditions):
-            inputs = torch.cat([inputs, resized(value, (height, width))], 1)
-        padded = F.pad(inputs.to(self.input.weight.dtype), (0, -width % self.patch, 0, -height % self.patch))
-        h = self.input(F.pixel_unshuffle(padded, self.patch))
+            inputs = torch.cat([inputs, resized(value, self.shape[1:])], 1)
+        pyramid = to_windows(inputs.to(self.input.weight.dtype), self.patch)
+        h = self.input(pyramid)
         skips = [h]
         for resolution, blocks in enumerate(self.encoder):
             if resolution:
-                h = self.down[resolution - 1](h, embedding, halve)
+                h = self.down[resolution - 1](h, embedding, self.resampling.down)
+                if len(self.pyramid):
+                    pyramid, h = self.pyramid[resolution - 1](pyramid, h, self.resampling)
                 skips.append(h)
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding, tokens=tokens)
                 skips.append(h)
         for block in self.middle:
             h = block(h, embedding, tokens=tokens)
-        for resolution, blocks in enumerate(self.decoder):
-            if resolution:
-                h = self.up[resolution - 1](h, embedding, partial(double, size=skips[-1].shape[-2:]))
+        image = None  # the output so far, where each resolution adds its own
+        for place, blocks in enumerate(self.decoder):
+            size = skips[-1].shape[2:]
+            if place:
+                if len(self.skip_outputs):
+                    own = self.skip_outputs[place - 1](h)
+                    image = self.resampling.up(own if image is None else image + own, size)
+                h = self.up[place - 1](h, embedding, partial(self.resampling.up, size=size))
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding, tokens=tokens)
         out: Tensor = self.output(F.silu(self.norm(h)))
-        return F.pixel_shuffle(out, self.patch)[..., :height, :width].to(x.dtype)
-
-
-def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures [B, C, h, w] at another size, [B, C, height, width], bilinear."""
-    return values if tuple(values.shape[-2:]) == size else F.interpolate(values, size, mode="bilinear")
+        out = out if image is None else out + image
+        return from_windows(out, self.patch, self.shape[1:])[:, : self.shape[0]].to(x.dtype)

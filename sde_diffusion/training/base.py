@@ -160,6 +160,15 @@ class BaseModel(LightningModule, ABC):
         """
         return {}
 
+    def on_train_start(self) -> None:
+        """Find the layers whose weights are normalised before each step; see `UnitWeights`."""
+        self._unit_weights: list[Any] = [part for part in self.modules() if hasattr(part, "normalise_weights")]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Normalise their weights: no graph is alive here, and averages and other copies stay as they are."""
+        for layer in self._unit_weights:
+            layer.normalise_weights()
+
     def clipped_apart(self) -> list[list[nn.Parameter]]:
         """Groups of parameters whose gradients are clipped apart from each other and from all others."""
         return []

@@ -190,6 +190,7 @@ class GenerativeModel(BaseModel):
 
     def on_train_start(self) -> None:
         """Apply this run's settings to a restored optimizer and schedule, which have those of the checkpoint."""
+        super().on_train_start()
         settings = self._optimizer_settings()
         for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
             scheduler: LambdaLR = config.scheduler  # type: ignore[assignment]
@@ -199,7 +200,8 @@ class GenerativeModel(BaseModel):
                 group.update({**optimizer.defaults, **settings, "lr": lr, "initial_lr": settings["lr"]})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Log by optimizer steps; Lightning's own counter differs after a resume."""
+        """Log by optimizer steps; Lightning's own counter differs after a resume. See `BaseModel`."""
+        super().on_train_batch_start(batch, batch_idx)
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -263,7 +263,7 @@ class _Outputs(nn.Module):
         return out
 
 
-def _small_output(channels: int, latent_channels: int) -> nn.Conv2d:
+def _small_output(channels: int, latent_channels: int) -> nn.Module:
     """The last layer of what makes a distribution, which starts near N(0, I)."""
     found = convolution(channels, 2 * latent_channels, 3)
     with torch.no_grad():

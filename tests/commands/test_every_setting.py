@@ -180,7 +180,7 @@ SHORT = (
 def test_train(name, run, tmp_path):
     settings = TRAIN[name]
     words = settings.split()
-    mlp = not any(word.startswith("network=u") for word in words)
+    mlp = not any(word.startswith("network=") and word != "network=mlp" for word in words)
     left_out = "callbacks.samples=null" in words
     short = [word for word in SHORT.split() if not (left_out and word.startswith("callbacks.samples."))]
     short += [word for word in TINY if word.startswith("network") and mlp]

@@ -9,17 +9,25 @@ import yaml
 
 from sde_diffusion import nn as networks
 from sde_diffusion.denoiser import NetworkDenoiser
-from sde_diffusion.nn import MLP, UNet
+from sde_diffusion.nn import MLP, DiT, EDM2UNet, UNet
 from sde_diffusion.nn.octaves import Octaves
 from sde_diffusion.sde import VESDE, VPSDE
 
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "network"
 TINY = {"channels": 8, "channel_mult": [1, 2, 2], "blocks": 1, "attention": [1], "head_channels": 8}
+FILTERED = {"resample_filter": [1, 3, 3, 1], "encoder_type": "residual", "decoder_type": "skip", "modulation": "shift"}
 
 CASES = {
     "mlp": lambda **k: MLP([2, 3, 5], width=16, depth=2, embedding_dim=8, **k),
     "unet": lambda **k: UNet([3, 9, 6], embedding_dim=8, **TINY, **k),
     "unet of squares": lambda **k: UNet([1, 7, 10], patch=2, embedding_dim=8, **TINY, **k),
+    "unet of a signal": lambda **k: UNet([2, 13], patch=2, embedding_dim=8, **TINY, **k),
+    "unet with filters": lambda **k: UNet([2, 8], embedding_dim=8, **TINY, **FILTERED, **k),
+    "dit": lambda **k: DiT([3, 4, 6], patch=2, width=16, depth=2, heads=2, feature_dim=8, embedding="positional", **k),
+    "edm2": lambda **k: EDM2UNet([2, 5, 6], channels=8, channel_mult=[1, 2], blocks=1, attention=[1], **k),
+    "dit of a sequence": lambda **k: DiT(
+        [6, 3], patch=1, width=16, depth=1, heads=2, feature_dim=8, embedding="positional", layout="channels_last", **k
+    ),
     "unet of one level": lambda **k: UNet(
         [2, 5, 4], channels=6, channel_mult=[1], blocks=1, attention=[], embedding_dim=8, **k
     ),
@@ -50,7 +58,8 @@ def test_output_starts_at_zero_and_gradient_reaches_the_last_layer(name):
     out = network(x, c)
     assert torch.equal(out, torch.zeros_like(x))
     (out - x).square().mean().backward()
-    assert network.output.weight.grad.abs().max() > 1e-4
+    last = network.output_gain if name == "edm2" else network.output.weight
+    assert last.grad.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -186,7 +195,13 @@ def test_dropout_acts_in_training_alone():
         (lambda: MLP([]), "shape"),
         (lambda: MLP([0, 3]), "positive"),
         (lambda: MLP([2], depth=0), "depth"),
-        (lambda: UNet([28, 28]), "3 positive sizes"),
+        (lambda: UNet([28]), r"\[C, length\] or \[C, height, width\]"),
+        (
+            lambda: UNet([3, 36, 28], resample_filter=[1, 3, 3, 1], channel_mult=[1, 1, 1, 1]),
+            "multiple of 8; got 36x28: resize the data to 32x24 or 40x32",
+        ),
+        (lambda: UNet([3, 4, 4], modulation="shfit"), "did you mean shift"),
+        (lambda: UNet([3, 4, 4], resample_filter=[1, 2, 1]), "even number of positive numbers"),
         (lambda: UNet([1, 8, 8], channel_mult=[]), "channel_mult"),
         (lambda: UNet([1, 8, 8], patch=0), "patch"),
         (lambda: UNet([1, 8, 8], attention=[3]), r"resolutions in 0 \.\.\. 2; got \[3\]"),

@@ -1,0 +1,96 @@
+"""Layers of convolutional networks: convolution, group norm, and how blocks combine them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.checks import as_positive, check_bool, check_choice
+
+Convolution = nn.Conv1d | nn.Conv2d
+
+CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+"""By number of dimensions: of signals [C, L] and images [C, H, W]."""
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int, *, zero: bool = False, dims: int = 2) -> Convolution:
+    """A convolution that keeps the size: odd kernel, bias 0, Xavier-uniform weights (EDM, DDPM++) or zeros."""
+    conv = CONVOLUTIONS[dims](in_channels, out_channels, kernel, padding=kernel // 2)
+    if zero:
+        nn.init.zeros_(conv.weight)
+    else:
+        nn.init.xavier_uniform_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # typed optional, there by default
+    return conv
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, with the result in the input's order of memory: some kernels return channels-last images otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [B, C, *]."""
+        out = super().forward(x)
+        if x.ndim == 4 and x.stride(1) == 1 and out.stride(1) != 1:
+            return out.contiguous(memory_format=torch.channels_last)
+        return out
+
+
+def group_norm(channels: int, *, affine: bool = True, eps: float = 1e-6) -> nn.GroupNorm:
+    """A group norm for any number of channels: at most 32 groups, of at least 4 channels if there are 4.
+
+    The number of groups is the largest common divisor of channels and min(32, channels // 4), at least 1.
+    """
+    return GroupNorm(math.gcd(channels, min(32, channels // 4) or 1), channels, eps=eps, affine=affine)
+
+
+MODULATIONS = ("scale_shift", "affine_scale_shift", "shift")
+"""How the conditioning vector acts on a residual block: (1 + a) Norm(h) + b, where the norm has weights of its own or
+none, or Norm(h + b), where it has some."""
+
+
+@dataclass(frozen=True)
+class LayerStyle:
+    """What differs between the published networks' layers.
+
+    Args:
+        dims: Number of dimensions of the data without their channels: 1 or 2.
+        modulation: How the conditioning vector acts, a name in `MODULATIONS`.
+        eps: Of the group norms.
+        rescale: Whether residual sums are divided by sqrt(2).
+        resample_skip: Whether blocks that resample have a 1x1 convolution on the skip connection.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    dims: int = 2
+    modulation: str = "scale_shift"
+    eps: float = 1e-6
+    rescale: bool = True
+    resample_skip: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("modulation", self.modulation, MODULATIONS)
+        as_positive("norm_eps", self.eps)
+        check_bool("rescale", self.rescale)
+        check_bool("resample_skip", self.resample_skip)
+
+    @property
+    def gain(self) -> float:
+        """Factor of residual sums."""
+        return math.sqrt(0.5) if self.rescale else 1.0
+
+    def convolution(self, in_channels: int, out_channels: int, kernel: int, *, zero: bool = False) -> Convolution:
+        """See `convolution`."""
+        return convolution(in_channels, out_channels, kernel, zero=zero, dims=self.dims)
+
+    def norm(self, channels: int, *, affine: bool = True) -> nn.GroupNorm:
+        """See `group_norm`."""
+        return group_norm(channels, affine=affine, eps=self.eps)
+
+
+STYLE = LayerStyle()
+"""That of DDPM++ as simplified in EDM, with scale and shift."""

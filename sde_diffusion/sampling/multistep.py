@@ -145,21 +145,25 @@ class MultistepSampler(Sampler):
         table = self.coefficients(run.sde, times)
         check_coefficients((table.from_x, *table.from_beliefs, table.from_noise or ()), run.sde)
         run.plan(times)
-        past: deque[Tensor] = deque(maxlen=max((len(b) for b in table.from_beliefs), default=1))
-        before = x
+        # No more is kept than later steps use: beside it, a state is all that the network's memory must leave room for.
+        corrections = [b for _, b in table.corrector or ()]
+        used = max((len(weights) for weights in [*table.from_beliefs, *corrections]), default=1)
+        past: deque[Tensor] = deque(maxlen=used - 1)
+        before = x if table.corrector else None
         for step, t in enumerate(times[:-1]):
             x = run.visit(x, t)
             belief = getattr(run.predict(x, t), self.prediction)
-            if table.corrector is not None and step and run.replace is None:  # it would undo what has been replaced
+            if table.corrector and before is not None and step and run.replace is None:  # it would undo replacements
                 a, b = table.corrector[step - 1]
                 x = _combine(before, a, [belief, *past], b)
+            known = [belief, *past]
             past.appendleft(belief)
-            known = [*past]
             for stage in table.stages.get(step, ()):
                 inner = _combine(x, stage.from_x, known, stage.from_beliefs)
                 known.insert(0, getattr(run.predict(inner, stage.t), self.prediction))
-            before = x
+            before = x if table.corrector else None
             x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
+            del belief, known
             if table.from_noise is not None:
                 x = add_(x, run.normal(step), table.from_noise[step])
         return run.visit(x, times[-1])

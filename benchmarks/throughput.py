@@ -1,0 +1,302 @@
+"""Images a second, in training and in sampling? `python -m benchmarks.throughput --network ddpm --out DIR`
+
+One network of `conf/network` with each switch for speed, and, if diffusers is installed, its `UNet2DModel` of the same
+configuration (for ddpm), in a plain loop. All take turns in one process, and medians are compared, so that other load
+on the machine affects all. For each:
+
+- the network's forward pass alone, and with the backward pass;
+- a training step: batch, loss, backward pass, clipping, AdamW;
+- a step of sampling (DDIM), without gradients;
+- on a GPU, the peak memory of a training step.
+
+FLOPs are counted by torch for one image (2 for each multiplication and addition), and the device's peak is that of a
+matrix product of 4,096 numbers a side in the same type, measured in the same run. On a CPU the times are those of the
+process, in CPU seconds, in which other load matters less.
+
+`--compile` adds a compiled network, `--profile` writes a trace of a training step for https://ui.perfetto.dev.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sde_diffusion import VPSDE, AncestralSampler, NetworkDenoiser
+from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.config import build
+from sde_diffusion.storage.files import writing
+
+PEAK_SIZE = 4096
+SIMPLE = {"ddpm": ((128, 256, 256, 256), 2, 1)}
+"""Networks that diffusers has too: its channels, blocks, and the resolution with attention."""
+
+
+def network_of(name: str, shape: list[int], **changes: Any) -> nn.Module:
+    """The network of a preset."""
+    settings = yaml.safe_load((config_folder() / "network" / f"{name}.yaml").read_text())
+    made: nn.Module = build({**settings, "shape": shape, "conditions": None, **changes}, "network")
+    return made
+
+
+class Peer(nn.Module):
+    """diffusers' network, which returns an object."""
+
+    def __init__(self, name: str, shape: list[int]) -> None:
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        channels, blocks, attention = SIMPLE[name]
+        kinds = ["Attn" * (place == attention) for place in range(len(channels))]
+        self.network = UNet2DModel(
+            sample_size=shape[-1],
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=channels,
+            layers_per_block=blocks,
+            down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
+            up_block_types=[f"{kind}UpBlock2D" for kind in reversed(kinds)],
+            downsample_padding=0,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            norm_eps=1e-6,
+            dropout=0.1,
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Its output."""
+        out: Tensor = self.network(x, t).sample
+        return out
+
+
+@dataclass
+class Contestant:
+    """A network with some switches.
+
+    Attributes:
+        name: Its name in the table.
+        denoiser: The denoiser made of it.
+        autocast: Whether bfloat16 is chosen by autocast.
+        times: Seconds of each phase, one of each turn.
+        memory: Peak bytes of a training step, on a GPU.
+    """
+
+    name: str
+    denoiser: NetworkDenoiser
+    autocast: bool = False
+    times: dict[str, list[float]] = field(default_factory=dict)
+    memory: int | None = None
+
+
+class Race:
+    """Takes turns."""
+
+    def __init__(self, contestants: list[Contestant], shape: list[int], batch: int, device: torch.device) -> None:
+        self.contestants, self.device, self.batch = contestants, device, batch
+        self.x = torch.randn(batch, *shape, device=device)
+        self.t = torch.linspace(0.01, 0.99, batch, dtype=torch.float64)
+        self.optimizers = {
+            one.name: torch.optim.AdamW(one.denoiser.parameters(), lr=1e-5, fused=True) for one in contestants
+        }
+        self.phases: dict[str, Callable[[Contestant], object]] = {
+            "forward": self.forward,
+            "forward+backward": self.backward,
+            "training step": self.training,
+            "sampling step": self.sampling,
+        }
+
+    def clock(self) -> float:
+        """Seconds of the device, or of the process on a CPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    @torch.no_grad()
+    def forward(self, one: Contestant) -> None:
+        """A forward pass of the network."""
+        one.denoiser(self.x, self.t)
+
+    def backward(self, one: Contestant) -> None:
+        """Both passes."""
+        one.denoiser(self.x, self.t).x0.square().mean().backward()
+
+    def training(self, one: Contestant) -> None:
+        """A training step."""
+        sde, noise = one.denoiser.sde, torch.randn_like(self.x)
+        belief = one.denoiser(sde.perturb(self.x, self.t, noise), self.t)
+        self.optimizers[one.name].zero_grad()
+        (belief.eps - noise).square().mean().backward()
+        nn.utils.clip_grad_norm_(one.denoiser.parameters(), 1.0)
+        self.optimizers[one.name].step()
+
+    @torch.no_grad()
+    def sampling(self, one: Contestant) -> None:
+        """A walk of one step."""
+        AncestralSampler(1, eta=0.0)(one.denoiser, tuple(self.x.shape), seeds=range(self.batch))
+
+    def turn(self, one: Contestant, phase: str) -> float:
+        """Seconds of a phase."""
+        one.denoiser.train(phase != "sampling step" and phase != "forward")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=one.autocast):
+            begin = self.clock()
+            self.phases[phase](one)
+            return self.clock() - begin
+
+    def run(self, repeats: int) -> None:
+        """Two turns to warm up, and then the turns that count."""
+        for repeat in range(repeats + 2):
+            for phase in self.phases:
+                for one in self.contestants:
+                    seconds = self.turn(one, phase)
+                    one.denoiser.zero_grad()
+                    if repeat > 1:
+                        one.times.setdefault(phase, []).append(seconds)
+
+    def weigh(self) -> None:
+        """Peak memory of a training step, on a GPU."""
+        for one in self.contestants if self.device.type == "cuda" else ():
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.turn(one, "training step")
+            one.memory = torch.cuda.max_memory_allocated() - before
+            one.denoiser.zero_grad()
+
+
+def peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], repeats: int = 5) -> float:
+    """FLOP/s of a large matrix product, the best of some."""
+    a = torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=dtype)
+    found = []
+    for _ in range(repeats + 1):
+        begin = clock()
+        a @ a
+        found.append(clock() - begin)
+    return 2 * PEAK_SIZE**3 / min(found[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="ddpm", help="a preset of conf/network")
+    parser.add_argument("--shape", type=int, nargs="+", default=[3, 32, 32])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of the network, such as channels=32")
+    parser.add_argument("--compile", action="store_true", help="also compile the fastest kind")
+    parser.add_argument("--profile", action="store_true", help="write a trace of a training step")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(args.device)
+    changes = {key: yaml.safe_load(value) for key, value in (setting.split("=", 1) for setting in args.set)}
+    contestants = entrants(args, changes, device)
+    race = Race(contestants, args.shape, args.batch, device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        race.forward(contestants[0])
+    flops = counter.get_total_flops() / args.batch
+    race.run(args.repeats)
+    race.weigh()
+    peaks = {kind: peak(device, kind, race.clock) for kind in (torch.float32, torch.bfloat16)}
+    rows = [row(one, contestants[-1], args.batch, flops, peaks) for one in contestants]
+    about = {
+        "network": args.network,
+        "parameters": sum(p.numel() for p in contestants[0].denoiser.parameters()),
+        "GFLOP an image": flops / 1e9,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "batch": args.batch,
+        "repeats": args.repeats,
+        "peak TFLOP/s": {str(kind): value / 1e12 for kind, value in peaks.items()},
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    with writing(args.out / "throughput.json") as temporary:
+        temporary.write_text(json.dumps(about, indent=2))
+    if args.profile:
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities[: 1 + (device.type == "cuda")]) as trace:
+            race.turn(contestants[0], "training step")
+        trace.export_chrome_trace(str(args.out / "trace.json"))
+    print(table(about))
+
+
+def entrants(args: argparse.Namespace, changes: dict[str, Any], device: torch.device) -> list[Contestant]:
+    """This library's network with each switch, and diffusers' at the end if there is one."""
+    sde = VPSDE(t_min=1e-3)
+
+    def ours(**switches: Any) -> NetworkDenoiser:
+        network = network_of(args.network, args.shape, **changes)
+        return NetworkDenoiser(sde, network, "eps", noise_conditioning="step", **switches).to(device)
+
+    found = [
+        Contestant("ours, float32", ours()),
+        Contestant("ours, float32, channels last", ours(channels_last=True)),
+        Contestant("ours, autocast, channels last", ours(channels_last=True), autocast=True),
+        Contestant("ours, compute_dtype, channels last", ours(channels_last=True, compute_dtype="bfloat16")),
+    ]
+    if args.compile:
+        found.append(Contestant("ours, the same, compiled", ours(channels_last=True, compute_dtype="bfloat16")))
+        found[-1].denoiser.compile()
+    if args.network in SIMPLE and not changes:
+        try:
+            peers = [Peer(args.network, args.shape) for _ in range(2)]
+        except ImportError:
+            print("diffusers is not installed: its network is left out")
+            return found
+        last = NetworkDenoiser(sde, peers[1], "eps", noise_conditioning="step", channels_last=True).to(device)
+        found.append(Contestant("diffusers, autocast, channels last", last, autocast=True))
+        plain = NetworkDenoiser(sde, peers[0], "eps", noise_conditioning="step").to(device)
+        found.append(Contestant("diffusers, float32", plain))
+    return found
+
+
+def row(one: Contestant, last: Contestant, batch: int, flops: float, peaks: dict[torch.dtype, float]) -> dict[str, Any]:
+    """Medians, images a second, and ratios to the last contestant, of the same turns."""
+    half = one.autocast or one.denoiser.compute_dtype is not None
+    found: dict[str, Any] = {"name": one.name}
+    for phase, times in one.times.items():
+        ratios = [other / mine for mine, other in zip(times, last.times[phase], strict=True)]
+        found[phase] = {
+            "seconds": statistics.median(times),
+            "images a second": batch / statistics.median(times),
+            "times as fast": statistics.median(ratios),
+        }
+    rate = flops / found["forward"]["seconds"] * batch
+    found |= {"TFLOP/s": rate / 1e12, "share of the peak": rate / peaks[torch.bfloat16 if half else torch.float32]}
+    return found | ({} if one.memory is None else {"peak memory, GiB": one.memory / 2**30})
+
+
+def table(about: dict[str, Any]) -> str:
+    """The results in Markdown; the last row is what the others are compared with."""
+    lines = [
+        f"{about['network']}: {about['parameters']:,} parameters, {about['GFLOP an image']:.1f} GFLOP an image; "
+        f"{about['device']}, batch {about['batch']}, medians of {about['repeats']} turns",
+        "",
+        "| | "
+        + " | ".join(phase for phase in about["rows"][0] if isinstance(about["rows"][0][phase], dict))
+        + " | of the peak |",
+        "|---|" + "---|" * 5,
+    ]
+    for one in about["rows"]:
+        cells = [
+            f"{cell['images a second']:.3g}/s, {cell['times as fast']:.2f} x"
+            for cell in one.values()
+            if isinstance(cell, dict)
+        ]
+        lines.append(f"| {one['name']} | {' | '.join(cells)} | {one['share of the peak']:.0%} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

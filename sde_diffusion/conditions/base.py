@@ -38,6 +38,7 @@ class Condition(ShowsArguments, ABC):
         has_tokens: Whether the embedding also has a method `tokens`, which maps values [N, *shape] to any number of
             vectors [N, n, dim] and bool [N, n], which of them there are.
         encoded: Whether its constructor takes an argument `encoder`, a `TextEncoder`.
+        training_only: Whether only training sets it: samplers, guidance and commands leave it at the null value.
     """
 
     dtype: ClassVar[torch.dtype]
@@ -48,6 +49,7 @@ class Condition(ShowsArguments, ABC):
     beside_x: ClassVar[bool] = False
     has_tokens: ClassVar[bool] = False
     encoded: ClassVar[bool] = False
+    training_only: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

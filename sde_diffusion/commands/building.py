@@ -123,6 +123,10 @@ def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[
         return conditions
     own = resolved(cfg.network.get("conditions")) or {}  # their means and ranges are part of the network
     told = _of_augmentation(cfg)
+    if {name for name, kind in Conditions(own).items() if kind.training_only} != set(told):
+        raise UserError(
+            f"the network was built {'for no' * bool(told) or 'for an'} augmentation: leave out model.augmentation"
+        )
     both = ((shape, own), (dims, {**conditions, **told}))
     built, has = (f"items of shape {list(size)} and {_in_words(kinds)}" for size, kinds in both)
     if built != has:

@@ -119,8 +119,8 @@ class ScoreModel(GenerativeModel):
                 raise ValueError(f"conditions lack {', '.join(lacking)}: add measured.conditions(shape) to them")
         self.augmentation: Augmentation | None = build(parts.get("augmentation"), "augmentation")
         check_kind("augmentation", self.augmentation, Augmentation, or_none=True)
-        if self.augmentation is not None:
-            self.augmentation.check(self.data.get("shape", (1, 2, 2)))
+        if self.augmentation is not None and "shape" in self.data:
+            self.augmentation.check(self.data["shape"])
             taken = getattr(getattr(self.denoiser, "network", None), "training_condition_names", ())
             if lacking := [name for name in self.augmentation.conditions() if name not in taken]:
                 raise ValueError(f"the network lacks the condition {', '.join(lacking)}: augmentation.conditions()")

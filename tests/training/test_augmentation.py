@@ -113,6 +113,6 @@ def test_refusals():
         Augmentation(scale=-1)
     plain = NetworkDenoiser(EDMSDE(), MLP((1, 4, 4), width=16, depth=1))
     with pytest.raises(ValueError, match=r"the network lacks the condition augment: augmentation\.conditions\(\)"):
-        ScoreModel(plain, Objective(), augmentation=Augmentation())
+        ScoreModel(plain, Objective(), augmentation=Augmentation(), data={"shape": [1, 4, 4]})
     with pytest.raises(ValueError, match=r"augmentation is for images \[C, H, W\] .*got \[2\]"):
         ScoreModel(plain, Objective(), augmentation=Augmentation(), data={"shape": [2]})

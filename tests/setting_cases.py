@@ -17,7 +17,8 @@ TRAIN = {
     "guidance.conditions=[{label:3},{}]",
     "guidance none": "guidance=none",
     "model given a measurement": "model=score model.measured={_target_:sde_diffusion.training.Measured,"
-    "operator:{_target_:sde_diffusion.guidance.Downsample,factor:2},noise:0.3}",
+    "operator:{_target_:sde_diffusion.guidance.Downsample,factor:2},noise:0.3} "
+    "model.augmentation={_target_:sde_diffusion.training.Augmentation,probability:0.5}",
     "model classifier": "model=classifier model.of=CKPT model.sde={_target_:sde_diffusion.sde.VESDE} model.sigma_data=0.4 "
     "model.times={_target_:sde_diffusion.training.UniformTimes} model.network.patch=1 model.network.channels=8 "
     "model.network.channel_mult=[1,1] model.network.blocks=2 model.network.dropout=0.2 model.network.embedding_dim=8 "
@@ -164,6 +165,15 @@ TRAIN = {
     "levels of arrays": "data=arrays data.path=LEVELS data.levels=17",
     "data folder": "data=folder data.root=IMAGES data.size=[8,6] data.crop=none data.mode=RGB data.in_memory=false "
     "data.num_workers=2 data.split_seed=1 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 data.flip=true data.shrink=2",
+    **{
+        f"data {name}": f"{settings} data.size=[8,6] data.crop=none data.mode=L data.n_val=10 data.image=img "
+        "data.label=label data.cache=CACHE data.num_workers=2 data.batch_size=16 data.seed=2 data.min_batches_per_epoch=5 "
+        "data.flip=true data.shrink=2"
+        for name, settings in {
+            "cifar10": "data=cifar10 data.root=PARQUET data.name=small",
+            "hub": "data=hub data.name=PARQUET data.subset=null data.revision=null data.download=false",
+        }.items()
+    },
     "range of a folder": "data=folder data.root=DEEP data.range=[0,4095]",
     **{
         f"data {name}": f"data={name} data.root=IDX data.name=small data.size=12 data.n_val=10 data.handwriting=false data.batch_size=16 "
@@ -191,9 +201,10 @@ TRAIN = {
     "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment latent_mnist": "experiment=latent_mnist network=unet_small data.root=IDX data.n_val=10 first_stage.ckpt=CONVVAE trainer.max_steps=9",
     "experiment mnist_upsampler": "experiment=mnist_upsampler data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
-    "experiment cifar10_small": "experiment=cifar10_small data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
+    "experiment cifar10_cpu": "experiment=cifar10_cpu data=arrays data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8",
+    "experiment cifar10_small": "experiment=cifar10_small data=arrays data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
     "network.embedding_dim=8",
-    "experiment cifar10_upsampler": "experiment=cifar10_upsampler data.path=LEVELS network=mlp trainer.max_steps=9",
+    "experiment cifar10_upsampler": "experiment=cifar10_upsampler data=arrays data.path=LEVELS network=mlp trainer.max_steps=9",
     "experiment text_to_image": "experiment=text_to_image data.root=IDX data.n_val=10 network=unet_small network.channels=8 "
     "first_stage.ckpt=CONVVAE trainer.max_steps=9",
 }

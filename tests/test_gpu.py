@@ -29,6 +29,7 @@ from sde_diffusion import (
     elbo,
     log_likelihood,
 )
+from sde_diffusion.data import Digits
 from sde_diffusion.guidance import Mask, MomentMatching, PosteriorDenoiser
 from sde_diffusion.sampling import Noise, Walk
 from sde_diffusion.training import EMA, DiscreteTimes, EDMWeighting, ImportanceTimes, LogNormalTimes
@@ -288,3 +289,12 @@ def test_a_learned_path_is_walked_and_trained_without_waiting():
                 optimizer.step()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_made_on_the_device_are_the_same():
+    data = Digits(flip=True)
+    index = torch.randperm(2 * len(data.split("train")))[:300]
+    here = data.train_batch(index)
+    data._train = data.split("train").on(torch.device("cuda"))
+    there = data.train_batch(index)
+    assert all(value.is_cuda and torch.equal(value.cpu(), here[name]) for name, value in there.items())

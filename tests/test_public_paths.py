@@ -91,6 +91,8 @@ def test_data_sets_name_public_paths(tmp_path):
         "Arrays": {"path": str(tmp_path / "x.npz")},
         "Folder": {"root": str(tmp_path)},
         "IdxImages": {"root": str(tmp_path)},
+        "ParquetImages": {"root": str(tmp_path)},
+        "HubImages": {"name": "owner/name"},
     }
     data = importlib.import_module("sde_diffusion.data")
     classes = [getattr(data, name) for name in data.__all__]

@@ -69,13 +69,13 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
             f"{cls.__name__} cannot: leave conditional= out"
         )
     conditions = _conditions(cfg, data, data.shape if stage is None else stage.latent_shape)
-    _fill_in(cfg, data, conditions, stage)
+    told = _of_augmentation(cfg)
+    _fill_in(cfg, data, {**conditions, **told}, stage)
     offered = {"denoiser": resolved(cfg.denoiser), "objective": resolved(cfg.objective), "data": data.describe()}
     offered |= {"conditions": conditions, "seed": cfg.seed, "first_stage": stage}
-    if conditions and "denoiser" in taken and not takes(cfg.network, "conditions"):
-        raise UserError(
-            f"conditional=true needs a network with an argument conditions; {cfg.network._target_} has none"
-        )
+    if (conditions or told) and "denoiser" in taken and not takes(cfg.network, "conditions"):
+        asking = "conditional=true" if conditions else "model.augmentation"
+        raise UserError(f"{asking} needs a network with an argument conditions; {cfg.network._target_} has none")
     parts = () if "denoiser" in taken else ("sde", "network", "denoiser")
     if unused := [key for key in (*parts, *offered) if key not in taken and is_overridden(key)]:
         log.warning("a %s has no %s: %s", cls.__name__, " or ".join(unused), "these settings have no effect")
@@ -108,6 +108,8 @@ def _first_stage(cfg: DictConfig, data: DataModule) -> FirstStage:
 def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[str, Any]:
     """Descriptions of the conditions that the model will have; those of its network if a run is resumed.
 
+    Those that only training sets are not among them.
+
     Args:
         cfg: The composed configuration.
         data: The data.
@@ -134,14 +136,25 @@ def _conditions(cfg: DictConfig, data: DataModule, dims: Sequence[int]) -> dict[
     if (shape := OmegaConf.select(cfg, "network.shape")) is None:
         return conditions
     own = resolved(cfg.network.get("conditions")) or {}  # their means and ranges are part of the network
-    both = ((shape, own), (dims, conditions))
+    told = _of_augmentation(cfg)
+    if {name for name, kind in Conditions(own).items() if kind.training_only} != set(told):
+        raise UserError(
+            f"the network was built {'for no' * bool(told) or 'for an'} augmentation: leave out model.augmentation"
+        )
+    both = ((shape, own), (dims, {**conditions, **told}))
     built, has = (f"items of shape {list(size)} and {_in_words(kinds)}" for size, kinds in both)
     if built != has:
         raise UserError(
             f"the network was built for {built}, and {data.name} has {has}: use data like those that the model was "
             "trained on, or leave out ckpt= (or network.shape=) to train a new model on these"
         )
-    return own
+    return {name: kind for name, kind in own.items() if name not in told}
+
+
+def _of_augmentation(cfg: DictConfig) -> dict[str, Any]:
+    """Descriptions of the conditions that say how training images were augmented."""
+    augmentation = build(resolved(cfg.model).get("augmentation"), "model.augmentation")
+    return {} if augmentation is None else Conditions(augmentation.conditions()).describe()
 
 
 def _measurements(cfg: DictConfig, data: DataModule) -> dict[str, Any]:

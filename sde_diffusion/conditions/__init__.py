@@ -5,6 +5,7 @@ read from the command line, and the module that embeds it. To add a kind, write 
 `KINDS` if it should be recognised in data sets.
 """
 
+from sde_diffusion.conditions.augmentation import AugmentationLabels
 from sde_diffusion.conditions.base import Condition
 from sde_diffusion.conditions.label import Label, numbered
 from sde_diffusion.conditions.measurement import Measurement
@@ -12,4 +13,15 @@ from sde_diffusion.conditions.named import KINDS, Conditions, kind_by_values
 from sde_diffusion.conditions.picture import Picture
 from sde_diffusion.conditions.text import Text
 
-__all__ = ["KINDS", "Condition", "Conditions", "Label", "Measurement", "Picture", "Text", "kind_by_values", "numbered"]
+__all__ = [
+    "KINDS",
+    "AugmentationLabels",
+    "Condition",
+    "Conditions",
+    "Label",
+    "Measurement",
+    "Picture",
+    "Text",
+    "kind_by_values",
+    "numbered",
+]

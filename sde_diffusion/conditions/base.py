@@ -41,6 +41,7 @@ class Condition(ShowsArguments, ABC):
         groups: Arguments of its constructor that are chosen by groups of the command `train`, with the groups' names,
             as in {"encoder": "text"}. In the other commands such a name is that of a condition.
         n_numbers: How many numbers `numbers` returns of each value; 0: it is not defined.
+        training_only: Whether only training sets it: samplers, guidance and commands leave it at the null value.
     """
 
     dtype: ClassVar[torch.dtype]
@@ -52,6 +53,7 @@ class Condition(ShowsArguments, ABC):
     has_tokens: ClassVar[bool] = False
     groups: ClassVar[Mapping[str, str]] = MappingProxyType({})
     n_numbers: int = 0
+    training_only: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -8,10 +8,13 @@ from sde_diffusion.data.arrays import Arrays
 from sde_diffusion.data.caption_table import CaptionTable
 from sde_diffusion.data.densities import Checkerboard, Density, Moons, Pinwheel, Ring, SwissRoll
 from sde_diffusion.data.digits import Digits
+from sde_diffusion.data.encoded import Encoded, EncodedImages
 from sde_diffusion.data.folder import Folder
+from sde_diffusion.data.hub import HubImages
 from sde_diffusion.data.idx import IdxImages
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.module import DataModule
+from sde_diffusion.data.parquet import ParquetImages
 from sde_diffusion.data.processes import OrnsteinUhlenbeck
 from sde_diffusion.data.split import Split
 from sde_diffusion.modality.levels import from_levels, to_levels
@@ -24,12 +27,16 @@ __all__ = [
     "DataModule",
     "Density",
     "Digits",
+    "Encoded",
+    "EncodedImages",
     "Folder",
+    "HubImages",
     "IdxImages",
     "InOrder",
     "Loader",
     "Moons",
     "OrnsteinUhlenbeck",
+    "ParquetImages",
     "Pinwheel",
     "Ring",
     "Shuffled",

@@ -15,7 +15,7 @@ from sde_diffusion.checks import check_count
 from sde_diffusion.checks.reprs import few
 from sde_diffusion.data.checks import height_and_width, low_and_high
 from sde_diffusion.data.common import Common
-from sde_diffusion.data.images import SUFFIXES, Header, ImageFiles, Reading, headers
+from sde_diffusion.data.images import SUFFIXES, Header, ImageFiles, Reading, check_crop_and_mode, headers
 from sde_diffusion.data.module import SPLITS, DataModule
 from sde_diffusion.data.names import split_folders
 from sde_diffusion.data.split import Rows, Split, divide
@@ -73,14 +73,11 @@ class Folder(DataModule):
         super().__init__(**common)
         self._sides = height_and_width(size)
         self.size = list(size) if isinstance(size, Sequence) else size
-        if crop not in ("center", "none"):
-            raise ValueError(f"crop must be center or none; got {crop!r}")
-        if mode not in (None, "L", "RGB"):
-            raise ValueError(f"mode must be L, RGB or None; got {mode!r}")
         if not isinstance(in_memory, bool) and in_memory != "auto":
             raise ValueError(f"in_memory must be True, False or auto; got {in_memory!r}")
         self.range = None if range is None else list(low_and_high(range))
-        self.root, self.crop, self.mode = str(Path(root).expanduser().absolute()), crop, mode
+        self.root = str(Path(root).expanduser().absolute())
+        self.crop, self.mode = check_crop_and_mode(crop, mode)
         self.in_memory, self.num_workers = in_memory, check_count("num_workers", num_workers)
         self.split_seed = check_count("split_seed", split_seed, least=0)
 

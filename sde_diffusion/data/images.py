@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -53,13 +54,22 @@ class Reading:
     range: Range | None = None
 
     def __call__(self, path: Path) -> Tensor:
+        """Read one image file; see `read`."""
+        with opened(path) as file:
+            return self.read(file, str(path))
+
+    def read(self, file: BinaryIO, where: str) -> Tensor:
         """Read one image, uint8 [C, H, W].
 
         Of several frames the first is read. Images are rotated as their Exif data say; transparent ones are composed
         over white.
 
+        Args:
+            file: The encoded image.
+            where: Where it is, for messages.
+
         Raises:
-            UserError: If the file cannot be read as an image, or has values outside the range.
+            UserError: If it cannot be read as an image, or has values outside the range.
         """
         from PIL import Image, ImageOps
 
@@ -67,16 +77,16 @@ class Reading:
             image.load()
             return ImageOps.exif_transpose(image), self.range or usual_range(image)
 
-        image, ends = _open(path, decode, verify=True)
+        image, ends = _open(file, where, decode, verify=True)
         if _is_deep(image.mode):
-            image = _shallow(path, image, ends)
+            image = _shallow(where, image, ends)
         if image.has_transparency_data:  # Pillow's own conversion would ignore it
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         try:
             image = image.convert(self.mode)
         except ValueError as error:  # of rare colour spaces, such as LAB
-            raise UserError(f"{path} has the colour space {image.mode}, which Pillow does not convert") from error
+            raise UserError(f"{where} has the colour space {image.mode}, which Pillow does not convert") from error
         if self.size is not None:
             height, width = self.size
             if self.crop == "center":
@@ -86,6 +96,19 @@ class Reading:
         pixels = torch.from_numpy(np.array(image))
         pixels = pixels if self.levels == 256 else pixels // 128
         return pixels[None] if self.mode == "L" else pixels.permute(2, 0, 1).contiguous()
+
+
+def check_crop_and_mode(crop: str, mode: str | None) -> tuple[str, str | None]:
+    """Check the settings `crop` and `mode` of a data set.
+
+    Raises:
+        ValueError: If one is not allowed.
+    """
+    if crop not in ("center", "none"):
+        raise ValueError(f"crop must be center or none; got {crop!r}")
+    if mode not in (None, "L", "RGB"):
+        raise ValueError(f"mode must be L, RGB or None; got {mode!r}")
+    return crop, mode
 
 
 def _is_deep(mode: str) -> bool:
@@ -100,25 +123,25 @@ def usual_range(image: Image.Image) -> Range | None:
     return (0.0, 65535.0) if image.mode.startswith("I;16") or image.format == "PNG" else None
 
 
-def _shallow(path: Path, image: Image.Image, ends: Range | None) -> Image.Image:
+def _shallow(where: str, image: Image.Image, ends: Range | None) -> Image.Image:
     """Map grey values with more than 8 bits to 0 ... 255; Pillow's own conversion clips them at 255."""
     from PIL import Image
 
     if ends is None:
-        raise UserError(_no_range(path))
+        raise UserError(_no_range(where))
     values, (lo, hi) = np.asarray(image).astype(np.float64), ends
     if not np.isfinite(values).all():
-        raise UserError(f"{path} holds NaN or infinite values: remove or replace it")
+        raise UserError(f"{where} holds NaN or infinite values: remove or replace it")
     if values.min() < lo or values.max() > hi:
         raise UserError(
-            f"{path} has values from {values.min():g} to {values.max():g}, outside [{lo:g}, {hi:g}]: set "
+            f"{where} has values from {values.min():g} to {values.max():g}, outside [{lo:g}, {hi:g}]: set "
             "data.range=[lo,hi] to the range of all images"
         )
     return Image.fromarray(np.round((values - lo) / (hi - lo) * 255).astype(np.uint8))
 
 
-def _no_range(path: Path) -> str:
-    return f"{path} has 32-bit integers, whose range is unknown: set data.range=[lo,hi], such as [0,65535]"
+def _no_range(where: str) -> str:
+    return f"{where} has 32-bit integers, whose range is unknown: set data.range=[lo,hi], such as [0,65535]"
 
 
 @cache
@@ -130,11 +153,12 @@ def _formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def _open(path: Path, decode: Callable[[Image.Image], R], verify: bool = False) -> R:
+def _open(file: BinaryIO, where: str, decode: Callable[[Image.Image], R], verify: bool = False) -> R:
     """Open an image with Pillow, and apply a function to it.
 
     Args:
-        path: The file.
+        file: The encoded image.
+        where: Where it is, for messages.
         decode: The function.
         verify: Verify checksums first, if the format has any: Pillow ignores those of a PNG's pixels.
 
@@ -144,37 +168,37 @@ def _open(path: Path, decode: Callable[[Image.Image], R], verify: bool = False) 
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with opened(path) as file:
-            if verify:
-                Image.open(file, formats=_formats()).verify()
-                file.seek(0)
-            with Image.open(file, formats=_formats()) as image:
-                return decode(image)
+        if verify:
+            Image.open(file, formats=_formats()).verify()
+            file.seek(0)
+        with Image.open(file, formats=_formats()) as image:
+            return decode(image)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{path} is too large: {error}; shrink it or remove it (in Python, PIL.Image.MAX_IMAGE_PIXELS sets "
+            f"{where} is too large: {error}; shrink it or remove it (in Python, PIL.Image.MAX_IMAGE_PIXELS sets "
             "Pillow's limit)"
         ) from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} cannot be read as an image: {_unidentified(path)}") from error
+        raise UserError(f"{where} cannot be read as an image: {_unidentified(file)}") from error
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         if ran_out(error):
-            raise UserError(f"{path} does not fit in memory: shrink it or remove it") from error
+            raise UserError(f"{where} does not fit in memory: shrink it or remove it") from error
         raise UserError(
-            f"{path} cannot be read as an image: {error}; it is damaged or truncated: remove or replace it"
+            f"{where} cannot be read as an image: {error}; it is damaged or truncated: remove or replace it"
         ) from error
 
 
-def _unidentified(path: Path) -> str:
+def _unidentified(file: BinaryIO) -> str:
     """Why Pillow does not recognise a file."""
-    with path.open("rb") as file:
-        start = file.read(8)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(8)
     if not start.startswith(_IMAGE_STARTS):
         return f"it begins with {start[:4].hex(' ')}, like no image format: remove or replace it"
     offset = int.from_bytes(start[4:], "little" if start[:2] == b"II" else "big")
-    if start[:2] not in (b"II", b"MM") or offset >= path.stat().st_size:
+    if start[:2] not in (b"II", b"MM") or offset >= size:
         return "it is damaged or truncated: remove or replace it"
     return (
         "Pillow does not read this kind of TIFF, such as colours as floats, or floats of 16 or 64 bits (or the file is "
@@ -217,15 +241,16 @@ def headers(paths: Sequence[Path], threads: int, ends: Range | None = None) -> l
         return Header(size, grey, two, image.has_transparency_data, deep), known
 
     def header(path: Path) -> Header:
-        found, known = _open(path, decode)
+        with opened(path) as file:
+            found, known = _open(file, str(path), decode)
         if not known:
-            raise UserError(_no_range(path))
+            raise UserError(_no_range(str(path)))
         return found
 
     # Pillow's warnings do not name the file; much too large images raise DecompressionBombError.
     warnings.filterwarnings("ignore", module="PIL")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    return _map(header, paths, threads, "Reading headers")
+    return in_threads(header, paths, threads, "Reading headers")
 
 
 def _grey_palette(image: Image.Image) -> bool:
@@ -233,7 +258,7 @@ def _grey_palette(image: Image.Image) -> bool:
     return bool(palette) and palette[::3] == palette[1::3] == palette[2::3]
 
 
-def _map(function: Callable[[T], R], items: Sequence[T], threads: int, what: str) -> list[R]:
+def in_threads(function: Callable[[T], R], items: Sequence[T], threads: int, what: str) -> list[R]:
     """Apply a function in threads (Pillow releases Python's lock), with a progress bar for many items."""
     with ThreadPoolExecutor(threads) as pool:
         made = pool.map(function, items)
@@ -268,5 +293,5 @@ class ImageFiles:
         return self._read([self.paths[row] for row in index.tolist()])
 
     def _read(self, paths: list[Path]) -> Tensor:
-        images = _map(self.reading, paths, self.threads, "Reading images")
+        images = in_threads(self.reading, paths, self.threads, "Reading images")
         return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=torch.uint8)

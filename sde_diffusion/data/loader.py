@@ -103,7 +103,7 @@ class Loader:
         fetch: Makes the batch of an index tensor.
         first: Returns the number of the first batch, counted over all epochs; None: the start of the sampler's epoch.
         ahead: Make the next batch in a thread (for data that are read from files).
-        pin: Put batches into page-locked memory, for asynchronous copies to a GPU.
+        pin: Put batches that are not on a GPU into page-locked memory, for asynchronous copies to one.
     """
 
     batch_sampler = None  # as in a DataLoader whose sampler yields batches; Lightning uses both attributes
@@ -123,7 +123,9 @@ class Loader:
 
     def _make(self, index: Tensor) -> Batch:
         batch = self.fetch(index)
-        return {key: value.pin_memory() for key, value in batch.items()} if self.pin else batch
+        return (
+            {key: value if value.is_cuda else value.pin_memory() for key, value in batch.items()} if self.pin else batch
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         indices = islice(self.sampler.stream(self.first()), len(self))

@@ -77,6 +77,7 @@ class DataModule(LightningDataModule, ABC):
         super().__init__()
         check_kind("captions", captions, Captions, or_none=True)
         self.captions = captions
+        self._train: Split | None = None  # the training split on the GPU of a run
         self.batch_size, self.seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
         self.min_batches_per_epoch = check_count("min_batches_per_epoch", min_batches_per_epoch)
         self.flip, self.shrink = check_bool("flip", flip), check_count("shrink", shrink, also=" (1: as they are)")
@@ -87,7 +88,6 @@ class DataModule(LightningDataModule, ABC):
             )
 
     # To be defined by a subclass
-
     @abstractmethod
     def load(self) -> dict[str, Split]:
         """Read the splits `train`, `val` and `test`; all with the same shape and levels, values on [-1, 1].
@@ -97,7 +97,6 @@ class DataModule(LightningDataModule, ABC):
         """
 
     # Properties of the data
-
     @cached_property
     def splits(self) -> dict[str, Split]:
         """The loaded and checked splits by name; see `check_splits`."""
@@ -240,10 +239,10 @@ class DataModule(LightningDataModule, ABC):
         return differences(fingerprint, self.fingerprint)
 
     # Batches
-
     def train_batch(self, index: Tensor) -> Batch:
         """The training items at index [B]; with flip, index N + i stands for the i-th image mirrored."""
-        split = self.splits["train"]
+        split = self._train or self.splits["train"]
+        index = split.placed(index)
         if not self.flip:
             return split.batch(index)
         batch = split.batch(index % len(split))
@@ -257,8 +256,12 @@ class DataModule(LightningDataModule, ABC):
         fetch: Callable[[Tensor], Batch],
         first: Callable[[], int | None] = lambda: None,
     ) -> Loader:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return Loader(sampler, fetch, first, ahead=self.in_files, pin=on_gpu)
+        return Loader(sampler, fetch, first, ahead=self.in_files, pin=self._gpu is not None)
+
+    @property
+    def _gpu(self) -> torch.device | None:
+        device = None if self.trainer is None else self.trainer.strategy.root_device
+        return device if device is not None and device.type == "cuda" else None
 
     @property
     def _process(self) -> tuple[int, int]:
@@ -271,6 +274,7 @@ class DataModule(LightningDataModule, ABC):
         size = self.batch_size * max(math.prod(self.shape) * 4, 16 * self.min_batches_per_epoch)
         check_fits(f"data.batch_size={self.batch_size} items", size, "make it smaller")
         sampler = Shuffled(n, self.batch_size, self.seed, self.min_batches_per_epoch, *self._process)
+        self._train = None if self._gpu is None else self.splits["train"].on(self._gpu)
         return self._loader(sampler, self.train_batch, self._batches_done)
 
     def _batches_done(self) -> int | None:

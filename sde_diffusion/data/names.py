@@ -21,7 +21,9 @@ ITEM_NAMES = {
 }
 """Names of the arrays of each split, in lower case; the class names are common to all splits."""
 
-_SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+"""The split of each spelling."""
+
 _ITEMS = {name: item for item, names in ITEM_NAMES.items() for name in names}
 
 
@@ -39,7 +41,7 @@ def split_folders(names: Iterable[str], where: str) -> dict[str, str]:
         UserError: If there are two for the same split, or all subfolders are splits but none is train.
     """
     names = list(names)
-    found = _unique(((_SPLITS.get(name.lower()), name) for name in names), where)
+    found = _unique(((SPLIT_OF.get(name.lower()), name) for name in names), where)
     if found and "train" not in found and len(found) == len(names):
         raise UserError(f"{where} holds {' and '.join(names)}, and no train/: name the training split's folder train")
     return found if "train" in found else {}
@@ -60,9 +62,9 @@ def array_names(names: Iterable[str], where: str, conditions: Sequence[str] = ()
         UserError: If there are two for the same.
     """
     wanted = {
-        f"{split}{mark}{name}".lower() if first else f"{name}{mark}{split}".lower(): f"{_SPLITS[split]}_{name}"
+        f"{split}{mark}{name}".lower() if first else f"{name}{mark}{split}".lower(): f"{SPLIT_OF[split]}_{name}"
         for name in conditions
-        for split in _SPLITS
+        for split in SPLIT_OF
         for mark in ("_", "-", ".", "")
         for first in (True, False)
     } | {name.lower(): f"train_{name}" for name in conditions}
@@ -78,16 +80,16 @@ def described(role: str) -> str:
 
 def _role(name: str) -> str | None:
     """The standard name of an array, by its name in lower case; None if it is not a usual one."""
-    if name in _ITEMS or name in _SPLITS:
-        split, item = _SPLITS.get(name, "train"), _ITEMS.get(name, "images")
+    if name in _ITEMS or name in SPLIT_OF:
+        split, item = SPLIT_OF.get(name, "train"), _ITEMS.get(name, "images")
     else:
         words = re.split(r"[_\W]+", name)
-        splits, items = [_SPLITS[w] for w in words if w in _SPLITS], [_ITEMS[w] for w in words if w in _ITEMS]
+        splits, items = [SPLIT_OF[w] for w in words if w in SPLIT_OF], [_ITEMS[w] for w in words if w in _ITEMS]
         if len(words) != 2 or len(splits) != 1 or len(items) != 1:
             joined = re.fullmatch(r"(x|y)(\w+)", name)  # xtrain
-            if not joined or joined[2] not in _SPLITS:
+            if not joined or joined[2] not in SPLIT_OF:
                 return None
-            splits, items = [_SPLITS[joined[2]]], [_ITEMS[joined[1]]]
+            splits, items = [SPLIT_OF[joined[2]]], [_ITEMS[joined[1]]]
         split, item = splits[0], items[0]
     return item if item == "class_names" else f"{split}_{item}"
 

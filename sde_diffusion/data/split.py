@@ -21,6 +21,7 @@ from sde_diffusion.resizing import shrink
 _STD_VALUES = 2**28  # maximum number of values used for a split's statistics
 _CHUNK = 2**22  # values converted to float64 at a time
 _DIGEST_BYTES = 2**26  # maximum number of bytes used for a digest
+_ON_DEVICE = 2**30  # maximum number of bytes of rows that are copied to a device
 
 
 class Rows(Protocol):
@@ -68,6 +69,20 @@ class Split:
     def conditions(self) -> dict[str, Tensor]:
         """All conditions of the items by name, [N, *] each: `label`, if there are labels, and the others."""
         return {**({} if self.label is None else {"label": self.label}), **self.others}
+
+    def on(self, device: torch.device) -> Split:
+        """The split on a device, where its batches are then made, if its rows are in memory and at most 1 GiB."""
+        if not isinstance(self.x, Tensor) or self.x.nbytes > _ON_DEVICE:
+            return self
+        label = None if self.label is None else self.label.to(device)
+        others = {name: values.to(device) for name, values in self.others.items()}
+        return replace(self, x=self.x.to(device), label=label, others=others)
+
+    def placed(self, index: Tensor) -> Tensor:
+        """An index on the CPU, on the device of the rows; the copy does not wait for the device."""
+        if not isinstance(self.x, Tensor) or self.x.device == index.device:
+            return index
+        return index.pin_memory().to(self.x.device, non_blocking=True)
 
     def tensor(self, index: Tensor | None = None) -> Tensor:
         """The rows at index [n], or all of them, as float32 [n, *shape] on [-1, 1]."""

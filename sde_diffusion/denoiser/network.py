@@ -38,7 +38,8 @@ class NetworkDenoiser(Denoiser):
       same time, and casts both itself (the library's networks do this, and embed a common time only once);
     - `takes_noisy_data = True`: it gets a further argument `noisy_data`, (x_t / alpha, sigma / alpha), the data with
       their noise on their own scale;
-    - `condition_names`, in place of the arguments of `forward`, and `check_conditions`, as in `Denoiser`.
+    - `condition_names`, in place of the arguments of `forward`, and `check_conditions`, as in `Denoiser`;
+    - `training_condition_names`, further ones that are not listed in `conditions`, as only training sets them.
 
     Args:
         sde: The path.
@@ -100,6 +101,7 @@ class NetworkDenoiser(Denoiser):
         if channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._conditions = conditions_of(network)
+        self._training_conditions = tuple(getattr(network, "training_condition_names", ()))
         self._takes_time = takes_time(network)
         self._casts_inputs = bool(getattr(network, "casts_inputs", False))
         self._takes_noisy_data = bool(getattr(network, "takes_noisy_data", False))
@@ -113,7 +115,9 @@ class NetworkDenoiser(Denoiser):
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True
     ) -> dict[str, Any]:
         """See `Denoiser.check_conditions`; calls the network's `check_conditions` if it has one."""
-        known = super().check_conditions(conditions, batch, device, wait)
+        of_training = {name: conditions[name] for name in self._training_conditions if name in conditions}
+        others = {name: value for name, value in conditions.items() if name not in of_training}
+        known = super().check_conditions(others, batch, device, wait) | of_training
         check = getattr(self.network, "check_conditions", None)
         return known if check is None else check(known, batch, device, wait)
 

@@ -183,8 +183,9 @@ def load_extractor(
 
     Args:
         name: A module of your own with an int `num_features`, which is returned as it is, or one of the names
-            `pixels`, `digits` (1x8x8, 64 features), `mnist` (1x28x28, 128 features), `inception` (2048 features) and
-            `dinov2` (1024), which need libraries and weights of their own, and `pca`, `pca32`, ... (principal
+            `pixels`, `digits` (1x8x8, 64 features), `mnist` (1x28x28, 128 features), `cifar10` (3x32x32, 128 features),
+            `inception` (2048 features) and `dinov2` (1024), which need libraries and weights of their own, and `pca`,
+            `pca32`, ... (principal
             components of the values) and `random_conv`, `random_conv32`, ... (principal components of a random
             network's features, for images), which are computed from `data`. The number is that of the features; by
             default it suits the number of data.

@@ -31,7 +31,7 @@ class Probabilities(nn.Module):
         if not isinstance(getattr(classifier, "num_classes", None), int) or not hasattr(classifier, "head"):
             raise ValueError(
                 f"an inception score needs a classifier with num_classes and head; {type(classifier).__name__} is "
-                "none: use the extractor 'digits', 'mnist' or 'inception'"
+                "none: use the extractor 'digits', 'mnist', 'cifar10' or 'inception'"
             )
         self.base = classifier
         self.num_features = cast(_HasHead, classifier).num_classes

@@ -24,7 +24,7 @@ INCEPTION_URL = (
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 DINOV2_URL = "https://huggingface.co/facebook/dinov2-large"
 DINOV2_FOLDER = "dinov2-large"
-_OTHERS = "The extractors 'pixels', 'digits' and 'mnist' work now, with nothing to install."
+_OTHERS = "The extractors 'pixels', 'digits', 'mnist' and 'cifar10' work now, with nothing to install."
 
 
 def weights_folder() -> Path:

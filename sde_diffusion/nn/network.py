@@ -34,8 +34,13 @@ class Network(nn.Module):
 
     @property
     def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that the network was built with."""
-        return tuple(self.conditioning.conditions)
+        """Names of the conditions that the network was built with, except those that only training sets."""
+        return tuple(name for name, kind in self.conditioning.conditions.items() if not kind.training_only)
+
+    @property
+    def training_condition_names(self) -> tuple[str, ...]:
+        """Names of the conditions that only training sets."""
+        return tuple(name for name, kind in self.conditioning.conditions.items() if kind.training_only)
 
     def check_conditions(
         self, conditions: Mapping[str, Any], batch: int, device: torch.device, wait: bool = True

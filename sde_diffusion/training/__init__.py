@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sde_diffusion.training.adaptive_times import AdaptiveTimes, LogSNRTimes, ScheduleTimes
 from sde_diffusion.training.adversary import PatchAdversary
+from sde_diffusion.training.augmentation import Augmentation
 from sde_diffusion.training.diffusion_elbo import DiffusionELBO
 from sde_diffusion.training.measured import Measured
 from sde_diffusion.training.objective import DenoisingScoreMatching, Objective
@@ -72,6 +73,7 @@ NOT_BUILDABLE = tuple(_LAZY)
 __all__ = [
     "EMA",
     "AdaptiveTimes",
+    "Augmentation",
     "BestCheckpoint",
     "BetaELBO",
     "CSVLogger",

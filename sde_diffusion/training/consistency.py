@@ -7,6 +7,7 @@ from typing import Any
 
 from sde_diffusion.checks.reprs import shown
 from sde_diffusion.modality.units import Units
+from sde_diffusion.training.augmentation import AUGMENT
 from sde_diffusion.training.entries import ContentsError, leaves
 
 
@@ -32,7 +33,9 @@ def check_consistency(checkpoint: Mapping[str, Any]) -> None:
         if "shape" in network and "shape" in data and list(network["shape"]) != list(shape):
             what = "latent variables" if first_stage else "data"
             raise ContentsError(f"its network is for shape {shown(network['shape'])}, its {what} have {shown(shape)}")
-        if _conditions(network) != _conditions(hyper_parameters):
+        told = {AUGMENT} if hyper_parameters.get("augmentation") else set()  # set in training only
+        own = {name: kind for name, kind in _conditions(network).items() if name not in told}
+        if own != _conditions(hyper_parameters):
             raise ContentsError("its network has other conditions than the model, or another number of classes")
     try:
         units = Units.of(data.get("units"))

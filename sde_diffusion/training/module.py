@@ -15,6 +15,7 @@ from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import build, public_path, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser, check_denoiser, in_eval_mode
 from sde_diffusion.density import Bound, elbo
+from sde_diffusion.training.augmentation import AUGMENT, Augmentation
 from sde_diffusion.training.base import Batch
 from sde_diffusion.training.dropout import ConditionDropout
 from sde_diffusion.training.generative import GenerativeModel
@@ -60,6 +61,8 @@ class ScoreModel(GenerativeModel):
             `ConditionDropout`.
         measured: What the model is given of the data themselves, such as a smaller picture, or its configuration; its
             `conditions(shape)` must be among the conditions. None: nothing.
+        augmentation: How training images are changed at random, or its configuration; the network must have its
+            `conditions()`, beside the others. None: not at all.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -87,6 +90,7 @@ class ScoreModel(GenerativeModel):
         conditions: Mapping[str, Any] | None = None,
         condition_dropout: Mapping[str, float] | None = None,
         measured: Measured | Mapping[str, Any] | None = None,
+        augmentation: Augmentation | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
@@ -96,7 +100,8 @@ class ScoreModel(GenerativeModel):
         self.dropout = ConditionDropout(self.conditions, label_dropout, condition_dropout)
         # Plain Python containers, so that the checkpoint contains only data, even if these are OmegaConf's containers.
         parts = {"denoiser": to_containers(denoiser), "objective": to_containers(objective)}
-        parts |= {} if measured is None else {"measured": to_containers(measured)}
+        optional = {"measured": measured, "augmentation": augmentation}
+        parts |= {name: to_containers(value) for name, value in optional.items() if value is not None}
         described = {name: with_public_paths(value) for name, value in parts.items() if isinstance(value, Mapping)}
         dropout = {"label_dropout": self.dropout.probability, "condition_dropout": self.dropout.separate}
         rest = {"conditions": self.conditions.describe(), **dropout, "compile": compile}
@@ -112,6 +117,13 @@ class ScoreModel(GenerativeModel):
             needed = self.measured.conditions(self.data["shape"]) if "shape" in self.data else {}
             if lacking := [name for name in needed if name not in self.conditions]:
                 raise ValueError(f"conditions lack {', '.join(lacking)}: add measured.conditions(shape) to them")
+        self.augmentation: Augmentation | None = build(parts.get("augmentation"), "augmentation")
+        check_kind("augmentation", self.augmentation, Augmentation, or_none=True)
+        if self.augmentation is not None and "shape" in self.data:
+            self.augmentation.check(self.data["shape"])
+            taken = getattr(getattr(self.denoiser, "network", None), "training_condition_names", ())
+            if lacking := [name for name in self.augmentation.conditions() if name not in taken]:
+                raise ValueError(f"the network lacks the condition {', '.join(lacking)}: augmentation.conditions()")
         if compile:
             self.denoiser.compile()
 
@@ -137,8 +149,12 @@ class ScoreModel(GenerativeModel):
         return [list(path.parameters())] if path.learned else []
 
     def training_loss(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch, with the conditions of some samples dropped."""
-        conditions = self.dropout(self.conditions_of(self.with_measurements(batch)))
+        """Mean loss of a batch, augmented, and with the conditions of some samples dropped."""
+        augmented: dict[str, Tensor] = {}
+        if self.augmentation is not None:
+            x, augmented[AUGMENT] = self.augmentation(batch["x"])
+            batch = {**batch, "x": x}
+        conditions = self.dropout(self.conditions_of(self.with_measurements(batch))) | augmented
         x0 = self.filled(batch["x"])
         return self.objective(self.denoiser, x0, **self.objective.draw(self.denoiser, x0), **conditions).mean()
 
@@ -187,4 +203,5 @@ class ScoreModel(GenerativeModel):
         prediction = described.get("prediction", "its own")
         model = f"{network}, {parameters:,} parameters, prediction {prediction}"
         found = {"path": str(self.denoiser.sde), "model": model}
-        return found if self.measured is None else {**found, "measured": self.measured.summary()}
+        found |= {} if self.measured is None else {"measured": self.measured.summary()}
+        return found if self.augmentation is None else {**found, "augmented": self.augmentation.extra_repr()}

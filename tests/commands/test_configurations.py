@@ -124,7 +124,8 @@ def test_a_data_set_takes_the_network_of_its_name_where_none_is_chosen(overrides
 
 
 NEEDED = {"arrays": ["data.path=FILE"], "folder": ["data.root=DIR"], "mnist": ["data.root=DIR"]}
-NEEDED["fashion_mnist"] = NEEDED["mnist"]
+NEEDED["fashion_mnist"] = NEEDED["cifar10"] = NEEDED["mnist"]
+NEEDED["hub"] = ["data.name=NAME"]
 
 
 @pytest.mark.parametrize("data", choices("data"))

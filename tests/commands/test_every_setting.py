@@ -1,6 +1,7 @@
 """Every key of every configuration file is set once, and the command succeeds."""
 
 import gzip
+import importlib.util
 import shlex
 import struct
 
@@ -9,6 +10,7 @@ import pytest
 from autoencoders import CONVOLUTIONS, MLP, autoencoder
 from conftest import TINY
 from omegaconf import DictConfig, OmegaConf
+from parquet_files import png, write
 from PIL import Image
 from setting_cases import (
     AUTOENCODER,
@@ -131,6 +133,9 @@ def places(tmp_path_factory):
         for kind, dims, array in (("images", 3, pixels), ("labels", 1, numbers)):
             header = bytes([0, 0, 8, dims]) + struct.pack(f">{dims}I", *array.shape)
             (folder / "idx" / f"{part}-{kind}-idx{dims}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    if importlib.util.find_spec("pyarrow"):
+        images = [png(source.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(60)]
+        write(folder / "parquet" / "train.parquet", images, labels.tolist())
     return {
         "DATA": folder / "data.npz",
         "LEVELS": folder / "levels.npz",
@@ -141,6 +146,7 @@ def places(tmp_path_factory):
         "MATRIX": folder / "matrix.npy",
         "IDX": folder / "idx",
         "CACHE": folder / "cache",
+        "PARQUET": folder / "parquet",
     }
 
 
@@ -180,6 +186,9 @@ SHORT = (
 def test_train(name, run, tmp_path):
     settings = TRAIN[name]
     words = settings.split()
+    for choice, needed in (("data=cifar10", "pyarrow"), ("data=hub", "datasets")):
+        if choice in words:
+            pytest.importorskip(needed)
     mlp = not any(word.startswith("network=") and word != "network=mlp" for word in words)
     left_out = "callbacks.samples=null" in words
     short = [word for word in SHORT.split() if not (left_out and word.startswith("callbacks.samples."))]

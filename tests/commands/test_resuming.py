@@ -216,6 +216,7 @@ BY_ITSELF = (
     "guidance",
     "model.condition_dropout",
     "model.measured",
+    "model.augmentation",
     "data.shrink",
     "data.captions",
 )

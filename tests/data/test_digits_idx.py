@@ -154,13 +154,14 @@ def test_config_holds_every_argument_with_its_default(path):
     composed = OmegaConf.create({"seed": 0, "data": OmegaConf.load(path)})  # seed: ${seed} is that of the command
     config = OmegaConf.to_container(composed, resolve=True)["data"]
     place = {key: "somewhere" for key in ("root", "path") if config.get(key) == "???"}
+    place |= {"name": path.stem} if config.get("name") == "???" else {}
     built = build(config | place)
     assert built.name == path.stem
     assert isinstance(built, find_class(config["_target_"]))
     required = {"name": path.stem} if "name" in config else {}
     if "handwriting" in config:
         required["handwriting"] = config["handwriting"]
-    defaults = type(built)(**place, **required)
+    defaults = type(built)(**{**place, **required})
     arguments = {key: value for key, value in vars(defaults).items() if key in config} | required
     assert {key: config[key] for key in arguments if key not in place} == {
         key: value for key, value in arguments.items() if key not in place

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import pickle
@@ -12,17 +13,29 @@ from safetensors.numpy import load_file
 from scipy.signal import correlate2d
 from scipy.special import expit
 
-from benchmarks.train_classifiers import RECIPES, main
+from benchmarks.train_classifiers import RECIPES, folded, main, with_batch_norms
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.idx import IdxImages
+from sde_diffusion.data.parquet import ParquetImages
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import FrechetDistance, extractor_names, load_extractor
-from sde_diffusion.metrics.features import WEIGHTS, read_classifier
+from sde_diffusion.metrics.features import WEIGHTS, Classifier, read_classifier
 
 ROOT = Path(__file__).parents[2]
 MNIST = Path(os.environ.get("SDE_DATA", ROOT.parent / "shared" / "data")) / "mnist"
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
+CIFAR10 = MNIST.with_name("cifar10")
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SOURCES = {
+    "digits": Digits,
+    "mnist": lambda: IdxImages(root=str(MNIST)),
+    "cifar10": lambda: ParquetImages(root=str(CIFAR10)),
+}
 needs_mnist = pytest.mark.skipif(not MNIST.is_dir(), reason=f"MNIST's idx files are not in {MNIST} (SDE_DATA moves it)")
+
+
+needs_cifar10 = pytest.mark.skipif(
+    not (CIFAR10.is_dir() and importlib.util.find_spec("pyarrow")), reason=f"needs pyarrow and the files in {CIFAR10}"
+)
 
 
 def header(path: Path) -> dict:
@@ -42,10 +55,16 @@ def accuracy(name: str, x: torch.Tensor, label: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("digits", 0.97), pytest.param("mnist", 0.99, marks=needs_mnist)], ids=["digits", "mnist"]
+    ("name", "least"),
+    [
+        ("digits", 0.97),
+        pytest.param("mnist", 0.99, marks=needs_mnist),
+        pytest.param("cifar10", 0.83, marks=[pytest.mark.slow, needs_cifar10]),
+    ],
+    ids=list(SHAPES),
 )
 def test_the_shipped_classifier_is_as_good_as_its_file_says(name, least):
-    data = Digits() if name == "digits" else IdxImages(root=str(MNIST))
+    data = SOURCES[name]()
     found = accuracy(name, data.tensor("test"), data.split("test").label)
     stated = float(header(WEIGHTS / f"{name}.safetensors")["__metadata__"]["test_accuracy"])
     assert found >= least
@@ -60,7 +79,7 @@ def test_the_weights_are_tensors_and_text_and_small(name):
     assert {entry["dtype"] for entry in content.values()} == {"F16"}
     numbers = sum(int(np.prod(entry["shape"])) for entry in content.values())
     assert int(about["parameters"]) == numbers
-    assert path.stat().st_size < 2 * numbers + 4096 < 500_000
+    assert path.stat().st_size < 2 * numbers + 4096 < 1_200_000
     assert about["command"].startswith(f"python -m benchmarks.train_classifiers --data {name}")
     assert json.loads(about["architecture"])["widths"] == list(RECIPES[name].widths)
 
@@ -78,6 +97,16 @@ def test_features_are_what_scipy_makes_of_the_file(name):
         x = x * expit(x)
     h = tensors["hidden.weight"] @ x.ravel() + tensors["hidden.bias"]
     np.testing.assert_allclose(found, h * expit(h), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norms_are_folded_into_the_convolutions():
+    torch.manual_seed(0)
+    trunk = with_batch_norms(Classifier((3, 6, 6), (4, 5), 6, 2).trunk)
+    x = 2 * torch.randn(50, 3, 6, 6) + 1
+    trunk(x)  # sets the running statistics
+    alone = folded(trunk)
+    assert len(alone) == len(trunk) - 2
+    torch.testing.assert_close(alone(x), trunk.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -125,8 +154,10 @@ def test_pixels_are_the_numbers_themselves():
 
 
 def test_names():
-    assert extractor_names() == ["pixels", "digits", "mnist"]
-    with pytest.raises(UserError, match="unknown feature extractor 'inceptoin'; choose from pixels, digits, mnist"):
+    assert extractor_names() == ["pixels", "cifar10", "digits", "mnist"]
+    with pytest.raises(
+        UserError, match="unknown feature extractor 'inceptoin'; choose from pixels, cifar10, digits, mnist"
+    ):
         load_extractor("inceptoin")
 
 

@@ -73,7 +73,9 @@ def transformers(monkeypatch, folder):
 )
 def test_a_missing_library(name, module, install, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"{name}' needs {module}.*{install}.*'pixels', 'digits' and 'mnist' work now"):
+    with pytest.raises(
+        UserError, match=rf"{name}' needs {module}.*{install}.*'pixels', 'digits', 'mnist' and 'cifar10' work now"
+    ):
         load_extractor(name)
 
 

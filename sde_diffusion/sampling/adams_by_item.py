@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sde_diffusion.sampling.adams import (
     GROW,
-    GROW_AT_FIRST,
     LONG,
     ROUGH,
     SHRINK,
@@ -29,8 +28,9 @@ from sde_diffusion.sampling.exponential import lagrange_weights
 from sde_diffusion.sampling.flow import Flow
 from sde_diffusion.sde import expand
 
-_SAFETY = 0.75
-"""Smaller than for a whole batch, where all but one item are below the tolerance anyway."""
+_SAFETY, _GROW_AT_FIRST = 0.75, 5.0
+"""Step size control as in `adams`, but with other values for the safety factor (smaller, since here every item has an
+error near its tolerance) and for the largest change of a step of less than the full order."""
 
 _FAR = -1e30
 """Where a missing node is put: its polynomial is zero within the step, and those of the other nodes are as without."""
@@ -129,10 +129,11 @@ class _Walk:
         sizes = self._sizes(relative)
         if not bool(torch.isfinite(sizes).all()):
             return False
-        accepted, power = sizes <= 1, -1.0 / (self.known + 1)
+        accepted = sizes <= 1
+        most = torch.where(self.known == self.order, GROW, _GROW_AT_FIRST).to(sizes)
+        change = _SAFETY * sizes.clamp(min=1e-10) ** (-1.0 / (self.known + 1))
+        self.h = length * change.clamp(min=SHRINK).minimum(most)
         self._accept(accepted, ahead, seen, corrected)
-        most = torch.where(self.known == self.order, GROW, GROW_AT_FIRST).to(sizes)
-        self.h = length * (_SAFETY * sizes.clamp(min=1e-10) ** power).clamp(min=SHRINK).minimum(most)
         self._test(accepted & ~last, relative, scale, test_roughness)
         done = accepted & last
         if bool(done.any()):

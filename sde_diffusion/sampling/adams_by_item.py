@@ -2,7 +2,10 @@ r"""Adams' method with steps of its own for each item of a batch.
 
 The method is that of `adams`; here each item has its own place u, its own step and its own error. An item that is at
 the end leaves the batch, so that a batch costs the sum of what its items need, not its size times what the most
-difficult one needs, and a solution does not depend on the other items.
+difficult one needs, and a solution does not depend on the other items. The order, up to k, is each item's own too, the
+one with the longest steps.
+
+References: Hairer, Norsett & Wanner 1993, section III.7 (variable order).
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ from sde_diffusion.sampling.exponential import lagrange_weights
 from sde_diffusion.sampling.flow import Flow
 from sde_diffusion.sde import expand
 
-_SAFETY, _GROW_AT_FIRST = 0.75, 5.0
-"""Step size control as in `adams`, but with other values for the safety factor (smaller, since here every item has an
-error near its tolerance) and for the largest change of a step of less than the full order."""
+_SAFETY, _GROW_AT_FIRST, _RELUCTANCE = 0.75, 5.0, 0.9
+"""Step size control as in `adams`, but with a smaller safety factor (here every item has an error near its tolerance),
+and a larger growth of the first steps; and the factor of a step of another order when the two are compared."""
 
 _FAR = -1e30
 """Where a missing node is put: its polynomial is zero within the step, and those of the other nodes are as without."""
@@ -72,7 +75,7 @@ def adams_by_item(
         end: Where it ends, above or below start.
         rtol: Relative tolerance of a step.
         atol: Absolute tolerance of a step.
-        order: Order k of the predictor, at least 1.
+        order: Largest order k of the predictor, at least 1.
         smallest_step: Stop if a step of an item gets shorter than this share of the interval.
         test_roughness: See `adams`; for each item by itself.
 
@@ -108,6 +111,7 @@ class _Walk:
         self.u = torch.full((len(y),), start, dtype=torch.float64)
         self.nodes = self.u.unsqueeze(1).expand(-1, order).clone()  # [B, order]; the first `known` of them count
         self.known = torch.ones(len(y), dtype=torch.int64)
+        self.using = torch.ones_like(self.known)  # the predictor's order in the next step, at most `known`
         self.tighter = torch.ones_like(self.u)  # by which the tolerances are multiplied
         self.turns, self.taken = torch.zeros_like(self.known), torch.zeros_like(self.known)
         self.before: Tensor | None = None
@@ -123,16 +127,22 @@ class _Walk:
         length = torch.where(last, left, self.h)
         ahead = torch.where(last, self.end, self.u + self.sign * length)
         step = self.sign * length
-        seen, corrected, error = self._attempt(ahead, step)
+        seen, nodes, corrected = self._attempt(ahead, step)
         scale = torch.maximum(self.y.abs(), corrected.abs()).mul_(self.rtol).add_(self.atol)
-        relative = error / (scale if not bool((self.tighter < 1).any()) else scale * expand(self.tighter, scale))
+        if bool((self.tighter < 1).any()):
+            scale *= expand(self.tighter, scale)
+        relative = _combine(None, seen, step, _estimate(nodes, self.using)) / scale
         sizes = self._sizes(relative)
         if not bool(torch.isfinite(sizes).all()):
             return False
         accepted = sizes <= 1
-        most = torch.where(self.known == self.order, GROW, _GROW_AT_FIRST).to(sizes)
-        change = _SAFETY * sizes.clamp(min=1e-10) ** (-1.0 / (self.known + 1))
-        self.h = length * change.clamp(min=SHRINK).minimum(most)
+        # At first the order grows with each step; then it is the one with the longest step.
+        grows = accepted & (self.known < self.order)
+        using, change = self._best(seen, nodes, step, scale, sizes)
+        using = torch.where(grows, self.using + 1, using)
+        change = torch.where(grows, _change(sizes, self.using), change)
+        self.h = length * change.clamp(min=SHRINK).minimum(torch.where(grows, _GROW_AT_FIRST, GROW).to(change))
+        self.using = using
         self._accept(accepted, ahead, seen, corrected)
         self._test(accepted & ~last, relative, scale, test_roughness)
         done = accepted & last
@@ -141,19 +151,35 @@ class _Walk:
         return True
 
     def _attempt(self, ahead: Tensor, step: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Predict, evaluate, correct: the slopes with the new one before them, the state, and its error's estimate."""
+        """Predict, evaluate, correct: the slopes with the new one before them, their places in units of the step (0 its
+        beginning, 1 its end), and the state.
+        """
         k = len(self.slopes)
         back = (self.nodes[:, :k] - self.u.unsqueeze(1)) / step.unsqueeze(1)
-        index, known = torch.arange(k + 1), self.known.unsqueeze(1)
-        back = torch.where(index[:k] < known, back, _FAR * (2 + index[:k]))  # at different places, as polynomials need
-        predicted = _combine(self.y, self.slopes, step, _integrals(back))
+        back = torch.where(torch.arange(k) < self.known.unsqueeze(1), back, _far(k))
+        predicted = _combine(self.y, self.slopes, step, _integrals(back, self.using - 1))
         seen = [self.slope(ahead, predicted, self.flow), *self.slopes]
         nodes = torch.cat([torch.ones_like(back[:, :1]), back], 1)
-        weights = _integrals(nodes)
-        # Without the last node that is known.
-        lower = _integrals(torch.where(index == known, _FAR, nodes))
-        error = _combine(None, seen, step, torch.where(index <= known, weights - lower, 0.0))
-        return seen, _combine(self.y, seen, step, weights), error
+        return seen, nodes, _combine(self.y, seen, step, _integrals(nodes, self.using))
+
+    def _best(
+        self, seen: list[Tensor], nodes: Tensor, step: Tensor, scale: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The order, this one or its neighbours, for which the next step would be longest, and the change to it.
+
+        On a stiff stretch that is a low order, whose range of stable steps is larger.
+        """
+        best, change = self.using, _change(sizes, self.using)
+        for order, possible in (
+            (self.using - 1, self.using > 1),
+            (self.using + 1, self.using < self.known),
+        ):
+            if bool(possible.any()):
+                tried = torch.where(possible, order, self.using)
+                error = _combine(None, seen, step, _estimate(nodes, tried)) / scale
+                other = torch.where(possible, _RELUCTANCE * _change(self._sizes(error), tried), 0.0)
+                best, change = torch.where(other > change, tried, best), torch.maximum(other, change)
+        return best, change
 
     def _accept(self, accepted: Tensor, ahead: Tensor, seen: list[Tensor], corrected: Tensor) -> None:
         """Move on the items whose step is accepted."""
@@ -209,7 +235,7 @@ class _Walk:
         there = done.to(self.y.device)
         self.out[self.items.to(there.device)[there]] = self.y[there]
         stay, rest = ~done, (~done).nonzero().squeeze(1)
-        names = ("items", "u", "h", "nodes", "known", "tighter", "turns", "taken")
+        names = ("items", "u", "h", "nodes", "known", "using", "tighter", "turns", "taken")
         for name in names:
             setattr(self, name, getattr(self, name)[stay])
         kept = rest.to(self.y.device)
@@ -222,9 +248,27 @@ class _Walk:
         return self.flow.sizes(error).double().cpu()
 
 
-def _integrals(nodes: Tensor) -> Tensor:
-    """Integrals over [0, 1] of Lagrange's polynomials on nodes, [B, K]."""
-    return lagrange_weights(nodes, torch.ones(len(nodes), dtype=torch.float64), rate=0.0)
+def _far(k: int) -> Tensor:
+    """Places of k nodes that do not count, [k]: each another, as polynomials need."""
+    return _FAR * torch.arange(1, k + 1, dtype=torch.float64)
+
+
+def _integrals(nodes: Tensor, last: Tensor) -> Tensor:
+    """Integrals over [0, 1] of Lagrange's polynomials on the nodes 0 ... last of each row, 0 for others; [B, K]."""
+    count = nodes.shape[1]
+    counts = torch.arange(count) <= last.unsqueeze(1)
+    ones = torch.ones(len(nodes), dtype=torch.float64)
+    return torch.where(counts, lagrange_weights(torch.where(counts, nodes, _far(count)), ones, rate=0.0), 0.0)
+
+
+def _estimate(nodes: Tensor, order: Tensor) -> Tensor:
+    """Weights of the error's estimate with the nodes 0 ... order: the difference to the correction without the last."""
+    return _integrals(nodes, order) - _integrals(nodes, order - 1)
+
+
+def _change(sizes: Tensor, order: Tensor) -> Tensor:
+    """Change of the step after an error of a size, [B], before limits."""
+    return _SAFETY * sizes.clamp(min=1e-10) ** (-1.0 / (order + 1))
 
 
 def _combine(y: Tensor | None, slopes: list[Tensor], step: Tensor, weights: Tensor) -> Tensor:

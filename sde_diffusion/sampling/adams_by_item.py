@@ -31,7 +31,7 @@ from sde_diffusion.sampling.exponential import lagrange_weights
 from sde_diffusion.sampling.flow import Flow
 from sde_diffusion.sde import expand
 
-_SAFETY, _GROW_AT_FIRST, _RELUCTANCE = 0.75, 5.0, 0.9
+_SAFETY, _GROW_AT_FIRST, _RELUCTANCE = 0.7, 5.0, 0.9
 """Step size control as in `adams`, but with a smaller safety factor (here every item has an error near its tolerance),
 and a larger growth of the first steps; and the factor of a step of another order when the two are compared."""
 

@@ -112,6 +112,23 @@ def test_conditions_reach_the_network():
     assert (log_likelihood(labelled, x).log_prob - given.log_prob).abs().max() > 0.01
 
 
+def test_an_item_does_not_depend_on_its_batch():
+    """Nor on which items have left it: its value, probe, label and passes are those of the item alone."""
+    denoiser = network(PATHS["vp"], 3).double()
+    x = points(4, 3) * torch.tensor([1.0, 4.0, 0.1, 2.0]).double().unsqueeze(1)
+    label = torch.tensor([0.0, 1.0, -2.0, 0.5]).double()
+    together = log_likelihood(denoiser, x, seed=3, trace="gaussian", label=label)
+    assert len(set(together.passes.tolist())) > 1
+    for i in range(4):
+        alone = log_likelihood(denoiser, x[i : i + 1], seeds=[3 + i], trace="gaussian", label=label[i : i + 1])
+        torch.testing.assert_close(alone.log_prob, together.log_prob[i : i + 1], rtol=1e-9, atol=1e-9)
+        assert alone.nfe == int(together.passes[i])
+    denoiser.per_sample = True  # settings that cannot be told apart: all items stay
+    same = log_likelihood(denoiser, x, seed=3, trace="gaussian", label=label)
+    assert len(set(same.passes.tolist())) == 1
+    torch.testing.assert_close(same.log_prob, together.log_prob, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_a_float32_network_under_a_float64_state(name):
     """Its rounding does not keep the solver from its default tolerance, and it is as good as itself in float64."""

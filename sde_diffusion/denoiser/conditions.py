@@ -81,3 +81,10 @@ def repeated(value: Any, times: int, batch: int) -> Any:
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
         return value.repeat(times, *(1,) * (value.ndim - 1))
     return value
+
+
+def chosen(value: Any, items: Tensor, batch: int) -> Any:
+    """A condition for some items of a batch: of a tensor with a row for each sample their rows; others stay."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
+        return value[items.to(value.device)]
+    return value

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from sde_diffusion.checks import check_finite
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Denoiser, in_eval_mode, recordable
+from sde_diffusion.denoiser.conditions import chosen
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, log_density
 from sde_diffusion.density.trace import Trace, trace_of
@@ -43,7 +46,9 @@ class Likelihood:
         prior: Log-density of the latents under the prior, a term of log_prob, [B].
         latent: The states at t_max that the flow takes x to, [B, *].
         std_error: Standard error of log_prob due to the trace's probes, [B]; None if there is only one estimate.
-        nfe: Network passes (each a forward pass and, for each probe, one gradient with respect to the input).
+        nfe: Network passes (each a forward pass and, for each probe, one gradient with respect to the input): the mean
+            over the items, rounded up. With adams each item takes its own steps; otherwise all take the same.
+        passes: Network passes of each item, [B].
         solver_error: Estimate of the solver's error, [B], in nats; None if the tolerance was met. If the flow was rough
             in time and the tolerance had to be loosened (see `ODESolver`), it is the difference to log_prob with four
             times that tolerance, NaN for an item that is not finite there. It is no bound: if both solutions step over
@@ -56,6 +61,7 @@ class Likelihood:
     latent: Tensor
     std_error: Tensor | None
     nfe: int
+    passes: Tensor
     solver_error: Tensor | None = None
     rtol: float | None = None
 
@@ -84,9 +90,12 @@ def log_likelihood(
 ) -> Likelihood:
     """Log-density of x under the denoiser's probability flow, at t_end.
 
-    The steps are those that the most difficult item of the batch needs: a value depends on its batch to within the
-    tolerance, and a single item far from all training data can cost thousands of passes. The defaults are those with
-    the fewest passes to an error of 1e-3 bits per dimension (`python -m benchmarks.likelihood`).
+    With adams each item takes the steps that it needs by itself, and leaves the batch at the end: a batch costs its
+    mean, and a single item far from all training data, which can cost thousands of passes, costs the others nothing.
+    The items take their steps together, those of the most difficult one, with other methods, with create_graph, and if
+    the denoiser or a condition has settings for each item that cannot be told apart (`Denoiser.per_sample`); a value
+    then depends on its batch to within the tolerance. The defaults are those with the fewest passes to an error of 1e-3
+    bits per dimension (`python -m benchmarks.likelihood`).
 
     Args:
         denoiser: The denoiser; its network computes in its own precision (or autocast's), the state in `dtype`.
@@ -135,7 +144,7 @@ def log_likelihood(
     ):
         conditions = {name: recordable(value) for name, value in conditions.items()}
         process = ReverseProcess(
-            lambda x, t: denoiser(x, t, **conditions),
+            denoiser,
             sde,
             as_instance("grid", BandLogSNR() if grid is None else grid, GRIDS, Grid),
             t_end,
@@ -144,7 +153,8 @@ def log_likelihood(
         )
         x = x.to(dtype) if create_graph else x.detach().clone().to(dtype)
         vectors = estimator.vectors(Noise(seeds, x.shape[1:], x.device, dtype))
-        flow = _DensityFlow(process, estimator, vectors, x.shape, create_graph)
+        apart = not (create_graph or denoiser.per_sample)
+        flow = _DensityFlow(process, estimator, vectors, x.shape, create_graph, conditions, apart)
         found = _solved(solver, flow, x)
         ending = GaussianPrior.standard(sde) if prior is None else prior
         latent, density, estimates = flow.read(found.state, ending)
@@ -154,7 +164,8 @@ def log_likelihood(
         if found.coarser is not None:
             _, there, others = flow.read(found.coarser, ending)
             solver_error = (log_prob - there - others.mean(1) - flow.stretch).detach().abs()
-        return Likelihood(log_prob, density, latent, error, flow.nfe, solver_error, found.rtol)
+        nfe = math.ceil(flow.counts.double().mean())
+        return Likelihood(log_prob, density, latent, error, nfe, flow.counts, solver_error, found.rtol)
 
 
 def _solved(solver: ODESolver, flow: _DensityFlow, x: Tensor) -> Solution:
@@ -180,18 +191,46 @@ class _DensityFlow:
     """
 
     def __init__(
-        self, process: ReverseProcess, trace: Trace, vectors: Tensor, shape: Sequence[int], create_graph: bool
+        self,
+        process: ReverseProcess,
+        trace: Trace,
+        vectors: Tensor,
+        shape: Sequence[int],
+        create_graph: bool,
+        conditions: Mapping[str, Any],
+        apart: bool,
     ) -> None:
         self.sde, self.t_end, self.time, self.passes = process.sde, process.t_end, process.time, process.passes
-        self.process = process
+        self.denoiser, self.conditions = process.predict, conditions
+        self.process = copy(process)
+        self.process.predict = partial(process.predict, **conditions)
         self.trace = trace
         self.vectors = vectors
         self.shape = tuple(shape)
         self.size = math.prod(self.shape[1:])
         self.create_graph = create_graph
+        self.apart = apart
         self.check = False
-        self.nfe = 0
+        self.items = torch.arange(self.shape[0])
+        self.counts = torch.zeros_like(self.items)
         self._scales = process.scale(0.0), process.scale(1.0)
+
+    @property
+    def separable(self) -> _DensityFlow | None:
+        """The flow, if its items can be at different places; NaN is looked for with all items together."""
+        return self if self.apart and not self.check else None
+
+    def part(self, items: Tensor) -> _DensityFlow:
+        """The flow of some items, whose passes count among those of this one; items: [N], int64, on the CPU."""
+        part, batch = copy(self), self.shape[0]
+        part.conditions = {name: chosen(value, items, batch) for name, value in self.conditions.items()}
+        part.process = copy(self.process)
+        part.process.predict = partial(self.denoiser, **part.conditions)
+        if self.vectors.shape[1] == batch:
+            part.vectors = self.vectors[:, items.to(self.vectors.device)]
+        part.shape = (len(items), *self.shape[1:])
+        part.items = self.items[items]
+        return part
 
     @property
     def stretch(self) -> Tensor:
@@ -215,8 +254,8 @@ class _DensityFlow:
         return latent, log_density(prior, latent).double(), state[:, self.size :].double() * self.size
 
     def drift(self, u: Tensor | float, state: Tensor) -> Tensor:
-        """d[y, int div / D]/du."""
-        self.nfe += 0 if self.check else self.passes(u)
+        """d[y, int div / D]/du; u: [], or [B] for items at different places."""
+        self.counts[self.items] += 0 if self.check else self.passes(u)
         y = state[:, : self.size].reshape(self.shape)
         with torch.enable_grad():
             if not y.requires_grad:
@@ -229,14 +268,14 @@ class _DensityFlow:
             check_finite(f"the drift at t = {value_of(self.process.time(u)[0]):.6g}", out, remedy, UserError)
         return out if self.create_graph else out.detach()
 
+    def sizes(self, error: Tensor) -> Tensor:
+        """Size of each item's error: the state's root mean square or, if it is more and smooth, the density's; [B]."""
+        state = error[:, : self.size].square().mean(1).sqrt()
+        return torch.maximum(state, error[:, self.size :].abs().amax(1)) if self.trace.smooth else state
+
     def worst(self, error: Tensor) -> Tensor:
-        """Largest over the batch of each sample's error: the state's root mean square or, if smooth, the density's."""
-        error = error.detach()  # the choice of steps is not differentiated
-        state = error[:, : self.size]
-        if not self.trace.smooth:
-            return state.square().mean(1).max().sqrt()
-        density = error[:, self.size :]
-        return torch.maximum(state.square().mean(1).max().sqrt(), density.abs().max())
+        """The largest of these sizes."""
+        return self.sizes(error.detach()).max()  # the choice of steps is not differentiated
 
     def _products(self, slope: Tensor, y: Tensor, vectors: Tensor) -> Tensor:
         """Jacobian's transpose times vectors [K, B or 1, *dims]."""

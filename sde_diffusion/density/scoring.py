@@ -37,7 +37,7 @@ COLUMNS = (
     "data's own units), in nats: more is more likely, in every column. elbo = elbo_reconstruction + elbo_diffusion + "
     "elbo_prior, the last two minus KL divergences. trace_error is a standard error, elbo_error one widened "
     "to be used with 1.96, solver_error the difference to a solution with four times the tolerance; nan where there is "
-    "none. nfe counts the network passes of the item's batch."
+    "none. nfe counts the item's network passes."
 )
 """The meaning of the columns of a table of scores."""
 
@@ -130,7 +130,7 @@ class Scoring:
         """
         logs: list[Tensor] = []
         solver: list[Tensor] = []
-        nfe, error = 0, None
+        nfe, error = torch.zeros(len(x), dtype=torch.int64), None
         for draw in range(self.draws):
             filled, bins = in_bins(x, self.levels, seeds, draw)
             result = log_likelihood(
@@ -146,13 +146,13 @@ class Scoring:
             logs.append(result.log_prob + bins)
             if result.solver_error is not None:
                 solver.append(result.solver_error)
-            nfe, error = nfe + result.nfe, result.std_error
+            nfe, error = nfe + result.passes, result.std_error
         log_prob = torch.stack(logs).logsumexp(0) - math.log(self.draws)
         scores = {
             "log_prob": log_prob,
             "trace_error": torch.full_like(log_prob, math.nan) if error is None else error,
             "solver_error": torch.stack(solver).amax(0) if solver else torch.full_like(log_prob, math.nan),
-            "nfe": torch.full_like(log_prob, nfe),
+            "nfe": nfe,
         }
         scores = {name: value.double().cpu() for name, value in scores.items()}
         return scores | self._bounded(denoiser, x, seeds, prior, conditions)

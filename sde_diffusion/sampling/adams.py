@@ -27,23 +27,23 @@ from torch import Tensor
 
 from sde_diffusion.sampling.exponential import lagrange_weights
 
-_SAFETY, _SHRINK, _GROW, _GROW_AT_FIRST = 0.85, 0.3, 1.5, 3.0
+_SAFETY, SHRINK, GROW, GROW_AT_FIRST = 0.85, 0.3, 1.5, 3.0
 """Step size control: safety factor, smallest and largest change, and the largest while the order still grows."""
 
-_TURNS = 50
+TURNS = 50
 """Consecutive changes of the error's sign from which stability, not accuracy, is taken to limit the steps. The last
 steps of an ordinary walk have up to 40 if one of many samples is far out; a tighter tolerance would gain nothing
 there."""
 
-_TESTED_EVERY = 150
+TESTED_EVERY = 150
 """The slope is tested for roughness every so many steps; most smooth walks take fewer."""
 
-_STIFF, _ROUGH = 0.01, 1.0
+STIFF, ROUGH = 0.01, 1.0
 """Fourth differences in time of the slope at a fixed state, over a step, in tolerances. Below the first, the dependence
 on time does not limit the steps. A step limited by its own fourth derivative shows 0.15, and one within which the slope
 is noisy about 40."""
 
-_LONG = 900
+LONG = 900
 """After so many steps a slope counts as rough if its dependence on time alone limits the steps."""
 
 
@@ -102,9 +102,10 @@ def adams(
     u, length = start, abs(end - start)
     ahead_of, turns, taken = list(places), _Turns(), 0
     slopes, nodes = [drift(u, y)], [u]
-    h = _first_step(slopes[0], y, length, rtol, atol, norm)
-    if h is None:
+    steepness = norm(slopes[0].detach() / (atol + rtol * y.detach().abs())) * length
+    if not float(steepness) < torch.inf:
         return None
+    h = float(first_step(steepness, length))
     while True:
         last = h >= 0.999 * abs(end - u)
         step = end - u if last else (h if end > start else -h)
@@ -124,50 +125,46 @@ def adams(
             slopes, nodes = seen[:order], [ahead, *nodes][:order]
             taken += 1
             turned = turns.reached(relative)
-            if turned or (test_roughness and taken % _TESTED_EVERY == 0):
+            if turned or (test_roughness and taken % TESTED_EVERY == 0):
                 within = step if abs(step) <= abs(end - u) else end - u
                 roughness = _roughness(drift, u, y, within, scale, norm)
-                if test_roughness and roughness > (_ROUGH if taken < _LONG else _STIFF):
+                if test_roughness and roughness > (ROUGH if taken < LONG else STIFF):
                     raise RoughError
-                if turned and roughness < _STIFF:
+                if turned and roughness < STIFF:
                     rtol, atol = 0.01 * rtol, 0.01 * atol
         elif not size < torch.inf:
             return None
-        most = _GROW if len(slopes) == order else _GROW_AT_FIRST
-        h = abs(step) * min(max(_SAFETY * max(size, 1e-10) ** (-1 / (len(back) + 1)), _SHRINK), most)
+        most = GROW if len(slopes) == order else GROW_AT_FIRST
+        h = abs(step) * min(max(_SAFETY * max(size, 1e-10) ** (-1 / (len(back) + 1)), SHRINK), most)
         if h < smallest_step * length:
             return None
 
 
 class _Turns:
-    """Counts consecutive steps whose errors alternate in sign, up to `_TURNS`."""
+    """Counts consecutive steps whose errors alternate in sign, up to `TURNS`."""
 
     def __init__(self) -> None:
         self.count = 0
         self.before: Tensor | None = None
 
     def reached(self, error: Tensor) -> bool:
-        """Whether `_TURNS` is reached with this step's error, [B, *]; never again after that."""
-        if self.count == _TURNS:
+        """Whether `TURNS` is reached with this step's error, [B, *]; never again after that."""
+        if self.count == TURNS:
             return False
         alternates = self.before is not None and float((error * self.before).sum()) < 0
         self.count = self.count + 1 if alternates else 0
         self.before = error
-        return self.count == _TURNS
+        return self.count == TURNS
 
 
-def _first_step(
-    slope: Tensor, y: Tensor, length: float, rtol: float, atol: float, norm: Callable[[Tensor], Tensor]
-) -> float | None:
+def first_step(steepness: Tensor, length: float) -> Tensor:
     """Length of the first step, of order 1, if the slope changes by its own size over the interval.
 
-    Returns:
-        None if the slope is NaN or infinite.
+    Args:
+        steepness: Size of the slope times `length`, in tolerances, finite.
+        length: Length of the interval.
     """
-    steepness = float(norm(slope.detach() / (atol + rtol * y.detach().abs()))) * length
-    if not steepness < torch.inf:
-        return None
-    return length * (0.005 if steepness < 1e4 else 0.5 / steepness**0.5)
+    return length * torch.where(steepness < 1e4, 0.005, 0.5 * steepness.clamp(min=1.0).rsqrt())
 
 
 def _step(

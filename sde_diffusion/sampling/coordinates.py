@@ -11,7 +11,7 @@ from torch import Tensor
 from sde_diffusion.checks import as_positive
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Prediction
-from sde_diffusion.sde import SDE, add, float64, number
+from sde_diffusion.sde import SDE, add, float64, number, times
 
 
 class Coordinate(ABC):
@@ -19,7 +19,7 @@ class Coordinate(ABC):
 
     @abstractmethod
     def scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """The factor y / x, positive; t: [], float64. Returns [], float64."""
+        """The factor y / x, positive; t: [] or [B], float64. Returns the same shape, float64."""
 
     @abstractmethod
     def drift(self, prediction: Prediction, eta: float) -> Tensor:
@@ -61,7 +61,7 @@ class NoiseToSignal(Coordinate):
         """See the class."""
         sde, t = prediction.sde, prediction.t
         rate = -0.5 * sde.log_snr_rate(t) * sde.sigma(t) / sde.alpha(t)  # dr/dt
-        return prediction.eps * number((1 + eta**2) * rate)
+        return times(prediction.eps, number((1 + eta**2) * rate))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class UnitVariance(Coordinate):
         variance = self._variance(sde, t)
         rate = sde.alpha(t) * sde.alpha_rate(t) * self.sigma_data**2 + sde.sigma(t) * sde.sigma_rate(t)
         drift = add(State().drift(prediction, eta), prediction.x_t, -number(rate / variance))
-        return drift * number(variance.rsqrt())
+        return times(drift, number(variance.rsqrt()))
 
     def _variance(self, sde: SDE, t: Tensor) -> Tensor:
         return (sde.alpha(t) * self.sigma_data).square() + sde.sigma(t).square()

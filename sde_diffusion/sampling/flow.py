@@ -57,21 +57,28 @@ class MonitoredDrift:
         # The solvers evaluate the drift two to thirteen times a step; the last six span most of a step.
         self._recent: deque[float] = deque(maxlen=6)
 
-    def __call__(self, u: Tensor | float, y: Tensor) -> Tensor:
+    def __call__(self, u: Tensor | float, y: Tensor, part: Flow | None = None) -> Tensor:
         """The drift at (u, y).
+
+        Args:
+            u: [], or [B] for a flow whose items can be at different places.
+            y: The state, [B, *].
+            part: The flow of some items, those of y; that of all by default.
 
         Raises:
             UserError: If max_nfe passes have been made.
             LostError: If u is NaN.
         """
-        if math.isnan(u):
+        last = float(u.min()) if isinstance(u, Tensor) and u.ndim else float(u)
+        if math.isnan(last):
             raise LostError
         if self.nfe >= self.max_nfe:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
-        self.nfe += self.process.passes(u)
-        self._recent.append(value_of(self.process.time(u)[0]))
+        flow = self.process if part is None else part
+        self.nfe += flow.passes(u)
+        self._recent.append(value_of(self.process.time(last)[0]))
         try:
-            self.last = self.process.drift(u, y)
+            self.last = flow.drift(u, y)
         except AssertionError as error:  # the denoiser's own, not to be confused with the solver's
             self.failure = error
             raise

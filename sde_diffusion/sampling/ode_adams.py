@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.adams import RoughError, adams
+from sde_diffusion.sampling.adams_by_item import Separable, adams_by_item
 from sde_diffusion.sampling.flow import Flow, MonitoredDrift
 from sde_diffusion.sampling.ode_kinds import Adaptive, Ends, Norm, Solution
 from sde_diffusion.sampling.solver_options import integer
@@ -28,7 +29,7 @@ two solutions, in requested tolerances, for which a further one is computed; and
 
 
 class Adams(Adaptive):
-    """This library's Adams method; see `adams` and `ODESolver`."""
+    """This library's Adams method; see `adams`, `adams_by_item` and `ODESolver`."""
 
     takes: Mapping[str, Any] = {"order": integer(1, 6)}  # beyond, its steps are tiny
 
@@ -103,6 +104,10 @@ class Adams(Adaptive):
     def attempt(self, solver: ODESolver, drift: MonitoredDrift, y: Tensor, ends: Ends, norm: Norm) -> Tensor | None:
         """See `Adaptive.attempt`."""
         order, tolerances = int(solver.options["order"]), (solver.rtol, solver.atol)
+        separable: Separable | None = getattr(drift.process, "separable", None)
+        if separable is not None and ends.keep is None:
+            span = (y, ends.start, ends.end, *tolerances, order)
+            return adams_by_item(separable, drift, *span, test_roughness=not solver.settles)
         if ends.keep is not None and ends.places and ends.places[0] == ends.start:
             ends.keep(ends.start, y)
             ends = replace(ends, places=ends.places[1:])

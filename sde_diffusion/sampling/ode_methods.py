@@ -46,8 +46,9 @@ class ODESolver:
         dopri5, dopri8, bosh3, fehlberg2, adaptive_heun      torchdiffeq's, of orders 5, 8, 3, 2 and 2
         scipy_solver      options={"solver": "RK45"}, or "RK23", "DOP853"
 
-    The error of a step is the largest over the samples of each sample's root mean square, so that a difficult sample is
-    not averaged away (SciPy uses the mean over the batch: its tolerances are divided by sqrt B, which bounds each
+    The error of a step is the largest over the samples of each sample's root mean square (in likelihoods with adams,
+    each sample's own, with steps of its own and orders up to the given one), so that a difficult sample is not averaged
+    away (SciPy uses the mean over the batch: its tolerances are divided by sqrt B, which bounds each
     sample's error). The tolerance is that of a step: at the end errors of ten to twenty tolerances are usual with
     adams, and of a hundred with fehlberg2, whose error estimate is of first order and small.
 

@@ -10,7 +10,6 @@ flow). As f x - g^2 score / 2 is the velocity v, its drift is v - eta^2 g^2 scor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from sde_diffusion.denoiser import Prediction
 from sde_diffusion.sampling.coordinates import Coordinate, State
 from sde_diffusion.sampling.flow import is_finite
 from sde_diffusion.sampling.walk import Walk, singular
-from sde_diffusion.sde import SDE, Grid, Number, float64, number, value_of
+from sde_diffusion.sde import SDE, Grid, Number, float64, number, times, value_of
 
 
 class ReverseProcess:
@@ -61,46 +60,49 @@ class ReverseProcess:
         self._recording = torch.is_grad_enabled()  # whether gradients should reach the path's parameters, if it has any
 
     def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
-        """t and dt/du at u, which is clamped to [0, 1] (solvers may step a little beyond); float64 []."""
+        """t and dt/du at u, which is clamped to [0, 1] (solvers may step a little beyond); float64, [] or [B] as u."""
+        if isinstance(u, Tensor) and u.ndim:
+            return self._time(u)
         u = min(max(float(u), 0.0), 1.0)
         if self._clock is None or self._clock[0] != u:  # drift and diffusion ask in turn
-            self._clock = (u, *self._time(u))
+            t, rate = self._time(torch.tensor([u], dtype=torch.float64))
+            self._clock = (u, t.squeeze(0), number(float64(rate).squeeze(0)))
         return self._clock[1:]
 
-    def _time(self, u: float) -> tuple[Tensor, Number]:
+    def _time(self, u: Tensor) -> tuple[Tensor, Number]:
         # Outside inference mode, which Lightning uses for validation and in which nothing can be differentiated.
         with torch.inference_mode(False), torch.enable_grad():
-            place = torch.tensor([u], dtype=torch.float64, requires_grad=True)
+            place = u.detach().clone().clamp_(0.0, 1.0).requires_grad_()
             moving = self._recording and self.grid.time(self.sde, place.detach(), self.t_end).requires_grad
             t = self.grid.time(self.sde, place, self.t_end)
             slope = None
             if t.requires_grad:
-                (slope,) = torch.autograd.grad(t, place, create_graph=moving, allow_unused=True)
+                (slope,) = torch.autograd.grad(t.sum(), place, create_graph=moving, allow_unused=True)
             if slope is None:
                 raise ValueError(
                     f"{self.grid} is a list of times without steps in between, which torchsde and torchdiffeq need: "
                     "use a continuous grid (UniformTime, QuadraticTime, UniformLogSNR, KarrasRho)"
                 )
         t = (t if moving else t.detach()).clamp(self.t_end, self.sde.t_max)
-        return t.squeeze(0), number(slope.squeeze(0))
+        return t, slope
 
     def passes(self, u: Tensor | float) -> int:
         """Network passes that the drift at u costs."""
         return self.passes_at(self.time(u)[0])
 
     def scale(self, u: Tensor | float) -> Number:
-        """The factor y / x at u.
+        """The factor y / x at u, [] or [B].
 
         Raises:
             ValueError: If the path makes it infinite there.
         """
         scale = number(self.coordinate.scale(self.sde, self.time(u)[0]))
-        if not math.isfinite(value_of(scale)):
+        if not bool(torch.isfinite(float64(scale)).all()):
             raise singular(self.sde)
         return scale
 
     def drift(self, u: Tensor | float, y: Tensor) -> Tensor:
-        """Drift dy/du of the reverse process; y: [B, *dims].
+        """Drift dy/du of the reverse process; u: [], or [B] for items at different times; y: [B, *dims].
 
         Raises:
             ValueError: If the path makes it infinite at an end. (This cannot be checked before the walk: whether an end
@@ -108,10 +110,11 @@ class ReverseProcess:
         """
         t, rate = self.time(u)
         scale = self.scale(u)
-        x = y if scale == 1 else y / scale
+        x = times(y, 1 / scale) if t.ndim else y if scale == 1 else y / scale
         prediction = self.predict(x, t)
-        drift = self.coordinate.drift(prediction, self.eta) * rate
-        if not 1e-12 < float(u) < 1 and not is_finite(drift) and is_finite(x) and is_finite(prediction.output):
+        drift = times(self.coordinate.drift(prediction, self.eta), rate)
+        at_an_end = not bool(((float64(u) > 1e-12) & (float64(u) < 1)).all())
+        if at_an_end and not is_finite(drift) and is_finite(x) and is_finite(prediction.output):
             raise singular(self.sde)
         return drift
 

@@ -24,6 +24,7 @@ from sde_diffusion.sde.coefficients import (
     number,
     numbers,
     on_device,
+    times,
     value_of,
 )
 from sde_diffusion.sde.grids import BandLogSNR, Grid, KarrasRho, QuadraticTime, UniformLogSNR, UniformTime
@@ -68,5 +69,6 @@ __all__ = [
     "number",
     "numbers",
     "on_device",
+    "times",
     "value_of",
 ]

@@ -14,7 +14,8 @@ Time = float | Tensor
 """A time or a log signal-to-noise ratio: a number, or a tensor of shape [] or [B]."""
 
 Number = float | Tensor
-"""A coefficient: a number, or a tensor of shape [] if a gradient passes through it (see `number`)."""
+"""A coefficient: a number, or a tensor, [] if a gradient passes through it or [B] for items at different times (see
+`number`)."""
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -80,8 +81,13 @@ def check_range(t: Tensor, end: float, path: object) -> None:
 
 
 def number(value: Tensor) -> Number:
-    """A coefficient, [], as a number, or as it is if a gradient passes through it to the parameters of a path."""
-    return value if value.requires_grad else float(value)
+    """A coefficient, [], as a number; as it is if it is [B], or a gradient passes through it to a path's parameters."""
+    return value if value.requires_grad or value.ndim else float(value)
+
+
+def times(x: Tensor, weight: Number) -> Tensor:
+    """X weight, of which [B] is a weight for each item."""
+    return x * (expand(weight, x) if isinstance(weight, Tensor) and weight.ndim else weight)
 
 
 def value_of(coefficient: Number) -> float:
@@ -98,7 +104,7 @@ def numbers(values: Tensor) -> list[Any]:
 
 def add(x: Tensor, y: Tensor, weight: Number) -> Tensor:
     """X + weight y."""
-    return x + weight * y if isinstance(weight, Tensor) else torch.add(x, y, alpha=weight)
+    return x + times(y, weight) if isinstance(weight, Tensor) else torch.add(x, y, alpha=weight)
 
 
 def add_(x: Tensor, y: Tensor, weight: Number) -> Tensor:

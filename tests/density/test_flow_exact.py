@@ -50,17 +50,17 @@ def check_digits(name: str, n: int, tight: int, most: int) -> None:
 
 @pytest.mark.parametrize("name", PATHS)
 def test_every_sample_of_the_digits_mixture(name):
-    """Measured: 5e-5 to 7e-5 in 55 to 59 passes, 8e-7 at the tight tolerance; the shares of the standard prior are
-    1e-4 (cosine) to 4e-3 (VE), of the matched one 4e-8 to 6e-5.
+    """Measured with 40 items: 4e-5 to 6e-5 in 47 to 50 passes; the shares of the standard prior are 1e-4 (cosine) to
+    4e-3 (VE), of the matched one 4e-8 to 6e-5.
     """
-    check_digits(name, 8, 2, most=70)
+    check_digits(name, 8, 2, most=58)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
 def test_many_samples_of_the_digits_mixture(name):
-    """The steps are those of the hardest sample: of 256 it asks for 78 to 82 passes, where that of 64 asks for 60."""
-    check_digits(name, 256, 256, most=90)
+    """Each takes its own steps: 256 cost as many passes an item as eight."""
+    check_digits(name, 256, 256, most=58)
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -1,5 +1,7 @@
 """log_likelihood of networks, of which no closed form is known: what must hold whatever the flow."""
 
+import math
+
 import pytest
 import torch
 from density_cases import PATHS, Perceptron, draw, flat, gaussian, network
@@ -52,14 +54,19 @@ def test_the_latent_goes_back_to_x(name):
 
 @pytest.mark.parametrize(("trace", "probes"), [("hutchinson", 1), ("hutchinson", 4), ("gaussian", 1)])
 def test_one_pass_and_one_gradient_an_evaluation(trace, probes):
-    """Several probes share one batched gradient."""
+    """Several probes share one batched gradient; items that are at the end are no longer in the batch."""
     denoiser = network(PATHS["vp"], 2)
-    gradients = []
-    denoiser.network.register_forward_hook(
-        lambda module, inputs, output: output.register_hook(lambda gradient: gradients.append(1)) and None
-    )
+    gradients, items = [], []
+
+    def count(module, inputs, output) -> None:
+        items.append(len(output))
+        output.register_hook(lambda gradient: gradients.append(1))
+
+    denoiser.network.register_forward_hook(count)
     result = log_likelihood(denoiser, points(3, 2), trace=trace, probes=probes)
-    assert denoiser.network.passes == result.nfe == len(gradients)
+    assert denoiser.network.passes == int(result.passes.max()) == len(gradients)
+    assert sum(items) == int(result.passes.sum())
+    assert result.nfe == math.ceil(sum(items) / 3)
     fixed = log_likelihood(denoiser, points(3, 2), method="heun3", steps=7)
     assert fixed.nfe == 21
 
@@ -103,6 +110,23 @@ def test_conditions_reach_the_network():
     given = log_likelihood(labelled, x, label=torch.full((4,), 0.5))
     torch.testing.assert_close(given.log_prob, log_likelihood(shifted, x).log_prob, rtol=0, atol=1e-3)
     assert (log_likelihood(labelled, x).log_prob - given.log_prob).abs().max() > 0.01
+
+
+def test_an_item_does_not_depend_on_its_batch():
+    """Nor on which items have left it: its value, probe, label and passes are those of the item alone."""
+    denoiser = network(PATHS["vp"], 3).double()
+    x = points(4, 3) * torch.tensor([1.0, 4.0, 0.1, 2.0]).double().unsqueeze(1)
+    label = torch.tensor([0.0, 1.0, -2.0, 0.5]).double()
+    together = log_likelihood(denoiser, x, seed=3, trace="gaussian", label=label)
+    assert len(set(together.passes.tolist())) > 1
+    for i in range(4):
+        alone = log_likelihood(denoiser, x[i : i + 1], seeds=[3 + i], trace="gaussian", label=label[i : i + 1])
+        torch.testing.assert_close(alone.log_prob, together.log_prob[i : i + 1], rtol=1e-9, atol=1e-9)
+        assert alone.nfe == int(together.passes[i])
+    denoiser.per_sample = True  # settings that cannot be told apart: all items stay
+    same = log_likelihood(denoiser, x, seed=3, trace="gaussian", label=label)
+    assert len(set(same.passes.tolist())) == 1
+    torch.testing.assert_close(same.log_prob, together.log_prob, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])

@@ -1,0 +1,281 @@
+r"""Adams' method with steps of its own for each item of a batch.
+
+The method is that of `adams`; here each item has its own place u, its own step and its own error. An item that is at
+the end leaves the batch, so that a batch costs the sum of what its items need, not its size times what the most
+difficult one needs, and a solution does not depend on the other items. The order, up to k, is each item's own too, the
+one with the longest steps.
+
+References: Hairer, Norsett & Wanner 1993, section III.7 (variable order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.sampling.adams import (
+    GROW,
+    LONG,
+    ROUGH,
+    SHRINK,
+    STIFF,
+    TESTED_EVERY,
+    TURNS,
+    RoughError,
+    first_step,
+)
+from sde_diffusion.sampling.exponential import lagrange_weights
+from sde_diffusion.sampling.flow import Flow
+from sde_diffusion.sde import expand
+
+_SAFETY, _GROW_AT_FIRST, _RELUCTANCE = 0.7, 5.0, 0.9
+"""Step size control as in `adams`, but with a smaller safety factor (here every item has an error near its tolerance),
+and a larger growth of the first steps; and the factor of a step of another order when the two are compared."""
+
+_FAR = -1e30
+"""Where a missing node is put: its polynomial is zero within the step, and those of the other nodes are as without."""
+
+
+class Separable(Flow, Protocol):
+    """A flow of which each item can be at a place of its own: `drift` takes u [B]."""
+
+    def part(self, items: Tensor) -> Separable:
+        """The flow of some items; items: [N], int64, on the CPU."""
+
+    def sizes(self, error: Tensor) -> Tensor:
+        """Size of each item's error, [B, *] -> [B]."""
+
+
+Slope = Callable[[Tensor | float, Tensor, Flow], Tensor]
+"""The slope of a flow at u and y: (u, y, flow) -> [B, *]."""
+
+
+def adams_by_item(
+    flow: Separable,
+    slope: Slope,
+    y: Tensor,
+    start: float,
+    end: float,
+    rtol: float,
+    atol: float,
+    order: int,
+    smallest_step: float = 1e-9,
+    test_roughness: bool = False,
+) -> Tensor | None:
+    """Solve dy/du = flow.drift(u, y) from start to end, each item with its own steps.
+
+    Args:
+        flow: The equation.
+        slope: Evaluates it, within [start, end] only.
+        y: State at start, [B, *].
+        start: Where the solution begins.
+        end: Where it ends, above or below start.
+        rtol: Relative tolerance of a step.
+        atol: Absolute tolerance of a step.
+        order: Largest order k of the predictor, at least 1.
+        smallest_step: Stop if a step of an item gets shorter than this share of the interval.
+        test_roughness: See `adams`; for each item by itself.
+
+    Returns:
+        The state at end, [B, *]; None if the tolerance cannot be met, or a slope is NaN or infinite, for any item.
+
+    Raises:
+        RoughError: If test_roughness finds that the slope of an item is rough in time.
+    """
+    if start == end:
+        return y
+    walk = _Walk(flow, slope, y, start, end, rtol, atol, order)
+    if walk.h is None:
+        return None
+    while len(walk.items):
+        if not walk.step(test_roughness) or bool((walk.h < smallest_step * abs(end - start)).any()):
+            return None
+    return walk.out
+
+
+class _Walk:
+    """The items that are not yet at the end. Places and steps are on the CPU, [B], states on their device."""
+
+    def __init__(
+        self, flow: Separable, slope: Slope, y: Tensor, start: float, end: float, rtol: float, atol: float, order: int
+    ) -> None:
+        self.flow, self.slope, self.end, self.order = flow, slope, end, order
+        self.rtol, self.atol = rtol, atol
+        self.sign = 1.0 if end > start else -1.0
+        self.items = torch.arange(len(y))
+        self.y, self.out = y, torch.empty_like(y)
+        self.slopes = [slope(start, y, flow)]  # newest first
+        self.u = torch.full((len(y),), start, dtype=torch.float64)
+        self.nodes = self.u.unsqueeze(1).expand(-1, order).clone()  # [B, order]; the first `known` of them count
+        self.known = torch.ones(len(y), dtype=torch.int64)
+        self.using = torch.ones_like(self.known)  # the predictor's order in the next step, at most `known`
+        self.tighter = torch.ones_like(self.u)  # by which the tolerances are multiplied
+        self.turns, self.taken = torch.zeros_like(self.known), torch.zeros_like(self.known)
+        self.before: Tensor | None = None
+        steepness = self._sizes(self.slopes[0].abs() / (y.abs() * rtol + atol)) * abs(end - start)
+        finite = bool(torch.isfinite(steepness).all())
+        self.h = first_step(steepness, abs(end - start)) if finite else None
+
+    def step(self, test_roughness: bool) -> bool:
+        """One step of each item, accepted or not; False if an error is NaN or infinite."""
+        assert self.h is not None
+        left = (self.end - self.u).abs()
+        last = self.h >= 0.999 * left
+        length = torch.where(last, left, self.h)
+        ahead = torch.where(last, self.end, self.u + self.sign * length)
+        step = self.sign * length
+        seen, nodes, corrected = self._attempt(ahead, step)
+        scale = torch.maximum(self.y.abs(), corrected.abs()).mul_(self.rtol).add_(self.atol)
+        if bool((self.tighter < 1).any()):
+            scale *= expand(self.tighter, scale)
+        relative = _combine(None, seen, step, _estimate(nodes, self.using)) / scale
+        sizes = self._sizes(relative)
+        if not bool(torch.isfinite(sizes).all()):
+            return False
+        accepted = sizes <= 1
+        # At first the order grows with each step; then it is the one with the longest step.
+        grows = accepted & (self.known < self.order)
+        using, change = self._best(seen, nodes, step, scale, sizes)
+        using = torch.where(grows, self.using + 1, using)
+        change = torch.where(grows, _change(sizes, self.using), change)
+        self.h = length * change.clamp(min=SHRINK).minimum(torch.where(grows, _GROW_AT_FIRST, GROW).to(change))
+        self.using = using
+        self._accept(accepted, ahead, seen, corrected)
+        self._test(accepted & ~last, relative, scale, test_roughness)
+        done = accepted & last
+        if bool(done.any()):
+            self._leave(done)
+        return True
+
+    def _attempt(self, ahead: Tensor, step: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Predict, evaluate, correct: the slopes with the new one before them, their places in units of the step (0 its
+        beginning, 1 its end), and the state.
+        """
+        k = len(self.slopes)
+        back = (self.nodes[:, :k] - self.u.unsqueeze(1)) / step.unsqueeze(1)
+        back = torch.where(torch.arange(k) < self.known.unsqueeze(1), back, _far(k))
+        predicted = _combine(self.y, self.slopes, step, _integrals(back, self.using - 1))
+        seen = [self.slope(ahead, predicted, self.flow), *self.slopes]
+        nodes = torch.cat([torch.ones_like(back[:, :1]), back], 1)
+        return seen, nodes, _combine(self.y, seen, step, _integrals(nodes, self.using))
+
+    def _best(
+        self, seen: list[Tensor], nodes: Tensor, step: Tensor, scale: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The order, this one or its neighbours, for which the next step would be longest, and the change to it.
+
+        On a stiff stretch that is a low order, whose range of stable steps is larger.
+        """
+        best, change = self.using, _change(sizes, self.using)
+        for order, possible in (
+            (self.using - 1, self.using > 1),
+            (self.using + 1, self.using < self.known),
+        ):
+            if bool(possible.any()):
+                tried = torch.where(possible, order, self.using)
+                error = _combine(None, seen, step, _estimate(nodes, tried)) / scale
+                other = torch.where(possible, _RELUCTANCE * _change(self._sizes(error), tried), 0.0)
+                best, change = torch.where(other > change, tried, best), torch.maximum(other, change)
+        return best, change
+
+    def _accept(self, accepted: Tensor, ahead: Tensor, seen: list[Tensor], corrected: Tensor) -> None:
+        """Move on the items whose step is accepted."""
+        nodes = torch.cat([ahead.unsqueeze(1), self.nodes], 1)[:, : self.order]
+        if bool(accepted.all()):
+            self.y, self.u, self.slopes, self.nodes = corrected, ahead, seen[: self.order], nodes
+        else:
+            moved = accepted.to(self.y.device).reshape(-1, *(1,) * (self.y.ndim - 1))
+            older = [*self.slopes, seen[-1]]  # an item that stays has one slope less: the last does not count
+            self.slopes = [torch.where(moved, a, b) for a, b in zip(seen[: self.order], older, strict=False)]
+            self.y = torch.where(moved, corrected, self.y)
+            self.u = torch.where(accepted, ahead, self.u)
+            self.nodes = torch.where(accepted.unsqueeze(1), nodes, self.nodes)
+        self.known = (self.known + accepted).clamp(max=self.order)
+
+    def _test(self, moved: Tensor, relative: Tensor, scale: Tensor, test_roughness: bool) -> None:
+        """Count alternations of the error's sign; test items for stiffness and roughness, as `adams` does."""
+        self.taken += moved
+        turned = torch.zeros_like(moved)
+        if self.before is not None:
+            alternates = ((relative * self.before).flatten(1).sum(1) < 0).cpu()
+            going = self.turns < TURNS
+            self.turns = torch.where(moved & going, torch.where(alternates, self.turns + 1, 0), self.turns)
+            turned = moved & going & (self.turns == TURNS)
+        if self.before is None or bool(moved.all()):
+            self.before = relative
+        else:
+            self.before = torch.where(expand(moved.double(), relative) > 0, relative, self.before)
+        asked = turned | (moved & (self.taken % TESTED_EVERY == 0) & test_roughness)
+        if not bool(asked.any()):
+            return
+        chosen = asked.nonzero().squeeze(1)
+        roughness = self._roughness(chosen, scale)
+        limit = torch.where(self.taken[chosen] < LONG, ROUGH, STIFF)
+        if test_roughness and bool((roughness > limit).any()):
+            raise RoughError
+        self.tighter[chosen[turned[chosen] & (roughness < STIFF)]] *= 0.01
+
+    def _roughness(self, chosen: Tensor, scale: Tensor) -> Tensor:
+        """Size of a step's fourth difference of the slope at a fixed state; see `adams`. Of some items, [N]."""
+        assert self.h is not None
+        there = chosen.to(self.y.device)
+        part, y, scale = self.flow.part(chosen), self.y[there], scale[there]
+        u = self.u[chosen]
+        step = self.sign * torch.minimum(self.h[chosen], (self.end - u).abs())
+        difference = torch.zeros_like(y)
+        for k, weight in enumerate((1, -4, 6, -4, 1)):
+            difference += weight * self.slope(u + step * k / 4, y, part)
+        return part.sizes(expand(step / self.tighter[chosen], y) * difference / scale).double().cpu()
+
+    def _leave(self, done: Tensor) -> None:
+        """Keep the results of items that are at the end, and go on without them."""
+        there = done.to(self.y.device)
+        self.out[self.items.to(there.device)[there]] = self.y[there]
+        stay, rest = ~done, (~done).nonzero().squeeze(1)
+        names = ("items", "u", "h", "nodes", "known", "using", "tighter", "turns", "taken")
+        for name in names:
+            setattr(self, name, getattr(self, name)[stay])
+        kept = rest.to(self.y.device)
+        self.y, self.slopes = self.y[kept], [slope[kept] for slope in self.slopes]
+        self.before = None if self.before is None else self.before[kept]
+        if len(rest):
+            self.flow = self.flow.part(rest)
+
+    def _sizes(self, error: Tensor) -> Tensor:
+        return self.flow.sizes(error).double().cpu()
+
+
+def _far(k: int) -> Tensor:
+    """Places of k nodes that do not count, [k]: each another, as polynomials need."""
+    return _FAR * torch.arange(1, k + 1, dtype=torch.float64)
+
+
+def _integrals(nodes: Tensor, last: Tensor) -> Tensor:
+    """Integrals over [0, 1] of Lagrange's polynomials on the nodes 0 ... last of each row, 0 for others; [B, K]."""
+    count = nodes.shape[1]
+    counts = torch.arange(count) <= last.unsqueeze(1)
+    ones = torch.ones(len(nodes), dtype=torch.float64)
+    return torch.where(counts, lagrange_weights(torch.where(counts, nodes, _far(count)), ones, rate=0.0), 0.0)
+
+
+def _estimate(nodes: Tensor, order: Tensor) -> Tensor:
+    """Weights of the error's estimate with the nodes 0 ... order: the difference to the correction without the last."""
+    return _integrals(nodes, order) - _integrals(nodes, order - 1)
+
+
+def _change(sizes: Tensor, order: Tensor) -> Tensor:
+    """Change of the step after an error of a size, [B], before limits."""
+    return _SAFETY * sizes.clamp(min=1e-10) ** (-1.0 / (order + 1))
+
+
+def _combine(y: Tensor | None, slopes: list[Tensor], step: Tensor, weights: Tensor) -> Tensor:
+    """y + step sum_k weights_k slopes_k, with weights [B, K]."""
+    factors = step.unsqueeze(1) * weights
+    columns = [expand(column, slopes[0]) for column in factors.unbind(1)[: len(slopes)]]
+    out = slopes[0] * columns[0] if y is None else torch.addcmul(y, slopes[0], columns[0])
+    for slope, column in zip(slopes[1:], columns[1:], strict=True):
+        out.addcmul_(slope, column)
+    return out

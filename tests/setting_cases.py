@@ -201,6 +201,19 @@ TRAIN = {
     "experiment mnist_small": "experiment=mnist_small data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment latent_mnist": "experiment=latent_mnist network=unet_small data.root=IDX data.n_val=10 first_stage.ckpt=CONVVAE trainer.max_steps=9",
     "experiment mnist_upsampler": "experiment=mnist_upsampler data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
+    "experiment cifar10_ddpm": "experiment=cifar10_ddpm network=ddpm data=arrays data.path=LEVELS trainer.accelerator=cpu trainer.max_steps=9 "
+    "network.channels=8 network.blocks=1 network.feature_dim=8 network.embedding_dim=8 network.channel_mult=[1,1] network.attention=[1]",
+    "experiment cifar10_vp_ddpmpp": "experiment=cifar10_vp_ddpmpp network=ddpmpp data=arrays data.path=LEVELS trainer.accelerator=cpu trainer.max_steps=9 "
+    "network.channels=8 network.blocks=1 network.feature_dim=8 network.embedding_dim=8 network.channel_mult=[1,1] network.attention=[1]",
+    "experiment cifar10_subvp_ddpmpp": "experiment=cifar10_subvp_ddpmpp network=ddpmpp data=arrays data.path=LEVELS trainer.accelerator=cpu trainer.max_steps=9 "
+    "network.channels=8 network.blocks=1 network.feature_dim=8 network.embedding_dim=8 network.channel_mult=[1,1] network.attention=[1]",
+    "experiment cifar10_ve_ncsnpp": "experiment=cifar10_ve_ncsnpp network=ncsnpp data=arrays data.path=LEVELS trainer.accelerator=cpu trainer.max_steps=9 "
+    "network.channels=8 network.blocks=1 network.feature_dim=8 network.embedding_dim=8 network.channel_mult=[1,1] network.attention=[1]",
+    "experiment cifar10_edm": "experiment=cifar10_edm network=edm_ddpmpp data=arrays data.path=LEVELS trainer.accelerator=cpu trainer.max_steps=9 "
+    "network.channels=8 network.blocks=1 network.feature_dim=8 network.embedding_dim=8 network.channel_mult=[1,1] network.attention=[1] network.stem_channels=8",
+    "experiment cifar10_10min": "experiment=cifar10_10min network=ddpm data=arrays data.path=LEVELS trainer.accelerator=cpu trainer.max_steps=9 "
+    "network.channels=8 network.blocks=1 network.feature_dim=8 network.embedding_dim=8 network.channel_mult=[1,1] network.attention=[1] model.compile=false",
+    "experiment mnist_cpu": "experiment=mnist_cpu data.root=IDX data.n_val=10 network=mlp trainer.max_steps=9",
     "experiment cifar10_cpu": "experiment=cifar10_cpu data=arrays data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8",
     "experiment cifar10_small": "experiment=cifar10_small data=arrays data.path=LEVELS trainer.max_steps=9 network=unet_small network.channels=8 "
     "network.embedding_dim=8",

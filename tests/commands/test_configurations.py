@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from sde_diffusion.commands import app, configurations, train
+from sde_diffusion.commands.building import build_trainer
 from sde_diffusion.config import build, find_class
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import Classifier
@@ -195,3 +196,12 @@ def test_keys_and_values(path):
             if key != "_target_":
                 default = parameters[key].default
                 assert (float(value) if isinstance(default, float) else value) == default, key
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_presets_for_a_gpu_say_what_to_take_without_one(tmp_path):
+    trainer = {"accelerator": "gpu", "max_steps": 1}
+    empty = {"callbacks": {}, "logger": {}, "guidance": None}
+    cfg = OmegaConf.create({"sampler": {"_target_": "sde_diffusion.sampling.DPMSolver"}, "trainer": trainer, **empty})
+    with pytest.raises(UserError, match="accelerator=gpu: torch finds no GPU .* which experiment=mnist_cpu and"):
+        build_trainer(cfg, tmp_path)

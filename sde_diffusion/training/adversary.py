@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_positive, check_count, check_sizes
+from sde_diffusion.distributed import process_count, summed
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn.discriminator import PatchDiscriminator
 from sde_diffusion.training.variational_objective import VariationalObjective
@@ -122,7 +123,8 @@ class PatchAdversary(nn.Module):
     def _adaptive_weight(self, model: Autoencoder, reconstruction: Tensor, deceiving: Tensor) -> Tensor:
         last: Any = model.decoder.last_layer
         ours, its = (
-            torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in (reconstruction, deceiving)
+            (summed(torch.autograd.grad(loss, last.weight, retain_graph=True)[0]) / process_count()).norm()
+            for loss in (reconstruction, deceiving)
         )
         weight: Tensor = (ours / (its + 1e-4)).clamp(max=self.most)
         return weight

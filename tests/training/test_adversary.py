@@ -101,6 +101,31 @@ def test_one_optimizer_step_is_that_of_two_optimizers():
             torch.testing.assert_close(ours, wanted, atol=1e-9, rtol=0)
 
 
+def test_its_weight_is_that_of_the_batch_of_all_processes(monkeypatch):
+    torch.manual_seed(0)
+    model = ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2).double()
+    adversary = PatchAdversary([1, 8, 8], channels=4, start=0).double()
+    x = (torch.randint(0, 17, (6, 1, 8, 8)) / 8 - 1.0).double()
+    sent: list[Tensor] = []
+
+    def weight(own: slice) -> float:
+        adversary(model, model.infer(x[own], [torch.zeros(len(x[own]), 2, 4, 4, dtype=torch.float64)]), x[own], 1)
+        return float(adversary.logged["adaptive_weight"])
+
+    whole, halves, module = (
+        weight(slice(None)),
+        (slice(0, None, 2), slice(1, None, 2)),
+        "sde_diffusion.training.adversary",
+    )
+    monkeypatch.setattr(f"{module}.summed", lambda value: sent.append(value) or value)
+    alone = [weight(half) for half in halves]
+    totals = [sent[0] + sent[2], sent[1] + sent[3]] * 2
+    monkeypatch.setattr(f"{module}.summed", lambda value: totals.pop(0))
+    monkeypatch.setattr(f"{module}.process_count", lambda: 2)
+    assert [weight(half) for half in halves] == pytest.approx([whole] * 2, rel=1e-9)
+    assert min(abs(value - whole) for value in alone) > 1e-3
+
+
 def run(folder: Path, *callbacks: Callback, ckpt: Path | None = None, **options: Any) -> dict[str, Any]:
     data = Digits(batch_size=64)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from torch import multiprocessing
 from sde_diffusion.distributed import process_count, summed
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.training import AdaptiveTimes, BetaELBO
-from sde_diffusion.variational import DiagonalGaussian, Gaussian, Inference, LatentVariable, VectorQuantizer
+from sde_diffusion.variational import DiagonalGaussian, Inference, LatentVariable, VectorQuantizer
 
 X = torch.randn(32, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 T = torch.linspace(1e-3, 1, 32, dtype=torch.float64)

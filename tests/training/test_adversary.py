@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from autoencoders import MODELS
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import make_trainer, same
@@ -18,16 +19,7 @@ from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn import PatchDiscriminator
 from sde_diffusion.training import EMA, BetaELBO, ImportanceWeighted, PatchAdversary, VariationalModel
-from sde_diffusion.variational import (
-    MLPVAE,
-    VAE,
-    Categorical,
-    ConvHierarchy,
-    ConvVAE,
-    ConvVQVAE,
-    MLPHierarchy,
-    PatchHierarchy,
-)
+from sde_diffusion.variational import VAE, Categorical, ConvVAE
 
 LATENT = {"_target_": "sde_diffusion.variational.ConvVAE", "latent_channels": 2, "channels": [4], "patch": 2}
 ADVERSARY = {"_target_": "sde_diffusion.training.PatchAdversary", "channels": 4, "weight": 0.3, "start": 4, "rise": 3}
@@ -168,18 +160,6 @@ def test_gradients_are_clipped_for_each_player_by_itself(tmp_path):
     run(tmp_path, Norms(), gradient_clip_val=0.01)
     late = torch.tensor(norms[-4:])
     torch.testing.assert_close(late, torch.full((4, 2), 0.01), rtol=1e-3, atol=0)
-
-
-MODELS = {
-    "perceptron": lambda: MLPVAE([1, 8, 8], Categorical(17), latent_dim=2, width=8),
-    "patches": lambda: MLPVAE([1, 8, 8], Categorical(17), latent_dim=2, width=8, patch=2),
-    "convolutions": lambda: ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2),
-    "codes": lambda: ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4]),
-    "hierarchy": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8),
-    "hierarchy of patches": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8, patch=2),
-    "patch hierarchy": lambda: PatchHierarchy([1, 8, 8], Categorical(17), [1, 2], width=8, patch_width=8),
-    "convolutional hierarchy": lambda: ConvHierarchy([1, 8, 8], Categorical(17), [0, 1, 1], 2, channels=4),
-}
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)

@@ -116,7 +116,7 @@ class ScoreModel(GenerativeModel):
             self.denoiser.compile()
 
     def on_fit_start(self) -> None:
-        """Tell the objective of a new run, if it uses them, about the training data as it will be given them."""
+        """For a new run, pass the training data, as they will be used in training, to an objective that needs them."""
         if self.trainer.ckpt_path is None and self.objective.uses_data:
             generator = torch.Generator().manual_seed(self.hparams["seed"])  # the same for every process
             items = (self.filled(x.to(self.device), generator) for x in self.training_items())

@@ -54,7 +54,7 @@ class VariationalObjective(Objective):
 
     def infer(self, model: LatentVariableModel, x0: Tensor, draws: Mapping[str, Tensor]) -> Inference:
         """Infer the latent variables of each sample `importance` times, those of one sample side by side."""
-        draws = {**({} if draws else self.draw(model, x0)), **draws}
+        draws = draws or self.draw(model, x0)
         noise = [draws[f"z_{t}"].flatten(0, 1) for t in range(1, len(model.latent_shapes) + 1)]
         return model.infer(x0.repeat_interleave(self.importance, 0), noise)
 

@@ -32,6 +32,7 @@ GROUPS = (
     "model",
     "model/autoencoder",
     "observation",
+    "adversary",
     "sde",
     "network",
     "denoiser",
@@ -45,7 +46,12 @@ GROUPS = (
     "callbacks",
 )
 
-PREFIX = {"model/autoencoder": "model.autoencoder.", "observation": "model.", "captions": "data."}
+PREFIX = {
+    "model/autoencoder": "model.autoencoder.",
+    "observation": "model.",
+    "adversary": "model.",
+    "captions": "data.",
+}
 
 
 def leaves(node, prefix=""):

@@ -22,7 +22,13 @@ from sde_diffusion.training import EMA, BetaELBO, ImportanceWeighted, PatchAdver
 from sde_diffusion.variational import VAE, Categorical, ConvVAE
 
 LATENT = {"_target_": "sde_diffusion.variational.ConvVAE", "latent_channels": 2, "channels": [4], "patch": 2}
-ADVERSARY = {"_target_": "sde_diffusion.training.PatchAdversary", "channels": 4, "weight": 0.3, "start": 4, "rise": 3}
+ADVERSARY = {
+    "_target_": "sde_diffusion.training.PatchAdversary",
+    "channels": 4,
+    "weight": 0.3,
+    "start_step": 4,
+    "warmup_steps": 3,
+}
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -76,7 +82,7 @@ def two_optimizers(model: ConvVAE, adversary: PatchAdversary, x: Tensor, noise: 
 def test_one_optimizer_step_is_that_of_two_optimizers():
     torch.manual_seed(0)
     model = ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2).double()
-    adversary = PatchAdversary([1, 8, 8], channels=4, weight=0.3, start=0, rise=3).double()
+    adversary = PatchAdversary([1, 8, 8], channels=4, weight=0.3, start_step=0, warmup_steps=3).double()
     x = (torch.randint(0, 17, (6, 1, 8, 8)) / 8 - 1.0).double()
     noise = torch.randn(6, 2, 4, 4, dtype=torch.float64)
     reference, its = copy.deepcopy(model), copy.deepcopy(adversary)
@@ -96,7 +102,7 @@ def test_one_optimizer_step_is_that_of_two_optimizers():
 def test_its_weight_is_that_of_the_batch_of_all_processes(monkeypatch):
     torch.manual_seed(0)
     model = ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2).double()
-    adversary = PatchAdversary([1, 8, 8], channels=4, start=0).double()
+    adversary = PatchAdversary([1, 8, 8], channels=4, start_step=0).double()
     x = (torch.randint(0, 17, (6, 1, 8, 8)) / 8 - 1.0).double()
     sent: list[Tensor] = []
 
@@ -167,7 +173,7 @@ def test_every_decoder_can_be_judged(make):
     """Its last layer is the one in whose weight and bias its outputs are linear."""
     torch.manual_seed(0)
     model, x = make(), torch.randint(0, 17, (3, 1, 8, 8)) / 8 - 1.0
-    adversary = PatchAdversary([1, 8, 8], channels=4, start=0)
+    adversary = PatchAdversary([1, 8, 8], channels=4, start_step=0)
     adversary.check(model, BetaELBO())
     noise = [torch.randn(3, *dims) for dims in model.latent_shapes]
     found = model.infer(x, noise)

@@ -23,8 +23,8 @@ class PatchAdversary(nn.Module):
 
         discriminator:  1/2 [max(0, 1 - d(x)) + max(0, 1 + d(x'))],    autoencoder:  -w a d(x').
 
-    The weight a = |grad of -log p(x | z) / D| / (|grad of -d(x')| + 1e-4), at most `max_weight`, makes both gradients of
-    the decoder's last layer equally long. With several processes they are those of the batch of all.
+    The weight a = |grad of -log p(x | z) / D| / (|grad of -d(x')| + 1e-4), at most `max_weight`, makes both gradients
+    of the decoder's last layer equally long. With several processes they are those of the batch of all.
 
     The sum of both losses is minimised by one optimizer step: in the first one x' has no gradient, and in the second
     one d's weights have none, so that neither player receives a gradient of the other's loss. As AdamW treats each

@@ -139,6 +139,7 @@ class VariationalModel(GenerativeModel):
         """Start a new run at the outputs that describe the training data without latent variables."""
         if self.trainer.ckpt_path is None:
             self.autoencoder.fit_start(torch.cat(list(self.training_items())))
+        super().on_fit_start()
 
     def check_trainer(self, trainer: Trainer) -> None:
         """See `GenerativeModel.check_trainer`.

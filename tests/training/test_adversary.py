@@ -153,6 +153,15 @@ def test_a_run_counts_its_steps_once_and_resumes_bit_for_bit(tmp_path):
         assert again["lr_schedulers"] == expected["lr_schedulers"]
 
 
+def test_a_checkpoint_with_the_earlier_names_of_its_arguments_is_loaded(tmp_path):
+    checkpoint = run(tmp_path)
+    old = {"_target_": ADVERSARY["_target_"], "channels": 4, "start": 4, "rise": 3, "most": 2.0}
+    checkpoint["hyper_parameters"]["adversary"] = old
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    adversary = VariationalModel.load_from_checkpoint(tmp_path / "old.ckpt").adversary
+    assert (adversary.start_step, adversary.warmup_steps, adversary.max_weight) == (4, 3, 2.0)
+
+
 def test_gradients_are_clipped_for_each_player_by_itself(tmp_path):
     norms: list[list[float]] = []
 

@@ -30,10 +30,10 @@ def migrate(checkpoint: dict[str, Any]) -> dict[str, Any]:
             label = {"_target_": "sde_diffusion.conditions.Label", "n_classes": n_classes, "names": names}
             node["conditions"] = {"label": label} if n_classes else {}
     data.pop("class_names", None)
-    for adversary in (model.get("adversary"), (run.get("model") or {}).get("adversary")):
-        for old, new in _ADVERSARY.items() if isinstance(adversary, dict) else ():
-            if old in adversary:
-                adversary[new] = adversary.pop(old)
+    adversaries = [node.get("adversary") for node in (model, run.get("model")) if isinstance(node, dict)]
+    for node in adversaries:
+        if isinstance(node, dict):
+            node.update({new: node.pop(old) for old, new in _ADVERSARY.items() if old in node})
     for key in ("state_dict", "current_model_state"):
         if key in checkpoint:
             weights = checkpoint[key].items()

@@ -30,8 +30,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from benchmarks.latent import trained
 from benchmarks.text import MEANINGS, Judges, draw, models_of, on_levels
+from benchmarks.training import trained
 from sde_diffusion import UserError
 from sde_diffusion.commands.configurations import config_folder, register_resolvers
 from sde_diffusion.data import DataModule

@@ -21,7 +21,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from benchmarks.latent import trained, training_of
+from benchmarks.training import trained, training_of
 from sde_diffusion.commands.configurations import config_folder, register_resolvers
 from sde_diffusion.commands.train import build_model
 from sde_diffusion.density import Bound

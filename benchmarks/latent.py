@@ -21,24 +21,21 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
-from sde_diffusion.data import DataModule, IdxImages
+from benchmarks.training import trained
+from sde_diffusion.data import IdxImages
 from sde_diffusion.metrics import FrechetDistance, interval, load_extractor
 from sde_diffusion.modality import pictures
 from sde_diffusion.modality.images import to_uint8
 from sde_diffusion.sampling import DPMSolver
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import writing
-from sde_diffusion.training import EMA, GenerativeModel, LatentModel, ScoreModel, VariationalModel
-from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
+from sde_diffusion.training import LatentModel, ScoreModel, VariationalModel
 from sde_diffusion.variational import bound
 
 LATENTS, STEPS, BATCH = 2, 12, 32
@@ -61,18 +58,6 @@ PIXEL_UNET = {  # network=unet_small
 }
 
 
-class CPUTimer(Timer):
-    """Ends the training after some CPU seconds of this process, counted from now, whatever else the machine does."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__({"seconds": seconds})
-        self.begin = time.process_time()
-
-    def time_elapsed(self, stage: str = "train") -> float:
-        """CPU seconds so far."""
-        return time.process_time() - self.begin
-
-
 def denoiser(network: dict[str, Any], std: float) -> dict[str, Any]:
     """A denoiser of data of a standard deviation, and its objective."""
     weighting = {"_target_": "sde_diffusion.training.EDMWeighting", "sigma_data": std}
@@ -90,39 +75,6 @@ def denoiser(network: dict[str, Any], std: float) -> dict[str, Any]:
             "times": {"_target_": "sde_diffusion.training.LogNormalTimes", **levels},
         },
     }
-
-
-def trained(make: Callable[[], GenerativeModel], data: DataModule, seconds: float, path: Path) -> Any:
-    """Train a model and write its checkpoint, or read it if it is there."""
-    if path.is_file():
-        return GenerativeModel.load_from_checkpoint(path)
-    timer = CPUTimer(seconds)
-    model = make()
-    trainer = Trainer(
-        max_steps=-1,
-        max_epochs=-1,
-        limit_val_batches=0,
-        callbacks=[EMA(), timer],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        accelerator="cpu",
-        plugins=[SealedCheckpointIO()],
-        default_root_dir=path.parent,
-    )
-    trainer.fit(model, datamodule=data)
-    trainer.save_checkpoint(path)
-    steps, loss = trainer.global_step, float(trainer.callback_metrics["train/loss"])
-    print(f"{path.stem}: {steps} steps of {data.batch_size} in {timer.time_elapsed():.0f} CPU s, loss {loss:.3f}")
-    return model.eval()
-
-
-def training_of(path: Path) -> tuple[int, float]:
-    """Steps and CPU seconds of the training of a checkpoint that `trained` wrote."""
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    return int(stored["global_step"]), float(stored["callbacks"]["CPUTimer"]["time_elapsed"]["train"])
 
 
 Row = tuple[str, float, float]

@@ -1,7 +1,6 @@
-"""Sums and collections over the processes of a run: those of torch.distributed if it is initialised, else this one.
+"""Sums and concatenations over the processes of a run (this one alone if torch.distributed is not initialised).
 
-What is measured of a batch in training is so measured of the batch of all processes, and is the same in each. Every
-process must call these functions, in the same order.
+Every process must call these functions in the same order.
 """
 
 from __future__ import annotations

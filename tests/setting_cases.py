@@ -36,7 +36,7 @@ TRAIN = {
     "objective=annealed_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
     "autoencoder conv": "model=vae model/autoencoder=conv model.autoencoder.latent_channels=2 model.autoencoder.channels=[4,4] model.autoencoder.blocks=2 "
     "model.autoencoder.dropout=0.1 model.autoencoder.patch=2 observation=categorical "
-    "model.adversary={_target_:sde_diffusion.training.PatchAdversary,layers:1,channels:4,weight:0.3,start:2,rise:2,most:5}",
+    "adversary=patch model.adversary.layers=1 model.adversary.channels=4 model.adversary.weight=0.3 model.adversary.start_step=2 model.adversary.warmup_steps=2 model.adversary.max_weight=5",
     "autoencoder patch_hierarchy": "model=hvae model/autoencoder=patch_hierarchy model.autoencoder.latent_dims=[1,3] model.autoencoder.patch=2 "
     "model.autoencoder.width=8 model.autoencoder.patch_width=8 model.autoencoder.depth=0 model.autoencoder.dropout=0.1 "
     "model.autoencoder.inference=ladder observation=logistic",

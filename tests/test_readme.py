@@ -96,7 +96,8 @@ def test_make_targets_and_paths_that_are_named_exist():
 
 
 @pytest.mark.parametrize(
-    "group", ["sde", "denoiser", "objective", "model", "model/autoencoder", "observation", "experiment", "network"]
+    "group",
+    ["sde", "denoiser", "objective", "model", "model/autoencoder", "observation", "adversary", "experiment", "network"],
 )
 def test_the_guide_names_every_choice(group):
     guide = (ROOT / "docs" / "commands.md").read_text()

@@ -40,7 +40,7 @@ class Decoder(ABC):
         return [self.place(sde)]
 
     def fit(self, x: Tensor) -> None:
-        """Be told of training data, [N, *dims], before the decoder is used in training; for one that follows them."""
+        """Fit the decoder to training data, [N, *dims], before training; does nothing by default."""
         return
 
     @abstractmethod

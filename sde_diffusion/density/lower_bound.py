@@ -161,7 +161,7 @@ def _bound(
     after = ELBO_DRAWS + 1 + draws
     at_decoder, at_prior = range(after, after + _END_DRAWS), range(after + _END_DRAWS, after + 2 * _END_DRAWS)
     decoded = torch.stack([decoder.expected(sde, begin, x, noise.normal(draw)).double() for draw in at_decoder])
-    kls = torch.stack([_prior_kl(sde, end, prior, x, noise.normal(draw)) for draw in at_prior])
+    kls = torch.stack([prior_kl(sde, end, prior, x, noise.normal(draw)) for draw in at_prior])
     reconstruction, kl = decoded.mean(0), kls.mean(0)
     error = None
     if draws >= 4:
@@ -259,8 +259,8 @@ def best_place(denoiser: Denoiser, decoder: Decoder, x: Tensor, places: Sequence
     return max(places, key=lambda t: float(elbo(denoiser, x, decoder=decoder, t_end=t, **options).log_prob.mean()))
 
 
-def _prior_kl(sde: SDE, t: float, prior: LogDensity, x: Tensor, noise: Tensor) -> Tensor:
-    """KL(q(z_1 | x) || prior), [B], z_1 at t."""
+def prior_kl(sde: SDE, t: float, prior: LogDensity, x: Tensor, noise: Tensor) -> Tensor:
+    """KL(q(z_1 | x) || prior), z_1 at t, in nats; [B], in closed form or by standard normal noise [B, *]."""
     prior = prior if isinstance(prior, Prior) else SampledPrior(prior)
     alpha, sigma = number(sde.alpha(t)), number(sde.sigma(t))
     entropy = 0.5 * math.prod(x.shape[1:]) * (math.log(2 * math.pi) + 2 * float64(sigma).log() + 1)

@@ -80,7 +80,7 @@ class RenderedCaptions(Captions):
     Args:
         words: "training", or "unseen": other sentences, and other words for thickness and slant, to test a model that
             was trained on the first.
-        partial: Share of the captions that do not tell thickness or slant, in [0, 1].
+        partial: Share of the captions that leave out thickness or slant, in [0, 1].
         seed: Seed of the choices, at least 0.
 
     Raises:
@@ -104,20 +104,24 @@ class RenderedCaptions(Captions):
         train, describes = splits["train"], "captions=rendered describes handwritten digits, and"
         if not train.handwriting:
             raise UserError(f"{describes} these data are not known to be: take captions=table, or labels")
-        if train.labels is None:
-            raise UserError(f"{describes} it renders labels, which these data do not have: take captions=table")
-        largest = max(int(split.labels.max()) for split in splits.values() if split.labels is not None)
+        labels: dict[str, Tensor] = {}
+        for name, split in splits.items():
+            if split.labels is None:
+                raise UserError(
+                    f"{describes} it renders labels, which the {name} split does not have: take captions=table"
+                )
+            labels[name] = split.labels
+        largest = max(int(values.max()) for values in labels.values())
         if names is None and largest >= len(DIGITS):
             raise UserError(f"{describes} these data have labels up to {largest}: name the classes, or take labels")
-        borders, found = StrokeAttributes.of(train.batches(), train.labels), {}
+        borders, found = StrokeAttributes.of(train.batches(), labels["train"]), {}
         for number, (name, split) in enumerate(splits.items()):
-            assert split.labels is not None
             thickness, slant, start = [], [], 0
             for x in split.batches():
-                thickness += borders.thickness(x, split.labels[start : start + len(x)]).tolist()
+                thickness += borders.thickness(x, labels[name][start : start + len(x)]).tolist()
                 slant += borders.slant(x).tolist()
                 start += len(x)
-            classes = split.labels.tolist()
+            classes = labels[name].tolist()
             found[name] = self.sentences(classes, thickness, slant, names, number)
         return found
 

@@ -19,7 +19,7 @@ class Encoded(NamedTuple):
     Attributes:
         pooled: One vector for each text, [B, d].
         tokens: One vector for each word or part of a word, [B, n, d].
-        mask: Which of the tokens there are, bool [B, n].
+        mask: Which tokens are real, not padding, bool [B, n].
     """
 
     pooled: Tensor
@@ -31,8 +31,8 @@ class TextEncoder(nn.Module, ABC):
     """Maps texts to vectors.
 
     A new encoder is a subclass that stores its constructor's arguments (numbers, text, lists) in attributes of the same
-    names, sets `dim`, and defines `forward`. If it has weights to be trained with the network that is told the texts,
-    they are made by `trainable`, not by the constructor: conditions only describe an encoder.
+    names, sets `dim`, and defines `forward`. If it has weights to be trained with the network that is conditioned on
+    the texts, they are made by `trainable`, not by the constructor: conditions only describe an encoder.
 
     Attributes:
         dim: Size d of the vectors.

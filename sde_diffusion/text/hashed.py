@@ -12,6 +12,7 @@ from sde_diffusion.text.encoder import Encoded, TextEncoder
 _PRIME = 2**31 - 1
 _BASE = 257
 _LONGEST = 4096
+"""Number of letters of a word whose order counts; those after it are only added up."""
 
 
 class HashedWords(TextEncoder):
@@ -71,12 +72,13 @@ class HashedWords(TextEncoder):
         begins = inside & (_shifted(letters, 1) == 0)
         number = begins.cumsum(1) - 1
         places = torch.arange(length, device=text.device)
-        place = places - torch.where(begins, places, 0).cummax(1).values
+        place = torch.where(inside, places - torch.where(begins, places, 0).cummax(1).values, 0)
+        weights = self.powers[place.clamp(max=_LONGEST - 1)]
         words = torch.arange((length + 1) // 2, device=text.device)
         member = inside[:, None] & (number[:, None] == words[:, None])
         mask = member.any(2)
 
-        codes = letters * self.powers[place] % _PRIME
+        codes = letters * weights % _PRIME
         vectors = self._rows((member * codes[:, None]).sum(2), 0)
         if self.subwords:
             share = member.to(vectors.dtype)

@@ -1,7 +1,8 @@
 r"""Times at which the variational bound is estimated, spread over the log-SNR with a density that is learned.
 
-In continuous time the bound depends on the two ends of the path alone. Between them, everything is a question of which
-log-SNR is drawn how often: a density p(v) of the place v = (lambda_0 - lambda) / (lambda_0 - lambda_1), v in [0, 1].
+In continuous time the bound depends on the two ends of the path alone. Between them, only the distribution of the
+log-SNR affects the variance of the estimate: a density p(v) of v = (lambda_0 - lambda) / (lambda_0 - lambda_1), the
+place in [0, 1].
 """
 
 from __future__ import annotations

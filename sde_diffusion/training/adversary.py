@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_positive, check_count, check_sizes
+from sde_diffusion.distributed import process_count, summed
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn.discriminator import PatchDiscriminator
 from sde_diffusion.training.variational_objective import VariationalObjective
@@ -22,8 +23,8 @@ class PatchAdversary(nn.Module):
 
         discriminator:  1/2 [max(0, 1 - d(x)) + max(0, 1 + d(x'))],    autoencoder:  -w a d(x').
 
-    The weight a = |grad of -log p(x | z) / D| / (|grad of -d(x')| + 1e-4), at most `most`, makes both gradients of the
-    decoder's last layer equally long.
+    The weight a = |grad of -log p(x | z) / D| / (|grad of -d(x')| + 1e-4), at most `max_weight`, makes both gradients
+    of the decoder's last layer equally long. With several processes they are those of the batch of all.
 
     The sum of both losses is minimised by one optimizer step: in the first one x' has no gradient, and in the second
     one d's weights have none, so that neither player receives a gradient of the other's loss. As AdamW treats each
@@ -39,9 +40,10 @@ class PatchAdversary(nn.Module):
         layers: See `PatchDiscriminator`.
         channels: See `PatchDiscriminator`.
         weight: w, positive.
-        start: Step at which both losses begin, at least 0.
-        rise: Number of steps after `start` in which w rises linearly from 0, so that d is better than chance first.
-        most: Largest a, positive.
+        start_step: Step at which both losses begin, at least 0.
+        warmup_steps: Number of steps after `start_step` in which w rises linearly from 0, so that d is better than
+            chance first.
+        max_weight: Largest a, positive.
 
     Raises:
         ValueError: If a number is out of its range, or the images are too small for the discriminator.
@@ -57,15 +59,16 @@ class PatchAdversary(nn.Module):
         layers: int = 1,
         channels: int = 32,
         weight: float = 0.5,
-        start: int = 500,
-        rise: int = 200,
-        most: float = 10.0,
+        start_step: int = 500,
+        warmup_steps: int = 200,
+        max_weight: float = 10.0,
     ) -> None:
         super().__init__()
         self.shape = check_sizes("shape", shape)
         self.discriminator = PatchDiscriminator(self.shape, layers, channels)
-        self.weight, self.most = as_positive("weight", weight), as_positive("most", most)
-        self.start, self.rise = check_count("start", start, least=0), check_count("rise", rise, least=0)
+        self.weight, self.max_weight = as_positive("weight", weight), as_positive("max_weight", max_weight)
+        self.start_step = check_count("start_step", start_step, least=0)
+        self.warmup_steps = check_count("warmup_steps", warmup_steps, least=0)
         self.logged: dict[str, Tensor] = {}
 
     def check(self, model: Autoencoder, objective: VariationalObjective) -> None:
@@ -104,7 +107,7 @@ class PatchAdversary(nn.Module):
             x0: Data, [B, C, H, W].
             step: Number of the training step.
         """
-        if step < self.start:  # gradients of 0 in place of none, which several processes could not add up
+        if step < self.start_step:  # gradients of 0 in place of none, which several processes could not add up
             return 0.0 * torch.stack([p.sum() for p in self.discriminator.parameters()]).sum()
         if found.outputs is None:
             raise UserError(f"infer() of {type(model).__name__} must give the decoder's outputs: Inference.outputs")
@@ -114,7 +117,7 @@ class PatchAdversary(nn.Module):
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         deceiving = -functional_call(self.discriminator, fixed, (made,)).mean()
         adaptive = self._adaptive_weight(model, -found.log_prob.mean() / x0[0].numel(), deceiving)
-        share = min(1.0, (step - self.start) / self.rise) if self.rise else 1.0
+        share = min(1.0, (step - self.start_step) / self.warmup_steps) if self.warmup_steps else 1.0
         self.logged = {"discriminator": discriminator.detach(), "adaptive_weight": adaptive}
         total: Tensor = discriminator + share * self.weight * adaptive * deceiving
         return total
@@ -122,7 +125,8 @@ class PatchAdversary(nn.Module):
     def _adaptive_weight(self, model: Autoencoder, reconstruction: Tensor, deceiving: Tensor) -> Tensor:
         last: Any = model.decoder.last_layer
         ours, its = (
-            torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in (reconstruction, deceiving)
+            (summed(torch.autograd.grad(loss, last.weight, retain_graph=True)[0]) / process_count()).norm()
+            for loss in (reconstruction, deceiving)
         )
-        weight: Tensor = (ours / (its + 1e-4)).clamp(max=self.most)
+        weight: Tensor = (ours / (its + 1e-4)).clamp(max=self.max_weight)
         return weight

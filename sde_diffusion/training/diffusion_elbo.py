@@ -2,7 +2,6 @@ r"""The variational bound with all its terms, as an objective, for paths that ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from sde_diffusion.checks import check_kind
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Decoder, GaussianDecoder, LevelDecoder
+from sde_diffusion.density.lower_bound import prior_kl
 from sde_diffusion.density.prior import GaussianPrior
 from sde_diffusion.errors import UserError
 from sde_diffusion.sde import SDE, Time, float64
@@ -117,9 +117,7 @@ class DiffusionELBO(DenoisingScoreMatching):
         with sde.on_cpu():
             end_noise = torch.randn_like(x0) if end_noise is None else end_noise
             reconstruction = self.decoder.expected(sde, sde.t_min, x0, end_noise)
-            alpha, sigma = sde.alpha(sde.t_max), sde.sigma(sde.t_max)
-            entropy = 0.5 * size * (math.log(2 * math.pi) + 2 * sigma.log() + 1)
-            prior = -entropy - GaussianPrior.standard(sde).expected(alpha.to(x0.device) * x0, sigma, end_noise)
+            prior = prior_kl(sde, sde.t_max, GaussianPrior.standard(sde), x0, end_noise)
         return diffusion + ((prior - reconstruction) / size).to(diffusion)
 
     @staticmethod

@@ -32,6 +32,7 @@ from sde_diffusion.training.checkpoint import check_fit, in_short, read_checkpoi
 from sde_diffusion.training.checkpoint_contents import FORMAT
 from sde_diffusion.training.items import training_items
 from sde_diffusion.training.models import MODELS, model_class
+from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.precision import check_precision
 from sde_diffusion.training.schedule import SCHEDULES, Schedule, cosine_schedule, time_used, timer_of
 from sde_diffusion.training.stopping import unfinished
@@ -42,10 +43,10 @@ class GenerativeModel(BaseModel):
     """A model trained with AdamW, warm-up and a learning rate schedule, whose checkpoints can rebuild it.
 
     A new kind of model is a subclass that makes its modules in the constructor and defines `training_loss` and
-    `validation_losses`. It may set `conditions`, `dropout` and `denoiser`, and override `draw_samples` and `summary`;
-    see `sde_diffusion.training.base.BaseModel`. Its parameters are trained and averaged, except those that require no
-    gradients. It stores further constructor arguments by `save_hyperparameters({...})`, as plain Python containers
-    (dicts, lists, numbers, strings), so that the checkpoint has all that `load_from_checkpoint` needs.
+    `validation_losses`. It may set `conditions`, `dropout`, `denoiser` and `objective`, and override `draw_samples`
+    and `summary`; see `sde_diffusion.training.base.BaseModel`. Its parameters are trained and averaged, except those
+    that require no gradients. It stores further constructor arguments by `save_hyperparameters({...})`, as plain Python
+    containers (dicts, lists, numbers, strings), so that the checkpoint has all that `load_from_checkpoint` needs.
 
     All random numbers of a training step are a function of (seed, step, process), so that a resumed run draws the same
     as an uninterrupted one. To this end each step seeds torch's global generator.
@@ -107,6 +108,7 @@ class GenerativeModel(BaseModel):
                 "data": data,
             }
         )
+        self.objective: Objective | None = None
         self._logged: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
 
@@ -187,6 +189,13 @@ class GenerativeModel(BaseModel):
         if stage == "fit":
             check_precision(str(self.trainer.precision))
             self.trainer.precision_plugin.convert_module(self)
+
+    def on_fit_start(self) -> None:
+        """For a new run, pass the training data, as they will be used in training, to an objective that needs them."""
+        if self.trainer.ckpt_path is None and self.objective is not None and self.objective.uses_data:
+            generator = torch.Generator().manual_seed(self.hparams["seed"])  # the same for every process
+            items = (self.filled(x.to(self.device), generator) for x in self.training_items())
+            self.objective.prepare(torch.cat(list(items)))
 
     def on_train_start(self) -> None:
         """Apply this run's settings to a restored optimizer and schedule, which have those of the checkpoint."""

@@ -29,7 +29,7 @@ def training_items(trainer: Trainer, most: int) -> Iterator[Tensor]:
     data = getattr(trainer, "datamodule", None)
     if data is None:
         raise UserError(
-            "the model is told about its training data before training: use trainer.fit(model, datamodule=...)"
+            "the model uses the training data before the first step: call trainer.fit(model, datamodule=...)"
         )
     split = data.split("train")
     rows = torch.linspace(0, len(split) - 1, min(len(split), most), dtype=torch.float64).round().long()

@@ -131,7 +131,7 @@ class LatentModel(ScoreModel):
         if self.trainer.ckpt_path is None:
             filled, generator = super().filled, torch.Generator().manual_seed(self.hparams["seed"])
             self.first_stage.measure(filled(x.to(self.device), generator) for x in self.training_items())
-        super().on_fit_start()  # the objective is told about w, which `filled` draws
+        super().on_fit_start()  # which fits the objective to w, which `filled` draws
 
     def filled(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw w from q given the data, which are dequantised first if `dequantise`; [B, *state_shape]."""

@@ -127,13 +127,6 @@ class ScoreModel(GenerativeModel):
         if compile:
             self.denoiser.compile()
 
-    def on_fit_start(self) -> None:
-        """Tell the objective of a new run, if it uses them, about the training data as it will be given them."""
-        if self.trainer.ckpt_path is None and self.objective.uses_data:
-            generator = torch.Generator().manual_seed(self.hparams["seed"])  # the same for every process
-            items = (self.filled(x.to(self.device), generator) for x in self.training_items())
-            self.objective.prepare(torch.cat(list(items)))
-
     def check_trainer(self, trainer: Trainer) -> None:
         """See `GenerativeModel.check_trainer`; also warns of a path that is learned by what is not a bound."""
         path: Any = self.denoiser.sde

@@ -56,7 +56,7 @@ class Objective(ShowsArguments, ABC):
         return False
 
     def prepare(self, x: Tensor) -> None:
-        """Be told of some of the training data, [N, *], before the first step of a run; resumed runs are not."""
+        """Use some of the training data, [N, *], before the first step of a new run."""
         return
 
     @abstractmethod

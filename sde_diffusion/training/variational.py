@@ -16,6 +16,7 @@ from sde_diffusion.checks import check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
+from sde_diffusion.distributed import summed
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import modality_of
 from sde_diffusion.modality.pictures import Curves
@@ -62,7 +63,7 @@ class VariationalModel(GenerativeModel):
         observation: p(x | z), or its configuration; None: chosen by the data, see `observation_for`, or that of
             `autoencoder` if it is a model.
         objective: `BetaELBO()` by default, or its configuration.
-        adversary: A discriminator that the reconstructions must deceive, such as a `PatchAdversary`, or its
+        adversary: A discriminator that the reconstructions must deceive, a `PatchAdversary`, or its
             configuration, in which the shape of the data is filled in; None: none.
         lr: See `GenerativeModel`.
         betas: See `GenerativeModel`.
@@ -138,6 +139,7 @@ class VariationalModel(GenerativeModel):
         """Start a new run at the outputs that describe the training data without latent variables."""
         if self.trainer.ckpt_path is None:
             self.autoencoder.fit_start(torch.cat(list(self.training_items())))
+        super().on_fit_start()
 
     def check_trainer(self, trainer: Trainer) -> None:
         """See `GenerativeModel.check_trainer`.
@@ -199,7 +201,7 @@ class VariationalModel(GenerativeModel):
     def on_validation_epoch_end(self) -> None:
         """Log how many of the codes were used for the split, and their perplexity."""
         if self.autoencoder.codes:
-            counts = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
+            counts = summed(self._counts)
             self.log_dict({"val/codes_used": (counts > 0).float().mean(), "val/perplexity": perplexity(counts)})
 
     def on_validation_end(self) -> None:
@@ -219,7 +221,7 @@ class VariationalModel(GenerativeModel):
             return
         unused = [t for t, nats in enumerate(kl, 1) if nats < _USED]
         if unused and unused != self._unused:
-            log.warning("%s", _collapse(unused, kl, self.global_step))
+            log.warning("%s", _collapse(unused, kl, self.global_step, self.objective.collapse_advice))
         self._unused = unused
 
     def draw_samples(
@@ -273,7 +275,7 @@ class VariationalModel(GenerativeModel):
         return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.autoencoder.latent_shapes)}
 
 
-def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:
+def _collapse(unused: Sequence[int], kl: Sequence[float], step: int, advice: str) -> str:
     """What to say of latent variables whose KL divergence is about 0."""
     if sum(kl) < _USED:
         which, what = "the latents are not used", f"their KL divergence is {sum(kl):.2g} nats"
@@ -282,7 +284,4 @@ def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:
         verb = "are" if len(unused) > 1 else "is"
         which = f"{names} {verb} not used"
         what = "their KL divergences are " + ", ".join(f"{nats:.2g}" for nats in kl) + " nats from z_1 up,"
-    advice = (
-        "more steps, a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
-    )
     return f"{which}: {what} at step {step:,} (posterior collapse); try {advice}"

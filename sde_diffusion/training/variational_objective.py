@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_number, as_positive, check_choice, check_count
+from sde_diffusion.distributed import process_count, summed
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.variational import Inference, LatentVariableModel
@@ -27,11 +28,13 @@ class VariationalObjective(Objective):
         warmup_steps: Number of steps in which it differs from what it is later.
         scales_latent_gradients: Whether its loss scales all gradients that reach the latent variables, also those of
             other losses.
+        collapse_advice: What to try when latent variables are not used, for a warning.
     """
 
     importance = 1
     warmup_steps = 0
     scales_latent_gradients = False
+    collapse_advice = "more steps or less dropout"
 
     def check(self, model: Any) -> None:
         """Check that a model has latent variables, of the kind that this objective needs; see `Objective.check`."""
@@ -51,7 +54,7 @@ class VariationalObjective(Objective):
 
     def infer(self, model: LatentVariableModel, x0: Tensor, draws: Mapping[str, Tensor]) -> Inference:
         """Infer the latent variables of each sample `importance` times, those of one sample side by side."""
-        draws = {**({} if draws else self.draw(model, x0)), **draws}
+        draws = draws or self.draw(model, x0)
         noise = [draws[f"z_{t}"].flatten(0, 1) for t in range(1, len(model.latent_shapes) + 1)]
         return model.infer(x0.repeat_interleave(self.importance, 0), noise)
 
@@ -76,8 +79,8 @@ class BetaELBO(VariationalObjective):
 
     Only for beta = 1 is it a bound; for beta > 1 a looser one, and for beta < 1 none. Validation is at beta = 1.
 
-    With `free_nats`, KL is the sum over the latent variables of max(free_nats, mean of its KL over the batch): below
-    that, information costs nothing. It prevents collapse, and binds too: use it for the warm-up.
+    With `free_nats`, KL is the sum over the latent variables of max(free_nats, mean of its KL over the batch, that of
+    all processes): below that, information costs nothing. It prevents collapse, and binds too: use it for the warm-up.
 
     Args:
         beta: Weight of KL, positive.
@@ -94,6 +97,10 @@ class BetaELBO(VariationalObjective):
         al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", appendix C (free bits).
     """
 
+    collapse_advice = (
+        "more steps, a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
+    )
+
     def __init__(self, beta: float = 1.0, warmup_steps: int = 0, free_nats: float = 0.0) -> None:
         self.beta = as_positive("beta", beta)
         self.warmup_steps = check_count("warmup_steps", warmup_steps, least=0)
@@ -104,7 +111,7 @@ class BetaELBO(VariationalObjective):
     def check(self, model: Any) -> None:
         """See `Objective.check`: the latent variables must be continuous."""
         super().check(model)
-        _check_continuous(model, "beta_elbo")
+        _check_continuous(model, self)
 
     def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; beta is below its value in the first `warmup_steps` steps."""
@@ -112,7 +119,8 @@ class BetaELBO(VariationalObjective):
         beta = self.beta * step / self.warmup_steps if rising and step is not None else self.beta
         kl = found.kl()
         if self.free_nats and (rising or not self.warmup_steps):
-            kl = torch.where(kl.mean(1, keepdim=True) > self.free_nats, kl, self.free_nats)
+            mean = summed(kl.detach().mean(1, keepdim=True)) / process_count()
+            kl = torch.where(mean > self.free_nats, kl, self.free_nats)
         return (beta * kl.sum(0) - found.log_prob) / x0[0].numel()
 
 
@@ -143,7 +151,7 @@ class ImportanceWeighted(VariationalObjective):
     def check(self, model: Any) -> None:
         """See `Objective.check`: the latent variables must be continuous, and for dreg there must be one."""
         super().check(model)
-        _check_continuous(model, "iwae")
+        _check_continuous(model, self)
         if self.gradient == "dreg" and len(model.latent_shapes) > 1:
             raise UserError(
                 "objective.gradient=dreg is for one latent variable; for several take objective.gradient=standard"
@@ -164,11 +172,11 @@ class ImportanceWeighted(VariationalObjective):
         return loss
 
 
-def _check_continuous(model: LatentVariableModel, name: str) -> None:
+def _check_continuous(model: LatentVariableModel, objective: VariationalObjective) -> None:
     if model.codes:
         raise UserError(
-            f"objective={name} has no commitment term, without which an encoder's vectors leave their codes: take "
-            "objective=vq"
+            f"{type(objective).__name__} has no commitment term, without which the encoder's vectors drift from their "
+            "codes: use objective=vq"
         )
 
 

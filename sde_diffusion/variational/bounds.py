@@ -73,7 +73,7 @@ class Draws:
         reconstruction: Log p(x | z), [n B].
         kl: KL divergence of each latent variable, in closed form or by the draw; [T, n B].
         log_weight: Log w, [n B].
-        nfe: Network passes of one item.
+        nfe: Network passes per item, summed over these draws.
     """
 
     reconstruction: Tensor

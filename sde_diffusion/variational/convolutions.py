@@ -18,6 +18,7 @@ def conv_networks(
     blocks: int,
     dropout: float,
     patch: int,
+    otherwise: str,
 ) -> tuple[ConvEncoder, ConvDecoder, list[int]]:
     """The encoder, the decoder, and the shape of the one latent variable: channels, and the last of the resolutions.
 
@@ -30,6 +31,7 @@ def conv_networks(
         blocks: See `ConvEncoder`.
         dropout: See `ConvEncoder`.
         patch: See `ConvEncoder`.
+        otherwise: The alternative for data that are not images, for the message.
 
     Raises:
         TypeError: If observation is not an observation model.
@@ -37,7 +39,7 @@ def conv_networks(
     """
     latent_channels = check_count("latent_channels", latent_channels)
     check_kind("observation", observation, ObservationModel)
-    check_images(shape, "MLPVAE, model/autoencoder=mlp")
+    check_images(shape, otherwise)
     encoder = ConvEncoder(shape[0], encoded * latent_channels, channels, blocks, dropout, patch)
     decoder = ConvDecoder(latent_channels, [observation.outputs, *shape], channels, blocks, dropout, patch)
     return encoder, decoder, [latent_channels, *decoder.sizes[-1]]

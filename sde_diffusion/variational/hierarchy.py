@@ -66,13 +66,14 @@ class HierarchicalVAE(Autoencoder):
         else:
             self.top = nn.Parameter(torch.zeros(*check_sizes("top_shape", top_shape)))
         self.inference: HierarchicalInference = as_instance("inference", inference, INFERENCES, HierarchicalInference)
+        shown = inference if isinstance(inference, str) else type(inference).__name__
         counts = {"posterior": len(self.posterior), "prior": len(self.prior), "down": len(self.down)}
         for name, count in {**counts, "up": len(self.up)}.items():
             needed = len(self.latent_shapes) if name != "up" or self.inference.has_up else 0
             if count != needed:
                 raise ValueError(
                     f"{name} must have {needed} networks, for {len(self.latent_shapes)} latent variables and "
-                    f"inference={inference}; got {count}"
+                    f"inference={shown}; got {count}"
                 )
 
     def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:

@@ -93,7 +93,7 @@ class HierarchicalInference(ShowsArguments, ABC):
 
 
 class TopDown(HierarchicalInference):
-    """Down like the model: q(z_T | x) q(z_{T-1} | z_T, x) ... q(z_1 | z_2 ..., x).
+    """q draws z_T first, in the order of the generative model: q(z_T | x) q(z_{T-1} | z_T, x) ... q(z_1 | z_2 ..., x).
 
     q of z_t combines p with the outputs of posterior_t(h_t, s_t), which sees the state s_t and what the data say at
     this depth, h_t = up_t(h_{t-1}), h_0 = x. Each KL divergence has a closed form given the latent variables above.
@@ -138,7 +138,9 @@ class TopDown(HierarchicalInference):
 
 
 class BottomUp(HierarchicalInference):
-    """Up: q(z_1 | x) q(z_2 | z_1) ... q(z_T | z_{T-1}), where posterior_t sees z_{t-1} alone, z_0 = x.
+    """q draws z_1 first, from the data upwards: q(z_1 | x) q(z_2 | z_1) ... q(z_T | z_{T-1}).
+
+    posterior_t sees z_{t-1} alone, z_0 = x.
 
     For a Markovian model this loses nothing, as its true posterior factorises so, but only the last KL divergence has a
     closed form: the others are estimated by their draw.

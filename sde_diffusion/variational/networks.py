@@ -1,4 +1,4 @@
-"""Hierarchical VAEs made of perceptrons or convolutions."""
+"""Hierarchical VAEs with MLPs or convolutional networks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class StandardNormal(nn.Module):
 
 
 class MLPHierarchy(HierarchicalVAE):
-    """A hierarchical VAE of perceptrons, for data of any shape.
+    """An MLP hierarchical VAE, for data of any shape.
 
     Args:
         shape: Shape of the data.
@@ -154,7 +154,7 @@ class _Down(nn.Module):
 
 
 class ConvHierarchy(HierarchicalVAE):
-    """A hierarchical VAE of convolutions with a deterministic path, for images: a small very deep VAE.
+    """A hierarchical VAE of convolutions with a deterministic path, for images: a small VDVAE.
 
     Args:
         shape: Shape of the data, [C, H, W].

@@ -24,7 +24,7 @@ class ObservationModel(nn.Module, ABC):
 
     Attributes:
         outputs: Number of outputs of the network for each value of the data.
-        levels: Number of levels of the data, whose probabilities it states; None: continuous data, whose density.
+        levels: Number of levels, for a probability of discrete data; None for a density of continuous data.
     """
 
     outputs: int
@@ -65,13 +65,13 @@ class ObservationModel(nn.Module, ABC):
             _refuse(name, f"data with {self.levels} levels", levels)
         if self.levels is not None and dequantise:
             raise ValueError(
-                f"{name} is for levels, and dequantise=true makes values between the levels of the data: leave "
-                "dequantise out, or take observation=gaussian"
+                f"{name} is for levels, and model.dequantise=true makes values between the levels of the data: leave "
+                "it out, or take observation=gaussian"
             )
         if self.levels is None and levels is not None and not dequantise:
             raise ValueError(
                 f"{name} is a density, which is unbounded for data on {levels} levels: take "
-                f"{type(observation_for(levels)).__name__}, their default, or dequantise=true"
+                f"{type(observation_for(levels)).__name__}, their default, or model.dequantise=true"
             )
 
     def starting_outputs(self, x: Tensor) -> Tensor:

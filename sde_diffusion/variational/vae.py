@@ -65,7 +65,7 @@ class VAE(Autoencoder):
 
 
 class MLPVAE(VAE):
-    """A VAE of perceptrons, for data of any shape.
+    """An MLP VAE, for data of any shape.
 
     Args:
         shape: Shape of the data.
@@ -125,6 +125,6 @@ class ConvVAE(VAE):
         dropout: float = 0.0,
         patch: int = 1,
     ) -> None:
-        settings = (channels, blocks, dropout, patch)
+        settings = (channels, blocks, dropout, patch, "MLPVAE, model/autoencoder=mlp")
         encoder, decoder, latent_shape = conv_networks(shape, observation, latent_channels, 2, *settings)
         super().__init__(encoder, decoder, observation, shape, latent_shape)

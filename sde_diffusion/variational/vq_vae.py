@@ -177,7 +177,7 @@ class ConvVQVAE(VQVAE):
         decay: float = 0.99,
         restart: float = 1.0,
     ) -> None:
-        settings = (channels, blocks, dropout, patch)
+        settings = (channels, blocks, dropout, patch, "an autoencoder with continuous latents, model=vae")
         encoder, decoder, latent_shape = conv_networks(shape, observation, latent_channels, 1, *settings)
         quantizer = VectorQuantizer(codes, latent_channels, decay, restart)
         super().__init__(encoder, decoder, quantizer, observation, shape, latent_shape)

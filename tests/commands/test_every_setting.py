@@ -34,6 +34,7 @@ GROUPS = (
     "model",
     "model/autoencoder",
     "observation",
+    "adversary",
     "sde",
     "network",
     "denoiser",
@@ -47,7 +48,12 @@ GROUPS = (
     "callbacks",
 )
 
-PREFIX = {"model/autoencoder": "model.autoencoder.", "observation": "model.", "captions": "data."}
+PREFIX = {
+    "model/autoencoder": "model.autoencoder.",
+    "observation": "model.",
+    "adversary": "model.",
+    "captions": "data.",
+}
 
 
 def leaves(node, prefix=""):

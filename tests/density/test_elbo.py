@@ -7,11 +7,11 @@ import torch
 from density_cases import MEAN, PATHS, STD, Perceptron, bits, digits, gaussian, network, terminal
 from scipy.integrate import quad
 
-from sde_diffusion.denoiser import GaussianMixtureDenoiser, NetworkDenoiser
+from sde_diffusion.denoiser import GaussianDenoiser, GaussianMixtureDenoiser, NetworkDenoiser
 from sde_diffusion.density import LevelDecoder, elbo
 from sde_diffusion.modality.levels import from_levels
 from sde_diffusion.nn import MLP
-from sde_diffusion.sde import KarrasRho, UniformTime
+from sde_diffusion.sde import VESDE, VPSDE, KarrasRho, UniformTime
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -181,3 +181,14 @@ def test_grids_give_the_same_mean():
     error = math.hypot(float(first.std()), float(second.std())) / 2000**0.5
     assert abs(float(first.mean() - second.mean())) < 4.5 * error
     assert error < 0.1
+
+
+def test_the_bound_does_not_depend_on_the_scale_of_the_path():
+    """VP and VE with the same ends of the log-SNR, at the same draws."""
+    vp = VPSDE()
+    first, last = (float(vp.log_snr(t)) for t in (vp.t_min, vp.t_max))
+    ve = VESDE(sigma_min=math.exp(-first / 2), sigma_max=math.exp(-last / 2))
+    x, mean = torch.tensor([[0.4, -1.0, 2.0]], dtype=torch.float64), torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64)
+    one, other = (elbo(GaussianDenoiser(sde, mean, 0.5), x, None, draws=64, t_end=sde.t_min) for sde in (vp, ve))
+    torch.testing.assert_close(one.kl, other.kl, atol=1e-9, rtol=0)
+    torch.testing.assert_close(one.log_prob, other.log_prob, atol=1e-9, rtol=0)

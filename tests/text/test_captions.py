@@ -139,15 +139,16 @@ class Symbols(DataModule):
 
     name = "symbols"
 
-    def __init__(self, n, handwriting, labelled=True, **common):
+    def __init__(self, n, handwriting, unlabelled=(), **common):
         super().__init__(**common)
-        self.n, self.handwriting, self.labelled = n, handwriting, labelled
+        self.n, self.handwriting, self.unlabelled = n, handwriting, unlabelled
 
     def load(self):
         label = torch.arange(2 * self.n) % self.n
         x = 20 * torch.arange(4 * 4, dtype=torch.uint8).reshape(1, 1, 4, 4).repeat(2 * self.n, 1, 1, 1) // 2
-        split = Split(x, label if self.labelled else None, levels=256)
-        return dict.fromkeys(("train", "val", "test"), split)
+        return {
+            name: Split(x, None if name in self.unlabelled else label, levels=256) for name in ("train", "val", "test")
+        }
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,8 @@ class Symbols(DataModule):
     [
         ((12, True), "labels up to 11: name the classes"),
         ((10, False), "these data are not known to be"),
-        ((10, True, False), "labels, which these data do not have"),
+        ((10, True, ["train", "val", "test"]), "labels, which the train split does not have"),
+        ((10, True, ["test"]), "labels, which the test split does not have"),
     ],
 )
 def test_rendered_captions_are_of_handwritten_digits_alone(settings, words):

@@ -47,6 +47,14 @@ def test_hashed_words_are_the_words():
         torch.testing.assert_close(encoder.encode([text]).pooled[0], pooled[row], atol=1e-5, rtol=0)
 
 
+def test_a_long_row_and_a_long_word_are_encoded():
+    """More bytes than the weights of a word's letters."""
+    encoder = filled(subwords=False)
+    found = encoder(as_bytes(["cat", "dog " + 4100 * "x"], 4160))
+    torch.testing.assert_close(found.pooled[0], encoder.encode(["cat"]).pooled[0])
+    assert found.mask.sum(1).tolist() == [1, 2]
+
+
 def test_words_that_share_letters_share_parts():
     """With the unit vectors as table, products count common parts.
 

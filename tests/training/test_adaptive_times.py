@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from tiny import make_trainer, ring
 
-from sde_diffusion import MLP, GaussianDenoiser, NetworkDenoiser, ScoreModel, elbo
+from sde_diffusion import GaussianDenoiser, elbo
 from sde_diffusion.density import LevelDecoder
-from sde_diffusion.sde import VESDE, VPSDE, KnotSchedule, LearnedSDE, LearnedVPSDE, LinearSchedule, MonotoneSchedule
+from sde_diffusion.sde import KnotSchedule, LearnedSDE, LearnedVPSDE, LinearSchedule, MonotoneSchedule
 from sde_diffusion.training import AdaptiveTimes, DiffusionELBO, ScheduleTimes, UniformTimes
 
 D, S = 16, 0.5
@@ -68,23 +67,6 @@ def test_the_learned_density_is_the_optimal_one_for_gaussian_data(learn):
     mean = 0.5 * D * (first - last)
     assert float(torch.trapezoid(p, places)) == pytest.approx(1, abs=1e-3)
     assert float((torch.trapezoid(m / p, places) - mean**2).sqrt()) < 1.02 * mean * math.sqrt(2 / D)
-
-
-@pytest.mark.parametrize("schedule", [KnotSchedule(7), MonotoneSchedule(8)], ids=["knots", "network"])
-def test_a_schedule_rises_from_0_to_1_at_its_rate(schedule):
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in schedule.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    t = torch.linspace(0.003, 0.997, 57, dtype=torch.float64)
-    with torch.no_grad():
-        _, rate = schedule(t)
-        assert (rate > 0).all()
-        torch.testing.assert_close((schedule(t + 1e-6)[0] - schedule(t - 1e-6)[0]) / 2e-6, rate, rtol=1e-5, atol=0)
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        torch.testing.assert_close(schedule(ends)[0], ends)
-        sde = LearnedVPSDE(HIGH, LOW, schedule)
-        torch.testing.assert_close(sde.time(sde.log_snr(t)), t, rtol=1e-12, atol=1e-13)
 
 
 def test_the_continuous_bound_depends_on_the_ends_of_the_path_alone():
@@ -148,12 +130,13 @@ def test_the_loss_is_the_bound_of_data_on_levels():
     assert float((wanted - bound(LevelDecoder(3))).mean()) > 10 * error
 
 
-def test_an_infinite_error_is_not_remembered():
+def test_an_error_of_nan_or_infinity_is_not_remembered():
     model, times = denoiser(), AdaptiveTimes(bins=4)
     t = times(model.sde, 64)
     times.observe(model.sde, t, torch.full((64,), math.nan))
-    times.observe(model.sde, t, torch.where(torch.arange(64) < 9, math.inf, 1.0))
-    assert times(model.sde, 64).isfinite().all()
+    mixed = torch.cat([torch.full((5,), math.nan), torch.full((4,), math.inf), torch.ones(55)])
+    times.observe(model.sde, t, mixed)
+    assert times.moments.tolist() == [1.0] * 4
 
 
 def test_the_variance_is_of_the_times_as_they_were_drawn():
@@ -170,17 +153,6 @@ def test_the_variance_is_of_the_times_as_they_were_drawn():
         objective(model, S * torch.randn(64, D, dtype=torch.float64)).mean().backward()
         found.append(model.sde.schedule.logits.grad)
     torch.testing.assert_close(*found)
-
-
-def test_the_bound_does_not_depend_on_the_scale_of_the_path():
-    """VP and VE with the same ends of the log-SNR, at the same draws."""
-    vp = VPSDE()
-    first, last = (float(vp.log_snr(t)) for t in (vp.t_min, vp.t_max))
-    ve = VESDE(sigma_min=math.exp(-first / 2), sigma_max=math.exp(-last / 2))
-    x, mean = torch.tensor([[0.4, -1.0, 2.0]], dtype=torch.float64), torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64)
-    one, other = (elbo(GaussianDenoiser(sde, mean, S), x, None, draws=64, t_end=sde.t_min) for sde in (vp, ve))
-    torch.testing.assert_close(one.kl, other.kl, atol=1e-9, rtol=0)
-    torch.testing.assert_close(one.log_prob, other.log_prob, atol=1e-9, rtol=0)
 
 
 class Slow(LearnedSDE):
@@ -207,36 +179,3 @@ def test_the_bound_does_not_depend_on_the_unit_of_time():
         losses.append(DiffusionELBO(UniformTimes())(model.eval(), S * torch.randn(4000, D, dtype=torch.float64)))
     error = (losses[0] - losses[1]).std() / 4000**0.5
     assert abs(float((losses[0] - losses[1]).mean())) < 5 * float(error) + 1e-9
-
-
-def test_the_ends_keep_their_order():
-    sde = LearnedVPSDE(0.0, -5.0)
-    sde.moves.data = torch.tensor([-40.0, 40.0], dtype=torch.float64)
-    first, last = sde.ends()
-    assert first >= last + 1
-
-
-def test_the_gradients_of_a_path_are_clipped_apart():
-    model = ScoreModel(NetworkDenoiser(LearnedVPSDE(), MLP([2], width=8, depth=1)), DiffusionELBO())
-    path = list(model.denoiser.sde.parameters())
-    rest = [p for p in model.parameters() if all(p is not other for other in path)]
-    for parameter in rest:
-        parameter.grad = torch.full_like(parameter, 0.01)
-    for parameter in path:
-        parameter.grad = torch.full_like(parameter, 1e6)
-    before = torch.cat([p.grad.flatten() for p in rest])
-    model.configure_gradient_clipping(None, 1.0, "norm")
-    torch.testing.assert_close(torch.cat([p.grad.flatten() for p in rest]), before)
-    assert float(torch.cat([p.grad.flatten() for p in path]).norm()) == pytest.approx(1.0, abs=1e-4)
-
-
-def test_a_path_has_no_weight_decay(tmp_path):
-    """Which would pull its ends back to where they began."""
-    data, own = ring(), NetworkDenoiser(LearnedVPSDE(), MLP([2], width=8, depth=1))
-    model = ScoreModel(own, DiffusionELBO(), weight_decay=0.5, data=data.describe())
-    trainer = make_trainer(tmp_path, max_steps=2)
-    trainer.fit(model, data)
-    path = {id(parameter) for parameter in own.sde.parameters()}
-    decays = {group["weight_decay"]: {id(p) for p in group["params"]} for group in trainer.optimizers[0].param_groups}
-    assert decays[0.0] == path
-    assert len(decays[0.5]) == len(list(model.parameters())) - len(path)

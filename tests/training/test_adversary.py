@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from autoencoders import MODELS
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import make_trainer, same
@@ -18,19 +19,16 @@ from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn import PatchDiscriminator
 from sde_diffusion.training import EMA, BetaELBO, ImportanceWeighted, PatchAdversary, VariationalModel
-from sde_diffusion.variational import (
-    MLPVAE,
-    VAE,
-    Categorical,
-    ConvHierarchy,
-    ConvVAE,
-    ConvVQVAE,
-    MLPHierarchy,
-    PatchHierarchy,
-)
+from sde_diffusion.variational import VAE, Categorical, ConvVAE
 
 LATENT = {"_target_": "sde_diffusion.variational.ConvVAE", "latent_channels": 2, "channels": [4], "patch": 2}
-ADVERSARY = {"_target_": "sde_diffusion.training.PatchAdversary", "channels": 4, "weight": 0.3, "start": 4, "rise": 3}
+ADVERSARY = {
+    "_target_": "sde_diffusion.training.PatchAdversary",
+    "channels": 4,
+    "weight": 0.3,
+    "start_step": 4,
+    "warmup_steps": 3,
+}
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -84,7 +82,7 @@ def two_optimizers(model: ConvVAE, adversary: PatchAdversary, x: Tensor, noise: 
 def test_one_optimizer_step_is_that_of_two_optimizers():
     torch.manual_seed(0)
     model = ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2).double()
-    adversary = PatchAdversary([1, 8, 8], channels=4, weight=0.3, start=0, rise=3).double()
+    adversary = PatchAdversary([1, 8, 8], channels=4, weight=0.3, start_step=0, warmup_steps=3).double()
     x = (torch.randint(0, 17, (6, 1, 8, 8)) / 8 - 1.0).double()
     noise = torch.randn(6, 2, 4, 4, dtype=torch.float64)
     reference, its = copy.deepcopy(model), copy.deepcopy(adversary)
@@ -99,6 +97,31 @@ def test_one_optimizer_step_is_that_of_two_optimizers():
     for mine, theirs in ((model, reference), (adversary, its)):
         for ours, wanted in zip(mine.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(ours, wanted, atol=1e-9, rtol=0)
+
+
+def test_its_weight_is_that_of_the_batch_of_all_processes(monkeypatch):
+    torch.manual_seed(0)
+    model = ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2).double()
+    adversary = PatchAdversary([1, 8, 8], channels=4, start_step=0).double()
+    x = (torch.randint(0, 17, (6, 1, 8, 8)) / 8 - 1.0).double()
+    sent: list[Tensor] = []
+
+    def weight(own: slice) -> float:
+        adversary(model, model.infer(x[own], [torch.zeros(len(x[own]), 2, 4, 4, dtype=torch.float64)]), x[own], 1)
+        return float(adversary.logged["adaptive_weight"])
+
+    whole, halves, module = (
+        weight(slice(None)),
+        (slice(0, None, 2), slice(1, None, 2)),
+        "sde_diffusion.training.adversary",
+    )
+    monkeypatch.setattr(f"{module}.summed", lambda value: sent.append(value) or value)
+    alone = [weight(half) for half in halves]
+    totals = [sent[0] + sent[2], sent[1] + sent[3]] * 2
+    monkeypatch.setattr(f"{module}.summed", lambda value: totals.pop(0))
+    monkeypatch.setattr(f"{module}.process_count", lambda: 2)
+    assert [weight(half) for half in halves] == pytest.approx([whole] * 2, rel=1e-9)
+    assert min(abs(value - whole) for value in alone) > 1e-3
 
 
 def run(folder: Path, *callbacks: Callback, ckpt: Path | None = None, **options: Any) -> dict[str, Any]:
@@ -130,6 +153,15 @@ def test_a_run_counts_its_steps_once_and_resumes_bit_for_bit(tmp_path):
         assert again["lr_schedulers"] == expected["lr_schedulers"]
 
 
+def test_a_checkpoint_with_the_earlier_names_of_its_arguments_is_loaded(tmp_path):
+    checkpoint = run(tmp_path)
+    old = {"_target_": ADVERSARY["_target_"], "channels": 4, "start": 4, "rise": 3, "most": 2.0}
+    checkpoint["hyper_parameters"]["adversary"] = old
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    adversary = VariationalModel.load_from_checkpoint(tmp_path / "old.ckpt").adversary
+    assert (adversary.start_step, adversary.warmup_steps, adversary.max_weight) == (4, 3, 2.0)
+
+
 def test_gradients_are_clipped_for_each_player_by_itself(tmp_path):
     norms: list[list[float]] = []
 
@@ -145,24 +177,12 @@ def test_gradients_are_clipped_for_each_player_by_itself(tmp_path):
     torch.testing.assert_close(late, torch.full((4, 2), 0.01), rtol=1e-3, atol=0)
 
 
-MODELS = {
-    "perceptron": lambda: MLPVAE([1, 8, 8], Categorical(17), latent_dim=2, width=8),
-    "patches": lambda: MLPVAE([1, 8, 8], Categorical(17), latent_dim=2, width=8, patch=2),
-    "convolutions": lambda: ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2),
-    "codes": lambda: ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4]),
-    "hierarchy": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8),
-    "hierarchy of patches": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8, patch=2),
-    "patch hierarchy": lambda: PatchHierarchy([1, 8, 8], Categorical(17), [1, 2], width=8, patch_width=8),
-    "convolutional hierarchy": lambda: ConvHierarchy([1, 8, 8], Categorical(17), [0, 1, 1], 2, channels=4),
-}
-
-
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_every_decoder_can_be_judged(make):
     """Its last layer is the one in whose weight and bias its outputs are linear."""
     torch.manual_seed(0)
     model, x = make(), torch.randint(0, 17, (3, 1, 8, 8)) / 8 - 1.0
-    adversary = PatchAdversary([1, 8, 8], channels=4, start=0)
+    adversary = PatchAdversary([1, 8, 8], channels=4, start_step=0)
     adversary.check(model, BetaELBO())
     noise = [torch.randn(3, *dims) for dims in model.latent_shapes]
     found = model.infer(x, noise)

@@ -15,8 +15,8 @@ from sde_diffusion.data import Digits
 from sde_diffusion.denoiser import NetworkDenoiser
 from sde_diffusion.density import GaussianPrior, elbo
 from sde_diffusion.errors import UserError
-from sde_diffusion.sde import VPSDE
-from sde_diffusion.training import EMA, EpsWeighting, Objective, ScoreModel, UniformTimes
+from sde_diffusion.sde import VPSDE, LearnedVPSDE
+from sde_diffusion.training import EMA, DiffusionELBO, EpsWeighting, Objective, ScoreModel, UniformTimes
 
 
 class Recorder(Callback):
@@ -226,3 +226,29 @@ def test_the_bound_of_its_chain_takes_conditions_and_a_prior() -> None:
     torch.testing.assert_close(once.log_prob, usual.log_prob)
     with pytest.raises(TypeError, match="step"):
         model.bound(x, importance=2, step=4, label=label)
+
+
+def test_the_gradients_of_a_path_are_clipped_apart():
+    model = ScoreModel(NetworkDenoiser(LearnedVPSDE(), nn.MLP([2], width=8, depth=1)), DiffusionELBO())
+    path = list(model.denoiser.sde.parameters())
+    rest = [p for p in model.parameters() if all(p is not other for other in path)]
+    for parameter in rest:
+        parameter.grad = torch.full_like(parameter, 0.01)
+    for parameter in path:
+        parameter.grad = torch.full_like(parameter, 1e6)
+    before = torch.cat([p.grad.flatten() for p in rest])
+    model.configure_gradient_clipping(None, 1.0, "norm")
+    torch.testing.assert_close(torch.cat([p.grad.flatten() for p in rest]), before)
+    assert float(torch.cat([p.grad.flatten() for p in path]).norm()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_path_has_no_weight_decay(tmp_path):
+    """Which would pull its ends back to where they began."""
+    data, own = ring(), NetworkDenoiser(LearnedVPSDE(), nn.MLP([2], width=8, depth=1))
+    model = ScoreModel(own, DiffusionELBO(), weight_decay=0.5, data=data.describe())
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.fit(model, data)
+    path = {id(parameter) for parameter in own.sde.parameters()}
+    decays = {group["weight_decay"]: {id(p) for p in group["params"]} for group in trainer.optimizers[0].param_groups}
+    assert decays[0.0] == path
+    assert len(decays[0.5]) == len(list(model.parameters())) - len(path)

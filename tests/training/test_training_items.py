@@ -18,6 +18,7 @@ from sde_diffusion.denoiser import NetworkDenoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.sde import LearnedVPSDE
 from sde_diffusion.training import (
+    BetaELBO,
     DenoisingScoreMatching,
     DiffusionELBO,
     LatentModel,
@@ -45,6 +46,12 @@ class Told(DenoisingScoreMatching):
 
     def prepare(self, x):
         self.told.append(x)
+
+
+class ToldELBO(BetaELBO):
+    """The same for autoencoders."""
+
+    told, uses_data, prepare = Told.told, True, Told.prepare
 
 
 def begin(model, data, ckpt=None):
@@ -75,6 +82,12 @@ def test_a_variational_model_begins_at_the_frequencies_of_sorted_data():
     torch.testing.assert_close(model.autoencoder.start.softmax(0), torch.full((2, 2), 0.5), atol=1e-3, rtol=0)
 
 
+def test_the_objective_of_an_autoencoder_gets_the_data_too():
+    begin(VariationalModel(MLPVAE([2], Categorical(2), latent_dim=1, width=4), objective=ToldELBO()), Sorted())
+    assert [len(x) for x in Told.told] == [10_000]
+    Told.told.clear()
+
+
 def test_the_objective_of_a_latent_model_is_told_of_standardised_latents(tmp_path):
     """Means and variances of draws of w: 0 and 1 but for their error, 5 standard errors of 1,437."""
     vae = autoencoder(tmp_path / "vae.ckpt", digits(), MLP, steps=20)
@@ -99,7 +112,7 @@ def test_without_a_data_module(tmp_path):
         VariationalModel(MLPVAE([2], Categorical(2), latent_dim=1, width=4)),
     )
     for model in needing:
-        with pytest.raises(UserError, match=r"use trainer\.fit\(model, datamodule=\.\.\.\)"):
+        with pytest.raises(UserError, match=r"call trainer\.fit\(model, datamodule=\.\.\.\)"):
             begin(model, None)
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Images
-from sde_diffusion.training import BetaELBO, GenerativeModel, VariationalModel
+from sde_diffusion.training import BetaELBO, GenerativeModel, ImportanceWeighted, VariationalModel
 from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
 from sde_diffusion.variational import Categorical, Gaussian, MLPHierarchy, bound
 
@@ -116,9 +116,10 @@ def test_its_pictures(trained, monkeypatch):
     ("kl", "message"),
     [((0.03, 0.01), "the latents are not used: .*0.04 nats"), ((5.0, 0.01), "z_2 is not used"), ((5.0, 1.0), None)],
 )
-def test_latents_that_are_not_used_are_warned_of(kl, message, caplog):
-    model = VariationalModel(MLPHierarchy([1, 8, 8], Categorical(17), width=8), warmup_steps=0)
-    metrics = {f"val/kl_{level}": torch.tensor(nats) for level, nats in enumerate(kl, 1)}
+@pytest.mark.parametrize("objective", [BetaELBO(), ImportanceWeighted(2, "standard")], ids=["beta_elbo", "iwae"])
+def test_latents_that_are_not_used_are_warned_of(kl, message, objective, caplog):
+    model = VariationalModel(MLPHierarchy([1, 8, 8], Categorical(17), width=8), objective=objective, warmup_steps=0)
+    metrics = {f"val/kl_{t}": torch.tensor(nats) for t, nats in enumerate(kl, 1)}
     model.trainer = SimpleNamespace(
         sanity_checking=False, is_global_zero=True, callback_metrics=metrics, global_step=9, lightning_module=model
     )
@@ -127,6 +128,8 @@ def test_latents_that_are_not_used_are_warned_of(kl, message, caplog):
     found = [record.getMessage() for record in caplog.records]
     assert len(found) == (message is not None)
     assert message is None or re.search(message, found[0])
+    for key in re.findall(r"objective\.(\w+)", " ".join(found)):  # what it advises exists
+        assert hasattr(objective, key)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +160,12 @@ def test_an_observation_model_for_other_data_is_refused(observation, levels, mes
 @pytest.mark.parametrize(
     ("observation", "dequantise", "message"),
     [
-        (None, True, "Categorical is for levels, and dequantise=true makes values between .*: leave dequantise out"),
+        (None, True, r"Categorical is for levels, and model\.dequantise=true makes values between .*: leave it out"),
         ("DiscretizedLogistic", True, "DiscretizedLogistic is for levels, .* or take observation=gaussian"),
         (
             "Gaussian",
             False,
-            "Gaussian is a density, which is unbounded for data on 17 levels: take Categorical, their default, or",
+            "Gaussian is a density, which is unbounded for data on 17 levels: take Categorical, .* or model.dequantise",
         ),
         ("Gaussian", True, None),
         (None, False, None),

@@ -89,6 +89,7 @@ def test_beta_rises_and_free_nats_are_not_paid_for():
     half = BetaELBO(1.0, 10)(found, X, step=5, **draws)
     torch.testing.assert_close(half, (plain + none) / 2)
     torch.testing.assert_close(BetaELBO(1.0, 10)(found, X, step=10, **draws), plain)
+    torch.testing.assert_close(BetaELBO(1.0, 10, 100.0)(found, X, step=10, **draws), plain)  # free while beta rises
     kl = (plain - none).mean()
     free = BetaELBO(free_nats=100.0)(found, X, **draws)
     torch.testing.assert_close(free.mean(), (none + 100).mean())

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from autoencoders import MODELS
 from torch import Tensor, nn
 
 from sde_diffusion import GaussianDenoiser, elbo
@@ -13,11 +14,13 @@ from sde_diffusion.density import Decoder
 from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from sde_diffusion.variational import (
     BottomUp,
+    Categorical,
     DiagonalGaussian,
     DiffusionChain,
     Gaussian,
     HierarchicalVAE,
     LatentVariableModel,
+    MLPHierarchy,
     amortisation_gap,
     bound,
 )
@@ -195,3 +198,22 @@ def test_the_divergence_of_a_residual_level_is_that_from_a_standard_normal():
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(change.mean, change.log_std.exp()), normal(0.0, 1.0)).sum(1)
     torch.testing.assert_close(found, expected)
+
+
+CONTINUOUS = {name: make for name, make in MODELS.items() if name != "codes"}
+CONTINUOUS["bottom-up hierarchy"] = lambda: MLPHierarchy(
+    [1, 8, 8], Categorical(17), [2, 2], width=8, path=False, inference="bottom_up"
+)
+
+
+@pytest.mark.parametrize("make", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_what_is_inferred_is_what_the_model_generates_and_decodes(make):
+    torch.manual_seed(0)
+    model, x = make().double().eval(), torch.randint(0, 17, (3, 1, 8, 8)) / 8 - 1.0
+    with torch.no_grad():
+        for values in (*model.parameters(), model.start):  # of which many begin at 0
+            values.normal_(std=0.2)
+        found = model.infer(x.double(), [torch.randn(3, *dims, dtype=torch.float64) for dims in model.latent_shapes])
+        z = [latent.z for latent in found.latents]
+        torch.testing.assert_close(model.outputs(z), found.outputs)
+        torch.testing.assert_close(model.generate([latent.p.standardised(latent.z) for latent in found.latents]), z)

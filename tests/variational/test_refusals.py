@@ -10,6 +10,7 @@ from sde_diffusion.training import BetaELBO, ImportanceWeighted, QuantizedELBO
 from sde_diffusion.variational import (
     Categorical,
     ConvHierarchy,
+    ConvVAE,
     ConvVQVAE,
     Gaussian,
     HierarchicalVAE,
@@ -56,8 +57,18 @@ def test_a_hierarchy_has_one_network_of_each_kind_for_each_latent_variable(name)
 
 
 @pytest.mark.parametrize(
-    ("objective", "name"), [(BetaELBO(), "beta_elbo"), (ImportanceWeighted(4, "standard"), "iwae")]
+    ("kind", "other"),
+    [
+        (ConvVAE, "MLPVAE, model/autoencoder=mlp"),
+        (ConvVQVAE, "an autoencoder with continuous latents, model=vae"),
+    ],
 )
-def test_codes_need_a_commitment_term(objective, name):
-    with pytest.raises(UserError, match=f"objective={name} has no commitment term.*: take objective=vq"):
+def test_convolutions_are_for_images(kind, other):
+    with pytest.raises(ValueError, match=rf"convolutions are for images .* the data are \[2\]: use {other}"):
+        kind([2], Gaussian())
+
+
+@pytest.mark.parametrize("objective", [BetaELBO(), ImportanceWeighted(4, "standard")])
+def test_codes_need_a_commitment_term(objective):
+    with pytest.raises(UserError, match=f"{type(objective).__name__} has no commitment term.*: use objective=vq"):
         objective.check(ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4]))

@@ -54,9 +54,8 @@ def test_the_commitment_reaches_the_encoder_and_not_the_codes():
     model = toy().eval()
     x = torch.tensor([[[0.8, 0.0]]], dtype=torch.float64)
     z_e = x.clone().requires_grad_()
-    model.encoder = nn.Identity()
     found = model.infer(z_e, [])
-    # the gradient to x as data, (2 z - x), is not that to the encoder: subtract it
+    # z = z_e + sg(...), so the gradient of the decoder (factor 2) and of x itself (-1) both arrive at z_e
     (through,) = torch.autograd.grad(QuantizedELBO(0.25).loss(found, x).sum() * 2, z_e, retain_graph=True)
     reconstruction = 2 * (2 * torch.tensor([1.0, 0.0]) - x[0, 0]) - (2 * torch.tensor([1.0, 0.0]) - x[0, 0])
     commitment = 0.25 * 2 * (x[0, 0] - torch.tensor([1.0, 0.0]))

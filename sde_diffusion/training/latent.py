@@ -96,7 +96,7 @@ class LatentModel(ScoreModel):
             condition_dropout=condition_dropout,
         )
         if isinstance(first_stage, Mapping):
-            stage = from_description(to_containers(first_stage))
+            stage = from_description(to_containers(first_stage), self.data)
         elif isinstance(first_stage, FirstStage):
             stage = first_stage
         else:
@@ -147,8 +147,8 @@ class LatentModel(ScoreModel):
 
     @property
     def has_bound(self) -> bool:
-        """See `BaseModel`: q(z | x) must have an entropy, which a code has not."""
-        return not self.first_stage.autoencoder.codes
+        """See `BaseModel`: q(z | x) must have an entropy, which that of a deterministic encoder has not."""
+        return self.first_stage.autoencoder.has_entropy
 
     @property
     def bounds_density(self) -> bool:

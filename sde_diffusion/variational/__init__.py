@@ -2,7 +2,14 @@
 
 from sde_diffusion.variational.amortisation import AmortisationGap, amortisation_gap
 from sde_diffusion.variational.bounds import bound, latent_noise
-from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable, LatentVariableModel
+from sde_diffusion.variational.chain import (
+    Autoencoder,
+    Inference,
+    LatentVariable,
+    LatentVariableModel,
+    Posterior,
+    SingleLatentAutoencoder,
+)
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.first_stage import FirstStage
 from sde_diffusion.variational.gaussian import DiagonalGaussian
@@ -48,7 +55,9 @@ __all__ = [
     "MLPHierarchy",
     "ObservationModel",
     "PatchHierarchy",
+    "Posterior",
     "Quantized",
+    "SingleLatentAutoencoder",
     "TopDown",
     "VectorQuantizer",
     "amortisation_gap",

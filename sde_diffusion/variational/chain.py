@@ -32,11 +32,25 @@ class Prior(Protocol):
         """The coordinates of z that are standard normal by p, [B, *dims]; None: there are none, as for codes."""
 
 
-class Distribution(Protocol):
-    """What a bound asks of q of a latent variable."""
+class Posterior(Protocol):
+    """What bounds and latent diffusion ask of q of a latent variable."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, [B, *dims]."""
+
+    @property
+    def std(self) -> Tensor:
+        """The standard deviation in each dimension, [B, *dims]; 0 if q is a point."""
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Mean + std noise, for standard normal noise: a draw; [B, *dims]."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """See `Prior.log_prob`."""
+
+    def entropy(self) -> Tensor:
+        """-E log q, in nats; [B]. Raises UserError if q is a point."""
 
     def kl(self, other: Any) -> Tensor:
         """KL(self || other), for a fitting prior, in nats; [B]."""
@@ -61,7 +75,7 @@ class LatentVariable:
     """
 
     z: Tensor
-    q: Distribution
+    q: Posterior
     p: Prior
     closed: bool
 
@@ -188,3 +202,29 @@ class Autoencoder(LatentVariableModel):
     def draw(self, z: Sequence[Tensor], noise: Tensor) -> Tensor:
         """Draw x from p(x | z), with standard normal noise [B, *shape]."""
         return self.observation.draw(self.outputs(z), noise)
+
+
+class SingleLatentAutoencoder(Autoencoder):
+    """An autoencoder with one latent variable z, which can be the first stage of latent diffusion.
+
+    Args:
+        decoder: See `Autoencoder`, as for the other arguments.
+        observation: See `Autoencoder`.
+        shape: See `Autoencoder`.
+        latent_shape: Shape of z.
+
+    Attributes:
+        has_entropy: Whether q(z | x) has an entropy, without which latent diffusion has no bound on log p(x); False if
+            the encoder is deterministic.
+    """
+
+    has_entropy: bool = True
+
+    def __init__(
+        self, decoder: nn.Module, observation: ObservationModel, shape: Sequence[int], latent_shape: Sequence[int]
+    ) -> None:
+        super().__init__(decoder, observation, shape, [latent_shape])
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Posterior:
+        """q(z | x) for data [B, *shape]."""

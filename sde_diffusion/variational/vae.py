@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.nn.autoencoder import Perceptron
 from sde_diffusion.nn.patches import decoder_of
-from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable
+from sde_diffusion.variational.chain import Inference, LatentVariable, SingleLatentAutoencoder
 from sde_diffusion.variational.convolutions import conv_networks
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
 
 
-class VAE(Autoencoder):
+class VAE(SingleLatentAutoencoder):
     """p(z) = N(0, I), p(x | z) given by a decoder network, and q(z | x) = N(mean(x), diag std(x)^2) by an encoder.
 
     The bound is E_q log p(x | z) - KL(q || p), with the KL divergence in closed form.
@@ -40,7 +40,7 @@ class VAE(Autoencoder):
         shape: Sequence[int],
         latent_shape: Sequence[int],
     ) -> None:
-        super().__init__(decoder, observation, shape, [latent_shape])
+        super().__init__(decoder, observation, shape, latent_shape)
         self.encoder = encoder
 
     def encode(self, x: Tensor) -> DiagonalGaussian:

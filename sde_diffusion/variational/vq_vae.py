@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable
+from sde_diffusion.variational.chain import Inference, LatentVariable, SingleLatentAutoencoder
 from sde_diffusion.variational.convolutions import conv_networks
 from sde_diffusion.variational.observation import ObservationModel
 from sde_diffusion.variational.quantizer import VectorQuantizer
@@ -44,6 +44,11 @@ class NearestCodes:
     """
 
     mean: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """Zeros, [B, dim, *places]."""
+        return torch.zeros_like(self.mean)
 
     def draw(self, noise: Tensor) -> Tensor:
         """The vectors themselves; the noise is not used."""
@@ -81,7 +86,7 @@ class NearestCodes:
         return type(self)(self.mean.detach())
 
 
-class VQVAE(Autoencoder):
+class VQVAE(SingleLatentAutoencoder):
     """An autoencoder whose latent variable is a code of a codebook at each place.
 
     The encoder's vectors are replaced by the nearest of K codes, whose gradient is passed on to them as it is. With the
@@ -104,6 +109,8 @@ class VQVAE(Autoencoder):
         van den Oord et al. 2017, "Neural Discrete Representation Learning".
     """
 
+    has_entropy = False
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -113,7 +120,7 @@ class VQVAE(Autoencoder):
         shape: Sequence[int],
         latent_shape: Sequence[int],
     ) -> None:
-        super().__init__(decoder, observation, shape, [latent_shape])
+        super().__init__(decoder, observation, shape, latent_shape)
         self.encoder, self.quantizer, self.codes = encoder, quantizer, quantizer.codes
 
     def encode(self, x: Tensor) -> NearestCodes:

@@ -141,6 +141,10 @@ class Point:
 
     mean: Tensor
 
+    @property
+    def std(self) -> Tensor:
+        return torch.zeros_like(self.mean)
+
     def draw(self, noise: Tensor) -> Tensor:
         return self.mean
 
@@ -149,6 +153,8 @@ class Point:
 
 
 class Deterministic(MLPVAE):
+    has_entropy = False
+
     def encode(self, x: Tensor) -> Point:
         return Point(super().encode(x).mean)
 

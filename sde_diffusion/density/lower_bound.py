@@ -193,8 +193,7 @@ def _errors(
         t, weight = (value.to(x.device) for value in times(part.flatten()))
         eps = torch.cat([noise.normal(ELBO_DRAWS + 1 + start + i) for i in range(len(part))])
         own = {key: repeated(value, len(part), len(x)) for key, value in conditions.items()}
-        clean = x.repeat(len(part), *(1,) * (x.ndim - 1))
-        belief = denoiser(sde.perturb(clean, t, eps), t, **own).eps
+        belief = denoiser(sde.perturb(repeated(x, len(part)), t, eps), t, **own).eps
         error, square = ((v.flatten(1).double().square().sum(1)) for v in (belief - eps, eps))
         control = (square - eps[0].numel()) * (1 + sde.log_snr(t).neg().exp() / _SIGMA_DATA**2) ** -2
         for values, rows_of in ((error, terms), (control, controls)):

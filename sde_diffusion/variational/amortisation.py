@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_positive, check_batch, check_count
+from sde_diffusion.denoiser import repeated
 from sde_diffusion.density.bound import Bound
 from sde_diffusion.sampling.noise import as_seeds
 from sde_diffusion.variational.bounds import bound, latent_noise
@@ -72,8 +73,7 @@ class _Refined(LatentVariableModel):
 
 
 def _repeated(change: DiagonalGaussian, times: int) -> DiagonalGaussian:
-    more = (times, *(1,) * (change.mean.ndim - 1))
-    return DiagonalGaussian(change.mean.repeat(more), change.log_std.repeat(more))
+    return DiagonalGaussian(repeated(change.mean, times), repeated(change.log_std, times))
 
 
 def amortisation_gap(
@@ -123,7 +123,7 @@ def amortisation_gap(
     noises = latent_noise(model, seeds, x.device, x.dtype)
     pairs = zip(noises, model.latent_shapes, strict=True)
     streams = [noise.stream("refinement", (draws, *dims)) for noise, dims in pairs]
-    many = x.repeat(draws, *(1,) * (x.ndim - 1))
+    many = repeated(x, draws)
     with torch.enable_grad():
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))

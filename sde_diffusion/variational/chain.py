@@ -130,7 +130,7 @@ class LatentVariableModel(nn.Module, ABC):
 
     @abstractmethod
     def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
-        """Draw all latent variables given x.
+        """Draw all latent variables given x; a model with conditions takes these too, by name.
 
         Args:
             x: Data, [B, *shape].

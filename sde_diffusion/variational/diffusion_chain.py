@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_kind, check_sizes
 from sde_diffusion.checks.instances import as_instance
-from sde_diffusion.denoiser import Denoiser, check_denoiser, repeated
+from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior
 from sde_diffusion.sampling.arguments import check_t_end
 from sde_diffusion.sde import GRIDS, Grid, UniformLogSNR, expand
@@ -41,8 +41,6 @@ class DiffusionChain(LatentVariableModel):
             default.
         grid: Spacing of the times, by name or a `Grid`; uniform in log-SNR by default.
         t_end: The time of z_1; the decoder's `place` by default.
-        conditions: Of the denoiser, [B, *] each, for batches of these B items, or several copies of them one after
-            another; see `Denoiser.check_conditions`.
 
     References:
         Luo 2022, "Understanding Diffusion Models: A Unified Perspective"; Bao et al. 2022, "Analytic-DPM" (the
@@ -59,7 +57,6 @@ class DiffusionChain(LatentVariableModel):
         prior: GaussianPrior | tuple[Any, Any] | None = None,
         grid: str | Grid | None = None,
         t_end: float | None = None,
-        conditions: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         check_denoiser(denoiser)
@@ -73,13 +70,12 @@ class DiffusionChain(LatentVariableModel):
         self.times = chosen.times(sde, steps + 1, t_end).flip(0)
         prior = (0.0, sde.sigma(self.times[-1])) if prior is None else prior
         self.prior = (prior.mean, prior.variance.sqrt()) if isinstance(prior, GaussianPrior) else prior
-        self.conditions = dict(conditions or {})
         self.shape: Shape = check_sizes("shape", shape)
         self.latent_shapes = [self.shape] * (steps + 1)
         self.nfe = steps * denoiser.passes
 
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
-        """Draw x_t at all times given x; see `LatentVariableModel.infer`."""
+    def infer(self, x: Tensor, noise: Sequence[Tensor], **conditions: Any) -> Inference:
+        """Draw x_t at all times given x, and conditions of the denoiser; see `LatentVariableModel.infer`."""
         sde, times = self.denoiser.sde, self.times
         q, z = [], []
         scale, std, below = sde.alpha(times[0]), sde.sigma(times[0]), x
@@ -88,7 +84,7 @@ class DiffusionChain(LatentVariableModel):
                 scale, std = sde.transition(times[place - 1], times[place])
             q.append(DiagonalGaussian(expand(scale, x) * below, expand(std.log(), x)))
             z.append(below := q[-1].draw(one))
-        p = [self._down(z[place], place) for place in range(1, len(z))]
+        p = [self._down(z[place], place, conditions) for place in range(1, len(z))]
         p.append(self._top(x))
         latents = [
             LatentVariable(*parts, closed=place == len(z) - 1) for place, parts in enumerate(zip(z, q, p, strict=True))
@@ -96,19 +92,17 @@ class DiffusionChain(LatentVariableModel):
         alpha = expand(sde.alpha(times[0]), x)
         return Inference(latents, self.decoder.log_prob(sde, float(times[0]), x, z[0] / alpha))
 
-    def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
+    def generate(self, noise: Sequence[Tensor], **conditions: Any) -> list[Tensor]:
         """Draw x_t at all times from the model: DDPM's walk, the state at t_end first."""
         z = [self._top(noise[-1]).draw(noise[-1])]
         for place in range(len(noise) - 1, 0, -1):
-            z.append(self._down(z[-1], place).draw(noise[place - 1]))
+            z.append(self._down(z[-1], place, conditions).draw(noise[place - 1]))
         return z[::-1]
 
-    def _down(self, x_t: Tensor, place: int) -> DiagonalGaussian:
+    def _down(self, x_t: Tensor, place: int, conditions: Mapping[str, Any]) -> DiagonalGaussian:
         """p of the state at the time before `place`, given the state there."""
         t, s = self.times[place], self.times[place - 1]
         a, _, _ = self.denoiser.sde.posterior_coefficients(s, t)
-        items = max(map(len, self.conditions.values()), default=1)
-        conditions = {name: repeated(value, len(x_t) // items, items) for name, value in self.conditions.items()}
         mean, std = self.denoiser.sde.posterior(x_t, self.denoiser(x_t, t, **conditions).x0, s, t)
         if self.variance is None:
             return DiagonalGaussian(mean, std.log())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_batch, check_count
+from sde_diffusion.denoiser import repeated
 from sde_diffusion.variational.chain import Autoencoder, Inference
 
 
@@ -62,7 +63,7 @@ def traverse(model: Autoencoder, e: Sequence[Tensor], places: Sequence[tuple[int
     Returns:
         [places, n, *shape].
     """
-    copies = [one.repeat(len(places) * len(values), *(1,) * (one.ndim - 1)) for one in e]
+    copies = [repeated(one, len(places) * len(values)) for one in e]
     for row, (t, number) in enumerate(places):
         rows = slice(row * len(values), (row + 1) * len(values))
         copies[t].flatten(1)[rows, number] = values.to(copies[t])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from sde_diffusion.checks import as_number, as_positive, check_choice, check_cou
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.variational import Inference, LatentVariableModel
-from sde_diffusion.variational.vq_vae import NearestCodes
 
 GRADIENTS = ("dreg", "standard")
 
@@ -165,7 +164,7 @@ class ImportanceWeighted(VariationalObjective):
 
 
 def _check_continuous(model: LatentVariableModel, name: str) -> None:
-    if model.codes:
+    if model.quantized:
         raise UserError(
             f"objective={name} has no commitment term, without which an encoder's vectors leave their codes: take "
             "objective=vq"
@@ -204,10 +203,11 @@ class QuantizedELBO(VariationalObjective):
     def check(self, model: Any) -> None:
         """See `Objective.check`: the latent variables must be codes."""
         super().check(model)
-        if not model.codes:
+        if not model.quantized:
             raise UserError("objective=vq is for models whose latent variables are codes, such as model/autoencoder=vq")
 
     def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; `step` is not used."""
-        commitment = torch.stack([cast(NearestCodes, latent.q).commitment(latent.z) for latent in found.latents]).sum(0)
-        return (found.kl().sum(0) + self.commitment * commitment - found.log_prob) / x0[0].numel()
+        if found.commitment is None:
+            raise UserError("infer() of a quantized model must give the distance to the codes: Inference.commitment")
+        return (found.kl().sum(0) + self.commitment * found.commitment - found.log_prob) / x0[0].numel()

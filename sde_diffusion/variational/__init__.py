@@ -9,6 +9,7 @@ from sde_diffusion.variational.chain import (
     LatentVariableModel,
     Posterior,
     SingleLatentAutoencoder,
+    UsageCurves,
 )
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.first_stage import FirstStage
@@ -59,6 +60,7 @@ __all__ = [
     "Quantized",
     "SingleLatentAutoencoder",
     "TopDown",
+    "UsageCurves",
     "VectorQuantizer",
     "amortisation_gap",
     "bound",

@@ -9,8 +9,8 @@ diffusion model is one whose q is fixed and linear (`DiffusionChain`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -90,6 +90,27 @@ class LatentVariable:
 
 
 @dataclass(frozen=True)
+class UsageCurves:
+    """Metrics of a split that say how far latent variables are used, as a picture shows them.
+
+    Attributes:
+        name: Name of the picture.
+        metrics: Names of metrics, and the labels of their curves.
+        axis: What they are, with its unit.
+        what: What the picture shows, in words.
+        factors: By which metrics are multiplied, by name; 1 for all others.
+        top: Upper end of the axis; None: by the values.
+    """
+
+    name: str
+    metrics: Mapping[str, str]
+    axis: str
+    what: str
+    factors: Mapping[str, float] = field(default_factory=dict)
+    top: float | None = None
+
+
+@dataclass(frozen=True)
 class Inference:
     """One draw of all latent variables from q given x.
 
@@ -98,11 +119,14 @@ class Inference:
         log_prob: Log p(x | z_1), [B].
         outputs: The decoder's outputs, which describe p(x | z_1), [B, outputs, *shape]; None: the model
             has no decoder network. An `Autoencoder` always gives them.
+        commitment: Squared distance of an encoder's vectors to their codes, with a gradient to the encoder alone, [B];
+            None: the model is not `quantized`.
     """
 
     latents: Sequence[LatentVariable]
     log_prob: Tensor
     outputs: Tensor | None = None
+    commitment: Tensor | None = None
 
     def log_weight(self, path: bool = False) -> Tensor:
         """Log w = log p(x, z) - log q(z | x), [B]; with `path`, see `LatentVariable.log_ratio`."""
@@ -120,13 +144,13 @@ class LatentVariableModel(nn.Module, ABC):
         shape: Shape of the data.
         latent_shapes: Shape of each latent variable, z_1 first.
         nfe: Network passes of one draw of `infer`.
-        codes: Number of codes if the latent variables are codes of a codebook; 0: they are continuous.
+        quantized: Whether the latent variables are codes, so that training needs `Inference.commitment`.
     """
 
     shape: Shape
     latent_shapes: Sequence[Shape]
     nfe: int = 1
-    codes: int = 0
+    quantized: bool = False
 
     @abstractmethod
     def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
@@ -141,9 +165,18 @@ class LatentVariableModel(nn.Module, ABC):
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw all latent variables from the model, z_1 first; the noise is as in `infer`."""
 
-    def code_counts(self, found: Inference) -> Tensor:
-        """How often each code was drawn in an inference, int64 [codes]; empty for continuous latent variables."""
-        return torch.zeros(self.codes, dtype=torch.int64, device=found.log_prob.device)
+    def usage(self, found: Inference) -> dict[str, Tensor]:
+        """What `usage_metrics` needs of a batch, by name; it is summed over the batches of a split. By default none."""
+        return {}
+
+    def usage_metrics(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Metrics of a split besides the KL divergences kl_1, kl_2, ..., given its sums of `usage`; [] each."""
+        return {}
+
+    def usage_curves(self) -> UsageCurves:
+        """What shows how far the latent variables are used: their KL divergences, unless overridden."""
+        labels = {f"kl_{t}": f"$z_{{{t}}}$" for t in range(1, len(self.latent_shapes) + 1)}
+        return UsageCurves("kl", labels, "KL(q || p) in nats", "KL divergence of each latent variable")
 
 
 class Autoencoder(LatentVariableModel):

@@ -187,7 +187,7 @@ def test_shift_and_scale_are_those_of_dequantised_data(monkeypatch):
 
 def test_the_next_commands_are_those_that_the_model_can_run(vae, caplog):
     """Latent variables that are codes have no bound."""
-    codes = ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=3, channels=[4, 4, 4, 4])
+    codes = ConvVQVAE([1, 8, 8], Categorical(17), codebook_size=4, latent_channels=3, channels=[4, 4, 4, 4])
     network = {**NETWORK, "shape": [3, 1, 1]}
     of_codes = LatentModel({**DENOISER, "network": network}, OBJECTIVE, FirstStage(codes), data=digits().describe())
     for model, commands in ((make(vae), ["sample", "evaluate", "likelihood"]), (of_codes, ["sample", "evaluate"])):

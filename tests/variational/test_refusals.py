@@ -60,4 +60,4 @@ def test_a_hierarchy_has_one_network_of_each_kind_for_each_latent_variable(name)
 )
 def test_codes_need_a_commitment_term(objective, name):
     with pytest.raises(UserError, match=f"objective={name} has no commitment term.*: take objective=vq"):
-        objective.check(ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4]))
+        objective.check(ConvVQVAE([1, 8, 8], Categorical(17), codebook_size=4, latent_channels=2, channels=[4]))

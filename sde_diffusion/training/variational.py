@@ -137,7 +137,7 @@ class VariationalModel(GenerativeModel):
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
         if self.trainer.ckpt_path is None:
-            self.autoencoder.fit_start(torch.cat(list(self.training_items())))
+            self.autoencoder.fit_output_bias(torch.cat(list(self.training_items())))
 
     def check_trainer(self, trainer: Trainer) -> None:
         """See `GenerativeModel.check_trainer`.
@@ -233,7 +233,7 @@ class VariationalModel(GenerativeModel):
             z = self.autoencoder.generate([stream.normal(0) for stream in noise])
             if self.decode_as == "draw":
                 stream = noise[0].stream("observation", self.autoencoder.shape)
-                return Samples(self.autoencoder.draw(z, stream.normal(0)), nfe=1, latents=z)
+                return Samples(self.autoencoder.draw_data(z, stream.normal(0)), nfe=1, latents=z)
             return Samples(self.autoencoder.decode(z), nfe=1, latents=z)
 
     def bound(self, x: Tensor, **options: Any) -> Bound:

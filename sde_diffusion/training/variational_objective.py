@@ -13,7 +13,7 @@ from torch import Tensor
 from sde_diffusion.checks import as_number, as_positive, check_choice, check_count
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.objective import Objective
-from sde_diffusion.variational import Inference, LatentVariableModel
+from sde_diffusion.variational import LatentVariableModel, PosteriorSample
 
 GRADIENTS = ("dreg", "standard")
 
@@ -48,7 +48,7 @@ class VariationalObjective(Objective):
             for t, shape in enumerate(shapes, 1)
         }
 
-    def infer(self, model: LatentVariableModel, x0: Tensor, draws: Mapping[str, Tensor]) -> Inference:
+    def infer(self, model: LatentVariableModel, x0: Tensor, draws: Mapping[str, Tensor]) -> PosteriorSample:
         """Infer the latent variables of each sample `importance` times, those of one sample side by side."""
         draws = {**({} if draws else self.draw(model, x0)), **draws}
         noise = [draws[f"z_{t}"].flatten(0, 1) for t in range(1, len(model.latent_shapes) + 1)]
@@ -66,7 +66,7 @@ class VariationalObjective(Objective):
         return self.loss(self.infer(model, x0, draws), x0, step)
 
     @abstractmethod
-    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+    def loss(self, found: PosteriorSample, x0: Tensor, step: int | None = None) -> Tensor:
         """Loss of each sample given what has been inferred, [B]."""
 
 
@@ -105,7 +105,7 @@ class BetaELBO(VariationalObjective):
         super().check(model)
         _check_continuous(model, "beta_elbo")
 
-    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+    def loss(self, found: PosteriorSample, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; beta is below its value in the first `warmup_steps` steps."""
         rising = step is not None and step < self.warmup_steps
         beta = self.beta * step / self.warmup_steps if rising and step is not None else self.beta
@@ -148,9 +148,9 @@ class ImportanceWeighted(VariationalObjective):
                 "objective.gradient=dreg is for one latent variable; for several take objective.gradient=standard"
             )
 
-    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+    def loss(self, found: PosteriorSample, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; `step` is not used."""
-        log_weights = found.log_weight(path=self.gradient == "dreg").reshape(len(x0), self.importance)
+        log_weights = found.log_weight(pathwise=self.gradient == "dreg").reshape(len(x0), self.importance)
         value = log_weights.logsumexp(1) - math.log(self.importance)
         if self.gradient == "dreg" and value.requires_grad:
             share = log_weights.detach().softmax(1).flatten()
@@ -206,8 +206,10 @@ class QuantizedELBO(VariationalObjective):
         if not model.quantized:
             raise UserError("objective=vq is for models whose latent variables are codes, such as model/autoencoder=vq")
 
-    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+    def loss(self, found: PosteriorSample, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; `step` is not used."""
         if found.commitment is None:
-            raise UserError("infer() of a quantized model must give the distance to the codes: Inference.commitment")
+            raise UserError(
+                "infer() of a quantized model must give the distance to the codes: PosteriorSample.commitment"
+            )
         return (found.kl().sum(0) + self.commitment * found.commitment - found.log_prob) / x0[0].numel()

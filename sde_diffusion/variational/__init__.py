@@ -4,10 +4,10 @@ from sde_diffusion.variational.amortisation import AmortisationGap, amortisation
 from sde_diffusion.variational.bounds import bound, latent_noise
 from sde_diffusion.variational.chain import (
     Autoencoder,
-    Inference,
     LatentVariable,
     LatentVariableModel,
     Posterior,
+    PosteriorSample,
     SingleLatentAutoencoder,
     UsageCurves,
 )
@@ -50,13 +50,13 @@ __all__ = [
     "Gaussian",
     "HierarchicalInference",
     "HierarchicalVAE",
-    "Inference",
     "LatentVariable",
     "LatentVariableModel",
     "MLPHierarchy",
     "ObservationModel",
     "PatchHierarchy",
     "Posterior",
+    "PosteriorSample",
     "Quantized",
     "SingleLatentAutoencoder",
     "TopDown",

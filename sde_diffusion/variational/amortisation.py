@@ -20,7 +20,7 @@ from sde_diffusion.denoiser import repeated
 from sde_diffusion.density.bound import Bound
 from sde_diffusion.sampling.noise import as_seeds
 from sde_diffusion.variational.bounds import bound, latent_noise
-from sde_diffusion.variational.chain import Inference, LatentVariableModel
+from sde_diffusion.variational.chain import LatentVariableModel, PosteriorSample
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.inference import residual
 
@@ -57,7 +57,7 @@ class _Refined(LatentVariableModel):
         self.model, self.change = model, change
         self.shape, self.latent_shapes, self.nfe = model.shape, model.latent_shapes, model.nfe
 
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> PosteriorSample:
         """See `LatentVariableModel.infer`; x is the items, one or several times one after the other."""
         change = [_repeated(one, len(x) // len(one.mean)) for one in self.change]
         found = self.model.infer(x, [one.draw(n) for one, n in zip(change, noise, strict=True)])

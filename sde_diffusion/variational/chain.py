@@ -79,9 +79,9 @@ class LatentVariable:
     p: Prior
     closed: bool
 
-    def log_ratio(self, path: bool = False) -> Tensor:
-        """Log p(z) - log q(z), [B]; with `path`, gradients reach q only through the draw."""
-        q = self.q.detach() if path else self.q
+    def log_ratio(self, pathwise: bool = False) -> Tensor:
+        """Log p(z) - log q(z), [B]; with `pathwise`, gradients reach q only through the draw."""
+        q = self.q.detach() if pathwise else self.q
         return self.p.log_prob(self.z) - q.log_prob(self.z)
 
     def kl(self) -> Tensor:
@@ -111,7 +111,7 @@ class UsageCurves:
 
 
 @dataclass(frozen=True)
-class Inference:
+class PosteriorSample:
     """One draw of all latent variables from q given x.
 
     Attributes:
@@ -128,9 +128,9 @@ class Inference:
     outputs: Tensor | None = None
     commitment: Tensor | None = None
 
-    def log_weight(self, path: bool = False) -> Tensor:
-        """Log w = log p(x, z) - log q(z | x), [B]; with `path`, see `LatentVariable.log_ratio`."""
-        return self.log_prob + torch.stack([latent.log_ratio(path) for latent in self.latents]).sum(0)
+    def log_weight(self, pathwise: bool = False) -> Tensor:
+        """Log w = log p(x, z) - log q(z | x), [B]; with `pathwise`, see `LatentVariable.log_ratio`."""
+        return self.log_prob + torch.stack([latent.log_ratio(pathwise) for latent in self.latents]).sum(0)
 
     def kl(self) -> Tensor:
         """The KL divergence of each latent variable, [T, B]; log_prob minus their sum has the expectation of log w."""
@@ -144,7 +144,7 @@ class LatentVariableModel(nn.Module, ABC):
         shape: Shape of the data.
         latent_shapes: Shape of each latent variable, z_1 first.
         nfe: Network passes of one draw of `infer`.
-        quantized: Whether the latent variables are codes, so that training needs `Inference.commitment`.
+        quantized: Whether the latent variables are codes, so that training needs `PosteriorSample.commitment`.
     """
 
     shape: Shape
@@ -153,7 +153,7 @@ class LatentVariableModel(nn.Module, ABC):
     quantized: bool = False
 
     @abstractmethod
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> PosteriorSample:
         """Draw all latent variables given x; a model with conditions takes these too, by name.
 
         Args:
@@ -165,7 +165,7 @@ class LatentVariableModel(nn.Module, ABC):
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw all latent variables from the model, z_1 first; the noise is as in `infer`."""
 
-    def usage(self, found: Inference) -> dict[str, Tensor]:
+    def usage(self, found: PosteriorSample) -> dict[str, Tensor]:
         """What `usage_metrics` needs of a batch, by name; it is summed over the batches of a split. By default none."""
         return {}
 
@@ -182,7 +182,7 @@ class LatentVariableModel(nn.Module, ABC):
 class Autoencoder(LatentVariableModel):
     """A latent variable model with a decoder network.
 
-    The network's outputs are added to constant ones, 0 at first: see `fit_start`.
+    A bias, 0 at first, is added to the network's outputs; see `fit_output_bias`.
 
     Args:
         decoder: Network from what it needs of z to [B, outputs, *shape]. For a `PatchAdversary`, its property
@@ -196,7 +196,7 @@ class Autoencoder(LatentVariableModel):
         ValueError: If a shape is not one.
     """
 
-    start: Tensor
+    output_bias: Tensor
 
     def __init__(
         self,
@@ -210,29 +210,29 @@ class Autoencoder(LatentVariableModel):
         self.decoder, self.observation = decoder, observation
         self.shape = check_sizes("shape", shape)
         self.latent_shapes = [check_sizes("latent_shapes", dims) for dims in latent_shapes]
-        self.register_buffer("start", torch.zeros(observation.outputs, *self.shape))
+        self.register_buffer("output_bias", torch.zeros(observation.n_outputs, *self.shape))
 
-    def fit_start(self, x: Tensor) -> None:
-        """Set the constant outputs so that they describe data [N, *shape] before anything is learned.
+    def fit_output_bias(self, x: Tensor) -> None:
+        """Set the bias so that the outputs describe data [N, *shape] before anything is learned.
 
         Training then begins at the bound of independent values, and need not learn first what is the same for all data.
         """
-        self.start.copy_(self.observation.starting_outputs(x))
+        self.output_bias.copy_(self.observation.marginal_outputs(x))
 
     @abstractmethod
     def outputs(self, z: Sequence[Tensor]) -> Tensor:
         """The outputs for latent variables z_1, ..., z_T, [B, outputs, *shape]."""
 
-    def decoded(self, z: Tensor) -> Tensor:
-        """The decoder's outputs and the constant ones for its input."""
+    def _with_bias(self, z: Tensor) -> Tensor:
+        """The decoder's outputs for its input, with the bias added."""
         outputs: Tensor = self.decoder(z)
-        return outputs + self.start
+        return outputs + self.output_bias
 
     def decode(self, z: Sequence[Tensor]) -> Tensor:
         """The mean of p(x | z), on the data's scale of [-1, 1]; [B, *shape]."""
         return self.observation.mean(self.outputs(z))
 
-    def draw(self, z: Sequence[Tensor], noise: Tensor) -> Tensor:
+    def draw_data(self, z: Sequence[Tensor], noise: Tensor) -> Tensor:
         """Draw x from p(x | z), with standard normal noise [B, *shape]."""
         return self.observation.draw(self.outputs(z), noise)
 

@@ -110,7 +110,7 @@ class FirstStage(nn.Module):
         """The latent variables w = (z - shift) / scale of z, [B, *latent_shape]."""
         return (z - self.shift) / self.scale
 
-    def draw(self, x: Tensor, noise: Tensor) -> Tensor:
+    def draw_latents(self, x: Tensor, noise: Tensor) -> Tensor:
         """Draw w given x, with standard normal noise [B, *latent_shape]."""
         return self.standardise(self.encode(x).draw(noise.to(self.shift)))
 
@@ -122,7 +122,7 @@ class FirstStage(nn.Module):
     def draw_data(self, w: Tensor, noise: Tensor) -> Tensor:
         """Draw x from p(x | w), with standard normal noise [B, *shape]."""
         with _own_precision(w):
-            return self.autoencoder.draw([self._original(w)], noise.to(self.shift))
+            return self.autoencoder.draw_data([self._original(w)], noise.to(self.shift))
 
     def log_prob(self, x: Tensor, w: Tensor) -> Tensor:
         """Log p(x | w), in nats; [B]."""

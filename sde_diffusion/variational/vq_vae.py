@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.variational.chain import Inference, LatentVariable, SingleLatentAutoencoder, UsageCurves
+from sde_diffusion.variational.chain import LatentVariable, PosteriorSample, SingleLatentAutoencoder, UsageCurves
 from sde_diffusion.variational.convolutions import conv_networks
 from sde_diffusion.variational.observation import ObservationModel
 from sde_diffusion.variational.quantizer import VectorQuantizer, perplexity
@@ -128,13 +128,13 @@ class VQVAE(SingleLatentAutoencoder):
         """q(z | x), of which `mean` is the vectors before quantisation."""
         return NearestCodes(self.encoder(x))
 
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> PosteriorSample:
         """The codes for x; in training, the codebook moves. The noise is not used."""
         q = self.encode(x)
         z = self.quantizer(q.mean).z
         latent = LatentVariable(z, q, UniformCodes(self.quantizer.codebook_size), closed=True)
-        outputs = self.decoded(z)
-        return Inference([latent], self.observation.log_prob(x, outputs), outputs, q.commitment(z))
+        outputs = self._with_bias(z)
+        return PosteriorSample([latent], self.observation.log_prob(x, outputs), outputs, q.commitment(z))
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw each code uniformly, by the first channel of the noise."""
@@ -146,9 +146,9 @@ class VQVAE(SingleLatentAutoencoder):
     def outputs(self, z: Sequence[Tensor]) -> Tensor:
         """The decoder's outputs for the codes nearest to z."""
         index = self.quantizer.index_of(z[0])
-        return self.decoded(self.quantizer.lookup(index).to(z[0]))
+        return self._with_bias(self.quantizer.lookup(index).to(z[0]))
 
-    def usage(self, found: Inference) -> dict[str, Tensor]:
+    def usage(self, found: PosteriorSample) -> dict[str, Tensor]:
         """How often each code was drawn, int64 [K]."""
         index = self.quantizer.index_of(found.latents[0].z).flatten()
         return {"counts": torch.bincount(index, minlength=self.quantizer.codebook_size)}

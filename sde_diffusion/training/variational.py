@@ -259,7 +259,8 @@ class VariationalModel(GenerativeModel):
     def curves(self) -> dict[str, Curves]:
         """What says how far the latent variables are used; see `LatentVariableModel.usage_curves`."""
         found = self.autoencoder.usage_curves()
-        labels, factors = ({f"val/{k}": v for k, v in part.items()} for part in (found.metrics, found.factors))
+        labels = {f"val/{name}": label for name, label in found.metrics.items()}
+        factors = {f"val/{name}": factor for name, factor in found.factors.items()}
         return {f"{found.name}.png": Curves(labels, f"{found.axis}, validation split", found.what, factors, found.top)}
 
     def summary(self) -> dict[str, str]:

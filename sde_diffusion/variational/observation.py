@@ -225,7 +225,7 @@ class Gaussian(ObservationModel):
 class Bernoulli(ObservationModel):
     """For binary data, -1 and 1: p(1) is the sigmoid of the output. Grey levels are not binary data."""
 
-    outputs, levels = 1, 2
+    n_outputs, levels = 1, 2
 
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
         """See `ObservationModel.log_prob`; a log-probability."""

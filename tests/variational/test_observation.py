@@ -66,7 +66,7 @@ def test_the_logistic_keeps_its_digits(mean, log_scale):
 
 
 @pytest.mark.parametrize("model", [*ON_LEVELS, Gaussian(0.4)], ids=lambda model: type(model).__name__)
-def test_starting_outputs_describe_data_better_than_none(model):
+def test_marginal_outputs_describe_data_better_than_none(model):
     generator = torch.Generator().manual_seed(2)
     x = all_levels(model)[torch.randint(0, 2, (200, 3), generator=generator)]
     start = model.marginal_outputs(x).double()

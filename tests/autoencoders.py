@@ -32,7 +32,7 @@ MODELS: dict[str, Callable[[], Autoencoder]] = {
     "perceptron": lambda: MLPVAE([1, 8, 8], Categorical(17), latent_dim=2, width=8),
     "patches": lambda: MLPVAE([1, 8, 8], Categorical(17), latent_dim=2, width=8, patch=2),
     "convolutions": lambda: ConvVAE([1, 8, 8], Categorical(17), latent_channels=2, channels=[4], patch=2),
-    "codes": lambda: ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4]),
+    "codes": lambda: ConvVQVAE([1, 8, 8], Categorical(17), codebook_size=4, latent_channels=2, channels=[4]),
     "hierarchy": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8),
     "hierarchy of patches": lambda: MLPHierarchy([1, 8, 8], Categorical(17), [2, 2], width=8, patch=2),
     "patch hierarchy": lambda: PatchHierarchy([1, 8, 8], Categorical(17), [1, 2], width=8, patch_width=8),

@@ -30,7 +30,7 @@ TRAIN = {
     "model.weight_decay=0.02 model.warmup_steps=2 model.schedule=constant model.dequantise=false model.validation_draws=2 "
     "objective=beta_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
     "model hvae": "model=hvae model/autoencoder=mlp_hierarchy model.autoencoder.latent_dims=[3,2,2] model.autoencoder.width=8 model.autoencoder.depth=2 "
-    "model.autoencoder.dropout=0.1 model.autoencoder.path=false model.autoencoder.inference=bottom_up model.autoencoder.patch=2 "
+    "model.autoencoder.dropout=0.1 model.autoencoder.deterministic_path=false model.autoencoder.inference=bottom_up model.autoencoder.patch=2 "
     "model.observation=null model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
     "model.schedule=constant model.dequantise=false model.validation_draws=2 "
     "objective=annealed_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
@@ -44,7 +44,7 @@ TRAIN = {
     "model.autoencoder.channels=4 model.autoencoder.dropout=0.1 model.autoencoder.inference=direct model.autoencoder.patch=2",
     "observation gaussian": "model=vae data=moons observation=gaussian model.observation.std=0.3 model.observation.learned=false",
     "observation bernoulli": "model=vae data=arrays data.path=MASKS observation=bernoulli",
-    "model vq": "model=vq model/autoencoder=vq model.autoencoder.codes=8 model.autoencoder.latent_channels=2 model.autoencoder.patch=1 model.autoencoder.channels=[4,4] "
+    "model vq": "model=vq model/autoencoder=vq model.autoencoder.codebook_size=8 model.autoencoder.latent_channels=2 model.autoencoder.patch=1 model.autoencoder.channels=[4,4] "
     "model.autoencoder.blocks=2 model.autoencoder.dropout=0.1 model.autoencoder.decay=0.9 model.autoencoder.restart=0.5 model.observation=null "
     "model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
     "model.schedule=constant model.dequantise=false model.validation_draws=2 objective=vq objective.commitment=0.5",

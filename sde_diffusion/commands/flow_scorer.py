@@ -15,7 +15,7 @@ from sde_diffusion.commands.loading import denoiser_of
 from sde_diffusion.commands.scored_data import ScoredData
 from sde_diffusion.commands.scorer import Scorer
 from sde_diffusion.config import build, build_around
-from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, Prior, best_place
+from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, Prior, best_t_end
 from sde_diffusion.density.dequantisation import in_bins
 from sde_diffusion.density.scoring import COLUMNS, SCORES, Scoring
 from sde_diffusion.errors import UserError
@@ -154,7 +154,7 @@ class FlowScorer(Scorer):
             items = data.some_items("val", _PLACING_ITEMS)
             x, conditions = data.batch("val", items, device)
             x, _ = in_bins(x, levels if decoder.continuous else None, items.tolist())
-            places = decoder.places(self.denoiser.sde)
+            candidates = decoder.candidate_t_ends(self.denoiser.sde)
             settings = {"steps": None, "draws": 32, "rows": cfg.batch_size, "grid": bound["grid"]}
-            bound["t_end"] = best_place(self.denoiser, decoder, x, places, **settings, **conditions)
+            bound["t_end"] = best_t_end(self.denoiser, decoder, x, candidates, **settings, **conditions)
         return {"decoder": decoder, "bound": {**bound, "rows": cfg.batch_size}}

@@ -76,9 +76,9 @@ def _unknown(name: str, allowed: Collection[str] | None, owner: str) -> str:
     return f"{owner} takes no condition {name!r} ({what}){': ' if hint else ''}{hint}"
 
 
-def repeated(value: Any, times: int, batch: int) -> Any:
-    """A condition for `times` copies of a batch: a tensor with a row for each sample is repeated, others stay."""
-    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
+def repeated(value: Any, times: int, batch: int | None = None) -> Any:
+    """A tensor [B, *], `times` times one after another; with `batch` = B given, another value stays as it is."""
+    if batch is None or (isinstance(value, Tensor) and value.ndim and len(value) == batch):
         return value.repeat(times, *(1,) * (value.ndim - 1))
     return value
 

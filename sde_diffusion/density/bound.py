@@ -13,7 +13,8 @@ class Bound:
     """A lower bound on log p(x) of a model with latent variables z_1 ... z_T; all in nats, [B], float64.
 
     The evidence lower bound is E log p(x | z_1) minus the KL divergence of each latent variable. For a diffusion model,
-    the last one is KL(q(z_T | x) || p(z_T)), the prior, and the others are the steps; `elbo` gives their sum as one.
+    z_1 is x_{t_end}, the last KL divergence is KL(q(x_{t_max} | x) || p(x_{t_max})), the prior, and the others are the
+    steps; `elbo` gives their sum as one.
 
     Attributes:
         log_prob: The bound.

@@ -1,4 +1,4 @@
-"""Decoders p(x | z_0) of the evidence lower bound, where z_0 is the state at t_end."""
+"""Decoders p(x | x_{t_end}) of the evidence lower bound."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _FEW = 32
 
 
 class Decoder(ABC):
-    """A decoder p(x | z_0) of a diffusion of the data, where z_0 = alpha x + sigma noise at t_end.
+    """A decoder p(x | x_{t_end}) of a diffusion of the data, where x_{t_end} = alpha x + sigma noise.
 
-    It has no network: z_0 shows x itself, and how much noise is on it is known. A latent variable that a network must
-    decode has an `ObservationModel` instead (`sde_diffusion.variational`), which describes x by that network's outputs.
+    It has no network: x_{t_end} shows x itself, and how much noise is on it is known. A latent variable that a network
+    must decode has an `ObservationModel` instead (`sde_diffusion.variational`), which describes x by that network's
+    outputs.
 
     Attributes:
         continuous: Whether it is a density of continuous data, not a probability of data on levels.
@@ -31,13 +32,13 @@ class Decoder(ABC):
     continuous: bool = False
     uses_data: bool = False
 
-    def place(self, sde: SDE) -> float:
+    def default_t_end(self, sde: SDE) -> float:
         """The decoder's own choice of t_end: the path's t_min unless overridden."""
         return sde.t_min
 
-    def places(self, sde: SDE) -> list[float]:
-        """Times to try as t_end (see `best_place`)."""
-        return [self.place(sde)]
+    def candidate_t_ends(self, sde: SDE) -> list[float]:
+        """Times to try as t_end (see `best_t_end`)."""
+        return [self.default_t_end(sde)]
 
     def fit(self, x: Tensor) -> None:
         """Fit the decoder to training data, [N, *dims], before training; does nothing by default."""
@@ -45,10 +46,10 @@ class Decoder(ABC):
 
     @abstractmethod
     def log_prob(self, sde: SDE, t_end: float, x: Tensor, z: Tensor) -> Tensor:
-        """Log p(x | z_0) at z_0 = alpha z, in nats; [B, *], [B, *] -> [B]."""
+        """Log p(x | x_{t_end}) at x_{t_end} = alpha z, in nats; [B, *], [B, *] -> [B]."""
 
     def expected(self, sde: SDE, t_end: float, x: Tensor, noise: Tensor) -> Tensor:
-        """E log p(x | z_0), z_0 = alpha x + sigma noise, exact or estimated from this noise; [B, *], [B, *] -> [B]."""
+        """E log p(x | x_{t_end}), exact or estimated from this noise; [B, *], [B, *] -> [B]."""
         return self.log_prob(sde, t_end, x, x + expand(sde.sigma(t_end) / sde.alpha(t_end), x) * noise)
 
 
@@ -120,15 +121,15 @@ class LevelDecoder(Decoder, nn.Module):
         if self.uses_data and self.log_weights is not None:
             self.log_weights.copy_((level_counts(x, self.levels).movedim(0, -1).double() + 1).log())
 
-    def place(self, sde: SDE) -> float:
+    def default_t_end(self, sde: SDE) -> float:
         """The time where sigma / alpha = 1 / (4 (L - 1)), or t_min if that is later."""
         return max(sde.t_min, value_of(sde.time(2 * math.log(4 * (self.levels - 1)))))
 
-    def places(self, sde: SDE) -> list[float]:
+    def candidate_t_ends(self, sde: SDE) -> list[float]:
         """The times where sigma / alpha is 1/8 to 4 times the distance of two levels."""
         ratios = [2 / (self.levels - 1) * step for step in (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4)]
         times = [value_of(sde.time(-2 * math.log(ratio))) for ratio in ratios]
-        return [t for t in times if sde.t_min <= t < sde.t_max] or [self.place(sde)]
+        return [t for t in times if sde.t_min <= t < sde.t_max] or [self.default_t_end(sde)]
 
     def log_prob(self, sde: SDE, t_end: float, x: Tensor, z: Tensor) -> Tensor:
         """The log-softmax over the levels, at the level of x."""

@@ -1,11 +1,11 @@
 r"""The evidence lower bound on log p(x), for every path; it needs no differential equation.
 
-    log p(x) >= E log p(x | z_0)  -  KL(q(z_1 | x) || prior)  -  diffusion,
+    log p(x) >= E log p(x | x_{t_end})  -  KL(q(x_{t_max} | x) || prior)  -  diffusion,
 
-with z_0 at t_end and z_1 at t_max. With T steps the diffusion term is a sum of KL divergences of Gaussians, both with
+for states x_t from t_end to t_max. With T steps the diffusion term is a sum of KL divergences of Gaussians, both with
 the posterior's variance,
 
-    sum_i KL(q(z_s | z_t, x) || q(z_s | z_t, x0_hat)) = sum_i 1/2 (e^(lambda_s - lambda_t) - 1) E|eps_hat - eps|^2,
+    sum_i KL(q(x_s | x_t, x) || q(x_s | x_t, x0_hat)) = sum_i 1/2 (e^(lambda_s - lambda_t) - 1) E|eps_hat - eps|^2,
 
 and in continuous time its limit, 1/2 int E|eps_hat - eps|^2 dlambda.
 
@@ -76,12 +76,12 @@ def elbo(
         x: Data on [-1, 1], [B, *dims].
         steps: T, the number of discrete steps; None for continuous time.
         draws: Predictions for each sample; by default all T steps, or 128 in continuous time.
-        decoder: p(x | z_0): `GaussianDecoder()` by default, for a bound on a density; `LevelDecoder(L)` for data on
-            levels.
+        decoder: p(x | x_{t_end}): `GaussianDecoder()` by default, for a bound on a density; `LevelDecoder(L)` for data
+            on levels.
         prior: Log-density at t_max; N(0, sigma(t_max)^2 I) by default.
         grid: Spacing of the steps, and density of the draws, a name of `GRIDS` or a `Grid`; uniform in log-SNR by
             default, for which every draw in continuous time has the same weight.
-        t_end: The time of z_0; the decoder's `place` by default.
+        t_end: The time of the first state; the decoder's `default_t_end` by default.
         seed: The draws of sample i are a function of seed + i, unless seeds are given.
         seeds: One integer for each sample.
         rows: Largest batch of a network pass, which may contain draws of several times.
@@ -144,7 +144,7 @@ def _bound(
 ) -> Bound:
     """`elbo` with checked arguments."""
     sde, dtype = denoiser.sde, x.dtype
-    t_end = check_t_end(decoder.place(sde) if t_end is None else t_end, sde)
+    t_end = check_t_end(decoder.default_t_end(sde) if t_end is None else t_end, sde)
     noise, clock = Noise(seeds, x.shape[1:], x.device, dtype), Noise(seeds, (draws,), "cpu", torch.float64)
     # The place of each sample within each stratum, [draws, B].
     places = (torch.arange(draws).unsqueeze(1) + torch.special.ndtr(clock.normal(ELBO_DRAWS)).T) / draws
@@ -193,8 +193,7 @@ def _errors(
         t, weight = (value.to(x.device) for value in times(part.flatten()))
         eps = torch.cat([noise.normal(ELBO_DRAWS + 1 + start + i) for i in range(len(part))])
         own = {key: repeated(value, len(part), len(x)) for key, value in conditions.items()}
-        clean = x.repeat(len(part), *(1,) * (x.ndim - 1))
-        belief = denoiser(sde.perturb(clean, t, eps), t, **own).eps
+        belief = denoiser(sde.perturb(repeated(x, len(part)), t, eps), t, **own).eps
         error, square = ((v.flatten(1).double().square().sum(1)) for v in (belief - eps, eps))
         control = (square - eps[0].numel()) * (1 + sde.log_snr(t).neg().exp() / _SIGMA_DATA**2) ** -2
         for values, rows_of in ((error, terms), (control, controls)):
@@ -243,24 +242,24 @@ def _student_variance(terms: Tensor) -> Tensor:
     return squares.mean(0) / (2 * len(terms)) * wide.square()
 
 
-def best_place(denoiser: Denoiser, decoder: Decoder, x: Tensor, places: Sequence[float], **options: Any) -> float:
+def best_t_end(denoiser: Denoiser, decoder: Decoder, x: Tensor, candidates: Sequence[float], **options: Any) -> float:
     """The t_end among several at which a decoder gives the largest bound; choose it on other data than those scored.
 
     Args:
         denoiser: The denoiser.
         decoder: The decoder.
         x: Data to choose by, such as the validation split, [N, *dims].
-        places: Times to try.
+        candidates: Times to try.
         **options: Arguments of `elbo`.
 
     Returns:
-        One of places.
+        One of candidates.
     """
-    return max(places, key=lambda t: float(elbo(denoiser, x, decoder=decoder, t_end=t, **options).log_prob.mean()))
+    return max(candidates, key=lambda t: float(elbo(denoiser, x, decoder=decoder, t_end=t, **options).log_prob.mean()))
 
 
 def prior_kl(sde: SDE, t: float, prior: LogDensity, x: Tensor, noise: Tensor) -> Tensor:
-    """KL(q(z_1 | x) || prior), z_1 at t, in nats; [B], in closed form or by standard normal noise [B, *]."""
+    """KL(q(x_t | x) || prior), in nats; [B], in closed form or by standard normal noise [B, *]."""
     prior = prior if isinstance(prior, Prior) else SampledPrior(prior)
     alpha, sigma = number(sde.alpha(t)), number(sde.sigma(t))
     entropy = 0.5 * math.prod(x.shape[1:]) * (math.log(2 * math.pi) + 2 * float64(sigma).log() + 1)

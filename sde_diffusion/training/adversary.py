@@ -15,7 +15,7 @@ from sde_diffusion.distributed import process_count, summed
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn.discriminator import PatchDiscriminator
 from sde_diffusion.training.variational_objective import VariationalObjective
-from sde_diffusion.variational import Autoencoder, Inference
+from sde_diffusion.variational import Autoencoder, PosteriorSample
 
 
 class PatchAdversary(nn.Module):
@@ -98,7 +98,7 @@ class PatchAdversary(nn.Module):
                 "objective.gradient=standard"
             )
 
-    def forward(self, model: Autoencoder, found: Inference, x0: Tensor, step: int) -> Tensor:
+    def forward(self, model: Autoencoder, found: PosteriorSample, x0: Tensor, step: int) -> Tensor:
         """Sum of both losses, a mean over the batch, [].
 
         Args:
@@ -110,7 +110,9 @@ class PatchAdversary(nn.Module):
         if step < self.start_step:  # gradients of 0 in place of none, which several processes could not add up
             return 0.0 * torch.stack([p.sum() for p in self.discriminator.parameters()]).sum()
         if found.outputs is None:
-            raise UserError(f"infer() of {type(model).__name__} must give the decoder's outputs: Inference.outputs")
+            raise UserError(
+                f"infer() of {type(model).__name__} must give the decoder's outputs: PosteriorSample.outputs"
+            )
         made = model.observation.mean(found.outputs)
         real, fake = self.discriminator(x0), self.discriminator(made.detach())
         discriminator = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

@@ -22,7 +22,7 @@ from sde_diffusion.training.weighting import ELBOWeighting
 
 
 class DiffusionELBO(DenoisingScoreMatching):
-    """-(E log p(x | z_0) - KL(q(z_1 | x) || N(0, sigma^2 I)) - diffusion) / D, z_0 at t_min and z_1 at t_max.
+    """-(E log p(x | x_{t_min}) - KL(q(x_{t_max} | x) || N(0, sigma^2 I)) - diffusion) / D.
 
     The diffusion term is denoising score matching with the weights of the bound. On a path with fixed ends the other
     two terms do not depend on anything that is learned; on a `LearnedVPSDE` they are what its ends are learned by.
@@ -40,8 +40,8 @@ class DiffusionELBO(DenoisingScoreMatching):
 
     Args:
         times: The distribution of t; `AdaptiveTimes()` by default.
-        decoder: p(x | z_0); None: for data on levels `LevelDecoder`, weighted by the frequencies of the levels in the
-            training data (see `prepare`), and `GaussianDecoder` for other data.
+        decoder: p(x | x_{t_min}); None: for data on levels `LevelDecoder`, weighted by the frequencies of the levels in
+            the training data (see `prepare`), and `GaussianDecoder` for other data.
         levels: Number of levels of the data; None for continuous data.
         shape: Shape of one item; None: without those frequencies.
 
@@ -91,7 +91,7 @@ class DiffusionELBO(DenoisingScoreMatching):
         self.decoder.fit(x)
 
     def draw(self, model: Denoiser, x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """As `DenoisingScoreMatching.draw`, and the noise `end_noise` of z_0, [B, *]."""
+        """As `DenoisingScoreMatching.draw`, and the noise `end_noise` of x_{t_min}, [B, *]."""
         found = super().draw(model, x0, generator)
         if generator is None:
             return {**found, "end_noise": torch.randn_like(x0)}

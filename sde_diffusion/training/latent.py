@@ -96,7 +96,7 @@ class LatentModel(ScoreModel):
             condition_dropout=condition_dropout,
         )
         if isinstance(first_stage, Mapping):
-            stage = from_description(to_containers(first_stage))
+            stage = from_description(to_containers(first_stage), self.data)
         elif isinstance(first_stage, FirstStage):
             stage = first_stage
         else:
@@ -124,7 +124,7 @@ class LatentModel(ScoreModel):
         """The first stage's: the mean of p(x | z) for a draw of z from q(z | x); see `BaseModel.reconstruct`."""
         seeds = range(len(x)) if seeds is None else seeds
         (stream,) = latent_noise(self.first_stage.autoencoder, seeds, x.device, x.dtype)
-        return self.first_stage.decode(self.first_stage.draw(x, stream.normal(0)))
+        return self.first_stage.decode(self.first_stage.draw_latents(x, stream.normal(0)))
 
     def on_fit_start(self) -> None:
         """Measure shift and scale for a new run, on all training items or 10,000; every process with the same noise."""
@@ -137,7 +137,7 @@ class LatentModel(ScoreModel):
         """Draw w from q given the data, which are dequantised first if `dequantise`; [B, *state_shape]."""
         x = super().filled(x0, generator)
         device = x.device if generator is None else generator.device
-        return self.first_stage.draw(
+        return self.first_stage.draw_latents(
             x, torch.randn(len(x), *self.state_shape, generator=generator, device=device).to(x)
         )
 
@@ -147,8 +147,8 @@ class LatentModel(ScoreModel):
 
     @property
     def has_bound(self) -> bool:
-        """See `BaseModel`: q(z | x) must have an entropy, which a code has not."""
-        return not self.first_stage.autoencoder.codes
+        """See `BaseModel`: q(z | x) must have an entropy, which that of a deterministic encoder has not."""
+        return self.first_stage.autoencoder.has_entropy
 
     @property
     def bounds_density(self) -> bool:

@@ -184,9 +184,9 @@ class ScoreModel(GenerativeModel):
         own, chain = ({key: options.pop(key) for key in keys if key in options} for keys in (_DRAWN, _CHAIN))
         with self.denoiser.sde.on_cpu(), in_eval_mode(self.denoiser):
             conditions = self.denoiser.check_conditions(options, len(x), x.device)
-            model = DiffusionChain(self.denoiser, x.shape[1:], conditions=conditions, **chain)
+            model = DiffusionChain(self.denoiser, x.shape[1:], **chain)
             x = x.to(own.get("dtype", torch.float64))  # log p and log q are large, and nearly equal
-            return bound(model, x, draws, importance, seeds=seeds, **own)
+            return bound(model, x, draws, importance, seeds=seeds, **own, **conditions)
 
     def summary(self) -> dict[str, str]:
         """The path; the network, its number of parameters, and what it predicts; what it is given of the data."""

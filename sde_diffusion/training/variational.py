@@ -28,7 +28,7 @@ from sde_diffusion.training.latent_pictures import latent_pictures
 from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
-from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for, perplexity
+from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for
 
 log = logging.getLogger(__name__)
 
@@ -131,14 +131,14 @@ class VariationalModel(GenerativeModel):
         if self.adversary is not None:
             check_kind("adversary", self.adversary, PatchAdversary)
             self.adversary.check(self.autoencoder, self.objective)
-        self._counts = torch.zeros(self.autoencoder.codes, dtype=torch.int64)
+        self._usage: dict[str, Tensor] = {}
         self._own_loss = torch.zeros(())
         self._unused: list[int] = []
 
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
         if self.trainer.ckpt_path is None:
-            self.autoencoder.fit_start(torch.cat(list(self.training_items())))
+            self.autoencoder.fit_output_bias(torch.cat(list(self.training_items())))
         super().on_fit_start()
 
     def check_trainer(self, trainer: Trainer) -> None:
@@ -179,7 +179,8 @@ class VariationalModel(GenerativeModel):
         x0, plain = self.filled(batch["x"], generator), BetaELBO()
         found = plain.infer(self.autoencoder, x0, plain.draw(self.autoencoder, x0, generator))
         kl = found.kl()
-        self._counts = self._counts + self.autoencoder.code_counts(found)
+        for name, values in self.autoencoder.usage(found).items():
+            self._usage[name] = self._usage[name] + values if name in self._usage else values
         terms = {f"kl_{t}": values for t, values in enumerate(kl, 1)}
         return {"losses": (kl.sum(0) - found.log_prob) / x0[0].numel(), **terms}
 
@@ -195,14 +196,13 @@ class VariationalModel(GenerativeModel):
         return found
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the codes of an earlier validation."""
-        self._counts = torch.zeros(self.autoencoder.codes, dtype=torch.int64, device=self.device)
+        """Forget how the latent variables were used in an earlier validation."""
+        self._usage = {}
 
     def on_validation_epoch_end(self) -> None:
-        """Log how many of the codes were used for the split, and their perplexity."""
-        if self.autoencoder.codes:
-            counts = summed(self._counts)
-            self.log_dict({"val/codes_used": (counts > 0).float().mean(), "val/perplexity": perplexity(counts)})
+        """Log what the model says of how its latent variables were used for the split."""
+        sums = {name: summed(part) for name, part in self._usage.items()}
+        self.log_dict({f"val/{name}": value for name, value in self.autoencoder.usage_metrics(sums).items()})
 
     def on_validation_end(self) -> None:
         """Warn once of latent variables that are not used after the warm-up."""
@@ -235,7 +235,7 @@ class VariationalModel(GenerativeModel):
             z = self.autoencoder.generate([stream.normal(0) for stream in noise])
             if self.decode_as == "draw":
                 stream = noise[0].stream("observation", self.autoencoder.shape)
-                return Samples(self.autoencoder.draw(z, stream.normal(0)), nfe=1, latents=z)
+                return Samples(self.autoencoder.draw_data(z, stream.normal(0)), nfe=1, latents=z)
             return Samples(self.autoencoder.decode(z), nfe=1, latents=z)
 
     def bound(self, x: Tensor, **options: Any) -> Bound:
@@ -259,16 +259,11 @@ class VariationalModel(GenerativeModel):
         return latent_pictures(self.autoencoder, modality_of(self.data), x)
 
     def curves(self) -> dict[str, Curves]:
-        """What says how far the latent variables are used: their KL divergence; for codes, whose KL divergence is
-        constant, how many are used, and their perplexity.
-        """
-        if codes := self.autoencoder.codes:
-            metrics = {"val/codes_used": "codes used", "val/perplexity": "perplexity"}
-            axis, what = f"codes, of {codes}, validation split", "how many codes are used, and their perplexity"
-            return {"codes.png": Curves(metrics, axis, what, {"val/codes_used": codes}, 1.05 * codes)}
-        metrics = {f"val/kl_{t}": f"$z_{{{t}}}$" for t in range(1, len(self.autoencoder.latent_shapes) + 1)}
-        axis, what = "KL(q || p) in nats, validation split", "KL divergence of each latent variable"
-        return {"kl.png": Curves(metrics, axis, what)}
+        """What says how far the latent variables are used; see `LatentVariableModel.usage_curves`."""
+        found = self.autoencoder.usage_curves()
+        labels = {f"val/{name}": label for name, label in found.metrics.items()}
+        factors = {f"val/{name}": factor for name, factor in found.factors.items()}
+        return {f"{found.name}.png": Curves(labels, f"{found.axis}, validation split", found.what, factors, found.top)}
 
     def summary(self) -> dict[str, str]:
         """Also the latent variables."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from sde_diffusion.checks import as_number, as_positive, check_choice, check_cou
 from sde_diffusion.distributed import process_count, summed
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.objective import Objective
-from sde_diffusion.variational import Inference, LatentVariableModel
-from sde_diffusion.variational.vq_vae import NearestCodes
+from sde_diffusion.variational import LatentVariableModel, PosteriorSample
 
 GRADIENTS = ("dreg", "standard")
 
@@ -52,7 +51,7 @@ class VariationalObjective(Objective):
             for t, shape in enumerate(shapes, 1)
         }
 
-    def infer(self, model: LatentVariableModel, x0: Tensor, draws: Mapping[str, Tensor]) -> Inference:
+    def infer(self, model: LatentVariableModel, x0: Tensor, draws: Mapping[str, Tensor]) -> PosteriorSample:
         """Infer the latent variables of each sample `importance` times, those of one sample side by side."""
         draws = draws or self.draw(model, x0)
         noise = [draws[f"z_{t}"].flatten(0, 1) for t in range(1, len(model.latent_shapes) + 1)]
@@ -70,7 +69,7 @@ class VariationalObjective(Objective):
         return self.loss(self.infer(model, x0, draws), x0, step)
 
     @abstractmethod
-    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+    def loss(self, found: PosteriorSample, x0: Tensor, step: int | None = None) -> Tensor:
         """Loss of each sample given what has been inferred, [B]."""
 
 
@@ -113,7 +112,7 @@ class BetaELBO(VariationalObjective):
         super().check(model)
         _check_continuous(model, self)
 
-    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+    def loss(self, found: PosteriorSample, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; beta is below its value in the first `warmup_steps` steps."""
         rising = step is not None and step < self.warmup_steps
         beta = self.beta * step / self.warmup_steps if rising and step is not None else self.beta
@@ -157,9 +156,9 @@ class ImportanceWeighted(VariationalObjective):
                 "objective.gradient=dreg is for one latent variable; for several take objective.gradient=standard"
             )
 
-    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+    def loss(self, found: PosteriorSample, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; `step` is not used."""
-        log_weights = found.log_weight(path=self.gradient == "dreg").reshape(len(x0), self.importance)
+        log_weights = found.log_weight(pathwise=self.gradient == "dreg").reshape(len(x0), self.importance)
         value = log_weights.logsumexp(1) - math.log(self.importance)
         if self.gradient == "dreg" and value.requires_grad:
             share = log_weights.detach().softmax(1).flatten()
@@ -173,7 +172,7 @@ class ImportanceWeighted(VariationalObjective):
 
 
 def _check_continuous(model: LatentVariableModel, objective: VariationalObjective) -> None:
-    if model.codes:
+    if model.quantized:
         raise UserError(
             f"{type(objective).__name__} has no commitment term, without which the encoder's vectors drift from their "
             "codes: use objective=vq"
@@ -212,10 +211,13 @@ class QuantizedELBO(VariationalObjective):
     def check(self, model: Any) -> None:
         """See `Objective.check`: the latent variables must be codes."""
         super().check(model)
-        if not model.codes:
+        if not model.quantized:
             raise UserError("objective=vq is for models whose latent variables are codes, such as model/autoencoder=vq")
 
-    def loss(self, found: Inference, x0: Tensor, step: int | None = None) -> Tensor:
+    def loss(self, found: PosteriorSample, x0: Tensor, step: int | None = None) -> Tensor:
         """See `VariationalObjective.loss`; `step` is not used."""
-        commitment = torch.stack([cast(NearestCodes, latent.q).commitment(latent.z) for latent in found.latents]).sum(0)
-        return (found.kl().sum(0) + self.commitment * commitment - found.log_prob) / x0[0].numel()
+        if found.commitment is None:
+            raise UserError(
+                "infer() of a quantized model must give the distance to the codes: PosteriorSample.commitment"
+            )
+        return (found.kl().sum(0) + self.commitment * found.commitment - found.log_prob) / x0[0].numel()

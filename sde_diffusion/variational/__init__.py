@@ -2,7 +2,15 @@
 
 from sde_diffusion.variational.amortisation import AmortisationGap, amortisation_gap
 from sde_diffusion.variational.bounds import bound, latent_noise
-from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable, LatentVariableModel
+from sde_diffusion.variational.chain import (
+    Autoencoder,
+    LatentVariable,
+    LatentVariableModel,
+    Posterior,
+    PosteriorSample,
+    SingleLatentAutoencoder,
+    UsageCurves,
+)
 from sde_diffusion.variational.diffusion_chain import DiffusionChain
 from sde_diffusion.variational.first_stage import FirstStage
 from sde_diffusion.variational.gaussian import DiagonalGaussian
@@ -42,14 +50,17 @@ __all__ = [
     "Gaussian",
     "HierarchicalInference",
     "HierarchicalVAE",
-    "Inference",
     "LatentVariable",
     "LatentVariableModel",
     "MLPHierarchy",
     "ObservationModel",
     "PatchHierarchy",
+    "Posterior",
+    "PosteriorSample",
     "Quantized",
+    "SingleLatentAutoencoder",
     "TopDown",
+    "UsageCurves",
     "VectorQuantizer",
     "amortisation_gap",
     "bound",

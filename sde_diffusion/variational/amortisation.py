@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import as_positive, check_batch, check_count
+from sde_diffusion.denoiser import repeated
 from sde_diffusion.density.bound import Bound
 from sde_diffusion.sampling.noise import as_seeds
 from sde_diffusion.variational.bounds import bound, latent_noise
-from sde_diffusion.variational.chain import Inference, LatentVariableModel
+from sde_diffusion.variational.chain import LatentVariableModel, PosteriorSample
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.inference import residual
 
@@ -56,7 +57,7 @@ class _Refined(LatentVariableModel):
         self.model, self.change = model, change
         self.shape, self.latent_shapes, self.nfe = model.shape, model.latent_shapes, model.nfe
 
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> PosteriorSample:
         """See `LatentVariableModel.infer`; x is the items, one or several times one after the other."""
         change = [_repeated(one, len(x) // len(one.mean)) for one in self.change]
         found = self.model.infer(x, [one.draw(n) for one, n in zip(change, noise, strict=True)])
@@ -72,8 +73,7 @@ class _Refined(LatentVariableModel):
 
 
 def _repeated(change: DiagonalGaussian, times: int) -> DiagonalGaussian:
-    more = (times, *(1,) * (change.mean.ndim - 1))
-    return DiagonalGaussian(change.mean.repeat(more), change.log_std.repeat(more))
+    return DiagonalGaussian(repeated(change.mean, times), repeated(change.log_std, times))
 
 
 def amortisation_gap(
@@ -123,7 +123,7 @@ def amortisation_gap(
     noises = latent_noise(model, seeds, x.device, x.dtype)
     pairs = zip(noises, model.latent_shapes, strict=True)
     streams = [noise.stream("refinement", (draws, *dims)) for noise, dims in pairs]
-    many = x.repeat(draws, *(1,) * (x.ndim - 1))
+    many = repeated(x, draws)
     with torch.enable_grad():
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_batch, check_count, check_kind
+from sde_diffusion.denoiser import repeated
 from sde_diffusion.density.bound import Bound
 from sde_diffusion.sampling import Noise
 from sde_diffusion.sampling.arguments import check_dtype
@@ -32,6 +34,7 @@ def bound(
     seeds: Sequence[int] | None = None,
     rows: int = 4096,
     dtype: torch.dtype | None = None,
+    **conditions: Any,
 ) -> Bound:
     """Unbiased estimate of L_K, the mean of `draws` estimates of K = `importance` draws each.
 
@@ -43,11 +46,13 @@ def bound(
         seeds: One integer for each item, on which alone its noise depends; 0, 1, ... by default.
         rows: Largest batch of a network pass.
         dtype: Type of the noise; that of x by default.
+        **conditions: Passed to the model's `infer`, such as label=[B] for a `DiffusionChain`.
 
     Returns:
         The bound; `reconstruction` and `kl` are the parts of the evidence lower bound (K = 1) by all draws.
 
     Raises:
+        TypeError: If the model does not take a condition.
         ValueError: If a number is out of its range, or the shapes do not fit.
     """
     check_kind("model", model, LatentVariableModel)
@@ -59,7 +64,8 @@ def bound(
 
     def draw(numbers: Sequence[int]) -> Draws:
         noise = [torch.cat([stream.normal(number) for number in numbers]) for stream in streams]
-        found = model.infer(x.repeat(len(numbers), *(1,) * (x.ndim - 1)), noise)
+        own = {name: repeated(value, len(numbers), len(x)) for name, value in conditions.items()}
+        found = model.infer(repeated(x, len(numbers)), noise, **own)
         return Draws(found.log_prob, found.kl(), found.log_weight(), len(numbers) * model.nfe)
 
     return estimated_bound(draw, len(x), draws, importance, rows)

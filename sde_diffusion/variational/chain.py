@@ -9,8 +9,8 @@ diffusion model is one whose q is fixed and linear (`DiffusionChain`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -32,11 +32,25 @@ class Prior(Protocol):
         """The coordinates of z that are standard normal by p, [B, *dims]; None: there are none, as for codes."""
 
 
-class Distribution(Protocol):
-    """What a bound asks of q of a latent variable."""
+class Posterior(Protocol):
+    """What bounds and latent diffusion ask of q of a latent variable."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, [B, *dims]."""
+
+    @property
+    def std(self) -> Tensor:
+        """The standard deviation in each dimension, [B, *dims]; 0 if q is a point."""
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Mean + std noise, for standard normal noise: a draw; [B, *dims]."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """See `Prior.log_prob`."""
+
+    def entropy(self) -> Tensor:
+        """-E log q, in nats; [B]. Raises UserError if q is a point."""
 
     def kl(self, other: Any) -> Tensor:
         """KL(self || other), for a fitting prior, in nats; [B]."""
@@ -61,13 +75,13 @@ class LatentVariable:
     """
 
     z: Tensor
-    q: Distribution
+    q: Posterior
     p: Prior
     closed: bool
 
-    def log_ratio(self, path: bool = False) -> Tensor:
-        """Log p(z) - log q(z), [B]; with `path`, gradients reach q only through the draw."""
-        q = self.q.detach() if path else self.q
+    def log_ratio(self, pathwise: bool = False) -> Tensor:
+        """Log p(z) - log q(z), [B]; with `pathwise`, gradients reach q only through the draw."""
+        q = self.q.detach() if pathwise else self.q
         return self.p.log_prob(self.z) - q.log_prob(self.z)
 
     def kl(self) -> Tensor:
@@ -76,7 +90,28 @@ class LatentVariable:
 
 
 @dataclass(frozen=True)
-class Inference:
+class UsageCurves:
+    """Metrics of a split that say how far latent variables are used, as a picture shows them.
+
+    Attributes:
+        name: Name of the picture.
+        metrics: Names of metrics, and the labels of their curves.
+        axis: What they are, with its unit.
+        what: What the picture shows, in words.
+        factors: By which metrics are multiplied, by name; 1 for all others.
+        top: Upper end of the axis; None: by the values.
+    """
+
+    name: str
+    metrics: Mapping[str, str]
+    axis: str
+    what: str
+    factors: Mapping[str, float] = field(default_factory=dict)
+    top: float | None = None
+
+
+@dataclass(frozen=True)
+class PosteriorSample:
     """One draw of all latent variables from q given x.
 
     Attributes:
@@ -84,15 +119,18 @@ class Inference:
         log_prob: Log p(x | z_1), [B].
         outputs: The decoder's outputs, which describe p(x | z_1), [B, outputs, *shape]; None: the model
             has no decoder network. An `Autoencoder` always gives them.
+        commitment: Squared distance of an encoder's vectors to their codes, with a gradient to the encoder alone, [B];
+            None: the model is not `quantized`.
     """
 
     latents: Sequence[LatentVariable]
     log_prob: Tensor
     outputs: Tensor | None = None
+    commitment: Tensor | None = None
 
-    def log_weight(self, path: bool = False) -> Tensor:
-        """Log w = log p(x, z) - log q(z | x), [B]; with `path`, see `LatentVariable.log_ratio`."""
-        return self.log_prob + torch.stack([latent.log_ratio(path) for latent in self.latents]).sum(0)
+    def log_weight(self, pathwise: bool = False) -> Tensor:
+        """Log w = log p(x, z) - log q(z | x), [B]; with `pathwise`, see `LatentVariable.log_ratio`."""
+        return self.log_prob + torch.stack([latent.log_ratio(pathwise) for latent in self.latents]).sum(0)
 
     def kl(self) -> Tensor:
         """The KL divergence of each latent variable, [T, B]; log_prob minus their sum has the expectation of log w."""
@@ -106,17 +144,17 @@ class LatentVariableModel(nn.Module, ABC):
         shape: Shape of the data.
         latent_shapes: Shape of each latent variable, z_1 first.
         nfe: Network passes of one draw of `infer`.
-        codes: Number of codes if the latent variables are codes of a codebook; 0: they are continuous.
+        quantized: Whether the latent variables are codes, so that training needs `PosteriorSample.commitment`.
     """
 
     shape: Shape
     latent_shapes: Sequence[Shape]
     nfe: int = 1
-    codes: int = 0
+    quantized: bool = False
 
     @abstractmethod
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
-        """Draw all latent variables given x.
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> PosteriorSample:
+        """Draw all latent variables given x; a model with conditions takes these too, by name.
 
         Args:
             x: Data, [B, *shape].
@@ -127,15 +165,24 @@ class LatentVariableModel(nn.Module, ABC):
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw all latent variables from the model, z_1 first; the noise is as in `infer`."""
 
-    def code_counts(self, found: Inference) -> Tensor:
-        """How often each code was drawn in an inference, int64 [codes]; empty for continuous latent variables."""
-        return torch.zeros(self.codes, dtype=torch.int64, device=found.log_prob.device)
+    def usage(self, found: PosteriorSample) -> dict[str, Tensor]:
+        """What `usage_metrics` needs of a batch, by name; it is summed over the batches of a split. By default none."""
+        return {}
+
+    def usage_metrics(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Metrics of a split besides the KL divergences kl_1, kl_2, ..., given its sums of `usage`; [] each."""
+        return {}
+
+    def usage_curves(self) -> UsageCurves:
+        """What shows how far the latent variables are used: their KL divergences, unless overridden."""
+        labels = {f"kl_{t}": f"$z_{{{t}}}$" for t in range(1, len(self.latent_shapes) + 1)}
+        return UsageCurves("kl", labels, "KL(q || p) in nats", "KL divergence of each latent variable")
 
 
 class Autoencoder(LatentVariableModel):
     """A latent variable model with a decoder network.
 
-    The network's outputs are added to constant ones, 0 at first: see `fit_start`.
+    A bias, 0 at first, is added to the network's outputs; see `fit_output_bias`.
 
     Args:
         decoder: Network from what it needs of z to [B, outputs, *shape]. For a `PatchAdversary`, its property
@@ -149,7 +196,7 @@ class Autoencoder(LatentVariableModel):
         ValueError: If a shape is not one.
     """
 
-    start: Tensor
+    output_bias: Tensor
 
     def __init__(
         self,
@@ -163,28 +210,54 @@ class Autoencoder(LatentVariableModel):
         self.decoder, self.observation = decoder, observation
         self.shape = check_sizes("shape", shape)
         self.latent_shapes = [check_sizes("latent_shapes", dims) for dims in latent_shapes]
-        self.register_buffer("start", torch.zeros(observation.outputs, *self.shape))
+        self.register_buffer("output_bias", torch.zeros(observation.n_outputs, *self.shape))
 
-    def fit_start(self, x: Tensor) -> None:
-        """Set the constant outputs so that they describe data [N, *shape] before anything is learned.
+    def fit_output_bias(self, x: Tensor) -> None:
+        """Set the bias so that the outputs describe data [N, *shape] before anything is learned.
 
         Training then begins at the bound of independent values, and need not learn first what is the same for all data.
         """
-        self.start.copy_(self.observation.starting_outputs(x))
+        self.output_bias.copy_(self.observation.marginal_outputs(x))
 
     @abstractmethod
     def outputs(self, z: Sequence[Tensor]) -> Tensor:
         """The outputs for latent variables z_1, ..., z_T, [B, outputs, *shape]."""
 
-    def decoded(self, z: Tensor) -> Tensor:
-        """The decoder's outputs and the constant ones for its input."""
+    def _with_bias(self, z: Tensor) -> Tensor:
+        """The decoder's outputs for its input, with the bias added."""
         outputs: Tensor = self.decoder(z)
-        return outputs + self.start
+        return outputs + self.output_bias
 
     def decode(self, z: Sequence[Tensor]) -> Tensor:
         """The mean of p(x | z), on the data's scale of [-1, 1]; [B, *shape]."""
         return self.observation.mean(self.outputs(z))
 
-    def draw(self, z: Sequence[Tensor], noise: Tensor) -> Tensor:
+    def draw_data(self, z: Sequence[Tensor], noise: Tensor) -> Tensor:
         """Draw x from p(x | z), with standard normal noise [B, *shape]."""
         return self.observation.draw(self.outputs(z), noise)
+
+
+class SingleLatentAutoencoder(Autoencoder):
+    """An autoencoder with one latent variable z, which can be the first stage of latent diffusion.
+
+    Args:
+        decoder: See `Autoencoder`, as for the other arguments.
+        observation: See `Autoencoder`.
+        shape: See `Autoencoder`.
+        latent_shape: Shape of z.
+
+    Attributes:
+        has_entropy: Whether q(z | x) has an entropy, without which latent diffusion has no bound on log p(x); False if
+            the encoder is deterministic.
+    """
+
+    has_entropy: bool = True
+
+    def __init__(
+        self, decoder: nn.Module, observation: ObservationModel, shape: Sequence[int], latent_shape: Sequence[int]
+    ) -> None:
+        super().__init__(decoder, observation, shape, [latent_shape])
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Posterior:
+        """q(z | x) for data [B, *shape]."""

@@ -41,7 +41,7 @@ def conv_networks(
     check_kind("observation", observation, ObservationModel)
     check_images(shape, otherwise)
     encoder = ConvEncoder(shape[0], encoded * latent_channels, channels, blocks, dropout, patch)
-    decoder = ConvDecoder(latent_channels, [observation.outputs, *shape], channels, blocks, dropout, patch)
+    decoder = ConvDecoder(latent_channels, [observation.n_outputs, *shape], channels, blocks, dropout, patch)
     return encoder, decoder, [latent_channels, *decoder.sizes[-1]]
 
 

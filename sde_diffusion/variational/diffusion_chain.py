@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_kind, check_sizes
 from sde_diffusion.checks.instances import as_instance
-from sde_diffusion.denoiser import Denoiser, check_denoiser, repeated
+from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior
 from sde_diffusion.sampling.arguments import check_t_end
 from sde_diffusion.sde import GRIDS, Grid, UniformLogSNR, expand
-from sde_diffusion.variational.chain import Inference, LatentVariable, LatentVariableModel, Shape
+from sde_diffusion.variational.chain import LatentVariable, LatentVariableModel, PosteriorSample, Shape
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 
 Variance = Callable[[Tensor, Tensor], Tensor]
@@ -24,9 +24,10 @@ Variance = Callable[[Tensor, Tensor], Tensor]
 class DiffusionChain(LatentVariableModel):
     """The latent variables z_1 ... z_{T+1} are the states x_t at T + 1 times from t_end to t_max.
 
-    q is fixed: q(z_1 | x) = N(alpha x, sigma^2 I) and q(z_{i+1} | z_i) the path's transition. The model's step down is
-    q(x_s | x_t, x_0) with the denoiser's x_0: N(a x0 + b x_t, std^2 I), and with `variance` given N(a x0 + b x_t, std^2
-    + a^2 variance), whose variance is the best. p(z_{T+1}) is N(mean, variance) of the prior, p(x | z_1) the decoder.
+    q is fixed: q(x_{t_end} | x) = N(alpha x, sigma^2 I) and q(x_t | x_s) the path's transition. The model's step down
+    is q(x_s | x_t, x_0) with the denoiser's x_0: N(a x0 + b x_t, std^2 I), and with `variance` given N(a x0 + b x_t,
+    std^2 + a^2 variance), whose variance is the best. p(x_{t_max}) is N(mean, variance) of the prior, p(x | x_{t_end})
+    the decoder.
 
     The bound is that of `elbo(denoiser, x, steps=T)`, which computes KL(q(x_s | x_t, x) || p) in closed form, while
     here all divergences but that of the last latent variable are estimated by the draw, with more variance.
@@ -36,13 +37,11 @@ class DiffusionChain(LatentVariableModel):
         shape: Shape of the data.
         steps: T, at least 1.
         variance: Cov[x_0 | x_t] in each dimension; None: no uncertainty, as in DDPM with its smaller variance.
-        decoder: p(x | z_1); `GaussianDecoder()` by default.
+        decoder: p(x | x_{t_end}); `GaussianDecoder()` by default.
         prior: The distribution at t_max, or its mean and standard deviation, numbers or [*shape]; 0 and sigma(t_max) by
             default.
         grid: Spacing of the times, by name or a `Grid`; uniform in log-SNR by default.
-        t_end: The time of z_1; the decoder's `place` by default.
-        conditions: Of the denoiser, [B, *] each, for batches of these B items, or several copies of them one after
-            another; see `Denoiser.check_conditions`.
+        t_end: The time of the first state; the decoder's `default_t_end` by default.
 
     References:
         Luo 2022, "Understanding Diffusion Models: A Unified Perspective"; Bao et al. 2022, "Analytic-DPM" (the
@@ -59,7 +58,6 @@ class DiffusionChain(LatentVariableModel):
         prior: GaussianPrior | tuple[Any, Any] | None = None,
         grid: str | Grid | None = None,
         t_end: float | None = None,
-        conditions: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         check_denoiser(denoiser)
@@ -69,17 +67,16 @@ class DiffusionChain(LatentVariableModel):
         sde = denoiser.sde
         steps = check_count("steps", steps)
         chosen: Grid = as_instance("grid", UniformLogSNR() if grid is None else grid, GRIDS, Grid)
-        t_end = check_t_end(self.decoder.place(sde) if t_end is None else t_end, sde)
+        t_end = check_t_end(self.decoder.default_t_end(sde) if t_end is None else t_end, sde)
         self.times = chosen.times(sde, steps + 1, t_end).flip(0)
         prior = (0.0, sde.sigma(self.times[-1])) if prior is None else prior
         self.prior = (prior.mean, prior.variance.sqrt()) if isinstance(prior, GaussianPrior) else prior
-        self.conditions = dict(conditions or {})
         self.shape: Shape = check_sizes("shape", shape)
         self.latent_shapes = [self.shape] * (steps + 1)
         self.nfe = steps * denoiser.passes
 
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
-        """Draw x_t at all times given x; see `LatentVariableModel.infer`."""
+    def infer(self, x: Tensor, noise: Sequence[Tensor], **conditions: Any) -> PosteriorSample:
+        """Draw x_t at all times given x, and conditions of the denoiser; see `LatentVariableModel.infer`."""
         sde, times = self.denoiser.sde, self.times
         q, z = [], []
         scale, std, below = sde.alpha(times[0]), sde.sigma(times[0]), x
@@ -88,27 +85,25 @@ class DiffusionChain(LatentVariableModel):
                 scale, std = sde.transition(times[place - 1], times[place])
             q.append(DiagonalGaussian(expand(scale, x) * below, expand(std.log(), x)))
             z.append(below := q[-1].draw(one))
-        p = [self._down(z[place], place) for place in range(1, len(z))]
+        p = [self._down(z[place], place, conditions) for place in range(1, len(z))]
         p.append(self._top(x))
         latents = [
             LatentVariable(*parts, closed=place == len(z) - 1) for place, parts in enumerate(zip(z, q, p, strict=True))
         ]
         alpha = expand(sde.alpha(times[0]), x)
-        return Inference(latents, self.decoder.log_prob(sde, float(times[0]), x, z[0] / alpha))
+        return PosteriorSample(latents, self.decoder.log_prob(sde, float(times[0]), x, z[0] / alpha))
 
-    def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
+    def generate(self, noise: Sequence[Tensor], **conditions: Any) -> list[Tensor]:
         """Draw x_t at all times from the model: DDPM's walk, the state at t_end first."""
         z = [self._top(noise[-1]).draw(noise[-1])]
         for place in range(len(noise) - 1, 0, -1):
-            z.append(self._down(z[-1], place).draw(noise[place - 1]))
+            z.append(self._down(z[-1], place, conditions).draw(noise[place - 1]))
         return z[::-1]
 
-    def _down(self, x_t: Tensor, place: int) -> DiagonalGaussian:
+    def _down(self, x_t: Tensor, place: int, conditions: Mapping[str, Any]) -> DiagonalGaussian:
         """p of the state at the time before `place`, given the state there."""
         t, s = self.times[place], self.times[place - 1]
         a, _, _ = self.denoiser.sde.posterior_coefficients(s, t)
-        items = max(map(len, self.conditions.values()), default=1)
-        conditions = {name: repeated(value, len(x_t) // items, items) for name, value in self.conditions.items()}
         mean, std = self.denoiser.sde.posterior(x_t, self.denoiser(x_t, t, **conditions).x0, s, t)
         if self.variance is None:
             return DiagonalGaussian(mean, std.log())

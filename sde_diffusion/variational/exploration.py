@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_batch, check_count
-from sde_diffusion.variational.chain import Autoencoder, Inference
+from sde_diffusion.denoiser import repeated
+from sde_diffusion.variational.chain import Autoencoder, PosteriorSample
 
 
-def encoded(model: Autoencoder, x: Tensor) -> Inference:
+def encoded(model: Autoencoder, x: Tensor) -> PosteriorSample:
     """The latent variables at the mean of q, from z_T down (or up) with each given the means of those before."""
     check_batch("x", x)
     return model.infer(x, [x.new_zeros(len(x), *dims) for dims in model.latent_shapes])
@@ -27,7 +28,7 @@ def reconstruct(model: Autoencoder, x: Tensor) -> Tensor:
     return model.decode([latent.z for latent in encoded(model, x).latents])
 
 
-def coordinates(found: Inference) -> list[Tensor] | None:
+def coordinates(found: PosteriorSample) -> list[Tensor] | None:
     """The coordinates e of each latent variable, [B, *dims], z_1 first: standard normal by the model.
 
     None if one has no such coordinates, as codes of a codebook.
@@ -37,7 +38,7 @@ def coordinates(found: Inference) -> list[Tensor] | None:
     return known if len(known) == len(each) else None
 
 
-def information(found: Inference) -> list[Tensor]:
+def information(found: PosteriorSample) -> list[Tensor]:
     """KL divergence by dimension (or place of codes) of each latent variable, mean over the batch, in nats; [*dims]."""
     return [latent.q.kl_terms(latent.p).mean(0) for latent in found.latents]
 
@@ -62,7 +63,7 @@ def traverse(model: Autoencoder, e: Sequence[Tensor], places: Sequence[tuple[int
     Returns:
         [places, n, *shape].
     """
-    copies = [one.repeat(len(places) * len(values), *(1,) * (one.ndim - 1)) for one in e]
+    copies = [repeated(one, len(places) * len(values)) for one in e]
     for row, (t, number) in enumerate(places):
         rows = slice(row * len(values), (row + 1) * len(values))
         copies[t].flatten(1)[rows, number] = values.to(copies[t])

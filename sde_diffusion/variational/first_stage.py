@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_kind
 from sde_diffusion.errors import UserError
-from sde_diffusion.variational.chain import Autoencoder
+from sde_diffusion.variational.chain import Autoencoder, Posterior, SingleLatentAutoencoder
 
 _LEAST_STD = 1e-6
 """A channel with a smaller standard deviation, times 1 + |mean|, is constant but for rounding."""
-
-
-class Posterior(Protocol):
-    """What latent diffusion asks of q(z | x), such as `DiagonalGaussian`."""
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean, [B, *latent_shape]."""
-
-    def draw(self, noise: Tensor) -> Tensor:
-        """Mean + std noise, [B, *latent_shape]."""
-
-    def entropy(self) -> Tensor:
-        """-E log q, in nats; [B]. Raises UserError if q is a point."""
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density at z, in nats; [B]."""
 
 
 class FirstStage(nn.Module):
@@ -49,11 +32,11 @@ class FirstStage(nn.Module):
     autocast: some autoencoders overflow in half precision.
 
     Args:
-        autoencoder: The autoencoder, with `encode(x)`, which returns q(z | x).
+        autoencoder: A `SingleLatentAutoencoder`, whose `encode(x)` returns q(z | x).
 
     Raises:
         TypeError: If it is not an autoencoder.
-        UserError: If it has several latent variables, or no `encode`.
+        UserError: If it has several latent variables, or is no `SingleLatentAutoencoder`.
 
     Attributes:
         shape: Shape of the data.
@@ -73,11 +56,11 @@ class FirstStage(nn.Module):
         check_kind("autoencoder", autoencoder, Autoencoder)
         if (count := len(autoencoder.latent_shapes)) > 1:
             raise UserError(f"a first stage has one latent variable, and this model has {count}: take model=vae")
-        if not hasattr(autoencoder, "encode"):
+        if not isinstance(autoencoder, SingleLatentAutoencoder):
             raise UserError(
-                f"a first stage needs encode(x), which {type(autoencoder).__name__} has not: take model=vae"
+                f"a first stage is a SingleLatentAutoencoder, which {type(autoencoder).__name__} is not: take model=vae"
             )
-        self.autoencoder: Autoencoder = autoencoder.requires_grad_(False)
+        self.autoencoder: SingleLatentAutoencoder = autoencoder.requires_grad_(False)
         self.description: dict[str, Any] | None = None
         self.shape, self.latent_shape = tuple(autoencoder.shape), tuple(autoencoder.latent_shapes[0])
         channels = (self.latent_shape[0], *(1,) * (len(self.latent_shape) - 1))
@@ -100,37 +83,34 @@ class FirstStage(nn.Module):
         total = squares = torch.zeros(self.latent_shape[0], dtype=torch.float64, device=self.shift.device)
         for x in batches:
             q = self.encode(x)
-            mean = q.mean.double()
-            spread = q.draw(torch.ones_like(q.mean)).double() - mean  # s: a draw is mean + s noise
+            mean, std = q.mean.double(), q.std.double()
             count += len(x)
             total = total + _of_channels(mean)
-            squares = squares + _of_channels(mean.square() + spread.square())
+            squares = squares + _of_channels(mean.square() + std.square())
         if not count:
             raise UserError("the first stage's shift and scale need data to be measured on, and there are none")
         values = count * math.prod(self.latent_shape[1:])
         shift = total / values
-        std = (squares / values - shift.square()).clamp(min=0).sqrt()
-        for channel in range(len(std)):
-            if not bool(std[channel] > _LEAST_STD * (1 + shift[channel].abs())):
+        scale = (squares / values - shift.square()).clamp(min=0).sqrt()
+        for channel in range(len(scale)):
+            if not bool(scale[channel] > _LEAST_STD * (1 + shift[channel].abs())):
                 raise UserError(
-                    f"channel {channel} of the first stage carries nothing: std {float(std[channel]):.1g} over the "
+                    f"channel {channel} of the first stage carries nothing: std {float(scale[channel]):.1g} over the "
                     "training data. Train it with fewer latent channels, or a smaller objective.beta"
                 )
         self.shift.copy_(shift.reshape(self.shift.shape))
-        self.scale.copy_(std.reshape(self.scale.shape))
+        self.scale.copy_(scale.reshape(self.scale.shape))
 
     def encode(self, x: Tensor) -> Posterior:
         """q(z | x) for data [B, *shape], of z as it is."""
         with _own_precision(x):
-            encode: Any = self.autoencoder.encode
-            q: Posterior = encode(x.to(self.shift))
-            return q
+            return self.autoencoder.encode(x.to(self.shift))
 
     def standardise(self, z: Tensor) -> Tensor:
         """The latent variables w = (z - shift) / scale of z, [B, *latent_shape]."""
         return (z - self.shift) / self.scale
 
-    def draw(self, x: Tensor, noise: Tensor) -> Tensor:
+    def draw_latents(self, x: Tensor, noise: Tensor) -> Tensor:
         """Draw w given x, with standard normal noise [B, *latent_shape]."""
         return self.standardise(self.encode(x).draw(noise.to(self.shift)))
 
@@ -142,7 +122,7 @@ class FirstStage(nn.Module):
     def draw_data(self, w: Tensor, noise: Tensor) -> Tensor:
         """Draw x from p(x | w), with standard normal noise [B, *shape]."""
         with _own_precision(w):
-            return self.autoencoder.draw([self._original(w)], noise.to(self.shift))
+            return self.autoencoder.draw_data([self._original(w)], noise.to(self.shift))
 
     def log_prob(self, x: Tensor, w: Tensor) -> Tensor:
         """Log p(x | w), in nats; [B]."""

@@ -40,9 +40,14 @@ class DiagonalGaussian:
         """N(0, I) of the shape of x."""
         return cls(torch.zeros_like(x), torch.zeros_like(x))
 
+    @property
+    def std(self) -> Tensor:
+        """exp(log_std), [B, *dims]."""
+        return self.log_std.exp().expand_as(self.mean)
+
     def draw(self, noise: Tensor) -> Tensor:
         """Mean + std noise: a draw, if the noise is standard normal; [B, *dims]."""
-        return torch.addcmul(self.mean, self.log_std.exp().expand_as(self.mean), noise)
+        return torch.addcmul(self.mean, self.std, noise)
 
     def standardised(self, z: Tensor) -> Tensor:
         """(z - mean) / std, the noise of which z is the draw; [B, *dims]."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.checks import check_sizes
 from sde_diffusion.checks.instances import as_instance
-from sde_diffusion.variational.chain import Autoencoder, Inference
+from sde_diffusion.variational.chain import Autoencoder, PosteriorSample
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.inference import INFERENCES, HierarchicalInference
 from sde_diffusion.variational.observation import ObservationModel
@@ -76,15 +76,15 @@ class HierarchicalVAE(Autoencoder):
                     f"inference={shown}; got {count}"
                 )
 
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> PosteriorSample:
         """Draw all latent variables given x; see `LatentVariableModel.infer`."""
         draws = self.inference.draws(self.up, self.posterior, x, noise)
         state, latents = self._top(len(x)), []
         for t in reversed(range(len(draws))):
             latents.append(draws[t](state, DiagonalGaussian.of_outputs(self.prior[t](state))))
             state = self.down[t](state, latents[-1].z)
-        outputs = self.decoded(state)
-        return Inference(latents[::-1], self.observation.log_prob(x, outputs), outputs)
+        outputs = self._with_bias(state)
+        return PosteriorSample(latents[::-1], self.observation.log_prob(x, outputs), outputs)
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw all latent variables from the model, z_1 first."""
@@ -99,7 +99,7 @@ class HierarchicalVAE(Autoencoder):
         state = self._top(len(z[0]))
         for t in reversed(range(len(self.down))):
             state = self.down[t](state, z[t])
-        return self.decoded(state)
+        return self._with_bias(state)
 
     def _top(self, batch: int) -> Tensor:
         return self.top.expand(batch, *self.top.shape)

@@ -90,7 +90,7 @@ def latent_bound(
         each = [seed + number * _APART for number in numbers for seed in seeds]
         found = DENSITIES[density](denoiser, w, seeds=each, **own)  # type: ignore[operator]
         log_p = found.log_prob.to(x.device) - first_stage.log_scale
-        reconstruction = first_stage.log_prob(x.repeat(len(numbers), *(1,) * (x.ndim - 1)), w).double()
+        reconstruction = first_stage.log_prob(repeated(x, len(numbers)), w).double()
         log_q = torch.cat([q.log_prob(one).double() for one in z])
         kl = -entropy.repeat(len(numbers)) - log_p
         return Draws(reconstruction, kl.unsqueeze(0), reconstruction + log_p - log_q, len(numbers) * found.nfe)

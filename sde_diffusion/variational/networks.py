@@ -64,7 +64,8 @@ class MLPHierarchy(HierarchicalVAE):
         width: Width of the hidden layers, and of the deterministic path; positive.
         depth: Residual blocks of each network, at least 0.
         dropout: Probability in the blocks, in [0, 1).
-        path: A deterministic path beside the latent variables; else the model is Markovian, z_T -> ... -> z_1 -> x.
+        deterministic_path: Whether there is one beside the latent variables; else the model is Markovian, z_T -> ... ->
+            z_1 -> x.
         inference: See `HierarchicalVAE`.
         patch: Side of the patches of `PatchDecoder`, for images, of which few are then enough; None: no patches.
 
@@ -81,21 +82,21 @@ class MLPHierarchy(HierarchicalVAE):
         width: int = 256,
         depth: int = 1,
         dropout: float = 0.0,
-        path: bool = True,
+        deterministic_path: bool = True,
         inference: str | HierarchicalInference = "residual",
         patch: int | None = None,
     ) -> None:
         check_kind("observation", observation, ObservationModel)
         sizes = check_latent_dims(latent_dims)
         network = partial(Perceptron, width=width, depth=depth, dropout=dropout)
-        path = check_bool("path", path)
+        path = check_bool("deterministic_path", deterministic_path)
         order: HierarchicalInference = as_instance("inference", inference, INFERENCES, HierarchicalInference)
         hidden, count = [width], len(sizes)
         # Shape of the state before z_t is drawn: s_t.
         states = [hidden] * count if path else [[sizes[t + 1]] for t in range(count - 1)] + [[1]]
         latent_shapes = [[size] for size in sizes]
         to_up, to_posterior = order.in_shapes(shape, latent_shapes, states, hidden)
-        outputs = [observation.outputs, *shape]
+        outputs = [observation.n_outputs, *shape]
         decoder = decoder_of(hidden if path else [sizes[0]], outputs, patch, width, depth, dropout)
         super().__init__(
             up=[network([seen], hidden) for seen in to_up],
@@ -222,7 +223,7 @@ class ConvHierarchy(HierarchicalVAE):
             ],
             prior=[nn.Sequential(block(channels, channels), _small_output(channels, latent_channels)) for _ in places],
             down=down,
-            decoder=_Outputs(block(channels, channels), channels, [observation.outputs, *shape], cut.patch),
+            decoder=_Outputs(block(channels, channels), channels, [observation.n_outputs, *shape], cut.patch),
             observation=observation,
             shape=shape,
             latent_shapes=[[latent_channels, *sizes[place]] for place in places],

@@ -19,15 +19,16 @@ _LEAST_LOG_SCALE, _MOST_LOG_SCALE = -7.0, 20.0
 class ObservationModel(nn.Module, ABC):
     """A distribution p(x | z) of data, independent for each value given a network's outputs [B, outputs, *dims].
 
-    The network is the decoder of an autoencoder, and z may be of any shape and meaning. In a diffusion of the data, z_0
-    is x itself with a known amount of noise, which no network decodes: see `Decoder` (`sde_diffusion.density`).
+    The network is the decoder of an autoencoder, and z may be of any shape and meaning. In a diffusion of the data,
+    x_{t_end} is x itself with a known amount of noise, which no network decodes: see `Decoder`
+    (`sde_diffusion.density`).
 
     Attributes:
-        outputs: Number of outputs of the network for each value of the data.
+        n_outputs: Number of outputs of the network for each value of the data.
         levels: Number of levels, for a probability of discrete data; None for a density of continuous data.
     """
 
-    outputs: int
+    n_outputs: int
     levels: int | None = None
 
     @abstractmethod
@@ -74,12 +75,12 @@ class ObservationModel(nn.Module, ABC):
                 f"{type(observation_for(levels)).__name__}, their default, or model.dequantise=true"
             )
 
-    def starting_outputs(self, x: Tensor) -> Tensor:
+    def marginal_outputs(self, x: Tensor) -> Tensor:
         """Outputs that describe data [N, *dims] without z, [outputs, *dims], from which to start training.
 
         A decoder whose last bias has these values does not first have to learn what is the same for all data.
         """
-        return torch.zeros(self.outputs, *x.shape[1:])
+        return torch.zeros(self.n_outputs, *x.shape[1:])
 
 
 class Categorical(ObservationModel):
@@ -96,7 +97,7 @@ class Categorical(ObservationModel):
 
     def __init__(self, levels: int | None) -> None:
         super().__init__()
-        self.levels = self.outputs = _few(type(self).__name__, levels)
+        self.levels = self.n_outputs = _few(type(self).__name__, levels)
 
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
         """See `ObservationModel.log_prob`; a log-probability."""
@@ -114,8 +115,8 @@ class Categorical(ObservationModel):
         index = (outputs.double().softmax(1).cumsum(1) < uniform).sum(1).clamp(max=self.levels - 1)
         return from_levels(index, self.levels).to(outputs)
 
-    def starting_outputs(self, x: Tensor) -> Tensor:
-        """See `ObservationModel.starting_outputs`: log frequencies of the levels, each counted once more."""
+    def marginal_outputs(self, x: Tensor) -> Tensor:
+        """See `ObservationModel.marginal_outputs`: log frequencies of the levels, each counted once more."""
         counts = level_counts(x, self.levels) + 1
         return (counts / counts.sum(0)).log()
 
@@ -137,7 +138,7 @@ class DiscretizedLogistic(ObservationModel):
         Salimans et al. 2017, "PixelCNN++", section 2.1 (there the difference itself is clamped).
     """
 
-    outputs = 2
+    n_outputs = 2
     levels: int
 
     def __init__(self, levels: int | None) -> None:
@@ -168,8 +169,8 @@ class DiscretizedLogistic(ObservationModel):
         x = (mean + log_scale.exp() * uniform.logit().to(mean)).clamp(-1, 1)
         return from_levels(to_levels(x, self.levels), self.levels).to(x)
 
-    def starting_outputs(self, x: Tensor) -> Tensor:
-        """See `ObservationModel.starting_outputs`: mean and scale of each value, for its standard deviation."""
+    def marginal_outputs(self, x: Tensor) -> Tensor:
+        """See `ObservationModel.marginal_outputs`: mean and scale of each value, for its standard deviation."""
         scale = x.std(0).clamp(min=1 / (self.levels - 1)) * (math.sqrt(3) / math.pi)
         return torch.stack([x.mean(0), scale.log()])
 
@@ -196,7 +197,7 @@ class Gaussian(ObservationModel):
         Rybkin et al. 2021, "Simple and Effective VAE Training with Calibrated Decoders".
     """
 
-    outputs = 1
+    n_outputs = 1
 
     def __init__(self, std: float = 0.5, learned: bool = True) -> None:
         super().__init__()
@@ -216,15 +217,15 @@ class Gaussian(ObservationModel):
         """See `ObservationModel.draw`."""
         return outputs[:, 0] + self.log_std.exp() * noise
 
-    def starting_outputs(self, x: Tensor) -> Tensor:
-        """See `ObservationModel.starting_outputs`."""
+    def marginal_outputs(self, x: Tensor) -> Tensor:
+        """See `ObservationModel.marginal_outputs`."""
         return x.mean(0, keepdim=True)
 
 
 class Bernoulli(ObservationModel):
     """For binary data, -1 and 1: p(1) is the sigmoid of the output. Grey levels are not binary data."""
 
-    outputs, levels = 1, 2
+    n_outputs, levels = 1, 2
 
     def log_prob(self, x: Tensor, outputs: Tensor) -> Tensor:
         """See `ObservationModel.log_prob`; a log-probability."""
@@ -238,8 +239,8 @@ class Bernoulli(ObservationModel):
         """See `ObservationModel.draw`."""
         return torch.where(torch.special.ndtr(noise) < outputs[:, 0].sigmoid(), 1.0, -1.0).to(outputs)
 
-    def starting_outputs(self, x: Tensor) -> Tensor:
-        """See `ObservationModel.starting_outputs`."""
+    def marginal_outputs(self, x: Tensor) -> Tensor:
+        """See `ObservationModel.marginal_outputs`."""
         ones = (x > 0).sum(0, keepdim=True)
         return ((ones + 1) / (len(x) - ones + 1)).log()
 

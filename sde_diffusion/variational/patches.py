@@ -115,7 +115,7 @@ class PatchHierarchy(HierarchicalVAE):
                 _AddedToPatches(of_patches(patch_width + local, patch_width, scale=math.sqrt(SMALL_INIT))),
                 _Select(network([[latent]], [count, patch_width]), 1),
             ],
-            decoder=FromPatches(patch_width, [observation.outputs, *shape], cut.patch),
+            decoder=FromPatches(patch_width, [observation.n_outputs, *shape], cut.patch),
             observation=observation,
             shape=shape,
             latent_shapes=[[local, *size], [latent]],

@@ -36,7 +36,7 @@ class VectorQuantizer(nn.Module):
     of the batch. With several processes the batch is that of all of them, and the codes are the same in each.
 
     Args:
-        codes: K, at least 2.
+        codebook_size: K, at least 2.
         dim: Number of channels of a vector, at least 1.
         decay: Of the moving averages, in [0, 1).
         restart: Average use below which a code is placed anew, at least 0; 0: never.
@@ -53,17 +53,17 @@ class VectorQuantizer(nn.Module):
     sums: Tensor
     started: Tensor
 
-    def __init__(self, codes: int, dim: int, decay: float = 0.99, restart: float = 1.0) -> None:
+    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, restart: float = 1.0) -> None:
         super().__init__()
-        self.codes, self.dim = check_count("codes", codes, least=2), check_count("dim", dim)
+        self.codebook_size, self.dim = check_count("codebook_size", codebook_size, least=2), check_count("dim", dim)
         self.decay, self.restart = as_fraction("decay", decay), as_number("restart", restart)
         if self.decay == 1:
             raise ValueError("decay must be less than 1, or the codes never move")
         if not 0 <= self.restart < math.inf:
             raise ValueError(f"restart must be a finite number of at least 0; got {restart}")
-        self.register_buffer("codebook", torch.zeros(self.codes, self.dim))
-        self.register_buffer("counts", torch.zeros(self.codes))
-        self.register_buffer("sums", torch.zeros(self.codes, self.dim))
+        self.register_buffer("codebook", torch.zeros(self.codebook_size, self.dim))
+        self.register_buffer("counts", torch.zeros(self.codebook_size))
+        self.register_buffer("sums", torch.zeros(self.codebook_size, self.dim))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def forward(self, z: Tensor) -> Quantized:
@@ -94,7 +94,9 @@ class VectorQuantizer(nn.Module):
         return z.movedim(1, -1).reshape(-1, self.dim)
 
     def _begin(self, vectors: Tensor) -> None:
-        fresh = self._some(vectors, self.codes)  # in each step, as asking whether it is the first waits for a GPU
+        fresh = self._some(
+            vectors, self.codebook_size
+        )  # in each step, as asking whether it is the first waits for a GPU
         self.codebook.copy_(torch.where(self.started, self.codebook, fresh))
         self.sums.copy_(torch.where(self.started, self.sums, fresh))
         self.counts.copy_(torch.where(self.started, self.counts, 1.0))
@@ -110,7 +112,7 @@ class VectorQuantizer(nn.Module):
             torch.where(used[:, None], self.sums / self.counts.clamp(min=_LEAST)[:, None], self.codebook)
         )
         dead = self.counts < self.restart
-        fresh = self._some(vectors, self.codes)
+        fresh = self._some(vectors, self.codebook_size)
         self.codebook.copy_(torch.where(dead[:, None], fresh, self.codebook))
         self.sums.copy_(torch.where(dead[:, None], fresh * max(self.restart, 1.0), self.sums))
         self.counts.copy_(torch.where(dead, max(self.restart, 1.0), self.counts))

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.nn.autoencoder import Perceptron
 from sde_diffusion.nn.patches import decoder_of
-from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable
+from sde_diffusion.variational.chain import LatentVariable, PosteriorSample, SingleLatentAutoencoder
 from sde_diffusion.variational.convolutions import conv_networks
 from sde_diffusion.variational.gaussian import DiagonalGaussian
 from sde_diffusion.variational.observation import ObservationModel
 
 
-class VAE(Autoencoder):
+class VAE(SingleLatentAutoencoder):
     """p(z) = N(0, I), p(x | z) given by a decoder network, and q(z | x) = N(mean(x), diag std(x)^2) by an encoder.
 
     The bound is E_q log p(x | z) - KL(q || p), with the KL divergence in closed form.
@@ -40,20 +40,20 @@ class VAE(Autoencoder):
         shape: Sequence[int],
         latent_shape: Sequence[int],
     ) -> None:
-        super().__init__(decoder, observation, shape, [latent_shape])
+        super().__init__(decoder, observation, shape, latent_shape)
         self.encoder = encoder
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """q(z | x)."""
         return DiagonalGaussian.of_outputs(self.encoder(x))
 
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> PosteriorSample:
         """Draw z given x; see `LatentVariableModel.infer`."""
         q = self.encode(x)
         z = q.draw(noise[0])
         latent = LatentVariable(z, q, DiagonalGaussian.standard_like(z), closed=True)
-        outputs = self.decoded(z)
-        return Inference([latent], self.observation.log_prob(x, outputs), outputs)
+        outputs = self._with_bias(z)
+        return PosteriorSample([latent], self.observation.log_prob(x, outputs), outputs)
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw z from N(0, I): the noise itself."""
@@ -61,7 +61,7 @@ class VAE(Autoencoder):
 
     def outputs(self, z: Sequence[Tensor]) -> Tensor:
         """The decoder's outputs for z."""
-        return self.decoded(z[0])
+        return self._with_bias(z[0])
 
 
 class MLPVAE(VAE):
@@ -94,7 +94,7 @@ class MLPVAE(VAE):
         latent_dim = check_count("latent_dim", latent_dim)
         check_kind("observation", observation, ObservationModel)
         encoder = Perceptron([shape], [2 * latent_dim], width, depth, dropout)
-        decoder = decoder_of([latent_dim], [observation.outputs, *shape], patch, width, depth, dropout)
+        decoder = decoder_of([latent_dim], [observation.n_outputs, *shape], patch, width, depth, dropout)
         super().__init__(encoder, decoder, observation, shape, [latent_dim])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.variational.chain import Autoencoder, Inference, LatentVariable
+from sde_diffusion.variational.chain import LatentVariable, PosteriorSample, SingleLatentAutoencoder, UsageCurves
 from sde_diffusion.variational.convolutions import conv_networks
 from sde_diffusion.variational.observation import ObservationModel
-from sde_diffusion.variational.quantizer import VectorQuantizer
+from sde_diffusion.variational.quantizer import VectorQuantizer, perplexity
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class UniformCodes:
     """p(z): at each place, each of K codes has the probability 1 / K.
 
     Attributes:
-        codes: K.
+        codebook_size: K.
     """
 
-    codes: int
+    codebook_size: int
 
     def log_prob(self, z: Tensor) -> Tensor:
         """-(number of places) log K, in nats, for codes z [B, dim, *places]; [B]."""
-        return z.new_full(z.shape[:1], -math.prod(z.shape[2:]) * math.log(self.codes))
+        return z.new_full(z.shape[:1], -math.prod(z.shape[2:]) * math.log(self.codebook_size))
 
     def standardised(self, z: Tensor) -> None:
         """None: codes have no coordinates that are standard normal."""
@@ -45,6 +45,11 @@ class NearestCodes:
 
     mean: Tensor
 
+    @property
+    def std(self) -> Tensor:
+        """Zeros, [B, dim, *places]."""
+        return torch.zeros_like(self.mean)
+
     def draw(self, noise: Tensor) -> Tensor:
         """The vectors themselves; the noise is not used."""
         return self.mean
@@ -59,7 +64,7 @@ class NearestCodes:
 
     def kl_terms(self, other: UniformCodes) -> Tensor:
         """log K for each place, in nats; [B, *places]."""
-        return torch.full_like(self.mean[:, 0], math.log(other.codes))
+        return torch.full_like(self.mean[:, 0], math.log(other.codebook_size))
 
     def entropy(self) -> Tensor:
         """Not defined for the vectors.
@@ -81,7 +86,7 @@ class NearestCodes:
         return type(self)(self.mean.detach())
 
 
-class VQVAE(Autoencoder):
+class VQVAE(SingleLatentAutoencoder):
     """An autoencoder whose latent variable is a code of a codebook at each place.
 
     The encoder's vectors are replaced by the nearest of K codes, whose gradient is passed on to them as it is. With the
@@ -104,6 +109,9 @@ class VQVAE(Autoencoder):
         van den Oord et al. 2017, "Neural Discrete Representation Learning".
     """
 
+    has_entropy = False
+    quantized = True
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -113,35 +121,48 @@ class VQVAE(Autoencoder):
         shape: Sequence[int],
         latent_shape: Sequence[int],
     ) -> None:
-        super().__init__(decoder, observation, shape, [latent_shape])
-        self.encoder, self.quantizer, self.codes = encoder, quantizer, quantizer.codes
+        super().__init__(decoder, observation, shape, latent_shape)
+        self.encoder, self.quantizer = encoder, quantizer
 
     def encode(self, x: Tensor) -> NearestCodes:
         """q(z | x), of which `mean` is the vectors before quantisation."""
         return NearestCodes(self.encoder(x))
 
-    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> Inference:
+    def infer(self, x: Tensor, noise: Sequence[Tensor]) -> PosteriorSample:
         """The codes for x; in training, the codebook moves. The noise is not used."""
         q = self.encode(x)
         z = self.quantizer(q.mean).z
-        latent = LatentVariable(z, q, UniformCodes(self.codes), closed=True)
-        outputs = self.decoded(z)
-        return Inference([latent], self.observation.log_prob(x, outputs), outputs)
+        latent = LatentVariable(z, q, UniformCodes(self.quantizer.codebook_size), closed=True)
+        outputs = self._with_bias(z)
+        return PosteriorSample([latent], self.observation.log_prob(x, outputs), outputs, q.commitment(z))
 
     def generate(self, noise: Sequence[Tensor]) -> list[Tensor]:
         """Draw each code uniformly, by the first channel of the noise."""
         uniform = torch.special.ndtr(noise[0][:, 0].double())
-        index = (self.codes * uniform).long().clamp(max=self.codes - 1)
+        size = self.quantizer.codebook_size
+        index = (size * uniform).long().clamp(max=size - 1)
         return [self.quantizer.lookup(index)]
 
     def outputs(self, z: Sequence[Tensor]) -> Tensor:
         """The decoder's outputs for the codes nearest to z."""
         index = self.quantizer.index_of(z[0])
-        return self.decoded(self.quantizer.lookup(index).to(z[0]))
+        return self._with_bias(self.quantizer.lookup(index).to(z[0]))
 
-    def code_counts(self, found: Inference) -> Tensor:
+    def usage(self, found: PosteriorSample) -> dict[str, Tensor]:
         """How often each code was drawn, int64 [K]."""
-        return torch.bincount(self.quantizer.index_of(found.latents[0].z).flatten(), minlength=self.codes)
+        index = self.quantizer.index_of(found.latents[0].z).flatten()
+        return {"counts": torch.bincount(index, minlength=self.quantizer.codebook_size)}
+
+    def usage_metrics(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Share of the codes that were used, and the perplexity of their frequencies."""
+        counts = sums["counts"]
+        return {"codes_used": (counts > 0).float().mean(), "perplexity": perplexity(counts)}
+
+    def usage_curves(self) -> UsageCurves:
+        """Of these metrics, as the KL divergence is constant."""
+        size, labels = self.quantizer.codebook_size, {"codes_used": "codes used", "perplexity": "perplexity"}
+        what = "how many codes are used, and their perplexity"
+        return UsageCurves("codes", labels, f"codes, of {size}", what, {"codes_used": size}, 1.05 * size)
 
 
 class ConvVQVAE(VQVAE):
@@ -150,7 +171,7 @@ class ConvVQVAE(VQVAE):
     Args:
         shape: Shape of the data, [C, H, W].
         observation: p(x | z) given the decoder's outputs.
-        codes: Number of codes K, at least 2.
+        codebook_size: Number of codes K, at least 2.
         latent_channels: Number of channels of a code, at least 1.
         channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
         blocks: Residual blocks at each resolution, at least 1.
@@ -168,7 +189,7 @@ class ConvVQVAE(VQVAE):
         self,
         shape: Sequence[int],
         observation: ObservationModel,
-        codes: int = 256,
+        codebook_size: int = 256,
         latent_channels: int = 4,
         channels: Sequence[int] = (16, 32, 32),
         blocks: int = 1,
@@ -179,5 +200,5 @@ class ConvVQVAE(VQVAE):
     ) -> None:
         settings = (channels, blocks, dropout, patch, "an autoencoder with continuous latents, model=vae")
         encoder, decoder, latent_shape = conv_networks(shape, observation, latent_channels, 1, *settings)
-        quantizer = VectorQuantizer(codes, latent_channels, decay, restart)
+        quantizer = VectorQuantizer(codebook_size, latent_channels, decay, restart)
         super().__init__(encoder, decoder, quantizer, observation, shape, latent_shape)

@@ -17,7 +17,12 @@ OF = ("of=reconstructions", "n=200", "metrics=[frechet,memorisation]", "batch_si
 def first_stage(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first_stage") / "run"
     tiny = [word for word in TINY if not word.startswith(("network.", "sampler"))]
-    settings = ("model=vq", "model.autoencoder.channels=[8,8]", "model.autoencoder.codes=16", f"hydra.run.dir={folder}")
+    settings = (
+        "model=vq",
+        "model.autoencoder.channels=[8,8]",
+        "model.autoencoder.codebook_size=16",
+        f"hydra.run.dir={folder}",
+    )
     done = command("train", *tiny, *settings, cwd=folder.parent)
     assert done.status == 0, done.err
     assert "codes.png        how many codes are used, and their perplexity" in done.out

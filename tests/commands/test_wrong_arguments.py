@@ -86,7 +86,7 @@ WORKS = {
     },
     "FirstStage": {"autoencoder": sd.variational.MLPVAE([3], sd.variational.Gaussian(), 3, 8, 0)},
     "DiffusionChain": {"denoiser": GAUSS, "shape": [3], "steps": 3},
-    "VectorQuantizer": {"codes": 4, "dim": 2},
+    "VectorQuantizer": {"codebook_size": 4, "dim": 2},
     "latent_bound": {
         "first_stage": sd.FirstStage(sd.variational.MLPVAE([3], sd.variational.Gaussian(), 3, 8, 0)),
         "denoiser": NET,

@@ -59,16 +59,16 @@ def test_where_it_stands():
     """Noise an eighth of the levels' distance, whatever the path: levels are still told apart."""
     for sde in PATHS.values():
         for levels in (2, 17):
-            t = LevelDecoder(levels).place(sde)
+            t = LevelDecoder(levels).default_t_end(sde)
             assert float(sde.sigma(t) / sde.alpha(t)) == pytest.approx(2 / (levels - 1) / 8, rel=1e-9)
-            for place in LevelDecoder(levels).places(sde):
+            for place in LevelDecoder(levels).candidate_t_ends(sde):
                 assert sde.t_min <= place < sde.t_max
-        assert GaussianDecoder().place(sde) == sde.t_min
-    assert LevelDecoder(256).place(RectifiedFlow(t_min=0.1)) == 0.1
+        assert GaussianDecoder().default_t_end(sde) == sde.t_min
+    assert LevelDecoder(256).default_t_end(RectifiedFlow(t_min=0.1)) == 0.1
     index = torch.randint(17, (200, 8), generator=torch.Generator().manual_seed(0))
     noise = torch.randn(200, 8, generator=torch.Generator().manual_seed(1)).double()
     sde = PATHS["cosine"]
-    lost = LevelDecoder(17).expected(sde, LevelDecoder(17).place(sde), from_levels(index, 17).double(), noise)
+    lost = LevelDecoder(17).expected(sde, LevelDecoder(17).default_t_end(sde), from_levels(index, 17).double(), noise)
     assert 0 <= -float(lost.mean()) / (8 * math.log(2)) < 1e-3
 
 

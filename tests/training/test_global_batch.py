@@ -13,7 +13,7 @@ from torch import multiprocessing
 from sde_diffusion.distributed import process_count, summed
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.training import AdaptiveTimes, BetaELBO
-from sde_diffusion.variational import DiagonalGaussian, Inference, LatentVariable, VectorQuantizer
+from sde_diffusion.variational import DiagonalGaussian, LatentVariable, PosteriorSample, VectorQuantizer
 
 X = torch.randn(32, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 T = torch.linspace(1e-3, 1, 32, dtype=torch.float64)
@@ -61,7 +61,7 @@ def free_nats(x: torch.Tensor) -> torch.Tensor:
     The mean KL divergences of the halves are 2.39 and 2.36: 2.38 free nats are more than that of all, 2.375.
     """
     q, p = (DiagonalGaussian(mean, torch.zeros_like(mean)) for mean in (1.2 * x, torch.zeros_like(x)))
-    found = Inference([LatentVariable(q.mean, q, p, closed=True)], torch.zeros(len(x), dtype=torch.float64))
+    found = PosteriorSample([LatentVariable(q.mean, q, p, closed=True)], torch.zeros(len(x), dtype=torch.float64))
     return summed(BetaELBO(free_nats=2.38).loss(found, x).mean()) / process_count()
 
 

@@ -22,7 +22,6 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import DPMSolver
 from sde_diffusion.training import EMA, GenerativeModel, LatentModel
 from sde_diffusion.training.checkpoint_io import SealedCheckpointIO
-from sde_diffusion.training.first_stage import from_description
 from sde_diffusion.variational import VAE, Categorical, ConvVQVAE, FirstStage, latent_noise
 
 NETWORK = {"_target_": "sde_diffusion.nn.MLP", "shape": [3], "width": 16, "depth": 1, "embedding_dim": 8}
@@ -163,7 +162,7 @@ def test_what_is_no_first_stage_for_the_data_is_refused(vae, tmp_path):
         with pytest.raises(UserError, match=words):
             make(vae, data={**data, **change})
         with pytest.raises(UserError, match=words.replace("digits", "data")):
-            from_description(make(vae).hparams["first_stage"], {**data, **change})
+            make(make(vae).hparams["first_stage"], data={**data, **change})
     network = {**NETWORK, "shape": [1, 8, 8]}
     score = run(make_model(network, data=data), tmp_path, 1)
     with pytest.raises(UserError, match="contains a ScoreModel, which is no autoencoder: latent diffusion needs"):
@@ -196,7 +195,7 @@ def test_shift_and_scale_are_those_of_dequantised_data(monkeypatch):
 
 def test_the_next_commands_are_those_that_the_model_can_run(vae, caplog):
     """Latent variables that are codes have no bound."""
-    codes = ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=3, channels=[4, 4, 4, 4])
+    codes = ConvVQVAE([1, 8, 8], Categorical(17), codebook_size=4, latent_channels=3, channels=[4, 4, 4, 4])
     network = {**NETWORK, "shape": [3, 1, 1]}
     of_codes = LatentModel({**DENOISER, "network": network}, OBJECTIVE, FirstStage(codes), data=digits().describe())
     for model, commands in ((make(vae), ["sample", "evaluate", "likelihood"]), (of_codes, ["sample", "evaluate"])):

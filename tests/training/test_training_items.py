@@ -79,7 +79,7 @@ def test_items_are_evenly_spaced_over_the_training_split():
 
 def test_a_variational_model_begins_at_the_frequencies_of_sorted_data():
     model = begin(VariationalModel(MLPVAE([2], Categorical(2), latent_dim=1, width=4)), Sorted())
-    torch.testing.assert_close(model.autoencoder.start.softmax(0), torch.full((2, 2), 0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(model.autoencoder.output_bias.softmax(0), torch.full((2, 2), 0.5), atol=1e-3, rtol=0)
 
 
 def test_the_objective_of_an_autoencoder_gets_the_data_too():

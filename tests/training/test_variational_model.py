@@ -49,7 +49,7 @@ def test_it_learns_more_than_the_frequencies_of_each_pixel(trained):
     """It begins at their bound, 2.40 bits per dimension, and validates by the evidence lower bound."""
     model, data, _, metrics = trained
     x = data.split("val").tensor()
-    start = model.autoencoder.start.expand(len(x), *model.autoencoder.start.shape)
+    start = model.autoencoder.output_bias.expand(len(x), *model.autoencoder.output_bias.shape)
     alone = -float(model.autoencoder.observation.log_prob(x, start).mean()) / 64
     found = bound(model.autoencoder.eval(), x, 20)
     bits = -float(found.log_prob.mean()) / 64 / math.log(2)
@@ -92,7 +92,7 @@ def test_its_pictures(trained, monkeypatch):
     levels = torch.linspace(-1, 1, 17).view(17, 1, 1, 1)
 
     def decoded(z):
-        return ((vae.decoder(z) + vae.start).softmax(1) * levels).sum(1)
+        return ((vae.decoder(z) + vae.output_bias).softmax(1) * levels).sum(1)
 
     reconstructions, items = drawn["reconstructions"]
     torch.testing.assert_close(reconstructions, decoded(mean))

@@ -33,7 +33,7 @@ STD = torch.tensor([0.2, 0.7, 1.3], dtype=torch.float64)
 
 
 class ExactDecoder(Decoder):
-    """p(x | z_0) of data N(MEAN, STD^2), by Bayes' rule."""
+    """p(x | x_{t_end}) of data N(MEAN, STD^2), by Bayes' rule."""
 
     def log_prob(self, sde: SDE, t_end: float, x: Tensor, z: Tensor) -> Tensor:
         r2 = (sde.sigma(t_end) / sde.alpha(t_end)) ** 2

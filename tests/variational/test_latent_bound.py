@@ -66,7 +66,7 @@ def test_shift_and_scale_are_those_of_the_aggregate(stage):
     assert ((stage.shift.flatten() - SHIFT).abs() < 4 * std / 20_000**0.5).all()
     assert ((stage.scale.flatten() / std - 1).abs() < 4 / (2 * 20_000) ** 0.5).all()
     assert stage.log_scale == pytest.approx(2 * float(stage.scale.log().sum()))
-    w = stage.draw(data(20_000), torch.randn(20_000, *SHAPE, dtype=torch.float64))
+    w = stage.draw_latents(data(20_000), torch.randn(20_000, *SHAPE, dtype=torch.float64))
     torch.testing.assert_close(w.var((0, 2)), torch.ones(3, dtype=torch.float64), atol=0.03, rtol=0)
 
 
@@ -140,6 +140,10 @@ class Point:
 
     mean: Tensor
 
+    @property
+    def std(self) -> Tensor:
+        return torch.zeros_like(self.mean)
+
     def draw(self, noise: Tensor) -> Tensor:
         return self.mean
 
@@ -148,6 +152,8 @@ class Point:
 
 
 class Deterministic(MLPVAE):
+    has_entropy = False
+
     def encode(self, x: Tensor) -> Point:
         return Point(super().encode(x).mean)
 

@@ -24,7 +24,7 @@ def all_levels(model) -> torch.Tensor:
 def test_probabilities_of_all_levels_sum_to_one(model):
     generator = torch.Generator().manual_seed(0)
     x = all_levels(model)
-    outputs = 3 * torch.randn(50, model.outputs, 1, generator=generator, dtype=torch.float64)
+    outputs = 3 * torch.randn(50, model.n_outputs, 1, generator=generator, dtype=torch.float64)
     total = torch.stack([model.log_prob(value.expand(50, 1), outputs) for value in x]).logsumexp(0)
     torch.testing.assert_close(total, torch.zeros_like(total), atol=1e-12, rtol=0)
 
@@ -34,7 +34,7 @@ def test_draws_have_the_distributions_mean(model):
     """Within 4.5 standard errors of 40,000 draws: false alarms 1e-5 for each of 3 outputs."""
     n = 40_000
     generator = torch.Generator().manual_seed(1)
-    outputs = 0.7 * torch.randn(1, model.outputs, 3, generator=generator, dtype=torch.float64) - 0.2
+    outputs = 0.7 * torch.randn(1, model.n_outputs, 3, generator=generator, dtype=torch.float64) - 0.2
     noise = torch.randn(n, 3, generator=generator, dtype=torch.float64)
     drawn = model.draw(outputs.expand(n, -1, -1), noise)
     if isinstance(model, DiscretizedLogistic):  # its mean is that of the levels, not the location
@@ -66,10 +66,10 @@ def test_the_logistic_keeps_its_digits(mean, log_scale):
 
 
 @pytest.mark.parametrize("model", [*ON_LEVELS, Gaussian(0.4)], ids=lambda model: type(model).__name__)
-def test_starting_outputs_describe_data_better_than_none(model):
+def test_marginal_outputs_describe_data_better_than_none(model):
     generator = torch.Generator().manual_seed(2)
     x = all_levels(model)[torch.randint(0, 2, (200, 3), generator=generator)]
-    start = model.starting_outputs(x).double()
+    start = model.marginal_outputs(x).double()
     by_start = model.log_prob(x, start.expand(200, *start.shape)).mean()
     by_zero = model.log_prob(x, torch.zeros(200, *start.shape, dtype=torch.float64)).mean()
     assert by_start > by_zero

@@ -71,4 +71,4 @@ def test_convolutions_are_for_images(kind, other):
 @pytest.mark.parametrize("objective", [BetaELBO(), ImportanceWeighted(4, "standard")])
 def test_codes_need_a_commitment_term(objective):
     with pytest.raises(UserError, match=f"{type(objective).__name__} has no commitment term.*: use objective=vq"):
-        objective.check(ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4]))
+        objective.check(ConvVQVAE([1, 8, 8], Categorical(17), codebook_size=4, latent_channels=2, channels=[4]))

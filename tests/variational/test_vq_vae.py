@@ -67,7 +67,7 @@ def test_the_commitment_reaches_the_encoder_and_not_the_codes():
 def test_it_is_a_first_stage():
     """`encode` gives the vectors before quantisation, and `decode` quantises; samples have uniform codes."""
     torch.manual_seed(0)
-    model = ConvVQVAE([1, 6, 6], Categorical(5), codes=8, latent_channels=3, channels=[8, 8], patch=2)
+    model = ConvVQVAE([1, 6, 6], Categorical(5), codebook_size=8, latent_channels=3, channels=[8, 8], patch=2)
     x = torch.randint(0, 5, (40, 1, 6, 6)) / 2 - 1.0
     model.train().infer(x, [])
     model.eval()
@@ -78,7 +78,7 @@ def test_it_is_a_first_stage():
     assert not torch.equal(codes, z.mean)
     torch.testing.assert_close(model.decode([z.mean]), model.decode([codes]))
     torch.testing.assert_close(model.infer(x, []).log_prob, model.observation.log_prob(x, model.outputs([z.mean])))
-    assert int(model.code_counts(model.infer(x, [])).sum()) == 160
+    assert int(model.usage(model.infer(x, []))["counts"].sum()) == 160
     drawn = model.generate([torch.randn(2000, 3, 2, 2)])[0]
     shares = torch.bincount(model.quantizer.index_of(drawn).flatten(), minlength=8) / 8000
     assert float((shares - 1 / 8).abs().max()) < 5 * math.sqrt(1 / 8 * 7 / 8 / 8000)  # false alarms: 5e-6
@@ -93,7 +93,7 @@ def test_continuous_latents_are_refused():
 
 
 def test_codes_have_no_coordinates_but_information_at_each_place():
-    model = ConvVQVAE([1, 8, 8], Categorical(17), codes=4, latent_channels=2, channels=[4, 4]).eval()
+    model = ConvVQVAE([1, 8, 8], Categorical(17), codebook_size=4, latent_channels=2, channels=[4, 4]).eval()
     found = model.infer(torch.zeros(3, 1, 8, 8), [torch.zeros(3, 2, 4, 4)])
     assert coordinates(found) is None
     (amounts,) = information(found)

@@ -59,7 +59,7 @@ TRAIN = {
     "text minilm": "text=minilm text.layers=1 text.length=16",  # no effect on data without texts
     "no texts": "captions=none data.captions=null",
     "compile": "model.compile=true",
-    "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 "
+    "callbacks": "callbacks.ema.decay=0.9 callbacks.ema.warmup=false callbacks.ema.start_step=2 callbacks.ema.every_n_steps=2 "
     "callbacks.non_finite.every_n_steps=2 callbacks.samples.n=5 callbacks.samples.every_n_validations=2 callbacks.noise_levels.bins=4 "
     "callbacks.progress.refresh_every=1 callbacks.samples.sampler={_target_:sde_diffusion.sampling.DPMSolver,steps:3}",
     "callbacks left out": "callbacks.samples=null callbacks.noise_levels=null callbacks.final_validation=null",
@@ -126,7 +126,8 @@ TRAIN = {
         }.items()
     },
     **{
-        f"denoiser {name}": f"denoiser={name} denoiser.sigma_data=0.6 denoiser.noise_conditioning=step"
+        f"denoiser {name}": f"denoiser={name} denoiser.sigma_data=0.6 denoiser.noise_conditioning=step "
+        "denoiser.input_scale=none denoiser.compute_dtype=bfloat16 denoiser.channels_last=true"
         for name in ("eps", "x0", "velocity", "v", "score", "edm")
     },
     "conditioning on the time": "denoiser=eps denoiser.noise_conditioning=time",

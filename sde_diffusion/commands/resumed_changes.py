@@ -32,6 +32,7 @@ _EXACT = (
     "callbacks.ema.decay",
     "callbacks.ema.warmup",
     "callbacks.ema.start_step",
+    "callbacks.ema.every_n_steps",
     "trainer.precision",
     "trainer.accumulate_grad_batches",
     "trainer.deterministic",

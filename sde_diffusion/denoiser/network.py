@@ -2,8 +2,8 @@ r"""Denoisers made of a raw network F and four scalars.
 
     x0 = c_skip(t) x_t + c_out(t) F(c_in(t) x_t, c_noise(t)),      c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),
 
-so that the network's inputs have unit variance on every path (Karras et al. 2022, section 5). What F predicts is
-determined by (c_skip, c_out), a `Parameterization`.
+so that the network's inputs have unit variance on every path (Karras et al. 2022, section 5), unless another
+`InputScale` is chosen. What F predicts is determined by (c_skip, c_out), a `Parameterization`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checks import as_number
+from sde_diffusion.checks import as_number, check_bool
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.input_scale import INPUT_SCALES, InputScale
 from sde_diffusion.denoiser.noise_conditioning import NOISE_CONDITIONINGS
 from sde_diffusion.denoiser.parameterization import PARAMETERIZATIONS, Parameterization
 from sde_diffusion.denoiser.prediction import Prediction
@@ -46,11 +47,16 @@ class NetworkDenoiser(Denoiser):
         sigma_data: Standard deviation of the data, scaled as the model takes them; positive.
         noise_conditioning: The network's second input c_noise: "log_sigma" (log(sigma/alpha)/4), "step"
             (999 t/t_max), "time" (t), or a function of (sde, t) that returns float64 of the shape of t, [] or [B].
+        input_scale: The factor c_in of its first input: "unit" (as above), "none" (1) or an `InputScale`.
+        compute_dtype: The type in which the network computes, such as "bfloat16", from weights that stay in their own;
+            None: that of the weights, or autocast's. Unlike autocast, all of the network's activations have it.
+        channels_last: Keep the network's weights and its inputs [B, C, H, W] with the channels last in memory, which
+            convolutions in bfloat16 are faster with.
 
     Raises:
         TypeError: If sde is not a path, or network is not a module with `forward(x, t)`.
-        ValueError: If a name is unknown, the prediction is not defined on the path, or sigma_data is not positive or
-            not finite.
+        ValueError: If a name is unknown, the prediction is not defined on the path, sigma_data is not positive or not
+            finite, or compute_dtype is not a type of floating-point numbers.
 
     References:
         Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 7.
@@ -65,6 +71,9 @@ class NetworkDenoiser(Denoiser):
         prediction: str | Parameterization = "edm",
         sigma_data: float = 0.5,
         noise_conditioning: str | Callable[[SDE, Tensor], Tensor] = "log_sigma",
+        input_scale: str | InputScale = "unit",
+        compute_dtype: str | torch.dtype | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         check_sde(sde)
@@ -85,6 +94,11 @@ class NetworkDenoiser(Denoiser):
         self.noise_conditioning: Callable[[SDE, Tensor], Tensor] = as_instance(
             "noise_conditioning", noise_conditioning, NOISE_CONDITIONINGS, Callable, "a function of (sde, t)"
         )
+        self.input_scale: InputScale = as_instance("input_scale", input_scale, INPUT_SCALES, InputScale)
+        self.compute_dtype = _dtype(compute_dtype)
+        self.channels_last = check_bool("channels_last", channels_last)
+        if channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._conditions = conditions_of(network)
         self._takes_time = takes_time(network)
         self._casts_inputs = bool(getattr(network, "casts_inputs", False))
@@ -114,8 +128,10 @@ class NetworkDenoiser(Denoiser):
             raise TypeError(f"the network must have forward(x, t); that of {type(self.network).__name__} takes no time")
         t = float64(t)
         skip, scale = self.parameterization.coefficients(self.sde, t, self.sigma_data)
-        c_in = ((self.sde.alpha(t) * self.sigma_data).square() + self.sde.sigma(t).square()).rsqrt()
+        c_in = self.input_scale(self.sde, t, self.sigma_data)
         x, c_noise = expand(c_in, x_t) * x_t, self.noise_conditioning(self.sde, t)
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         own = None if self._casts_inputs else self._network_dtype()
         # c_noise stays in float32 if possible: half precision has no digits left for 999 t.
         c_noise = on_device(c_noise, x_t.device, own or torch.promote_types(x_t.dtype, torch.float32))
@@ -124,9 +140,19 @@ class NetworkDenoiser(Denoiser):
         if self._takes_noisy_data:
             alpha, sigma = self.sde.alpha(t).clamp(min=1e-12), self.sde.sigma(t)
             conditions = {**conditions, "noisy_data": (x_t / expand(alpha, x_t), sigma / alpha)}
-        output = self.network(x, c_noise, **conditions)
+        if self.compute_dtype is None:
+            output = self.network(x, c_noise, **conditions)
+        else:
+            output = self._computed(x, c_noise, conditions, self.compute_dtype)
         check_output(output, x_t)
         return Prediction(self.sde, x_t, t, output.to(x_t.dtype), skip, scale)
+
+    def _computed(self, x: Tensor, c_noise: Tensor, conditions: Mapping[str, Any], dtype: torch.dtype) -> Any:
+        """The network's output with its weights and inputs in another type, in which gradients reach the weights."""
+        named = chain(self.network.named_parameters(), self.network.named_buffers())
+        weights = {name: value.to(dtype) for name, value in named if value.is_floating_point()}
+        x = x if self._casts_inputs else x.to(dtype)
+        return torch.func.functional_call(self.network, weights, (x, c_noise), dict(conditions))
 
     def extra_repr(self) -> str:
         """The constructor's arguments, without the network."""
@@ -138,6 +164,14 @@ class NetworkDenoiser(Denoiser):
     def _network_dtype(self) -> torch.dtype | None:
         weights = chain(self.network.parameters(), self.network.buffers())
         return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    found: Any = getattr(torch, name, None) if isinstance(name, str) else name
+    floating = isinstance(found, torch.dtype) and found.is_floating_point
+    if name is not None and not floating:
+        raise ValueError(f"compute_dtype must be bfloat16, float16, float32, float64 or None; got {name!r}")
+    return found if floating else None
 
 
 def _name(value: object, table: Mapping[str, type]) -> object:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from sde_diffusion.checks.reprs import ShowsArguments
@@ -44,6 +46,35 @@ class PathTime(NoiseConditioning):
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """t."""
         return t
+
+
+class TableStep(NoiseConditioning):
+    """c_noise = i, the place in a table of noise levels, between its entries by linear interpolation in log-SNR.
+
+    A network of N discrete steps was trained at its N noise levels and told their numbers; at level i of the table it
+    is told exactly i, on any path, and beyond the ends of the table the number of the end.
+
+    Args:
+        alphas_bar: The table, alpha_i^2 on a variance-preserving path, falling, each in (0, 1); two or more.
+
+    Raises:
+        ValueError: If the numbers are not such a table.
+    """
+
+    def __init__(self, alphas_bar: Sequence[float]) -> None:
+        table = torch.as_tensor(alphas_bar, dtype=torch.float64)
+        falling = table.ndim == 1 and len(table) > 1 and bool((table.diff() < 0).all())
+        if not (falling and float(table[-1]) > 0 and float(table[0]) < 1):
+            raise ValueError("alphas_bar must be two or more falling numbers between 0 and 1")
+        self.alphas_bar = table.tolist()
+        self._levels = -torch.logit(table)  # minus log-SNR, rising
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """i."""
+        levels = self._levels.to(t.device)
+        level = -sde.log_snr(t)
+        before = torch.searchsorted(levels, level.contiguous(), right=True).sub(1).clamp(0, len(levels) - 2)
+        return (before + (level - levels[before]) / (levels[before + 1] - levels[before])).clamp(0, len(levels) - 1)
 
 
 NOISE_CONDITIONINGS: dict[str, type[NoiseConditioning]] = {"log_sigma": LogSigma, "step": StepNumber, "time": PathTime}

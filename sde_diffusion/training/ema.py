@@ -18,8 +18,10 @@ from sde_diffusion.checks import as_fraction, check_bool, check_count
 class EMA(WeightAveraging):
     r"""average <- d average + (1 - d) weights after each optimizer step, d = min(decay, (1 + n) / (10 + n)).
 
-    n counts the updates, so that the first weights are soon forgotten. Validation and checkpoints use the average: it
-    is the `state_dict` of a checkpoint; `current_model_state` has the raw weights, from which training continues.
+    n counts the steps, so that the first weights are soon forgotten. With every_n_steps = k, the weights of each k-th
+    step are averaged with the product of k such decays: nearly the same, as weights change little in k steps, at a k-th
+    of the cost. Validation and checkpoints use the average: it is the `state_dict` of a checkpoint;
+    `current_model_state` has the raw weights, from which training continues.
 
     It corrects the parent class in these points: the average is moved to the model's device; an update is one
     multi-tensor operation without host synchronisation; before `start_step` the average equals the current weights, not
@@ -30,19 +32,21 @@ class EMA(WeightAveraging):
         decay: Largest decay, in [0, 1]; 0.9999 for long runs (VP), 0.999 for short ones and for VE.
         warmup: Whether d increases as above; False: d = decay.
         start_step: Optimizer step at which averaging begins, at least 0.
+        every_n_steps: Optimizer steps between updates, at least 1.
 
     Raises:
-        ValueError: If decay lies outside [0, 1] or start_step is negative.
+        ValueError: If decay lies outside [0, 1], start_step is negative, or every_n_steps less than 1.
 
     References:
         The warm-up is that of the code of Song et al. 2021 and Ho et al. 2020.
     """
 
-    def __init__(self, decay: float = 0.999, warmup: bool = True, start_step: int = 0) -> None:
+    def __init__(self, decay: float = 0.999, warmup: bool = True, start_step: int = 0, every_n_steps: int = 1) -> None:
         super().__init__(use_buffers=False)
         self.decay = as_fraction("decay", decay)
         self.warmup = check_bool("warmup", warmup)
         self.start_step = check_count("start_step", start_step, least=0)
+        self.every_n_steps = check_count("every_n_steps", every_n_steps)
         self.updates = 0
         self._swapped = False
         self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -67,7 +71,7 @@ class EMA(WeightAveraging):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update the average if an optimizer step was taken."""
-        if trainer.global_step <= self._latest_update_step:
+        if trainer.global_step < self._latest_update_step + self.every_n_steps:
             return
         self._latest_update_step = trainer.global_step
         _lerp(self._next_decay(trainer.global_step))(*self._pairs, 0)
@@ -75,8 +79,11 @@ class EMA(WeightAveraging):
     def _next_decay(self, step: int) -> float:
         if step <= self.start_step:
             return 0.0
-        self.updates += 1
-        return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        decay = 1.0
+        for _ in range(self.every_n_steps):
+            self.updates += 1
+            decay *= min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        return decay
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Use the average for validation."""

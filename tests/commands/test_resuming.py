@@ -155,6 +155,7 @@ COUNTS: dict[str, tuple[Any, Any]] = {
     "callbacks.ema.decay": (0.5, attribute("callback ema")),
     "callbacks.ema.warmup": (False, attribute("callback ema")),
     "callbacks.ema.start_step": (9, attribute("callback ema")),
+    "callbacks.ema.every_n_steps": (3, attribute("callback ema")),
     "callbacks.non_finite.every_n_steps": (9, attribute("callback non_finite")),
     "callbacks.noise_levels.folder": ("elsewhere", lambda seen, _: str(seen.callback("noise_levels").folder)),
     "callbacks.schedule.folder": ("elsewhere", lambda seen, _: str(seen.callback("schedule").folder)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_positive, check_count
 from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sde import SDE
 
@@ -38,6 +40,36 @@ class StepNumber(NoiseConditioning):
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """999 t / t_max."""
         return 999 * t / sde.t_max
+
+
+class ReversedStepNumber(NoiseConditioning):
+    """c_noise = (n - 1) (1 - t / t_max), NCSN's level number, counted from the noisy end (Song & Ermon 2019).
+
+    Args:
+        n: Number of levels, at least 2.
+    """
+
+    def __init__(self, n: int = 1000) -> None:
+        self.n = check_count("n", n, least=2)
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """(n - 1) (1 - t / t_max)."""
+        return (self.n - 1) * (1 - t / sde.t_max)
+
+
+class LogNoiseLevel(NoiseConditioning):
+    """c_noise = log(factor sigma / alpha), as NCSN++ takes it.
+
+    Args:
+        factor: Positive; 1/2 for a network that was trained on images on [0, 1], where noise is half of that on [-1, 1].
+    """
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = as_positive("factor", factor)
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """log(factor sigma / alpha)."""
+        return math.log(self.factor) - sde.log_snr(t).clamp(-80, 80) / 2
 
 
 class PathTime(NoiseConditioning):

@@ -43,6 +43,8 @@ def write(folder: Path, description: Description, denoiser: NetworkDenoiser, wei
     """
     scheduler = scheduler_of(denoiser)
     config = network_config(description.denoiser["network"], denoiser.network)
+    if config["out_channels"] > config["in_channels"]:
+        scheduler["variance_type"] = "learned_range"
     names = exported(weights, table_for(settings_of(config, folder)))
     pipeline = "ScoreSdeVePipeline" if scheduler["_class_name"] == "ScoreSdeVeScheduler" else "DDPMPipeline"
     index = {

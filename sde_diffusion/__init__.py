@@ -102,6 +102,7 @@ _EXPORTS = {
         "ScoreModel",
         "EMA",
     ),
+    "sde_diffusion.pretrained": ("Pretrained",),
     "sde_diffusion.errors": ("UserError",),
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -147,6 +148,7 @@ if TYPE_CHECKING:
         PosteriorDenoiser,
     )
     from sde_diffusion.nn import MLP, UNet
+    from sde_diffusion.pretrained import Pretrained
     from sde_diffusion.sampling import (
         AncestralSampler,
         AnnealedLangevin,

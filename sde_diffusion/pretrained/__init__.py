@@ -5,5 +5,6 @@ Files are read as data, never as code: safetensors, and torch files with weights
 
 from sde_diffusion.pretrained.description import Description
 from sde_diffusion.pretrained.pretrained import Pretrained
+from sde_diffusion.pretrained.sources import recognises
 
-__all__ = ["Description", "Pretrained"]
+__all__ = ["Description", "Pretrained", "recognises"]

@@ -61,7 +61,7 @@ class LogNoiseLevel(NoiseConditioning):
     """c_noise = log(factor sigma / alpha), as NCSN++ takes it.
 
     Args:
-        factor: Positive; 1/2 for a network that was trained on images on [0, 1], where noise is half of that on [-1, 1].
+        factor: Positive; 1/2 for a network of images on [0, 1], where noise is half of that on [-1, 1].
     """
 
     def __init__(self, factor: float = 1.0) -> None:

@@ -38,9 +38,7 @@ class GroupNorm(nn.GroupNorm):
         return out
 
 
-def group_norm(
-    channels: int, *, affine: bool = True, eps: float = 1e-6, groups: int | None = None
-) -> nn.GroupNorm:
+def group_norm(channels: int, *, affine: bool = True, eps: float = 1e-6, groups: int | None = None) -> nn.GroupNorm:
     """A group norm for any number of channels: at most 32 groups, of at least 4 channels if there are 4.
 
     The number of groups, unless it is given, is the largest common divisor of channels and min(32, channels // 4), at

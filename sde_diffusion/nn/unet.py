@@ -171,7 +171,9 @@ class UNet(Network):
         skips = [width]  # channels of what the encoder leaves for the decoder
         for resolution, out in enumerate(widths):
             if resolution:
-                self.down.append(resampler(width, width) if by_blocks else ConvolutionDown(width, style, resampling != "convolution"))
+                self.down.append(
+                    resampler(width, width) if by_blocks else ConvolutionDown(width, style, resampling != "convolution")
+                )
                 if pyramid is not None:
                     self.pyramid.append(pyramid(inputs, width, style))
                     inputs = self.pyramid[-1].out_channels

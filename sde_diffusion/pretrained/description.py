@@ -52,7 +52,7 @@ def labels(n_classes: int) -> Settings:
 
 
 def data_of(path: Path, shape: Sequence[int]) -> Settings:
-    """The data of a network of images [C, H, W]: 256 levels for 1 or 3 channels, else latent variables without units."""
+    """The data of a network of images [C, H, W]: on 256 levels for 1 or 3 channels, else latent variables."""
     return {
         "name": path.absolute().stem,
         "shape": list(shape),

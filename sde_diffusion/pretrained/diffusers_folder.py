@@ -103,7 +103,8 @@ def network_config(settings: Mapping[str, Any], network: nn.Module) -> Settings:
     }
     back = _complete(settings_of(config, "its nearest network in diffusers"))
     other = [name for name in given if name not in IGNORED and given[name] != back[name]]
-    other += ["norm_groups"] * (len(groups) > 1 and not fourier) + ["stem_channels"] * (network.input.out_channels != widths[0])
+    other += ["norm_groups"] * (len(groups) > 1 and not fourier)
+    other += ["stem_channels"] * (network.input.out_channels != widths[0])
     other += ["head_channels"] * bool(_uneven(given, widths))
     other += ["conditions"] * bool(set(network.conditioning.conditions) - {"label"})
     if other:
@@ -151,7 +152,7 @@ def scheduler_of(denoiser: NetworkDenoiser) -> Settings:
         }
     raise UserError(
         f"diffusers has no schedule for this denoiser ({denoiser.extra_repr()}): its networks see x_t itself "
-        "(denoiser.input_scale=none, or sigma_data=1 on a variance-preserving path) and are told step numbers 0 ... 999 "
+        "(denoiser.input_scale=none, or sigma_data=1 on a variance-preserving path), are told step numbers 0 ... 999 "
         "(denoiser.noise_conditioning=step), and predict eps, x0 or v; format='safetensors' writes any denoiser"
     )
 
@@ -179,7 +180,10 @@ def _complete(settings: Mapping[str, Any]) -> Settings:
     if whole["embedding"] in tuple(names):
         first, endpoint = names[whole["embedding"]]
         whole["embedding"] = {
-            "_target_": "sde_diffusion.nn.TimestepEmbedding", "dim": dim, "cos_first": first, "endpoint": endpoint,
+            "_target_": "sde_diffusion.nn.TimestepEmbedding",
+            "dim": dim,
+            "cos_first": first,
+            "endpoint": endpoint,
         }
     if not (whole["n_classes"] or whole["conditions"]):
         whole["condition_place"] = "output"  # of nothing

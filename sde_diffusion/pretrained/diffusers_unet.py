@@ -128,8 +128,10 @@ def settings_of(given: Mapping[str, Any], path: object) -> Settings:
     if down != names or up != mirrored:
         problems.append(f"down_block_types={down} with up_block_types={up}")
     if bool(config["add_attention"]) != any(attends):
-        problems.append(f"add_attention={config['add_attention']} where {'some' if any(attends) else 'no'} blocks attend")
-    widths = list(config["block_out_channels"])
+        problems.append(
+            f"add_attention={config['add_attention']} where {'some' if any(attends) else 'no'} blocks attend"
+        )
+    widths: list[int] = list(given.get("block_out_channels") or DEFAULTS["block_out_channels"])
     if len(widths) != len(down):
         problems.append(f"block_out_channels={widths} for {len(down)} blocks")
     outputs = config["out_channels"] // config["in_channels"]

@@ -64,7 +64,7 @@ def inside(ours: str, theirs: str, table: Mapping[str, Module]) -> Table:
 
 
 def located(keys: Iterable[str], table: Mapping[str, Module]) -> dict[str, tuple[Module, str]]:
-    """For each key of our weights, the module in the file, and "weight" or "bias"; keys that are not there are left out."""
+    """For each key of our weights that the file has, the module there, and the name of the parameter."""
     found = {}
     for key in keys:
         name, _, parameter = key.rpartition(".")
@@ -102,7 +102,9 @@ def imported(
     places = located(wanted, table)
     needed = {key: module.keys(parameter) for key, (module, parameter) in places.items()}
     used = {name for names in needed.values() for name in names}
-    _check({"missing": [n for n in sorted(used) if n not in weights], "extra": [n for n in weights if n not in used]}, path)
+    _check(
+        {"missing": [n for n in sorted(used) if n not in weights], "extra": [n for n in weights if n not in used]}, path
+    )
     found, wrong = {}, []
     for key, names in needed.items():
         module, parameter = places[key]

@@ -42,7 +42,9 @@ def read(folder: Path) -> Found:
     try:
         description = Description(**config["description"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG} does not describe a denoiser ({error}): copy the whole folder again") from None
+        raise UserError(
+            f"{folder / CONFIG} does not describe a denoiser ({error}): copy the whole folder again"
+        ) from None
     weights, files = weights_in(folder)
     return Found(description, weights, None, files)
 

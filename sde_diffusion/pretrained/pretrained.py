@@ -113,8 +113,8 @@ class Pretrained(NetworkDenoiser):
         fixed = isinstance(denoiser, NetworkDenoiser) and not denoiser.sde.learned
         if described is None or not fixed or list(model.state_shape) != list(model.data.get("shape", ())):
             raise UserError(
-                f"a {type(model).__name__} like this one is not written for other programs: that takes a network denoiser "
-                "of the data, on a path without parameters, made from configurations"
+                f"a {type(model).__name__} like this one is not written for other programs: that takes a network "
+                "denoiser of the data, on a path without parameters, made from configurations"
             )
         description = Description(
             "sde_diffusion",

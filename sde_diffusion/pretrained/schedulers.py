@@ -26,7 +26,7 @@ DEFAULTS: Settings = {
 }
 
 SMALLEST = 2.0**-24
-"""The largest last alpha_bar in place of that of a table that ends without signal (zero terminal SNR), as in diffusers."""
+"""The most that replaces the last alpha_bar of a table that ends without signal (zero terminal SNR)."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def diffusion_of(config: Mapping[str, Any], path: object) -> Diffusion:
         raise UserError(f"{path}: prediction_type={kind} is not known; those that are: {', '.join(PREDICTIONS)}")
     if kind == "epsilon" and no_signal:
         raise UserError(
-            f"{path}: the schedule ends without signal (zero terminal SNR), where a prediction of the noise says nothing "
-            "about the data: such networks predict v_prediction or sample"
+            f"{path}: the schedule ends without signal (zero terminal SNR), where a prediction of the noise says "
+            "nothing about the data: such networks predict v_prediction or sample"
         )
     table = alphas_bar.tolist()
     numbers = {"_target_": "sde_diffusion.denoiser.TableStep", "alphas_bar": table}

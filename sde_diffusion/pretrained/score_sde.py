@@ -49,7 +49,7 @@ KINDS: dict[str, frozenset[str]] = {
     "pyramid": frozenset({"Conv2d_0"}),
     "conv": frozenset({"Conv_0"}),
 }
-"""The kinds of modules by the names within them; blocks have a Dense_0, and plain layers weight and bias alone."""
+"""The kinds of modules by what is in them; blocks have a Dense_0, plain layers weight and bias."""
 
 
 def average(checkpoint: Any, path: object) -> Weights:
@@ -107,8 +107,8 @@ def settings_of(weights: Mapping[str, Tensor], path: object) -> Settings:
     if kinds[start : start + 4] != ["linear", "linear", "layer", "block"] or "attention" not in kinds:
         shown = ", ".join(kinds[:6]) or "nothing"
         raise UserError(
-            f"{path} is not a network of score_sde_pytorch that is known (ddpm, ddpmpp or ncsnpp); its modules begin with "
-            f"{shown}"
+            f"{path} is not a network of score_sde_pytorch that is known (ddpm, ddpmpp or ncsnpp); its modules begin "
+            f"with {shown}"
         )
     stem = parts[start + 2][1]["weight"]
     levels: list[list[int]] = [[]]  # the channels of the blocks of each resolution

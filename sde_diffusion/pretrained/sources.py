@@ -15,8 +15,8 @@ from sde_diffusion.pretrained.names import Table, Weights, renamed
 from sde_diffusion.pretrained.schedulers import Diffusion, diffusion_of, exploding
 
 KNOWN = (
-    "a folder of diffusers with a UNet2DModel or a DiTTransformer2DModel and its scheduler; a DiT of its authors (.pt); a "
-    "checkpoint of score_sde_pytorch (.pth); a folder written by Pretrained.save"
+    "a folder of diffusers with a UNet2DModel or a DiTTransformer2DModel and its scheduler; a DiT of its authors "
+    "(.pt); a checkpoint of score_sde_pytorch (.pth); a folder written by Pretrained.save"
 )
 
 
@@ -130,7 +130,10 @@ def _score_sde(path: Path, found: Any, sde: str | None) -> Found:
     settings = score_sde.settings_of(weights, path)
     diffusion = score_sde.path_of(sde, path, settings, weights.pop("sigmas", None))
     return Found(
-        _described("score_sde_pytorch", path, settings, diffusion, False), weights, score_sde.table_for(settings), [path]
+        _described("score_sde_pytorch", path, settings, diffusion, False),
+        weights,
+        score_sde.table_for(settings),
+        [path],
     )
 
 

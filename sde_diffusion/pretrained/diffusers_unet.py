@@ -131,13 +131,13 @@ def settings_of(given: Mapping[str, Any], path: object) -> Settings:
         problems.append(
             f"add_attention={config['add_attention']} where {'some' if any(attends) else 'no'} blocks attend"
         )
-    widths: list[int] = list(given.get("block_out_channels") or DEFAULTS["block_out_channels"])
+    widths = list(config["block_out_channels"])
     if len(widths) != len(down):
         problems.append(f"block_out_channels={widths} for {len(down)} blocks")
     outputs = config["out_channels"] // config["in_channels"]
     if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
         problems.append(f"out_channels={config['out_channels']} for in_channels={config['in_channels']}")
-    size = config.get("sample_size")
+    size: Any = config.get("sample_size")
     if size is None:
         problems.append("no sample_size")
     skips = family == "Skip"

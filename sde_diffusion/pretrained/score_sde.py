@@ -49,7 +49,7 @@ KINDS: dict[str, frozenset[str]] = {
     "pyramid": frozenset({"Conv2d_0"}),
     "conv": frozenset({"Conv_0"}),
 }
-"""The kinds of modules by what is in them; blocks have a Dense_0, plain layers weight and bias."""
+"""The kinds of modules by what is in them; blocks have a Dense_0, plain layers only weight and bias."""
 
 
 def average(checkpoint: Any, path: object) -> Weights:
@@ -67,8 +67,8 @@ def average(checkpoint: Any, path: object) -> Weights:
     shapes = [key for key, value in zip(trained, listed, strict=False) if own[key].shape != value.shape]
     if len(trained) != len(listed) or shapes:
         raise UserError(
-            f"{path}: its {len(listed)} averaged weights do not fit the {len(trained)} trained parameters of its network"
-            + (f", first at {shapes[0]}" if shapes else "")
+            f"{path}: its {len(listed)} averaged weights do not fit the {len(trained)} trained parameters of its "
+            "network" + (f", first at {shapes[0]}" if shapes else "")
         )
     return {**own, **dict(zip(trained, listed, strict=True))}
 

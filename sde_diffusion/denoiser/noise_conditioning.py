@@ -101,6 +101,9 @@ class TableStep(NoiseConditioning):
         self.alphas_bar = table.tolist()
         self._levels = -torch.logit(table)  # minus log-SNR, rising
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.alphas_bar)} levels)"
+
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """i."""
         levels = self._levels.to(t.device)

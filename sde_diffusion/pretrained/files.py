@@ -66,9 +66,9 @@ def torch_file(path: Path) -> Any:
             raise
         raise UserError(
             f"{path} is not a file of weights alone: it is damaged, or it is a pickle of Python objects, such as "
-            "EDM's network-snapshot-*.pkl, and reading those can run any code. Convert it where you trust it, with the "
-            "program that wrote it: torch.save(network.state_dict(), 'weights.pt'), or safetensors; then load them into "
-            "a network of sde_diffusion.nn, or wrap your own module in a NetworkDenoiser: docs/pretrained.md"
+            "EDM's network-snapshot-*.pkl, and reading those can run any code. Convert it where you trust it, with "
+            "the program that wrote it: torch.save(network.state_dict(), 'weights.pt'), or safetensors; then load "
+            "them into a network of sde_diffusion.nn, or wrap your own module in a NetworkDenoiser: docs/pretrained.md"
         ) from error
 
 

@@ -79,9 +79,10 @@ def read(path: Path, sde: str | None) -> Found:
 
 
 def recognises(path: str | Path) -> bool:
-    """Whether a path is that of another program's checkpoint, by its name: a folder, or a file of weights."""
+    """Whether a path is that of another program's checkpoint: a folder that is no run's, or a file of weights by name."""
     file = Path(path)
-    return file.is_dir() or file.suffix in (*SUFFIXES, ".pkl")
+    of_runs = (file / "checkpoints").is_dir() or any(file.glob("*.ckpt"))
+    return (file.is_dir() and not of_runs) or file.suffix in (*SUFFIXES, ".pkl")
 
 
 def _diffusers(folder: Path) -> Found:

@@ -18,6 +18,7 @@ from sde_diffusion import (
     UserError,
     log_likelihood,
 )
+from sde_diffusion.commands.typed_conditions import in_full
 from sde_diffusion.denoiser import TableStep
 from sde_diffusion.pretrained.schedulers import diffusion_of
 from sde_diffusion.sde import NoiseTable
@@ -220,3 +221,8 @@ def test_tables_of_betas_equal_those_of_the_papers():
     cosine = diffusion_of({"beta_schedule": "squaredcos_cap_v2"}, "").noise_conditioning["alphas_bar"]
     f = (torch.tensor([0.508, 0.008], dtype=torch.float64) / 1.008 * torch.pi / 2).cos().square()
     assert cosine[499] == pytest.approx(float(f[0] / f[1]), rel=1e-9)
+
+
+def test_the_command_s_short_form_is_a_checkpoint():
+    typed = ["sample", "pretrained=DIR", "sampler=ddpm"]
+    assert in_full("sample", typed) == ["sample", "ckpt=DIR", "sampler=ddpm"]

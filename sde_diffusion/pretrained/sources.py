@@ -79,7 +79,7 @@ def read(path: Path, sde: str | None) -> Found:
 
 
 def recognises(path: str | Path) -> bool:
-    """Whether a path is that of another program's checkpoint: a folder that is no run's, or a file of weights by name."""
+    """Whether a path is of another program: a folder that is not of a run, or a file of weights by its name."""
     file = Path(path)
     of_runs = (file / "checkpoints").is_dir() or any(file.glob("*.ckpt"))
     return (file.is_dir() and not of_runs) or file.suffix in (*SUFFIXES, ".pkl")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DOCS = Path(__file__).resolve().parent
-TUTORIALS = ("points", "images", "classes", "repair", "bounds", "own")
+TUTORIALS = ("points", "images", "classes", "repair", "bounds", "own", "pretrained")
 WITH_DOWNLOADS = ("upsampling",)
 """Pages whose data must be downloaded: the tests run them with substitutes, and only shortened."""
 _BLOCK = re.compile(r"(?:^<!-- (?P<note>[^\n]*?) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```", re.DOTALL | re.M)

@@ -103,6 +103,7 @@ _EXPORTS = {
         "VariationalModel",
         "EMA",
     ),
+    "sde_diffusion.pretrained": ("Pretrained",),
     "sde_diffusion.errors": ("UserError",),
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -148,6 +149,7 @@ if TYPE_CHECKING:
         PosteriorDenoiser,
     )
     from sde_diffusion.nn import MLP, DiT, EDM2UNet, UNet
+    from sde_diffusion.pretrained import Pretrained
     from sde_diffusion.sampling import (
         AncestralSampler,
         AnnealedLangevin,

@@ -45,6 +45,7 @@ BUDGET = {
     "modality": 10,
     "nn": 12,
     "sampling": 265,
+    "pretrained": 10,
     "sde": 12,
     "storage": 32,
     "text": 8,

@@ -58,11 +58,13 @@ def substitutes():
         Image.fromarray(source.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(f"photos/{number}.png")
 
 
-LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("repair", *docs_run.WITH_DOWNLOADS)]
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("repair", "pretrained", *docs_run.WITH_DOWNLOADS)]
 """Those that take more than ten seconds even when they are shortened."""
 
 
-@pytest.mark.parametrize("name", [*(name for name in docs_run.TUTORIALS if name != "repair"), *LONG])
+@pytest.mark.parametrize(
+    "name", [*(name for name in docs_run.TUTORIALS if name not in ("repair", "pretrained")), *LONG]
+)
 def test_tutorials_run_shortened(name, command, tmp_path):
     if name in docs_run.WITH_DOWNLOADS:
         substitutes()

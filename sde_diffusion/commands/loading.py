@@ -42,14 +42,20 @@ def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
 
 
 def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:
-    """The model of a checkpoint, which has a description of its data.
+    """The model of a checkpoint, also one of another program, which has a description of its data.
 
     Raises:
         UserError: If the checkpoint cannot be read, or lacks the description.
     """
+    from sde_diffusion.pretrained import Pretrained, recognises
     from sde_diffusion.training.digested import load_with_digest
 
-    model = load_with_digest(ckpt, device).requires_grad_(False)  # nothing is trained, a learned path included
+    if recognises(ckpt):
+        model: GenerativeModel = Pretrained.load(ckpt).model().to(device)
+        log.info("%s: %s, %s", ckpt, model.denoiser.description.source, model.summary()["path"])  # type: ignore[union-attr]
+    else:
+        model = load_with_digest(ckpt, device)
+    model.requires_grad_(False)  # nothing is trained, a learned path included
     if lacking := [name for name in ("name", "shape", "levels") if name not in model.data]:
         raise UserError(
             f"{ckpt} lacks a description of its data ({', '.join(lacking)}), which the commands need: pass "

@@ -14,7 +14,12 @@ from sde_diffusion.commands.configurations import config_folder
 
 def in_full(name: str, arguments: Sequence[str]) -> list[str]:
     """The arguments of a command, beginning with the program, in place of short forms."""
-    return with_conditions(name, with_paths(name, with_quotes(arguments)))
+    return with_conditions(name, with_paths(name, with_quotes(with_checkpoint(arguments))))
+
+
+def with_checkpoint(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with pretrained=PATH, of another program's checkpoint, in place of ckpt=PATH."""
+    return [re.sub("^pretrained=", "ckpt=", argument) for argument in arguments]
 
 
 def with_quotes(arguments: Sequence[str]) -> list[str]:

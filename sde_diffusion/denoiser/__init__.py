@@ -9,10 +9,13 @@ from sde_diffusion.denoiser.mixture_posterior import MixturePosteriorDenoiser
 from sde_diffusion.denoiser.network import NetworkDenoiser
 from sde_diffusion.denoiser.noise_conditioning import (
     NOISE_CONDITIONINGS,
+    LogNoiseLevel,
     LogSigma,
     NoiseConditioning,
     PathTime,
+    ReversedStepNumber,
     StepNumber,
+    TableStep,
 )
 from sde_diffusion.denoiser.parameterization import (
     EDM,
@@ -37,6 +40,7 @@ __all__ = [
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
     "InputGradient",
+    "LogNoiseLevel",
     "LogSigma",
     "MixturePosteriorDenoiser",
     "NetworkDenoiser",
@@ -44,8 +48,10 @@ __all__ = [
     "Parameterization",
     "PathTime",
     "Prediction",
+    "ReversedStepNumber",
     "Score",
     "StepNumber",
+    "TableStep",
     "V",
     "Velocity",
     "check_denoiser",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from sde_diffusion.checks import as_positive, check_count
 from sde_diffusion.checks.reprs import ShowsArguments
 from sde_diffusion.sde import SDE
 
@@ -40,6 +42,36 @@ class StepNumber(NoiseConditioning):
         return 999 * t / sde.t_max
 
 
+class ReversedStepNumber(NoiseConditioning):
+    """c_noise = (n - 1) (1 - t / t_max), NCSN's level number, counted from the noisy end (Song & Ermon 2019).
+
+    Args:
+        n: Number of levels, at least 2.
+    """
+
+    def __init__(self, n: int = 1000) -> None:
+        self.n = check_count("n", n, least=2)
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """(n - 1) (1 - t / t_max)."""
+        return (self.n - 1) * (1 - t / sde.t_max)
+
+
+class LogNoiseLevel(NoiseConditioning):
+    """c_noise = log(factor sigma / alpha), as NCSN++ takes it.
+
+    Args:
+        factor: Positive; 1/2 for a network of images on [0, 1], where noise is half of that on [-1, 1].
+    """
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = as_positive("factor", factor)
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """log(factor sigma / alpha)."""
+        return math.log(self.factor) - sde.log_snr(t).clamp(-80, 80) / 2
+
+
 class PathTime(NoiseConditioning):
     """c_noise = t, the path's own time, as networks written for one path or for flow matching take it."""
 
@@ -68,6 +100,9 @@ class TableStep(NoiseConditioning):
             raise ValueError("alphas_bar must be two or more falling numbers between 0 and 1")
         self.alphas_bar = table.tolist()
         self._levels = -torch.logit(table)  # minus log-SNR, rising
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.alphas_bar)} levels)"
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """i."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checks import as_positive, check_bool, check_choice
+from sde_diffusion.checks import as_positive, check_bool, check_choice, check_count
 
 Convolution = nn.Conv1d | nn.Conv2d
 
@@ -38,12 +38,14 @@ class GroupNorm(nn.GroupNorm):
         return out
 
 
-def group_norm(channels: int, *, affine: bool = True, eps: float = 1e-6) -> nn.GroupNorm:
+def group_norm(channels: int, *, affine: bool = True, eps: float = 1e-6, groups: int | None = None) -> nn.GroupNorm:
     """A group norm for any number of channels: at most 32 groups, of at least 4 channels if there are 4.
 
-    The number of groups is the largest common divisor of channels and min(32, channels // 4), at least 1.
+    The number of groups, unless it is given, is the largest common divisor of channels and min(32, channels // 4), at
+    least 1.
     """
-    return GroupNorm(math.gcd(channels, min(32, channels // 4) or 1), channels, eps=eps, affine=affine)
+    groups = math.gcd(channels, min(32, channels // 4) or 1) if groups is None else groups
+    return GroupNorm(groups, channels, eps=eps, affine=affine)
 
 
 MODULATIONS = ("scale_shift", "affine_scale_shift", "shift")
@@ -61,6 +63,7 @@ class LayerStyle:
         eps: Of the group norms.
         rescale: Whether residual sums are divided by sqrt(2).
         resample_skip: Whether blocks that resample have a 1x1 convolution on the skip connection.
+        groups: Number of groups of each group norm; None: see `group_norm`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -71,12 +74,15 @@ class LayerStyle:
     eps: float = 1e-6
     rescale: bool = True
     resample_skip: bool = False
+    groups: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("modulation", self.modulation, MODULATIONS)
         as_positive("norm_eps", self.eps)
         check_bool("rescale", self.rescale)
         check_bool("resample_skip", self.resample_skip)
+        if self.groups is not None:
+            check_count("norm_groups", self.groups)
 
     @property
     def gain(self) -> float:
@@ -89,7 +95,7 @@ class LayerStyle:
 
     def norm(self, channels: int, *, affine: bool = True) -> nn.GroupNorm:
         """See `group_norm`."""
-        return group_norm(channels, affine=affine, eps=self.eps)
+        return group_norm(channels, affine=affine, eps=self.eps, groups=self.groups)
 
 
 STYLE = LayerStyle()

@@ -83,18 +83,18 @@ class Resampling(nn.Module):
 
 
 class ConvolutionDown(nn.Module):
-    """A convolution of kernel 3 and stride 2, after zeros on the right and below (DDPM)."""
+    """A convolution of kernel 3 and stride 2, after zeros on the right and below (DDPM), or on all sides."""
 
-    def __init__(self, channels: int, style: LayerStyle) -> None:
+    def __init__(self, channels: int, style: LayerStyle, symmetric: bool = False) -> None:
         super().__init__()
-        self.dims = style.dims
+        self.padding = (int(symmetric), 1) * style.dims
         self.conv = CONVOLUTIONS[style.dims](channels, channels, 3, stride=2)
         nn.init.xavier_uniform_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, embedding: Tensor, resample: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Halve the size; the other arguments are those of a block that resamples, and have no effect."""
-        out: Tensor = self.conv(F.pad(x, (0, 1) * self.dims))
+        out: Tensor = self.conv(F.pad(x, self.padding))
         return out
 
 

@@ -21,6 +21,9 @@ from sde_diffusion.nn.resampling import PYRAMIDS, ConvolutionDown, ConvolutionUp
 from sde_diffusion.nn.unet_checks import check_dropout, check_fits, check_places, check_shape_beside, check_unet_shape
 from sde_diffusion.nn.windows import from_windows, resized, to_windows
 
+RESAMPLINGS = ("block", "convolution", "symmetric_convolution")
+"""What halves and doubles the image; see `UNet`."""
+
 
 class UNet(Network):
     """U-Net of residual blocks, whose options give DDPM, DDPM++, NCSN++, ADM and EDM's networks.
@@ -67,7 +70,8 @@ class UNet(Network):
         modulation: "scale_shift", "affine_scale_shift" (ADM) or "shift" (DDPM, EDM); see `LayerStyle`.
         norm_eps: Positive number in the group norms.
         rescale: Whether residual sums are divided by sqrt(2).
-        resampling: "block": residual blocks halve and double (BigGAN); "convolution": convolutions do (DDPM).
+        resampling: "block": residual blocks halve and double (BigGAN); "convolution": convolutions do, those that
+            halve with zeros on the right and below (DDPM); "symmetric_convolution": with zeros on all sides.
         resample_skip: Whether blocks that resample have a 1x1 convolution on the skip connection.
         resample_filter: Filter of halving and doubling, an even number of positive numbers: [1, 1], or [1, 3, 3, 1].
         encoder_type: What the encoder gets of the input at lower resolutions: "standard": nothing, "skip" or
@@ -75,6 +79,9 @@ class UNet(Network):
         decoder_type: "standard": the last resolution makes the output; "skip": the sum of all, doubled in size.
         decoder_attention: Where the decoder has self-attention: after the "last" block of a resolution, or after "all".
         learned_variance: Whether the last convolution has twice the channels; `forward` returns the first half.
+        norm_groups: Number of groups of each group norm, a divisor of all numbers of channels; None: at most 32, of at
+            least 4 channels.
+        unit_range: Whether the first convolution is applied to (x + 1) / 2, for networks of images on [0, 1].
 
     Attributes:
         shape: That of the images, [C, height, width]. A trained network without attention can be given larger images:
@@ -119,6 +126,8 @@ class UNet(Network):
         decoder_type: str = "standard",
         decoder_attention: str = "last",
         learned_variance: bool = False,
+        norm_groups: int | None = None,
+        unit_range: bool = False,
     ) -> None:
         super().__init__()
         self.shape = check_unet_shape(shape)
@@ -127,9 +136,9 @@ class UNet(Network):
         widths = [channels * m for m in check_sizes("channel_mult", channel_mult, "a list of positive integers")]
         check_places(len(widths), attention=attention, cross_attention=cross_attention)
         heads = max(widths) if head_channels is None else check_count("head_channels", head_channels)
-        style = LayerStyle(len(self.shape) - 1, modulation, norm_eps, rescale, resample_skip)
+        style = LayerStyle(len(self.shape) - 1, modulation, norm_eps, rescale, resample_skip, norm_groups)
         self.resampling = Resampling(resample_filter, style.dims)
-        by_blocks = check_choice("resampling", resampling, ("block", "convolution")) == "block"
+        by_blocks = check_choice("resampling", resampling, RESAMPLINGS) == "block"
         pyramid = PYRAMIDS[check_choice("encoder_type", encoder_type, PYRAMIDS)]
         any_size = by_blocks and self.resampling.averages and encoder_type != "residual"
         check_fits(self.shape[1:], self.patch, len(widths) - 1, any_size)
@@ -148,10 +157,11 @@ class UNet(Network):
             head_channels=heads,
             style=style,
         )
-        parts = _Parts(block, style, by_blocks, tuple(attention), self.cross_attention, token_dim)
+        parts = _Parts(block, style, resampling, tuple(attention), self.cross_attention, token_dim)
         squares = self.patch**style.dims
         pixels = self.shape[0] * squares  # values in a square
         self.octaves = Octaves(octaves, levels)
+        self.unit_range = check_bool("unit_range", unit_range)
         inputs = pixels * self.octaves.multiple + sum(beside[0] for beside in self.conditioning.shapes_beside) * squares
         width = widths[0] if stem_channels is None else check_count("stem_channels", stem_channels)
         self.input = style.convolution(inputs, width, 3)
@@ -213,7 +223,7 @@ class UNet(Network):
         check_arguments(x, c_noise, self.shape)
         embedding = self.conditioning(c_noise, label, **conditions)
         tokens = self.conditioning.tokens(len(x), **conditions) if self.cross_attention else None
-        inputs = self.octaves(x, noisy_data)
+        inputs = self.octaves((x + 1) / 2 if self.unit_range else x, noisy_data)
         for value in self.conditioning.beside(x, label=label, **conditions):
             inputs = torch.cat([inputs, resized(value, self.shape[1:])], 1)
         pyramid = to_windows(inputs.to(self.input.weight.dtype), self.patch)
@@ -251,7 +261,7 @@ class _Parts:
 
     block: Callable[..., ResidualBlock]
     style: LayerStyle
-    by_blocks: bool
+    resampling: str
     attention: tuple[int, ...]
     cross_attention: tuple[int, ...]
     token_dim: int | None
@@ -264,11 +274,16 @@ class _Parts:
         token_dim = self.token_dim if across else None
         return self.block(channels, out, attention=attends and resolution in self.attention, token_dim=token_dim)
 
+    @property
+    def by_blocks(self) -> bool:
+        """Whether residual blocks halve and double."""
+        return self.resampling == "block"
+
     def down(self, channels: int) -> nn.Module:
         """What halves the size."""
-        return (
-            self.block(channels, channels, resamples=True) if self.by_blocks else ConvolutionDown(channels, self.style)
-        )
+        if self.by_blocks:
+            return self.block(channels, channels, resamples=True)
+        return ConvolutionDown(channels, self.style, self.resampling == "symmetric_convolution")
 
     def up(self, channels: int) -> nn.Module:
         """What doubles the size."""

@@ -30,7 +30,7 @@ from sde_diffusion.sde.coefficients import (
 from sde_diffusion.sde.grids import BandLogSNR, Grid, KarrasRho, QuadraticTime, UniformLogSNR, UniformTime
 from sde_diffusion.sde.learned import LearnedSDE
 from sde_diffusion.sde.learned_vp import KnotSchedule, LearnedVPSDE, LinearSchedule, MonotoneSchedule, NoiseSchedule
-from sde_diffusion.sde.noise_levels import GRIDS, BetaTable, GeometricLevels, NoiseLevels
+from sde_diffusion.sde.noise_levels import GRIDS, BetaTable, GeometricLevels, NoiseLevels, NoiseTable
 from sde_diffusion.sde.rectified import RectifiedFlow
 from sde_diffusion.sde.ve import EDMSDE, VESDE
 from sde_diffusion.sde.vp import VPSDE, CosineVPSDE, SubVPSDE
@@ -54,6 +54,7 @@ __all__ = [
     "MonotoneSchedule",
     "NoiseLevels",
     "NoiseSchedule",
+    "NoiseTable",
     "Number",
     "QuadraticTime",
     "RectifiedFlow",

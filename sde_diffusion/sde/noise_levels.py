@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.checks import check_fields
+from sde_diffusion.checks import check_choice, check_count, check_fields
 from sde_diffusion.sde.grids import BandLogSNR, Grid, KarrasRho, QuadraticTime, UniformLogSNR, UniformTime
 
 if TYPE_CHECKING:
@@ -141,6 +142,64 @@ class GeometricLevels(NoiseLevels):
         """-2 log sigma_i."""
         low, high = -2 * math.log(self.sigma_min), -2 * math.log(self.sigma_max)
         return torch.linspace(low, high, self.n, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class NoiseTable(NoiseLevels):
+    """Any table of N noise levels, and which n of them a walk of n points takes: diffusers' spacings.
+
+    With level numbers i = 0 ... N - 1 from clean to noisy and r = N // n:
+
+        "linspace"   n numbers from 0 to N - 1, evenly spaced and rounded
+        "leading"    0, r, 2 r, ..., (n - 1) r, plus `offset`; the noisiest levels are not among them
+        "trailing"   N - 1, N - 1 - N / n, ..., rounded; the cleanest levels are not among them
+
+    The walk begins at the noisiest of these with the noise of the path's t_max, as in diffusers.
+
+    Args:
+        alphas_bar: alpha_i^2 on a variance-preserving path, falling, each in (0, 1); two or more.
+        spacing: "linspace", "leading" or "trailing".
+        offset: Added to the numbers of "leading"; diffusers' steps_offset; at least 0.
+
+    Raises:
+        ValueError: If the numbers are not such a table, or the spacing is unknown.
+
+    References:
+        Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2 (the spacings).
+    """
+
+    alphas_bar: Sequence[float]
+    spacing: str = "linspace"
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        table = torch.as_tensor(self.alphas_bar, dtype=torch.float64)
+        falling = table.ndim == 1 and len(table) > 1 and bool((table.diff() < 0).all())
+        if not (falling and float(table[-1]) > 0 and float(table[0]) < 1):
+            raise ValueError("alphas_bar must be two or more falling numbers between 0 and 1")
+        check_choice("spacing", self.spacing, ("linspace", "leading", "trailing"))
+        check_count("offset", self.offset, least=0)
+
+    def log_snr(self) -> Tensor:
+        """log(alpha_bar / (1 - alpha_bar))."""
+        return torch.logit(torch.as_tensor(self.alphas_bar, dtype=torch.float64))
+
+    def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
+        """The times of as many levels as there are numbers in u; see `Grid.time`."""
+        total, n = len(self.alphas_bar), len(u)
+        if n > total:
+            raise ValueError(f"a table of {total} noise levels has no {n}: ask for fewer steps")
+        if self.spacing == "leading":
+            numbers = (torch.arange(n) * (total // n) + self.offset).clamp(max=total - 1)
+        elif self.spacing == "trailing":
+            numbers = (total - torch.arange(n, dtype=torch.float64) * total / n).round().long().flip(0) - 1
+        else:
+            numbers = torch.linspace(0, total - 1, n, dtype=torch.float64).round().long()
+        return self.level_times(sde.whole)[numbers][(u * (n - 1)).round().long()]
+
+    def __repr__(self) -> str:
+        return f"NoiseTable({len(self.alphas_bar)} levels, {self.spacing})"
 
 
 GRIDS: dict[str, type[Grid]] = {

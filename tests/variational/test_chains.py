@@ -202,7 +202,7 @@ def test_the_divergence_of_a_residual_level_is_that_from_a_standard_normal():
 
 CONTINUOUS = {name: make for name, make in MODELS.items() if name != "codes"}
 CONTINUOUS["bottom-up hierarchy"] = lambda: MLPHierarchy(
-    [1, 8, 8], Categorical(17), [2, 2], width=8, path=False, inference="bottom_up"
+    [1, 8, 8], Categorical(17), [2, 2], width=8, deterministic_path=False, inference="bottom_up"
 )
 
 
@@ -211,7 +211,7 @@ def test_what_is_inferred_is_what_the_model_generates_and_decodes(make):
     torch.manual_seed(0)
     model, x = make().double().eval(), torch.randint(0, 17, (3, 1, 8, 8)) / 8 - 1.0
     with torch.no_grad():
-        for values in (*model.parameters(), model.start):  # of which many begin at 0
+        for values in (*model.parameters(), model.output_bias):  # of which many begin at 0
             values.normal_(std=0.2)
         found = model.infer(x.double(), [torch.randn(3, *dims, dtype=torch.float64) for dims in model.latent_shapes])
         z = [latent.z for latent in found.latents]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +80,20 @@ def read(path: Path, sde: str | None) -> Found:
 
 
 def recognises(path: str | Path) -> bool:
-    """Whether a path is of another program: a folder that is not of a run, or a file of weights by its name."""
+    """Whether a path is of another program: a folder that is not of a run, or a file of weights that is none of ours."""
     file = Path(path)
-    of_runs = (file / "checkpoints").is_dir() or any(file.glob("*.ckpt"))
-    return (file.is_dir() and not of_runs) or file.suffix in (*SUFFIXES, ".pkl")
+    if file.is_dir():
+        return not ((file / "checkpoints").is_dir() or any(file.glob("*.ckpt")))
+    return file.suffix in (*SUFFIXES, ".pkl") and not _has_our_entry(file)
+
+
+def _has_our_entry(file: Path) -> bool:
+    """Whether a file of torch.save has the entry `sde_diffusion` of this library's checkpoints; no code in it is run."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(b"sde_diffusion" in archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _diffusers(folder: Path) -> Found:

@@ -118,7 +118,7 @@ class VariationalModel(GenerativeModel):
         if "shape" in self.data:
             self.autoencoder.observation.check_data(self.data.get("levels"), dequantise)
         self.decode_as = "mean"
-        self.objective: VariationalObjective = build(parts["objective"], "objective") or BetaELBO()
+        self.objective = BetaELBO() if objective is None else build(parts["objective"], "objective")
         check_kind("objective", self.objective, Objective)
         if not isinstance(self.objective, VariationalObjective):
             raise UserError(

@@ -97,6 +97,8 @@ WORKS = {
     "bound": {"model": sd.DiffusionChain(GAUSS, [3], 3), "x": X},
     "MLP": {"shape": [3], "width": 8, "depth": 1},
     "UNet": {"shape": [1, 4, 4], "channels": 4, "channel_mult": [1], "blocks": 1, "attention": []},
+    "DiT": {"shape": [1, 4, 4], "width": 8, "depth": 1, "heads": 2},
+    "EDM2UNet": {"shape": [1, 4, 4], "channels": 8, "channel_mult": [1], "blocks": 1, "attention": [], "head_channels": 8},
     "log_likelihood": {"denoiser": NET, "x": X, "rtol": 0.1, "atol": 0.1, "max_nfe": 300, "label": 1},
     "elbo": {"denoiser": NET, "x": X, "steps": 5, "label": 1},
     "bits_per_dim": {"log_prob": torch.zeros(2), "dims": 3},
@@ -108,6 +110,7 @@ WORKS = {
     "Label": {"n_classes": 3},
     "Measurement": {"shape": [2]},
     "ScoreModel": {"denoiser": NET, "objective": sd.Objective()},
+    "VariationalModel": {"autoencoder": sd.variational.MLPVAE([3], sd.variational.Gaussian(), 3, 8, 0)},
 }
 """Arguments with which each public name works."""
 
@@ -123,6 +126,7 @@ NOT_CALLED = {
     "Samples": "a result",
     "Likelihood": "a result",
     "Bound": "a result",
+    "Pretrained": "made from files, by its own methods",
     "LatentModel": "a first stage and a ScoreModel",
     "HierarchicalVAE": "made of many networks",
     "MiniLM": "needs its weights",

@@ -76,6 +76,11 @@ def _unknown(name: str, allowed: Collection[str] | None, owner: str) -> str:
     return f"{owner} takes no condition {name!r} ({what}){': ' if hint else ''}{hint}"
 
 
+def of_items(value: Any, items: slice, batch: int) -> Any:
+    """A condition for some items of a batch: of a tensor with a row for each sample their rows, others stay."""
+    return value[items] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+
+
 def repeated(value: Any, times: int, batch: int) -> Any:
     """A condition for `times` copies of a batch: a tensor with a row for each sample is repeated, others stay."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:

@@ -181,3 +181,11 @@ def test_grids_give_the_same_mean():
     error = math.hypot(float(first.std()), float(second.std())) / 2000**0.5
     assert abs(float(first.mean() - second.mean())) < 4.5 * error
     assert error < 0.1
+
+
+def test_no_pass_of_the_network_has_more_rows_than_allowed():
+    model, x = network(PATHS["cosine"], 4, gain=0.7).double(), torch.randn(7, 4, dtype=torch.float64)
+    whole, seen = elbo(model, x, None, 4), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    torch.testing.assert_close(elbo(model, x, None, 4, rows=3).log_prob, whole.log_prob)
+    assert max(seen) == 3

@@ -132,7 +132,7 @@ def test_z_is_drawn_anew_in_full_precision_whatever_the_training_computes_in(vae
 def test_its_bound_is_that_of_both_stages(latent):
     model, _ = latent
     x = digits().split("test").tensor(torch.arange(4))
-    found = model.bound(x, draws=2, steps=8, method="rk4")
+    found = model.bound(x, draws=4, steps=8, method="rk4")
     torch.testing.assert_close(found.log_prob, found.reconstruction - found.kl.sum(0))
     assert found.kl.shape == (1, 4)
     assert (found.std_error > 0).all()

@@ -120,8 +120,8 @@ def test_it_is_a_lower_bound_that_importance_weights_tighten(stage):
 
 def test_each_items_bound_depends_on_its_own_seed_alone(stage):
     x, prior = data(6), exact_prior(stage, VPSDE())
-    both = latent_bound(stage, prior, x, 2, seeds=[5, 6, 7, 8, 9, 10], steps=20, method="rk4")
-    one = latent_bound(stage, prior, x[3:4], 2, seeds=[8], steps=20, method="rk4", rows=1)
+    both = latent_bound(stage, prior, x, 4, seeds=[5, 6, 7, 8, 9, 10], steps=20, method="rk4")
+    one = latent_bound(stage, prior, x[3:4], 4, seeds=[8], steps=20, method="rk4", rows=1)
     torch.testing.assert_close(both.log_prob[3:4], one.log_prob)
     torch.testing.assert_close(both.std_error[3:4], one.std_error)
 

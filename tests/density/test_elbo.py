@@ -141,7 +141,7 @@ def test_passes_and_rows():
         ({"steps": None}, 128, 1),
         ({"steps": 30}, 30, 1),
         ({"steps": 30, "rows": 40}, 30, 3),
-        ({"steps": 1000, "draws": 7, "rows": 1}, 7, 7),
+        ({"steps": 1000, "draws": 7, "rows": 3}, 7, 14),
     ):
         denoiser.network.passes = 0
         result = elbo(denoiser, x, **options)

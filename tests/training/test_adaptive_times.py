@@ -87,6 +87,17 @@ def test_a_schedule_rises_from_0_to_1_at_its_rate(schedule):
         torch.testing.assert_close(sde.time(sde.log_snr(t)), t, rtol=1e-12, atol=1e-13)
 
 
+def test_a_schedule_that_has_lost_its_slope_still_rises():
+    schedule = MonotoneSchedule(8)
+    with torch.no_grad():
+        schedule.slope.sub_(3)  # by -90 before softplus
+        schedule.rates.add_(2)  # and the sigmoids e^8 times as steep
+        v = torch.linspace(0, 1, 101, dtype=torch.float64)
+        t = schedule.inverse(v)
+        assert (schedule(t)[1] > 1e-3).all()
+        torch.testing.assert_close(schedule(t)[0], v, atol=1e-6, rtol=0)
+
+
 def test_the_continuous_bound_depends_on_the_ends_of_the_path_alone():
     """The same draws of the log-SNR: four schedules agree to the last digits, and in discrete time they do not."""
     torch.manual_seed(0)

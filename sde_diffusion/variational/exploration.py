@@ -120,4 +120,5 @@ def _great_circle(a: Tensor, b: Tensor, n: int) -> Tensor:
     across = across / across.norm(dim=1, keepdim=True)
     angle = share * torch.atan2(sine, cosine)[:, None]
     direction = angle.cos() * first[:, None] + angle.sin() * across[:, None]
-    return (direction * torch.lerp(lengths[0][:, None], lengths[1][:, None], share)).to(a)
+    way: Tensor = direction * torch.lerp(lengths[0][:, None], lengths[1][:, None], share)
+    return way.to(a)

@@ -83,8 +83,8 @@ def repeated(value: Any, times: int, batch: int | None = None) -> Any:
     return value
 
 
-def chosen(value: Any, items: Tensor, batch: int) -> Any:
+def chosen(value: Any, items: Tensor | slice, batch: int) -> Any:
     """A condition for some items of a batch: of a tensor with a row for each sample their rows; others stay."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
-        return value[items.to(value.device)]
+        return value[items.to(value.device) if isinstance(items, Tensor) else items]
     return value

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
+
+LEAST_DRAWS = 4
+"""Fewer draws give no standard error: they say too little of their spread."""
+
+
+def student_factor(freedom: Tensor | float) -> Tensor:
+    """Ratio of the 97.5% quantiles of Student's t, with degrees of freedom of any shape, and the normal distribution.
+
+    With it, value ± 1.96 errors is a 95% confidence interval though the error itself is an estimate of few draws.
+    """
+    given = torch.as_tensor(freedom, dtype=torch.float64)
+    return torch.as_tensor(stdtrit(given.cpu().numpy(), 0.975) / ndtri(0.975), dtype=torch.float64).to(given)
 
 
 @dataclass
@@ -21,7 +35,7 @@ class Bound:
         reconstruction: E log p(x | z_1).
         kl: KL divergence of each latent variable, z_1 first, [T, B].
         std_error: Error of log_prob due to the draws, scaled so that log_prob ± 1.96 std_error is a 95% confidence
-            interval of the bound; None if there are too few draws.
+            interval of the bound; None for fewer than 4 draws.
         nfe: Network passes for each sample.
         names: Names of the latent variables; z_1, z_2, ... if empty.
     """

@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from sde_diffusion.checks import check_count
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser import Denoiser, in_eval_mode, repeated
+from sde_diffusion.denoiser.conditions import chosen
 from sde_diffusion.density.arguments import check_call
-from sde_diffusion.density.bound import Bound
+from sde_diffusion.density.bound import LEAST_DRAWS, Bound, student_factor
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
 from sde_diffusion.density.places import Continuous, Discrete
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
@@ -164,7 +164,7 @@ def _bound(
     kls = torch.stack([prior_kl(sde, end, prior, x, noise.normal(draw)) for draw in at_prior])
     reconstruction, kl = decoded.mean(0), kls.mean(0)
     error = None
-    if draws >= 4:
+    if draws >= LEAST_DRAWS:
         ends = (decoded.var(0) + kls.var(0)) / _END_DRAWS
         error = (_student_variance(terms.detach()) + ends).sqrt().detach()
     parts, nfe = torch.stack([diffusion, kl]), draws * denoiser.passes
@@ -193,7 +193,11 @@ def _errors(
         t, weight = (value.to(x.device) for value in times(part.flatten()))
         eps = torch.cat([noise.normal(ELBO_DRAWS + 1 + start + i) for i in range(len(part))])
         own = {key: repeated(value, len(part), len(x)) for key, value in conditions.items()}
-        belief = denoiser(sde.perturb(repeated(x, len(part)), t, eps), t, **own).eps
+        clean = repeated(x, len(part))
+        noisy = sde.perturb(clean, t, eps)
+        few = [slice(first, first + rows) for first in range(0, len(clean), rows)]  # one, unless B > rows
+        each = [{key: chosen(value, some, len(clean)) for key, value in own.items()} for some in few]
+        belief = torch.cat([denoiser(noisy[i], t[i], **given).eps for i, given in zip(few, each, strict=True)])
         error, square = ((v.flatten(1).double().square().sum(1)) for v in (belief - eps, eps))
         control = (square - eps[0].numel()) * (1 + sde.log_snr(t).neg().exp() / _SIGMA_DATA**2) ** -2
         for values, rows_of in ((error, terms), (control, controls)):
@@ -236,9 +240,8 @@ def _student_variance(terms: Tensor) -> Tensor:
     squares = differences.square()
     freedom = squares.sum(0).square() / (2 * squares.square().sum(0)).clamp(min=1e-300)
     # Between few strata the variation along the path exceeds the noise: two degrees of freedom are enough then.
-    quantile = stdtrit(freedom.clamp(2, max(2.0, 2 * (len(terms) - 1) / 3)).cpu().numpy(), 0.975)
+    wide = student_factor(freedom.clamp(2, max(2.0, 2 * (len(terms) - 1) / 3)))
     # The mean square difference of two neighbours is the sum of their variances.
-    wide = torch.from_numpy(quantile / ndtri(0.975)).to(terms)
     return squares.mean(0) / (2 * len(terms)) * wide.square()
 
 

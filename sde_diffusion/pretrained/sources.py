@@ -80,7 +80,7 @@ def read(path: Path, sde: str | None) -> Found:
 
 
 def recognises(path: str | Path) -> bool:
-    """Whether a path is of another program: a folder that is not of a run, or a file of weights that is none of ours."""
+    """Whether a path is of another program: a folder that is no run's, or a file of weights that is none of ours."""
     file = Path(path)
     if file.is_dir():
         return not ((file / "checkpoints").is_dir() or any(file.glob("*.ckpt")))
@@ -88,10 +88,12 @@ def recognises(path: str | Path) -> bool:
 
 
 def _has_our_entry(file: Path) -> bool:
-    """Whether a file of torch.save has the entry `sde_diffusion` of this library's checkpoints; no code in it is run."""
+    """Whether a file of torch.save has this library's entry `sde_diffusion`; no code in it is run."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return any(b"sde_diffusion" in archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+            return any(
+                b"sde_diffusion" in archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")
+            )
     except (OSError, zipfile.BadZipFile):
         return False
 

@@ -29,6 +29,9 @@ _SPEED = 30.0
 _SHORTEST = 0.002
 """Share of the time that is divided equally over the pieces of a `KnotSchedule`, so that none takes no time."""
 
+_LEAST_RATE = 0.002
+"""Share of v = t in a `MonotoneSchedule`, so that it rises everywhere and has an inverse."""
+
 _SHAPE_SPEED = 4.0
 """The same factor for the places and the logarithms of the rates of the sigmoids of a `MonotoneSchedule`."""
 
@@ -156,7 +159,8 @@ class MonotoneSchedule(NoiseSchedule):
         """See `NoiseSchedule`."""
         raw, rate = self._raw(t)
         (low, high), _ = self._raw(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))
-        return (raw - low) / (high - low), rate / (high - low)
+        v, rate = (raw - low) / (high - low), rate / (high - low)
+        return torch.lerp(v, t, _LEAST_RATE), _LEAST_RATE + (1 - _LEAST_RATE) * rate
 
     def _raw(self, t: Tensor) -> tuple[Tensor, Tensor]:
         heights, slope = (F.softplus(_SPEED * part) for part in (self.heights, self.slope))

@@ -107,7 +107,9 @@ class PatchAdversary(nn.Module):
             x0: Data, [B, C, H, W].
             step: Number of the training step.
         """
-        if step < self.start_step:  # gradients of 0 in place of none, which several processes could not add up
+        # Gradients of 0 in place of none, which several processes could not add up; no step is made with them, see
+        # `VariationalModel.on_before_optimizer_step`.
+        if step < self.start_step:
             return 0.0 * torch.stack([p.sum() for p in self.discriminator.parameters()]).sum()
         if found.outputs is None:
             raise UserError(

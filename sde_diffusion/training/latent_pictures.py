@@ -7,7 +7,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from sde_diffusion.modality import Modality
-from sde_diffusion.variational import Autoencoder
+from sde_diffusion.variational import Autoencoder, latent_noise
 from sde_diffusion.variational.exploration import (
     coordinates,
     encoded,
@@ -39,9 +39,11 @@ def latent_pictures(model: Autoencoder, modality: Modality, x: Tensor) -> dict[s
     found = encoded(model, x)
     decoded = model.decode([latent.z for latent in found.latents])
     drawn = {"reconstructions": modality.beside(decoded, x, names=("reconstructions", "data"))}
-    e, amounts = coordinates(found), information(found)
+    e = coordinates(found)
     if e is None:
         return drawn
+    noise = latent_noise(model, range(len(x)), x.device, x.dtype)
+    amounts = information(model.infer(x, [stream.normal(0) for stream in noise]))
     places = most_informative(amounts, _TRAVERSED)
     names = [f"z_{t + 1}[{i}]: {float(amounts[t].flatten()[i]):.2f} nats" for t, i in places]
     values = torch.linspace(-_REACH, _REACH, _STEPS)

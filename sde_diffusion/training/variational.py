@@ -118,7 +118,8 @@ class VariationalModel(GenerativeModel):
         if "shape" in self.data:
             self.autoencoder.observation.check_data(self.data.get("levels"), dequantise)
         self.decode_as = "mean"
-        self.objective = BetaELBO() if objective is None else build(parts["objective"], "objective")
+        chosen = BetaELBO() if objective is None else build(parts["objective"], "objective")
+        self.objective: VariationalObjective = chosen
         check_kind("objective", self.objective, Objective)
         if not isinstance(self.objective, VariationalObjective):
             raise UserError(
@@ -171,8 +172,16 @@ class VariationalModel(GenerativeModel):
         return loss
 
     def parameters_apart(self) -> list[list[nn.Parameter]]:
-        """An adversary's."""
-        return [] if self.adversary is None else [list(self.adversary.parameters())]
+        """Those of p(x | z) itself, such as sigma, which weight decay would pull to 1; and an adversary's."""
+        parts = (self.autoencoder.observation, self.adversary)
+        groups = [list(part.parameters()) for part in parts if part is not None]
+        return [group for group in groups if any(parameter.requires_grad for parameter in group)]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave an adversary that has not started out of the step, as zeros would use up Adam's bias correction."""
+        if self.adversary is not None and self.global_step < self.adversary.start_step:
+            for parameter in self.adversary.parameters():
+                parameter.grad = None
 
     def validation_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The negative evidence lower bound, in nats for each dimension, and the KL divergences, at fixed draws."""

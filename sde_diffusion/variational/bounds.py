@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_batch, check_count, check_kind
 from sde_diffusion.denoiser import repeated
-from sde_diffusion.density.bound import Bound
+from sde_diffusion.denoiser.conditions import chosen
+from sde_diffusion.density.bound import LEAST_DRAWS, Bound, student_factor
 from sde_diffusion.sampling import Noise
 from sde_diffusion.sampling.arguments import check_dtype
 from sde_diffusion.sampling.noise import as_seeds
@@ -41,7 +42,7 @@ def bound(
     Args:
         model: The model; it is used as it is: call `.eval()` before.
         x: Data, [B, *shape].
-        draws: Number of estimates, at least 1; two or more give a standard error.
+        draws: Number of estimates, at least 1; four or more give a standard error.
         importance: K, at least 1.
         seeds: One integer for each item, on which alone its noise depends; 0, 1, ... by default.
         rows: Largest batch of a network pass.
@@ -60,15 +61,35 @@ def bound(
     if dtype is not None:
         check_dtype(dtype)
     seeds = as_seeds(range(len(x)) if seeds is None else seeds, len(x))
-    streams = latent_noise(model, seeds, x.device, dtype or x.dtype)
 
-    def draw(numbers: Sequence[int]) -> Draws:
-        noise = [torch.cat([stream.normal(number) for number in numbers]) for stream in streams]
-        own = {name: repeated(value, len(numbers), len(x)) for name, value in conditions.items()}
-        found = model.infer(repeated(x, len(numbers)), noise, **own)
-        return Draws(found.log_prob, found.kl(), found.log_weight(), len(numbers) * model.nfe)
+    def part(items: slice) -> Bound:
+        own = x[items]
+        given = {name: chosen(value, items, len(x)) for name, value in conditions.items()}
+        streams = latent_noise(model, seeds[items], x.device, dtype or x.dtype)
 
-    return estimated_bound(draw, len(x), draws, importance, rows)
+        def draw(numbers: Sequence[int]) -> Draws:
+            noise = [torch.cat([stream.normal(number) for number in numbers]) for stream in streams]
+            several = {name: repeated(value, len(numbers), len(own)) for name, value in given.items()}
+            found = model.infer(repeated(own, len(numbers)), noise, **several)
+            return Draws(found.log_prob, found.kl(), found.log_weight(), len(numbers) * model.nfe)
+
+        return estimated_bound(draw, len(own), draws, importance, rows)
+
+    return by_items(part, len(x), rows)
+
+
+def by_items(part: Callable[[slice], Bound], items: int, rows: int) -> Bound:
+    """The bound of several items, made of those of at most `rows` of them, for each slice of the items."""
+    rows = check_count("rows", rows)
+    parts = [part(slice(start, start + rows)) for start in range(0, items, rows)]
+    errors = [one.std_error for one in parts if one.std_error is not None]
+    return Bound(
+        torch.cat([one.log_prob for one in parts]),
+        torch.cat([one.reconstruction for one in parts]),
+        torch.cat([one.kl for one in parts], 1),
+        torch.cat(errors) if errors else None,
+        parts[0].nfe,
+    )
 
 
 @dataclass(frozen=True)
@@ -91,7 +112,7 @@ class Draws:
 def estimated_bound(
     draw: Callable[[Sequence[int]], Draws], items: int, draws: int, importance: int, rows: int
 ) -> Bound:
-    """The mean of `draws` estimates of L_K, K = `importance`, with its standard error.
+    """The mean of `draws` estimates of L_K, K = `importance`, with its standard error by Student's t; see `Bound`.
 
     Args:
         draw: From the numbers of some draws, of 0, 1, ..., draws K - 1, to the draws.
@@ -118,7 +139,9 @@ def estimated_bound(
         estimates = reconstruction - kl.sum(0)  # the closed forms have less noise than the weights
     else:
         estimates = weights.reshape(draws, importance, items).logsumexp(1) - math.log(importance)
-    error = None if draws < 2 else estimates.std(0) / math.sqrt(draws)
+    error = None
+    if draws >= LEAST_DRAWS:
+        error = estimates.std(0) / math.sqrt(draws) * student_factor(draws - 1)
     return Bound(estimates.mean(0), reconstruction.mean(0), kl.mean(1), error, sum(part.nfe for part in made))
 
 

@@ -28,6 +28,9 @@ class Prior(Protocol):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density at z [B, *dims], in nats, or log-probability if z takes countably many values; [B]."""
 
+    def log_prob_terms(self, z: Tensor) -> Tensor:
+        """The parts of log_prob by dimension, or by place for codes, [B, *dims]."""
+
     def standardised(self, z: Tensor) -> Tensor | None:
         """The coordinates of z that are standard normal by p, [B, *dims]; None: there are none, as for codes."""
 
@@ -51,6 +54,9 @@ class Posterior(Protocol):
 
     def entropy(self) -> Tensor:
         """-E log q, in nats; [B]. Raises UserError if q is a point."""
+
+    def log_prob_terms(self, z: Tensor) -> Tensor:
+        """See `Prior.log_prob_terms`."""
 
     def kl(self, other: Any) -> Tensor:
         """KL(self || other), for a fitting prior, in nats; [B]."""
@@ -87,6 +93,12 @@ class LatentVariable:
     def kl(self) -> Tensor:
         """KL(q || p): in closed form, or by its draw; [B]."""
         return self.q.kl(self.p) if self.closed else -self.log_ratio()
+
+    def kl_terms(self) -> Tensor:
+        """The parts of `kl` by dimension, or by place for codes, [B, *dims]."""
+        if self.closed:
+            return self.q.kl_terms(self.p)
+        return self.q.log_prob_terms(self.z) - self.p.log_prob_terms(self.z)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sde_diffusion.checks import check_batch, check_count
 from sde_diffusion.denoiser import repeated
@@ -39,8 +40,11 @@ def coordinates(found: PosteriorSample) -> list[Tensor] | None:
 
 
 def information(found: PosteriorSample) -> list[Tensor]:
-    """KL divergence by dimension (or place of codes) of each latent variable, mean over the batch, in nats; [*dims]."""
-    return [latent.q.kl_terms(latent.p).mean(0) for latent in found.latents]
+    """KL divergence by dimension (or place of codes) of each latent variable, mean over the batch, in nats; [*dims].
+
+    The expectations are over q: `found` must be a draw with noise, not at the means as by `encoded`.
+    """
+    return [latent.kl_terms().mean(0) for latent in found.latents]
 
 
 def most_informative(amounts: Sequence[Tensor], n: int) -> list[tuple[int, int]]:
@@ -95,15 +99,27 @@ def interpolate(model: Autoencoder, first: Sequence[Tensor], last: Sequence[Tens
 
 
 def _great_circle(a: Tensor, b: Tensor, n: int) -> Tensor:
-    """From vectors [B, d] to others, [B, n, d]: directions on a great circle, and lengths on a straight line."""
-    share = torch.linspace(0, 1, n, dtype=a.dtype, device=a.device)[None, :, None]
-    lengths = [v.norm(dim=1, keepdim=True) for v in (a, b)]
-    ways = [v / length.clamp(min=1e-12) for v, length in zip((a, b), lengths, strict=True)]
-    # Half the angle by atan2 keeps its digits where the cosine is near 1 or -1.
-    angle = 2 * torch.atan2((ways[0] - ways[1]).norm(dim=1), (ways[0] + ways[1]).norm(dim=1))[:, None, None]
-    near = angle < 1e-4  # there, and where a vector is 0, a straight line
-    sine = torch.where(near, 1.0, angle.sin())
-    weights = [torch.where(near, part, (part * angle).sin() / sine) for part in (1 - share, share)]
-    direction = weights[0] * ways[0][:, None] + weights[1] * ways[1][:, None]
-    way: Tensor = direction * ((1 - share) * lengths[0][:, None] + share * lengths[1][:, None])
-    return way
+    """From vectors [B, d] to others, [B, n, d]: directions on a great circle, and lengths on a straight line.
+
+    Between opposite vectors there are many great circles, of which one is taken. In one dimension there is none: the
+    way is a straight line.
+    """
+    share = torch.linspace(0, 1, n, dtype=torch.float64, device=a.device)[None, :, None]
+    if a.shape[1] == 1:
+        return torch.lerp(a.double()[:, None], b.double()[:, None], share).to(a)
+    vectors = torch.stack([a, b]).double()
+    lengths = vectors.norm(dim=2, keepdim=True)
+    first, last = vectors / lengths.clamp(min=1e-300)
+    first = torch.where(lengths[0] > 0, first, last)  # from and to 0 on a straight line
+    last = torch.where(lengths[1] > 0, last, first)
+    cosine = (first * last).sum(1, keepdim=True)
+    across = last - cosine * first
+    sine = across.norm(dim=1, keepdim=True)
+    axis = F.one_hot(first.abs().argmin(1), first.shape[1])  # the one that is the most orthogonal to the vector
+    other = axis - (axis * first).sum(1, keepdim=True) * first
+    across = torch.where(sine > 1e-9, across, other)
+    across = across / across.norm(dim=1, keepdim=True)
+    angle = share * torch.atan2(sine, cosine)[:, None]
+    direction = angle.cos() * first[:, None] + angle.sin() * across[:, None]
+    way: Tensor = direction * torch.lerp(lengths[0][:, None], lengths[1][:, None], share)
+    return way.to(a)

@@ -55,8 +55,11 @@ class DiagonalGaussian:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density at z [B, *dims], in nats; [B]."""
-        terms = 0.5 * self.standardised(z).square() + self.log_std + 0.5 * math.log(2 * math.pi)
-        return -terms.flatten(1).sum(1)
+        return self.log_prob_terms(z).flatten(1).sum(1)
+
+    def log_prob_terms(self, z: Tensor) -> Tensor:
+        """The log-density of each dimension, [B, *dims]."""
+        return -(0.5 * self.standardised(z).square() + self.log_std + 0.5 * math.log(2 * math.pi))
 
     def entropy(self) -> Tensor:
         """-E log q, in nats; [B]."""

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from sde_diffusion.checks import check_batch, check_choice, check_count, check_kind
 from sde_diffusion.denoiser import Denoiser, repeated
+from sde_diffusion.denoiser.conditions import chosen
 from sde_diffusion.density import Bound, elbo, log_likelihood
 from sde_diffusion.density.trace import trace_of
 from sde_diffusion.sampling.noise import as_seeds
-from sde_diffusion.variational.bounds import Draws, estimated_bound, latent_noise
+from sde_diffusion.variational.bounds import Draws, by_items, estimated_bound, latent_noise
 from sde_diffusion.variational.first_stage import FirstStage
 
 DENSITIES = {"flow": log_likelihood, "elbo": partial(elbo, steps=None)}
@@ -50,7 +51,7 @@ def latent_bound(
         first_stage: The first stage.
         denoiser: The denoiser of w; conditions are passed to it.
         x: Data, [B, *shape].
-        draws: Number of estimates, of which the mean is returned, at least 1; two or more give a standard error.
+        draws: Number of estimates, of which the mean is returned, at least 1; four or more give a standard error.
         importance: K, number of draws of z for each estimate, at least 1; see `variational.bound`. More than 1 needs
             the density itself, density="flow" with trace="exact", which is then the default trace.
         seeds: One integer for each item, on which alone its noise depends; 0, 1, ... by default.
@@ -78,6 +79,27 @@ def latent_bound(
                 "density=flow and trace=exact, or importance=1"
             )
     seeds = as_seeds(range(len(x)) if seeds is None else seeds, len(x))
+
+    def part(items: slice) -> Bound:
+        own = x[items]
+        few = {name: chosen(value, items, len(x)) for name, value in options.items()}
+        return _part(first_stage, denoiser, own, draws, importance, seeds[items], density, rows, few)
+
+    return by_items(part, len(x), rows)
+
+
+def _part(
+    first_stage: FirstStage,
+    denoiser: Denoiser,
+    x: Tensor,
+    draws: int,
+    importance: int,
+    seeds: Sequence[int],
+    density: str,
+    rows: int,
+    options: dict[str, Any],
+) -> Bound:
+    """`latent_bound` of at most `rows` items, with checked arguments."""
     (stream,) = latent_noise(first_stage.autoencoder, seeds, x.device, x.dtype)
     with torch.no_grad():
         q = first_stage.encode(x)

@@ -171,8 +171,9 @@ class DiscretizedLogistic(ObservationModel):
 
     def marginal_outputs(self, x: Tensor) -> Tensor:
         """See `ObservationModel.marginal_outputs`: mean and scale of each value, for its standard deviation."""
-        scale = x.std(0).clamp(min=1 / (self.levels - 1)) * (math.sqrt(3) / math.pi)
-        return torch.stack([x.mean(0), scale.log()])
+        scale = x.std(0, correction=0).clamp(min=1 / (self.levels - 1)) * (math.sqrt(3) / math.pi)
+        above = scale.log() - _LEAST_LOG_SCALE  # positive for up to 256 levels; the inverse of softplus
+        return torch.stack([x.mean(0), _LEAST_LOG_SCALE + above + torch.log(-torch.expm1(-above))])
 
     def _mean_and_log_scale(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_scale = outputs.unbind(1)

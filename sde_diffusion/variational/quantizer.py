@@ -82,9 +82,9 @@ class VectorQuantizer(nn.Module):
 
     def index_of(self, z: Tensor) -> Tensor:
         """Number of the code nearest to each vector, [B, dim, *] -> int64 [B, *]."""
-        vectors, centre = self._vectors(z), self.codebook.mean(0)
-        # Around the codes' mean, as products of large numbers lose the digits of small distances.
-        return torch.cdist(vectors - centre, self.codebook - centre).argmin(1).reshape(len(z), *z.shape[2:])
+        # In float64, as the products of large numbers, by which distances are found, lose the digits of small ones.
+        distances = torch.cdist(self._vectors(z).double(), self.codebook.double())
+        return distances.argmin(1).reshape(len(z), *z.shape[2:])
 
     def lookup(self, index: Tensor) -> Tensor:
         """The codes with these numbers, [B, *] -> [B, dim, *]."""

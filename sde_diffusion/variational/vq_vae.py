@@ -31,6 +31,10 @@ class UniformCodes:
         """-(number of places) log K, in nats, for codes z [B, dim, *places]; [B]."""
         return z.new_full(z.shape[:1], -math.prod(z.shape[2:]) * math.log(self.codebook_size))
 
+    def log_prob_terms(self, z: Tensor) -> Tensor:
+        """-log K for each place, in nats; [B, *places]."""
+        return torch.full_like(z[:, 0], -math.log(self.codebook_size))
+
     def standardised(self, z: Tensor) -> None:
         """None: codes have no coordinates that are standard normal."""
 
@@ -57,6 +61,10 @@ class NearestCodes:
     def log_prob(self, z: Tensor) -> Tensor:
         """log 1 = 0 for the nearest codes z; [B]."""
         return z.new_zeros(z.shape[:1])
+
+    def log_prob_terms(self, z: Tensor) -> Tensor:
+        """0 for each place; [B, *places]."""
+        return torch.zeros_like(z[:, 0])
 
     def kl(self, other: UniformCodes) -> Tensor:
         """(Number of places) log K, in nats; [B]."""

@@ -108,7 +108,7 @@ def test_what_is_for_autoencoders_is_refused(command, trained, tmp_path):
 
 def test_likelihood_by_its_bound(command, autoencoder, tmp_path):
     """Killed after a batch and resumed: the figures of a run that was not, and of the library."""
-    settings = (f"ckpt={autoencoder}", "importance=4", "draws=3", "n=20", "batch_size=8", "split=[val,test]")
+    settings = (f"ckpt={autoencoder}", "importance=4", "draws=5", "n=20", "batch_size=8", "split=[val,test]")
     complete, broken = tmp_path / "complete", tmp_path / "broken"
     done = command("likelihood", *settings, f"out={complete}", cwd=tmp_path)
     assert done.status == 0, done.err
@@ -125,7 +125,7 @@ def test_likelihood_by_its_bound(command, autoencoder, tmp_path):
     model = GenerativeModel.load_from_checkpoint(autoencoder)
     items = [int(row["index"]) for row in rows_of(complete) if row["split"] == "test"]
     x = build(model.data["config"]).prepare().tensor("test")[items]
-    found, test = bound(model.autoencoder, x, 3, 4, seeds=items), column(complete, "iwae")[20:]
+    found, test = bound(model.autoencoder, x, 5, 4, seeds=items), column(complete, "iwae")[20:]
     np.testing.assert_allclose(test, found.log_prob, rtol=1e-5)
     np.testing.assert_allclose(column(complete, "iwae_error")[20:], found.std_error, rtol=1e-3)
     np.testing.assert_allclose(column(complete, "elbo_z_1")[20:], -found.kl[0], rtol=1e-5)

@@ -141,7 +141,7 @@ def test_passes_and_rows():
         ({"steps": None}, 128, 1),
         ({"steps": 30}, 30, 1),
         ({"steps": 30, "rows": 40}, 30, 3),
-        ({"steps": 1000, "draws": 7, "rows": 1}, 7, 7),
+        ({"steps": 1000, "draws": 7, "rows": 3}, 7, 14),
     ):
         denoiser.network.passes = 0
         result = elbo(denoiser, x, **options)
@@ -192,3 +192,11 @@ def test_the_bound_does_not_depend_on_the_scale_of_the_path():
     one, other = (elbo(GaussianDenoiser(sde, mean, 0.5), x, None, draws=64, t_end=sde.t_min) for sde in (vp, ve))
     torch.testing.assert_close(one.kl, other.kl, atol=1e-9, rtol=0)
     torch.testing.assert_close(one.log_prob, other.log_prob, atol=1e-9, rtol=0)
+
+
+def test_no_pass_of_the_network_has_more_rows_than_allowed():
+    model, x = network(PATHS["cosine"], 4, gain=0.7).double(), torch.randn(7, 4, dtype=torch.float64)
+    whole, seen = elbo(model, x, None, 4), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    torch.testing.assert_close(elbo(model, x, None, 4, rows=3).log_prob, whole.log_prob)
+    assert max(seen) == 3

@@ -28,3 +28,14 @@ def test_the_ends_keep_their_order():
     sde.moves.data = torch.tensor([-40.0, 40.0], dtype=torch.float64)
     first, last = sde.ends()
     assert first >= last + 1
+
+
+def test_a_schedule_that_has_lost_its_slope_still_rises():
+    schedule = MonotoneSchedule(8)
+    with torch.no_grad():
+        schedule.slope.sub_(3)  # by -90 before softplus
+        schedule.rates.add_(2)  # and the sigmoids e^8 times as steep
+        v = torch.linspace(0, 1, 101, dtype=torch.float64)
+        t = schedule.inverse(v)
+        assert (schedule(t)[1] > 1e-3).all()
+        torch.testing.assert_close(schedule(t)[0], v, atol=1e-6, rtol=0)

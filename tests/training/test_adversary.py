@@ -143,6 +143,8 @@ def test_a_run_counts_its_steps_once_and_resumes_bit_for_bit(tmp_path):
     expected = run(tmp_path, every, enable_checkpointing=True)
     assert expected["global_step"] == 10
     assert any(name.startswith("adversary.discriminator.") for name in expected["state_dict"])
+    # Adam has made no steps of the discriminator before it starts.
+    assert {int(state["step"]) for state in expected["optimizer_states"][0]["state"].values()} == {10, 6}
     start = torch.load(tmp_path / "step=4.ckpt", weights_only=True)["current_model_state"]
     names = [name for name in start if name.startswith("adversary.discriminator.")]
     assert not same([start[name] for name in names], [expected["current_model_state"][name] for name in names])

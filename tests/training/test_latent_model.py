@@ -134,13 +134,13 @@ def test_its_bound_is_that_of_both_stages(latent):
     model, _ = latent
     x = digits().split("test").tensor(torch.arange(4))
     options = {"trace": "exact", "steps": 8, "method": "rk4"}
-    found, stage = model.bound(x, draws=2, **options), model.first_stage
+    found, stage = model.bound(x, draws=4, **options), model.first_stage
     (stream,) = latent_noise(stage.autoencoder, range(4), x.device, x.dtype)
     q, reconstruction, log_p = stage.encode(x), 0.0, 0.0
-    for draw in range(2):
+    for draw in range(4):
         w = stage.standardise(q.draw(stream.normal(draw)))
-        reconstruction = reconstruction + stage.log_prob(x, w).double() / 2
-        log_p = log_p + (log_likelihood(model.denoiser, w, **options).log_prob - stage.log_scale) / 2
+        reconstruction = reconstruction + stage.log_prob(x, w).double() / 4
+        log_p = log_p + (log_likelihood(model.denoiser, w, **options).log_prob - stage.log_scale) / 4
     torch.testing.assert_close(found.reconstruction, reconstruction)
     torch.testing.assert_close(found.kl, (-q.entropy() - log_p).unsqueeze(0))
     assert (found.std_error > 0).all()

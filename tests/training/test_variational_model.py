@@ -199,3 +199,14 @@ def test_an_objective_for_denoisers_is_refused():
             MLPHierarchy([1, 8, 8], Categorical(17), width=8),
             objective={"_target_": "sde_diffusion.training.DenoisingScoreMatching"},
         )
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_sigma_has_no_weight_decay(learned):
+    """Which would pull it to 1, whatever the data's."""
+    model = VariationalModel(MLPHierarchy([2], Gaussian(0.1, learned), [2, 2], width=8), weight_decay=0.1)
+    first, *others = model.parameter_groups()
+    sigma = model.autoencoder.observation.log_std
+    assert not any(parameter is sigma for parameter in first["params"])
+    assert [(group["params"] == [sigma], group["weight_decay"]) for group in others] == [(True, 0.0)] * learned
+    torch.optim.AdamW(model.parameter_groups())

@@ -7,6 +7,7 @@ import math
 import mpmath as mp
 import pytest
 import torch
+from scipy.stats import logistic
 
 from sde_diffusion.modality.levels import from_levels
 from sde_diffusion.variational import Bernoulli, Categorical, DiscretizedLogistic, Gaussian, observation_for
@@ -73,6 +74,18 @@ def test_marginal_outputs_describe_data_better_than_none(model):
     by_start = model.log_prob(x, start.expand(200, *start.shape)).mean()
     by_zero = model.log_prob(x, torch.zeros(200, *start.shape, dtype=torch.float64)).mean()
     assert by_start > by_zero
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_the_logistic_starts_at_the_standard_deviation_of_the_data_or_half_a_bin(levels):
+    """Also for one item, which has none: seen in the mass of the bin above the mean, by scipy."""
+    model, half = DiscretizedLogistic(levels), 1 / (levels - 1)
+    wide = from_levels(torch.tensor([0, levels - 1]), levels).reshape(2, 1)
+    for x, std in ((wide, 1.0), (from_levels(torch.tensor([[levels - 1]]), levels), half)):
+        start = model.starting_outputs(x).double()
+        found = float(model.log_prob(torch.ones(1, 1, dtype=torch.float64), start.unsqueeze(0)))
+        scale = std * math.sqrt(3) / math.pi
+        assert found == pytest.approx(logistic(float(x.mean()), scale).logsf(1 - half), rel=1e-5)
 
 
 def test_an_observation_model_is_chosen_by_the_data():

@@ -62,8 +62,9 @@ def test_a_vector_that_is_not_finite_leaves_no_trace(bad):
     assert len(quantizer.index_of(x).unique()) == 8
 
 
-def test_codes_far_from_zero_are_told_apart():
-    codes = 100 + 0.1 * data(256, 3).float()
+@pytest.mark.parametrize("places", [[100.0], [300.0, -300.0]], ids=["together", "two groups"])
+def test_codes_far_from_zero_are_told_apart(places):
+    codes = torch.tensor(places).repeat(256 // len(places))[:, None] + 0.1 * data(256, 3).float()
     quantizer = VectorQuantizer(256, 3)
     quantizer.codebook.copy_(codes)
     assert torch.equal(quantizer.index_of(codes), torch.arange(256))

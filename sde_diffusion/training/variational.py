@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from sde_diffusion.checks import check_kind
+from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
@@ -71,6 +71,7 @@ class VariationalModel(GenerativeModel):
         schedule: See `GenerativeModel`.
         dequantise: See `GenerativeModel`.
         validation_draws: See `GenerativeModel`.
+        least_latents: Least number of latent variables that the autoencoder must have.
         seed: See `GenerativeModel`.
         data: Description of the data set (`DataModule.describe()`).
 
@@ -98,6 +99,7 @@ class VariationalModel(GenerativeModel):
         schedule: str | Schedule = "cosine",
         dequantise: bool = False,
         validation_draws: int = 1,
+        least_latents: int = 1,
         seed: int = 0,
         data: Mapping[str, Any] | None = None,
     ) -> None:
@@ -114,6 +116,11 @@ class VariationalModel(GenerativeModel):
             raise ValueError("observation must be None if autoencoder is a model, which has one already")
         self.autoencoder: Autoencoder = parts["autoencoder"]
         check_kind("autoencoder", self.autoencoder, Autoencoder)
+        if (count := len(self.autoencoder.latent_shapes)) < check_count("least_latents", least_latents):
+            raise UserError(
+                f"model.autoencoder has {count} latent variable{'s' if count > 1 else ''}, and this model is for at least "
+                f"{least_latents}: take a hierarchy, such as model/autoencoder=mlp_hierarchy, or model=vae"
+            )
         if "shape" in self.data:
             self.autoencoder.observation.check_data(self.data.get("levels"), dequantise)
         self.decode_as = "mean"

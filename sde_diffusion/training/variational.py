@@ -28,6 +28,7 @@ from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
 from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for, perplexity
+from sde_diffusion.variational.first_stage import why_no_first_stage
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class VariationalModel(GenerativeModel):
         check_kind("autoencoder", self.autoencoder, Autoencoder)
         if (count := len(self.autoencoder.latent_shapes)) < check_count("least_latents", least_latents):
             raise UserError(
-                f"model.autoencoder has {count} latent variable{'s' if count > 1 else ''}, and this model is for at least "
+                f"model.autoencoder has {count} latent variable{'s' * (count > 1)}, and this model is for at least "
                 f"{least_latents}: take a hierarchy, such as model/autoencoder=mlp_hierarchy, or model=vae"
             )
         if "shape" in self.data:
@@ -132,6 +133,9 @@ class VariationalModel(GenerativeModel):
                 "for codes, vq"
             )
         self.objective.check(self.autoencoder)
+        self.random_latents = not self.autoencoder.codes
+        self.can_be_first_stage = not why_no_first_stage(self.autoencoder)
+        self.loss_axis = f"loss, nats per dimension; {self.objective.validation}"
         shape = list(self.data.get("shape", self.autoencoder.shape))
         self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)
         if self.adversary is not None:
@@ -276,8 +280,9 @@ class VariationalModel(GenerativeModel):
         return {"kl.png": Curves(metrics, axis, what)}
 
     def summary(self) -> dict[str, str]:
-        """Also the latent variables."""
-        return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.autoencoder.latent_shapes)}
+        """Also the latent variables, and what the losses are."""
+        latents = " <- ".join(str(list(dims)) for dims in self.autoencoder.latent_shapes)
+        return {**super().summary(), "latents": latents, "loss": "in " + self.loss_axis.removeprefix("loss, ")}
 
 
 def _collapse(unused: Sequence[int], kl: Sequence[float], step: int) -> str:

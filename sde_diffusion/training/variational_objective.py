@@ -24,12 +24,14 @@ class VariationalObjective(Objective):
 
     Attributes:
         importance: Number of draws.
+        validation: How the loss of validation, the negative ELBO, differs from that of training, in words.
         warmup_steps: Number of steps in which it differs from what it is later.
         scales_latent_gradients: Whether its loss scales all gradients that reach the latent variables, also those of
             other losses.
     """
 
     importance = 1
+    validation = "validation by the ELBO"
     warmup_steps = 0
     scales_latent_gradients = False
 
@@ -93,6 +95,8 @@ class BetaELBO(VariationalObjective):
         Higgins et al. 2017, "beta-VAE"; Soenderby et al. 2016, "Ladder Variational Autoencoders" (warm-up); Kingma et
         al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", appendix C (free bits).
     """
+
+    validation = "validation at beta = 1"
 
     def __init__(self, beta: float = 1.0, warmup_steps: int = 0, free_nats: float = 0.0) -> None:
         self.beta = as_positive("beta", beta)
@@ -195,6 +199,8 @@ class QuantizedELBO(VariationalObjective):
     References:
         van den Oord et al. 2017, "Neural Discrete Representation Learning", equation 3, where the weight is 0.25.
     """
+
+    validation = "validation without the commitment"
 
     def __init__(self, commitment: float = 0.25) -> None:
         self.commitment = as_number("commitment", commitment)

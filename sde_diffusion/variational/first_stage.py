@@ -34,6 +34,15 @@ class Posterior(Protocol):
         """Log-density at z, in nats; [B]."""
 
 
+def why_no_first_stage(autoencoder: Autoencoder) -> str:
+    """Why an autoencoder cannot be a first stage, in words; empty if it can."""
+    if (count := len(autoencoder.latent_shapes)) > 1:
+        return f"a first stage has one latent variable, and this model has {count}"
+    if not hasattr(autoencoder, "encode"):
+        return f"a first stage needs encode(x), which {type(autoencoder).__name__} has not"
+    return ""
+
+
 class FirstStage(nn.Module):
     r"""A frozen autoencoder with one latent variable z, and its standardised form w = (z - shift) / scale.
 
@@ -71,12 +80,8 @@ class FirstStage(nn.Module):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         check_kind("autoencoder", autoencoder, Autoencoder)
-        if (count := len(autoencoder.latent_shapes)) > 1:
-            raise UserError(f"a first stage has one latent variable, and this model has {count}: take model=vae")
-        if not hasattr(autoencoder, "encode"):
-            raise UserError(
-                f"a first stage needs encode(x), which {type(autoencoder).__name__} has not: take model=vae"
-            )
+        if reason := why_no_first_stage(autoencoder):
+            raise UserError(f"{reason}: take model=vae")
         self.autoencoder: Autoencoder = autoencoder.requires_grad_(False)
         self.description: dict[str, Any] | None = None
         self.shape, self.latent_shape = tuple(autoencoder.shape), tuple(autoencoder.latent_shapes[0])

@@ -32,7 +32,7 @@ TRAIN = {
     "model hvae": "model=hvae model/autoencoder=mlp_hierarchy model.autoencoder.latent_dims=[3,2,2] model.autoencoder.width=8 model.autoencoder.depth=2 "
     "model.autoencoder.dropout=0.1 model.autoencoder.deterministic_path=false model.autoencoder.inference=bottom_up model.autoencoder.patch=2 "
     "model.observation=null model.adversary=null model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 model.warmup_steps=2 "
-    "model.schedule=constant model.dequantise=false model.validation_draws=2 "
+    "model.schedule=constant model.dequantise=false model.validation_draws=2 model.least_latents=3 "
     "objective=annealed_elbo objective.beta=0.5 objective.warmup_steps=3 objective.free_nats=0.1",
     "autoencoder conv": "model=vae model/autoencoder=conv model.autoencoder.latent_channels=2 model.autoencoder.channels=[4,4] model.autoencoder.blocks=2 "
     "model.autoencoder.dropout=0.1 model.autoencoder.patch=2 observation=categorical "

@@ -53,6 +53,9 @@ class BoundScorer(Scorer):
             **(resolved(cfg.bound) or {}),
         }
         self.ordered = [("elbo", "iwae")] if self.importance > 1 else []
+        self.equal = (
+            "" if model.random_latents else "the encoder's codes are not random, so that all draws are the same"
+        )
         self.convention, self.columns = self._words()
         x, conditions = data.batch(data.splits[0], torch.tensor([0]), device)
         once: dict[str, Any] = {**self.options, "draws": 1, "importance": 1, **conditions}

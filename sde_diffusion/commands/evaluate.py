@@ -101,6 +101,8 @@ def _log_report(report: dict[str, Any], metrics: Mapping[str, FeatureMetric], fo
     errors: dict[str, float] = {key: report[key] for key in ("rmse", "psnr") if key in report}
     for key, value in (found.details | errors).items():
         log.info("  %-24s%10.4g", key, value)
+    if "rmse" in report:
+        log.info("  (rmse: over all values, on the model's scale of [-1, 1]%s)", "; psnr: in dB" * ("psnr" in report))
     log.info("  (-: lower is better, +: higher is better%s)", _last_column(report))
     for metric in metrics.values():
         if metric.note and set(metric.names) <= set(found.figures):

@@ -67,8 +67,9 @@ def likelihood(cfg: DictConfig) -> dict[str, Any]:
         if units is not None:
             values["log_density"] = values[main_score(values)] - units.log_volume(size)
     reports = {split: summary(values, size, levels) for split, values in scores.items()}
+    equal = {"equal": scorer.equal} if scorer.equal else {}
     for split, values in scores.items():
-        reports[split] |= {"order": [order(values, *pair, size, levels) for pair in scorer.ordered]}
+        reports[split] |= {"order": [order(values, *pair, size, levels) | equal for pair in scorer.ordered]}
     own = None if units is None else in_own_units(scores[splits[-1]]["log_density"], units, size)
     report = _report(cfg, model, scored, run, reports, own_units=own)
     if other is not None and other_scores is not None:

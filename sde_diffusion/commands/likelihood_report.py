@@ -140,6 +140,9 @@ def _log_bounds(values: dict[str, Any], importance: int, unit: str) -> None:
         names = [label(found[key], importance) for key in ("above", "below")]
         if found["below"] == "chain_elbo":
             names[1] += f", {values['iwae'][unit] + found['difference']:.4f}"
+        if "equal" in found:
+            log.info("  %s equals %s: %s", *names, found["equal"])
+            continue
         by = plus_minus(found["difference"], found["std_error"])
         relation, sense = "is tighter than", "as it must be" if found["holds"] else "though it must not be looser"
         if found["above"] == "log_prob":

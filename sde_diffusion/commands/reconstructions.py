@@ -41,6 +41,11 @@ def reconstructed_source(
     """
     if drawing := [key for key in ("guidance", "sampler") if is_overridden(key)] + list(cfg.conditions or {}):
         raise UserError(f"{'= and '.join(drawing)}= cannot be given with of=reconstructions: they are not drawn")
+    if not model.reconstructs:
+        raise UserError(
+            f"of=reconstructions needs an autoencoder, and {cfg.ckpt} contains a {type(model).__name__}: give a "
+            "checkpoint of model=vae, hvae, vq or latent, or leave of= out to score samples"
+        )
     if list(data.shape) != list(model.data["shape"]):
         raise UserError(f"{data.name} has items of shape {list(data.shape)}, and the model {model.data['shape']}")
     split = data.split(cfg.split)

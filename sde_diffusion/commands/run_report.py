@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_COMMANDS = {"sample": "draws_samples", "evaluate": "draws_samples", "likelihood": "has_bound"}
-"""The commands to try next, and the property that a model needs for each."""
+_COMMANDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("sample", "draws_samples", {"n": 64}),
+    ("evaluate", "draws_samples", {}),
+    ("evaluate", "reconstructs", {"of": "reconstructions"}),
+    ("likelihood", "has_bound", {}),
+)
+"""The commands to try next, the property that a model needs for each, and further settings."""
 
 
 def record_run(cfg: DictConfig, model: GenerativeModel, trainer: Trainer, folder: Path) -> None:
@@ -70,7 +75,7 @@ def finish(model: GenerativeModel, folder: Path, metrics: dict[str, float]) -> N
     if record.read(folder).get("finished", "no record"):
         return
     if (folder / "metrics.csv").is_file():
-        pictures.save(pictures.loss_plot(folder / "metrics.csv"), folder / "loss.png")
+        pictures.save(pictures.loss_plot(folder / "metrics.csv", model.loss_axis), folder / "loss.png")
         for name, curves in model.curves().items():
             if (drawn := curves.plot(folder / "metrics.csv")) is not None:
                 pictures.save(drawn, folder / name)
@@ -83,7 +88,7 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
     log.info("Done. In %s:", folder)
     for name, what in (
         ("checkpoints", "last.ckpt and best.ckpt (lowest validation loss)"),
-        ("samples", "sample grids during training, and of an autoencoder reconstructions, traversals, interpolations"),
+        ("samples", f"pictures during training: {', '.join(_drawn(folder / 'samples'))}"),
         ("loss.png", "training and validation loss; numbers in metrics.csv"),
         *((name, f"{curves.what}; numbers in metrics.csv") for name, curves in model.curves().items()),
         ("noise_levels.png", "validation loss against log-SNR; numbers in noise_levels.csv"),
@@ -93,7 +98,7 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
     ):
         if (folder / name).exists():
             log.info("  %-16s %s", name, what)
-    usable = [name for name, needed in _COMMANDS.items() if getattr(model, needed)]
+    usable = [(name, more) for name, needed, more in _COMMANDS if getattr(model, needed)]
     if not usable:
         return
     log.info("Next:")
@@ -101,11 +106,20 @@ def conclude(cfg: DictConfig, model: GenerativeModel, folder: Path, last: Path) 
         given = {"ckpt": last, "split": "test", "n": 4, "noise": min(0.1, model.measured.noise)}
         log.info("  %s", command_line("sde_diffusion.restore", **plugins.settings(), **given))
         return
-    for name in usable:
-        more = {"n": 64} if name == "sample" else {}
+    for name, more in usable:
         own = dict.fromkeys(model.conditions, "own") if name == "likelihood" else {}
-        settings = {**plugins.settings(), "ckpt": last, **_guidance(cfg), **own, **more}
+        guidance = {} if "of" in more else _guidance(cfg)
+        settings = {**plugins.settings(), "ckpt": last, **guidance, **own, **more}
         log.info("  %s", command_line(f"sde_diffusion.{name}", **settings))
+    if model.can_be_first_stage:
+        settings = {**plugins.settings(), "model": "latent", "first_stage.ckpt": last}
+        log.info("  %s  # with the data= of this run", command_line("sde_diffusion.train", **settings))
+
+
+def _drawn(folder: Path) -> list[str]:
+    """What a run has drawn in a folder: samples, and the pictures in folders of their own."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [*(["samples"] if any(folder.glob("*.png")) else []), *names]
 
 
 def _guidance(cfg: DictConfig) -> dict[str, Any]:

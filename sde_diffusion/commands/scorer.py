@@ -19,6 +19,7 @@ class Scorer(ABC):
         columns: The meaning of the columns of the table, in words.
         settings: Keys of the configuration to report.
         ordered: Pairs of scores of which the first is a lower bound of what the second is, or is a bound of.
+        equal: Why the scores of each pair are equal, in words; empty if they are not.
         more: Further entries of the report.
     """
 
@@ -28,6 +29,7 @@ class Scorer(ABC):
     columns: str
     settings: Sequence[str]
     ordered: Sequence[tuple[str, str]]
+    equal: str = ""
     more: Mapping[str, Any]
 
     @abstractmethod

@@ -91,7 +91,7 @@ class Text(Condition):
         """Read a text, or a list of texts, which are taken in turn.
 
         Raises:
-            UserError: Also if there are none, or n is not a multiple of their number.
+            UserError: Also if there are none, one is empty, or n is not a multiple of their number.
         """
         if isinstance(typed, bool | int | float):
             typed = str(typed)
@@ -105,6 +105,8 @@ class Text(Condition):
                     "or a multiple of it"
                 )
             typed = texts * (n // len(texts))
+        if typed == "" or (isinstance(typed, list) and "" in typed):
+            raise UserError(f"{name} is empty: give words, or {name}=none for no {name}")
         return super().read(name, typed, n)
 
     def to_file(self, values: Tensor) -> Array:

@@ -88,8 +88,8 @@ def save_film(frames: list[Image.Image], path: Path, milliseconds: int = 80, res
         )
 
 
-def loss_plot(metrics_csv: Path) -> Image.Image:
-    """Training and validation loss over steps, from the `metrics.csv` of a run."""
+def loss_plot(metrics_csv: Path, axis: str = "loss") -> Image.Image:
+    """Training and validation loss over steps, from the `metrics.csv` of a run; axis says what they are."""
     drawing, ((axes,),) = figure((6.0, 4.0))
     with metrics_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -101,7 +101,7 @@ def loss_plot(metrics_csv: Path) -> Image.Image:
             step, loss = min(curve, key=operator.itemgetter(1))
             axes.plot([step], [loss], "*", color="tab:orange", markersize=12, label=f"lowest, step {step:,}: best.ckpt")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss")
+    axes.set_ylabel(axis)
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
     axes.legend()
@@ -131,17 +131,19 @@ class Curves:
         with metrics_csv.open(newline="") as file:
             rows = list(csv.DictReader(file))
         drawing, ((axes,),) = figure((6.0, 4.0))
+        highest = 1e-6
         for key, label in self.metrics.items():
             factor = self.factors.get(key, 1.0)
             curve = [(int(row["step"]) + 1, factor * float(row[key])) for row in rows if row.get(key)]
             if curve:
+                highest = max(highest, *(value for _, value in curve))
                 axes.plot(*zip(*curve, strict=True), "o-", markersize=3, label=f"{label}: {curve[-1][1]:.3g}")
         if not axes.lines:
             return None
         axes.set_xlabel("step")
         axes.set_ylabel(self.axis)
-        axes.set_ylim(bottom=0, top=self.top)
-        axes.legend()
+        axes.set_ylim(bottom=0, top=self.top or 1.05 * highest)  # of one point, the automatic end would cut its marker
+        drawing.legend(loc="outside right upper")
         return render(drawing)
 
 

@@ -40,6 +40,9 @@ class BaseModel(LightningModule, ABC):
         first_stage: The autoencoder whose latent variables the denoiser walks on; None: it walks on the data.
         decode_as: How samples are made of their latent variables: "mean", the mean of p(x | z), or "draw", drawn from
             it; None if there is no p(x | z).
+        random_latents: Whether the latent variables of an item are random, so that more draws can tighten `bound`.
+        can_be_first_stage: Whether a `LatentModel` can describe the model's latent variables; see `FirstStage`.
+        loss_axis: What the logged losses are, in words.
         run: Configuration of the run, stored in checkpoints for resuming.
         digest: SHA-256 of the checkpoint from which a command has loaded the model.
         guides: SHA-256 of the checkpoints of further models that guide its denoiser, by path.
@@ -54,6 +57,7 @@ class BaseModel(LightningModule, ABC):
         self.denoiser: Denoiser | None = None
         self.first_stage: FirstStage | None = None
         self.decode_as: str | None = None
+        self.random_latents, self.can_be_first_stage, self.loss_axis = True, False, "loss"
         self.run: dict[str, Any] = {}
         self.digest = ""
         self.guides: dict[str, str] = {}
@@ -146,6 +150,11 @@ class BaseModel(LightningModule, ABC):
     def bounds_density(self) -> bool:
         """Whether `bound` is of a density of continuous data, not of the probability of data on levels."""
         return self.data.get("levels") is None
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether data have a `reconstruct`ion by this model."""
+        return self.defines("reconstruct")
 
     @classmethod
     def defines(cls, name: str) -> bool:

@@ -44,7 +44,9 @@ def from_checkpoint(
         raise UserError(f"{where}: {error}") from error
     autoencoder, settings, what = getattr(model, "autoencoder", None), model.hparams, f"{where}={ckpt}"
     if not isinstance(autoencoder, Autoencoder):
-        raise UserError(f"{what} contains a {type(model).__name__}, which is no autoencoder: {MISSING}")
+        raise UserError(
+            f"{what} contains a {type(model).__name__}, which is no autoencoder: train one with experiment=first_stage"
+        )
     _check_data(what, model.data, data or {})
     if not isinstance(settings.get("autoencoder"), Mapping):
         raise UserError(f"{what} is of a model made from objects in Python, and does not say how to rebuild it")

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from sde_diffusion.checks import check_kind
+from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.config import build, build_around, to_containers, with_public_paths
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.density import Bound
@@ -29,6 +29,7 @@ from sde_diffusion.training.objective import Objective
 from sde_diffusion.training.schedule import Schedule
 from sde_diffusion.training.variational_objective import BetaELBO, VariationalObjective
 from sde_diffusion.variational import Autoencoder, bound, latent_noise, observation_for
+from sde_diffusion.variational.first_stage import why_no_first_stage
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class VariationalModel(GenerativeModel):
         schedule: See `GenerativeModel`.
         dequantise: See `GenerativeModel`.
         validation_draws: See `GenerativeModel`.
+        least_latents: Least number of latent variables that the autoencoder must have.
         seed: See `GenerativeModel`.
         data: Description of the data set (`DataModule.describe()`).
 
@@ -99,6 +101,7 @@ class VariationalModel(GenerativeModel):
         schedule: str | Schedule = "cosine",
         dequantise: bool = False,
         validation_draws: int = 1,
+        least_latents: int = 1,
         seed: int = 0,
         data: Mapping[str, Any] | None = None,
     ) -> None:
@@ -115,6 +118,11 @@ class VariationalModel(GenerativeModel):
             raise ValueError("observation must be None if autoencoder is a model, which has one already")
         self.autoencoder: Autoencoder = parts["autoencoder"]
         check_kind("autoencoder", self.autoencoder, Autoencoder)
+        if (count := len(self.autoencoder.latent_shapes)) < check_count("least_latents", least_latents):
+            raise UserError(
+                f"model.autoencoder has {count} latent variable{'s' * (count > 1)}, and this model is for at least "
+                f"{least_latents}: take a hierarchy, such as model/autoencoder=mlp_hierarchy, or model=vae"
+            )
         if "shape" in self.data:
             self.autoencoder.observation.check_data(self.data.get("levels"), dequantise)
         self.decode_as = "mean"
@@ -127,6 +135,9 @@ class VariationalModel(GenerativeModel):
                 "for codes, vq"
             )
         self.objective.check(self.autoencoder)
+        self.random_latents = not self.autoencoder.codes
+        self.can_be_first_stage = not why_no_first_stage(self.autoencoder)
+        self.loss_axis = f"loss, nats per dimension; {self.objective.validation}"
         shape = list(self.data.get("shape", self.autoencoder.shape))
         self.adversary: PatchAdversary | None = build_around(parts["adversary"], "adversary", shape=shape)
         if self.adversary is not None:
@@ -275,8 +286,9 @@ class VariationalModel(GenerativeModel):
         return {f"{found.name}.png": Curves(labels, f"{found.axis}, validation split", found.what, factors, found.top)}
 
     def summary(self) -> dict[str, str]:
-        """Also the latent variables."""
-        return {**super().summary(), "latents": " <- ".join(str(list(dims)) for dims in self.autoencoder.latent_shapes)}
+        """Also the latent variables, and what the losses are."""
+        latents = " <- ".join(str(list(dims)) for dims in self.autoencoder.latent_shapes)
+        return {**super().summary(), "latents": latents, "loss": "in " + self.loss_axis.removeprefix("loss, ")}
 
 
 def _collapse(unused: Sequence[int], kl: Sequence[float], step: int, advice: str) -> str:

@@ -24,6 +24,7 @@ class VariationalObjective(Objective):
 
     Attributes:
         importance: Number of draws.
+        validation: How the loss of validation, the negative ELBO, differs from that of training, in words.
         warmup_steps: Number of steps in which it differs from what it is later.
         scales_latent_gradients: Whether its loss scales all gradients that reach the latent variables, also those of
             other losses.
@@ -31,6 +32,7 @@ class VariationalObjective(Objective):
     """
 
     importance = 1
+    validation = "validation by the ELBO"
     warmup_steps = 0
     scales_latent_gradients = False
     collapse_advice = "more steps or less dropout"
@@ -96,6 +98,7 @@ class BetaELBO(VariationalObjective):
         al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow", appendix C (free bits).
     """
 
+    validation = "validation at beta = 1"
     collapse_advice = (
         "more steps, a longer objective.warmup_steps, objective.free_nats=1, a smaller objective.beta, or less dropout"
     )
@@ -202,6 +205,8 @@ class QuantizedELBO(VariationalObjective):
     References:
         van den Oord et al. 2017, "Neural Discrete Representation Learning", equation 3, where the weight is 0.25.
     """
+
+    validation = "validation without the commitment"
 
     def __init__(self, commitment: float = 0.25) -> None:
         self.commitment = as_number("commitment", commitment)

@@ -17,6 +17,15 @@ _LEAST_STD = 1e-6
 """A channel with a smaller standard deviation, times 1 + |mean|, is constant but for rounding."""
 
 
+def why_no_first_stage(autoencoder: Autoencoder) -> str:
+    """Why an autoencoder cannot be a first stage, in words; empty if it can."""
+    if (count := len(autoencoder.latent_shapes)) > 1:
+        return f"a first stage has one latent variable, and this model has {count}"
+    if not isinstance(autoencoder, SingleLatentAutoencoder):
+        return f"a first stage is a SingleLatentAutoencoder, which {type(autoencoder).__name__} is not"
+    return ""
+
+
 class FirstStage(nn.Module):
     r"""A frozen autoencoder with one latent variable z, and its standardised form w = (z - shift) / scale.
 
@@ -54,12 +63,9 @@ class FirstStage(nn.Module):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         check_kind("autoencoder", autoencoder, Autoencoder)
-        if (count := len(autoencoder.latent_shapes)) > 1:
-            raise UserError(f"a first stage has one latent variable, and this model has {count}: take model=vae")
-        if not isinstance(autoencoder, SingleLatentAutoencoder):
-            raise UserError(
-                f"a first stage is a SingleLatentAutoencoder, which {type(autoencoder).__name__} is not: take model=vae"
-            )
+        if reason := why_no_first_stage(autoencoder):
+            raise UserError(f"{reason}: take model=vae")
+        assert isinstance(autoencoder, SingleLatentAutoencoder)
         self.autoencoder: SingleLatentAutoencoder = autoencoder.requires_grad_(False)
         self.description: dict[str, Any] | None = None
         self.shape, self.latent_shape = tuple(autoencoder.shape), tuple(autoencoder.latent_shapes[0])

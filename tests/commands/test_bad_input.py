@@ -24,6 +24,10 @@ TRAIN = {
         ["model=vae", "objective=iwae", "objective.beta=2"],
         ["objective=iwae has no beta, unlike annealed_elbo, beta_elbo; allowed in objective: "],
     ),
+    "a hierarchy of one latent variable": (
+        ["model=hvae", "model/autoencoder=mlp"],
+        ["model.autoencoder has 1 latent variable, and this model is for at least 2", "model=vae"],
+    ),
     "a VAE that is told classes": (
         ["model=vae", "conditional=true"],
         ["conditional=true is for models that can be told conditions", "model=latent, score, vdm. A VariationalModel"],

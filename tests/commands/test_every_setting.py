@@ -244,7 +244,7 @@ def test_on_a_model(name, settings, run, trained, of_classes, tmp_path):
     refused = {
         "other data": "leaves none of 60",
         "other arrays": "the model was trained on",
-        "reconstructions": "a ScoreModel has no encoder, and so no reconstructions",
+        "reconstructions": "contains a ScoreModel: give a checkpoint of model=vae",
     }.get(settings)
     run(name, found[settings], f"{given}out={tmp_path / 'out'}", refused=refused)
 

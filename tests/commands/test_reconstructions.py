@@ -26,6 +26,11 @@ def first_stage(command, tmp_path_factory):
     done = command("train", *tiny, *settings, cwd=folder.parent)
     assert done.status == 0, done.err
     assert "codes.png        how many codes are used, and their perplexity" in done.out
+    assert done.out.count("in nats per dimension; validation without the commitment") == 1
+    assert "  samples          pictures during training: samples, reconstructions\n" in done.out
+    last = folder / "checkpoints" / "last.ckpt"
+    assert f"sde_diffusion.evaluate ckpt={last} of=reconstructions" in done.out
+    assert f"sde_diffusion.train model=latent first_stage.ckpt={last}" in done.out
     assert not (folder / "kl.png").exists()  # the rate of codes is constant
     return folder
 
@@ -37,6 +42,7 @@ def test_they_are_the_models_and_are_compared_with_the_split(first_stage, comman
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert (tmp_path / "metrics.png").is_file()
     assert "200 reconstructions, against 300 of digits test" in done.out
+    assert "(rmse: over all values, on the model's scale of [-1, 1]; psnr: in dB)" in done.out
     data = Digits().prepare()
     rows = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:200]
     x, model = data.split("test").tensor(rows), GenerativeModel.load_from_checkpoint(ckpt)
@@ -63,3 +69,11 @@ def test_what_does_not_fit_is_refused(settings, message, first_stage, command, t
     done = command("evaluate", f"ckpt={ckpt}", *OF, *settings, f"out={tmp_path / 'out'}", cwd=tmp_path)
     assert done.status == 1
     assert message in done.err
+
+
+def test_more_draws_of_codes_that_are_not_random_gain_nothing(first_stage, command, tmp_path):
+    ckpt = first_stage / "checkpoints" / "last.ckpt"
+    done = command("likelihood", f"ckpt={ckpt}", "importance=2", "n=4", "out=scores", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert "IWAE-2 equals the ELBO: the encoder's codes are not random" in done.out
+    assert "tighter" not in done.out

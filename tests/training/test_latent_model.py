@@ -165,7 +165,7 @@ def test_what_is_no_first_stage_for_the_data_is_refused(vae, tmp_path):
             make(make(vae).hparams["first_stage"], data={**data, **change})
     network = {**NETWORK, "shape": [1, 8, 8]}
     score = run(make_model(network, data=data), tmp_path, 1)
-    with pytest.raises(UserError, match="contains a ScoreModel, which is no autoencoder: latent diffusion needs"):
+    with pytest.raises(UserError, match="contains a ScoreModel, which is no autoencoder: train one with"):
         make(score)
 
 
@@ -198,7 +198,10 @@ def test_the_next_commands_are_those_that_the_model_can_run(vae, caplog):
     codes = ConvVQVAE([1, 8, 8], Categorical(17), codebook_size=4, latent_channels=3, channels=[4, 4, 4, 4])
     network = {**NETWORK, "shape": [3, 1, 1]}
     of_codes = LatentModel({**DENOISER, "network": network}, OBJECTIVE, FirstStage(codes), data=digits().describe())
-    for model, commands in ((make(vae), ["sample", "evaluate", "likelihood"]), (of_codes, ["sample", "evaluate"])):
+    for model, commands in (
+        (make(vae), ["sample", "evaluate", "evaluate", "likelihood"]),
+        (of_codes, ["sample", "evaluate", "evaluate"]),
+    ):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             conclude(OmegaConf.create({"guidance": None}), model, Path("run"), Path("run/last.ckpt"))

@@ -253,15 +253,8 @@ class GenerativeModel(BaseModel):
                 "model.schedule=constant"
             )
         factor, warmup_steps = self.schedule, self.hparams["warmup_steps"]
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": LambdaLR(
-                    optimizer, lambda step: factor(step, warmup_steps, total, time_used(self.trainer))
-                ),
-                "interval": "step",
-            },
-        }
+        scheduler = LambdaLR(optimizer, lambda step: factor(step, warmup_steps, total, time_used(self.trainer)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add this package's entry to the checkpoint."""
@@ -291,8 +284,6 @@ class GenerativeModel(BaseModel):
         """The last value of each metric that the run has logged, including before it was resumed."""
         logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         return dict(sorted({**self._metrics, **logged}.items()))
-
-    # -- helpers --------------------------------------------------------------------------------------------------
 
     def _optimizer_settings(self) -> dict[str, Any]:
         # Lightning does not clip gradients of fused optimizers in mixed precision, which unscale them themselves.

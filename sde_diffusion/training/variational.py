@@ -23,6 +23,7 @@ from sde_diffusion.modality.pictures import Curves
 from sde_diffusion.sampling import Samples
 from sde_diffusion.training.adversary import PatchAdversary
 from sde_diffusion.training.base import Batch
+from sde_diffusion.training.collapse import collapse_message, unused_latents
 from sde_diffusion.training.generative import GenerativeModel
 from sde_diffusion.training.latent_pictures import latent_pictures
 from sde_diffusion.training.objective import Objective
@@ -32,9 +33,6 @@ from sde_diffusion.variational import Autoencoder, bound, latent_noise, observat
 from sde_diffusion.variational.first_stage import why_no_first_stage
 
 log = logging.getLogger(__name__)
-
-_USED = 0.1
-"""In nats: with a KL divergence below this, latent variables are not used."""
 
 
 def build_autoencoder(autoencoder: Any, observation: Any, shape: Sequence[int], levels: int | None) -> Any:
@@ -239,9 +237,9 @@ class VariationalModel(GenerativeModel):
         kl = [float(metrics[name]) for t in range(1, count + 1) if (name := f"val/kl_{t}") in metrics]
         if not self.trainer.is_global_zero or len(kl) < count:
             return
-        unused = [t for t, nats in enumerate(kl, 1) if nats < _USED]
+        unused = unused_latents(kl)
         if unused and unused != self._unused:
-            log.warning("%s", _collapse(unused, kl, self.global_step, self.objective.collapse_advice))
+            log.warning("%s", collapse_message(unused, kl, self.global_step, self.objective.collapse_advice))
         self._unused = unused
 
     def draw_samples(
@@ -289,15 +287,3 @@ class VariationalModel(GenerativeModel):
         """Also the latent variables, and what the losses are."""
         latents = " <- ".join(str(list(dims)) for dims in self.autoencoder.latent_shapes)
         return {**super().summary(), "latents": latents, "loss": "in " + self.loss_axis.removeprefix("loss, ")}
-
-
-def _collapse(unused: Sequence[int], kl: Sequence[float], step: int, advice: str) -> str:
-    """What to say of latent variables whose KL divergence is about 0."""
-    if sum(kl) < _USED:
-        which, what = "the latents are not used", f"their KL divergence is {sum(kl):.2g} nats"
-    else:
-        names = " and ".join(f"z_{t}" for t in unused)
-        verb = "are" if len(unused) > 1 else "is"
-        which = f"{names} {verb} not used"
-        what = "their KL divergences are " + ", ".join(f"{nats:.2g}" for nats in kl) + " nats from z_1 up,"
-    return f"{which}: {what} at step {step:,} (posterior collapse); try {advice}"

@@ -141,8 +141,9 @@ class Curves:
         if not axes.lines:
             return None
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(self.axis)
-        axes.set_ylim(bottom=0, top=self.top or 1.05 * highest)  # of one point, the automatic end would cut its marker
+        axes.set_ylim(bottom=0, top=self.top or 1.05 * highest)  # by its own rule, it would cut markers
         drawing.legend(loc="outside right upper")
         return render(drawing)
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.modality import Images, Points, Signals, kind_by_shape, modality_of, read_samples, write_samples
+from sde_diffusion.modality import (
+    Images,
+    Points,
+    Signals,
+    kind_by_shape,
+    modality_of,
+    pictures,
+    read_samples,
+    write_samples,
+)
 from sde_diffusion.modality.units import Units
 
 CELSIUS, COLUMNS = Units((-40.0,), (60.0,)), Units((0.0, -10.0, 1.0), (5000.0, 30.0, 2.0))
@@ -228,3 +237,12 @@ def test_bad_shapes_are_refused():
     with pytest.raises(ValueError, match="levels"):
         Images([1, 2, 2], levels=1)
     assert math.prod(Points([2, 2, 2, 2]).shape) == 16
+
+
+def test_single_points_of_curves_are_whole_and_the_legend_is_beside_them(tmp_path, monkeypatch):
+    (tmp_path / "metrics.csv").write_text("step,a,b\n19,20.1,20.2\n")
+    monkeypatch.setattr(pictures, "render", lambda drawing: drawing)
+    drawn = pictures.Curves({"a": "a", "b": "b"}, "nats", "what").plot(tmp_path / "metrics.csv")
+    assert drawn.axes[0].get_ylim()[1] > 1.02 * 20.2
+    assert drawn.axes[0].get_legend() is None
+    assert len(drawn.legends) == 1

@@ -105,8 +105,8 @@ class Text(Condition):
                     "or a multiple of it"
                 )
             typed = texts * (n // len(texts))
-        if typed == "" or (isinstance(typed, list) and "" in typed):
-            raise UserError(f"{name} is empty: give words, or {name}=none for no {name}")
+        if typed == "" or (isinstance(typed, list | tuple) and "" in typed):
+            raise UserError(f"{name} is empty: give words, or {name}=none for no {self.each}")
         return super().read(name, typed, n)
 
     def to_file(self, values: Tensor) -> Array:

@@ -50,7 +50,6 @@ def test_texts_as_typed(command, told, tmp_path):
         (("label=3",), "trained without label (its conditions: text): leave label= out"),
         (("text=[]",), "text holds no text"),
         (("text=",), "text is empty: give words, or text=none for no text"),
-        (("text=[a,'']",), "text is empty: give words"),
         (("text=[a,b,c]",), "text has 3 texts, which are taken in turn, for n=2 samples"),
         (("text=none.txt",), "none.txt does not exist"),
         ((f"text=x {'y' * 100}",), "a text may have at most 96 bytes; got 102"),

@@ -20,7 +20,7 @@ def test_values_of_texts():
     assert as_texts(found) == TEXTS * 2
     assert torch.equal(TEXT.check("text", "one", 3), TEXT.read("text", "one", 3))
     assert (as_texts(TEXT.read("text", 7, 1)), TEXT.to_file(found[:1]).tolist()) == (["7"], TEXTS[:1])
-    assert TEXT.is_null(TEXT.read("text", "", 2)).all()
+    assert TEXT.is_null(TEXT.check("text", "", 2)).all()
     assert [TEXT.words(value) for value in (found[0], TEXT.null)] == ["'a bold seven'", "none"]
     described = Conditions({"text": TEXT}).describe()
     assert Conditions(build(described)).describe() == described
@@ -32,6 +32,7 @@ def test_values_of_texts():
     ("typed", "n", "words"),
     [
         ([], 2, "holds no text"),
+        (("a", ""), 2, "text is empty: give words, or text=none for no text"),
         (TEXTS, 4, "has 3 texts, which are taken in turn, for n=4 samples: take n=3, or a multiple"),
         ("x" * 41, 1, "text: a text may have at most 40 bytes; got 41"),
         (torch.ones(1, 40), 1, "must be text of at most 40 bytes .*; got float32"),
@@ -58,7 +59,7 @@ def test_a_network_is_told_the_text_and_its_null_is_that_of_training(model):
     found, none = model(x, 0.5, text=told).x0, model(x, 0.5).x0
     assert ((found - none).flatten(1).abs().amax(1) > 1e-4).all()
     dropped = ConditionDropout(Conditions({"text": TEXT}), 1.0)({"text": told})["text"]
-    for null in (dropped, TEXT.read("text", "", 3), TEXT.nulls(3)):
+    for null in (dropped, TEXT.check("text", "", 3), TEXT.nulls(3)):
         torch.testing.assert_close(model(x, 0.5, text=null).x0, none, rtol=1e-12, atol=1e-12)
     guided = ClassifierFreeGuidance(model, 3.0, null={"text": TEXT.null})
     combined = none + 3 * (found - none)

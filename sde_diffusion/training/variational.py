@@ -110,6 +110,8 @@ class VariationalModel(GenerativeModel):
         parts = {name: to_containers(value) for name, value in given.items()}
         self.save_hyperparameters({k: with_public_paths(v) for k, v in parts.items() if isinstance(v, Mapping)})
         if isinstance(parts["autoencoder"], Mapping):
+            if "shape" not in self.data:
+                raise ValueError("autoencoder must be a model, unless data=DataModule.describe() says what it is for")
             data = {"shape": self.data["shape"], "levels": self.data.get("levels")}
             parts["autoencoder"] = build_autoencoder(parts["autoencoder"], parts["observation"], **data)
         elif observation is not None:
@@ -133,7 +135,7 @@ class VariationalModel(GenerativeModel):
                 "for codes, vq"
             )
         self.objective.check(self.autoencoder)
-        self.random_latents = not self.autoencoder.codes
+        self.random_latents = not self.autoencoder.quantized
         self.can_be_first_stage = not why_no_first_stage(self.autoencoder)
         self.loss_axis = f"loss, nats per dimension; {self.objective.validation}"
         shape = list(self.data.get("shape", self.autoencoder.shape))

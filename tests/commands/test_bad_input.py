@@ -150,7 +150,7 @@ def test_sample_without_a_checkpoint(command, tmp_path):
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("extractor=foo", "pixels, digits, mnist"),
+        ("extractor=foo", "pixels, cifar10, digits, mnist"),
         ("split=foo", "train, val, test"),
         ("n=0", "n=0"),
         ("n=1", "n must be an integer of at least 2; got n=1"),

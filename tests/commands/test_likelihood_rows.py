@@ -138,7 +138,7 @@ REFUSED = {
     "words": ("x=words.csv", "not a table of numbers"),
     "no file": ("x=3", "x must be text or null; got x=3"),
     "a split beside": ("split=val", "leave split=val out"),
-    "no classes": ("label=0", "conditions of the model: none"),
+    "no classes": ("label=0", "this model was trained without label: leave label= out"),
     "all out of reach": ("max_nfe=3", "the solver takes no item"),
 }
 

@@ -29,7 +29,7 @@ WRONG = {
     "+logger.x={_target_: sde_diffusion.sde.VPSDE}": "logger.x._target_ must name a class that extends Logger; got",
     "+plugin=[mine]": "unknown key 'plugin' (did you mean plugins?); allowed: callbacks, ",
     "data": "'data' is not KEY=VALUE: choose data= from arrays, ",
-    "data={name:x}": "unknown key 'data.name'; allowed in data: ",
+    "data={name:x}": "unknown key 'data.name': data=digits has no name, unlike ",
     "sampler.stps=3": "unknown key 'sampler.stps' (did you mean sampler.steps?)",
     "sampler.steps=0": "sampler.steps cannot be given with dopri5, which chooses its own steps by rtol and atol; got 0",
     "sampler.method=eulr": "got 'eulr' (did you mean euler?); or give an ODEMethod",

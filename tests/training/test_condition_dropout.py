@@ -95,7 +95,7 @@ def test_guidance_takes_its_nulls_from_the_description():
         told = {"label": torch.tensor([1, 2, 3]), "rate": torch.tensor(1.0), "wind": torch.tensor([1.0, 2.0])}
         assert guided(x, 0.5, **told).x0.isfinite().all()
     model = make_model({**MLP, "conditions": described}, conditions=described, label_dropout=0)
-    with pytest.raises(UserError, match="without its label and rate and wind, but it was never trained"):
+    with pytest.raises(UserError, match="with label and rate and wind and without, and it was never trained without"):
         guided_denoiser(model, CFG)
 
 

@@ -82,7 +82,7 @@ def test_the_logistic_starts_at_the_standard_deviation_of_the_data_or_half_a_bin
     model, half = DiscretizedLogistic(levels), 1 / (levels - 1)
     wide = from_levels(torch.tensor([0, levels - 1]), levels).reshape(2, 1)
     for x, std in ((wide, 1.0), (from_levels(torch.tensor([[levels - 1]]), levels), half)):
-        start = model.starting_outputs(x).double()
+        start = model.marginal_outputs(x).double()
         found = float(model.log_prob(torch.ones(1, 1, dtype=torch.float64), start.unsqueeze(0)))
         scale = std * math.sqrt(3) / math.pi
         assert found == pytest.approx(logistic(float(x.mean()), scale).logsf(1 - half), rel=1e-5)

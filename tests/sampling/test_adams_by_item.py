@@ -48,7 +48,7 @@ def solve(flow, y: Tensor, tolerance: float, order: int = 4, start: float = 0.0,
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.0, 0.0)])
-@pytest.mark.parametrize("order", [1, 4])
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_error_of_each_item_follows_the_tolerance(start, end, order):
     tolerances = (1e-3, 1e-4) if order == 1 else (1e-5, 1e-8)
     for tolerance in tolerances:

@@ -21,6 +21,10 @@ KNOWN = (
 )
 
 
+_OUR_ENTRY = b"X" + len("sde_diffusion").to_bytes(4, "little") + b"sde_diffusion"
+"""The name of an entry of our checkpoints, as torch.save writes text; names of classes are written otherwise."""
+
+
 @dataclass(frozen=True)
 class Found:
     """A checkpoint: its description, its weights, and the names that they have.
@@ -91,9 +95,7 @@ def _has_our_entry(file: Path) -> bool:
     """Whether a file of torch.save has this library's entry `sde_diffusion`; no code in it is run."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return any(
-                b"sde_diffusion" in archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")
-            )
+            return any(_OUR_ENTRY in archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
     except (OSError, zipfile.BadZipFile):
         return False
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sde_diffusion.variational import Gaussian, MLPHierarchy
-from sde_diffusion.variational.chain import Inference, LatentVariable
+from sde_diffusion.variational.chain import LatentVariable, PosteriorSample
 from sde_diffusion.variational.exploration import (
     _great_circle,
     coordinates,
@@ -75,7 +75,7 @@ def test_information_without_a_closed_form_is_that_of_the_draws():
     z = q.draw(torch.randn(n, 2))
     above = c * z + t * torch.randn(n, 2)
     latent = LatentVariable(z, q, DiagonalGaussian(b * above, torch.zeros(2)), closed=False)
-    (found,) = information(Inference([latent], torch.zeros(n)))
+    (found,) = information(PosteriorSample([latent], torch.zeros(n)))
     square = (1 - b * c) ** 2 * (m**2 + s**2) + b**2 * t**2
     exact = 0.5 * square - 0.5 - s.log()
     assert float(((found - exact) / latent.kl_terms().std(0) * math.sqrt(n)).abs().max()) < 4.5

@@ -97,7 +97,7 @@ def test_the_prior_is_worth_the_divergence_of_the_aggregate_from_the_normal_dist
 
 def test_it_is_a_lower_bound_that_importance_weights_tighten(stage):
     """To the same bound of closed-form densities; 4 standard errors each (false alarms: 3 x 6e-5)."""
-    weight, x, prior = stage.autoencoder.decoder.weight, data(200), exact_prior(stage, VPSDE())
+    weight, x, prior = stage.autoencoder.decoder.weight, data(50), exact_prior(stage, VPSDE())
     covariance = weight * VARIANCES.flatten() @ weight.T + NOISE**2 * torch.eye(D, dtype=torch.float64)
     mean = torch.zeros(D, dtype=torch.float64)
     exact = float(torch.distributions.MultivariateNormal(mean, covariance).log_prob(x).mean())

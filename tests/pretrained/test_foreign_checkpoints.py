@@ -1,6 +1,8 @@
 """Other programs' checkpoints: equal outputs, and what is done with them; see `layouts`."""
 
 import json
+import pathlib
+import shutil
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.commands.typed_conditions import in_full
 from sde_diffusion.denoiser import TableStep
+from sde_diffusion.pretrained import recognises
 from sde_diffusion.pretrained.schedulers import diffusion_of
 from sde_diffusion.sde import NoiseTable
 
@@ -226,3 +229,11 @@ def test_tables_of_betas_equal_those_of_the_papers():
 def test_the_command_s_short_form_is_a_checkpoint():
     typed = ["sample", "pretrained=DIR", "sampler=ddpm"]
     assert in_full("sample", typed) == ["sample", "ckpt=DIR", "sampler=ddpm"]
+
+
+def test_a_checkpoint_of_ours_is_known_by_any_name(tmp_path):
+    ours = pathlib.Path(__file__).parents[1] / "releases" / "0.1.0.ckpt"
+    for suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        assert not recognises(shutil.copy(ours, tmp_path / f"model{suffix}"))
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    assert recognises(tmp_path / "other.pth")

@@ -55,8 +55,8 @@ def jobs(out: Path, root: Path, toy: bool) -> list[Job]:
         )
         for network in (["ddpm"] if toy else ["ddpm", "edm_ddpmpp", "dit_b"])
     ]
-    few = [f"n={16 if toy else 10_000}", "sampler.steps=3"] if toy else ["n=10000"]
-    scored = ["n=4", "rtol=0.01", "atol=0.01", "elbo.draws=4"] if toy else []
+    walk = ["sampler=heun", f"sampler.steps={3 if toy else 35}"]
+    scored = ["n=4", "method=euler", "steps=10", "elbo.draws=4"] if toy else []
     return [
         *found,
         Job("waits", "benchmarks.gpu_day", ["--waits"]),
@@ -65,14 +65,20 @@ def jobs(out: Path, root: Path, toy: bool) -> list[Job]:
             "sde_diffusion.train",
             ["experiment=cifar10_10min", f"data.root={root}", f"hydra.run.dir={run}", *(tiny if toy else [])],
         ),
-        Job("samples", "sde_diffusion.sample", [ckpt, f"n={4 if toy else 1000}", f"out={out / 'samples'}"]),
-        Job("evaluation", "sde_diffusion.evaluate", [ckpt, *few, f"out={out / 'evaluation'}"]),
+        Job("samples", "sde_diffusion.sample", [ckpt, f"n={4 if toy else 1000}", *walk, f"out={out / 'samples'}"]),
+        Job(
+            "evaluation",
+            "sde_diffusion.evaluate",
+            [ckpt, f"n={64 if toy else 10_000}", *walk, f"out={out / 'evaluation'}"],
+        ),
         Job("likelihood", "sde_diffusion.likelihood", [ckpt, "split=test", *scored, f"out={out / 'likelihood'}"]),
     ]
 
 
 def waits(device: torch.device) -> dict[str, int]:
-    """How often a training step and a step of sampling wait for the device."""
+    """How often a training step and a step of sampling wait for the device; on a CPU nothing counts them."""
+    if device.type != "cuda":
+        return {}
     network = UNet([3, 16, 16], channels=32, channel_mult=(1, 2), blocks=1)
     denoiser = NetworkDenoiser(VPSDE(t_min=1e-3), network).to(device)
     optimizer, objective = torch.optim.AdamW(denoiser.parameters(), fused=True), Objective()
@@ -97,11 +103,9 @@ def waits(device: torch.device) -> dict[str, int]:
         for walk in (less, more):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                if device.type == "cuda":
-                    torch.cuda.set_sync_debug_mode("warn")
+                torch.cuda.set_sync_debug_mode("warn")
                 walk()
-                if device.type == "cuda":
-                    torch.cuda.set_sync_debug_mode("default")
+                torch.cuda.set_sync_debug_mode("default")
             counts.append(sum("synchroniz" in str(warning.message) for warning in caught))
         found[name] = round((counts[1] - counts[0]) / 10)
     return found

@@ -37,5 +37,10 @@ def to_levels(x: Tensor, levels: int) -> Tensor:
 
 def level_counts(x: Tensor, levels: int) -> Tensor:
     """How often each value of data x [N, *dims] on [-1, 1] is on each level, int64 [levels, *dims]."""
-    index = to_levels(x, levels).long()
-    return torch.stack([(index == level).sum(0) for level in range(levels)])
+    dims = x.shape[1:]
+    place = torch.arange(dims.numel(), device=x.device)  # of a value among those of an item
+    counts = torch.zeros(levels * dims.numel(), dtype=torch.int64, device=x.device)
+    for part in x.split(1000):  # as indices take eight times the memory of levels
+        index = to_levels(part, levels).flatten(1).long() * dims.numel() + place
+        counts += torch.bincount(index.flatten(), minlength=len(counts))
+    return counts.reshape(levels, *dims)

@@ -40,7 +40,7 @@ def level_counts(x: Tensor, levels: int) -> Tensor:
     dims = x.shape[1:]
     place = torch.arange(dims.numel(), device=x.device)  # of a value among those of an item
     counts = torch.zeros(levels * dims.numel(), dtype=torch.int64, device=x.device)
-    for part in x.split(1000):  # as indices take eight times the memory of levels
+    for part in torch.split(x, 1000):  # as indices take eight times the memory of levels
         index = to_levels(part, levels).flatten(1).long() * dims.numel() + place
         counts += torch.bincount(index.flatten(), minlength=len(counts))
     return counts.reshape(levels, *dims)

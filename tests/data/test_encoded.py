@@ -118,6 +118,9 @@ def test_wrong_settings(root, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             loaded(root, **options).prepare()
+    write(root / "more" / "train-00000-of-00001.parquet", [png(PIXELS[0])], [0])
+    with pytest.raises(UserError, match=r"has train files in \., more, as several data sets have: choose one of them"):
+        loaded(root).prepare()
     for folder, message in (("nowhere", "no such folder"), ("empty", "it holds nothing.*https://huggingface")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=message):

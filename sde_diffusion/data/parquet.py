@@ -42,9 +42,8 @@ class ParquetImages(EncodedImages):
         super().__init__(**options)
         self.root = str(Path(root).expanduser().absolute())
         self.name = Path(self.root).name if name is None else name
-        self.extractor = (
-            "cifar10" if self.name == "cifar10" and self.size is None else None
-        )  # the classifier trained on it
+        trained_on = self.name == "cifar10" and self.size is None
+        self.extractor = "cifar10" if trained_on else None
 
     def encoded(self) -> tuple[Mapping[str, Encoded], Sequence[str] | None]:
         """Read the files; see `EncodedImages.encoded`."""
@@ -105,8 +104,8 @@ def _check_one_folder(split: str, paths: Sequence[Path], root: Path) -> None:
     folders = sorted({str(path.parent.relative_to(root)) for path in paths})
     if len(folders) > 1:
         raise UserError(
-            f"data.root={root} has {split} files in {few(folders)}, as several data sets have: choose one of them, such "
-            f"as data.root={root / folders[0]}"
+            f"data.root={root} has {split} files in {few(folders)}, as several data sets have: choose one of them, "
+            f"such as data.root={root / folders[0]}"
         )
 
 

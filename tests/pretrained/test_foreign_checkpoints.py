@@ -147,7 +147,9 @@ def test_a_trained_denoiser_with_step_numbers_is_written_for_diffusers(tmp_path)
 
 def test_a_path_is_named_only_for_checkpoints_that_do_not_say_theirs(tmp_path):
     folder = folder_of("ddpm", tmp_path)
-    with pytest.raises(UserError, match="sde=vp is for checkpoints of score_sde_pytorch, and .* is none: leave it out"):
+    with pytest.raises(
+        UserError, match=r"sde=vp is for checkpoints of score_sde_pytorch, and .* is none: leave it out"
+    ):
         Pretrained.load(folder, sde="vp")
 
 

@@ -59,9 +59,9 @@ def group_norm(channels: int, *, affine: bool = True, eps: float = 1e-6, groups:
 MODULATIONS = ("scale_shift", "affine_scale_shift", "shift")
 """How the conditioning vector acts on a residual block, by a and b, linear in it:
 
-- scale_shift: (1 + a) Norm(h) + b, where the norm has no weights of its own (EDM);
+- scale_shift: (1 + a) Norm(h) + b, where the norm has no weights of its own;
 - affine_scale_shift: the same, where it has weights (ADM);
-- shift: Norm(h + b), where it has weights (DDPM).
+- shift: Norm(h + b), where it has weights (DDPM; EDM on CIFAR-10).
 """
 
 

@@ -183,7 +183,7 @@ def settings_of(given: Mapping[str, Any], path: object) -> Settings:
 
 
 def other_groups(widths: Iterable[int]) -> list[str]:
-    """What differs at widths where diffusers' NCSN++ has norms of 32 groups, whatever the width: ours may have others."""
+    """What differs at widths where diffusers' NCSN++ has norms of 32 groups, at any width; ours may have others."""
     groups = {width: group_norm(width).num_groups for width in widths}
     return [f"norms of 32 groups at {width} channels, not {count}" for width, count in groups.items() if count != 32]
 

@@ -286,8 +286,9 @@ class GenerativeModel(BaseModel):
         return dict(sorted({**self._metrics, **logged}.items()))
 
     def _optimizer_settings(self) -> dict[str, Any]:
-        # Lightning does not clip gradients of fused optimizers in mixed precision, which unscale them themselves.
-        clipped = isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val
+        # A fused optimizer unscales gradients itself, after they have been clipped.
+        plugin = self.trainer.precision_plugin
+        clipped = isinstance(plugin, MixedPrecision) and plugin.scaler is not None and self.trainer.gradient_clip_val
         return {
             "lr": self.hparams["lr"],
             "betas": tuple(self.hparams["betas"]),

@@ -54,11 +54,11 @@ def test_trains_draws_scores_and_resumes(precision: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "16-mixed"])
-def test_fused_unless_lightning_refuses_it(precision: str, clip: float | None, tmp_path: Path) -> None:
+def test_fused(precision: str, clip: float | None, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, precision=precision, gradient_clip_val=clip, max_steps=1)
     trainer.fit(make_model(), ring())
     (group,) = trainer.optimizers[0].param_groups
-    assert group["fused"] == (precision != "bf16-mixed" or clip is None)
+    assert group["fused"]
 
 
 def test_gradients_are_clipped_in_each_precision(tmp_path: Path) -> None:

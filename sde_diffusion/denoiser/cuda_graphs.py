@@ -1,9 +1,9 @@
 """Recorded network passes: a GPU repeats their kernels without a word from the CPU.
 
 In a small batch the kernels of a pass are short, and the GPU waits for the CPU to launch each. A CUDA graph has all of
-them in one launch. `torch.compile(mode="reduce-overhead")` makes such graphs too, and overwrites the results of one pass
-in the next; samplers of several steps need them longer, and their times, which are on the CPU, would cut its graph in
-pieces. Here the network alone is recorded, compiled or not, and its result is copied.
+them in one launch. `torch.compile(mode="reduce-overhead")` makes such graphs too, but overwrites the results of one
+pass in the next, and samplers of several steps need them longer; and a denoiser's times, which are on the CPU, would
+cut its graph into pieces. Here the network alone is recorded, compiled or not, and its result is copied.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ class CUDAGraphs:
             return False
         return all(leaf.is_cuda if isinstance(leaf, Tensor) else leaf is None for leaf in leaves)
 
+    @torch.inference_mode(False)  # in which later calls may not be, and could not write to its tensors
+    @torch.no_grad()
     def _record(self, network: Network, leaves: list[Any], spec: TreeSpec) -> _Recording:
         own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         arguments = tree_unflatten(own, spec)

@@ -57,6 +57,7 @@ class NetworkDenoiser(Denoiser):
             convolutions in bfloat16 are faster with.
 
     Attributes:
+        compiled: The compiled network; None: it is not, or only its blocks are. See `compile`.
         cuda_graphs: `CUDAGraphs` that record the network's passes of sampling on a GPU; None: they are not recorded.
 
     Raises:
@@ -105,6 +106,7 @@ class NetworkDenoiser(Denoiser):
         self.channels_last = check_bool("channels_last", channels_last)
         if channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.compiled: Callable[..., Any] | None = None
         self.cuda_graphs: CUDAGraphs | None = None
         self._conditions = conditions_of(network)
         self._training_conditions = tuple(getattr(network, "training_condition_names", ()))
@@ -150,19 +152,27 @@ class NetworkDenoiser(Denoiser):
         if self._takes_noisy_data:
             alpha, sigma = self.sde.alpha(t).clamp(min=1e-12), self.sde.sigma(t)
             conditions = {**conditions, "noisy_data": (x_t / expand(alpha, x_t), sigma / alpha)}
-        network = self._output if self.cuda_graphs is None or self.training else partial(self.cuda_graphs, self._output)
+        network = self._output if self.compiled is None else self.compiled
+        if self.cuda_graphs is not None and not self.training:
+            network = partial(self.cuda_graphs, network)
         output = network(x, c_noise, conditions)
         check_output(output, x_t)
         return Prediction(self.sde, x_t, t, output.to(x_t.dtype), skip, scale)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile in place by torch.compile: a network's `repeated_blocks` if it has some, else all in one graph.
+        """Compile in place by torch.compile: the network in one graph, or each of its `repeated_blocks` if it has some.
 
-        Blocks of one kind are compiled once. With `cuda_graphs` the network alone is compiled.
+        Blocks of one kind are compiled once. Copies, also those that are pickled, are not compiled. Arguments are those
+        of torch.compile.
         """
-        parts = getattr(self.network, "repeated_blocks", ()) or (self if self.cuda_graphs is None else self.network,)
-        for part in parts:
-            nn.Module.compile(part, *args, **kwargs)
+        blocks: Collection[nn.Module] = getattr(self.network, "repeated_blocks", ())
+        for block in blocks:
+            block.compile(*args, **kwargs)
+        self.compiled = None if blocks else torch.compile(self._output, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "compiled": None}
 
     def _output(self, x: Tensor, c_noise: Tensor, conditions: Mapping[str, Any]) -> Any:
         """The network's output, in compute_dtype: with its weights and inputs in it, through which gradients pass."""

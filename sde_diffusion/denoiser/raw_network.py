@@ -46,8 +46,8 @@ def checkpoint_activations(denoiser: nn.Module) -> None:
     networks: list[Any] = [part for part in denoiser.modules() if hasattr(part, "activation_checkpointing")]
     if not networks:
         raise ValueError(
-            "activation_checkpointing=true is for the library's networks (UNet, EDM2UNet, DiT, MLP), and others that have "
-            "an attribute of this name"
+            "activation_checkpointing=true is for the library's networks (UNet, EDM2UNet, DiT, MLP), and for others "
+            "that have an attribute of this name"
         )
     for network in networks:
         network.activation_checkpointing = True

@@ -23,8 +23,8 @@ class Network(nn.Module):
     Attributes:
         shape: Shape of one sample.
         conditioning: The embedding of the noise level and the conditions.
-        activation_checkpointing: Whether training keeps only the inputs of the network's blocks, and computes what is in
-            them again in the backward pass: less memory for about a third more time. Attention then has no second
+        activation_checkpointing: Whether training keeps only the inputs of the network's blocks, and computes what is
+            in them again in the backward pass: less memory for about a third more time. Attention then has no second
             derivatives.
     """
 

@@ -64,8 +64,8 @@ class ScoreModel(GenerativeModel):
             `conditions(shape)` must be among the conditions. None: nothing.
         augmentation: How training images are changed at random, or its configuration; the network must have its
             `conditions()`, beside the others. None: not at all.
-        activation_checkpointing: Keep only the inputs of the network's blocks in a training step, and compute what is in
-            them again in the backward pass: less memory for about a third more time. For the library's networks.
+        activation_checkpointing: Keep only the inputs of the network's blocks in a training step, and compute what is
+            in them again in the backward pass: less memory for about a third more time. For the library's networks.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -139,7 +139,7 @@ class ScoreModel(GenerativeModel):
             self.denoiser.compile()
 
     def on_validation_start(self) -> None:
-        """Compile nothing: items and pictures have other shapes than batches, and compiling these would outlast them."""
+        """Compile nothing: validations and pictures have other shapes, and compiling these takes longer than they."""
         if self.hparams["compile"]:
             torch.compiler.set_stance("force_eager")
 

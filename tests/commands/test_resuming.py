@@ -151,7 +151,7 @@ COUNTS: dict[str, tuple[Any, Any]] = {
     "model.dequantise": (True, hparam),
     "model.label_dropout": (0.5, hparam),
     "model.validation_draws": (3, hparam),
-    "model.compile": (True, lambda seen, _: seen.model.denoiser._compiled_call_impl is not None),
+    "model.compile": (True, lambda seen, _: seen.model.denoiser.compiled is not None),
     "model.activation_checkpointing": (
         True,
         lambda seen, _: seen.model.denoiser.network.activation_checkpointing,

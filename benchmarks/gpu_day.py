@@ -50,6 +50,7 @@ def jobs(out: Path, root: Path, toy: bool) -> list[Job]:
     tiny = ["trainer.accelerator=cpu", "trainer.max_time=null", "trainer.max_steps=20", "trainer.val_check_interval=10"]
     tiny += ["network.channels=32", "network.channel_mult=[1,2]", "data.batch_size=16", "model.compile=false"]
     tiny += ["model.warmup_steps=5", "callbacks.samples.n=4", "sampler.steps=3", "data.min_batches_per_epoch=10"]
+    tiny += ["model.validation_draws=1", "+trainer.limit_val_batches=2"]
     found = [
         Job(
             f"throughput of {network}",

@@ -18,10 +18,14 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(out):
+            if storage._cdata not in given:  # a view of what was there, such as a weight, is nothing new
+                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.alive = {key: one for key, one in self.alive.items() if not one[0].expired()}
         self.most = max(self.most, sum(size for _, size in self.alive.values()))
         return out
+
+
+def _storages(node: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(node) if isinstance(leaf, torch.Tensor)]

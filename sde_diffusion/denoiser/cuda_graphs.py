@@ -88,7 +88,7 @@ class CUDAGraphs:
     def _record(self, network: Network, leaves: list[Any], spec: TreeSpec) -> _Recording:
         own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         arguments = tree_unflatten(own, spec)
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):

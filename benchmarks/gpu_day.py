@@ -45,7 +45,8 @@ class Job:
 def jobs(out: Path, root: Path, toy: bool) -> list[Job]:
     """The commands, in their order."""
     run = out / "cifar10_10min"
-    ckpt = f"ckpt={run}/checkpoints/last.ckpt"
+    last = run / "checkpoints" / "last.ckpt"
+    ckpt = f"ckpt={last}"
     small = ["--set", "channels=32", "--batch", "4", "--repeats", "1"]
     tiny = ["trainer.accelerator=cpu", "trainer.max_time=null", "trainer.max_steps=20", "trainer.val_check_interval=10"]
     tiny += ["network.channels=32", "network.channel_mult=[1,2]", "data.batch_size=16", "model.compile=false"]
@@ -76,7 +77,8 @@ def jobs(out: Path, root: Path, toy: bool) -> list[Job]:
         *found,
         Job("waits", "benchmarks.gpu_day", ["--waits"]),
         Job("Lightning", "benchmarks.lightning_overhead", [*blocks, *preset, "model.compile=false"]),
-        Job("training", "sde_diffusion.train", [*preset, f"hydra.run.dir={run}"]),
+        # One that was stopped is resumed.
+        Job("training", "sde_diffusion.train", [ckpt] if last.exists() else [*preset, f"hydra.run.dir={run}"]),
         Job("samples", "sde_diffusion.sample", [ckpt, f"n={4 if toy else 1000}", *walk, f"out={out / 'samples'}"]),
         Job(
             "evaluation",

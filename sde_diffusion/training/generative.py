@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -287,8 +286,8 @@ class GenerativeModel(BaseModel):
 
     def _optimizer_settings(self) -> dict[str, Any]:
         # A fused optimizer unscales gradients itself, after they have been clipped.
-        plugin = self.trainer.precision_plugin
-        clipped = isinstance(plugin, MixedPrecision) and plugin.scaler is not None and self.trainer.gradient_clip_val
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        clipped = scaled and self.trainer.gradient_clip_val
         return {
             "lr": self.hparams["lr"],
             "betas": tuple(self.hparams["betas"]),

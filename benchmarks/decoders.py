@@ -70,7 +70,7 @@ def first_stages(args: argparse.Namespace, model: LatentModel, data: DataModule)
         again = trained(lambda given=given: new(given), data, args.seconds, args.out / f"{file}.ckpt")
         stages[name] = FirstStage(again.autoencoder)
         rows = torch.linspace(0, len(data.split("train")) - 1, 10_000).long()
-        stages[name].measure(data.split("train").tensor(some) for some in torch.split(rows, 500))
+        stages[name].fit_statistics(data.split("train").tensor(some) for some in torch.split(rows, 500))
     return stages
 
 

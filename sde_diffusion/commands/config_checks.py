@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from sde_diffusion.checks.hints import Described, arguments_of, as_integers, check, check_arguments, fits, words
 from sde_diffusion.checks.overrides import hydra_value
-from sde_diffusion.commands.app import resolved
+from sde_diffusion.commands.app import override_hint, resolved
 from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.config import PACKAGE, build, build_around, call, find_class, is_description, takes
 from sde_diffusion.errors import UserError
@@ -90,7 +90,11 @@ class ConfigChecks:
         values = self.value(key)
         check(key, values, Mapping[str, Any])
         values = {name: value for name, value in values.items() if name != "_target_"}
-        check_arguments(cls, values, key, rules, reserved)
+        try:
+            check_arguments(cls, values, key, rules, reserved)
+        except UserError as error:  # perhaps of a key that a group of its own has set, such as observation=
+            typed = [override_hint(name) for name in values if str(error).startswith(f"{key}.{name}:")]
+            raise UserError(f"{error}{''.join(typed)}") from error
         hints = {**arguments_of(cls)[0], **(rules or {})}
         return {name: self._with_integers(f"{key}.{name}", value, hints[name]) for name, value in values.items()}
 

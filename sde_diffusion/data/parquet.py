@@ -30,17 +30,20 @@ class ParquetImages(EncodedImages):
 
     Args:
         root: Folder with the files, which may be in subfolders.
-        name: Name of the data. For `cifar10`, a message on missing files says where to get them.
+        name: Name of the data; None: that of the folder. `cifar10` has a classifier for its Fréchet distance, and a
+            message that says where to get missing files.
         **options: See `EncodedImages` and `DataModule`.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(self, root: str, name: str = "cifar10", **options: Unpack[EncodedOptions]) -> None:
+    def __init__(self, root: str, name: str | None = None, **options: Unpack[EncodedOptions]) -> None:
         super().__init__(**options)
-        self.root, self.name = str(Path(root).expanduser().absolute()), name
-        self.extractor = "cifar10" if name == "cifar10" and self.size is None else None  # the classifier trained on it
+        self.root = str(Path(root).expanduser().absolute())
+        self.name = Path(self.root).name if name is None else name
+        trained_on = self.name == "cifar10" and self.size is None
+        self.extractor = "cifar10" if trained_on else None
 
     def encoded(self) -> tuple[Mapping[str, Encoded], Sequence[str] | None]:
         """Read the files; see `EncodedImages.encoded`."""
@@ -90,9 +93,20 @@ class ParquetImages(EncodedImages):
         if "train" not in found:
             there = few([path.name for path in paths or root.iterdir()]) or "nothing"
             raise UserError(f"data.root={root} has no file train-….parquet: it holds {there}{source}")
-        for some in found.values():
+        for split, some in found.items():
+            _check_one_folder(split, some, root)
             _check_complete(some)
         return {split: found[split] for split in SPLITS if split in found}
+
+
+def _check_one_folder(split: str, paths: Sequence[Path], root: Path) -> None:
+    """Check that the files of a split lie together: those of several folders are several data sets."""
+    folders = sorted({str(path.parent.relative_to(root)) for path in paths})
+    if len(folders) > 1:
+        raise UserError(
+            f"data.root={root} has {split} files in {few(folders)}, as several data sets have: choose one of them, "
+            f"such as data.root={root / folders[0]}"
+        )
 
 
 def _check_complete(paths: Sequence[Path]) -> None:

@@ -40,8 +40,8 @@ class Decoder(ABC):
         """Times to try as t_end (see `best_t_end`)."""
         return [self.default_t_end(sde)]
 
-    def fit(self, x: Tensor) -> None:
-        """Fit the decoder to training data, [N, *dims], before training; does nothing by default."""
+    def fit_statistics(self, x: Tensor) -> None:
+        """Compute what the decoder takes from training data, [N, *dims], before training; does nothing by default."""
         return
 
     @abstractmethod
@@ -113,10 +113,10 @@ class LevelDecoder(Decoder, nn.Module):
         """The decoder whose weights are the counts of the levels in data [N, *dims] on [-1, 1], each plus one."""
         check_floats("x", x)
         found = cls(levels, shape=x.shape[1:])
-        found.fit(x)
+        found.fit_statistics(x)
         return found
 
-    def fit(self, x: Tensor) -> None:
+    def fit_statistics(self, x: Tensor) -> None:
         """Count the levels of training data, if `shape` was given: the weights are their frequencies, plus one each."""
         if self.uses_data and self.log_weights is not None:
             self.log_weights.copy_((level_counts(x, self.levels).movedim(0, -1).double() + 1).log())

@@ -15,6 +15,7 @@ from sde_diffusion.config import find_class, is_description
 from sde_diffusion.denoiser import PARAMETERIZATIONS, NetworkDenoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn import UNet
+from sde_diffusion.nn.features import features
 from sde_diffusion.pretrained import own
 from sde_diffusion.pretrained.description import Description, Settings
 from sde_diffusion.pretrained.diffusers_unet import settings_of, table_for
@@ -101,19 +102,24 @@ def network_config(settings: Mapping[str, Any], network: nn.Module) -> Settings:
         "add_attention": bool(given["attention"]),
         "num_class_embeds": rows,
     }
-    back = _complete(settings_of(config, "its nearest network in diffusers"))
-    other = [name for name in given if name not in IGNORED and given[name] != back[name]]
-    other += ["norm_groups"] * (len(groups) > 1 and not fourier)
-    other += ["stem_channels"] * (network.input.out_channels != widths[0])
-    other += ["head_channels"] * bool(_uneven(given, widths))
-    other += ["conditions"] * bool(set(network.conditioning.conditions) - {"label"})
-    if other:
-        differences = ", ".join(f"{name}={_short(given.get(name))}" for name in other)
-        raise UserError(
-            f"diffusers has no such U-Net: its nearest has other {differences}. Those that it has are network=ddpm and "
-            "network=ncsnpp_256 with other sizes; format='safetensors' writes any network"
-        )
+    _check_same(given, _complete(settings_of(config, "its nearest network in diffusers")), network, groups)
     return config
+
+
+def _check_same(given: Settings, back: Settings, network: UNet, groups: set[int]) -> None:
+    """Check that reading a configuration of diffusers again, `back`, gives the same network."""
+    other = [name for name in given if name not in IGNORED and given[name] != back[name]]
+    other += ["norm_groups"] * (len(groups) > 1 and given["embedding"] != "ncsnpp")
+    other += ["stem_channels"] * (network.input.out_channels != given["channels"] * given["channel_mult"][0])
+    other += ["head_channels"] * bool(_uneven(given))
+    strange = sorted(set(network.conditioning.conditions) - {"label"})
+    if other or strange:
+        needed = [f"{name}={_short(back[name])} (here {_short(given[name])})" for name in other if name in back]
+        needed += [f"no other condition than label (here {name})" for name in strange]
+        raise UserError(
+            f"diffusers has no such U-Net. The nearest that it has needs {', '.join(needed)}; network=ddpm and "
+            "network=ncsnpp_256, of any size, are U-Nets of diffusers, and format='safetensors' writes any network"
+        )
 
 
 def scheduler_of(denoiser: NetworkDenoiser) -> Settings:
@@ -176,14 +182,13 @@ def _complete(settings: Mapping[str, Any]) -> Settings:
     whole = {name: one.default for name, one in parameters.items()} | dict(settings)
     whole = {name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()}
     dim = whole["feature_dim"] or whole["embedding_dim"]
-    names = {"timestep": (False, True), "timestep_cos": (True, False)}
-    if whole["embedding"] in tuple(names):
-        first, endpoint = names[whole["embedding"]]
+    if whole["embedding"] in ("timestep", "timestep_cos"):
+        named = features(whole["embedding"], dim)
         whole["embedding"] = {
             "_target_": "sde_diffusion.nn.TimestepEmbedding",
             "dim": dim,
-            "cos_first": first,
-            "endpoint": endpoint,
+            "cos_first": named.cos_first,
+            "endpoint": named.endpoint,
         }
     if not (whole["n_classes"] or whole["conditions"]):
         whole["condition_place"] = "output"  # of nothing
@@ -191,11 +196,14 @@ def _complete(settings: Mapping[str, Any]) -> Settings:
     return whole
 
 
-def _uneven(given: Settings, widths: list[int]) -> bool:
+def _uneven(given: Settings) -> bool:
     """Whether the heads of some attention don't have `head_channels` channels."""
+    widths = [given["channels"] * factor for factor in given["channel_mult"]]
     places = {*given["attention"], len(widths) - 1}
     return given["head_channels"] is not None and any(widths[place] % given["head_channels"] for place in places)
 
 
 def _short(value: Any) -> Any:
+    if value is None:
+        return "null"
     return value.get("_target_", value) if isinstance(value, Mapping) else value

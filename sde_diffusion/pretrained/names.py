@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Module:
+class Location:
     """Where the weights of one of our modules are in a file.
 
     Args:
@@ -33,10 +33,9 @@ class Module:
     weight: str = "weight"
     bias: str = "bias"
 
-    def at(self, *groups: str) -> Module:
-        """The module at a place, whose numbers {0}, {1}, ... are filled in."""
-        names = tuple(name.format(*groups) for name in self.names)
-        return Module(names, self.linear, self.transposed, self.weight, self.bias)
+    def at(self, *groups: str) -> Location:
+        """The location with {0}, {1}, ... filled in."""
+        return replace(self, names=tuple(name.format(*groups) for name in self.names))
 
     def keys(self, parameter: str) -> list[str]:
         """The keys of "weight", "bias" or another parameter in the file."""
@@ -44,26 +43,24 @@ class Module:
         return [f"{name}.{own}" if name else own for name in self.names]
 
 
-Table = dict[str, Module]
-"""Our module, a regular expression, and theirs, with {0}, {1}, ... for the groups."""
+Table = dict[str, Location]
+"""Where the modules are whose names match a regular expression; {0}, {1}, ... in a location are its groups."""
 
 
-def module(*names: str, linear: bool = False) -> Module:
-    """A module of these names in the file."""
-    return Module(names, linear)
+def module(*names: str, linear: bool = False) -> Location:
+    """The location of a module under these names."""
+    return Location(names, linear)
 
 
-def inside(ours: str, theirs: str, table: Mapping[str, Module]) -> Table:
+def inside(ours: str, theirs: str, table: Mapping[str, Location]) -> Table:
     """The table of the modules inside one."""
     return {
-        rf"{ours}\.{name}": Module(
-            tuple(f"{theirs}.{one}" for one in found.names), found.linear, found.transposed, found.weight, found.bias
-        )
+        rf"{ours}\.{name}": replace(found, names=tuple(f"{theirs}.{one}" for one in found.names))
         for name, found in table.items()
     }
 
 
-def located(keys: Iterable[str], table: Mapping[str, Module]) -> dict[str, tuple[Module, str]]:
+def located(keys: Iterable[str], table: Mapping[str, Location]) -> dict[str, tuple[Location, str]]:
     """For each key of our weights that the file has, the module there, and the name of the parameter."""
     found = {}
     for key in keys:
@@ -86,7 +83,7 @@ def renamed(weights: Mapping[str, Tensor], changes: Sequence[tuple[str, str]]) -
 
 
 def imported(
-    weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], table: Mapping[str, Module], path: object
+    weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], table: Mapping[str, Location], path: object
 ) -> Weights:
     """The weights of our network from those in a file.
 
@@ -123,7 +120,7 @@ def imported(
     return found
 
 
-def exported(weights: Mapping[str, Tensor], table: Mapping[str, Module]) -> Weights:
+def exported(weights: Mapping[str, Tensor], table: Mapping[str, Location]) -> Weights:
     """Weights of our network under the file's names; the inverse of `imported`."""
     found: Weights = {}
     for key, (module, parameter) in located(weights, table).items():

@@ -16,8 +16,8 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.pretrained import own
 from sde_diffusion.pretrained.description import Description
 from sde_diffusion.pretrained.diffusers_folder import write as write_diffusers
-from sde_diffusion.pretrained.names import Module, Table, Weights, imported
-from sde_diffusion.pretrained.sources import read, recognises
+from sde_diffusion.pretrained.names import Location, Table, Weights, imported
+from sde_diffusion.pretrained.sources import check_no_sde, read, recognises
 from sde_diffusion.sde import Grid
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Pretrained(NetworkDenoiser):
         Args:
             path: The file or folder; see the class.
             sde: For score_sde_pytorch: "vp", "subvp", "ve", "vp_discrete" or "ve_discrete"; None: by the names of the
-                folders, as its authors publish them.
+                folders, as its authors publish them. Not for others.
             **settings: See the class.
 
         Returns:
@@ -77,6 +77,7 @@ class Pretrained(NetworkDenoiser):
         """
         file = Path(path)
         if not recognises(file):
+            check_no_sde(sde, file)
             return cls._of_checkpoint(file, settings)
         found = read(file, sde)
         with torch.device("meta"):
@@ -93,10 +94,12 @@ class Pretrained(NetworkDenoiser):
 
     @classmethod
     def _of_checkpoint(cls, path: Path, settings: dict[str, Any]) -> Self:
-        from sde_diffusion.training.generative import GenerativeModel
+        from sde_diffusion.training.digested import load_with_digest
 
-        model = GenerativeModel.load_from_checkpoint(path)
-        return cls.of(model, **settings)
+        model = load_with_digest(str(path), torch.device("cpu"))
+        made = cls.of(model, **settings)
+        made.digest = model.digest
+        return made
 
     @classmethod
     def of(cls, model: Any, **settings: Any) -> Self:
@@ -109,13 +112,15 @@ class Pretrained(NetworkDenoiser):
         Raises:
             UserError: If it is no such model.
         """
-        described, denoiser = dict(model.hparams).get("denoiser"), model.denoiser
-        fixed = isinstance(denoiser, NetworkDenoiser) and not denoiser.sde.learned
-        if described is None or not fixed or list(model.state_shape) != list(model.data.get("shape", ())):
-            raise UserError(
-                f"a {type(model).__name__} like this one is not written for other programs: that takes a network "
-                "denoiser of the data, on a path without parameters, made from configurations"
-            )
+        described, denoiser = dict(model.hparams).get("denoiser") or {}, model.denoiser
+        reasons = {
+            "its denoiser was not made from a configuration": not described,
+            f"its denoiser is a {type(denoiser).__name__}, not a network": not isinstance(denoiser, NetworkDenoiser),
+            "its path is learned": getattr(getattr(denoiser, "sde", None), "learned", False),
+            "it is a diffusion of latent variables": list(model.state_shape) != list(model.data.get("shape", ())),
+        }
+        if wrong := [reason for reason, holds in reasons.items() if holds]:
+            raise UserError(f"this {type(model).__name__} is not written for other programs: {'; '.join(wrong)}")
         description = Description(
             "sde_diffusion",
             described,
@@ -147,11 +152,11 @@ class Pretrained(NetworkDenoiser):
             own.write(Path(folder), self.description, weights)
 
     def model(self) -> ScoreModel:
-        """It as a model, as the commands take one, with the description of its data."""
+        """The denoiser as a `ScoreModel`, for the commands, with the description of its data."""
         from sde_diffusion.training import DenoisingScoreMatching, ScoreModel
 
         about = self.description
-        dropout = 0.1 if about.drops_conditions else 0.0
+        dropout = 0.1 if about.drops_conditions else 0.0  # any positive share says that the null values were trained
         model = ScoreModel(
             self, DenoisingScoreMatching(), data=about.data, conditions=about.conditions, label_dropout=dropout
         )
@@ -169,4 +174,4 @@ def _network(description: Description) -> nn.Module:
 def _same(wanted: Weights) -> Table:
     """The table of weights that have our names; each key's module and parameter."""
     names = {key.rpartition(".")[0] for key in wanted}
-    return {name.replace(".", r"\."): Module((name,)) for name in names}
+    return {name.replace(".", r"\."): Location((name,)) for name in names}

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.pretrained.description import Settings
-from sde_diffusion.pretrained.names import Module, Table, Weights, inside, module
+from sde_diffusion.pretrained.names import Location, Table, Weights, inside, module
 from sde_diffusion.pretrained.schedulers import Diffusion, diffusion_of, exploding
 
 ATTENTION_SIZE = 16
 """The resolution with attention in all published configurations, from which the size of the images follows."""
 
 
-def nin(*names: str) -> Module:
+def nin(*names: str) -> Location:
     """Linear layers over the channels, with weights [in, out]."""
-    return Module(names, transposed=True, weight="W", bias="b")
+    return Location(names, transposed=True, weight="W", bias="b")
 
 
 BLOCK: Table = {
@@ -164,7 +164,7 @@ def order(settings: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     resampler: Table = block if biggan else {"conv": module("Conv_0")}
     plain: Table = {}
     if settings["embedding"] == "ncsnpp":
-        yield r"conditioning\.features", {"": Module(("",), weight="W")}
+        yield r"conditioning\.features", {"": Location(("",), weight="W")}
     yield from ((name, plain) for name in (r"conditioning\.input", r"conditioning\.output", "input"))
     for level in range(depth):
         if level:
@@ -195,7 +195,7 @@ def table_for(settings: Mapping[str, Any]) -> Table:
     for number, (ours, inner) in enumerate(order(settings)):
         theirs = f"all_modules.{number}"
         if "" in inner:
-            found[ours] = Module((theirs,), weight=inner[""].weight)
+            found[ours] = Location((theirs,), weight=inner[""].weight)
         elif inner:
             found |= inside(ours, theirs, inner)
         else:
@@ -247,10 +247,10 @@ def path_of(sde: str | None, file: Path, settings: Mapping[str, Any], sigmas: Te
 
 def is_checkpoint(found: Any) -> bool:
     """Whether the contents of a file are such a checkpoint."""
-    return isinstance(found, Mapping) and {"model", "ema"} <= set(found) and not _is_list_of_tensors(found["ema"])
+    return isinstance(found, Mapping) and {"model", "ema"} <= set(found) and not _is_by_name(found["ema"])
 
 
-def _is_list_of_tensors(ema: Any) -> bool:
+def _is_by_name(ema: Any) -> bool:
     """Whether averaged weights are by name, as in DiT's files."""
     values: Sequence[Any] = list(ema.values()) if isinstance(ema, Mapping) else []
     return bool(values) and all(isinstance(value, Tensor) for value in values)

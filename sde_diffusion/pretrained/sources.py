@@ -73,14 +73,26 @@ def read(path: Path, sde: str | None) -> Found:
         sde: See `Pretrained.load`.
 
     Raises:
-        UserError: If it does not exist, is damaged, or is of no kind that is known.
+        UserError: If it does not exist, is damaged, is of no kind that is known, or is not one that `sde` is for.
     """
     if path.is_dir():
+        check_no_sde(sde, path)
         return own.read(path) if own.is_own(path) else _diffusers(path)
     found = torch_file(path)
     if score_sde.is_checkpoint(found):
         return _score_sde(path, found, sde)
+    check_no_sde(sde, path)
     return _authors_dit(path, found)
+
+
+def check_no_sde(sde: str | None, path: Path) -> None:
+    """Check that no path is named for a checkpoint that says its own.
+
+    Raises:
+        UserError: If one is.
+    """
+    if sde is not None:
+        raise UserError(f"sde={sde} is for checkpoints of score_sde_pytorch, and {path} is none: leave it out")
 
 
 def recognises(path: str | Path) -> bool:

@@ -41,7 +41,7 @@ class DiffusionELBO(DenoisingScoreMatching):
     Args:
         times: The distribution of t; `AdaptiveTimes()` by default.
         decoder: p(x | x_{t_min}); None: for data on levels `LevelDecoder`, weighted by the frequencies of the levels in
-            the training data (see `prepare`), and `GaussianDecoder` for other data.
+            the training data (see `fit_statistics`), and `GaussianDecoder` for other data.
         levels: Number of levels of the data; None for continuous data.
         shape: Shape of one item; None: without those frequencies.
 
@@ -86,9 +86,9 @@ class DiffusionELBO(DenoisingScoreMatching):
         """See `Objective.uses_data`: whether the decoder uses the data."""
         return self.decoder.uses_data
 
-    def prepare(self, x: Tensor) -> None:
-        """See `Objective.prepare`."""
-        self.decoder.fit(x)
+    def fit_statistics(self, x: Tensor) -> None:
+        """See `Objective.fit_statistics`."""
+        self.decoder.fit_statistics(x)
 
     def draw(self, model: Denoiser, x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """As `DenoisingScoreMatching.draw`, and the noise `end_noise` of x_{t_min}, [B, *]."""

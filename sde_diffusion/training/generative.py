@@ -194,7 +194,7 @@ class GenerativeModel(BaseModel):
         if self.trainer.ckpt_path is None and self.objective is not None and self.objective.uses_data:
             generator = torch.Generator().manual_seed(self.hparams["seed"])  # the same for every process
             items = (self.filled(x.to(self.device), generator) for x in self.training_items())
-            self.objective.prepare(torch.cat(list(items)))
+            self.objective.fit_statistics(torch.cat(list(items)))
 
     def on_train_start(self) -> None:
         """Apply this run's settings to a restored optimizer and schedule, which have those of the checkpoint."""

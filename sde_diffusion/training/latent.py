@@ -133,7 +133,7 @@ class LatentModel(ScoreModel):
         """Measure shift and scale for a new run, on all training items or 10,000; every process with the same noise."""
         if self.trainer.ckpt_path is None:
             filled, generator = super().filled, torch.Generator().manual_seed(self.hparams["seed"])
-            self.first_stage.measure(filled(x.to(self.device), generator) for x in self.training_items())
+            self.first_stage.fit_statistics(filled(x.to(self.device), generator) for x in self.training_items())
         super().on_fit_start()  # which fits the objective to w, which `filled` draws
 
     def filled(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -52,11 +52,11 @@ class Objective(ShowsArguments, ABC):
 
     @property
     def uses_data(self) -> bool:
-        """Whether `prepare` uses the data; if not, it is not called."""
+        """Whether `fit_statistics` uses the data; if not, it is not called."""
         return False
 
-    def prepare(self, x: Tensor) -> None:
-        """Use some of the training data, [N, *], before the first step of a new run."""
+    def fit_statistics(self, x: Tensor) -> None:
+        """Compute what is known of training data [N, *] without a gradient, before the first step of a new run."""
         return
 
     @abstractmethod

@@ -150,7 +150,7 @@ class VariationalModel(GenerativeModel):
     def on_fit_start(self) -> None:
         """Start a new run at the outputs that describe the training data without latent variables."""
         if self.trainer.ckpt_path is None:
-            self.autoencoder.fit_output_bias(torch.cat(list(self.training_items())))
+            self.autoencoder.fit_statistics(torch.cat(list(self.training_items())))
         super().on_fit_start()
 
     def check_trainer(self, trainer: Trainer) -> None:

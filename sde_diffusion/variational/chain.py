@@ -194,7 +194,7 @@ class LatentVariableModel(nn.Module, ABC):
 class Autoencoder(LatentVariableModel):
     """A latent variable model with a decoder network.
 
-    A bias, 0 at first, is added to the network's outputs; see `fit_output_bias`.
+    A bias, 0 at first, is added to the network's outputs; see `fit_statistics`.
 
     Args:
         decoder: Network from what it needs of z to [B, outputs, *shape]. For a `PatchAdversary`, its property
@@ -224,7 +224,7 @@ class Autoencoder(LatentVariableModel):
         self.latent_shapes = [check_sizes("latent_shapes", dims) for dims in latent_shapes]
         self.register_buffer("output_bias", torch.zeros(observation.n_outputs, *self.shape))
 
-    def fit_output_bias(self, x: Tensor) -> None:
+    def fit_statistics(self, x: Tensor) -> None:
         """Set the bias so that the outputs describe data [N, *shape] before anything is learned.
 
         Training then begins at the bound of independent values, and need not learn first what is the same for all data.

@@ -79,7 +79,7 @@ class FirstStage(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def measure(self, batches: Iterable[Tensor]) -> None:
+    def fit_statistics(self, batches: Iterable[Tensor]) -> None:
         """Set shift and scale to those of data, given in batches [B, *shape].
 
         Raises:

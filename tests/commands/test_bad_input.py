@@ -28,6 +28,10 @@ TRAIN = {
         ["model=hvae", "model/autoencoder=mlp"],
         ["model.autoencoder has 1 latent variable, and this model is for at least 2", "model=vae"],
     ),
+    "an observation model of a score model": (
+        ["observation=gaussian"],
+        ["model.observation: ScoreModel takes no observation", "(given: observation=gaussian)"],
+    ),
     "a VAE that is told classes": (
         ["model=vae", "conditional=true"],
         ["conditional=true is for models that can be told conditions", "model=latent, score, vdm. A VariationalModel"],

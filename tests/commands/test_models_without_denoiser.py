@@ -161,7 +161,7 @@ class LinearVAE(VAE):
             self.encoder.weight.copy_(torch.stack([variance * w / noise, 0 * w]))
             self.encoder.bias.copy_(torch.stack([-variance * (w * b).sum() / noise, (1.5 * variance.sqrt()).log()]))
 
-    def fit_output_bias(self, x):
+    def fit_statistics(self, x):
         pass
 """
 

@@ -114,14 +114,19 @@ def test_wrong_settings(root, tmp_path):
         ({"image": "imgs"}, r"has no column data\.image=imgs.*did you mean img"),
         ({"image": "label"}, r"the column data\.image=label is int64, and images are stored as bytes"),
         ({"label": "img"}, r"the column data\.label=img is .*, and labels are integers"),
-        ({"n_val": 28}, r"cifar10, data\.n_val=28: 30 training items are too few"),
+        ({"n_val": 28}, r"data, data\.n_val=28: 30 training items are too few"),
     ):
         with pytest.raises(UserError, match=message):
             loaded(root, **options).prepare()
-    for folder, message in (("nowhere", "no such folder"), ("empty", "it holds nothing.*https://huggingface")):
+    write(root / "more" / "train-00000-of-00001.parquet", [png(PIXELS[0])], [0])
+    with pytest.raises(UserError, match=r"has train files in \., more, as several data sets have: choose one of them"):
+        loaded(root).prepare()
+    for folder, message in (("nowhere", "no such folder"), ("empty", "it holds nothing")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=message):
             loaded(tmp_path / folder).prepare()
+    with pytest.raises(UserError, match=r"it holds nothing.*https://huggingface"):
+        loaded(tmp_path / "empty", name="cifar10").prepare()
 
 
 def test_without_the_libraries(tmp_path, monkeypatch):

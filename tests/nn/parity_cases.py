@@ -4,15 +4,11 @@ The values were computed with these weights by diffusers 0.42 (`ddpm`, `dit_s`),
 `ncsnpp_256`), EDM (`edm_ddpmpp`, `edm_ncsnpp`, `adm`) and EDM2 (`edm2_xs`), on a CPU in float32.
 """
 
-import pathlib
-
 import torch
-import yaml
+from network_presets import network_of
 
-from sde_diffusion.config import find_class
 from sde_diffusion.nn import TimestepEmbedding
 
-CONF = pathlib.Path(__file__).parents[2] / "conf" / "network"
 SMALL = {"channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention": [1], "feature_dim": 16, "embedding_dim": 64}
 CLASSES = 5
 STEPS, LOG_SIGMA = (3.7, 998.2), (-4.1, 3.6)
@@ -34,14 +30,8 @@ CASES = {
 """Changes of the presets, and the network's second input."""
 
 
-def settings_of(name, **changes):
-    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text()) | {"dropout": 0.0, "conditions": None} | changes
-    return {key: float(value) if key == "norm_eps" else value for key, value in settings.items()}
-
-
-def network_of(name):
-    settings = settings_of(name, shape=[3, 8, 8], **CASES[name][0])
-    made = find_class(settings.pop("_target_"))(**settings).eval()
+def network_with_weights(name):
+    made = network_of(name, shape=[3, 8, 8], dropout=0.0, **CASES[name][0]).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weights in made.parameters():

@@ -1,32 +1,14 @@
-"""Numbers of parameters of the published networks, exactly, counted without memory for the weights."""
-
-import pathlib
+"""Numbers of parameters of the networks of conf/network, exactly, counted without memory for the weights."""
 
 import pytest
 import torch
-import yaml
+from network_presets import network_of
 from torch import nn
 
-from sde_diffusion.conditions import Condition, Label
-from sde_diffusion.config import find_class
+from sde_diffusion.conditions import Label
+from sde_diffusion.training import Augmentation
 
-CONF = pathlib.Path(__file__).parents[2] / "conf" / "network"
-
-
-class Augmentation(Condition):
-    """EDM's nine numbers of an augmentation, which the network takes by a matrix."""
-
-    dtype = torch.float32
-    shape = (9,)
-    null = 0.0
-    each = "augmentation"
-    of = allowed = takes = wrong = None
-
-    def embedding(self, dim):
-        return nn.Linear(9, dim, bias=False)
-
-
-AUGMENTED, CLASSES = {"augment": Augmentation()}, {"label": Label(10)}
+AUGMENTED, CLASSES = Augmentation().conditions(), {"label": Label(10)}
 CIFAR, FFHQ = [3, 32, 32], [3, 64, 64]
 SIZE_64 = {"channel_mult": [1, 2, 2, 2], "attention": [2], "conditions": AUGMENTED}
 IMAGENET_LABELS = {"conditions": {"label": Label(1000)}}
@@ -61,16 +43,18 @@ COUNTS = [
     ("dit_b", [4, 32, 32], IMAGENET, 130_315_808),
     ("dit_l", [4, 32, 32], IMAGENET, 457_840_672),
     ("dit_xl", [4, 32, 32], IMAGENET, 674_834_720),
+    ("mlp", [64], {}, 1_851_072),
+    ("digits", [1, 8, 8], {}, 193_777),
+    ("unet_small", [1, 28, 28], {}, 779_924),
+    ("unet", CIFAR, {}, 60_576_771),
 ]
 
 
 @pytest.mark.parametrize(("name", "shape", "changes", "count"), COUNTS)
-def test_parameters_of_published_networks(name, shape, changes, count, monkeypatch):
+def test_parameters_of_networks(name, shape, changes, count, monkeypatch):
     for method in ("xavier_uniform_", "kaiming_uniform_", "uniform_", "zeros_", "ones_", "normal_"):
         monkeypatch.setattr(nn.init, method, lambda weight, *arguments, **options: weight)
-    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text()) | {"shape": shape} | changes
-    settings = {key: float(value) if key == "norm_eps" else value for key, value in settings.items()}
     with torch.device("meta"):
-        network = find_class(settings.pop("_target_"))(**settings)
+        network = network_of(name, shape=shape, **changes)
     assert sum(p.numel() for p in network.parameters()) == count
     assert all(p.requires_grad for p in network.parameters())

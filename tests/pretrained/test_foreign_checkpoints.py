@@ -127,7 +127,7 @@ def test_a_trained_denoiser_with_step_numbers_is_written_for_diffusers(tmp_path)
     data = {"name": "digits", "shape": [1, 8, 8], "levels": 17}
     objective = {"_target_": "sde_diffusion.training.DenoisingScoreMatching"}
     model = Pretrained.of(ScoreModel(denoiser, objective, data=data))
-    with pytest.raises(UserError, match="no such U-Net: its nearest has other norm_groups"):
+    with pytest.raises(UserError, match=r"no such U-Net. The nearest that it has needs norm_groups=8 \(here null\)"):
         model.save(tmp_path / "no", "diffusers")
     assert not (tmp_path / "no").exists()
     network["norm_groups"] = 8
@@ -143,6 +143,22 @@ def test_a_trained_denoiser_with_step_numbers_is_written_for_diffusers(tmp_path)
     own = Pretrained.load(tmp_path / "own")
     assert own.sde == model.sde
     assert own.description.data["levels"] == 17
+
+
+def test_a_path_is_named_only_for_checkpoints_that_do_not_say_theirs(tmp_path):
+    folder = folder_of("ddpm", tmp_path)
+    with pytest.raises(
+        UserError, match=r"sde=vp is for checkpoints of score_sde_pytorch, and .* is none: leave it out"
+    ):
+        Pretrained.load(folder, sde="vp")
+
+
+def test_a_model_on_a_learned_path_is_not_written_for_other_programs():
+    denoiser = {"_target_": "sde_diffusion.NetworkDenoiser", "sde": {"_target_": "sde_diffusion.LearnedVPSDE"}}
+    denoiser["network"] = {"_target_": "sde_diffusion.nn.MLP", "shape": [4], "width": 8, "depth": 1}
+    objective = {"_target_": "sde_diffusion.training.DenoisingScoreMatching"}
+    with pytest.raises(UserError, match="this ScoreModel is not written for other programs: its path is learned"):
+        Pretrained.of(ScoreModel(denoiser, objective, data={"name": "four", "shape": [4]}))
 
 
 def test_spacings_are_those_of_diffusers(loaded):

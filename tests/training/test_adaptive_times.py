@@ -116,7 +116,7 @@ def test_the_loss_is_the_bound_of_data_on_levels():
     assert LearnedVPSDE(levels=3).log_snr_max == pytest.approx(2 * math.log(8))
     objective = DiffusionELBO(levels=3, shape=[3])
     model = GaussianDenoiser(LearnedVPSDE(0.5, schedule="knots"), torch.zeros(3, dtype=torch.float64), 0.8)
-    objective.prepare(training)
+    objective.fit_statistics(training)
     x = torch.tensor([[1.0, 1.0, 1.0]], dtype=torch.float64)
     with torch.no_grad():
         losses = 3 * objective(model.eval(), x.expand(20_000, 3))

@@ -27,7 +27,8 @@ class Seen(ScoreModel):
             self.seen[torch.is_grad_enabled()].append(x0.clone())
             return inner(denoiser, x0, t, noise, **conditions)
 
-        objective.draw, objective.prepare, objective.uses_data = inner.draw, inner.prepare, inner.uses_data
+        objective.draw, objective.uses_data = inner.draw, inner.uses_data
+        objective.fit_statistics = inner.fit_statistics
         del self.objective  # a module: a function cannot replace it
         self.objective = objective
 

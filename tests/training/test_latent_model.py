@@ -72,7 +72,7 @@ def test_a_checkpoint_alone_suffices(latent, vae, tmp_path):
     assert same(again.first_stage.autoencoder.state_dict(), first.state_dict())
     assert vae.name not in str(again.hparams)
     measured = FirstStage(copy.deepcopy(first))
-    measured.measure([digits().split("train").tensor()])
+    measured.fit_statistics([digits().split("train").tensor()])
     torch.testing.assert_close(again.first_stage.state_dict(), measured.state_dict())
     assert not torch.allclose(again.first_stage.scale, torch.ones(3), atol=0.01)
     assert (again.state_shape, tuple(again.data["shape"])) == ((3,), (1, 8, 8))
@@ -108,7 +108,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one_without_the_first_stages_f
     whole = torch.load(latent[1], weights_only=True)
     half = run(make(vae), tmp_path, 3, limit_val_batches=1)
     resumed = GenerativeModel.load_from_checkpoint(half).hparams["first_stage"]
-    monkeypatch.delattr(FirstStage, "measure")
+    monkeypatch.delattr(FirstStage, "fit_statistics")
     end = torch.load(run(make(resumed), tmp_path, 8, half, limit_val_batches=1), weights_only=True)
     for part in ("state_dict", "current_model_state", "optimizer_states"):
         assert same(end[part], whole[part]), part

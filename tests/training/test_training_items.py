@@ -44,14 +44,14 @@ class Told(DenoisingScoreMatching):
     told: ClassVar[list[torch.Tensor]] = []
     uses_data = True
 
-    def prepare(self, x):
+    def fit_statistics(self, x):
         self.told.append(x)
 
 
 class ToldELBO(BetaELBO):
     """The same for autoencoders."""
 
-    told, uses_data, prepare = Told.told, True, Told.prepare
+    told, uses_data, fit_statistics = Told.told, True, Told.fit_statistics
 
 
 def begin(model, data, ckpt=None):

@@ -51,7 +51,7 @@ def data(n: int) -> Tensor:
 @pytest.fixture(scope="module")
 def stage() -> FirstStage:
     found = FirstStage(VAE(Encoder(), Decoder(), Gaussian(NOISE, False), (D,), SHAPE).double()).double()
-    found.measure(data(20_000).split(3000))
+    found.fit_statistics(data(20_000).split(3000))
     return found
 
 
@@ -163,7 +163,7 @@ def test_what_is_no_first_stage_is_refused():
         FirstStage(MLPHierarchy([4], Gaussian(), [4, 3], 8))
     stage = FirstStage(Deterministic([4], Gaussian(), 3, 8))
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    stage.measure([x])
+    stage.fit_statistics([x])
     with pytest.raises(UserError, match="a point has no entropy"):
         latent_bound(stage, GaussianDenoiser(VPSDE(), torch.zeros(3), 1.0), x)
     before = stage.scale.clone()
@@ -171,5 +171,5 @@ def test_what_is_no_first_stage_is_refused():
         stage.autoencoder.encoder.output.weight[2] = 0
         stage.autoencoder.encoder.output.bias[2] = 3
     with pytest.raises(UserError, match="channel 2 of the first stage carries nothing: std"):
-        stage.measure([x])
+        stage.fit_statistics([x])
     assert torch.equal(stage.scale, before)

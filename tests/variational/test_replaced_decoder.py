@@ -25,7 +25,7 @@ def first_stage(seed: int, encoder: MLPVAE | None = None) -> FirstStage:
         loss.backward()
         optimizer.step()
     stage = FirstStage(model)
-    stage.measure([x])
+    stage.fit_statistics([x])
     return stage
 
 

@@ -72,7 +72,7 @@ def jobs(out: Path, root: Path, toy: bool) -> list[Job]:
     blocks = ["--steps", "4", "--block", "1", "--warmup", "1"] if toy else ["--steps", "200", "--block", "20"]
     preset = ["experiment=cifar10_10min", f"data.root={root}", *(tiny if toy else [])]
     walk = ["sampler=heun", f"sampler.steps={3 if toy else 35}"]
-    scored = ["n=4", "method=euler", "steps=10", "elbo.draws=4"] if toy else []
+    scored = ["n=4", "method=euler", "steps=10", "elbo.draws=4", "elbo.t_end=0.01"] if toy else []
     return [
         *found,
         Job("waits", "benchmarks.gpu_day", ["--waits"]),

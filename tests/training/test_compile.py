@@ -87,6 +87,7 @@ def test_blocks_of_one_kind_are_compiled_once() -> None:
     denoiser.compile(backend="eager")
     torch.testing.assert_close(denoiser(x, t).x0, expected)
     assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
+    assert denoiser.compiled is None  # not the network as a whole
     assert not any("_orig_mod" in name for name in denoiser.state_dict())
 
 

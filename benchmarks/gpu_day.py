@@ -1,9 +1,12 @@
 """All figures that need a GPU, by one command: `python -m benchmarks.gpu_day --cifar10 DIR --out DIR`
 
-It runs, one after the other, and writes a table and DIR/gpu_day.json with what each printed and how long it took:
+It runs, one after the other, and writes DIR/gpu_day.md and DIR/gpu_day.json with what each printed and how long it
+took:
 
-- `benchmarks.throughput` of three networks, compiled too, beside diffusers where it is installed;
+- `benchmarks.throughput` of three networks, compiled too, beside diffusers where it is installed; and of a small batch,
+  for which there are CUDA graphs;
 - how often a step of training and of sampling waits for the device, by torch's sync debug mode (0 is wanted);
+- `benchmarks.lightning_overhead` of the network of the next;
 - `experiment=cifar10_10min`: training, its grid of samples, its Fréchet distance beside the training split's, and exact
   likelihoods of the test split.
 
@@ -21,6 +24,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,11 +45,13 @@ class Job:
 def jobs(out: Path, root: Path, toy: bool) -> list[Job]:
     """The commands, in their order."""
     run = out / "cifar10_10min"
-    ckpt = f"ckpt={run}/checkpoints/last.ckpt"
+    last = run / "checkpoints" / "last.ckpt"
+    ckpt = f"ckpt={last}"
     small = ["--set", "channels=32", "--batch", "4", "--repeats", "1"]
     tiny = ["trainer.accelerator=cpu", "trainer.max_time=null", "trainer.max_steps=20", "trainer.val_check_interval=10"]
     tiny += ["network.channels=32", "network.channel_mult=[1,2]", "data.batch_size=16", "model.compile=false"]
     tiny += ["model.warmup_steps=5", "callbacks.samples.n=4", "sampler.steps=3", "data.min_batches_per_epoch=10"]
+    tiny += ["model.validation_draws=1", "+trainer.limit_val_batches=2"]
     found = [
         Job(
             f"throughput of {network}",
@@ -55,16 +61,24 @@ def jobs(out: Path, root: Path, toy: bool) -> list[Job]:
         )
         for network in (["ddpm"] if toy else ["ddpm", "edm_ddpmpp", "dit_b"])
     ]
+    found.append(
+        Job(
+            "throughput of a small batch",
+            "benchmarks.throughput",
+            ["--network", "ddpm", "--out", str(out / "throughput_small")]
+            + (small if toy else ["--batch", "4", "--repeats", "20", "--compile"]),
+        )
+    )
+    blocks = ["--steps", "4", "--block", "1", "--warmup", "1"] if toy else ["--steps", "200", "--block", "20"]
+    preset = ["experiment=cifar10_10min", f"data.root={root}", *(tiny if toy else [])]
     walk = ["sampler=heun", f"sampler.steps={3 if toy else 35}"]
-    scored = ["n=4", "method=euler", "steps=10", "elbo.draws=4"] if toy else []
+    scored = ["n=4", "method=euler", "steps=10", "elbo.draws=4", "elbo.t_end=0.01"] if toy else []
     return [
         *found,
         Job("waits", "benchmarks.gpu_day", ["--waits"]),
-        Job(
-            "training",
-            "sde_diffusion.train",
-            ["experiment=cifar10_10min", f"data.root={root}", f"hydra.run.dir={run}", *(tiny if toy else [])],
-        ),
+        Job("Lightning", "benchmarks.lightning_overhead", [*blocks, *preset, "model.compile=false"]),
+        # One that was stopped is resumed.
+        Job("training", "sde_diffusion.train", [ckpt] if last.exists() else [*preset, f"hydra.run.dir={run}"]),
         Job("samples", "sde_diffusion.sample", [ckpt, f"n={4 if toy else 1000}", *walk, f"out={out / 'samples'}"]),
         Job(
             "evaluation",
@@ -111,6 +125,17 @@ def waits(device: torch.device) -> dict[str, int]:
     return found
 
 
+def page(done: dict[str, Any]) -> str:
+    """What each command printed last, in Markdown: tables as tables."""
+    parts = []
+    for name, one in done.items():
+        shown = "\n".join(one["said"])
+        if not any(line.startswith("|---") for line in one["said"]):
+            shown = f"```text\n{shown}\n```"
+        parts.append(f"## {name}, {one['seconds']} s\n\n{shown}\n")
+    return "\n".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, help="folder with the hub's parquet files of CIFAR-10")
@@ -137,13 +162,15 @@ def main() -> None:
             status = subprocess.run(
                 [sys.executable, "-m", job.module, *job.words], stdout=stream, stderr=subprocess.STDOUT, check=False
             ).returncode
-        said = log.read_text().strip().splitlines()[-12:]
+        said = log.read_text().strip().splitlines()[-15:]
         print("\n".join(f"    {line}" for line in said), flush=True)
         if status:
             sys.exit(f"{job.name} ended with status {status}: see {log}; the same command goes on from here")
         done[job.name] = {"seconds": round(time.perf_counter() - begin, 1), "said": said}
         with writing(file) as temporary:
             temporary.write_text(json.dumps(done, indent=2))
+        with writing(args.out / "gpu_day.md") as temporary:
+            temporary.write_text(page(done))
     print("| | seconds |", "|---|---|", *(f"| {name} | {one['seconds']} |" for name, one in done.items()), sep="\n")
 
 

@@ -1,8 +1,9 @@
-"""What does Lightning cost? `python -m benchmarks.lightning_overhead`
+"""What does Lightning cost? `python -m benchmarks.lightning_overhead [--steps N --block N --warmup N] [KEY=VALUE ...]`
 
 It compares the time of a training step of the default run (`sde_diffusion.train`: loss, clipping, AdamW, warm-up,
-moving average, progress, CSV log) with that of a hand-written loop with the same network, data and arithmetic. Blocks
-of steps alternate within one process, and their medians are compared, so that other load on the machine affects both.
+moving average, progress, CSV log), or of any other, with that of a hand-written loop with the same network, data and
+arithmetic. Blocks of steps alternate within one process, and their medians are compared, so that other load on the
+machine affects both. On a CPU the times are those of the process, in CPU seconds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,9 @@ from sde_diffusion.training.loggers import CSVLogger
 class HandLoop:
     """The same training, written by hand: only the arithmetic."""
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: Any, device: str) -> None:
         self.data, self.model = build_model(cfg)
+        self.model.to(device)
         self.parameters = list(self.model.denoiser.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=cfg.model.lr, weight_decay=0.0, fused=True)
@@ -50,7 +53,7 @@ class HandLoop:
     def step(self) -> None:
         """One training step."""
         self.steps += 1
-        x0 = next(self.batches)
+        x0 = next(self.batches).to(self.model.device)
         objective, denoiser = self.model.objective, self.model.denoiser
         t = objective.times(denoiser.sde, len(x0))
         loss = objective(denoiser, x0, t, torch.randn_like(x0)).mean()
@@ -65,8 +68,8 @@ class HandLoop:
 class TakeTurns(Callback):
     """Times blocks of Lightning's steps, and after each a block of the hand-written loop."""
 
-    def __init__(self, hand: HandLoop, block: int, warmup: int = 100) -> None:
-        self.hand, self.block, self.warmup = hand, block, warmup
+    def __init__(self, hand: HandLoop, block: int, warmup: int, clock: Callable[[], float]) -> None:
+        self.hand, self.block, self.warmup, self.clock = hand, block, warmup, clock
         self.times: dict[str, list[float]] = {"lightning": [], "hand": []}
         self.begin = 0.0
 
@@ -75,30 +78,39 @@ class TakeTurns(Callback):
         step = trainer.global_step
         if step < self.warmup or (step - self.warmup) % self.block:
             return
-        now = time.perf_counter()
+        now = self.clock()
         if self.begin:
             self.times["lightning"].append((now - self.begin) / self.block)
             for _ in range(self.block):
                 self.hand.step()
-            self.times["hand"].append((time.perf_counter() - now) / self.block)
-        self.begin = time.perf_counter()
+            self.times["hand"].append((self.clock() - now) / self.block)
+        self.begin = self.clock()
+
+
+def synchronised() -> float:
+    """Seconds, when the GPU has done its work."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1500, help="steps of each kind")
     parser.add_argument("--block", type=int, default=50, help="steps before the other kind takes its turn")
+    parser.add_argument("--warmup", type=int, default=100, help="steps before the first block")
     parser.add_argument("overrides", nargs="*", help="configuration of the run, as for sde_diffusion.train")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     register_resolvers()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("train", args.overrides)
-    hand = HandLoop(cfg)
+    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    hand = HandLoop(cfg, "cpu" if on_cpu else "cuda")
     data, model = build_model(cfg)
-    turns = TakeTurns(hand, args.block)
+    turns = TakeTurns(hand, args.block, args.warmup, time.process_time if on_cpu else synchronised)
     with tempfile.TemporaryDirectory() as folder:
-        options = {**OmegaConf.to_container(cfg.trainer), "max_steps": args.steps + 101, "val_check_interval": 10**9}
+        length = {"max_steps": args.warmup + args.steps + 1, "val_check_interval": 10**9}
+        options = {**OmegaConf.to_container(cfg.trainer), **length}
         callbacks = [EMA(), StopOnNonFinite(), TrainingProgress(), turns]
         Trainer(
             callbacks=callbacks,

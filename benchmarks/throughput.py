@@ -7,13 +7,14 @@ on the machine affects all. For each:
 - the network's forward pass alone, and with the backward pass;
 - a training step: batch, loss, backward pass, clipping, AdamW;
 - a step of sampling (DDIM), without gradients;
-- on a GPU, the peak memory of a training step.
+- on a GPU, the peak memory of a training step and of a step of sampling, beside the weights.
 
 FLOPs are counted by torch for one image (2 for each multiplication and addition), and the device's peak is that of a
-matrix product of 4,096 numbers a side in the same type, measured in the same run. On a CPU the times are those of the
-process, in CPU seconds, in which other load matters less.
+matrix product of 4,096 numbers a side, or of a convolution of 256 channels, in the same type and run, whichever is
+faster. On a CPU the times are those of the process, in CPU seconds, in which other load matters less.
 
-`--compile` adds a compiled network, `--profile` writes a trace of a training step for https://ui.perfetto.dev.
+`--compile` adds compiled networks, and the seconds until their first training step and step of sampling are done; on a
+GPU there is one with CUDA graphs too. `--profile` writes a trace of a training step for https://ui.perfetto.dev.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,70 +33,11 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sde_diffusion import VPSDE, AncestralSampler, NetworkDenoiser
-from sde_diffusion.commands.configurations import config_folder
-from sde_diffusion.config import build
+from benchmarks.contestants import Contestant, entrants
+from sde_diffusion import AncestralSampler
 from sde_diffusion.storage.files import writing
 
 PEAK_SIZE = 4096
-SIMPLE = {"ddpm": ((128, 256, 256, 256), 2, 1)}
-"""Networks that diffusers has too: its channels, blocks, and the resolution with attention."""
-
-
-def network_of(name: str, shape: list[int], **changes: Any) -> nn.Module:
-    """The network of a preset."""
-    settings = yaml.safe_load((config_folder() / "network" / f"{name}.yaml").read_text())
-    made: nn.Module = build({**settings, "shape": shape, "conditions": None, **changes}, "network")
-    return made
-
-
-class Peer(nn.Module):
-    """diffusers' network, which returns an object."""
-
-    def __init__(self, name: str, shape: list[int]) -> None:
-        super().__init__()
-        from diffusers import UNet2DModel
-
-        channels, blocks, attention = SIMPLE[name]
-        kinds = ["Attn" * (place == attention) for place in range(len(channels))]
-        self.network = UNet2DModel(
-            sample_size=shape[-1],
-            in_channels=shape[0],
-            out_channels=shape[0],
-            block_out_channels=channels,
-            layers_per_block=blocks,
-            down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
-            up_block_types=[f"{kind}UpBlock2D" for kind in reversed(kinds)],
-            downsample_padding=0,
-            flip_sin_to_cos=False,
-            freq_shift=1,
-            norm_eps=1e-6,
-            dropout=0.1,
-        )
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Its output."""
-        out: Tensor = self.network(x, t).sample
-        return out
-
-
-@dataclass
-class Contestant:
-    """A network with some switches.
-
-    Attributes:
-        name: Its name in the table.
-        denoiser: The denoiser made of it.
-        autocast: Whether bfloat16 is chosen by autocast.
-        times: Seconds of each phase, one of each turn.
-        memory: Peak bytes of a training step, on a GPU.
-    """
-
-    name: str
-    denoiser: NetworkDenoiser
-    autocast: bool = False
-    times: dict[str, list[float]] = field(default_factory=dict)
-    memory: int | None = None
 
 
 class Race:
@@ -164,26 +105,44 @@ class Race:
                     if repeat > 1:
                         one.times.setdefault(phase, []).append(seconds)
 
+    def begin(self) -> None:
+        """The first training step and step of sampling of each."""
+        for one in self.contestants:
+            start = time.perf_counter()
+            for phase in ("training step", "sampling step"):
+                self.turn(one, phase)
+                one.denoiser.zero_grad()
+            one.begin = time.perf_counter() - start
+
     def weigh(self) -> None:
-        """Peak memory of a training step, on a GPU."""
+        """Peak memory of a training step and a step of sampling, on a GPU."""
         for one in self.contestants if self.device.type == "cuda" else ():
-            gc.collect()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self.turn(one, "training step")
-            one.memory = torch.cuda.max_memory_allocated() - before
-            one.denoiser.zero_grad()
+            for phase in ("training step", "sampling step"):
+                gc.collect()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                self.turn(one, phase)
+                one.memory[phase] = torch.cuda.max_memory_allocated() - before
+                one.denoiser.zero_grad()
 
 
 def peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], repeats: int = 5) -> float:
-    """FLOP/s of a large matrix product, the best of some."""
+    """FLOP/s of a large matrix product or a large convolution, the best of some: which is faster depends on the CPU."""
     a = torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=dtype)
+    x = torch.randn(8, 256, 32, 32, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    work: list[tuple[float, Callable[[], Tensor]]] = [
+        (2 * PEAK_SIZE**3, lambda: a @ a),
+        (2 * x.numel() * weight[0].numel(), lambda: nn.functional.conv2d(x, weight, padding=1)),
+    ]
     found = []
-    for _ in range(repeats + 1):
-        begin = clock()
-        a @ a
-        found.append(clock() - begin)
-    return 2 * PEAK_SIZE**3 / min(found[1:])
+    for flops, run in work:
+        run()
+        for _ in range(repeats):
+            begin = clock()
+            run()
+            found.append(flops / (clock() - begin))
+    return max(found)
 
 
 def main() -> None:
@@ -194,7 +153,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the network, such as channels=32")
-    parser.add_argument("--compile", action="store_true", help="also compile the fastest kind")
+    parser.add_argument("--compile", action="store_true", help="also compiled networks")
     parser.add_argument("--profile", action="store_true", help="write a trace of a training step")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     args = parser.parse_args()
@@ -206,6 +165,7 @@ def main() -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         race.forward(contestants[0])
     flops = counter.get_total_flops() / args.batch
+    race.begin()
     race.run(args.repeats)
     race.weigh()
     peaks = {kind: peak(device, kind, race.clock) for kind in (torch.float32, torch.bfloat16)}
@@ -231,36 +191,6 @@ def main() -> None:
     print(table(about))
 
 
-def entrants(args: argparse.Namespace, changes: dict[str, Any], device: torch.device) -> list[Contestant]:
-    """This library's network with each switch, and diffusers' at the end if there is one."""
-    sde = VPSDE(t_min=1e-3)
-
-    def ours(**switches: Any) -> NetworkDenoiser:
-        network = network_of(args.network, args.shape, **changes)
-        return NetworkDenoiser(sde, network, "eps", noise_conditioning="step", **switches).to(device)
-
-    found = [
-        Contestant("ours, float32", ours()),
-        Contestant("ours, float32, channels last", ours(channels_last=True)),
-        Contestant("ours, autocast, channels last", ours(channels_last=True), autocast=True),
-        Contestant("ours, compute_dtype, channels last", ours(channels_last=True, compute_dtype="bfloat16")),
-    ]
-    if args.compile:
-        found.append(Contestant("ours, the same, compiled", ours(channels_last=True, compute_dtype="bfloat16")))
-        found[-1].denoiser.compile()
-    if args.network in SIMPLE and not changes:
-        try:
-            peers = [Peer(args.network, args.shape) for _ in range(2)]
-        except ImportError:
-            print("diffusers is not installed: its network is left out")
-            return found
-        last = NetworkDenoiser(sde, peers[1], "eps", noise_conditioning="step", channels_last=True).to(device)
-        found.append(Contestant("diffusers, autocast, channels last", last, autocast=True))
-        plain = NetworkDenoiser(sde, peers[0], "eps", noise_conditioning="step").to(device)
-        found.append(Contestant("diffusers, float32", plain))
-    return found
-
-
 def row(one: Contestant, last: Contestant, batch: int, flops: float, peaks: dict[torch.dtype, float]) -> dict[str, Any]:
     """Medians, images a second, and ratios to the last contestant, of the same turns."""
     half = one.autocast or one.denoiser.compute_dtype is not None
@@ -274,27 +204,27 @@ def row(one: Contestant, last: Contestant, batch: int, flops: float, peaks: dict
         }
     rate = flops / found["forward"]["seconds"] * batch
     found |= {"TFLOP/s": rate / 1e12, "share of the peak": rate / peaks[torch.bfloat16 if half else torch.float32]}
-    return found | ({} if one.memory is None else {"peak memory, GiB": one.memory / 2**30})
+    found["first steps, seconds"] = one.begin
+    return found | {f"memory of a {phase}, GiB": most / 2**30 for phase, most in one.memory.items()}
 
 
 def table(about: dict[str, Any]) -> str:
     """The results in Markdown; the last row is what the others are compared with."""
+    phases = [phase for phase, cell in about["rows"][0].items() if isinstance(cell, dict)]
+    memory = [name for name in about["rows"][0] if name.startswith("memory")]
+    columns = [*phases, "of the peak", "first steps", *memory]
     lines = [
         f"{about['network']}: {about['parameters']:,} parameters, {about['GFLOP an image']:.1f} GFLOP an image; "
         f"{about['device']}, batch {about['batch']}, medians of {about['repeats']} turns",
         "",
-        "| | "
-        + " | ".join(phase for phase in about["rows"][0] if isinstance(about["rows"][0][phase], dict))
-        + " | of the peak |",
-        "|---|" + "---|" * 5,
+        f"| | {' | '.join(columns)} |",
+        "|---|" + "---|" * len(columns),
     ]
     for one in about["rows"]:
-        cells = [
-            f"{cell['images a second']:.3g}/s, {cell['times as fast']:.2f} x"
-            for cell in one.values()
-            if isinstance(cell, dict)
-        ]
-        lines.append(f"| {one['name']} | {' | '.join(cells)} | {one['share of the peak']:.0%} |")
+        cells = [f"{one[phase]['images a second']:.3g}/s, {one[phase]['times as fast']:.2f} x" for phase in phases]
+        cells += [f"{one['share of the peak']:.0%}", f"{one['first steps, seconds']:.0f} s"]
+        cells += [f"{one[name]:.2f}" for name in memory]
+        lines.append(f"| {one['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -98,6 +98,19 @@ class Server:
         return Finished(**json.loads(self.process.stdout.readline()))
 
 
+@pytest.fixture
+def waits():
+    """Have what waits for the device raise an error from `waits()` on, till `waits("default")` or the test's end."""
+
+    def debug(mode: str = "error") -> None:
+        import torch
+
+        torch.cuda.set_sync_debug_mode(mode)
+
+    yield debug
+    debug("default")
+
+
 @pytest.fixture(scope="session")
 def command():
     """command("train", "sde=ve", cwd=FOLDER) -> Finished."""

@@ -7,7 +7,7 @@ the test makes.
 
 TRAIN = {
     "model": "model=score model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.01 model.warmup_steps=2 model.schedule=constant "
-    "model.dequantise=true model.validation_draws=2 seed=3",
+    "model.dequantise=true model.validation_draws=2 model.activation_checkpointing=true seed=3",
     "conditional": "conditional=true model.label_dropout=0.3 model.condition_dropout={label:0.2} network.conditions=null",
     "guidance": "conditional=true guidance=cfg guidance.scale=3 guidance.interval=[0.2,1.6] guidance.rescale=0.5 "
     "guidance.threshold=0.99 guidance.parallel=0.5 guidance.negative={label:3} guidance.negative_scale=0.5",
@@ -50,7 +50,7 @@ TRAIN = {
     "model.schedule=constant model.dequantise=false model.validation_draws=2 objective=vq objective.commitment=0.5",
     "model latent": "model=latent first_stage.ckpt=MLPVAE model.lr=5e-4 model.betas=[0.8,0.99] model.weight_decay=0.02 "
     "model.warmup_steps=2 model.schedule=constant model.dequantise=true model.label_dropout=0.2 model.condition_dropout={label:0.3} "
-    "model.validation_draws=3 model.compile=false conditional=true",
+    "model.validation_draws=3 model.compile=false model.activation_checkpointing=true conditional=true",
     "model vdm": "model=vdm",
     "objective iwae": "model=vae objective=iwae objective.importance=2 objective.gradient=standard",
     "texts": "captions=rendered data.captions.words=unseen data.captions.partial=0.5 data.captions.seed=1 conditional=true "
@@ -243,7 +243,7 @@ SAMPLERS = {
     "unipc": f"sampler.steps=6 sampler.order=3 {GRID}",
     "deis": f"sampler.steps=6 sampler.order=2 {GRID}",
 }
-SAMPLE = "upsampler.ckpt=null upsampler.noise=0.2 n=5 edit.path=ROWS edit.strength=0.6 conditions=null seed=2 film=2 batch_size=3 device=cpu overwrite=true sampler=ddpm sampler.steps=3"
+SAMPLE = "upsampler.ckpt=null upsampler.noise=0.2 n=5 edit.path=ROWS edit.strength=0.6 conditions=null seed=2 film=2 batch_size=3 device=cpu compile=true overwrite=true sampler=ddpm sampler.steps=3"
 RESTORE = {
     "mask": "operator=mask operator.path=null operator.part=center operator.coordinates=null operator.invert=true "
     "posterior=mmps posterior.iterations=2 images=null y=null split=test items=3 noise=0.1 n=2 seed=3 evidence=false "
@@ -251,7 +251,7 @@ RESTORE = {
     "downsample": "operator=downsample operator.factor=2 operator.method=bicubic posterior=ddnm "
     "posterior.sigma_data=null sampler.steps=3",
     "blur": "operator=blur operator.std=0.7 operator.boundary=reflect posterior=tmpd sampler.steps=3",
-    "grey": "operator=grey operator.weights=[0.5] posterior=jacobian_free posterior.sigma_data=0.5 noise=0 "
+    "grey": "operator=grey operator.weights=[0.5] posterior=jacobian_free posterior.sigma_data=0.5 noise=0 compile=true "
     "sampler.steps=3",
     "by pseudo-inverse": "operator=blur operator.std=0.7 posterior=pigdm posterior.sigma_data=0.5 sampler.steps=3",
     "by points": "operator=blur operator.std=0.7 posterior=dps posterior.scale=0.1 sampler.steps=3",
@@ -269,7 +269,7 @@ LIKELIHOOD = {
     "elbo.steps=20 elbo.draws=5 elbo.decoder=uniform elbo.t_end=0.01 target_se=0.001 against=noise seed=3 batch_size=3 "
     "device=cpu overwrite=true",
     "importance": "importance=2 elbo.steps=3 elbo.draws=null elbo.decoder=dequantised rtol=1e-2 n=2",
-    "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null",
+    "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null compile=true",
     "other data": "against=mnist against_root=IDX n=2 elbo=null data.root=null",
     "other arrays": "against=arrays against_path=LEVELS n=2 elbo=null data.path=null",
     "own labels": "label=own n=2 elbo=null",
@@ -286,7 +286,7 @@ EVALUATE = {
     "most": "n=200 conditions=null seed=1 split=val extractor=pca8 confidence=0.9 resamples=8 reference=fixed cache=CACHE batch_size=64 "
     "device=cpu overwrite=true sampler=ddpm sampler.steps=3 data.root=null data.path=null "
     + " ".join(f"metrics.{setting}" for setting in METRICS.split()),
-    "some metrics": "n=60 sampler=ddpm sampler.steps=3 metrics=[kernel,energy,inception_score,memorisation]",
+    "some metrics": "n=60 compile=true sampler=ddpm sampler.steps=3 metrics=[kernel,energy,inception_score,memorisation]",
     "pictures": "samples=IMAGES resize=true data=digits metrics=[kernel]",
     "reconstructions": "of=reconstructions",
     "two models": "against=CKPT n=60 sampler=ddpm sampler.steps=3 metrics=[kernel]",
@@ -327,5 +327,6 @@ EXEMPT = {
     "logger.none",
     "ckpt",  # given to every command but train; resuming has tests of its own
     "out",
+    "cuda_graphs",  # needs a GPU; in tests/test_gpu.py
 }
 """What is not set here, and why."""

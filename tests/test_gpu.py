@@ -88,17 +88,6 @@ def test_objective_is_the_same_and_its_gradient_too():
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
 
 
-@pytest.fixture
-def waits():
-    """Have what waits for the device raise an error from `waits()` on, till `waits("default")` or the test's end."""
-
-    def debug(mode: str = "error") -> None:
-        torch.cuda.set_sync_debug_mode(mode)
-
-    yield debug
-    debug("default")
-
-
 SAMPLERS = (
     AncestralSampler(8),
     AncestralSampler(8, eta=0.0),
@@ -152,8 +141,10 @@ TIMES = (LogNormalTimes(), ImportanceTimes(), DiscreteTimes(BetaTable(beta_end=0
 @pytest.mark.parametrize("times", TIMES, ids=lambda times: type(times).__name__)
 def test_a_training_step_does_not_wait_for_the_device(tmp_path, times, waits):
     steps = Steps(waits, lambda: waits("default"))
-    trainer = make_trainer(tmp_path, steps, EMA(0.9), accelerator="gpu", log_every_n_steps=50)
-    model = make_model()
+    trainer = make_trainer(
+        tmp_path, steps, EMA(0.9, every_n_steps=4), accelerator="gpu", log_every_n_steps=50, gradient_clip_val=1.0
+    )
+    model = make_model(activation_checkpointing=times is TIMES[0])
     model.objective.times = times
     trainer.fit(model, ring())
     assert trainer.global_step == 20

@@ -24,6 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sde_diffusion.checks.overrides import setting
 from sde_diffusion.commands import made_folders, user_classes
+from sde_diffusion.commands.compilation import compilation_failed
 from sde_diffusion.commands.configurations import check_groups, config_folder, nulls, register_resolvers
 from sde_diffusion.commands.exhausted import has_finished_work, within_limits
 from sde_diffusion.commands.messages import explain
@@ -157,6 +158,8 @@ def reporting_errors() -> Iterator[None]:
         # from logging: the log file cannot be opened, or Hydra reads its folder's name as an interpolation
         _fail(f"cannot write a log into the run's folder ({error.__cause__}); choose another with hydra.run.dir=DIR")
     except RuntimeError as error:
+        if failed := compilation_failed(error):
+            _fail(failed)
         if "srun" not in str(error):
             raise
         _fail(f"hydra/launcher: {error} Without Slurm, leave the launcher out or use hydra/launcher=submitit_local")

@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import check_trained_for, digests
 from sde_diffusion.commands.drawing import draw_in_batches, first
-from sde_diffusion.commands.loading import check_denoiser_space, load_unguided
+from sde_diffusion.commands.loading import check_denoiser_space, load_unguided, speed_up
 from sde_diffusion.commands.sampling_run import Sampled
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
@@ -65,6 +65,7 @@ def load_upsampler(cfg: DictConfig, small: GenerativeModel, device: torch.device
     if path is None:
         return None
     model = load_unguided(path, device)
+    speed_up(model, device, cfg)
     check_denoiser_space("upsampler.ckpt=", path, model, on_data=True)
     measured = model.measured
     if measured is None:

@@ -48,7 +48,8 @@ def within_limits(command: str) -> Iterator[None]:
             known = command_keys(command)
             *more, last = [size for size in _SIZES if size.partition(".")[0] in known]
             smaller = " or ".join(filter(None, (", ".join(more), last)))
-            raise UserError(f"{memory} ran out{_asked(error)}: make {smaller} smaller{_kept()}") from error
+            also = ", or add model.activation_checkpointing=true" if command == "train" else ""
+            raise UserError(f"{memory} ran out{_asked(error)}: make {smaller} smaller{also}{_kept()}") from error
         if disk := no_room(error):
             choose = "out=DIR" if "out" in command_keys(command) else "hydra.run.dir=DIR"
             raise UserError(f"{disk}; make room, or choose another folder with {choose}{_kept()}") from error

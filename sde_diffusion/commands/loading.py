@@ -29,16 +29,40 @@ _PLACES = ("root", "path")
 def load_model(cfg: DictConfig) -> tuple[GenerativeModel, torch.device]:
     """The model of `cfg.ckpt` on `cfg.device` (auto: a GPU if there is one), guided by `cfg.guidance`.
 
+    Its networks are compiled with `cfg.compile`, and recorded with `cfg.cuda_graphs`, if the command has these keys.
+
     Raises:
         UserError: If the checkpoint cannot be read, its model does not support this guidance, or the device is not
-            available.
+            available or has no CUDA graphs.
     """
     from sde_diffusion.training.guided_denoiser import guide
 
     device = device_of(cfg)
     model = load_unguided(cfg.ckpt, device)
     guide(model, resolved(cfg.guidance))
+    speed_up(model, device, cfg)
     return model, device
+
+
+def speed_up(model: GenerativeModel, device: torch.device, cfg: DictConfig) -> None:
+    """Compile the networks of a model's denoisers if `cfg.compile`, and record their passes if `cfg.cuda_graphs`.
+
+    Raises:
+        UserError: If the device has no CUDA graphs.
+    """
+    from sde_diffusion.denoiser import CUDAGraphs, NetworkDenoiser
+
+    chosen = [key for key in ("compile", "cuda_graphs") if cfg.get(key)]
+    if "cuda_graphs" in chosen and device.type != "cuda":
+        raise UserError(f"cuda_graphs=true needs a CUDA device, and this command runs on {device}: leave it out")
+    denoisers = [part for part in model.modules() if isinstance(part, NetworkDenoiser)]
+    if chosen and not denoisers:
+        log.warning("%s: a %s has no denoiser that it would speed up", chosen[0], type(model).__name__)
+    for denoiser in denoisers:
+        if "cuda_graphs" in chosen:
+            denoiser.cuda_graphs = CUDAGraphs()
+        if "compile" in chosen:
+            denoiser.compile()
 
 
 def load_unguided(ckpt: str, device: torch.device) -> GenerativeModel:

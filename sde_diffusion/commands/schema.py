@@ -156,6 +156,7 @@ def _sample(checks: ConfigChecks) -> None:
 
     checks.keys(ckpt=str, n=Count, seed=Seed, film=Natural, batch_size=Count, device=str, overwrite=bool)
     checks.keys(conditions=Mapping[str, Any] | None, edit=Editing, upsampler=Upsampler, decode=Decode, latents=bool)
+    checks.keys(compile=bool, cuda_graphs=bool)
     checks.part("sampler", Sampler)
     _guidance(checks)
 
@@ -167,7 +168,7 @@ def _restore(checks: ConfigChecks) -> None:
 
     checks.keys(ckpt=str, images=str | None, y=str | None, split=Split | None, items=Count, noise=NoiseScale, n=Count)
     checks.keys(seed=Seed, evidence=bool, conditions=Mapping[str, Any] | None)
-    checks.keys(batch_size=Count, device=str, overwrite=bool)
+    checks.keys(batch_size=Count, device=str, compile=bool, overwrite=bool)
     if checks.has("operator"):  # built when the model's shape is known; left out: that of the model
         operator = checks.keys(operator=Described)["operator"]
         cls = find_class(str(operator["_target_"]), "operator", any_library=True)
@@ -185,7 +186,7 @@ def _evaluate(checks: ConfigChecks) -> None:
 
     checks.keys(ckpt=str | None, samples=str | None, against=str | None, resize=bool, seed=Seed)
     checks.keys(n=Annotated[int, at_least(2)], of=Literal["samples", "reconstructions"], decode=Decode)
-    checks.keys(conditions=Mapping[str, Any] | None)
+    checks.keys(conditions=Mapping[str, Any] | None, compile=bool, cuda_graphs=bool)
     checks.keys(split=Split, confidence=BetweenZeroAndOne, resamples=Natural)
     checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
     checks.part("sampler", Sampler)
@@ -224,7 +225,7 @@ def _likelihood(checks: ConfigChecks) -> None:
         checks.choice("elbo.grid", Grid, Literal[tuple(GRIDS)] | None)
     checks.keys(against=str | None, against_root=str | None, against_path=str | None)
     checks.data("data", DataModule, Location)
-    checks.keys(seed=Seed, batch_size=Count, device=str, overwrite=bool)
+    checks.keys(seed=Seed, batch_size=Count, device=str, compile=bool, overwrite=bool)
     _guidance(checks)
 
 

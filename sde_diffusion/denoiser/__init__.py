@@ -2,6 +2,7 @@
 
 from sde_diffusion.denoiser.base import Denoiser, check_denoiser, in_eval_mode
 from sde_diffusion.denoiser.conditions import repeated
+from sde_diffusion.denoiser.cuda_graphs import CUDAGraphs
 from sde_diffusion.denoiser.exact import EmpiricalDenoiser
 from sde_diffusion.denoiser.gradients import InputGradient, recordable
 from sde_diffusion.denoiser.mixture import GaussianDenoiser, GaussianMixtureDenoiser
@@ -28,12 +29,14 @@ from sde_diffusion.denoiser.parameterization import (
     Velocity,
 )
 from sde_diffusion.denoiser.prediction import Prediction
+from sde_diffusion.denoiser.raw_network import checkpoint_activations
 
 __all__ = [
     "EDM",
     "NOISE_CONDITIONINGS",
     "PARAMETERIZATIONS",
     "X0",
+    "CUDAGraphs",
     "Denoiser",
     "EmpiricalDenoiser",
     "Eps",
@@ -55,6 +58,7 @@ __all__ = [
     "V",
     "Velocity",
     "check_denoiser",
+    "checkpoint_activations",
     "in_eval_mode",
     "recordable",
     "repeated",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from sde_diffusion.checks import as_number, check_bool
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.cuda_graphs import CUDAGraphs
 from sde_diffusion.denoiser.input_scale import INPUT_SCALES, InputScale
 from sde_diffusion.denoiser.noise_conditioning import NOISE_CONDITIONINGS
 from sde_diffusion.denoiser.parameterization import PARAMETERIZATIONS, Parameterization
@@ -53,6 +55,10 @@ class NetworkDenoiser(Denoiser):
             None: that of the weights, or autocast's. Unlike autocast, all of the network's activations have it.
         channels_last: Keep the network's weights and its inputs [B, C, H, W] with the channels last in memory, which
             convolutions in bfloat16 are faster with.
+
+    Attributes:
+        compiled: The compiled network; None: it is not, or only its blocks are. See `compile`.
+        cuda_graphs: `CUDAGraphs` that record the network's passes of sampling on a GPU; None: they are not recorded.
 
     Raises:
         TypeError: If sde is not a path, or network is not a module with `forward(x, t)`.
@@ -100,6 +106,8 @@ class NetworkDenoiser(Denoiser):
         self.channels_last = check_bool("channels_last", channels_last)
         if channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.compiled: Callable[..., Any] | None = None
+        self.cuda_graphs: CUDAGraphs | None = None
         self._conditions = conditions_of(network)
         self._training_conditions = tuple(getattr(network, "training_condition_names", ()))
         self._takes_time = takes_time(network)
@@ -144,15 +152,33 @@ class NetworkDenoiser(Denoiser):
         if self._takes_noisy_data:
             alpha, sigma = self.sde.alpha(t).clamp(min=1e-12), self.sde.sigma(t)
             conditions = {**conditions, "noisy_data": (x_t / expand(alpha, x_t), sigma / alpha)}
-        if self.compute_dtype is None:
-            output = self.network(x, c_noise, **conditions)
-        else:
-            output = self._computed(x, c_noise, conditions, self.compute_dtype)
+        network = self._output if self.compiled is None else self.compiled
+        if self.cuda_graphs is not None and not self.training:
+            network = partial(self.cuda_graphs, network)
+        output = network(x, c_noise, conditions)
         check_output(output, x_t)
         return Prediction(self.sde, x_t, t, output.to(x_t.dtype), skip, scale)
 
-    def _computed(self, x: Tensor, c_noise: Tensor, conditions: Mapping[str, Any], dtype: torch.dtype) -> Any:
-        """The network's output with its weights and inputs in another type, in which gradients reach the weights."""
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile in place by torch.compile: the network in one graph, or each of its `repeated_blocks` if it has some.
+
+        Blocks of one kind are compiled once. Copies, also those that are pickled, are not compiled. Arguments are those
+        of torch.compile.
+        """
+        blocks: Collection[nn.Module] = getattr(self.network, "repeated_blocks", ())
+        for block in blocks:
+            block.compile(*args, **kwargs)
+        self.compiled = None if blocks else torch.compile(self._output, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "compiled": None}
+
+    def _output(self, x: Tensor, c_noise: Tensor, conditions: Mapping[str, Any]) -> Any:
+        """The network's output, in compute_dtype: with its weights and inputs in it, through which gradients pass."""
+        dtype = self.compute_dtype
+        if dtype is None:
+            return self.network(x, c_noise, **conditions)
         named = chain(self.network.named_parameters(), self.network.named_buffers())
         weights = {name: value.to(dtype) for name, value in named if value.is_floating_point()}
         x = x if self._casts_inputs else x.to(dtype)

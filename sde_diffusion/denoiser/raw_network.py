@@ -37,6 +37,22 @@ def takes_time(network: nn.Module) -> bool:
     return True
 
 
+def checkpoint_activations(denoiser: nn.Module) -> None:
+    """Have the networks of a denoiser keep only the inputs of their blocks in training; see `Network`.
+
+    Raises:
+        ValueError: If none of them can.
+    """
+    networks: list[Any] = [part for part in denoiser.modules() if hasattr(part, "activation_checkpointing")]
+    if not networks:
+        raise ValueError(
+            "activation_checkpointing=true is for the library's networks (UNet, EDM2UNet, DiT, MLP), and for others "
+            "that have an attribute of this name"
+        )
+    for network in networks:
+        network.activation_checkpointing = True
+
+
 def check_output(output: object, x: Tensor) -> None:
     """Check that what a network returned is a tensor of its input's shape.
 

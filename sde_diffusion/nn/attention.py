@@ -6,6 +6,9 @@ nor second ones, so that these are computed by the formula itself: nobody needs 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -34,10 +37,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if _transformed(q, k, v):
         return _by_formula(q, k, v, mask)
-    if not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad or v.requires_grad):
+    needs_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if not needs_gradient or _first_only.get():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     out: Tensor = _Fused.apply(q, k, v, mask)  # type: ignore[no-untyped-call]
     return out
+
+
+_first_only: ContextVar[bool] = ContextVar("first_only", default=False)
+
+
+@contextmanager
+def first_derivatives_only() -> Iterator[None]:
+    """Within it, `attend` has no second derivatives, and keeps for the backward pass only what torch saves itself."""
+    token = _first_only.set(True)
+    try:
+        yield
+    finally:
+        _first_only.reset(token)
 
 
 def _in_rows(tensor: Tensor) -> Tensor:

@@ -127,10 +127,15 @@ class DiT(Network):
         h = self.input(inputs.to(self.input.weight.dtype)).flatten(2).transpose(1, 2)
         h = h + self.places.to(h.dtype)
         for block in self.blocks:
-            h = block(h, embedding, tokens)
+            h = self.apply_block(block, h, embedding, tokens)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
         image = self._joined(self.output(torch.addcmul(shift, _norm(h), 1 + scale)))[:, : self.channels]
         return (image.transpose(1, 2) if self.transposed else image).to(x.dtype)
+
+    @property
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        """All its blocks."""
+        return tuple(self.blocks)
 
     def _channels_first(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.transposed else x

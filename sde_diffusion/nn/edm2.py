@@ -146,18 +146,19 @@ class EDM2UNet(Network):
         skips = [h]
         for resolution, blocks in enumerate(self.encoder):
             if resolution:
-                h = self.down[resolution - 1](h, embedding, self.resampling.down)
+                h = self.apply_block(self.down[resolution - 1], h, embedding, self.resampling.down)
                 skips.append(h)
             for block in blocks:  # type: ignore[attr-defined]
-                h = block(h, embedding)
+                h = self.apply_block(block, h, embedding)
                 skips.append(h)
         for block in self.middle:
-            h = block(h, embedding)
+            h = self.apply_block(block, h, embedding)
         for place, blocks in enumerate(self.decoder):
             if place:
-                h = self.up[place - 1](h, embedding, partial(self.resampling.up, size=skips[-1].shape[2:]))
+                up = partial(self.resampling.up, size=skips[-1].shape[2:])
+                h = self.apply_block(self.up[place - 1], h, embedding, up)
             for block in blocks:  # type: ignore[attr-defined]
-                h = block(mp_cat(h, skips.pop(), self.concat_balance), embedding)
+                h = self.apply_block(block, mp_cat(h, skips.pop(), self.concat_balance), embedding)
         out: Tensor = self.output(h, self.output_gain)
         return out.to(x.dtype)
 

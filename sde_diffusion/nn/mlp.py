@@ -135,6 +135,6 @@ class MLP(Network):
             features = torch.cat([features, value.flatten(1)], 1)
         h = self.input(features.to(self.input.weight.dtype))
         for block, scale, shift in zip(self.blocks, (1 + scales).unbind(1), shifts.unbind(1), strict=True):
-            h = block(h, scale, shift)
+            h = self.apply_block(block, h, scale, shift)
         out: Tensor = self.output(self.norm(h))
         return out.view_as(x).to(x.dtype)

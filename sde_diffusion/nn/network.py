@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from sde_diffusion.checks import check_sizes
+from sde_diffusion.nn.attention import first_derivatives_only
 from sde_diffusion.nn.embedding import Conditioning
 from sde_diffusion.nn.octaves import Octaves
 
@@ -20,9 +23,13 @@ class Network(nn.Module):
     Attributes:
         shape: Shape of one sample.
         conditioning: The embedding of the noise level and the conditions.
+        activation_checkpointing: Whether training keeps only the inputs of the network's blocks, and computes what is
+            in them again in the backward pass: less memory for about a third more time. Attention then has no second
+            derivatives.
     """
 
     casts_inputs = True
+    activation_checkpointing = False
     octaves: Octaves
     shape: tuple[int, ...]
     conditioning: Conditioning
@@ -47,6 +54,27 @@ class Network(nn.Module):
     ) -> dict[str, Tensor | None]:
         """Check conditions, and return them as `forward` takes them; see `Condition.check`."""
         return self.conditioning.conditions.check(conditions, batch, device, wait)
+
+    @property
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        """Blocks of one kind and size, of which torch.compile needs to compile only one; empty: there are none."""
+        return ()
+
+    def apply_block(self, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """block(*args, **kwargs), with or without `activation_checkpointing`."""
+        if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
+            return block(*args, **kwargs)
+        if torch.compiler.is_compiling():  # a graph knows which weights it has used
+            return checkpoint(block, *args, use_reentrant=False, **kwargs)
+        # The weights of this pass, which may be copies in another type (`NetworkDenoiser.compute_dtype`) that are no
+        # longer in their places in the backward pass.
+        weights = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            with first_derivatives_only():
+                return functional_call(block, weights, args, kwargs)
+
+        return checkpoint(compute, *args, use_reentrant=False, **kwargs)
 
     def extra_repr(self) -> str:
         """Shape and conditions."""

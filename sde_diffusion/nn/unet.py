@@ -231,15 +231,15 @@ class UNet(Network):
         skips = [h]
         for resolution, blocks in enumerate(self.encoder):
             if resolution:
-                h = self.down[resolution - 1](h, embedding, self.resampling.down)
+                h = self.apply_block(self.down[resolution - 1], h, embedding, self.resampling.down)
                 if len(self.pyramid):
                     pyramid, h = self.pyramid[resolution - 1](pyramid, h, self.resampling)
                 skips.append(h)
             for block in blocks:  # type: ignore[attr-defined]
-                h = block(h, embedding, tokens=tokens)
+                h = self.apply_block(block, h, embedding, tokens=tokens)
                 skips.append(h)
         for block in self.middle:
-            h = block(h, embedding, tokens=tokens)
+            h = self.apply_block(block, h, embedding, tokens=tokens)
         image = None  # the output so far, where each resolution adds its own
         for place, blocks in enumerate(self.decoder):
             size = skips[-1].shape[2:]
@@ -247,9 +247,9 @@ class UNet(Network):
                 if len(self.skip_outputs):
                     own = self.skip_outputs[place - 1](h)
                     image = self.resampling.up(own if image is None else image + own, size)
-                h = self.up[place - 1](h, embedding, partial(self.resampling.up, size=size))
+                h = self.apply_block(self.up[place - 1], h, embedding, partial(self.resampling.up, size=size))
             for block in blocks:  # type: ignore[attr-defined]
-                h = block(torch.cat([h, skips.pop()], dim=1), embedding, tokens=tokens)
+                h = self.apply_block(block, torch.cat([h, skips.pop()], dim=1), embedding, tokens=tokens)
         out: Tensor = self.output(F.silu(self.norm(h)))
         out = out if image is None else out + image
         return from_windows(out, self.patch, self.shape[1:])[:, : self.shape[0]].to(x.dtype)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
 from sde_diffusion.conditions import Conditions
@@ -212,6 +214,12 @@ class BaseModel(LightningModule, ABC):
     ) -> None:
         """Clip gradients, those of `parameters_apart` by norms of their own."""
         if not self.parameters_apart() or not gradient_clip_val or gradient_clip_algorithm == "value":
+            plugin = self.trainer.precision_plugin
+            if isinstance(plugin, MixedPrecision) and plugin.scaler is None and gradient_clip_val:
+                # bfloat16 has no scale; Lightning refuses fused optimizers all the same.
+                kind = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+                Precision.clip_gradients(plugin, optimizer, gradient_clip_val, kind)
+                return
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         for group in self.parameter_groups():

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -286,8 +285,9 @@ class GenerativeModel(BaseModel):
         return dict(sorted({**self._metrics, **logged}.items()))
 
     def _optimizer_settings(self) -> dict[str, Any]:
-        # Lightning does not clip gradients of fused optimizers in mixed precision, which unscale them themselves.
-        clipped = isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val
+        # A fused optimizer unscales gradients itself, after they have been clipped.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        clipped = scaled and self.trainer.gradient_clip_val
         return {
             "lr": self.hparams["lr"],
             "betas": tuple(self.hparams["betas"]),

@@ -45,6 +45,7 @@ class LatentModel(ScoreModel):
         data: Description of the data set (`DataModule.describe()`), of x.
         conditions: See `ScoreModel`.
         condition_dropout: See `ScoreModel`.
+        activation_checkpointing: See `ScoreModel`.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -77,6 +78,7 @@ class LatentModel(ScoreModel):
         data: Mapping[str, Any] | None = None,
         conditions: Mapping[str, Any] | None = None,
         condition_dropout: Mapping[str, float] | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__(
             denoiser,
@@ -94,6 +96,7 @@ class LatentModel(ScoreModel):
             data=data,
             conditions=conditions,
             condition_dropout=condition_dropout,
+            activation_checkpointing=activation_checkpointing,
         )
         if isinstance(first_stage, Mapping):
             stage = from_description(to_containers(first_stage), self.data)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sde_diffusion.checks import check_bool, check_kind
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.config import build, public_path, to_containers, with_public_paths
-from sde_diffusion.denoiser import Denoiser, check_denoiser, in_eval_mode
+from sde_diffusion.denoiser import Denoiser, check_denoiser, checkpoint_activations, in_eval_mode
 from sde_diffusion.density import Bound, elbo
 from sde_diffusion.training.augmentation import AUGMENT, Augmentation
 from sde_diffusion.training.base import Batch
@@ -53,7 +53,8 @@ class ScoreModel(GenerativeModel):
             All conditions of a sample are dropped together.
         validation_draws: Number of draws of time and noise for each item of the validation split, at least 1.
         seed: Seed of noise, times and dropped conditions.
-        compile: Compile the denoiser with torch.compile.
+        compile: Compile the denoiser with torch.compile for the steps of training, which all have one shape; not for
+            validation and pictures.
         data: See `GenerativeModel`.
         conditions: The denoiser's conditions by name, as in {"label": Label(10)}, or their descriptions; see
             `sde_diffusion.conditions`. Batches must have an entry for each name.
@@ -63,6 +64,8 @@ class ScoreModel(GenerativeModel):
             `conditions(shape)` must be among the conditions. None: nothing.
         augmentation: How training images are changed at random, or its configuration; the network must have its
             `conditions()`, beside the others. None: not at all.
+        activation_checkpointing: Keep only the inputs of the network's blocks in a training step, and compute what is
+            in them again in the backward pass: less memory for about a third more time. For the library's networks.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -91,6 +94,7 @@ class ScoreModel(GenerativeModel):
         condition_dropout: Mapping[str, float] | None = None,
         measured: Measured | Mapping[str, Any] | None = None,
         augmentation: Augmentation | Mapping[str, Any] | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__(
             lr, betas, weight_decay, warmup_steps, schedule, dequantise, validation_draws, seed=seed, data=data
@@ -105,6 +109,7 @@ class ScoreModel(GenerativeModel):
         described = {name: with_public_paths(value) for name, value in parts.items() if isinstance(value, Mapping)}
         dropout = {"label_dropout": self.dropout.probability, "condition_dropout": self.dropout.separate}
         rest = {"conditions": self.conditions.describe(), **dropout, "compile": compile}
+        rest["activation_checkpointing"] = check_bool("activation_checkpointing", activation_checkpointing)
         self.save_hyperparameters({**described, **rest})
         self.denoiser: Denoiser = build(parts["denoiser"], "denoiser")
         check_denoiser(self.denoiser)
@@ -124,8 +129,24 @@ class ScoreModel(GenerativeModel):
             taken = getattr(getattr(self.denoiser, "network", None), "training_condition_names", ())
             if lacking := [name for name in self.augmentation.conditions() if name not in taken]:
                 raise ValueError(f"the network lacks the condition {', '.join(lacking)}: augmentation.conditions()")
-        if compile:
+        if activation_checkpointing:
+            checkpoint_activations(self.denoiser)
+
+    def setup(self, stage: str) -> None:
+        """See `GenerativeModel.setup`; also compiles the denoiser if `compile`."""
+        super().setup(stage)
+        if stage == "fit" and self.hparams["compile"]:
             self.denoiser.compile()
+
+    def on_validation_start(self) -> None:
+        """Compile nothing: validations and pictures have other shapes, and compiling these takes longer than they."""
+        if self.hparams["compile"]:
+            torch.compiler.set_stance("force_eager")
+
+    def on_validation_end(self) -> None:
+        """Return to the compiled steps."""
+        if self.hparams["compile"]:
+            torch.compiler.set_stance("default")
 
     def check_trainer(self, trainer: Trainer) -> None:
         """See `GenerativeModel.check_trainer`; also warns of a path that is learned by what is not a bound."""

@@ -75,6 +75,7 @@ def test_sizes_in_words():
     ("command", "error", "words"),
     [
         ("train", MemoryError(), "memory ran out: make data.batch_size, network.width"),
+        ("train", MemoryError(), "smaller, or add model.activation_checkpointing=true$"),
         (
             "sample",
             _raised(HUGE["torch"]),

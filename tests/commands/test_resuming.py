@@ -151,7 +151,11 @@ COUNTS: dict[str, tuple[Any, Any]] = {
     "model.dequantise": (True, hparam),
     "model.label_dropout": (0.5, hparam),
     "model.validation_draws": (3, hparam),
-    "model.compile": (True, lambda seen, _: seen.model.denoiser._compiled_call_impl is not None),
+    "model.compile": (True, lambda seen, _: seen.model.denoiser.compiled is not None),
+    "model.activation_checkpointing": (
+        True,
+        lambda seen, _: seen.model.denoiser.network.activation_checkpointing,
+    ),
     "callbacks.ema.decay": (0.5, attribute("callback ema")),
     "callbacks.ema.warmup": (False, attribute("callback ema")),
     "callbacks.ema.start_step": (9, attribute("callback ema")),

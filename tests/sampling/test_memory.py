@@ -2,31 +2,11 @@
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from peak_memory import Peak
 
 from sde_diffusion import VPSDE, AncestralSampler, DPMSolver, NetworkDenoiser
 
 SHAPE = (8, 4096)
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes in tensors that were made within it and are alive."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.most = {}, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        self.alive = {key: one for key, one in self.alive.items() if not one[0].expired()}
-        self.most = max(self.most, sum(size for _, size in self.alive.values()))
-        return out
 
 
 class Wide(torch.nn.Module):

@@ -54,11 +54,21 @@ def test_trains_draws_scores_and_resumes(precision: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "16-mixed"])
-def test_fused_unless_lightning_refuses_it(precision: str, clip: float | None, tmp_path: Path) -> None:
+def test_fused(precision: str, clip: float | None, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, precision=precision, gradient_clip_val=clip, max_steps=1)
     trainer.fit(make_model(), ring())
     (group,) = trainer.optimizers[0].param_groups
-    assert group["fused"] == (precision != "bf16-mixed" or clip is None)
+    assert group["fused"]
+
+
+def test_a_fused_step_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, settings = [], ScoreModel._optimizer_settings
+    for fused in (True, False):
+        monkeypatch.setattr(ScoreModel, "_optimizer_settings", lambda self, on=fused: {**settings(self), "fused": on})
+        model = make_model(weight_decay=0.1)
+        make_trainer(tmp_path, gradient_clip_val=1.0, max_steps=8).fit(model, ring())
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_are_clipped_in_each_precision(tmp_path: Path) -> None:
@@ -85,7 +95,7 @@ def test_another_precision_on_resuming(first: str, second: str, tmp_path: Path) 
     kind = torch.float64 if second == "64-true" else torch.float32
     assert {tensor.dtype for tensor in tensors(checkpoint["current_model_state"])} == {kind}
     (group,) = checkpoint["optimizer_states"][0]["param_groups"]
-    assert group["fused"] == (second != "bf16-mixed")
+    assert group["fused"]
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true"])

@@ -55,6 +55,15 @@ class AugmentationLabels(Condition):
         bad = values[~values.isfinite()]
         return str(bad[0].item()) if math.prod(bad.shape) else ""
 
+    @property
+    def n_numbers(self) -> int:  # type: ignore[override]
+        """Those of the augmentation itself."""
+        return self.size
+
+    def numbers(self, values: Tensor) -> Tensor:
+        """The values, whose size says how much was done."""
+        return values
+
     def embedding(self, dim: int) -> nn.Module:
         """A linear map without bias."""
         return _Linear(self.size, dim, bias=False)

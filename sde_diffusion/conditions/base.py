@@ -82,7 +82,7 @@ class Condition(ShowsArguments, ABC):
         """A module that maps values [N, *shape], including null values, to vectors [N, dim]."""
 
     def numbers(self, values: Tensor) -> Tensor:
-        """Numbers of mean square 1 that stand for values [N, *shape], such as indicators of classes, [N, n_numbers].
+        """Numbers that stand for values [N, *shape], [N, n_numbers], such as indicators of classes of mean square 1.
 
         They are 0 for the null value.
         """

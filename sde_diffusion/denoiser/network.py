@@ -9,7 +9,7 @@ so that the network's inputs have unit variance on every path (Karras et al. 202
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -41,7 +41,8 @@ class NetworkDenoiser(Denoiser):
     - `takes_noisy_data = True`: it gets a further argument `noisy_data`, (x_t / alpha, sigma / alpha), the data with
       their noise on their own scale;
     - `condition_names`, in place of the arguments of `forward`, and `check_conditions`, as in `Denoiser`;
-    - `training_condition_names`, further ones that are not listed in `conditions`, as only training sets them.
+    - `training_condition_names`, further ones that are not listed in `conditions`, as only training sets them;
+    - modules with `keeps_buffer_types = True`, whose buffers `compute_dtype` leaves as they are.
 
     Args:
         sde: The path.
@@ -179,21 +180,32 @@ class NetworkDenoiser(Denoiser):
         dtype = self.compute_dtype
         if dtype is None:
             return self.network(x, c_noise, **conditions)
-        named = chain(self.network.named_parameters(), self.network.named_buffers())
+        named = chain(self.network.named_parameters(), _cast_buffers(self.network))
         weights = {name: value.to(dtype) for name, value in named if value.is_floating_point()}
-        x = x if self._casts_inputs else x.to(dtype)
+        if not self._casts_inputs:
+            x, c_noise = x.to(dtype), c_noise.to(dtype)
         return torch.func.functional_call(self.network, weights, (x, c_noise), dict(conditions))
 
     def extra_repr(self) -> str:
         """The constructor's arguments, without the network."""
         return (
             f"sde={self.sde}, prediction={_name(self.parameterization, PARAMETERIZATIONS)}, "
-            f"sigma_data={self.sigma_data:g}, noise_conditioning={_name(self.noise_conditioning, NOISE_CONDITIONINGS)}"
+            f"sigma_data={self.sigma_data:g}, "
+            f"noise_conditioning={_name(self.noise_conditioning, NOISE_CONDITIONINGS)}, "
+            f"input_scale={_name(self.input_scale, INPUT_SCALES)}, compute_dtype={self.compute_dtype}, "
+            f"channels_last={self.channels_last}"
         )
 
     def _network_dtype(self) -> torch.dtype | None:
         weights = chain(self.network.parameters(), self.network.buffers())
         return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
+
+
+def _cast_buffers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers by name, without those of modules that keep their types, such as random frequencies."""
+    for prefix, part in network.named_modules():
+        if not getattr(part, "keeps_buffer_types", False):
+            yield from part.named_buffers(prefix, recurse=False)
 
 
 def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:

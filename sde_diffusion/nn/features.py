@@ -167,6 +167,8 @@ class TimestepEmbedding(nn.Module):
 class _FixedFloats(nn.Module):
     """A module whose buffers keep their type, float32, when the network is cast, and move with it to a device."""
 
+    keeps_buffer_types = True  # for `NetworkDenoiser.compute_dtype`, which casts copies
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -43,14 +43,26 @@ def group_norm(channels: int, *, affine: bool = True, eps: float = 1e-6, groups:
 
     The number of groups, unless it is given, is the largest common divisor of channels and min(32, channels // 4), at
     least 1.
+
+    Raises:
+        ValueError: If the channels cannot be divided into so many groups.
     """
+    if groups is not None and channels % groups:
+        raise ValueError(
+            f"norm_groups={groups} must divide the channels of every norm, and one has {channels}: take "
+            f"norm_groups={math.gcd(channels, groups)} or null"
+        )
     groups = math.gcd(channels, min(32, channels // 4) or 1) if groups is None else groups
     return GroupNorm(groups, channels, eps=eps, affine=affine)
 
 
 MODULATIONS = ("scale_shift", "affine_scale_shift", "shift")
-"""How the conditioning vector acts on a residual block: (1 + a) Norm(h) + b, where the norm has weights of its own or
-none, or Norm(h + b), where it has some."""
+"""How the conditioning vector acts on a residual block, by a and b, linear in it:
+
+- scale_shift: (1 + a) Norm(h) + b, where the norm has no weights of its own;
+- affine_scale_shift: the same, where it has weights (ADM);
+- shift: Norm(h + b), where it has weights (DDPM; EDM on CIFAR-10).
+"""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from sde_diffusion.nn.resampling import CONVOLVE
 
 def normalised(x: Tensor, dims: int | list[int]) -> Tensor:
     """x / (1e-4 + rms(x)), the root of the mean square over `dims` (equation 66)."""
-    return x / (x.square().mean(dims, keepdim=True).sqrt() + 1e-4)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True)  # which has a derivative at 0
+    unit: Tensor = x / (norm * math.sqrt(norm.numel() / x.numel()) + 1e-4)
+    return unit
 
 
 def mp_silu(x: Tensor) -> Tensor:

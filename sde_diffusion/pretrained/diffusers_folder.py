@@ -18,7 +18,7 @@ from sde_diffusion.nn import UNet
 from sde_diffusion.nn.features import features
 from sde_diffusion.pretrained import own
 from sde_diffusion.pretrained.description import Description, Settings
-from sde_diffusion.pretrained.diffusers_unet import settings_of, table_for
+from sde_diffusion.pretrained.diffusers_unet import other_groups, settings_of, table_for
 from sde_diffusion.pretrained.names import Weights, exported
 from sde_diffusion.pretrained.schedulers import PREDICTIONS
 
@@ -42,7 +42,7 @@ def write(folder: Path, description: Description, denoiser: NetworkDenoiser, wei
     Raises:
         UserError: If diffusers has no such network or schedule; nothing is written then.
     """
-    scheduler = scheduler_of(denoiser)
+    scheduler = scheduler_of(denoiser, clip=description.data.get("levels") is not None)
     config = network_config(description.denoiser["network"], denoiser.network)
     if config["out_channels"] > config["in_channels"]:
         scheduler["variance_type"] = "learned_range"
@@ -73,6 +73,8 @@ def network_config(settings: Mapping[str, Any], network: nn.Module) -> Settings:
     fourier = given["embedding"] == "ncsnpp"
     embedding: Mapping[str, Any] = given["embedding"] if is_description(given["embedding"]) else {}
     family = "Skip" if fourier else ""
+    if fourier and (strange := other_groups(widths[place] for place in given["attention"])):
+        raise UserError(f"diffusers has no such U-Net. Its NCSN++ has {', '.join(strange)}; network=ncsnpp_256 fits")
     down = [f"{'Attn' * (place in given['attention'])}{family}DownBlock2D" for place in range(len(widths))]
     groups = {part.num_groups for part in network.modules() if isinstance(part, nn.GroupNorm)}
     table = network.conditioning.embeddings
@@ -122,11 +124,15 @@ def _check_same(given: Settings, back: Settings, network: UNet, groups: set[int]
         )
 
 
-def scheduler_of(denoiser: NetworkDenoiser) -> Settings:
+def scheduler_of(denoiser: NetworkDenoiser, clip: bool) -> Settings:
     """diffusers' configuration of a path, prediction, time index and input scale.
 
     On a variance-preserving path, the table has alpha_bar_i = alpha^2 at the time where the network is told i, so that
     it is exact for DDPM's tables and for StepNumber.
+
+    Args:
+        denoiser: The denoiser.
+        clip: Whether diffusers' samplers clip predictions of x0 to [-1, 1].
 
     Raises:
         UserError: If diffusers has no such combination.
@@ -145,7 +151,7 @@ def scheduler_of(denoiser: NetworkDenoiser) -> Settings:
             "num_train_timesteps": STEPS,
             "trained_betas": _betas(denoiser),
             "prediction_type": kinds[name],
-            "clip_sample": True,
+            "clip_sample": clip,
         }
     exploding = torch.allclose(sde.alpha(t), torch.ones_like(t)) and torch.allclose(told, (sde.sigma(t) / 2).log())
     if unscaled and exploding and name == "score":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.nn.layers import group_norm
 from sde_diffusion.pretrained.description import Settings
 from sde_diffusion.pretrained.names import Table, inside, module
 
@@ -147,6 +148,9 @@ def settings_of(given: Mapping[str, Any], path: object) -> Settings:
         problems.append(f"mid_block_scale_factor={scale}")
     if skips and config["norm_num_groups"] not in (None, 32):
         problems.append(f"norm_num_groups={config['norm_num_groups']}")
+    if skips:
+        ends = [widths[0], widths[-1]] if config["norm_num_groups"] == 32 else []
+        problems += other_groups([*ends, *(width for width, one in zip(widths, attends, strict=False) if one)])
     if not skips and config["center_input_sample"]:
         problems.append("center_input_sample=True")
     if problems:
@@ -176,6 +180,12 @@ def settings_of(given: Mapping[str, Any], path: object) -> Settings:
         "learned_variance": outputs == 2,
         **(_ncsnpp(config, widths) if skips else _ddpm(config, widths)),
     }
+
+
+def other_groups(widths: Iterable[int]) -> list[str]:
+    """What differs at widths where diffusers' NCSN++ has norms of 32 groups, at any width; ours may have others."""
+    groups = {width: group_norm(width).num_groups for width in widths}
+    return [f"norms of 32 groups at {width} channels, not {count}" for width, count in groups.items() if count != 32]
 
 
 def _ddpm(config: Mapping[str, Any], widths: list[int]) -> Settings:

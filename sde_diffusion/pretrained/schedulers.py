@@ -25,6 +25,29 @@ DEFAULTS: Settings = {
     "timestep_spacing": "leading",
 }
 
+_EVEN = {"timestep_spacing": "linspace"}
+_LATENT = {**_EVEN, "beta_start": 0.00085, "beta_end": 0.012}
+SCHEDULERS: dict[str, Settings] = {
+    "DDPM": {},
+    "DDPMParallel": {},
+    "DDIM": {},
+    "DDIMParallel": {},
+    "PNDM": {},
+    "DPMSolverMultistep": _EVEN,
+    "DPMSolverSinglestep": _EVEN,
+    "UniPCMultistep": _EVEN,
+    "DEISMultistep": _EVEN,
+    "SASolver": _EVEN,
+    "EulerDiscrete": _EVEN,
+    "EulerAncestralDiscrete": _EVEN,
+    "LMSDiscrete": _EVEN,
+    "HeunDiscrete": _LATENT,
+    "KDPM2Discrete": _LATENT,
+    "KDPM2AncestralDiscrete": _LATENT,
+    "DPMSolverSDE": _LATENT,
+}
+"""diffusers' schedulers of a table of betas, by name without "Scheduler": where their defaults differ from DDPM's."""
+
 SMALLEST = 2.0**-24
 """The most that replaces the last alpha_bar of a table that ends without signal (zero terminal SNR)."""
 
@@ -87,7 +110,7 @@ def table_of(config: Mapping[str, Any], path: object) -> Tensor:
     Raises:
         UserError: If the schedule is unknown or no table.
     """
-    config = {**DEFAULTS, **config}
+    config = _with_defaults(config)
     name, betas = config["beta_schedule"], config.get("trained_betas")
     if betas is None and name not in TABLES:
         raise UserError(f"{path}: beta_schedule={name} is not known; those that are: {', '.join(TABLES)}")
@@ -106,15 +129,21 @@ def table_of(config: Mapping[str, Any], path: object) -> Tensor:
 def diffusion_of(config: Mapping[str, Any], path: object) -> Diffusion:
     """Path, prediction and time index of a scheduler's configuration.
 
+    A scheduler is known by its `_class_name`; without one, it is DDPM's.
+
     A table of linear betas is on DDPM's path, VP with beta_min = N beta_1 and beta_max = N beta_N, others on the cosine
     path between their ends: a network of a table depends on the noise level alone, and so do all variance-preserving
     paths through these levels.
 
     Raises:
-        UserError: If the schedule is unknown.
+        UserError: If the scheduler or its table is unknown.
     """
+    name = str(config.get("_class_name", "DDPMScheduler"))
+    if name.removesuffix("Scheduler") not in SCHEDULERS:
+        known = ", ".join(f"{one}Scheduler" for one in SCHEDULERS)
+        raise UserError(f"{path} is of {name}, which has no table of betas that is known; those that have: {known}")
     alphas_bar = table_of(config, path)
-    config = {**DEFAULTS, **config}
+    config = _with_defaults(config)
     no_signal = float(alphas_bar[-1]) <= 0
     if no_signal:  # log-SNR is minus infinity there, and must be finite
         alphas_bar[-1] = min(SMALLEST, float(alphas_bar[-2]) / 4)
@@ -138,6 +167,11 @@ def diffusion_of(config: Mapping[str, Any], path: object) -> Diffusion:
     rescaled = config.get("rescale_betas_zero_snr")
     sde = _vp(config, table) if is_linear and not rescaled else _cosine(table)
     return Diffusion(sde, PREDICTIONS[kind], numbers, grid)
+
+
+def _with_defaults(config: Mapping[str, Any]) -> Settings:
+    kind = str(config.get("_class_name", "DDPMScheduler")).removesuffix("Scheduler")
+    return {**DEFAULTS, **SCHEDULERS.get(kind, {}), **config}
 
 
 def exploding(sigma_min: float, sigma_max: float) -> Diffusion:

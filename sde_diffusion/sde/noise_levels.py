@@ -63,12 +63,17 @@ class NoiseLevels(Grid):
                 f"{self} ends at t = {times[-1].item():.5g} of {whole}, below the t_max where samplers begin: give the "
                 f"path t_max={times[-1].item():.5g}"
             )
+        times = self._within(times, sde, t_end)
+        return times[(u * (len(times) - 1)).round().long()]
+
+    def _within(self, times: Tensor, sde: SDE, t_end: float) -> Tensor:
+        """The times from t_end on; where they reach beyond the path's t_max, those below it, and t_max."""
         times = times[times >= t_end * (1 - 1e-9)]  # the cleanest may round below the path's own end
         if not len(times):
             raise ValueError(f"{self} has no level at or after t_end={t_end:g} on {sde}")
         if times[-1] > sde.t_max:
             times = torch.cat([times[times < sde.t_max], times.new_tensor([sde.t_max])])
-        return times[(u * (len(times) - 1)).round().long()]
+        return times
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,8 @@ class NoiseTable(NoiseLevels):
         "leading"    0, r, 2 r, ..., (n - 1) r, plus `offset`; the noisiest levels are not among them
         "trailing"   N - 1, N - 1 - N / n, ..., rounded; the cleanest levels are not among them
 
-    The walk begins at the noisiest of these with the noise of the path's t_max, as in diffusers.
+    The walk begins at the noisiest of these with the noise of the path's t_max, as in diffusers. One that begins
+    earlier or ends later takes its levels from those between, and begins at its own t_max.
 
     Args:
         alphas_bar: alpha_i^2 on a variance-preserving path, falling, each in (0, 1); two or more.
@@ -187,16 +193,19 @@ class NoiseTable(NoiseLevels):
 
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
         """The times of as many levels as there are numbers in u; see `Grid.time`."""
-        total, n = len(self.alphas_bar), len(u)
+        times = self._within(self.level_times(sde.whole), sde, t_end)
+        total, n = len(times), len(u)
         if n > total:
-            raise ValueError(f"a table of {total} noise levels has no {n}: ask for fewer steps")
+            raise ValueError(f"{self} has {total} between t_end={t_end:g} and t_max={sde.t_max:g}: ask for fewer steps")
         if self.spacing == "leading":
             numbers = (torch.arange(n) * (total // n) + self.offset).clamp(max=total - 1)
         elif self.spacing == "trailing":
             numbers = (total - torch.arange(n, dtype=torch.float64) * total / n).round().long().flip(0) - 1
         else:
             numbers = torch.linspace(0, total - 1, n, dtype=torch.float64).round().long()
-        return self.level_times(sde.whole)[numbers][(u * (n - 1)).round().long()]
+        if sde.t_max < sde.whole.t_max:
+            numbers[-1] = total - 1
+        return times[numbers][(u * (n - 1)).round().long()]
 
     def __repr__(self) -> str:
         return f"NoiseTable({len(self.alphas_bar)} levels, {self.spacing})"

@@ -19,9 +19,9 @@ class EMA(WeightAveraging):
     r"""average <- d average + (1 - d) weights after each optimizer step, d = min(decay, (1 + n) / (10 + n)).
 
     n counts the steps, so that the first weights are soon forgotten. With every_n_steps = k, the weights of each k-th
-    step are averaged with the product of k such decays: nearly the same, as weights change little in k steps, at a k-th
-    of the cost. Validation and checkpoints use the average: it is the `state_dict` of a checkpoint;
-    `current_model_state` has the raw weights, from which training continues.
+    step, and of step `max_steps`, are averaged with the product of the decays since the last: nearly the same, as
+    weights change little in k steps, at a k-th of the cost. Validation and checkpoints use the average: it is the
+    `state_dict` of a checkpoint; `current_model_state` has the raw weights, from which training continues.
 
     It corrects the parent class in these points: the average is moved to the model's device; an update is one
     multi-tensor operation without host synchronisation; before `start_step` the average equals the current weights, not
@@ -71,16 +71,17 @@ class EMA(WeightAveraging):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update the average if an optimizer step was taken."""
-        if trainer.global_step < self._latest_update_step + self.every_n_steps:
-            return
-        self._latest_update_step = trainer.global_step
-        _lerp(self._next_decay(trainer.global_step))(*self._pairs, 0)
+        steps = trainer.global_step - self._latest_update_step
+        if steps >= self.every_n_steps or (steps and trainer.global_step == trainer.max_steps):
+            self._latest_update_step = trainer.global_step
+            steps = min(steps, self.every_n_steps)  # more where a run without averages is resumed
+            _lerp(self._next_decay(steps))(*self._pairs, 0)
 
-    def _next_decay(self, step: int) -> float:
-        if step <= self.start_step:
+    def _next_decay(self, steps: int) -> float:
+        if self._latest_update_step <= self.start_step:
             return 0.0
         decay = 1.0
-        for _ in range(self.every_n_steps):
+        for _ in range(steps):
             self.updates += 1
             decay *= min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         return decay

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from sde_diffusion import VESDE, VPSDE, NetworkDenoiser
-from sde_diffusion.denoiser.noise_conditioning import TableStep
+from sde_diffusion.denoiser.noise_conditioning import LogNoiseLevel, TableStep
 from sde_diffusion.nn import UNet
+from sde_diffusion.nn.features import GaussianFourierEmbedding
 
 SDE = VPSDE()
 T = torch.tensor([0.1, 0.6])
@@ -89,3 +90,37 @@ def test_steps_of_a_table_are_told_exactly_and_between_them_in_log_snr():
     assert step(VPSDE(beta_max=30.0), torch.tensor(1.0)) == 999
     with pytest.raises(ValueError, match="falling numbers between 0 and 1"):
         TableStep([0.5, 0.6])
+
+
+def test_random_frequencies_stay_in_float32_where_the_network_computes_in_bfloat16():
+    """A phase of hundreds of radians has no digits left in bfloat16: the features would be others."""
+    torch.manual_seed(0)
+    small = UNet([3, 8, 8], channels=8, channel_mult=[1], blocks=1, attention=(), embedding="ncsnpp", embedding_dim=32)
+    seen = []
+    small.conditioning.features.register_forward_hook(lambda part, inputs, output: seen.append(output))
+    settings = {"noise_conditioning": LogNoiseLevel(), "input_scale": "none"}
+    for dtype in (None, "bfloat16"):
+        NetworkDenoiser(VESDE(), small, compute_dtype=dtype, **settings)(torch.randn(2, 3, 8, 8), T)
+    assert isinstance(small.conditioning.features, GaussianFourierEmbedding)
+    torch.testing.assert_close(*seen)
+
+
+class Theirs(nn.Module):
+    """A network that embeds its time by a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.time, self.space = nn.Linear(1, 4), nn.Linear(4, 4)
+
+    def forward(self, x, t):
+        return self.space(x) + self.time(t[:, None])
+
+
+def test_a_network_that_casts_nothing_computes_in_bfloat16_too():
+    torch.manual_seed(0)
+    theirs, x = Theirs(), torch.randn(2, 4)
+    exact, found = (
+        NetworkDenoiser(SDE, theirs)(x, T).x0,
+        NetworkDenoiser(SDE, theirs, compute_dtype="bfloat16")(x, T).x0,
+    )
+    torch.testing.assert_close(found, exact, rtol=0.03, atol=0.03)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from sde_diffusion.conditions import AugmentationLabels
 from sde_diffusion.data import Digits
 from sde_diffusion.nn import EDM2UNet
 from sde_diffusion.nn.edm2 import UnitBlock
-from sde_diffusion.nn.magnitude import UnitWeights, mp_cat, mp_silu, mp_sum
+from sde_diffusion.nn.magnitude import UnitConditioning, UnitWeights, mp_cat, mp_silu, mp_sum
 from sde_diffusion.training import ScoreModel
 
 
@@ -81,3 +82,15 @@ def test_training_normalises_the_weights_before_each_step(tmp_path):
     for layer in layers:
         found = layer.weight.flatten(1).square().mean(1)
         torch.testing.assert_close(found, torch.ones_like(found), rtol=5e-3, atol=0)
+
+
+def test_labels_of_an_augmentation_count_by_their_size_and_0_has_a_derivative():
+    """Null labels stand beside others in a batch; a zoom of twice the size is another condition."""
+    torch.manual_seed(0)
+    conditioning = UnitConditioning(64, 0, {"augment": AugmentationLabels(9)}, 16)
+    labels = torch.zeros(3, 9)
+    labels[1:, 2] = torch.tensor([0.2, 2.0])
+    out = conditioning(torch.zeros(3), augment=labels)
+    out.square().sum().backward()
+    assert all(bool(weight.grad.isfinite().all()) for weight in conditioning.parameters())
+    assert size(out[1] - out[0]) < 0.3 < size(out[2] - out[1])

@@ -203,6 +203,10 @@ def test_dropout_acts_in_training_alone():
         (lambda: UNet([3, 4, 4], modulation="shfit"), "did you mean shift"),
         (lambda: UNet([3, 4, 4], resample_filter=[1, 2, 1]), "even number of positive numbers"),
         (lambda: UNet([1, 8, 8], channel_mult=[]), "channel_mult"),
+        (
+            lambda: UNet([3, 8, 8], channels=12, norm_groups=8),
+            "norm_groups=8 must divide the channels of every norm, and one has 12: take norm_groups=4 or null",
+        ),
         (lambda: UNet([1, 8, 8], patch=0), "patch"),
         (lambda: UNet([1, 8, 8], attention=[3]), r"resolutions in 0 \.\.\. 2; got \[3\]"),
         (lambda: UNet([1, 8, 8], dropout=1.0), r"\[0, 1\)"),

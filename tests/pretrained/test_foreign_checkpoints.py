@@ -145,6 +145,37 @@ def test_a_trained_denoiser_with_step_numbers_is_written_for_diffusers(tmp_path)
     assert own.description.data["levels"] == 17
 
 
+@pytest.mark.parametrize("widths", [[32, 64], [64, 64], [96, 96]])
+def test_attention_of_ncsnpp_with_other_groups_than_ours_is_refused(widths, tmp_path):
+    """diffusers norms attention in 32 groups at every width; the imported network would be another function."""
+    folder = folder_of("ncsnpp", tmp_path, config={"block_out_channels": widths})
+    with pytest.raises(UserError, match=rf"norms of 32 groups at {widths[1]} channels, not (16|24)"):
+        Pretrained.load(folder)
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "LCMScheduler"])
+def test_schedulers_without_a_known_table_are_refused(name, tmp_path):
+    folder = folder_of("ddpm", tmp_path, scheduler={"_class_name": name})
+    with pytest.raises(UserError, match=f"is of {name}, which has no table of betas .*DDPMScheduler"):
+        Pretrained.load(folder)
+
+
+def test_a_scheduler_has_the_defaults_of_its_class(tmp_path):
+    folder = folder_of("ddpm", tmp_path)
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "HeunDiscreteScheduler"}')
+    model = Pretrained.load(folder)
+    assert model.grid.spacing == "linspace"
+    assert model.noise_conditioning.alphas_bar[0] == pytest.approx(1 - 0.00085)
+
+
+def test_latent_variables_are_written_without_clipping(tmp_path):
+    loaded = Pretrained.load(folder_of("ddpm", tmp_path))
+    loaded.description.data["levels"] = None
+    loaded.save(tmp_path / "latent", "diffusers")
+    scheduler = json.loads((tmp_path / "latent" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["clip_sample"] is False
+
+
 def test_a_path_is_named_only_for_checkpoints_that_do_not_say_theirs(tmp_path):
     folder = folder_of("ddpm", tmp_path)
     with pytest.raises(

@@ -16,12 +16,14 @@ from sde_diffusion.sde import (
     CosineVPSDE,
     GeometricLevels,
     KarrasRho,
+    NoiseTable,
     QuadraticTime,
     RectifiedFlow,
     SubVPSDE,
     UniformLogSNR,
     UniformTime,
 )
+from sde_diffusion.sde.truncated import TruncatedSDE
 
 # DDPM as Ho et al. 2020 print it (section 2 and 4), index i - 1 for step i; alpha_bar_0 = 1.
 BETA = np.linspace(1e-4, 0.02, 1000)
@@ -92,6 +94,20 @@ def test_beta_table_as_a_grid_strides_over_the_levels(n):
     levels = BetaTable(1000).level_times(sde).flip(0)
     index = np.rint(np.linspace(0, 999, n)).astype(int)
     assert times.tolist() == levels[index].tolist()
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+def test_a_table_s_walk_from_an_earlier_time_or_to_a_later_one_stays_between_them(spacing):
+    """Its levels are those of the table there, but for the first, where the walk begins."""
+    table = NoiseTable(ALPHA_BAR.tolist(), spacing)
+    levels = table.level_times(DDPM)
+    times = table.times(TruncatedSDE(path=DDPM, t_min=DDPM.t_min, t_max=0.3), 10, 0.1)
+    assert times[0] == 0.3
+    assert (times[1:].diff() < 0).all()
+    assert 0.1 <= float(times[-1]) < 0.13
+    assert all(bool((levels == t).any()) for t in times[1:])
+    with pytest.raises(ValueError, match=r"has 6 between t_end=0\.1 and t_max=0\.105: ask for fewer steps"):
+        table.times(TruncatedSDE(path=DDPM, t_min=DDPM.t_min, t_max=0.105), 10, 0.1)
 
 
 def test_beta_table_with_high_precision_products():

@@ -66,12 +66,13 @@ def test_average_is_the_recursion_written_out(tmp_path: Path, warmup: bool) -> N
     assert (history.raw[-1] - flat(model)).abs().max() > 1e-3  # and is not the raw weights
 
 
-def test_every_third_step_is_averaged_with_the_product_of_three_decays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [12, 11, 2])
+def test_every_third_step_and_the_last_is_averaged_with_the_product_of_the_decays(tmp_path: Path, steps: int) -> None:
     """That is the recursion over all steps for weights that stay the same between the updates."""
     history, model = History(), make_model()
-    make_trainer(tmp_path, EMA(0.6, every_n_steps=3), history, max_steps=12).fit(model, ring())
-    assert len(history.raw) == 12
-    history.raw = [history.raw[3 * (step // 3) + 2] for step in range(12)]
+    make_trainer(tmp_path, EMA(0.6, every_n_steps=3), history, max_steps=steps).fit(model, ring())
+    assert len(history.raw) == steps
+    history.raw = [history.raw[min(3 * (step // 3) + 2, steps - 1)] for step in range(steps)]
     torch.testing.assert_close(flat(model).double(), averages(history, 0.6, warmup=True)[-1], rtol=1e-5, atol=1e-7)
 
 

@@ -162,7 +162,7 @@ def main() -> None:
             status = subprocess.run(
                 [sys.executable, "-m", job.module, *job.words], stdout=stream, stderr=subprocess.STDOUT, check=False
             ).returncode
-        said = log.read_text().strip().splitlines()[-15:]
+        said = log.read_text().strip().splitlines()[-30:]
         print("\n".join(f"    {line}" for line in said), flush=True)
         if status:
             sys.exit(f"{job.name} ended with status {status}: see {log}; the same command goes on from here")

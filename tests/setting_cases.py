@@ -269,11 +269,11 @@ LIKELIHOOD = {
     "elbo.steps=20 elbo.draws=5 elbo.decoder=uniform elbo.t_end=0.01 target_se=0.001 against=noise seed=3 batch_size=3 "
     "device=cpu overwrite=true",
     "importance": "importance=2 elbo.steps=3 elbo.draws=null elbo.decoder=dequantised rtol=1e-2 n=2",
-    "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null compile=true",
+    "steps and draws": "n=2 method=rk4 steps=4 trace=exact draws=2 elbo=null",
     "other data": "against=mnist against_root=IDX n=2 elbo=null data.root=null",
     "other arrays": "against=arrays against_path=LEVELS n=2 elbo=null data.path=null",
     "own labels": "label=own n=2 elbo=null",
-    "own rows": "x=ROWS elbo=null",
+    "own rows": "x=ROWS elbo=null compile=true",
     "other samples": "data=digits n=2 elbo=null",
 }
 AUTOENCODER = {

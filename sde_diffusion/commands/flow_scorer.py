@@ -18,7 +18,9 @@ from sde_diffusion.config import build, build_around
 from sde_diffusion.density import Decoder, GaussianDecoder, GaussianPrior, LevelDecoder, Prior, best_t_end
 from sde_diffusion.density.dequantisation import in_bins
 from sde_diffusion.density.scoring import COLUMNS, SCORES, Scoring
+from sde_diffusion.density.trace import trace_of
 from sde_diffusion.errors import UserError
+from sde_diffusion.sampling import Noise
 from sde_diffusion.sampling.ode_methods import ODESolver
 
 if TYPE_CHECKING:
@@ -62,6 +64,11 @@ class FlowScorer(Scorer):
             self.scoring = Scoring(levels=data.levels, **settings, **self._bound(cfg, device, data))
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
+        if cfg.compile and (count := len(trace_of(trace, cfg.probes).vectors(Noise([0], model.data["shape"])))) > 1:
+            raise UserError(
+                "compile=true needs a trace of one probe, such as trace=hutchinson probes=1: a compiled network has no "
+                f"gradients of {count} vectors at once; or leave it out"
+            )
         sde = self.denoiser.sde
         matched = data.matched_prior(sde)
         priors = {"standard": GaussianPrior.standard(sde), "matched": matched}

@@ -60,3 +60,10 @@ def test_without_a_compiler(command, trained, tmp_path, monkeypatch):
     assert "error: torch.compile failed" in done.stderr
     assert "or leave out compile=true" in done.stderr.lower()
     assert not (tmp_path / "drawn" / "samples.npz").exists()
+
+
+def test_a_compiled_likelihood_needs_one_probe(command, trained, tmp_path):
+    ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
+    done = command("likelihood", ckpt, "n=2", "probes=2", "elbo=null", "compile=true", "out=scores", cwd=tmp_path)
+    assert done.status == 1
+    assert "error: compile=true needs a trace of one probe" in done.err

@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from PIL.Image import Image
 from torch import Tensor
 
-from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import check_trained_for, digests
 from sde_diffusion.commands.drawing import draw_in_batches, first
 from sde_diffusion.commands.loading import check_denoiser_space, load_unguided

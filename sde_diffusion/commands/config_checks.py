@@ -163,7 +163,7 @@ class ConfigChecks:
         return found
 
     def parts(self, key: str, hint: Any, prepare: Callable[[Any], Any] = lambda node: node, **arguments: Any) -> None:
-        """Check several descriptions under one key, by name; see `part` for `prepare`. `arguments` are added to each."""
+        """Check several descriptions under one key, by name; `prepare` as in `part`, `arguments` are added to each."""
         values = self.value(key)
         if not isinstance(values, Mapping) or not values:
             raise UserError(f"{key} must not be empty: {choose(key) or f'{key}={{NAME: ...}}'}; got {key}={values}")

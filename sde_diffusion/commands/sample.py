@@ -12,7 +12,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.cascade import Stage, disagreement, draw_beside, enlarge, load_upsampler
 from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions, requested_only
 from sde_diffusion.commands.drawing import check_draws, check_seeds, draw, first

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.checks import check_batch, check_count, check_kind
+from sde_diffusion.checks.reprs import shown
 from sde_diffusion.denoiser import Denoiser, check_denoiser
 from sde_diffusion.denoiser.conditions import chosen
 from sde_diffusion.errors import UserError
@@ -103,6 +104,10 @@ def tune_grid(
     check_batch("target", target)
     for name, value in (("tries", tries), ("iterations", iterations), ("batch_size", batch_size)):
         check_count(name, value)
+    if not isinstance(starts, Sequence) or not all(isinstance(grid, Grid) for grid in starts):
+        raise TypeError(f"starts must be a list of grids (instances, not names); got {shown(starts)}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of (walks, error); got {shown(callback)}")
     seeds = as_seeds(range(len(target)) if seeds is None else seeds, len(target))
     conditions = denoiser.check_conditions(conditions, len(target), target.device)
     points = _points(sampler, denoiser, target, conditions)

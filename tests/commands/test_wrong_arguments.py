@@ -117,6 +117,8 @@ WORKS = {
     "Label": {"n_classes": 3},
     "Measurement": {"shape": [2]},
     "ScoreModel": {"denoiser": NET, "objective": sd.Objective()},
+    "TunedGrid": {"log_snr": [[-5.0, 0.0, 2.0]]},
+    "tune_grid": {"sampler": sd.AncestralSampler(3, 0.0), "denoiser": GAUSS, "target": X, "tries": 1, "iterations": 1},
     "VariationalModel": {"autoencoder": sd.variational.MLPVAE([3], sd.variational.Gaussian(), 3, 8, 0)},
 }
 """Arguments with which each public name works."""

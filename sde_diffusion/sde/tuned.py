@@ -112,7 +112,7 @@ def _placed(sde: SDE, knots: Tensor, t_end: float) -> Tensor:
             f"this tuned grid ends at log-SNR {knots[-1].item():.4g}, and the walk begins at {start.item():.4g} on "
             f"{sde}: it was found for another path, or the walk begins too late; take another grid"
         )
-    return start + (knots - knots[0]) * ((end - start) / (knots[-1] - knots[0]))
+    return torch.lerp(start, end, (knots - knots[0]) / (knots[-1] - knots[0]))  # the ends exactly
 
 
 def _times(sde: SDE, knots: Tensor, u: Tensor, t_end: float) -> Tensor:

@@ -171,7 +171,7 @@ SKIPPED = {
     ("log_likelihood", "prior"), ("elbo", "prior"), ("elbo", "decoder"), ("elbo", "grid"),
     ("log_likelihood", "grid"), ("log_likelihood", "coordinate"), ("log_likelihood", "options"),
     ("log_likelihood", "method"), ("GaussianMixtureDenoiser.sample", "generator"),
-    ("sampler", "callback"), ("inversion", "callback"), ("ScoreModel", "compile"),
+    ("sampler", "callback"), ("inversion", "callback"), ("tune_grid", "callback"), ("ScoreModel", "compile"),
 }  # fmt: skip
 
 

@@ -67,7 +67,9 @@ def tune(cfg: DictConfig, bench: Bench) -> None:
     Raises:
         UserError: If a sampler cannot be tuned, or the file of grids is damaged or of another checkpoint.
     """
-    searches = [_Search(cfg, bench, model, name) for model in bench.models.values() for name in cfg.tuning.samplers]
+    wanted = [_Search(cfg, bench, model, name) for model in bench.models.values() for name in cfg.tuning.samplers]
+    # Samplers that differ in their own grid only have the same tuned grid.
+    searches = [one for i, one in enumerate(wanted) if all(one.differs(other) for other in wanted[:i])]
     missing = [(search, nfe) for search in searches for nfe in sorted(set(cfg.tuning.nfe)) if search.lacks(nfe)]
     if known := len(searches) * len(set(cfg.tuning.nfe)) - len(missing):
         log.info("%d grids are known already, and stay as they are (overwrite=true: find them again)", known)
@@ -93,6 +95,10 @@ class _Search:
 
     def _known(self, entries: list[TunedEntry]) -> list[TunedWalk]:
         return next((one["walks"] for one in entries if (one["sampler"], one["guidance"]) == self.key), [])
+
+    def differs(self, other: _Search) -> bool:
+        """Whether it finds another grid than another search."""
+        return (self.model.ckpt, self.key) != (other.model.ckpt, other.key)
 
     def lacks(self, nfe: int) -> bool:
         """Whether there is no grid for so many passes yet."""

@@ -3,8 +3,8 @@
 It measures the Fréchet distance of each sampler at each number of passes, with confidence intervals, from the same
 seeds. The results are `curves.csv`, `curves.png` (log-log, with the Pareto front) and `table.md`, which says for each
 number of passes which sampler is best and whether its lead over the second is significant. Small numbers of passes are
-measured first. With `tune=true`, grids for few passes are found first (`grid_tuning`), and measured beside the samplers'
-own. With several checkpoints the rows are named RUN/SAMPLER and compared with each other. A run that was
+measured first. With `tune=true`, grids for few passes are found first (`grid_tuning`), and measured beside the
+samplers' own. With several checkpoints the rows are named RUN/SAMPLER and compared with each other. A run that was
 interrupted or killed resumes when it is started again. Settings: conf/nfe_fid.yaml.
 """
 

@@ -113,7 +113,7 @@ class _Search:
         tuning, seeds = self.cfg.tuning, range(self.cfg.tuning.seed, self.cfg.tuning.seed + self.cfg.tuning.n)
         target, conditions = self._goal(seeds, shown)
         sampler = self._sampler(nfe)
-        starts = [TunedGrid([walk["log_snr"] for walk in self.walks])] if self.walks else []
+        starts = [TunedGrid(tuned_grids.lists_of(self.walks))] if self.walks else []
 
         def report(walks: int, error: float) -> None:
             shown.update(text=f"walk {walks}, error {error:.3g}")

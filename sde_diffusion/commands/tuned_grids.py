@@ -84,7 +84,7 @@ def with_grid(
     known, wanted = read(ckpt, digest), identity(settings)
     for entry in known:
         if (entry["sampler"], entry["guidance"]) == (wanted, guidance):
-            return {**settings, "grid": {"_target_": _CLASS, "log_snr": [one["log_snr"] for one in entry["walks"]]}}
+            return {**settings, "grid": {"_target_": _CLASS, "log_snr": lists_of(entry["walks"])}}
     those = "; ".join(_in_words(entry["sampler"], entry["guidance"]) for entry in known)
     raise UserError(
         f"{path} has no grid for {_in_words(wanted, guidance)}, but for {those}: take one of these, or tune this one "
@@ -117,9 +117,15 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     return read_back
 
 
+def lists_of(walks: Sequence[TunedWalk]) -> list[list[float]]:
+    """The log-SNRs of walks, one list for each length: with two passes a step, six and seven passes have the same."""
+    return list({len(walk["log_snr"]): walk["log_snr"] for walk in walks}.values())
+
+
 def beside(ckpt: str) -> Path:
     """The file of a checkpoint's grids: last.grids.json for last.ckpt."""
-    return Path(ckpt).with_suffix(".grids.json")
+    path = Path(ckpt)
+    return path.with_name(f"{path.name.removesuffix('.ckpt')}.grids.json")
 
 
 def read(ckpt: str, digest: str) -> list[TunedEntry]:

@@ -42,14 +42,14 @@ class Stage:
         conditions: Conditions of the samples, [n, *] each.
         seeds: Their seeds.
         drawn: The samples.
-        ckpt: Path of the model's checkpoint; None: the command's `ckpt`.
+        enlarged: Whether the model is the upsampler.
     """
 
     model: GenerativeModel
     conditions: Mapping[str, Tensor]
     seeds: Sequence[int]
     drawn: Sampled
-    ckpt: str | None = None
+    enlarged: bool = False
 
 
 def load_upsampler(cfg: DictConfig, small: GenerativeModel, device: torch.device) -> GenerativeModel | None:
@@ -141,13 +141,13 @@ def enlarge(cfg: DictConfig, small: Stage, model: GenerativeModel, device: torch
     seeds = [_other(seed) for seed in small.seeds]
     plan = {
         "checkpoint": model.digest,
-        "sampler": sampler_settings(cfg, model, cfg.upsampler.ckpt),
+        "sampler": sampler_settings(cfg, model, upsampler=True),
         **{key: cfg[key] for key in ("n", "seed")},
         "upsampler": noise,
         "conditions": digests(conditions),
     }
     drawn = draw_in_batches(cfg, model, build(plan["sampler"], "sampler"), seeds, conditions, device, folder, plan)
-    return Stage(model, conditions, seeds, drawn, cfg.upsampler.ckpt)
+    return Stage(model, conditions, seeds, drawn, enlarged=True)
 
 
 def _other(seed: int) -> int:

@@ -153,7 +153,7 @@ def _film(cfg: DictConfig, stage: Stage, edit: Edit | None, device: torch.device
     model, seeds = stage.model, stage.seeds[: cfg.film]
     own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in stage.conditions.items()}
     shape = (cfg.film, *model.state_shape)
-    sampler, denoiser = build(sampler_settings(cfg, model, stage.ckpt)), denoiser_of(model)
+    sampler, denoiser = build(sampler_settings(cfg, model, stage.enlarged)), denoiser_of(model)
     if edit is not None:
         sampler, own["latent"] = edit.on(sampler), edit.each(cfg.n)[: cfg.film].to(device)
     walk = sampler(denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **own)

@@ -92,19 +92,22 @@ def with_grid(
     )
 
 
-def sampler_settings(cfg: DictConfig, model: GenerativeModel, ckpt: str | None = None) -> dict[str, Any]:
+def sampler_settings(cfg: DictConfig, model: GenerativeModel, upsampler: bool = False) -> dict[str, Any]:
     """The settings of a command's sampler, with the grid of the model's checkpoint if it is asked for.
 
     Args:
-        cfg: A configuration with ckpt, guidance and sampler.
+        cfg: A configuration with sampler; for a tuned grid also with ckpt and guidance, or upsampler.ckpt.
         model: The model.
-        ckpt: Path of the model's checkpoint if it is another one than `cfg.ckpt`; it is then not guided.
+        upsampler: Whether the model is the upsampler, which is not guided.
 
     Raises:
         UserError: See `with_grid`.
     """
-    guidance = resolved(cfg.guidance) if ckpt is None else None
-    return with_grid(resolved(cfg.sampler), str(cfg.ckpt if ckpt is None else ckpt), model.digest, guidance)
+    settings: dict[str, Any] = resolved(cfg.sampler)
+    if settings.get("grid") != TUNED:
+        return settings
+    ckpt, guidance = (cfg.upsampler.ckpt, None) if upsampler else (cfg.ckpt, resolved(cfg.guidance))
+    return with_grid(settings, str(ckpt), model.digest, guidance)
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class _Walk:
         if bool((self.tighter < 1).any()):
             scale *= expand(self.tighter, scale)
         relative = errors / scale
-        lower, sizes, higher = self._sizes(relative.flatten(0, 1)).unflatten(0, (3, -1))
+        lower, sizes, higher = self._sizes(relative.flatten(0, 1)).reshape(3, -1)
         if not bool(torch.isfinite(sizes).all()):
             return False
         accepted = sizes <= 1

@@ -50,7 +50,7 @@ def check_digits(name: str, n: int, tight: int, most: int) -> None:
 
 @pytest.mark.parametrize("name", EACH_PATH)
 def test_every_sample_of_the_digits_mixture(name):
-    """Measured with 40 items: 4e-5 to 6e-5 in 47 to 50 passes; the shares of the standard prior are 1e-4 (cosine) to
+    """Measured with 40 items: 3e-5 to 5e-5 in 48 to 51 passes; the shares of the standard prior are 1e-4 (cosine) to
     4e-3 (VE), of the matched one 4e-8 to 6e-5.
     """
     check_digits(name, 8, 2, most=58)

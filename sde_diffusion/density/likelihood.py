@@ -94,8 +94,9 @@ def log_likelihood(
     mean, and a single item far from all training data, which can cost thousands of passes, costs the others nothing.
     The items take their steps together, those of the most difficult one, with other methods, with create_graph, and if
     the denoiser or a condition has settings for each item that cannot be told apart (`Denoiser.per_sample`); a value
-    then depends on its batch to within the tolerance. The defaults are those with the fewest passes to an error of 1e-3
-    bits per dimension (`python -m benchmarks.likelihood`).
+    then depends on its batch to within the tolerance. If the flow of one item is rough in time, all items of its batch
+    are solved with its looser tolerance (`Likelihood.rtol`). The defaults are those with the fewest passes to an error
+    of 1e-3 bits per dimension (`python -m benchmarks.likelihood`).
 
     Args:
         denoiser: The denoiser; its network computes in its own precision (or autocast's), the state in `dtype`.

@@ -2,8 +2,9 @@ r"""Adams' method with steps of its own for each item of a batch.
 
 The method is that of `adams`; here each item has its own place u, its own step and its own error. An item that is at
 the end leaves the batch, so that a batch costs the sum of what its items need, not its size times what the most
-difficult one needs, and a solution does not depend on the other items. The order, up to k, is each item's own too, the
-one with the longest steps.
+difficult one needs, and a solution does not depend on the other items. (If the slope of one is rough in time, though,
+`ode_adams` solves all of them again with another tolerance.) The order, up to k, is each item's own too, the one with
+the longest steps.
 
 References: Hairer, Norsett & Wanner 1993, section III.7 (variable order).
 """

@@ -54,7 +54,9 @@ def markdown(cfg: DictConfig, bench: Bench, rows: list[dict[str, Any]], best: li
     lines += [
         "",
         f"Differences are between samples of the same seeds; one is significant if its {cfg.confidence:.0%} interval "
-        "excludes 0. Each number of passes is tested by itself, without a correction for several tests.",
+        "excludes 0. Each number of passes is tested by itself, without a correction for several tests."
+        + " Within 10%: the whole interval is."
+        * bool(cfg.long),
         "",
         f"| passes | best |{f' the same sampler, {cfg.long} passes | ratio (difference) |' if cfg.long else ''} "
         "lead over the second |",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from sde_diffusion.commands.conditions import digests, for_items, items_with, ma
 from sde_diffusion.commands.data_sides import extractor_for, resumed_features
 from sde_diffusion.commands.loading import check_denoiser_space, denoiser_of, load_data, load_model
 from sde_diffusion.commands.sampling_run import sample_in_batches
+from sde_diffusion.commands.tuned_grids import with_grid
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser, EmpiricalDenoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import FrechetDistance, Pixels, fingerprint
 from sde_diffusion.sampling import Sampler, Samples
 from sde_diffusion.storage.memory import check_fits
+from sde_diffusion.training.generative import GenerativeModel
 
 
 def named(cfg: DictConfig) -> dict[str, str]:
@@ -64,12 +66,26 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Model:
-    """The denoiser of a checkpoint, or the closed form in its place, how it draws, and the digest of the checkpoint."""
+    """A checkpoint's model; its denoiser, or the closed form in its place; the conditions of the samples.
 
+    Attributes:
+        ckpt: Path of the checkpoint.
+        model: The model, guided if guidance is asked for.
+        denoiser: The denoiser that is measured.
+        requested: The conditions that were asked for, by name.
+        conditions: Those of the samples, [n, *] each.
+    """
+
+    ckpt: str
+    model: GenerativeModel
     denoiser: Denoiser
-    draw: Callable[..., Samples | None]
+    requested: Mapping[str, Any]
     conditions: Mapping[str, Tensor]
-    digest: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the checkpoint."""
+        return self.model.digest
 
 
 class UnableError(Exception):
@@ -99,7 +115,7 @@ class Bench:
             requested = requested_conditions(cfg, model)
             conditions = for_items(model, requested, self.data.split(cfg.split), cfg.n)
             rows = items_with(self.data.split(cfg.split), matching(model.conditions, requested))
-            self.models[name] = Model(denoiser, model.draw_samples, conditions, model.digest)
+            self.models[name] = Model(ckpt, model, denoiser, requested, conditions)
             if cfg.exact and conditions:
                 raise UserError("exact=true ignores classes: use a checkpoint of a model without them")
         n = min(cfg.n * len(cfg.seeds), len(rows))
@@ -133,11 +149,16 @@ class Bench:
 
     def sampler(self, point: Point) -> tuple[dict[str, Any], Sampler]:
         """A point's sampler and its configuration."""
-        entry = resolved(self.cfg.samplers[self.rows[point.name][1]])
-        calls = point.nfe // self.models[self.rows[point.name][0]].denoiser.passes
-        steps = (calls - entry["extra"]) // entry["each"]
-        config = {**entry["sampler"], "steps": steps}
+        name, sampler = self.rows[point.name]
+        model = self.models[name]
+        config = self.with_steps(resolved(self.cfg.samplers[sampler]), model, point.nfe)
+        config = with_grid(config, model.ckpt, model.digest, resolved(self.cfg.guidance))
         return config, build(config)
+
+    def with_steps(self, entry: Mapping[str, Any], model: Model, nfe: int) -> dict[str, Any]:
+        """The settings of a sampler, with as many steps as a number of network passes allows."""
+        calls = nfe // model.denoiser.passes
+        return {**entry["sampler"], "steps": (calls - entry["extra"]) // entry["each"]}
 
     def measure(self, point: Point) -> Drawn:
         """A point's samples, drawn now or by an earlier run."""
@@ -161,7 +182,7 @@ class Bench:
 
         def walk(*arguments: Any, **options: Any) -> Samples:
             try:
-                found = model.draw(sampler, *arguments, **options)
+                found = model.model.draw_samples(sampler, *arguments, **options)
                 assert found is not None  # the model has a denoiser
                 return found
             except (UserError, ValueError) as error:

@@ -56,7 +56,12 @@ PATHS: dict[str, SDE] = {
     "edm": EDMSDE(),
     "rectified": RectifiedFlow(),
 }
-COORDINATES: dict[str, Coordinate] = {"x": State(), "x / alpha": NoiseToSignal(), "unit": UnitVariance()}
+COORDINATES: dict[str, Coordinate] = {
+    "x": State(),
+    "x / alpha": NoiseToSignal(),
+    "unit": UnitVariance(0.25),
+    "unit, 0.5": UnitVariance(),
+}
 GRIDS: dict[str, Grid] = {
     "t": UniformTime(),
     "t^2": QuadraticTime(),
@@ -98,6 +103,7 @@ class Setting:
 
 SETTINGS = [
     Setting("adams", "unit", "band"),  # the default
+    Setting("adams", "unit, 0.5", "band"),
     Setting("adams", "unit", "t"),
     Setting("adams", "unit", "t^2"),
     Setting("adams", "unit", "log-SNR"),

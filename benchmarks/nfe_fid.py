@@ -3,7 +3,8 @@
 It measures the Fréchet distance of each sampler at each number of passes, with confidence intervals, from the same
 seeds. The results are `curves.csv`, `curves.png` (log-log, with the Pareto front) and `table.md`, which says for each
 number of passes which sampler is best and whether its lead over the second is significant. Small numbers of passes are
-measured first. With several checkpoints the rows are named RUN/SAMPLER and compared with each other. A run that was
+measured first. With `tune=true`, grids for few passes are found first (`grid_tuning`), and measured beside the
+samplers' own. With several checkpoints the rows are named RUN/SAMPLER and compared with each other. A run that was
 interrupted or killed resumes when it is started again. Settings: conf/nfe_fid.yaml.
 """
 
@@ -22,8 +23,10 @@ from omegaconf import DictConfig
 
 from benchmarks.curves import FRECHET, draw, markdown, to_wandb
 from benchmarks.drawn_points import Bench, Drawn, Point
+from benchmarks.grid_tuning import add_rows, tune
 from sde_diffusion.checks.hints import check
 from sde_diffusion.commands.app import command, resolved
+from sde_diffusion.commands.tuned_grids import with_placeholder
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import difference, interval
@@ -49,8 +52,11 @@ def nfe_fid(cfg: DictConfig) -> dict[str, Any]:
     out = Path(HydraConfig.get().runtime.output_dir)
     settings = fresh(out / "settings.json", cfg.overwrite, out / ".points")
     table, picture, words = (out / name for name in ("curves.csv", "curves.png", "table.md"))
+    add_rows(cfg)
     _check(cfg)
     bench = Bench(cfg, out / ".points")
+    if cfg.tune:
+        tune(cfg, bench)
     points = [Point(name, nfe, seed) for nfe in sorted(cfg.nfe) for name in bench.rows for seed in cfg.seeds]
     found: dict[Point, Drawn] = {}
     if kept := len(list((out / ".points").glob("*-*"))):
@@ -101,7 +107,7 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"long must be more than the most of nfe, {max(cfg.nfe)}; got long={cfg.long} (null: none)")
     for name, entry in resolved(cfg.samplers).items():  # before the measurements, which may take hours
         key, steps = f"samplers.{name}.sampler", max((max(cfg.nfe) - entry["extra"]) // entry["each"], 1)
-        check(key, build({**entry["sampler"], "steps": steps}, key), Sampler)
+        check(key, build({**with_placeholder(entry["sampler"]), "steps": steps}, key), Sampler)
 
 
 def _row(cfg: DictConfig, bench: Bench, name: str, nfe: int, found: dict[Point, Drawn]) -> dict[str, Any]:
@@ -157,8 +163,9 @@ def _best(
             end = bench.metric(walk)
             result["long"] = float(end.compute())
             gap = difference(mine, end, confidence=cfg.confidence)[FRECHET]
+            near = "; within 10%" * (gap.high < 0.1 * result["long"])
             result["over"] = (
-                f"{first[FRECHET] / result['long']:.3f} ({gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}])"
+                f"{first[FRECHET] / result['long']:.3f} ({gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]{near})"
             )
     return result
 

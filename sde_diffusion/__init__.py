@@ -28,6 +28,7 @@ _EXPORTS = {
         "BandLogSNR",
         "BetaTable",
         "GeometricLevels",
+        "TunedGrid",
     ),
     "sde_diffusion.denoiser": (
         "Denoiser",
@@ -69,6 +70,7 @@ _EXPORTS = {
         "TwistedSMC",
         "noised",
         "start_time",
+        "tune_grid",
     ),
     "sde_diffusion.density": (
         "log_likelihood",
@@ -167,6 +169,7 @@ if TYPE_CHECKING:
         UniPC,
         noised,
         start_time,
+        tune_grid,
     )
     from sde_diffusion.sde import (
         EDMSDE,
@@ -184,6 +187,7 @@ if TYPE_CHECKING:
         QuadraticTime,
         RectifiedFlow,
         SubVPSDE,
+        TunedGrid,
         UniformLogSNR,
         UniformTime,
     )

@@ -296,6 +296,7 @@ NFE_FID = (
     "exact=true nfe=[3] long=5 seeds=[0,150] n=150 split=test extractor=pca8 confidence=0.9 batch_size=64 device=cpu "
 )
 NFE_FID += (
+    "tune=false tuning.samplers=[ddim] tuning.nfe=[3] tuning.n=9 tuning.seed=1000 tuning.target=7 "
     "overwrite=true wandb=null conditions=null data.root=null data.path=null samplers={ddim:{each:1,extra:0,sampler:"
 )
 NFE_FID += "{_target_:sde_diffusion.sampling.AncestralSampler}}}"

@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.configurations import config_folder, register_resolvers
+from sde_diffusion.commands.tuned_grids import with_placeholder
 from sde_diffusion.commands.typed_conditions import in_full
 from sde_diffusion.config import build, find_class
 from sde_diffusion.data import Density
@@ -49,7 +50,7 @@ def test_commands_compose_and_build_what_they_name(command, composed):
         overrides = [override.split(",")[0] for override in overrides]
     cfg = composed(config, overrides=in_full(config, [module, *overrides])[1:])
     if config not in ("likelihood", "sweep"):
-        assert build(resolved(cfg.sampler)) is not None
+        assert build(with_placeholder(resolved(cfg.sampler))) is not None
     if config == "train":
         shape = [2 if issubclass(find_class(cfg.data._target_), Density) else 1, 8, 8]
         cfg.network.shape, cfg.denoiser.sigma_data = shape, 0.5

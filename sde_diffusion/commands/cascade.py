@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 from PIL.Image import Image
 from torch import Tensor
 
-from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import check_trained_for, digests
 from sde_diffusion.commands.drawing import draw_in_batches, first
 from sde_diffusion.commands.loading import check_denoiser_space, load_unguided, speed_up
 from sde_diffusion.commands.sampling_run import Sampled
+from sde_diffusion.commands.tuned_grids import sampler_settings
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.guidance import Operator
@@ -42,12 +42,14 @@ class Stage:
         conditions: Conditions of the samples, [n, *] each.
         seeds: Their seeds.
         drawn: The samples.
+        enlarged: Whether the model is the upsampler.
     """
 
     model: GenerativeModel
     conditions: Mapping[str, Tensor]
     seeds: Sequence[int]
     drawn: Sampled
+    enlarged: bool = False
 
 
 def load_upsampler(cfg: DictConfig, small: GenerativeModel, device: torch.device) -> GenerativeModel | None:
@@ -140,12 +142,13 @@ def enlarge(cfg: DictConfig, small: Stage, model: GenerativeModel, device: torch
     seeds = [_other(seed) for seed in small.seeds]
     plan = {
         "checkpoint": model.digest,
-        **{key: resolved(cfg[key]) for key in ("sampler", "n", "seed")},
+        "sampler": sampler_settings(cfg, model, upsampler=True),
+        **{key: cfg[key] for key in ("n", "seed")},
         "upsampler": noise,
         "conditions": digests(conditions),
     }
     drawn = draw_in_batches(cfg, model, build(plan["sampler"], "sampler"), seeds, conditions, device, folder, plan)
-    return Stage(model, conditions, seeds, drawn)
+    return Stage(model, conditions, seeds, drawn, enlarged=True)
 
 
 def _other(seed: int) -> int:

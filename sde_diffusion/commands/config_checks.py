@@ -118,15 +118,16 @@ class ConfigChecks:
         """Check arguments by building an object of a class; `key` is for messages."""
         call(cls, arguments, key)
 
-    def part(self, key: str, kind: type, **built: Any) -> Any:
+    def part(self, key: str, kind: type, prepare: Callable[[Any], Any] = lambda node: node, **built: Any) -> Any:
         """Check the description of an object by building it, and return the object.
 
         Args:
             key: The key that holds the description.
             kind: Required class of the object.
+            prepare: Replaces parts of the description before it is built.
             **built: Objects to use in place of their descriptions, which have been checked under their own keys.
         """
-        values = self.value(key)
+        values = prepare(self.value(key))
         if not is_description(values):
             raise UserError(
                 f"{key} must describe an object of class {kind.__name__}: {choose(key)}, or {{_target_: CLASS, ...}}"
@@ -165,14 +166,14 @@ class ConfigChecks:
             check(key, value, others | Described)
         return found
 
-    def parts(self, key: str, hint: Any, **arguments: Any) -> None:
-        """Check several descriptions under one key, by name; `arguments` are added to each."""
+    def parts(self, key: str, hint: Any, prepare: Callable[[Any], Any] = lambda node: node, **arguments: Any) -> None:
+        """Check several descriptions under one key, by name; `prepare` as in `part`, `arguments` are added to each."""
         values = self.value(key)
         if not isinstance(values, Mapping) or not values:
             raise UserError(f"{key} must not be empty: {choose(key) or f'{key}={{NAME: ...}}'}; got {key}={values}")
         for name, node in values.items():
             check(f"{key}.{name}", node, hint)
-            build(node, f"{key}.{name}", **arguments)
+            build(prepare(node), f"{key}.{name}", **arguments)
 
     def data(self, key: str, kind: type, location: Any) -> None:
         """Check the description of a data set, or else the new location of the model's own data."""

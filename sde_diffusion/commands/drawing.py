@@ -17,6 +17,7 @@ from sde_diffusion.commands.app import is_overridden, override_hint, resolved
 from sde_diffusion.commands.conditions import digests
 from sde_diffusion.commands.loading import walks_on_data
 from sde_diffusion.commands.sampling_run import Sampled, sample_in_batches
+from sde_diffusion.commands.tuned_grids import sampler_settings, with_placeholder
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Samples
@@ -57,7 +58,7 @@ def draw(
     model.decode_as = None if model.decode_as is None else cfg.decode
     plan = {
         "checkpoint": model.digest,
-        "sampler": None if model.denoiser is None else resolved(cfg.sampler),
+        "sampler": None if model.denoiser is None else sampler_settings(cfg, model),
         "guidance": resolved(cfg.guidance),
         **({"guides": model.guides} if model.guides else {}),
         "n": cfg.n,
@@ -139,7 +140,9 @@ def check_draws(cfg: DictConfig, model: GenerativeModel, latents: bool = False) 
     kind, has_latents = type(model).__name__, model.denoiser is not None and not walks_on_data(model)
     if model.denoiser is None:
         with torch.no_grad():
-            one = model.draw_samples(build(resolved(cfg.sampler)), None, (1, *model.data["shape"]), seeds=[cfg.seed])
+            one = model.draw_samples(
+                build(with_placeholder(resolved(cfg.sampler))), None, (1, *model.data["shape"]), seeds=[cfg.seed]
+            )
         if one is None:
             raise UserError(f"{cfg.ckpt} contains a {kind} ({model.summary()['model']}), which draws no samples")
         check_kind(f"what {kind}.draw_samples returns", one, Samples)

@@ -17,6 +17,7 @@ from sde_diffusion.checks.reprs import few
 from sde_diffusion.commands.app import is_overridden, resolved
 from sde_diffusion.commands.loading import check_denoiser_space, denoiser_of
 from sde_diffusion.commands.measurements import read_items
+from sde_diffusion.commands.tuned_grids import with_placeholder
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError
@@ -101,7 +102,7 @@ def _start(cfg: DictConfig, denoiser: Denoiser) -> float:
     """
     sde, sigma_data = denoiser.sde, denoiser.sigma_data or 1.0
     t_start = start_time(sde, cfg.edit.strength, sigma_data)
-    end = build(resolved(cfg.sampler), "sampler").t_end
+    end = build(with_placeholder(resolved(cfg.sampler)), "sampler").t_end
     t_end = sde.t_min if end is None else end
     if t_start <= t_end:
         square = (_noise_level(denoiser, t_end) / sigma_data) ** 2

@@ -12,13 +12,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.cascade import Stage, disagreement, draw_beside, enlarge, load_upsampler
 from sde_diffusion.commands.conditions import for_samples, in_words, requested_conditions, requested_only
 from sde_diffusion.commands.drawing import check_draws, check_seeds, draw, first
 from sde_diffusion.commands.editing import Edit, edit_of
 from sde_diffusion.commands.loading import check_denoiser_space, denoiser_of, load_model
 from sde_diffusion.commands.sampling_run import passes_in_words
+from sde_diffusion.commands.tuned_grids import sampler_settings
 from sde_diffusion.conditions import numbered
 from sde_diffusion.config import build
 from sde_diffusion.errors import UserError
@@ -153,7 +153,7 @@ def _film(cfg: DictConfig, stage: Stage, edit: Edit | None, device: torch.device
     model, seeds = stage.model, stage.seeds[: cfg.film]
     own: dict[str, Any] = {name: values[: cfg.film].to(device) for name, values in stage.conditions.items()}
     shape = (cfg.film, *model.state_shape)
-    sampler, denoiser = build(resolved(cfg.sampler)), denoiser_of(model)
+    sampler, denoiser = build(sampler_settings(cfg, model, stage.enlarged)), denoiser_of(model)
     if edit is not None:
         sampler, own["latent"] = edit.on(sampler), edit.each(cfg.n)[: cfg.film].to(device)
     walk = sampler(denoiser, shape, seeds=seeds, device=device, trajectory=FRAMES, **own)

@@ -17,6 +17,7 @@ from sde_diffusion.commands.app import resolved
 from sde_diffusion.commands.conditions import for_items, in_words, requested_conditions, set_by_guidance
 from sde_diffusion.commands.drawing import check_draws, check_guided, check_seeds, draw
 from sde_diffusion.commands.sample_folder import read_pictures
+from sde_diffusion.commands.tuned_grids import sampler_settings
 from sde_diffusion.data import DataModule
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Stored, modality_of, read_samples
@@ -110,7 +111,7 @@ def drawn_source(
         drawn = draw(cfg, model, conditions, device, parts)
         origin = {
             "nfe": drawn.nfe,
-            "sampler": None if model.denoiser is None else resolved(cfg.sampler),
+            "sampler": None if model.denoiser is None else sampler_settings(cfg, model),
             **({} if model.decode_as is None else {"decode": cfg.decode}),
             "guidance": resolved(cfg.guidance),
             "seeds": [seeds[0], seeds[-1]],

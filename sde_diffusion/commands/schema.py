@@ -39,10 +39,12 @@ from sde_diffusion.commands.schema_values import (
     Scale,
     Seed,
     Split,
+    Tuning,
     Upsampler,
     some,
 )
 from sde_diffusion.commands.trainer_rules import TRAINER
+from sde_diffusion.commands.tuned_grids import with_placeholder
 from sde_diffusion.config import find_class, is_description
 from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.sde import GRIDS
@@ -157,7 +159,7 @@ def _sample(checks: ConfigChecks) -> None:
     checks.keys(ckpt=str, n=Count, seed=Seed, film=Natural, batch_size=Count, device=str, overwrite=bool)
     checks.keys(conditions=Mapping[str, Any] | None, edit=Editing, upsampler=Upsampler, decode=Decode, latents=bool)
     checks.keys(compile=bool, cuda_graphs=bool)
-    checks.part("sampler", Sampler)
+    checks.part("sampler", Sampler, prepare=with_placeholder)
     _guidance(checks)
 
 
@@ -189,7 +191,7 @@ def _evaluate(checks: ConfigChecks) -> None:
     checks.keys(conditions=Mapping[str, Any] | None, compile=bool, cuda_graphs=bool)
     checks.keys(split=Split, confidence=BetweenZeroAndOne, resamples=Natural)
     checks.keys(reference=Literal["sampled", "fixed"], cache=str, batch_size=Count, device=str, overwrite=bool)
-    checks.part("sampler", Sampler)
+    checks.part("sampler", Sampler, prepare=with_placeholder)
     _guidance(checks)
     checks.data("data", DataModule, Location)
     _extractor(checks)
@@ -243,7 +245,8 @@ def _nfe_fid(checks: ConfigChecks) -> None:
     checks.data("data", DataModule, Location)
     checks.keys(batch_size=Count, wandb=str | None, device=str, overwrite=bool)
     _extractor(checks)
-    checks.parts("samplers", Entry)
+    checks.parts("samplers", Entry, lambda entry: {**entry, "sampler": with_placeholder(entry["sampler"])})
+    checks.keys(tune=bool, tuning=Tuning)
     _guidance(checks)
 
 

@@ -70,6 +70,16 @@ class Entry(TypedDict):
     sampler: Described
 
 
+class Tuning(TypedDict):
+    """How `benchmarks.nfe_fid` finds grids: for which samplers and numbers of passes, and by which samples."""
+
+    samplers: list[str]
+    nfe: list[Count]
+    n: Count
+    seed: Seed
+    target: Count
+
+
 def some(hint: Any, example: str) -> Any:
     """The hint of a list that is not empty."""
     return Annotated[list[hint], Rule(f"{words(list[hint])}, such as {example}", bool)]

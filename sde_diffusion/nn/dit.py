@@ -12,11 +12,10 @@ from torch.nn import functional as F
 from sde_diffusion.checks import check_bool, check_choice, check_count
 from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.attention import attend
+from sde_diffusion.nn.checks import check_dropout, check_image_or_signal_shape, check_shape_beside
 from sde_diffusion.nn.embedding import Conditioning
 from sde_diffusion.nn.layers import CONVOLUTIONS
 from sde_diffusion.nn.network import Network, check_arguments
-from sde_diffusion.nn.octaves import Octaves
-from sde_diffusion.nn.unet_checks import check_dropout, check_shape_beside, check_unet_shape
 from sde_diffusion.nn.windows import resized
 
 LAYOUTS = ("channels_first", "channels_last")
@@ -77,7 +76,7 @@ class DiT(Network):
         layout: str = "channels_first",
     ) -> None:
         super().__init__()
-        self.shape = check_unet_shape(shape)
+        self.shape = check_image_or_signal_shape(shape)
         dims = len(self.shape) - 1
         self.transposed = check_choice("layout", layout, LAYOUTS) == "channels_last" and dims == 1
         self.channels, *size = reversed(self.shape) if self.transposed else self.shape
@@ -88,7 +87,6 @@ class DiT(Network):
             raise ValueError(f"width must be a multiple of heads={heads} and of {2 * dims}; got {width}")
         self.conditioning = Conditioning(width, n_classes, embedding, conditions, feature_dim, "output")
         check_shape_beside(self.conditioning.shapes_beside, self.shape)
-        self.octaves = Octaves()
         across = check_bool("cross_attention", cross_attention) and self.conditioning.has_tokens
         beside = sum(each[-1 if self.transposed else 0] for each in self.conditioning.shapes_beside)
         self.input = CONVOLUTIONS[dims](self.channels + beside, width, self.patch, stride=self.patch)

@@ -11,6 +11,13 @@ from torch.nn import functional as F
 
 from sde_diffusion.checks import as_fraction, as_positive, check_count, check_sizes
 from sde_diffusion.conditions import Condition
+from sde_diffusion.nn.checks import (
+    check_dropout,
+    check_fits,
+    check_image_or_signal_shape,
+    check_resolutions,
+    check_shape_beside,
+)
 from sde_diffusion.nn.magnitude import (
     UnitConditioning,
     UnitSelfAttention,
@@ -21,9 +28,7 @@ from sde_diffusion.nn.magnitude import (
     normalised,
 )
 from sde_diffusion.nn.network import Network, check_arguments
-from sde_diffusion.nn.octaves import Octaves
 from sde_diffusion.nn.resampling import Resampling
-from sde_diffusion.nn.unet_checks import check_dropout, check_fits, check_places, check_shape_beside, check_unet_shape
 from sde_diffusion.nn.windows import resized
 
 
@@ -75,17 +80,16 @@ class EDM2UNet(Network):
         resample_filter: Sequence[float] = (1, 1),
     ) -> None:
         super().__init__()
-        self.shape = check_unet_shape(shape)
+        self.shape = check_image_or_signal_shape(shape)
         dims, channels, blocks = len(self.shape) - 1, check_count("channels", channels), check_count("blocks", blocks)
         widths = [channels * m for m in check_sizes("channel_mult", channel_mult, "a list of positive integers")]
-        check_places(len(widths), attention=attention)
+        check_resolutions(len(widths), attention=attention)
         self.resampling = Resampling(resample_filter, dims)
         check_fits(self.shape[1:], 1, len(widths) - 1, self.resampling.averages)
         self.conditioning = UnitConditioning(
             max(widths), n_classes, conditions, widths[0], as_fraction("label_balance", label_balance)
         )
         check_shape_beside(self.conditioning.shapes_beside, self.shape)
-        self.octaves = Octaves()
         self.concat_balance = as_fraction("concat_balance", concat_balance)
         block = partial(
             UnitBlock,

@@ -88,6 +88,7 @@ class MLP(Network):
         self.shape = check_shape(shape)
         width, depth = check_count("width", width), check_count("depth", depth)
         self.octaves = Octaves(octaves, levels)
+        self.takes_noisy_data = self.octaves.takes_noisy_data
         dropout = as_number("dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")

@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from sde_diffusion.checks import check_sizes
 from sde_diffusion.nn.attention import first_derivatives_only
 from sde_diffusion.nn.embedding import Conditioning
-from sde_diffusion.nn.octaves import Octaves
 
 
 class Network(nn.Module):
@@ -23,6 +22,7 @@ class Network(nn.Module):
     Attributes:
         shape: Shape of one sample.
         conditioning: The embedding of the noise level and the conditions.
+        takes_noisy_data: Whether `forward` needs the noisy data on their own scale.
         activation_checkpointing: Whether training keeps only the inputs of the network's blocks, and computes what is
             in them again in the backward pass: less memory for about a third more time. Attention then has no second
             derivatives.
@@ -30,14 +30,9 @@ class Network(nn.Module):
 
     casts_inputs = True
     activation_checkpointing = False
-    octaves: Octaves
+    takes_noisy_data = False
     shape: tuple[int, ...]
     conditioning: Conditioning
-
-    @property
-    def takes_noisy_data(self) -> bool:
-        """Whether `forward` needs the noisy data on their own scale."""
-        return self.octaves.takes_noisy_data
 
     @property
     def condition_names(self) -> tuple[str, ...]:

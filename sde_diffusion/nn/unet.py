@@ -13,12 +13,18 @@ from torch.nn import functional as F
 from sde_diffusion.checks import check_bool, check_choice, check_count, check_sizes
 from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.blocks import OutputHead, ResidualBlock
+from sde_diffusion.nn.checks import (
+    check_dropout,
+    check_fits,
+    check_image_or_signal_shape,
+    check_resolutions,
+    check_shape_beside,
+)
 from sde_diffusion.nn.embedding import Conditioning, check_dim
 from sde_diffusion.nn.layers import LayerStyle
 from sde_diffusion.nn.network import Network, check_arguments
 from sde_diffusion.nn.octaves import NoisyData, Octaves
 from sde_diffusion.nn.resampling import PYRAMIDS, ConvolutionDown, ConvolutionUp, Resampling
-from sde_diffusion.nn.unet_checks import check_dropout, check_fits, check_places, check_shape_beside, check_unet_shape
 from sde_diffusion.nn.windows import from_windows, resized, to_windows
 
 RESAMPLINGS = ("block", "convolution", "symmetric_convolution")
@@ -130,11 +136,11 @@ class UNet(Network):
         unit_range: bool = False,
     ) -> None:
         super().__init__()
-        self.shape = check_unet_shape(shape)
+        self.shape = check_image_or_signal_shape(shape)
         self.patch, channels = check_count("patch", patch), check_count("channels", channels)
         blocks = check_count("blocks", blocks)
         widths = [channels * m for m in check_sizes("channel_mult", channel_mult, "a list of positive integers")]
-        check_places(len(widths), attention=attention, cross_attention=cross_attention)
+        check_resolutions(len(widths), attention=attention, cross_attention=cross_attention)
         heads = max(widths) if head_channels is None else check_count("head_channels", head_channels)
         style = LayerStyle(len(self.shape) - 1, modulation, norm_eps, rescale, resample_skip, norm_groups)
         self.resampling = Resampling(resample_filter, style.dims)
@@ -161,6 +167,7 @@ class UNet(Network):
         squares = self.patch**style.dims
         pixels = self.shape[0] * squares  # values in a square
         self.octaves = Octaves(octaves, levels)
+        self.takes_noisy_data = self.octaves.takes_noisy_data
         self.unit_range = check_bool("unit_range", unit_range)
         inputs = pixels * self.octaves.multiple + sum(beside[0] for beside in self.conditioning.shapes_beside) * squares
         width = widths[0] if stem_channels is None else check_count("stem_channels", stem_channels)

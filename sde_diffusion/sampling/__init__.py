@@ -18,6 +18,8 @@ Calling a sampler (`base.Sampler.__call__`) draws x_T and hands a `walk.Walk` to
 takes the steps. The solvers of `ode` and `sde` solve a `reverse.ReverseProcess`, as likelihoods do. Samplers of your
 own are subclasses of `Sampler` with a method `walk`, or of `MultistepSampler` with a method `coefficients`.
 
+`tuning.tune_grid` finds the grid on which a sampler's few steps come nearest to many.
+
 Methods, predictors, correctors, coordinates and grids are given by name or as instances of classes of your own
 (`ODEMethod`, `SDEMethod`, `Predictor`, `Corrector`, `Coordinate`, `sde_diffusion.sde.Grid`).
 """
@@ -42,6 +44,7 @@ from sde_diffusion.sampling.replacement import Replacement
 from sde_diffusion.sampling.reverse import ReverseProcess
 from sde_diffusion.sampling.sde import SDESampler
 from sde_diffusion.sampling.sde_methods import SDEMethod
+from sde_diffusion.sampling.tuning import Tuned, tune_grid
 from sde_diffusion.sampling.twisted import TwistedSMC
 from sde_diffusion.sampling.walk import Callback, Walk
 
@@ -74,10 +77,12 @@ __all__ = [
     "Sampler",
     "Samples",
     "State",
+    "Tuned",
     "TwistedSMC",
     "UniPC",
     "UnitVariance",
     "Walk",
     "noised",
     "start_time",
+    "tune_grid",
 ]

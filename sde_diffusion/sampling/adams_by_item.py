@@ -29,7 +29,7 @@ from sde_diffusion.sampling.adams import (
 )
 from sde_diffusion.sampling.exponential import lagrange_weights
 from sde_diffusion.sampling.flow import Flow
-from sde_diffusion.sde import expand
+from sde_diffusion.sde import expand, on_device
 
 _SAFETY, _GROW_AT_FIRST, _RELUCTANCE = 0.7, 5.0, 0.9
 """Step size control as in `adams`, but with a smaller safety factor (here every item has an error near its tolerance),
@@ -127,58 +127,67 @@ class _Walk:
         length = torch.where(last, left, self.h)
         ahead = torch.where(last, self.end, self.u + self.sign * length)
         step = self.sign * length
-        seen, nodes, corrected = self._attempt(ahead, step)
+        seen, nodes = self._attempt(ahead, step)
+        corrected, errors = self._corrected(seen, nodes, step)
         scale = torch.maximum(self.y.abs(), corrected.abs()).mul_(self.rtol).add_(self.atol)
         if bool((self.tighter < 1).any()):
             scale *= expand(self.tighter, scale)
-        relative = _combine(None, seen, step, _estimate(nodes, self.using)) / scale
-        sizes = self._sizes(relative)
+        relative = errors / scale
+        lower, sizes, higher = self._sizes(relative.flatten(0, 1)).reshape(3, -1)
         if not bool(torch.isfinite(sizes).all()):
             return False
         accepted = sizes <= 1
         # At first the order grows with each step; then it is the one with the longest step.
         grows = accepted & (self.known < self.order)
-        using, change = self._best(seen, nodes, step, scale, sizes)
+        using, change = self._best(lower, sizes, higher)
         using = torch.where(grows, self.using + 1, using)
         change = torch.where(grows, _change(sizes, self.using), change)
         self.h = length * change.clamp(min=SHRINK).minimum(torch.where(grows, _GROW_AT_FIRST, GROW).to(change))
         self.using = using
         self._accept(accepted, ahead, seen, corrected)
-        self._test(accepted & ~last, relative, scale, test_roughness)
+        self._test(accepted & ~last, relative[1], scale, test_roughness)
         done = accepted & last
         if bool(done.any()):
             self._leave(done)
         return True
 
-    def _attempt(self, ahead: Tensor, step: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Predict, evaluate, correct: the slopes with the new one before them, their places in units of the step (0 its
-        beginning, 1 its end), and the state.
+    def _attempt(self, ahead: Tensor, step: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Predict and evaluate: the slopes with the new one before them, and their places in units of the step (0 its
+        beginning, 1 its end).
         """
         k = len(self.slopes)
         back = (self.nodes[:, :k] - self.u.unsqueeze(1)) / step.unsqueeze(1)
         back = torch.where(torch.arange(k) < self.known.unsqueeze(1), back, _far(k))
-        predicted = _combine(self.y, self.slopes, step, _integrals(back, self.using - 1))
-        seen = [self.slope(ahead, predicted, self.flow), *self.slopes]
-        nodes = torch.cat([torch.ones_like(back[:, :1]), back], 1)
-        return seen, nodes, _combine(self.y, seen, step, _integrals(nodes, self.using))
+        moved = _combined(self.slopes, step * _integrals(back, self.using.unsqueeze(0) - 1))
+        seen = [self.slope(ahead, moved[0].add_(self.y), self.flow), *self.slopes]
+        return seen, torch.cat([torch.ones_like(back[:, :1]), back], 1)
 
-    def _best(
-        self, seen: list[Tensor], nodes: Tensor, step: Tensor, scale: Tensor, sizes: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _corrected(self, seen: list[Tensor], nodes: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """The corrected state, [B, *], and estimates of its error at the order below, at its own, and above, [3, B, *].
+
+        The estimate at an order is the difference to the correction without the last node.
+        """
+        shares = _integrals(nodes, self.using + torch.arange(-2, 2).unsqueeze(1))  # with one node more each
+        moved = _combined(seen, step * torch.cat([shares[:, 2:3], shares.diff(dim=1)], 1))
+        return moved[0] + self.y, moved[1:]
+
+    def _best(self, lower: Tensor, sizes: Tensor, higher: Tensor) -> tuple[Tensor, Tensor]:
         """The order, this one or its neighbours, for which the next step would be longest, and the change to it.
 
         On a stiff stretch that is a low order, whose range of stable steps is larger.
+
+        Args:
+            lower: Size of each item's error at the order below, [B].
+            sizes: At its own.
+            higher: At the one above.
         """
         best, change = self.using, _change(sizes, self.using)
-        for order, possible in (
-            (self.using - 1, self.using > 1),
-            (self.using + 1, self.using < self.known),
+        for order, found, possible in (
+            (self.using - 1, lower, self.using > 1),
+            (self.using + 1, higher, self.using < self.known),
         ):
-            if bool(possible.any()):
-                tried = torch.where(possible, order, self.using)
-                error = _combine(None, seen, step, _estimate(nodes, tried)) / scale
-                other = torch.where(possible, _RELUCTANCE * _change(self._sizes(error), tried), 0.0)
-                best, change = torch.where(other > change, tried, best), torch.maximum(other, change)
+            other = torch.where(possible, _RELUCTANCE * _change(found, order), 0.0)
+            best, change = torch.where(other > change, order, best), torch.maximum(other, change)
         return best, change
 
     def _accept(self, accepted: Tensor, ahead: Tensor, seen: list[Tensor], corrected: Tensor) -> None:
@@ -254,16 +263,20 @@ def _far(k: int) -> Tensor:
 
 
 def _integrals(nodes: Tensor, last: Tensor) -> Tensor:
-    """Integrals over [0, 1] of Lagrange's polynomials on the nodes 0 ... last of each row, 0 for others; [B, K]."""
+    """Integrals over [0, 1] of Lagrange's polynomials on the nodes 0 ... last of each row, 0 for others.
+
+    Args:
+        nodes: [B, K].
+        last: [N, B], for N sets of polynomials; -1 for none.
+
+    Returns:
+        [K, N, B].
+    """
     count = nodes.shape[1]
-    counts = torch.arange(count) <= last.unsqueeze(1)
-    ones = torch.ones(len(nodes), dtype=torch.float64)
-    return torch.where(counts, lagrange_weights(torch.where(counts, nodes, _far(count)), ones, rate=0.0), 0.0)
-
-
-def _estimate(nodes: Tensor, order: Tensor) -> Tensor:
-    """Weights of the error's estimate with the nodes 0 ... order: the difference to the correction without the last."""
-    return _integrals(nodes, order) - _integrals(nodes, order - 1)
+    counts = torch.arange(count) <= last.unsqueeze(2)
+    places = torch.where(counts, nodes, _far(count)).flatten(0, 1)
+    found = lagrange_weights(places, torch.ones(len(places), dtype=torch.float64), rate=0.0)
+    return torch.where(counts, found.view_as(counts), 0.0).permute(2, 0, 1)
 
 
 def _change(sizes: Tensor, order: Tensor) -> Tensor:
@@ -271,11 +284,11 @@ def _change(sizes: Tensor, order: Tensor) -> Tensor:
     return _SAFETY * sizes.clamp(min=1e-10) ** (-1.0 / (order + 1))
 
 
-def _combine(y: Tensor | None, slopes: list[Tensor], step: Tensor, weights: Tensor) -> Tensor:
-    """y + step sum_k weights_k slopes_k, with weights [B, K]."""
-    factors = step.unsqueeze(1) * weights
-    columns = [expand(column, slopes[0]) for column in factors.unbind(1)[: len(slopes)]]
-    out = slopes[0] * columns[0] if y is None else torch.addcmul(y, slopes[0], columns[0])
-    for slope, column in zip(slopes[1:], columns[1:], strict=True):
-        out.addcmul_(slope, column)
-    return out
+def _combined(slopes: list[Tensor], factors: Tensor) -> Tensor:
+    """Sums over k of factors_k slopes_k; of as many slopes [B, *], factors [K, N, B]; [N, B, *]."""
+    one = slopes[0]
+    factors = on_device(factors, one.device, one.dtype).reshape(*factors.shape, *(1,) * (one.ndim - 1))
+    total = one * factors[0]
+    for slope, factor in zip(slopes[1:], factors[1:], strict=True):
+        total.addcmul_(factor, slope)
+    return total

@@ -69,7 +69,7 @@ class UnitVariance(Coordinate):
     """y = x / sqrt(alpha^2 sigma_data^2 + sigma^2), which has unit variance all along the walk.
 
     If the data are one Gaussian of standard deviation sigma_data, y is constant: the solver only has to follow the
-    structure of the data. Likelihoods use it.
+    structure of the data. Likelihoods use it, with sigma_data = 0.25.
 
     Args:
         sigma_data: Standard deviation of the data, positive; a rough estimate is enough.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -21,8 +22,13 @@ from torch import Tensor
 
 from sde_diffusion.sde import SDE
 
-_POINTS, _WEIGHTS = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(64))
-_POINTS, _WEIGHTS = 0.5 * (_POINTS + 1), 0.5 * _WEIGHTS  # on [0, 1]
+
+@cache
+def _quadrature(points: int) -> tuple[Tensor, Tensor]:
+    """Points and weights of Gauss-Legendre quadrature on [0, 1], exact for polynomials of degree 2 points - 1."""
+    with torch.inference_mode(False):  # they are kept, perhaps for a path that is learned
+        places, weights = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(points))
+        return 0.5 * (places + 1), 0.5 * weights
 
 
 @dataclass
@@ -74,7 +80,7 @@ def lagrange_weights(nodes: Tensor, h: Tensor, rate: float) -> Tensor:
     """Weights w_j = rate h int_0^1 e^(-rate h (1 - tau)) L_j(tau) dtau of beliefs at nodes of a step, for many steps.
 
     By 64-point Gauss-Legendre quadrature, which is exact to rounding for rate h up to a few hundred; unlike the closed
-    forms in e^(-h) it has no cancellation for small h.
+    forms in e^(-h) it has no cancellation for small h. With rate 0 as few points as are exact for the polynomials.
 
     Args:
         nodes: Places of the beliefs in units of the step, [N, K], different within each row.
@@ -84,16 +90,18 @@ def lagrange_weights(nodes: Tensor, h: Tensor, rate: float) -> Tensor:
     Returns:
         [N, K], float64.
     """
+    places, weights = _quadrature(64 if rate else max(4, (nodes.shape[1] + 1) // 2))
     length = h.unsqueeze(1) * (rate or 1.0)
-    kernel = length * torch.exp(-(h.unsqueeze(1) * rate) * (1 - _POINTS)) * _WEIGHTS
-    return torch.stack([(kernel * _basis(nodes, j)).sum(1) for j in range(nodes.shape[1])], 1)
+    kernel = length * torch.exp(-(h.unsqueeze(1) * rate) * (1 - places)) * weights
+    return (kernel.unsqueeze(1) * _basis(nodes, places)).sum(2)
 
 
-def _basis(nodes: Tensor, j: int) -> Tensor:
-    """Lagrange's polynomial that is 1 at node j and 0 at the others, at the quadrature points; [N, points]."""
-    others = torch.cat([nodes[:, :j], nodes[:, j + 1 :]], 1).unsqueeze(2)
-    factors: Tensor = (_POINTS - others) / (nodes[:, j].reshape(-1, 1, 1) - others)
-    return factors.prod(1)
+def _basis(nodes: Tensor, places: Tensor) -> Tensor:
+    """Lagrange's polynomials, of which the j-th is 1 at node j and 0 at the others, at some places; [N, K, places]."""
+    own = torch.eye(nodes.shape[1], dtype=torch.bool)
+    gaps = (nodes.unsqueeze(2) - nodes.unsqueeze(1)).masked_fill(own, 1.0)
+    factors = (places - nodes.reshape(len(nodes), 1, -1, 1)) / gaps.unsqueeze(3)
+    return factors.masked_fill(own.unsqueeze(2), 1.0).prod(2)
 
 
 def step_weights(steps: Steps, nodes: Tensor, eta: float = 0.0) -> Tensor:

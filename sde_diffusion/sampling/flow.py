@@ -76,7 +76,7 @@ class MonitoredDrift:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
         flow = self.process if part is None else part
         self.nfe += flow.passes(u)
-        self._recent.append(value_of(self.process.time(last)[0]))
+        self._recent.append(last)
         try:
             self.last = flow.drift(u, y)
         except AssertionError as error:  # the denoiser's own, not to be confused with the solver's
@@ -86,7 +86,8 @@ class MonitoredDrift:
 
     def unmet(self, subject: str) -> UserError:
         """An error that says where the solver is stuck."""
-        t, stride = max(self._recent), max(self._recent) - min(self._recent)
+        times = [value_of(self.process.time(u)[0]) for u in self._recent]
+        t, stride = max(times), max(times) - min(times)
         return UserError(
             f"the adaptive solver cannot meet its tolerance: {subject} is at t = {t:.6g}, between "
             f"{self.process.t_end:g} and {self.process.sde.t_max:g}, with steps of about {stride:.2g}. Try "

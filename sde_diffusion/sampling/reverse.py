@@ -57,12 +57,15 @@ class ReverseProcess:
         self.coordinate = State() if coordinate is None else coordinate
         self.passes_at = passes_at
         self._clock: tuple[float, Tensor, Number] | None = None
+        self._clocks: tuple[Tensor, tuple[Tensor, Number]] | None = None
         self._recording = torch.is_grad_enabled()  # whether gradients should reach the path's parameters, if it has any
 
     def time(self, u: Tensor | float) -> tuple[Tensor, Number]:
         """t and dt/du at u, which is clamped to [0, 1] (solvers may step a little beyond); float64, [] or [B] as u."""
         if isinstance(u, Tensor) and u.ndim:
-            return self._time(u)
+            if self._clocks is None or not torch.equal(self._clocks[0], u):  # a drift asks several times
+                self._clocks = u.detach().clone(), self._time(u)
+            return self._clocks[1]
         u = min(max(float(u), 0.0), 1.0)
         if self._clock is None or self._clock[0] != u:  # drift and diffusion ask in turn
             t, rate = self._time(torch.tensor([u], dtype=torch.float64))

@@ -9,7 +9,8 @@ Each choice of `sde=` is a file in `conf/sde/` that names a class, and each clas
 
 A path of your own is a subclass of `SDE` (`base`) with methods `log_alpha` and `log_sigma`, or of `LearnedSDE`
 (`learned`) if it has parameters. `grids` and `noise_levels` have the times at which samplers step, DDPM's and NCSN's
-among them; `coefficients` has functions for float64 coefficients and the states that they multiply.
+among them, and `tuned` those that were found for one model; `coefficients` has functions for float64 coefficients and
+the states that they multiply.
 """
 
 from sde_diffusion.sde.base import SDE
@@ -32,6 +33,7 @@ from sde_diffusion.sde.learned import LearnedSDE
 from sde_diffusion.sde.learned_vp import KnotSchedule, LearnedVPSDE, LinearSchedule, MonotoneSchedule, NoiseSchedule
 from sde_diffusion.sde.noise_levels import GRIDS, BetaTable, GeometricLevels, NoiseLevels, NoiseTable
 from sde_diffusion.sde.rectified import RectifiedFlow
+from sde_diffusion.sde.tuned import TunedGrid
 from sde_diffusion.sde.ve import EDMSDE, VESDE
 from sde_diffusion.sde.vp import VPSDE, CosineVPSDE, SubVPSDE
 
@@ -60,6 +62,7 @@ __all__ = [
     "RectifiedFlow",
     "SubVPSDE",
     "Time",
+    "TunedGrid",
     "UniformLogSNR",
     "UniformTime",
     "add",

@@ -51,13 +51,7 @@ class Grid(ABC):
             TypeError: If sde is not a path.
             ValueError: If points < 1, if t_end lies outside [0, t_max), or if two times coincide.
         """
-        from sde_diffusion.sde.checks import check_sde  # which imports this module
-
-        check_sde(sde)
-        t_end = sde.t_min if t_end is None else as_number("t_end", t_end)
-        points = check_count("points", points)
-        if not 0 <= t_end < sde.t_max:
-            raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
+        points, t_end = check_walk(sde, points, t_end)
         times = self.time(sde, torch.linspace(1, 0, max(points, 2), dtype=torch.float64), t_end)[:points]
         if not bool((times[1:] < times[:-1]).all()):
             raise ValueError(f"{self} on {sde} has no {points} different times: ask for fewer steps")
@@ -80,7 +74,7 @@ class QuadraticTime(Grid):
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
         """Map u to t; see `Grid.time`."""
         root = math.sqrt(t_end)
-        return _pin((root + u * (math.sqrt(sde.t_max) - root)).square(), u, sde, t_end)
+        return pin((root + u * (math.sqrt(sde.t_max) - root)).square(), u, sde, t_end)
 
 
 @dataclass(frozen=True)
@@ -93,8 +87,8 @@ class UniformLogSNR(Grid):
 
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
         """Map u to t; see `Grid.time`."""
-        start, end = _finite_log_snr(sde, sde.t_max), _finite_log_snr(sde, t_end)
-        return _pin(sde.time(end + u * (start - end)), u, sde, t_end)
+        start, end = finite_log_snr(sde, sde.t_max), finite_log_snr(sde, t_end)
+        return pin(sde.time(end + u * (start - end)), u, sde, t_end)
 
 
 @dataclass(frozen=True)
@@ -125,8 +119,8 @@ class KarrasRho(Grid):
 
     def time(self, sde: SDE, u: Tensor, t_end: float) -> Tensor:
         """Map u to t; see `Grid.time`."""
-        start, end = ((-0.5 * _finite_log_snr(sde, t) / self.rho).exp() for t in (sde.t_max, t_end))
-        return _pin(sde.time(-2 * self.rho * (end + u * (start - end)).log()), u, sde, t_end)
+        start, end = ((-0.5 * finite_log_snr(sde, t) / self.rho).exp() for t in (sde.t_max, t_end))
+        return pin(sde.time(-2 * self.rho * (end + u * (start - end)).log()), u, sde, t_end)
 
 
 @dataclass(frozen=True)
@@ -162,17 +156,39 @@ class BandLogSNR(Grid):
         # Where alpha or sigma is zero, log-SNR has no slope: at the ends take that of a point beside them.
         inside = u + (u.clamp(1e-9, 1 - 1e-9) - u).detach()
         w = (end + inside * (start - end)).exp()
-        return _pin(sde.time(2 * (torch.log1p(-w / self.high) - (w - self.low).log())), u, sde, t_end)
+        return pin(sde.time(2 * (torch.log1p(-w / self.high) - (w - self.low).log())), u, sde, t_end)
 
 
-def _finite_log_snr(sde: SDE, t: float) -> Tensor:
+def check_walk(sde: SDE, points: int, t_end: float | None) -> tuple[int, float]:
+    """The arguments of `Grid.times`, checked: the number of points, and the time where the walk ends.
+
+    Raises:
+        TypeError: If sde is not a path.
+        ValueError: If points < 1, or if t_end lies outside [0, t_max).
+    """
+    from sde_diffusion.sde.checks import check_sde  # which imports this module
+
+    check_sde(sde)
+    t_end = sde.t_min if t_end is None else as_number("t_end", t_end)
+    points = check_count("points", points)
+    if not 0 <= t_end < sde.t_max:
+        raise ValueError(f"t_end must lie in [0, t_max = {sde.t_max:g}) of {sde}; got {t_end}")
+    return points, t_end
+
+
+def finite_log_snr(sde: SDE, t: float) -> Tensor:
+    """Log-SNR at t, [].
+
+    Raises:
+        ValueError: If it is infinite.
+    """
     log_snr = sde.log_snr(t)
     if not math.isfinite(log_snr.item()):
         raise ValueError(f"log-SNR is infinite at t={t:g} of {sde}: this grid needs an end away from there")
     return log_snr
 
 
-def _pin(t: Tensor, u: Tensor, sde: SDE, t_end: float) -> Tensor:
+def pin(t: Tensor, u: Tensor, sde: SDE, t_end: float) -> Tensor:
     """Set the two ends to the exact times, which a map and its inverse have rounded; the derivative stays."""
     pinned = torch.where(u == 0, t_end, torch.where(u == 1, sde.t_max, t))
     return t + (pinned - t).detach()

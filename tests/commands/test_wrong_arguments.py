@@ -117,6 +117,8 @@ WORKS = {
     "Label": {"n_classes": 3},
     "Measurement": {"shape": [2]},
     "ScoreModel": {"denoiser": NET, "objective": sd.Objective()},
+    "TunedGrid": {"log_snr": [[-5.0, 0.0, 2.0]]},
+    "tune_grid": {"sampler": sd.AncestralSampler(3, 0.0), "denoiser": GAUSS, "target": X, "tries": 1, "iterations": 1},
     "VariationalModel": {"autoencoder": sd.variational.MLPVAE([3], sd.variational.Gaussian(), 3, 8, 0)},
 }
 """Arguments with which each public name works."""
@@ -169,7 +171,7 @@ SKIPPED = {
     ("log_likelihood", "prior"), ("elbo", "prior"), ("elbo", "decoder"), ("elbo", "grid"),
     ("log_likelihood", "grid"), ("log_likelihood", "coordinate"), ("log_likelihood", "options"),
     ("log_likelihood", "method"), ("GaussianMixtureDenoiser.sample", "generator"),
-    ("sampler", "callback"), ("inversion", "callback"), ("ScoreModel", "compile"),
+    ("sampler", "callback"), ("inversion", "callback"), ("tune_grid", "callback"), ("ScoreModel", "compile"),
 }  # fmt: skip
 
 

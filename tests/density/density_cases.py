@@ -3,6 +3,7 @@
 import math
 from functools import cache
 
+import pytest
 import torch
 from reference_paths import CASES, SIX
 from sklearn.datasets import load_digits
@@ -13,6 +14,11 @@ from sde_diffusion.denoiser import GaussianDenoiser, GaussianMixtureDenoiser, Ne
 from sde_diffusion.sde import SDE
 
 PATHS: dict[str, SDE] = {name: CASES[name][0] for name in SIX}
+
+EACH_PATH = [
+    name if name in ("vp", "ve", "rectified") else pytest.param(name, marks=pytest.mark.slow) for name in PATHS
+]
+"""All six for `pytest.mark.parametrize`: three that have little in common are quick."""
 
 MEAN = torch.tensor([0.4, -0.3, 0.1], dtype=torch.float64)
 STD = torch.tensor([0.5, 0.2, 0.9], dtype=torch.float64)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from density_cases import MEAN, PATHS, STD, bits, digits, draw, flat, gaussian, moments, terminal
+from density_cases import EACH_PATH, MEAN, PATHS, STD, bits, digits, draw, flat, gaussian, moments, terminal
 from torch.distributions import Independent, Normal
 
 from sde_diffusion.density import GaussianPrior, log_likelihood
@@ -48,9 +48,9 @@ def check_digits(name: str, n: int, tight: int, most: int) -> None:
     assert worst(denoiser, x[:tight], rtol=1e-7, atol=1e-7)[0] < 1e-5
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", EACH_PATH)
 def test_every_sample_of_the_digits_mixture(name):
-    """Measured with 40 items: 4e-5 to 6e-5 in 47 to 50 passes; the shares of the standard prior are 1e-4 (cosine) to
+    """Measured with 40 items: 3e-5 to 5e-5 in 48 to 51 passes; the shares of the standard prior are 1e-4 (cosine) to
     4e-3 (VE), of the matched one 4e-8 to 6e-5.
     """
     check_digits(name, 8, 2, most=58)
@@ -63,7 +63,7 @@ def test_many_samples_of_the_digits_mixture(name):
     check_digits(name, 256, 256, most=58)
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", EACH_PATH)
 def test_every_sample_of_two_dimensions(name):
     denoiser = flat(PATHS[name])
     x = draw(denoiser, 64)
@@ -131,10 +131,10 @@ def test_every_method(method):
 
 def test_the_order_of_adams():
     denoiser = flat(PATHS["edm"])
-    x = draw(denoiser, 16)
-    assert worst(denoiser, x, rtol=1e-7, atol=1e-7, options={"order": 3})[0] < 1e-5
-    third, fourth = (worst(denoiser, x, rtol=1e-7, atol=1e-7, options={"order": order})[1] for order in (3, 4))
-    assert fourth < 0.8 * third
+    x = draw(denoiser, 6)
+    error, third = worst(denoiser, x, rtol=1e-7, atol=1e-7, options={"order": 3})
+    assert error < 1e-5
+    assert worst(denoiser, x, rtol=1e-7, atol=1e-7)[1] < 0.8 * third
 
 
 @pytest.mark.parametrize("sde", [RectifiedFlow(t_max=1.0), CosineVPSDE(-40.0, 15.0)], ids=["rectified", "cosine"])
@@ -146,7 +146,7 @@ def test_paths_that_end_without_signal(sde):
     assert worst(denoiser, x, prior=None, rtol=1e-7, atol=1e-7)[0] < 1e-5
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", EACH_PATH)
 def test_float32_state(name):
     """At a tolerance that float32 can meet."""
     denoiser = flat(PATHS[name])
@@ -157,7 +157,7 @@ def test_float32_state(name):
     assert bits(result.log_prob - denoiser.log_prob(x, denoiser.sde.t_min), 2) < 5e-3
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", EACH_PATH)
 def test_the_latent_goes_back_to_x(name):
     """Down the sampler's flow; and it is where the closed-form flow of Gaussian data, quantile to quantile, ends."""
     sde = PATHS[name]

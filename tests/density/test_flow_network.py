@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from density_cases import PATHS, Perceptron, draw, flat, gaussian, network
+from density_cases import EACH_PATH, PATHS, Perceptron, draw, flat, gaussian, network
 from torch import Tensor
 
 from sde_diffusion.denoiser import NetworkDenoiser
@@ -39,9 +39,7 @@ def test_the_density_integrates_to_one(name):
     assert (density * (log_prob - normal)).sum() > 0.01
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("vp", "rectified") else pytest.param(name, marks=pytest.mark.slow) for name in PATHS]
-)
+@pytest.mark.parametrize("name", EACH_PATH)
 def test_the_latent_goes_back_to_x(name):
     denoiser = network(PATHS[name], 2).double()
     x = points(5, 2)

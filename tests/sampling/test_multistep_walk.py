@@ -39,6 +39,16 @@ def test_weights_are_the_integrals(nodes, rate):
                 assert weight == pytest.approx(float(mpmath.quad(integrand, [0, 1])), rel=1e-12, abs=1e-13 * h)
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 8, 9, 12])
+def test_weights_of_slopes_integrate_polynomials(count):
+    """Of every degree below the number of nodes, over steps of two lengths."""
+    nodes = torch.linspace(-1.5, 1, count, dtype=torch.float64)
+    weights = lagrange_weights(nodes.expand(2, -1), torch.tensor([1.0, 0.1], dtype=torch.float64), 0.0)
+    powers = nodes.unsqueeze(1) ** torch.arange(count)
+    expected = torch.tensor([[1.0], [0.1]], dtype=torch.float64) / torch.arange(1, count + 1)
+    torch.testing.assert_close(weights @ powers, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("method", EVERY)
 def test_steps_are_network_passes(method, steps):

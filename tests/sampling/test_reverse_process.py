@@ -17,6 +17,7 @@ from sde_diffusion.sde import (
     QuadraticTime,
     UniformLogSNR,
     UniformTime,
+    float64,
 )
 
 GRIDS = [UniformTime(), QuadraticTime(), UniformLogSNR(), KarrasRho(), BandLogSNR()]
@@ -72,6 +73,14 @@ def test_the_clock(grid):
         assert reverse.time(-1e-9)[0] == reverse.time(torch.tensor(-1e-45))[0] == t_end
         assert reverse.time(1 + 1e-9)[0] == sde.t_max
         assert reverse.time(torch.tensor(1e-45))[0] >= t_end
+        # For items at places of their own, also when a solver moves them in place.
+        places = torch.tensor([0.2, 0.9, 0.2], dtype=torch.float64)
+        for move in (0.0, 0.05):
+            places += move
+            t, rate = reverse.time(places)
+            alone = [reverse.time(u) for u in places.tolist()]
+            torch.testing.assert_close(t, torch.stack([float64(one) for one, _ in alone]), rtol=1e-12, atol=0)
+            torch.testing.assert_close(rate, torch.stack([float64(one) for _, one in alone]), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("coordinate", COORDINATES, ids=["x", "y", "unit"])

@@ -1,4 +1,4 @@
-"""Checks of the arguments of U-Nets, with messages that say what is allowed."""
+"""Checks of the arguments of networks of images and signals, with messages that say what is allowed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sde_diffusion.checks import as_number, check_sizes
 
 
-def check_unet_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def check_image_or_signal_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one sample.
 
     Raises:
@@ -29,14 +29,14 @@ def check_dropout(value: float) -> float:
     return dropout
 
 
-def check_places(resolutions: int, **places: Any) -> None:
+def check_resolutions(resolutions: int, **lists: Any) -> None:
     """Check lists of resolutions.
 
     Raises:
         ValueError: If one is not a list of numbers of resolutions.
     """
-    for name, listed in places.items():
-        if not isinstance(listed, list | tuple) or not all(place in range(resolutions) for place in listed):
+    for name, listed in lists.items():
+        if not isinstance(listed, list | tuple) or not all(one in range(resolutions) for one in listed):
             raise ValueError(f"{name} must list resolutions in 0 ... {resolutions - 1}; got {listed!r}")
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from sde_diffusion import VPSDE, NetworkDenoiser
@@ -21,7 +22,8 @@ SIMPLE = {"ddpm": ((128, 256, 256, 256), 2, 1)}
 
 def network_of(name: str, shape: list[int], **changes: Any) -> nn.Module:
     """The network of a preset."""
-    settings = yaml.safe_load((config_folder() / "network" / f"{name}.yaml").read_text())
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        settings = OmegaConf.to_container(compose(f"network/{name}").network)
     made: nn.Module = build({**settings, "shape": shape, "conditions": None, **changes}, "network")
     return made
 

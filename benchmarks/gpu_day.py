@@ -11,7 +11,7 @@ took:
   likelihoods of the test split.
 
 Each has its log in DIR; one that is finished is not run again. `--toy` runs all of it at a small size, on a CPU too, to
-try the commands before the day.
+try the commands before the day; its results go to DIR/toy.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def jobs(out: Path, root: Path, toy: bool) -> list[Job]:
     )
     blocks = ["--steps", "4", "--block", "1", "--warmup", "1"] if toy else ["--steps", "200", "--block", "20"]
     preset = ["experiment=cifar10_10min", f"data.root={root}", *(tiny if toy else [])]
-    walk = ["sampler=heun", f"sampler.steps={3 if toy else 35}"]
+    walk = ["sampler=heun", f"sampler.steps={3 if toy else 18}"]
     scored = ["n=4", "method=euler", "steps=10", "elbo.draws=4", "elbo.t_end=0.01"] if toy else []
     return [
         *found,
@@ -150,6 +150,8 @@ def main() -> None:
         parser.error("--cifar10 DIR and --out DIR are needed")
     if not args.toy and not torch.cuda.is_available():
         parser.error("torch finds no GPU on this machine; --toy tries all commands at a small size")
+    if args.toy:
+        args.out = args.out / "toy"
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "gpu_day.json"
     done = json.loads(file.read_text()) if file.exists() else {}

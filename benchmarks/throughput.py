@@ -169,7 +169,8 @@ def main() -> None:
     race.run(args.repeats)
     race.weigh()
     peaks = {kind: peak(device, kind, race.clock) for kind in (torch.float32, torch.bfloat16)}
-    rows = [row(one, contestants[-1], args.batch, flops, peaks) for one in contestants]
+    baseline = next((one for one in contestants if one.name == "diffusers, float32"), contestants[0])
+    rows = [row(one, baseline, args.batch, flops, peaks) for one in contestants]
     about = {
         "network": args.network,
         "parameters": sum(p.numel() for p in contestants[0].denoiser.parameters()),
@@ -177,6 +178,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "batch": args.batch,
         "repeats": args.repeats,
+        "baseline": baseline.name,
         "peak TFLOP/s": {str(kind): value / 1e12 for kind, value in peaks.items()},
         "torch": torch.__version__,
         "rows": rows,
@@ -191,12 +193,14 @@ def main() -> None:
     print(table(about))
 
 
-def row(one: Contestant, last: Contestant, batch: int, flops: float, peaks: dict[torch.dtype, float]) -> dict[str, Any]:
-    """Medians, images a second, and ratios to the last contestant, of the same turns."""
+def row(
+    one: Contestant, baseline: Contestant, batch: int, flops: float, peaks: dict[torch.dtype, float]
+) -> dict[str, Any]:
+    """Medians, images a second, and ratios to the baseline, of the same turns."""
     half = one.autocast or one.denoiser.compute_dtype is not None
     found: dict[str, Any] = {"name": one.name}
     for phase, times in one.times.items():
-        ratios = [other / mine for mine, other in zip(times, last.times[phase], strict=True)]
+        ratios = [other / mine for mine, other in zip(times, baseline.times[phase], strict=True)]
         found[phase] = {
             "seconds": statistics.median(times),
             "images a second": batch / statistics.median(times),
@@ -209,13 +213,14 @@ def row(one: Contestant, last: Contestant, batch: int, flops: float, peaks: dict
 
 
 def table(about: dict[str, Any]) -> str:
-    """The results in Markdown; the last row is what the others are compared with."""
+    """The results in Markdown."""
     phases = [phase for phase, cell in about["rows"][0].items() if isinstance(cell, dict)]
     memory = [name for name in about["rows"][0] if name.startswith("memory")]
     columns = [*phases, "of the peak", "first steps", *memory]
     lines = [
         f"{about['network']}: {about['parameters']:,} parameters, {about['GFLOP an image']:.1f} GFLOP an image; "
-        f"{about['device']}, batch {about['batch']}, medians of {about['repeats']} turns",
+        f"{about['device']}, batch {about['batch']}, medians of {about['repeats']} turns; x: times as "
+        f"fast as {about['baseline']}",
         "",
         f"| | {' | '.join(columns)} |",
         "|---|" + "---|" * len(columns),

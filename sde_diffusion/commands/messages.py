@@ -87,7 +87,7 @@ def unknown_key(key: str, parent: DictConfig) -> str:
     for names, cutoff in ((others, 0.85), (beside, 0.7)):
         if close := difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=cutoff):
             hint = f" (did you mean {names[close[0]]}?)"
-    if elsewhere := _elsewhere(key, str(where), str(parent.get("_target_"))):
+    if where and (elsewhere := _elsewhere(key, str(where), str(parent.get("_target_")))):
         hint = f": {elsewhere}"
     place = f" in {where}" if where else ""
     return f"unknown key {key!r}{hint}; allowed{place}: {', '.join(sorted(str(name) for name in parent))}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_diffusion.checks.hints import (
@@ -95,8 +95,9 @@ def _train(checks: ConfigChecks) -> None:
     checks.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
     checks.settings("trainer", Trainer, TRAINER, reserved=("logger", "callbacks", "default_root_dir"))
     cls, model = checks.model("model", reserved=_RESERVED)
-    checks.fill_in("network.shape", [1, 8, 8])
-    checks.fill_in("objective.shape", [1, 8, 8])
+    side = _placeholder_side(checks)
+    checks.fill_in("network.shape", [1, side, side])
+    checks.fill_in("objective.shape", [1, side, side])
     for group in ("sde", "network", "objective"):
         checks.fill_in(f"{group}.levels", 256)
     checks.fill_in("denoiser.sigma_data", 0.5)
@@ -117,6 +118,18 @@ def _train(checks: ConfigChecks) -> None:
     checks.instances("callbacks", Callback, sampler=sampler)
     checks.instances("logger", Logger)
     _guidance(checks)
+
+
+def _placeholder_side(checks: ConfigChecks) -> int:
+    """A size of images that fits any network: whether the data's does is checked when the data are known."""
+    network = checks.cfg.get("network")
+    patch, factors = (
+        OmegaConf.select(network, name) if isinstance(network, DictConfig) else None
+        for name in ("patch", "channel_mult")
+    )
+    halvings = len(factors) if isinstance(factors, ListConfig) else 0
+    side: int = (patch if type(patch) is int and 0 < patch < 1000 else 1) * 2 ** min(max(3, halvings), 10)
+    return side
 
 
 def _first_stage(checks: ConfigChecks, needed: bool) -> Any:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from sde_diffusion.checks.overrides import hydra_value
 from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.errors import UserError
 
 
 def in_full(name: str, arguments: Sequence[str]) -> list[str]:
@@ -18,7 +19,14 @@ def in_full(name: str, arguments: Sequence[str]) -> list[str]:
 
 
 def with_checkpoint(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with pretrained=PATH, of another program's checkpoint, in place of ckpt=PATH."""
+    """The arguments, with ckpt=PATH in place of pretrained=PATH, which is for other programs' checkpoints.
+
+    Raises:
+        UserError: If both are given.
+    """
+    both = [argument for argument in arguments if re.match("(ckpt|pretrained)=", argument)]
+    if len({argument.partition("=")[0] for argument in both}) == 2:
+        raise UserError(f"{' '.join(both)}: these are two names of one setting; give one of them")
     return [re.sub("^pretrained=", "ckpt=", argument) for argument in arguments]
 
 

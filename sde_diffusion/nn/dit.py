@@ -234,7 +234,9 @@ def _grid(size: Sequence[int], patch: int) -> tuple[int, ...]:
         ValueError: If they do not tile the image.
     """
     if any(length % patch for length in size):
-        fitting = [side for side in range(1, patch) if all(length % side == 0 for length in size)]
+        fitting = [str(side) for side in range(1, min(size) + 1) if all(length % side == 0 for length in size)]
         sides = "x".join(map(str, size))
-        raise ValueError(f"patch={patch} does not divide the size of the data, {sides}: take patch={fitting[-1]}")
+        raise ValueError(
+            f"patch={patch} does not divide the size of the data, {sides}: take one of {', '.join(fitting)}"
+        )
     return tuple(length // patch for length in size)

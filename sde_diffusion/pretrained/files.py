@@ -94,5 +94,8 @@ def tensors(found: Any, path: Path) -> dict[str, Tensor]:
         UserError: If they are not.
     """
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{path} does not contain tensors by name")
+        raise UserError(
+            f"{path} does not contain tensors by name, as torch.save(network.state_dict(), PATH) writes: "
+            "docs/pretrained.md lists the files and folders that are known"
+        )
     return dict(found)

@@ -136,15 +136,18 @@ class Pretrained(NetworkDenoiser):
         """Write the denoiser for other programs.
 
         Args:
-            folder: The folder, which is made.
+            folder: The folder, which is made; empty if there is one.
             format: "safetensors": `model.safetensors` and the settings as JSON, which `load` reads; "diffusers": a
                 folder that diffusers loads as a `DDPMPipeline` or `ScoreSdeVePipeline`, for U-Nets that it has.
 
         Raises:
             ValueError: If the format is unknown.
-            UserError: If diffusers has no such network or schedule; the message says what differs.
+            UserError: If the folder is not empty, or diffusers has no such network or schedule; the message says what
+                differs.
         """
         check_choice("format", format, ("safetensors", "diffusers"))
+        if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+            raise UserError(f"{folder} exists already, and is not an empty folder: choose another, or remove it")
         weights: Weights = {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
         if format == "diffusers":
             write_diffusers(Path(folder), self.description, self, weights)

@@ -142,10 +142,13 @@ def _existing(path: Any) -> Path:
             found = sorted(path.rglob("*.ckpt"))
             raise UserError(f"{path} is a folder; give a file" + (f", such as {found[-1]}" if found else ""))
         if not path.parent.is_dir():
-            raise UserError(f"no checkpoint {path}: there is no folder {path.parent}")
+            raise UserError(
+                f"no checkpoint {path}: there is no folder {path.parent}; models of the Hugging Face hub are not "
+                "downloaded: give the folder of a copy"
+            )
         if not path.exists():
             there = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt")))
-            raise UserError(f"no checkpoint {path}; its folder has {there or 'none'}")
+            raise UserError(f"no checkpoint {path}; the folder {path.parent} has {there or 'no checkpoints'}")
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}") from error
     if path.suffix == ".npz":

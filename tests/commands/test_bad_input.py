@@ -32,6 +32,7 @@ TRAIN = {
         ["observation=gaussian"],
         ["model.observation: ScoreModel takes no observation", "(given: observation=gaussian)"],
     ),
+    "a switch of another command": (["compile=true"], ["unknown key 'compile' (did you mean model.compile?)"]),
     "a VAE that is told classes": (
         ["model=vae", "conditional=true"],
         ["conditional=true is for models that can be told conditions", "model=latent, score, vdm. A VariationalModel"],

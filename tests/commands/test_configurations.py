@@ -10,6 +10,7 @@ import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
+from PIL import Image
 
 from sde_diffusion.commands import app, configurations, train
 from sde_diffusion.commands.building import build_trainer
@@ -206,3 +207,38 @@ def test_presets_for_a_gpu_say_what_to_take_without_one(tmp_path):
     cfg = OmegaConf.create({"sampler": {"_target_": "sde_diffusion.sampling.DPMSolver"}, "trainer": trainer, **empty})
     with pytest.raises(UserError, match=r"accelerator=gpu: torch finds no GPU .* which experiment=mnist_cpu and"):
         build_trainer(cfg, tmp_path)
+
+
+def test_a_network_s_patches_are_those_of_the_data_s_size(command, tmp_path):
+    """Before the data are known, their size is not held against a network: 7 divides 28, and not 8."""
+    settings = ("network=dit_s", "network.width=48", "network.depth=1", "network.heads=3", "network.patch=7")
+    shorter = ("trainer.max_steps=1", "trainer.val_check_interval=1", "callbacks.samples=null")
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(20):
+        Image.new("L", (28, 28), 12 * i).save(images / f"{i}.png")
+    where = ("data=folder", f"data.root={images}")
+    done = command("train", *settings, *shorter, *where, "denoiser.noise_conditioning=step", cwd=tmp_path)
+    assert done.status == 0, done.err
+
+
+def test_two_names_of_a_checkpoint_are_refused(command, tmp_path):
+    done = command("sample", "ckpt=a.ckpt", "pretrained=b", cwd=tmp_path)
+    assert done.status == 1
+    assert "ckpt=a.ckpt pretrained=b: these are two names of one setting" in done.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("data=moons network=unet_small", "the data are vectors of shape [2]: network=mlp (MLP) takes them"),
+        (
+            "network=dit_s network.patch=3",
+            "network.patch=3 does not divide the data's size, 8x8: take one of 1, 2, 4, 8",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data(settings, message, command, tmp_path):
+    done = command("train", *settings.split(), cwd=tmp_path)
+    assert done.status == 1
+    assert message in done.err

@@ -195,7 +195,7 @@ def test_dropout_acts_in_training_alone():
         (lambda: MLP([]), "shape"),
         (lambda: MLP([0, 3]), "positive"),
         (lambda: MLP([2], depth=0), "depth"),
-        (lambda: UNet([28]), r"\[C, length\] or \[C, height, width\]"),
+        (lambda: UNet([28]), r"images \[C, height, width\] and signals .* vectors of shape \[28\]: network=mlp"),
         (
             lambda: UNet([3, 36, 28], resample_filter=[1, 3, 3, 1], channel_mult=[1, 1, 1, 1]),
             "multiple of 8; got 36x28: resize the data to 32x24 or 40x32",

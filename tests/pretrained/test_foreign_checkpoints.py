@@ -176,6 +176,12 @@ def test_latent_variables_are_written_without_clipping(tmp_path):
     assert scheduler["clip_sample"] is False
 
 
+def test_a_folder_that_holds_something_is_not_written_over(loaded, tmp_path):
+    loaded["ddpm"].save(tmp_path / "kept")
+    with pytest.raises(UserError, match="kept exists already, and is not an empty folder"):
+        loaded["ddpm"].save(tmp_path / "kept", "diffusers")
+
+
 def test_a_path_is_named_only_for_checkpoints_that_do_not_say_theirs(tmp_path):
     folder = folder_of("ddpm", tmp_path)
     with pytest.raises(

@@ -35,6 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import Contestant, entrants
 from sde_diffusion import AncestralSampler
+from sde_diffusion.commands.configurations import config_folder
+from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import writing
 
 PEAK_SIZE = 4096
@@ -145,22 +147,47 @@ def peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], r
     return max(found)
 
 
+def positive(word: str) -> int:
+    """A whole number of at least 1."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
+    return number
+
+
+def setting(word: str) -> tuple[str, Any]:
+    """A key and its value."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE; got {word}")
+    return key, yaml.safe_load(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="ddpm", help="a preset of conf/network")
-    parser.add_argument("--shape", type=int, nargs="+", default=[3, 32, 32])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--set", nargs="*", default=[], help="settings of the network, such as channels=32")
+    presets = sorted(path.stem for path in (config_folder() / "network").glob("*.yaml"))
+    parser.add_argument("--network", default="ddpm", choices=presets, metavar="NAME", help="a preset of conf/network")
+    shape = "of an image, channels first, as in --shape 3 32 32, the default"
+    parser.add_argument("--shape", type=int, nargs="+", default=[3, 32, 32], help=shape)
+    parser.add_argument("--batch", type=positive, default=8, help="images in a batch; 8")
+    parser.add_argument("--repeats", type=positive, default=5, help="turns of each; 5")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--device", default=devices[-1], choices=devices)
+    parser.add_argument(
+        "--set", nargs="*", type=setting, default=[], help="settings of the network, such as channels=32"
+    )
     parser.add_argument("--compile", action="store_true", help="also compiled networks")
     parser.add_argument("--profile", action="store_true", help="write a trace of a training step")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    if (args.out / "throughput.json").exists():
+        parser.error(f"{args.out / 'throughput.json'} exists already: choose another --out, or remove it")
     device = torch.device(args.device)
-    changes = {key: yaml.safe_load(value) for key, value in (setting.split("=", 1) for setting in args.set)}
-    contestants = entrants(args, changes, device)
+    try:
+        contestants = entrants(args, dict(args.set), device)
+    except (UserError, ValueError) as error:
+        parser.error(str(error))
+    args.out.mkdir(parents=True, exist_ok=True)
     race = Race(contestants, args.shape, args.batch, device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         race.forward(contestants[0])

@@ -234,7 +234,7 @@ def test_two_names_of_a_checkpoint_are_refused(command, tmp_path):
         ("data=moons network=unet_small", "the data are vectors of shape [2]: network=mlp (MLP) takes them"),
         (
             "network=dit_s network.patch=3",
-            "network.patch=3 does not divide the data's size, 8x8: take one of 1, 2, 4, 8",
+            "network.patch=3 does not divide the size of the data, 8x8: take one of 1, 2, 4, 8",
         ),
     ],
 )

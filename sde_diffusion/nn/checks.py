@@ -14,12 +14,13 @@ def check_image_or_signal_shape(shape: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: If it is not [C, length] or [C, height, width].
     """
-    if len(shape) == 1:
+    found = check_sizes("shape", shape, "2 or 3 positive sizes, [C, length] or [C, height, width]", least=1, most=3)
+    if len(found) == 1:
         raise ValueError(
-            f"this network is for images [C, height, width] and signals [C, length], and the data are vectors of shape "
-            f"{list(shape)}: network=mlp (MLP) takes them"
+            "this network is for images [C, height, width] and signals [C, length], and the data are vectors of shape "
+            f"{list(found)}: network=mlp (MLP) takes them"
         )
-    return check_sizes("shape", shape, "2 or 3 positive sizes, [C, length] or [C, height, width]", least=2, most=3)
+    return found
 
 
 def check_dropout(value: float) -> float:

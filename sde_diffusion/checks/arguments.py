@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -221,7 +221,9 @@ def check_batch(name: str, x: Any) -> None:
     check_finite(name, x)
 
 
-def check_finite(name: str, x: Tensor, hint: str = "", error: type[Exception] = ValueError) -> None:
+def check_finite(
+    name: str, x: Tensor, hint: str = "", error: type[Exception] = ValueError, indices: Sequence[int] | None = None
+) -> None:
     """Check that a batch [B, ...] has no NaN or infinite numbers. Waits for the device.
 
     Args:
@@ -229,6 +231,7 @@ def check_finite(name: str, x: Tensor, hint: str = "", error: type[Exception] = 
         x: [B, ...].
         hint: End of the message.
         error: Class of the error.
+        indices: Those of the samples, for the message; 0 ... B - 1 by default.
 
     Raises:
         ValueError: If it has (or `error`); the message lists the samples.
@@ -236,6 +239,7 @@ def check_finite(name: str, x: Tensor, hint: str = "", error: type[Exception] = 
     fine = torch.isfinite(x).reshape(len(x), -1).all(1)
     if not bool(fine.all()):
         lost = (~fine).nonzero().flatten().tolist()
+        lost = lost if indices is None else [indices[i] for i in lost]
         raise error(f"{name} is not finite for {len(lost)} of {len(x)} samples (indices {few(lost, 8)}){hint}")
 
 

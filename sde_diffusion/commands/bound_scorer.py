@@ -49,7 +49,6 @@ class BoundScorer(Scorer):
         self.options = {
             "draws": int(cfg.draws),
             "importance": self.importance,
-            "rows": int(cfg.batch_size),
             **(resolved(cfg.bound) or {}),
         }
         self.ordered = [("elbo", "iwae")] if self.importance > 1 else []
@@ -60,15 +59,15 @@ class BoundScorer(Scorer):
         x, conditions = data.batch(data.splits[0], torch.tensor([0]), device)
         once: dict[str, Any] = {**self.options, "draws": 1, "importance": 1, **conditions}
         try:  # settings that the bound does not take, before anything is computed
-            model.bound(x.to(self.dtype), seeds=[0], **once)
+            model.bound(x.to(self.dtype), seeds=[0], **{"rows": 1, **once})
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
         self.plan = {"importance": self.importance}
 
-    def __call__(self, x: Tensor, seeds: Sequence[int], **conditions: Any) -> dict[str, Tensor]:
+    def __call__(self, x: Tensor, seeds: Sequence[int], rows: int, **conditions: Any) -> dict[str, Tensor]:
         """See `Scorer`."""
         x, bins = in_bins(x, self.filled, seeds)
-        found = self.model.bound(x.to(self.dtype), seeds=seeds, **self.options, **conditions)
+        found = self.model.bound(x.to(self.dtype), seeds=seeds, **{"rows": rows, **self.options}, **conditions)
         scores = elbo_scores(found, bins)
         if self.importance > 1:  # files share no memory
             missing = torch.full_like(found.log_prob, torch.nan)
@@ -76,9 +75,9 @@ class BoundScorer(Scorer):
         scores["nfe"] = torch.full_like(found.log_prob, found.nfe)
         return {name: value.double().cpu() for name, value in scores.items()}
 
-    def impossible(self, x: Tensor, seeds: Sequence[int], **conditions: Any) -> dict[str, Tensor]:
+    def impossible(self, x: Tensor, seeds: Sequence[int], rows: int, **conditions: Any) -> dict[str, Tensor]:
         """See `Scorer`: no such case is known."""
-        return self(x, seeds, **conditions)
+        return self(x, seeds, rows, **conditions)
 
     def passes(self) -> list[str]:
         """See `Scorer`."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _PLACING_ITEMS = 200
 """Maximum number of validation items used to choose the time of the ELBO's decoder."""
 
+_TOGETHER = 4
+"""Batches in one call of the likelihood: after the first three no item is alone in its passes."""
+
 _CHAIN_STEPS = 64
 """Steps of the chain whose importance weighted bound is computed, if elbo.steps does not say how many."""
 
@@ -83,11 +86,13 @@ class FlowScorer(Scorer):
         bound = self.scoring.bound
         self.chain = {}
         if bound is not None:
-            self.chain = {**{k: bound[k] for k in ("grid", "t_end", "rows")}, "steps": bound["steps"] or _CHAIN_STEPS}
+            self.chain = {**{k: bound[k] for k in ("grid", "t_end")}, "steps": bound["steps"] or _CHAIN_STEPS}
         self.more = {
             "terminal_kl": self.prior.kl_of(matched, data.size),
             "elbo_settings": None if bound is None else {**resolved(cfg.elbo), "t_end": bound["t_end"]},
         }
+        if self.importance == 1 and ODESolver(flow["method"]).method.by_item:
+            self.together = _TOGETHER
         self.ordered = []
         if self.importance > 1:
             steps = self.chain["steps"]
@@ -100,21 +105,21 @@ class FlowScorer(Scorer):
         if bound is not None and (self.levels is None or self.scoring.decoder.continuous):
             self.ordered += [("elbo", "log_prob"), *([("iwae", "log_prob")] if self.importance > 1 else [])]
 
-    def __call__(self, x: Tensor, seeds: Sequence[int], **conditions: Any) -> dict[str, Tensor]:
+    def __call__(self, x: Tensor, seeds: Sequence[int], rows: int, **conditions: Any) -> dict[str, Tensor]:
         """See `Scorer`."""
-        found = self.scoring(self.denoiser, x, seeds, self.prior, **conditions)
-        return found | self._weighted(x, seeds, conditions)
+        found = self.scoring(self.denoiser, x, seeds, self.prior, rows, **conditions)
+        return found | self._weighted(x, seeds, rows, conditions)
 
-    def impossible(self, x: Tensor, seeds: Sequence[int], **conditions: Any) -> dict[str, Tensor]:
+    def impossible(self, x: Tensor, seeds: Sequence[int], rows: int, **conditions: Any) -> dict[str, Tensor]:
         """See `Scorer`; the bounds are there."""
-        found = self.scoring.impossible(self.denoiser, x, seeds, self.prior, **conditions)
-        return found | self._weighted(x, seeds, conditions)
+        found = self.scoring.impossible(self.denoiser, x, seeds, self.prior, rows, **conditions)
+        return found | self._weighted(x, seeds, rows, conditions)
 
-    def _weighted(self, x: Tensor, seeds: Sequence[int], conditions: dict[str, Any]) -> dict[str, Tensor]:
+    def _weighted(self, x: Tensor, seeds: Sequence[int], rows: int, conditions: dict[str, Any]) -> dict[str, Tensor]:
         if self.importance == 1:
             return {}
         x, bins = self.scoring.for_bound(x, seeds)
-        settings = {"prior": self.prior, "decoder": self.scoring.decoder, **self.chain}
+        settings = {"prior": self.prior, "decoder": self.scoring.decoder, "rows": rows, **self.chain}
         found = self.model.bound(x, importance=self.importance, seeds=seeds, **settings, **conditions)
         scores = {"iwae": found.log_prob + bins, "chain_elbo": found.elbo + bins}
         return {name: value.double().cpu() for name, value in scores.items()}
@@ -164,4 +169,4 @@ class FlowScorer(Scorer):
             candidates = decoder.candidate_t_ends(self.denoiser.sde)
             settings = {"steps": None, "draws": 32, "rows": cfg.batch_size, "grid": bound["grid"]}
             bound["t_end"] = best_t_end(self.denoiser, decoder, x, candidates, **settings, **conditions)
-        return {"decoder": decoder, "bound": {**bound, "rows": cfg.batch_size}}
+        return {"decoder": decoder, "bound": bound}

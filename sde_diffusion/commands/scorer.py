@@ -21,6 +21,8 @@ class Scorer(ABC):
         ordered: Pairs of scores of which the first is a lower bound of what the second is, or is a bound of.
         equal: Why the scores of each pair are equal, in words; empty if they are not.
         more: Further entries of the report.
+        together: Number of batches that are scored in one call; several where items leave a batch one by one, and those
+            of the next take their places.
     """
 
     levels: int | None
@@ -31,24 +33,26 @@ class Scorer(ABC):
     ordered: Sequence[tuple[str, str]]
     equal: str = ""
     more: Mapping[str, Any]
+    together: int = 1
 
     @abstractmethod
-    def __call__(self, x: Tensor, seeds: Sequence[int], **conditions: Any) -> dict[str, Tensor]:
-        """The scores of a batch by name, [B] each, float64, on the CPU, in nats.
+    def __call__(self, x: Tensor, seeds: Sequence[int], rows: int, **conditions: Any) -> dict[str, Tensor]:
+        """The scores of items by name, [B] each, float64, on the CPU, in nats.
 
         Args:
             x: Data on [-1, 1], [B, *dims].
             seeds: One integer for each item, on which alone its noise depends.
+            rows: Most items, or draws of items, of a network pass.
             **conditions: Conditions of the model.
 
         Raises:
-            UserError: If the batch cannot be scored.
+            UserError: If an item cannot be scored.
             ValueError: If an argument is not allowed.
         """
 
     @abstractmethod
-    def impossible(self, x: Tensor, seeds: Sequence[int], **conditions: Any) -> dict[str, Tensor]:
-        """Scores of a batch for which `__call__` raises a UserError; the log-probability is -infinity."""
+    def impossible(self, x: Tensor, seeds: Sequence[int], rows: int, **conditions: Any) -> dict[str, Tensor]:
+        """Scores of items for which `__call__` raises a UserError; the log-probability is -infinity."""
 
     @abstractmethod
     def passes(self) -> list[str]:

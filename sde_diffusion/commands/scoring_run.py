@@ -20,6 +20,7 @@ from sde_diffusion.density.scoring import SCORES
 from sde_diffusion.density.summary import main_score, mean_and_error, per_dim, plus_minus
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.batches import Batches, in_batches
+from sde_diffusion.storage.memory import ran_out
 from sde_diffusion.storage.progress import Bar, passes
 
 if TYPE_CHECKING:
@@ -74,8 +75,15 @@ class ScoringRun:
 
         def work(some: range, shown: Bar) -> dict[str, Tensor]:
             begin = time.perf_counter()
-            with nullcontext() if denoiser is None else passes(shown, denoiser, lambda x_t, t: denoiser.passes_at(t)):
-                part = self._batch(data, split, items[some.start : some.stop])
+            try:
+                with (
+                    nullcontext() if denoiser is None else passes(shown, denoiser, lambda x_t, t: denoiser.passes_at(t))
+                ):
+                    part = self._batch(data, split, items[some.start : some.stop])
+            except Exception as error:
+                if ran_out(error):  # `in_batches` tries again with batches half as large
+                    self.size = max(1, min(self.size, len(some)) // 2)
+                raise
             seconds = time.perf_counter() - begin
             self.scored_now += seconds
             return {**part, "seconds": torch.tensor(seconds, dtype=torch.float64)}
@@ -105,6 +113,7 @@ class ScoringRun:
             {**self.plan, "data": data.name, "split": split, "digest": data.parts[split].digest()},
             cfg.overwrite,
             enough=enough,
+            together=1 if cfg.target_se is not None else self.scorer.together,
         )
         self.seconds += sum(map(float, done.each("seconds")))
         self.size = min(self.size, done.sizes[-1])
@@ -124,7 +133,7 @@ class ScoringRun:
             with warnings.catch_warnings():
                 # The items are scaled correctly here, though some may be far outside of [-1, 1].
                 warnings.filterwarnings("ignore", "x has a root mean square")
-                scores = self.scorer(x, seeds, **conditions)
+                scores = self.scorer(x, seeds, self.size, **conditions)
         except UserError as error:
             if data.role == "own":
                 raise
@@ -132,7 +141,7 @@ class ScoringRun:
                 halves = [self._batch(data, split, half) for half in items.tensor_split(2)]
                 return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
             log.warning("item %d of %s counts as impossible: %s", int(items), data.name, error)
-            scores = self.scorer.impossible(x, seeds, **conditions)
+            scores = self.scorer.impossible(x, seeds, self.size, **conditions)
         except ValueError as error:
             raise UserError(str(error)) from error
         return {**scores, "index": items.double()}

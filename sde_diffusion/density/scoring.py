@@ -101,7 +101,7 @@ class Scoring:
         return words if self.bound is None else words + bounded
 
     def impossible(
-        self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, **conditions: Any
+        self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, rows: int, **conditions: Any
     ) -> dict[str, Tensor]:
         """Scores of a batch that no solver can take to the prior: log-probability -infinity, and the bound.
 
@@ -110,10 +110,10 @@ class Scoring:
         missing = torch.full((len(x),), math.nan, dtype=torch.float64)
         errors = {name: missing.clone() for name in ("trace_error", "solver_error", "nfe")}  # files share no memory
         flow = {"log_prob": torch.full_like(missing, -math.inf), **errors}
-        return flow | self._bounded(denoiser, x, seeds, prior, conditions)
+        return flow | self._bounded(denoiser, x, seeds, prior, rows, conditions)
 
     def __call__(
-        self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, **conditions: Any
+        self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, rows: int, **conditions: Any
     ) -> dict[str, Tensor]:
         """Score a batch.
 
@@ -122,6 +122,7 @@ class Scoring:
             x: Data on [-1, 1], [B, *dims].
             seeds: One integer for each item, on which alone its noise depends.
             prior: Log-density at t_max.
+            rows: Most items of a network pass.
             **conditions: Passed to the denoiser.
 
         Returns:
@@ -140,6 +141,7 @@ class Scoring:
                 probes=self.probes,
                 seeds=seeds,  # several draws take the exact trace, which has no probes to repeat
                 prior=prior,
+                rows=rows,
                 **self.flow,
                 **conditions,
             )
@@ -155,15 +157,22 @@ class Scoring:
             "nfe": nfe,
         }
         scores = {name: value.double().cpu() for name, value in scores.items()}
-        return scores | self._bounded(denoiser, x, seeds, prior, conditions)
+        return scores | self._bounded(denoiser, x, seeds, prior, rows, conditions)
 
     def _bounded(
-        self, denoiser: Denoiser, x: Tensor, seeds: Sequence[int], prior: LogDensity, conditions: dict[str, Any]
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        seeds: Sequence[int],
+        prior: LogDensity,
+        rows: int,
+        conditions: dict[str, Any],
     ) -> dict[str, Tensor]:
         if self.bound is None:
             return {}
         x, bins = self.for_bound(x, seeds)
-        bound = elbo(denoiser, x, seeds=seeds, prior=prior, decoder=self.decoder, **self.bound, **conditions)
+        settings = {"prior": prior, "decoder": self.decoder, "rows": rows, **self.bound}
+        bound = elbo(denoiser, x, seeds=seeds, **settings, **conditions)
         return elbo_scores(bound, bins)
 
     def for_bound(self, x: Tensor, seeds: Sequence[int]) -> tuple[Tensor, float]:

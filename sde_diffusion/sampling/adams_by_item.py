@@ -1,10 +1,10 @@
 r"""Adams' method with steps of its own for each item of a batch.
 
 The method is that of `adams`; here each item has its own place u, its own step and its own error. An item that is at
-the end leaves the batch, so that a batch costs the sum of what its items need, not its size times what the most
-difficult one needs, and a solution does not depend on the other items. (If the slope of one is rough in time, though,
-`ode_adams` solves all of them again with another tolerance.) The order, up to k, is each item's own too, the one with
-the longest steps.
+the end leaves, and one that waits takes its place: a batch costs the sum of what its items need, not its size times
+what the most difficult one needs, and a solution does not depend on the other items. (If the slope of one is rough in
+time, though, `ode_adams` solves all of them again with another tolerance.) The order, up to k, is each item's own too,
+the one with the longest steps.
 
 References: Hairer, Norsett & Wanner 1993, section III.7 (variable order).
 """
@@ -12,7 +12,6 @@ References: Hairer, Norsett & Wanner 1993, section III.7 (variable order).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +27,9 @@ from sde_diffusion.sampling.adams import (
     RoughError,
     first_step,
 )
+from sde_diffusion.sampling.adams_items import Items
 from sde_diffusion.sampling.exponential import lagrange_weights
-from sde_diffusion.sampling.flow import Flow
+from sde_diffusion.sampling.flow import Separable
 from sde_diffusion.sde import expand, on_device
 
 _SAFETY, _GROW_AT_FIRST, _RELUCTANCE = 0.7, 5.0, 0.9
@@ -40,17 +40,7 @@ _FAR = -1e30
 """Where a missing node is put: its polynomial is zero within the step, and those of the other nodes are as without."""
 
 
-class Separable(Flow, Protocol):
-    """A flow of which each item can be at a place of its own: `drift` takes u [B]."""
-
-    def part(self, items: Tensor) -> Separable:
-        """The flow of some items; items: [N], int64, on the CPU."""
-
-    def sizes(self, error: Tensor) -> Tensor:
-        """Size of each item's error, [B, *] -> [B]."""
-
-
-Slope = Callable[[Tensor | float, Tensor, Flow], Tensor]
+Slope = Callable[[Tensor | float, Tensor, Separable], Tensor]
 """The slope of a flow at u and y: (u, y, flow) -> [B, *]."""
 
 
@@ -71,7 +61,7 @@ def adams_by_item(
     Args:
         flow: The equation.
         slope: Evaluates it, within [start, end] only.
-        y: State at start, [B, *].
+        y: State at start, [N, *].
         start: Where the solution begins.
         end: Where it ends, above or below start.
         rtol: Relative tolerance of a step.
@@ -81,86 +71,93 @@ def adams_by_item(
         test_roughness: See `adams`; for each item by itself.
 
     Returns:
-        The state at end, [B, *]; None if the tolerance cannot be met, or a slope is NaN or infinite, for any item.
+        The state at end, [N, *]; None if the tolerance cannot be met, or a slope is NaN or infinite, for any item.
 
     Raises:
         RoughError: If test_roughness finds that the slope of an item is rough in time.
     """
     if start == end:
         return y
-    walk = _Walk(flow, slope, y, start, end, rtol, atol, order)
-    if walk.h is None:
-        return None
-    while len(walk.items):
-        if not walk.step(test_roughness) or bool((walk.h < smallest_step * abs(end - start)).any()):
+    walk = _Walk(flow, slope, y, start, end, rtol, atol, order, smallest_step * abs(end - start))
+    while len(walk.items.index):
+        if not walk.step(test_roughness):
             return None
     return walk.out
 
 
 class _Walk:
-    """The items that are not yet at the end. Places and steps are on the CPU, [B], states on their device."""
+    """At most `flow.rows` items on their way at once, and those that wait for their turn."""
 
     def __init__(
-        self, flow: Separable, slope: Slope, y: Tensor, start: float, end: float, rtol: float, atol: float, order: int
+        self,
+        flow: Separable,
+        slope: Slope,
+        y: Tensor,
+        start: float,
+        end: float,
+        rtol: float,
+        atol: float,
+        order: int,
+        smallest_step: float,
     ) -> None:
-        self.flow, self.slope, self.end, self.order = flow, slope, end, order
-        self.rtol, self.atol = rtol, atol
+        self.all, self.slope, self.start, self.end, self.order = flow, slope, start, end, order
+        self.rtol, self.atol, self.smallest_step = rtol, atol, smallest_step
         self.sign = 1.0 if end > start else -1.0
-        self.items = torch.arange(len(y))
-        self.y, self.out = y, torch.empty_like(y)
-        self.slopes = [slope(start, y, flow)]  # newest first
-        self.u = torch.full((len(y),), start, dtype=torch.float64)
-        self.nodes = self.u.unsqueeze(1).expand(-1, order).clone()  # [B, order]; the first `known` of them count
-        self.known = torch.ones(len(y), dtype=torch.int64)
-        self.using = torch.ones_like(self.known)  # the predictor's order in the next step, at most `known`
-        self.tighter = torch.ones_like(self.u)  # by which the tolerances are multiplied
-        self.turns, self.taken = torch.zeros_like(self.known), torch.zeros_like(self.known)
-        self.before: Tensor | None = None
-        steepness = self._sizes(self.slopes[0].abs() / (y.abs() * rtol + atol)) * abs(end - start)
-        finite = bool(torch.isfinite(steepness).all())
-        self.h = first_step(steepness, abs(end - start)) if finite else None
+        self.starts, self.out = y, torch.empty_like(y)
+        self.begun = min(flow.rows, len(y))
+        self.items = Items.at(start, torch.arange(self.begun), y[: self.begun], order, 1)
+        self.flow = flow if self.begun == len(y) else flow.part(self.items.index)
 
     def step(self, test_roughness: bool) -> bool:
-        """One step of each item, accepted or not; False if an error is NaN or infinite."""
-        assert self.h is not None
-        left = (self.end - self.u).abs()
-        last = self.h >= 0.999 * left
-        length = torch.where(last, left, self.h)
-        ahead = torch.where(last, self.end, self.u + self.sign * length)
+        """One step of each item, accepted or not, or its first slope; False if an error is NaN or infinite, or a step
+        too short.
+        """
+        items = self.items
+        new = items.known == 0
+        left = (self.end - items.u).abs()
+        last = items.h >= 0.999 * left
+        length = torch.where(last, left, items.h)
+        ahead = torch.where(last, self.end, items.u + self.sign * length)
         step = self.sign * length
         seen, nodes = self._attempt(ahead, step)
         corrected, errors = self._corrected(seen, nodes, step)
-        scale = torch.maximum(self.y.abs(), corrected.abs()).mul_(self.rtol).add_(self.atol)
-        if bool((self.tighter < 1).any()):
-            scale *= expand(self.tighter, scale)
+        scale = torch.maximum(items.y.abs(), corrected.abs()).mul_(self.rtol).add_(self.atol)
+        if bool((items.tighter < 1).any()):
+            scale *= expand(items.tighter, scale)
         relative = errors / scale
         lower, sizes, higher = self._sizes(relative.flatten(0, 1)).reshape(3, -1)
-        if not bool(torch.isfinite(sizes).all()):
-            return False
         accepted = sizes <= 1
         # At first the order grows with each step; then it is the one with the longest step.
-        grows = accepted & (self.known < self.order)
+        grows = accepted & (items.known < self.order)
         using, change = self._best(lower, sizes, higher)
-        using = torch.where(grows, self.using + 1, using)
-        change = torch.where(grows, _change(sizes, self.using), change)
-        self.h = length * change.clamp(min=SHRINK).minimum(torch.where(grows, _GROW_AT_FIRST, GROW).to(change))
-        self.using = using
+        using = torch.where(grows, items.using + 1, using)
+        change = torch.where(grows, _change(sizes, items.using), change)
+        items.h = length * change.clamp(min=SHRINK).minimum(torch.where(grows, _GROW_AT_FIRST, GROW).to(change))
+        items.using = using
+        if not bool(torch.isfinite(sizes).all()) or bool((items.h < self.smallest_step)[~new].any()):
+            return False
+        if bool(new.any()):
+            steepness = self._sizes(seen[0].abs() / scale) * abs(self.end - self.start)
+            if not bool(torch.isfinite(steepness[new]).all()):
+                return False
+            items.h = torch.where(new, first_step(steepness, abs(self.end - self.start)), items.h)
         self._accept(accepted, ahead, seen, corrected)
-        self._test(accepted & ~last, relative[1], scale, test_roughness)
+        self._test(accepted & ~last & ~new, relative[1], scale, test_roughness)
         done = accepted & last
         if bool(done.any()):
-            self._leave(done)
+            self._exchange(done)
         return True
 
     def _attempt(self, ahead: Tensor, step: Tensor) -> tuple[list[Tensor], Tensor]:
         """Predict and evaluate: the slopes with the new one before them, and their places in units of the step (0 its
         beginning, 1 its end).
         """
-        k = len(self.slopes)
-        back = (self.nodes[:, :k] - self.u.unsqueeze(1)) / step.unsqueeze(1)
-        back = torch.where(torch.arange(k) < self.known.unsqueeze(1), back, _far(k))
-        moved = _combined(self.slopes, step * _integrals(back, self.using.unsqueeze(0) - 1))
-        seen = [self.slope(ahead, moved[0].add_(self.y), self.flow), *self.slopes]
+        items = self.items
+        k = len(items.slopes)
+        back = (items.nodes[:, :k] - items.u.unsqueeze(1)) / step.unsqueeze(1)
+        back = torch.where(torch.arange(k) < items.known.unsqueeze(1), back, _far(k))
+        moved = _combined(items.slopes, step * _integrals(back, items.using.unsqueeze(0) - 1))
+        seen = [self.slope(ahead, moved[0].add_(items.y), self.flow), *items.slopes]
         return seen, torch.cat([torch.ones_like(back[:, :1]), back], 1)
 
     def _corrected(self, seen: list[Tensor], nodes: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,9 +165,10 @@ class _Walk:
 
         The estimate at an order is the difference to the correction without the last node.
         """
-        shares = _integrals(nodes, self.using + torch.arange(-2, 2).unsqueeze(1))  # with one node more each
+        items = self.items
+        shares = _integrals(nodes, items.using + torch.arange(-2, 2).unsqueeze(1))  # with one node more each
         moved = _combined(seen, step * torch.cat([shares[:, 2:3], shares.diff(dim=1)], 1))
-        return moved[0] + self.y, moved[1:]
+        return moved[0] + items.y, moved[1:]
 
     def _best(self, lower: Tensor, sizes: Tensor, higher: Tensor) -> tuple[Tensor, Tensor]:
         """The order, this one or its neighbours, for which the next step would be longest, and the change to it.
@@ -182,10 +180,11 @@ class _Walk:
             sizes: At its own.
             higher: At the one above.
         """
-        best, change = self.using, _change(sizes, self.using)
+        items = self.items
+        best, change = items.using, _change(sizes, items.using)
         for order, found, possible in (
-            (self.using - 1, lower, self.using > 1),
-            (self.using + 1, higher, self.using < self.known),
+            (items.using - 1, lower, items.using > 1),
+            (items.using + 1, higher, items.using < items.known),
         ):
             other = torch.where(possible, _RELUCTANCE * _change(found, order), 0.0)
             best, change = torch.where(other > change, order, best), torch.maximum(other, change)
@@ -193,66 +192,66 @@ class _Walk:
 
     def _accept(self, accepted: Tensor, ahead: Tensor, seen: list[Tensor], corrected: Tensor) -> None:
         """Move on the items whose step is accepted."""
-        nodes = torch.cat([ahead.unsqueeze(1), self.nodes], 1)[:, : self.order]
+        items = self.items
+        nodes = torch.cat([ahead.unsqueeze(1), items.nodes], 1)[:, : self.order]
         if bool(accepted.all()):
-            self.y, self.u, self.slopes, self.nodes = corrected, ahead, seen[: self.order], nodes
+            items.y, items.u, items.slopes, items.nodes = corrected, ahead, seen[: self.order], nodes
         else:
-            moved = accepted.to(self.y.device).reshape(-1, *(1,) * (self.y.ndim - 1))
-            older = [*self.slopes, seen[-1]]  # an item that stays has one slope less: the last does not count
-            self.slopes = [torch.where(moved, a, b) for a, b in zip(seen[: self.order], older, strict=False)]
-            self.y = torch.where(moved, corrected, self.y)
-            self.u = torch.where(accepted, ahead, self.u)
-            self.nodes = torch.where(accepted.unsqueeze(1), nodes, self.nodes)
-        self.known = (self.known + accepted).clamp(max=self.order)
+            moved = accepted.to(items.y.device).reshape(-1, *(1,) * (items.y.ndim - 1))
+            older = [*items.slopes, seen[-1]]  # an item that stays has one slope less: the last does not count
+            items.slopes = [torch.where(moved, a, b) for a, b in zip(seen[: self.order], older, strict=False)]
+            items.y = torch.where(moved, corrected, items.y)
+            items.u = torch.where(accepted, ahead, items.u)
+            items.nodes = torch.where(accepted.unsqueeze(1), nodes, items.nodes)
+        items.known = (items.known + accepted).clamp(max=self.order)
 
     def _test(self, moved: Tensor, relative: Tensor, scale: Tensor, test_roughness: bool) -> None:
         """Count alternations of the error's sign; test items for stiffness and roughness, as `adams` does."""
-        self.taken += moved
-        turned = torch.zeros_like(moved)
-        if self.before is not None:
-            alternates = ((relative * self.before).flatten(1).sum(1) < 0).cpu()
-            going = self.turns < TURNS
-            self.turns = torch.where(moved & going, torch.where(alternates, self.turns + 1, 0), self.turns)
-            turned = moved & going & (self.turns == TURNS)
-        if self.before is None or bool(moved.all()):
-            self.before = relative
+        items = self.items
+        items.taken = items.taken + moved
+        alternates = ((relative * items.before).flatten(1).sum(1) < 0).cpu()
+        going = items.turns < TURNS
+        items.turns = torch.where(moved & going, torch.where(alternates, items.turns + 1, 0), items.turns)
+        turned = moved & going & (items.turns == TURNS)
+        if bool(moved.all()):
+            items.before = relative
         else:
-            self.before = torch.where(expand(moved.double(), relative) > 0, relative, self.before)
-        asked = turned | (moved & (self.taken % TESTED_EVERY == 0) & test_roughness)
+            items.before = torch.where(expand(moved.double(), relative) > 0, relative, items.before)
+        asked = turned | (moved & (items.taken % TESTED_EVERY == 0) & test_roughness)
         if not bool(asked.any()):
             return
         chosen = asked.nonzero().squeeze(1)
         roughness = self._roughness(chosen, scale)
-        limit = torch.where(self.taken[chosen] < LONG, ROUGH, STIFF)
+        limit = torch.where(items.taken[chosen] < LONG, ROUGH, STIFF)
         if test_roughness and bool((roughness > limit).any()):
             raise RoughError
-        self.tighter[chosen[turned[chosen] & (roughness < STIFF)]] *= 0.01
+        items.tighter[chosen[turned[chosen] & (roughness < STIFF)]] *= 0.01
 
     def _roughness(self, chosen: Tensor, scale: Tensor) -> Tensor:
         """Size of a step's fourth difference of the slope at a fixed state; see `adams`. Of some items, [N]."""
-        assert self.h is not None
-        there = chosen.to(self.y.device)
-        part, y, scale = self.flow.part(chosen), self.y[there], scale[there]
-        u = self.u[chosen]
-        step = self.sign * torch.minimum(self.h[chosen], (self.end - u).abs())
+        items = self.items
+        there = chosen.to(items.y.device)
+        part, y, scale = self.flow.part(chosen), items.y[there], scale[there]
+        u = items.u[chosen]
+        step = self.sign * torch.minimum(items.h[chosen], (self.end - u).abs())
         difference = torch.zeros_like(y)
         for k, weight in enumerate((1, -4, 6, -4, 1)):
             difference += weight * self.slope(u + step * k / 4, y, part)
-        return part.sizes(expand(step / self.tighter[chosen], y) * difference / scale).double().cpu()
+        return part.sizes(expand(step / items.tighter[chosen], y) * difference / scale).double().cpu()
 
-    def _leave(self, done: Tensor) -> None:
-        """Keep the results of items that are at the end, and go on without them."""
-        there = done.to(self.y.device)
-        self.out[self.items.to(there.device)[there]] = self.y[there]
-        stay, rest = ~done, (~done).nonzero().squeeze(1)
-        names = ("items", "u", "h", "nodes", "known", "using", "tighter", "turns", "taken")
-        for name in names:
-            setattr(self, name, getattr(self, name)[stay])
-        kept = rest.to(self.y.device)
-        self.y, self.slopes = self.y[kept], [slope[kept] for slope in self.slopes]
-        self.before = None if self.before is None else self.before[kept]
-        if len(rest):
-            self.flow = self.flow.part(rest)
+    def _exchange(self, done: Tensor) -> None:
+        """Keep the results of items that are at the end, and go on with items that wait in their places."""
+        items = self.items
+        self.out[items.index[done].to(self.out.device)] = items.y[done.to(self.out.device)]
+        self.items = items.rows(~done)
+        count = min(int(done.sum()), len(self.starts) - self.begun)
+        if count:
+            waiting = slice(self.begun, self.begun + count)
+            index = torch.arange(waiting.start, waiting.stop)
+            new = Items.at(self.start, index, self.starts[waiting], self.order, len(items.slopes))
+            self.items, self.begun = self.items + new, waiting.stop
+        if len(self.items.index):
+            self.flow = self.all.part(self.items.index)
 
     def _sizes(self, error: Tensor) -> Tensor:
         return self.flow.sizes(error).double().cpu()

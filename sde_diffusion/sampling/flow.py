@@ -29,6 +29,25 @@ class Flow(Protocol):
         """dy/du, of y's shape."""
 
 
+class Separable(Flow, Protocol):
+    """A flow of which each item can be at a place of its own: `drift` takes u [B].
+
+    Attributes:
+        rows: Most items of a call of `drift`; the others wait until one of them is at the end.
+    """
+
+    rows: int
+
+    def part(self, items: Tensor) -> Separable:
+        """The flow of some items; items: [N], int64, on the CPU."""
+
+    def sizes(self, error: Tensor) -> Tensor:
+        """Size of each item's error, [B, *] -> [B]."""
+
+    def most_passes(self) -> int:
+        """The most network passes that one of these items has had."""
+
+
 def is_finite(x: Tensor) -> bool:
     """Whether no number is NaN or infinite; waits for the device."""
     return bool(torch.isfinite(x).all())
@@ -57,13 +76,13 @@ class MonitoredDrift:
         # The solvers evaluate the drift two to thirteen times a step; the last six span most of a step.
         self._recent: deque[float] = deque(maxlen=6)
 
-    def __call__(self, u: Tensor | float, y: Tensor, part: Flow | None = None) -> Tensor:
+    def __call__(self, u: Tensor | float, y: Tensor, part: Separable | None = None) -> Tensor:
         """The drift at (u, y).
 
         Args:
             u: [], or [B] for a flow whose items can be at different places.
             y: The state, [B, *].
-            part: The flow of some items, those of y; that of all by default.
+            part: The flow of some items, those of y, whose passes count by item; that of all by default.
 
         Raises:
             UserError: If max_nfe passes have been made.
@@ -75,13 +94,16 @@ class MonitoredDrift:
         if self.nfe >= self.max_nfe:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
         flow = self.process if part is None else part
-        self.nfe += flow.passes(u)
+        if part is None:
+            self.nfe += flow.passes(u)
         self._recent.append(last)
         try:
             self.last = flow.drift(u, y)
         except AssertionError as error:  # the denoiser's own, not to be confused with the solver's
             self.failure = error
             raise
+        if part is not None:
+            self.nfe = max(self.nfe, part.most_passes())
         return self.last
 
     def unmet(self, subject: str) -> UserError:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling.adams import RoughError, adams
-from sde_diffusion.sampling.adams_by_item import Separable, adams_by_item
-from sde_diffusion.sampling.flow import Flow, MonitoredDrift
+from sde_diffusion.sampling.adams_by_item import adams_by_item
+from sde_diffusion.sampling.flow import Flow, MonitoredDrift, Separable
 from sde_diffusion.sampling.ode_kinds import Adaptive, Ends, Norm, Solution
 from sde_diffusion.sampling.solver_options import integer
 
@@ -31,6 +31,7 @@ two solutions, in requested tolerances, for which a further one is computed; and
 class Adams(Adaptive):
     """This library's Adams method; see `adams`, `adams_by_item` and `ODESolver`."""
 
+    by_item = True
     takes: Mapping[str, Any] = {"order": integer(1, 6)}  # beyond, its steps are tiny
 
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,9 @@ class ODEMethod(ABC):
     single_pass = False
     """Whether it takes a given number of steps of one network pass each."""
 
+    by_item = False
+    """Whether it solves a `Separable` flow with steps of its own for each item."""
+
     takes: Mapping[str, Any] = {}
     """Its options."""
 

@@ -71,6 +71,7 @@ def in_batches(
     overwrite: bool = False,
     held: Sequence[str] | None = None,
     enough: Callable[[Batches, Bar], bool] | None = None,
+    together: int = 1,
 ) -> Batches:
     """Work on items 0 ... n - 1 in batches, and show the progress.
 
@@ -92,6 +93,7 @@ def in_batches(
         overwrite: Whether to start again if the files in the folder belong to another plan.
         held: Names of the results that are held in memory; None: all.
         enough: Called after each batch, including those of an earlier run; if it returns True, the work ends.
+        together: Number of batches in one call of `work`, which counts and is kept as one.
 
     Returns:
         The batches.
@@ -130,14 +132,16 @@ def in_batches(
             return done
         asked = size
         while done.n < n:
-            turn = [range(start, min(n, start + size)) for start in range(done.n, n, size)[: processes.count]]
+            several = size * together
+            turn = [range(start, min(n, start + several)) for start in range(done.n, n, several)[: processes.count]]
             mine = turn[processes.rank] if processes.rank < len(turn) else range(0)
-            results = processes.share(partial(_results, work, mine, shown))
+            results = processes.share(partial(_results, work, mine, shown, size))
             for items, result in zip(turn, results, strict=False):
                 if result is None:
+                    fewer = min(size, len(items))
                     if size == asked and not processes.rank:
-                        log.warning("ran out of memory with %d items at once: trying half as many", len(items))
-                    size = len(items) // 2
+                        log.warning("ran out of memory with %d items at once: trying half as many", fewer)
+                    size = fewer // 2
                     break
                 part = {**result, _ITEMS: torch.tensor([items.start, items.stop]), _SIZE: torch.tensor(size)}
                 processes.by_first(partial(keep, part, items))
@@ -147,14 +151,14 @@ def in_batches(
     return done
 
 
-def _results(work: Work, items: range, shown: Bar) -> dict[str, Tensor] | None:
+def _results(work: Work, items: range, shown: Bar, size: int) -> dict[str, Tensor] | None:
     """The results of some items, on the CPU; None if memory ran out and fewer items can be tried."""
     if not items:
         return {}
     try:
         return {name: value.detach().cpu().contiguous() for name, value in work(items, shown).items()}
     except Exception as error:
-        if len(items) < 2 or not ran_out(error):
+        if min(size, len(items)) < 2 or not ran_out(error):
             raise
     # Outside the handler, in which the error still holds the memory. Other libraries need memory on the device, too:
     # torch's cache is freed.

@@ -237,7 +237,8 @@ def test_what_stands_there_is_kept(scored, command, trained, tmp_path):
     assert (out / "likelihood.json").read_bytes() == before
 
 
-def test_memory_that_does_not_hold_a_batch(trained, tmp_path, caplog):
+@pytest.mark.parametrize("together", [1, 4])
+def test_memory_that_does_not_hold_a_batch(together, trained, tmp_path, caplog):
     """The batch is halved until it fits, for the next split too; every item is scored, in order, with its seed."""
     from omegaconf import OmegaConf
 
@@ -252,14 +253,17 @@ def test_memory_that_does_not_hold_a_batch(trained, tmp_path, caplog):
         levels, plan = None, {}
         impossible = passes = lambda self, *_: []
 
-        def __call__(self, x, seeds):
-            asked.append(len(x))
-            if len(x) > 5:
+        def __call__(self, x, seeds, rows):
+            asked.append(rows)
+            assert len(x) <= together * rows
+            if rows > 5:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
             return {"log_prob": x.flatten(1).sum(1).double() + torch.tensor(seeds)}
 
     cfg = OmegaConf.create({"seed": 7, "batch_size": 20, "target_se": None, "overwrite": False, "guidance": None})
-    run = ScoringRun(cfg, model, torch.device("cpu"), Stub(), tmp_path)
+    stub = Stub()
+    stub.together = together
+    run = ScoringRun(cfg, model, torch.device("cpu"), stub, tmp_path)
     data = ScoredData("digits", "own", splits, 40, {}, Conditions())
     for split in ("test", "val"):
         items = data.items(split)
@@ -267,7 +271,7 @@ def test_memory_that_does_not_hold_a_batch(trained, tmp_path, caplog):
         x = splits[split].tensor(items)
         expected = x.flatten(1).sum(1).double() + 7 + items
         assert torch.equal(scores["log_prob"], expected[items.argsort()])
-        assert asked == ([20, 10] if split == "test" else []) + [5] * 8
+        assert asked == ([20, 10] if split == "test" else []) + [5] * (8 // together)
         asked.clear()
     assert run.sizes == [5]
     assert [record.getMessage() for record in caplog.records] == [
@@ -287,12 +291,12 @@ def test_an_item_beyond_the_solver_spoils_no_other(trained, caplog):
         levels, plan = None, {}
         passes = list
 
-        def __call__(self, x, seeds):
+        def __call__(self, x, seeds, rows):
             if bool((x > 100).any()):
                 raise UserError("cannot meet its tolerance")
             return {"log_prob": x.sum(1).double() + torch.tensor(seeds)}
 
-        def impossible(self, x, seeds):
+        def impossible(self, x, seeds, rows):
             return {"log_prob": torch.full((len(x),), -math.inf, dtype=torch.float64)}
 
     model = ScoreModel.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import NetworkDenoiser
 from sde_diffusion.density import log_likelihood
+from sde_diffusion.errors import UserError
 from sde_diffusion.nn import MLP
 from sde_diffusion.sampling import ODESampler
 from sde_diffusion.sde import VPSDE
@@ -125,6 +126,39 @@ def test_an_item_does_not_depend_on_its_batch():
     same = log_likelihood(denoiser, x, seed=3, trace="gaussian", label=label)
     assert len(set(same.passes.tolist())) == 1
     torch.testing.assert_close(same.log_prob, together.log_prob, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["adams", "dopri5", "heun3"])
+def test_more_items_than_rows(method):
+    """No network pass has more; with adams the values and passes are those without a limit, with other methods those of
+    the items `rows` at a time.
+    """
+    denoiser = network(PATHS["vp"], 3).double()
+    sizes: list[int] = []
+    denoiser.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    x = points(5, 3) * torch.tensor([1.0, 4.0, 0.1, 2.0, 0.5]).double().unsqueeze(1)
+    label = torch.tensor([0.0, 1.0, -2.0, 0.5, 1.5]).double()
+    options = {"trace": "gaussian", "probes": 2, "method": method, "steps": 8 if method == "heun3" else None}
+    limited = log_likelihood(denoiser, x, seed=3, rows=2, label=label, **options)
+    assert max(sizes) == 2
+    groups = [range(5)] if method == "adams" else [range(2), range(2, 4), range(4, 5)]
+    for items in groups:
+        some = slice(items.start, items.stop)
+        seeds = [3 + i for i in items]
+        expected = log_likelihood(denoiser, x[some], seeds=seeds, label=label[some], **options)
+        for name in ("log_prob", "prior", "latent", "std_error", "passes"):
+            torch.testing.assert_close(
+                getattr(limited, name)[some], getattr(expected, name), rtol=1e-9, atol=1e-9, msg=name
+            )
+
+
+def test_a_broken_item_beyond_the_first_rows_is_named():
+    denoiser, x = network(PATHS["vp"], 3).double(), points(4, 3).clamp(-1, 1)
+    x[3, 0] = 6.0
+    far = torch.tensor(4.0)
+    denoiser.network.register_forward_hook(lambda _, inputs, output: output / (inputs[0].abs().amax(1, True) < far))
+    with pytest.raises(UserError, match=r"not finite for 1 of 2 samples \(indices 3\)"):
+        log_likelihood(denoiser, x, rows=2)
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])

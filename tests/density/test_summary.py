@@ -28,7 +28,7 @@ def lost(levels, n):
         bound={"steps": None, "draws": 4},
     )
     denoiser = GaussianDenoiser(sde, torch.zeros(5), 0.5)
-    return scoring.impossible(denoiser, x, range(n), GaussianPrior.standard(sde))
+    return scoring.impossible(denoiser, x, range(n), GaussianPrior.standard(sde), rows=n)
 
 
 @pytest.mark.parametrize(("levels", "unit"), [(17, math.log(2)), (None, 1.0)])

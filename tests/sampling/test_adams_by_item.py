@@ -18,9 +18,10 @@ RATES = torch.tensor([2.0, 60.0, 8.0, 0.5], dtype=torch.float64)
 class Turning:
     """Each item turns by the angle rate sin(u): dy/du = rate cos(u) (-y_2, y_1); counts the passes of each."""
 
-    def __init__(self, rates: Tensor = RATES) -> None:
-        self.rates, self.items = rates, torch.arange(len(rates))
+    def __init__(self, rates: Tensor = RATES, rows: int = 4) -> None:
+        self.rates, self.items, self.rows = rates, torch.arange(len(rates)), rows
         self.counts = torch.zeros(len(rates), dtype=torch.int64)
+        self.sizes_seen: list[int] = []
 
     def part(self, items: Tensor):
         part = copy(self)
@@ -31,7 +32,9 @@ class Turning:
         return error.square().mean(1).sqrt()
 
     def drift(self, u, y: Tensor) -> Tensor:
+        assert len(y) == len(self.items) <= self.rows
         self.counts[self.items] += 1
+        self.sizes_seen.append(len(y))
         u = torch.as_tensor(u, dtype=torch.float64)
         return (self.rates * u.cos()).unsqueeze(1) * torch.stack([-y[:, 1], y[:, 0]], 1)
 
@@ -72,6 +75,17 @@ def test_an_item_does_not_depend_on_the_others_and_costs_what_it_needs():
     whole = Turning()
     adams(whole.drift, START, 0.0, 1.0, 1e-6, 1e-6, worst_rms, 4)
     assert flow.counts.sum() < 0.6 * whole.counts.sum()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_items_that_wait_take_the_places_of_those_at_the_end(rows):
+    flow, together = Turning(rows=rows), Turning()
+    found = solve(flow, START, 1e-6)
+    torch.testing.assert_close(found, solve(together, START, 1e-6), rtol=1e-12, atol=1e-13)
+    assert flow.counts.tolist() == together.counts.tolist()
+    # The batch is full until the last items are on their way.
+    full = sum(size == rows for size in flow.sizes_seen)
+    assert full >= (int(flow.counts.sum()) - (rows - 1) * int(flow.counts.max())) / rows
 
 
 class Broken(Turning):

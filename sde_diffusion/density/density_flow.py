@@ -100,15 +100,16 @@ class DensityFlow:
         y = (x * self._scales[0]).flatten(1)
         return torch.cat([y, y.new_zeros(len(y), self.trace.columns)], 1)
 
-    def read(self, state: Tensor, prior: LogDensity) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, state: Tensor, prior: LogDensity) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What a state at u = 1 says.
 
         Returns:
-            The latents, [B, *dims], their log-density under the prior, [B], and the estimates of the integral of the
-            divergence, [B, columns].
+            The log-density of the data, [B], the latents, [B, *dims], their log-density under the prior, [B], and the
+            estimates of the integral of the divergence, [B, columns].
         """
         latent = (state[:, : self.size] / self._scales[1]).reshape(self.shape)
-        return latent, log_density(prior, latent).double(), state[:, self.size :].double() * self.size
+        density, estimates = log_density(prior, latent).double(), state[:, self.size :].double() * self.size
+        return density + estimates.mean(1) + self.stretch, latent, density, estimates
 
     def drift(self, u: Tensor | float, state: Tensor) -> Tensor:
         """d[y, int div / D]/du; u: [], or [B] for items at different places."""

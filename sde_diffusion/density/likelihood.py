@@ -51,7 +51,8 @@ class Likelihood:
             was rough in time and the tolerance had to be loosened (see `ODESolver`), it is the difference to log_prob
             with four times that tolerance: 0 for items that met theirs, NaN for one that is not finite there. It is no
             bound: if both solutions step over the same oscillation, it can be several times too small.
-        rtol: The relative tolerance of the solution; `atol` was loosened by the same factor.
+        rtol: The relative tolerance; if it had to be loosened for some items, theirs. `atol` was loosened by the same
+            factor.
     """
 
     log_prob: Tensor
@@ -93,9 +94,9 @@ def log_likelihood(
     items the next takes its place: a batch costs its mean, and a single item far from all training data, which can cost
     thousands of passes, costs the others nothing. With other methods, with create_graph, and if the denoiser or a
     condition has settings for each item that cannot be told apart (`Denoiser.per_sample`), `rows` items at a time take
-    the steps of the most difficult one; a value then depends on its batch to within the tolerance. If the flow of one
-    item is rough in time, all items of the call are solved with its looser tolerance (`Likelihood.rtol`). The defaults
-    are those with the fewest passes to an error of 1e-3 bits per dimension (`python -m benchmarks.likelihood`).
+    the steps of the most difficult one; a value then depends on its batch to within the tolerance. If the flows of
+    some items are rough in time, these are solved with a looser tolerance (`Likelihood.rtol`). The defaults are those
+    with the fewest passes to an error of 1e-3 bits per dimension (`python -m benchmarks.likelihood`).
 
     Args:
         denoiser: The denoiser; its network computes in its own precision (or autocast's), the state in `dtype`.
@@ -162,13 +163,11 @@ def log_likelihood(
         parts = [flow] if apart or len(x) <= rows else [flow.part(items) for items in torch.split(flow.items, rows)]
         found = _joined([_solved(solver, part, x[part.items.to(x.device)], rows) for part in parts])
         ending = GaussianPrior.standard(sde) if prior is None else prior
-        latent, density, estimates = flow.read(found.state, ending)
-        log_prob = density + estimates.mean(1) + flow.stretch
+        log_prob, latent, density, estimates = flow.read(found.state, ending)
         error = estimates.std(1) / estimator.columns**0.5 if estimator.columns > 1 else None
         solver_error = None
         if found.coarser is not None:
-            _, there, others = flow.read(found.coarser, ending)
-            solver_error = (log_prob - there - others.mean(1) - flow.stretch).detach().abs()
+            solver_error = (log_prob - flow.read(found.coarser, ending)[0]).detach().abs()
         nfe = math.ceil(flow.counts.double().mean())
         return Likelihood(log_prob, density, latent, error, nfe, flow.counts, solver_error, found.rtol)
 

@@ -48,7 +48,16 @@ LONG = 900
 
 
 class RoughError(Exception):
-    """The slope is rough in time: noisy, or so oscillatory that following it would take too many steps."""
+    """The slope is rough in time: noisy, or so oscillatory that following it would take too many steps.
+
+    Attributes:
+        items: The items for which it is, [N], int64, on the CPU; None: all together.
+        state: The state at the end, [B, *], of the other items.
+    """
+
+    def __init__(self, items: Tensor | None = None, state: Tensor | None = None) -> None:
+        super().__init__(items, state)
+        self.items, self.state = items, state
 
 
 def adams(

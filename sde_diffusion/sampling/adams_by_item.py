@@ -2,9 +2,8 @@ r"""Adams' method with steps of its own for each item of a batch.
 
 The method is that of `adams`; here each item has its own place u, its own step and its own error. An item that is at
 the end leaves, and one that waits takes its place: a batch costs the sum of what its items need, not its size times
-what the most difficult one needs, and a solution does not depend on the other items. (If the slope of one is rough in
-time, though, `ode_adams` solves all of them again with another tolerance.) The order, up to k, is each item's own too,
-the one with the longest steps.
+what the most difficult one needs, and a solution does not depend on the other items. The order, up to k, is each item's
+own too, the one with the longest steps.
 
 References: Hairer, Norsett & Wanner 1993, section III.7 (variable order).
 """
@@ -74,7 +73,7 @@ def adams_by_item(
         The state at end, [N, *]; None if the tolerance cannot be met, or a slope is NaN or infinite, for any item.
 
     Raises:
-        RoughError: If test_roughness finds that the slope of an item is rough in time.
+        RoughError: If test_roughness finds that the slopes of some items are rough in time; the others are at the end.
     """
     if start == end:
         return y
@@ -82,6 +81,8 @@ def adams_by_item(
     while len(walk.items.index):
         if not walk.step(test_roughness):
             return None
+    if walk.rough:
+        raise RoughError(torch.cat(walk.rough).sort().values, walk.out)
     return walk.out
 
 
@@ -104,6 +105,7 @@ class _Walk:
         self.rtol, self.atol, self.smallest_step = rtol, atol, smallest_step
         self.sign = 1.0 if end > start else -1.0
         self.starts, self.out = y, torch.empty_like(y)
+        self.rough: list[Tensor] = []  # which items have left because their slopes are
         self.begun = min(flow.rows, len(y))
         self.items = Items.at(start, torch.arange(self.begun), y[: self.begun], order, 1)
         self.flow = flow if self.begun == len(y) else flow.part(self.items.index)
@@ -142,8 +144,8 @@ class _Walk:
                 return False
             items.h = torch.where(new, first_step(steepness, abs(self.end - self.start)), items.h)
         self._accept(accepted, ahead, seen, corrected)
-        self._test(accepted & ~last & ~new, relative[1], scale, test_roughness)
         done = accepted & last
+        done = done | self._rough(accepted & ~last & ~new, relative[1], scale, test_roughness)
         if bool(done.any()):
             self._exchange(done)
         return True
@@ -205,8 +207,8 @@ class _Walk:
             items.nodes = torch.where(accepted.unsqueeze(1), nodes, items.nodes)
         items.known = (items.known + accepted).clamp(max=self.order)
 
-    def _test(self, moved: Tensor, relative: Tensor, scale: Tensor, test_roughness: bool) -> None:
-        """Count alternations of the error's sign; test items for stiffness and roughness, as `adams` does."""
+    def _rough(self, moved: Tensor, relative: Tensor, scale: Tensor, test_roughness: bool) -> Tensor:
+        """Test items for stiffness and roughness, as `adams` does; for which the slope is rough, [B]."""
         items = self.items
         items.taken = items.taken + moved
         alternates = ((relative * items.before).flatten(1).sum(1) < 0).cpu()
@@ -218,14 +220,17 @@ class _Walk:
         else:
             items.before = torch.where(expand(moved.double(), relative) > 0, relative, items.before)
         asked = turned | (moved & (items.taken % TESTED_EVERY == 0) & test_roughness)
+        rough = torch.zeros_like(moved)
         if not bool(asked.any()):
-            return
+            return rough
         chosen = asked.nonzero().squeeze(1)
         roughness = self._roughness(chosen, scale)
         limit = torch.where(items.taken[chosen] < LONG, ROUGH, STIFF)
-        if test_roughness and bool((roughness > limit).any()):
-            raise RoughError
         items.tighter[chosen[turned[chosen] & (roughness < STIFF)]] *= 0.01
+        rough[chosen] = (roughness > limit) & test_roughness
+        if bool(rough.any()):
+            self.rough.append(items.index[rough])
+        return rough
 
     def _roughness(self, chosen: Tensor, scale: Tensor) -> Tensor:
         """Size of a step's fourth difference of the slope at a fixed state; see `adams`. Of some items, [N]."""
@@ -240,7 +245,7 @@ class _Walk:
         return part.sizes(expand(step / items.tighter[chosen], y) * difference / scale).double().cpu()
 
     def _exchange(self, done: Tensor) -> None:
-        """Keep the results of items that are at the end, and go on with items that wait in their places."""
+        """Keep the states of items that leave, and go on with items that wait in their places."""
         items = self.items
         self.out[items.index[done].to(self.out.device)] = items.y[done.to(self.out.device)]
         self.items = items.rows(~done)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
@@ -53,34 +53,32 @@ class Adams(Adaptive):
     def solution(self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm) -> Solution:
         """See `ODEMethod.solution`; if the slope is rough in time, with the least tolerance that the passes allow."""
         visited: list[tuple[float, Tensor]] = []
-        found = self._settled(solver, solver.monitor(flow), y, ends, norm, visited)
+        found = self._settled(solver, flow, y, ends, norm, visited)
         for u, state in visited:
             if ends.keep is not None:
                 ends.keep(u, state)
         return found
 
     def _settled(
-        self,
-        solver: ODESolver,
-        monitor: MonitoredDrift,
-        y: Tensor,
-        ends: Ends,
-        norm: Norm,
-        visited: list[tuple[float, Tensor]],
+        self, solver: ODESolver, flow: Flow, y: Tensor, ends: Ends, norm: Norm, visited: list[tuple[float, Tensor]]
     ) -> Solution:
         """`solution`; puts the states at `ends.places` into `visited`, those of the returned solution alone."""
-
-        def walk(solver: ODESolver) -> Tensor:
-            on_the_way: list[tuple[float, Tensor]] = []
-            own = ends if ends.keep is None else replace(ends, keep=lambda u, y: on_the_way.append((u, y)))
-            state = self.monitored(solver, monitor, y, own, norm)
-            visited[:] = on_the_way
-            return state
-
+        walk = _Walks(self, solver.monitor(flow), y, ends, norm, visited)
         try:
             return Solution(walk(solver), None, solver.rtol)
-        except RoughError:
-            factor = max(_LOOSEST / solver.rtol, _FACTOR)
+        except RoughError as error:
+            if error.items is None or error.state is None:
+                return self._loosened(solver, walk)
+            items, state = error.items, error.state
+        some = items.to(y.device)
+        part = cast(Separable, flow).part(items)
+        found = self._loosened(solver, _Walks(self, solver.monitor(part), y[some], ends, norm, visited))
+        coarser = None if found.coarser is None else state.index_copy(0, some, found.coarser)
+        return Solution(state.index_copy(0, some, found.state), coarser, found.rtol)
+
+    def _loosened(self, solver: ODESolver, walk: _Walks) -> Solution:
+        """The solution with looser tolerances, of a flow whose slope is rough in time."""
+        factor, monitor = max(_LOOSEST / solver.rtol, _FACTOR), walk.monitor
         found: Solution | None = None
         while True:
             looser = copy(solver)
@@ -98,7 +96,7 @@ class Adams(Adaptive):
             most = min(_MOST, solver.max_nfe - monitor.nfe)
             if found.coarser is not None:
                 scale = solver.atol + solver.rtol * state.abs()
-                off = float(norm((state - found.coarser).detach() / scale.detach()))
+                off = float(walk.norm((state - found.coarser).detach() / scale.detach()))
                 if not off > _ENOUGH or factor < 1 or _FACTOR * passes > most:
                     return found
 
@@ -115,3 +113,25 @@ class Adams(Adaptive):
         test, places, keep = not solver.settles, ends.places, ends.keep
         walk = (drift, y, ends.start, ends.end, *tolerances, norm, order)
         return adams(*walk, test_roughness=test, places=places, keep=keep)
+
+
+@dataclass(frozen=True)
+class _Walks:
+    """Solutions of one flow with one tolerance or another; `visited` has the states at `ends.places` of the last."""
+
+    method: Adams
+    monitor: MonitoredDrift
+    y: Tensor
+    ends: Ends
+    norm: Norm
+    visited: list[tuple[float, Tensor]]
+
+    def __call__(self, solver: ODESolver) -> Tensor:
+        """The state at the end."""
+        on_the_way: list[tuple[float, Tensor]] = []
+        ends = self.ends
+        if ends.keep is not None:
+            ends = replace(ends, keep=lambda u, y: on_the_way.append((u, y)))
+        state = self.method.monitored(solver, self.monitor, self.y, ends, self.norm)
+        self.visited[:] = on_the_way
+        return state

@@ -37,8 +37,10 @@ class Solution:
 
     Attributes:
         state: The state at the end, [B, *].
-        coarser: The state with four times this tolerance, if the solver's own could not be met; else None.
-        rtol: The relative tolerance of `state`; the absolute one has been loosened by the same factor.
+        coarser: The state with four times this tolerance, if the solver's own could not be met; else None. Items that
+            met it, among others that could not, have the same state.
+        rtol: The relative tolerance of `state`, the loosest of its items; the absolute one was loosened by the same
+            factor.
     """
 
     state: Tensor

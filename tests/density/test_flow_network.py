@@ -271,3 +271,23 @@ def test_a_network_rough_in_time():
     smooth = log_likelihood(NetworkDenoiser(VPSDE(), mlp, "eps"), x)
     assert (smooth.solver_error, smooth.rtol) == (None, 1e-5)
     assert smooth.nfe < 200
+
+
+def test_a_rough_item_loosens_the_tolerance_of_no_other():
+    """The label is the size of an oscillation in time."""
+    denoiser = network(PATHS["vp"], 3).double()
+    label, x = torch.tensor([0.0, 0.5, 0.0, 0.5]).double(), points(4, 3)
+
+    def shaken(module, inputs, keywords, output):
+        if keywords.get("label") is None:
+            return output
+        return output + (keywords["label"] * (1e5 * inputs[1]).sin()).unsqueeze(1)
+
+    denoiser.network.register_forward_hook(shaken, with_kwargs=True)
+    result = log_likelihood(denoiser, x, label=label, max_nfe=700)
+    assert result.rtol > 1e-5
+    error = result.solver_error
+    assert (error > 0).tolist() == [False, True, False, True]
+    alone = log_likelihood(denoiser, x[[0, 2]], seeds=[0, 2], label=label[[0, 2]])
+    torch.testing.assert_close(result.log_prob[[0, 2]], alone.log_prob, rtol=1e-9, atol=1e-9)
+    assert torch.equal(result.passes[[0, 2]], alone.passes)

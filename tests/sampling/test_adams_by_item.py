@@ -114,8 +114,14 @@ class Shaking(Turning):
 
 
 def test_a_rough_item_is_found():
-    with pytest.raises(RoughError):
-        solve(Shaking(RATES[[0, 0, 2, 3]]), START, 1e-7, test_roughness=True)
+    """And no other: these are followed to the end."""
+    flow = Shaking(RATES[[0, 0, 2, 3]], rows=2)
+    with pytest.raises(RoughError) as caught:
+        solve(flow, START, 1e-7, test_roughness=True)
+    assert caught.value.items.tolist() == [1]
+    smooth = [0, 2, 3]
+    expected = solve(Turning(RATES[[0, 2, 3]]), START[smooth], 1e-7)
+    torch.testing.assert_close(caught.value.state[smooth], expected, rtol=1e-12, atol=1e-13)
 
 
 def test_no_trembling_where_stability_keeps_the_steps_short():

@@ -89,8 +89,8 @@ class HeunSampler(Sampler):
             x0 = run.predict(x, starts[step]).x0
             if last:
                 return x0
-            # With x = a y and r' = q r: Euler's step is y' = q y + (1 - q) x0. Half of it, (y + y') / 2, is kept, to which
-            # the slope at its end adds (r' - r) / 2 r' (y' - x0'). Beside x', no more waits for the network.
+            # With x = a y and r' = q r: Euler's step is y' = q y + (1 - q) x0. Half of it, (y + y') / 2, is kept; the
+            # slope at its end adds (r' - r) / 2 r' (y' - x0'). Beside x', nothing else is kept for the second pass.
             a, q = alpha[step + 1], r[step + 1] / here
             half = add_(x * (0.5 * a * (1 + q) / scale), x0, 0.5 * a * (1 - q))
             x = add_(x * (a * q / scale), x0, a * (1 - q))

@@ -5,8 +5,8 @@ Each step is a linear combination, with coefficients worked out in float64 for a
     x_s = a x_t + b_0 m(t) + b_1 m(t_-1) + ... + c z,
 
 where m is the prediction (x0 or eps) of this step and of earlier ones, and z is fresh noise. A step may make
-predictions at inner points first (singlestep methods), and a corrector may add to x_t, once m(t) is known, a combination
-of the predictions up to then. A method is defined by its table of coefficients.
+predictions at inner points first (singlestep methods), and a corrector may add to x_t, once m(t) is known, a
+combination of the predictions up to then. A method is defined by its table of coefficients.
 """
 
 from __future__ import annotations

@@ -267,23 +267,25 @@ class Sampler(ShowsArguments, ABC):
         noise = Noise(seeds, shape[1:], device, dtype)
         if latent is None and start < sde.t_max:
             raise ValueError(f"a walk from t_start={start:g} needs latent=, the state there: see sampling.noised")
-        if latent is None:
-            x = noise.normal(PRIOR_DRAW) * number(sde.sigma(sde.t_max))
-        else:
-            x = latent.to(device=device, dtype=dtype)
+
+        def begun() -> Tensor:
+            if latent is None:
+                return noise.normal(PRIOR_DRAW) * number(sde.sigma(sde.t_max))
+            return latent.to(device=device, dtype=dtype)
+
         passes = EachPass(callback) if trajectory is True else None
         frames = None if isinstance(trajectory, bool) else Frames(trajectory, t_end, start)
         begin = partial(Walk, denoiser, noise, t_end, conditions, t_start=start, given=latent is not None)
         run = begin(passes or callback, frames=frames)
-        result = completed(walk, x, run, begin(check=True))
+        result = completed(walk, begun, run, begin(check=True))
         drawn = partial(Samples, result, run.nfe, gradients=run.gradients, log_evidence=run.log_evidence)
         if passes is not None:
-            return drawn(_stack(passes.beliefs, x), passes.times, _stack(passes.states, x))
+            return drawn(_stack(passes.beliefs, result), passes.times, _stack(passes.states, result))
         if frames is not None:
             beliefs = [
                 run.denoiser(x, t, **run.conditions).x0 for x, t in zip(frames.states, frames.times, strict=True)
             ]
-            return drawn(_stack(beliefs, x), frames.times, _stack(frames.states, x))
+            return drawn(_stack(beliefs, result), frames.times, _stack(frames.states, result))
         return drawn()
 
 

@@ -95,8 +95,10 @@ def _raised(above: Number, up: Number, noise: Number, pull: Number) -> Move:
 
     def move(x: Tensor, run: Walk, z: Tensor) -> Tensor:
         raised = add(x, z, noise)
-        eps = run.predict(raised * up, above).eps
-        return add_(add_(raised, z, noise), eps, -pull)
+        asked = raised * up
+        raised = add_(raised, z, noise)
+        del x, z  # memory that the network can use
+        return add_(raised, run.predict(asked, above).eps, -pull)
 
     return move
 

@@ -171,13 +171,14 @@ class UniPC(MultistepSampler):
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """The weights of predictor and corrector; see `MultistepSampler.coefficients`."""
         steps = Steps.between(sde, times[:-1], times[1:])
-        from_x = numbers(steps.from_x())
         predictor: list[list[Number]] = []
         corrector: list[list[Number]] = []
         for part, nodes in looking_back(0.5 * sde.log_snr(times), self.order):
             some = steps.part(part)
-            predictor += numbers(step_weights(some, nodes))
-            # The new belief is node 1; the weights are to be in the order newest first.
-            weights = step_weights(some, torch.cat([nodes[:, :1], torch.ones_like(nodes[:, :1]), nodes[:, 1:]], 1))
-            corrector += numbers(torch.cat([weights[:, 1:2], weights[:, :1], weights[:, 2:]], 1))
-        return Coefficients(from_x, predictor, corrector=list(zip(from_x, corrector, strict=True)))
+            weights = step_weights(some, nodes)
+            predictor += numbers(weights)
+            # The new belief is node 1; the changes of the weights are to be in the order newest first.
+            better = step_weights(some, torch.cat([nodes[:, :1], torch.ones_like(nodes[:, :1]), nodes[:, 1:]], 1))
+            others = torch.cat([better[:, :1], better[:, 2:]], 1) - weights
+            corrector += numbers(torch.cat([better[:, 1:2], others], 1))
+        return Coefficients(numbers(steps.from_x()), predictor, corrector=corrector)

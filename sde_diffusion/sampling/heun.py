@@ -11,7 +11,7 @@ from sde_diffusion.checks import as_number, as_positive, check_count
 from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.walk import Walk, singular
-from sde_diffusion.sde import Grid, KarrasRho, add, float64, number, numbers, value_of
+from sde_diffusion.sde import Grid, KarrasRho, add_, float64, number, numbers, value_of
 
 
 class HeunSampler(Sampler):
@@ -66,23 +66,11 @@ class HeunSampler(Sampler):
         self.churn_min, self.churn_max = as_number("churn_min", churn_min), as_number("churn_max", churn_max)
         self.churn_noise = as_positive("churn_noise", churn_noise)
 
-    def walk(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk down the grid; see `Sampler.walk`."""
-        times = self.grid_on(run.sde).times(run.sde, self.steps + (not self.denoise), run.t_end)
-        return self._follow(x, run, times, self.denoise)
-
-    def climb(self, x: Tensor, run: Walk) -> Tensor:
-        """The same number of Heun's steps, up; see `Sampler.climb`."""
-        if self.churn:
-            raise ValueError(f"only the deterministic walk (churn = 0) can be inverted; got churn={self.churn}")
-        if self.steps == 1 and self.denoise:
-            raise ValueError(NO_STEP_LEFT)
-        times = self.grid_on(run.sde).times(run.sde, self.steps + (not self.denoise), run.t_end)
-        return self._follow(x, run, times.flip(0), False)
-
-    def _follow(self, x: Tensor, run: Walk, times: Tensor, denoise: bool) -> Tensor:
-        """The steps from times[0] to times[-1]; returns the state there, or with `denoise` the belief."""
-        sde = run.sde
+    def walk(self, x: Tensor, run: Walk, up: bool = False) -> Tensor:
+        """Walk down the grid, or up it without a belief at the end; see `Sampler.walk`."""
+        sde, denoise = run.sde, self.denoise and not up
+        times = self.grid_on(sde).times(sde, self.steps + (not self.denoise), run.t_end)
+        times = times.flip(0) if up else times
         alpha, r = numbers(sde.alpha(times)), numbers((-0.5 * sde.log_snr(times)).exp())
         finite = math.isfinite(value_of(r[0])) and math.isfinite(value_of(r[-1]))
         if not finite or 0 in r[1:] or not r[0]:  # y or the slope is infinite
@@ -90,24 +78,36 @@ class HeunSampler(Sampler):
         run.plan(times)
         starts, raised = self._raised(run, times)
         raised_alpha, raised_r = numbers(sde.alpha(starts)), numbers(raised)
-        y = x / alpha[0]
-        for step in range(len(r)):
-            seen = run.visit(x, times[step])
-            if seen is not x:
-                x, y = seen, seen / alpha[step]
-            here, scale = raised_r[step], raised_alpha[step]
+        for step, (here, scale) in enumerate(zip(raised_r, raised_alpha, strict=True)):
+            x = run.visit(x, times[step])
+            last = step + 1 == len(r)
+            if last and not denoise:
+                break
             if here > r[step]:
-                y = add(y, run.normal(step), self.churn_noise * number(float64(here**2 - r[step] ** 2).sqrt()))
-            if step + 1 == len(r):
-                return run.predict(y * scale, starts[step]).x0 if denoise else x
-            slope = (y - run.predict(y * scale, starts[step]).x0).div_(here)
-            ahead = add(y, slope, r[step + 1] - here)
-            x = ahead * alpha[step + 1]
-            slope_ahead = (ahead - run.predict(x, times[step + 1]).x0).div_(r[step + 1])
-            both = slope + slope_ahead if torch.is_grad_enabled() else slope.add_(slope_ahead)
-            y = add(y, both, 0.5 * (r[step + 1] - here))
-            x = y * alpha[step + 1]
+                more = self.churn_noise * number(float64(here**2 - r[step] ** 2).sqrt())
+                x = add_(x * (scale / alpha[step]), run.normal(step), scale * more)
+            x0 = run.predict(x, starts[step]).x0
+            if last:
+                return x0
+            # With x = a y and r' = q r: Euler's step is y' = q y + (1 - q) x0. Half of it, (y + y') / 2, is kept; the
+            # slope at its end adds (r' - r) / 2 r' (y' - x0'). Beside x', nothing else is kept for the second pass.
+            a, q = alpha[step + 1], r[step + 1] / here
+            half = add_(x * (0.5 * a * (1 + q) / scale), x0, 0.5 * a * (1 - q))
+            x = add_(x * (a * q / scale), x0, a * (1 - q))
+            del x0
+            share = 0.5 * (1 - here / r[step + 1])
+            half = add_(half, x, share)
+            x = add_(half, run.predict(x, times[step + 1]).x0, -a * share)
+            del half
         return x
+
+    def climb(self, x: Tensor, run: Walk) -> Tensor:
+        """The same number of Heun's steps, up; see `Sampler.climb`."""
+        if self.churn:
+            raise ValueError(f"only the deterministic walk (churn = 0) can be inverted; got churn={self.churn}")
+        if self.steps == 1 and self.denoise:
+            raise ValueError(NO_STEP_LEFT)
+        return self.walk(x, run, up=True)
 
     def _raised(self, run: Walk, times: Tensor) -> tuple[Tensor, Tensor]:
         """Times and r at which the steps begin, after churn."""

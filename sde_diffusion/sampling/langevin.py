@@ -94,8 +94,10 @@ class AnnealedLangevin(Sampler):
                 x = x * (alpha[level] / alpha[level - 1])
             x = run.visit(x, t)
             for j in range(self.steps_per_level):
+                score = run.predict(x, t).score
                 z = run.normal(level * self.steps_per_level + j)
-                x = langevin_step(x, run.predict(x, t).score, z, relative * sigma[level].square())
+                x = langevin_step(x, score, z, relative * sigma[level].square())
+                del score, z
         return run.predict(x, times[-1]).x0 if self.denoise else x
 
 

@@ -5,15 +5,15 @@ Each step is a linear combination, with coefficients worked out in float64 for a
     x_s = a x_t + b_0 m(t) + b_1 m(t_-1) + ... + c z,
 
 where m is the prediction (x0 or eps) of this step and of earlier ones, and z is fresh noise. A step may make
-predictions at inner points first (singlestep methods), and a corrector may replace x_t, once m(t) is known, by another
-such combination. A method is defined by its table of coefficients.
+predictions at inner points first (singlestep methods), and a corrector may add to x_t, once m(t) is known, a
+combination of the predictions up to then. A method is defined by its table of coefficients.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from sde_diffusion.checks import check_count
 from sde_diffusion.sampling.arguments import NO_STEP_LEFT
 from sde_diffusion.sampling.base import Sampler
 from sde_diffusion.sampling.walk import Walk, check_coefficients
-from sde_diffusion.sde import SDE, Grid, Number, Time, add_
+from sde_diffusion.sde import SDE, Grid, Number, Time, add, add_
 
 
 @dataclass
@@ -50,15 +50,22 @@ class Coefficients:
             beginning, then at the beginnings of earlier steps, the newest first.
         from_noise: c, [N]; None for a deterministic method.
         stages: The stages of each step that has some, by its number.
-        corrector: For each step but the first, (a, b) that recompute its state from the previous step's state and the
-            beliefs, its own first; None without a corrector.
+        corrector: For each step but the first, weights of the beliefs, its own first, whose sum is added to its state;
+            None without a corrector.
     """
 
     from_x: list[Number]
     from_beliefs: list[list[Number]]
     from_noise: list[Number] | None = None
     stages: dict[int, list[Stage]] = field(default_factory=dict)
-    corrector: list[tuple[Number, list[Number]]] | None = None
+    corrector: list[list[Number]] | None = None
+
+    @property
+    def kept(self) -> int:
+        """Number of earlier steps' beliefs that some step uses."""
+        own = [len(self.stages.get(step, ())) + 1 for step in range(len(self.from_beliefs))]
+        used = [len(b) - new for b, new in zip(self.from_beliefs, own, strict=True)]
+        return max([0, *used, *(len(b) - 1 for b in self.corrector or ())])
 
 
 class MultistepSampler(Sampler):
@@ -104,11 +111,38 @@ class MultistepSampler(Sampler):
         """Number of steps that a number of network passes allows: as many, unless overridden."""
         return passes
 
-    def walk(self, x: Tensor, run: Walk) -> Tensor:
-        """Walk down the grid; see `Sampler.walk`."""
+    def walk(self, x: Tensor, run: Walk, up: bool = False) -> Tensor:
+        """Walk down the grid, or up it without a belief at the end; see `Sampler.walk`.
+
+        Raises:
+            ValueError: If a coefficient is not finite.
+        """
         times = self.times(run.sde, run.t_end)
-        x = self.follow(x, run, times)
-        return run.predict(x, times[-1]).x0 if self.denoise else x
+        times = times.flip(0) if up else times
+        table = self.coefficients(run.sde, times)
+        check_coefficients((table.from_x, *table.from_beliefs, table.from_noise or ()), run.sde)
+        run.plan(times)
+        # While the network computes, no states are kept but this one and beliefs that later steps use. (Hence no
+        # function of its own for the steps: the state at the beginning would stay in the caller's hands.)
+        past: deque[Tensor] = deque(maxlen=table.kept)
+        for step, t in enumerate(times[:-1]):
+            x = run.visit(x, t)
+            belief = getattr(run.predict(x, t), self.prediction)
+            if table.corrector and step and run.replace is None:  # it would undo replacements
+                first, *others = table.corrector[step - 1]
+                x = _added(add(x, belief, first), past, others)
+            known = [belief, *past]
+            past.appendleft(belief)
+            for stage in table.stages.get(step, ()):
+                inner = _added(x * stage.from_x, known, stage.from_beliefs)
+                known.insert(0, getattr(run.predict(inner, stage.t), self.prediction))
+                del inner
+            x = _added(x * table.from_x[step], known, table.from_beliefs[step])
+            del belief, known
+            if table.from_noise is not None:
+                x = add_(x, run.normal(step), table.from_noise[step])
+        x = run.visit(x, times[-1])
+        return run.predict(x, times[-1]).x0 if self.denoise and not up else x
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
         """Walk up the grid; see `Sampler.climb`. A subclass with noise must refuse."""
@@ -122,55 +156,15 @@ class MultistepSampler(Sampler):
         """
         if self.steps == 1 and self.denoise:
             raise ValueError(NO_STEP_LEFT)
-        return self.follow(x, run, self.times(run.sde, run.t_end).flip(0))
+        return self.walk(x, run, up=True)
 
     def times(self, sde: SDE, t_end: float) -> Tensor:
         """The walk's times, from t_max down to t_end, [N + 1], float64."""
         return self.grid_on(sde).times(sde, self.transitions(self.steps - self.denoise) + 1, t_end)
 
-    def follow(self, x: Tensor, run: Walk, times: Tensor) -> Tensor:
-        """Take the method's steps from times[0] to times[-1].
 
-        Args:
-            x: State at times[0], [B, *dims].
-            run: The denoiser, the noise, and the record of the walk.
-            times: [N + 1], float64.
-
-        Returns:
-            The state at times[-1].
-
-        Raises:
-            ValueError: If a coefficient is not finite.
-        """
-        table = self.coefficients(run.sde, times)
-        check_coefficients((table.from_x, *table.from_beliefs, table.from_noise or ()), run.sde)
-        run.plan(times)
-        # No more is kept than later steps use: beside it, a state is all that the network's memory must leave room for.
-        corrections = [b for _, b in table.corrector or ()]
-        used = max((len(weights) for weights in [*table.from_beliefs, *corrections]), default=1)
-        past: deque[Tensor] = deque(maxlen=used - 1)
-        before = x if table.corrector else None
-        for step, t in enumerate(times[:-1]):
-            x = run.visit(x, t)
-            belief = getattr(run.predict(x, t), self.prediction)
-            if table.corrector and before is not None and step and run.replace is None:  # it would undo replacements
-                a, b = table.corrector[step - 1]
-                x = _combine(before, a, [belief, *past], b)
-            known = [belief, *past]
-            past.appendleft(belief)
-            for stage in table.stages.get(step, ()):
-                inner = _combine(x, stage.from_x, known, stage.from_beliefs)
-                known.insert(0, getattr(run.predict(inner, stage.t), self.prediction))
-            before = x if table.corrector else None
-            x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
-            del belief, known
-            if table.from_noise is not None:
-                x = add_(x, run.normal(step), table.from_noise[step])
-        return run.visit(x, times[-1])
-
-
-def _combine(x: Tensor, a: Number, beliefs: Sequence[Tensor], b: Sequence[Number]) -> Tensor:
-    out = x * a
-    for belief, weight in zip(beliefs, b, strict=False):
-        out = add_(out, belief, weight)
-    return out
+def _added(x: Tensor, beliefs: Iterable[Tensor], weights: Iterable[Number]) -> Tensor:
+    """X and the weighted beliefs, in place where the weights are numbers."""
+    for belief, weight in zip(beliefs, weights, strict=False):
+        x = add_(x, belief, weight)
+    return x

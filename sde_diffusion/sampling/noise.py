@@ -44,6 +44,11 @@ def _mix(x: Tensor) -> Tensor:
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
+def _multiples(count: int, device: torch.device) -> Tensor:
+    """1, 2, ..., count times the Weyl constant, int64."""
+    return torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(_signed(_WEYL))
+
+
 def as_seeds(seeds: Sequence[int], count: int | None = None) -> list[int]:
     """Seeds as Python integers, from a sequence, an array or a tensor.
 
@@ -97,7 +102,6 @@ class Noise:
     def _lay_out(self, dims: Sequence[int]) -> None:
         self.dims = check_sizes("dims", dims, least=0)
         self._pairs = -(-math.prod(self.dims) // 2)
-        self._weyl = torch.arange(1, self._pairs + 1, dtype=torch.int64, device=self.device).mul_(_signed(_WEYL))
 
     def stream(self, name: str, dims: Sequence[int] | None = None, n: int = 1) -> Noise:
         """Further streams of the same samples, independent of these and of those of other names.
@@ -112,7 +116,7 @@ class Noise:
         """
         found = copy.copy(self)
         tag = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-        each = torch.arange(1, n + 1, dtype=torch.int64, device=self.device).mul_(_signed(_WEYL))
+        each = _multiples(n, self.device)
         found._keys = _mix(_mix(self._keys + _signed(tag)).unsqueeze(1) + each).flatten()
         found._lay_out(self.dims if dims is None else dims)
         return found
@@ -138,7 +142,8 @@ class Noise:
 
     def _bits(self, draw: int) -> Tensor:
         keys = _mix(self._keys + _signed((draw + 1) * _MIX_1))
-        return _mix(keys.unsqueeze(1) + self._weyl)
+        # Counted anew for each draw: kept, the counters would take as much memory as a sample all along the walk.
+        return _mix(keys.unsqueeze(1) + _multiples(self._pairs, self.device))
 
     def _shaped(self, values: Tensor) -> Tensor:
         return values.flatten(1)[:, : math.prod(self.dims)].reshape(len(values), *self.dims)

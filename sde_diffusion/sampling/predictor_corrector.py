@@ -247,7 +247,9 @@ class PredictorCorrector(Sampler):
             x = run.visit(x, step.t)
             if correct is not None:
                 for j in range(self.corrector_steps):
-                    x = correct(x, run, run.normal(i * draws + j))
+                    handed = [x]
+                    del x  # the corrector may let it go before the network computes
+                    x = correct(handed.pop(), run, run.normal(i * draws + j))
             x = _predicted(predictor, x, run, step.t, a, b)
             if c and i + 1 < self.steps:
                 x = add_(x, run.normal(i * draws + self.corrector_steps), c)
@@ -280,7 +282,7 @@ class PredictorCorrector(Sampler):
 
 def _predicted(predictor: Predictor, x: Tensor, run: Walk, t: Number, a: Number, b: Number) -> Tensor:
     """The predictor's step without noise, a x + b m(x, t)."""
-    moved = x * a
     if predictor.prediction is None:
-        return moved
-    return add_(moved, getattr(run.predict(x, t), predictor.prediction), b)
+        return x * a
+    prediction = getattr(run.predict(x, t), predictor.prediction)
+    return add_(x * a, prediction, b)

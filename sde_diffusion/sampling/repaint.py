@@ -90,6 +90,8 @@ class RePaint(PosteriorSampler):
                 x = add_(x * scale, run.normal(place), std)
             else:
                 from_x0, from_x, std = down[here - 1]
-                x = add_(x * from_x, run.predict(x, times[here]).x0, from_x0)
+                x0 = run.predict(x, times[here]).x0
+                x = add_(x * from_x, x0, from_x0)
+                del x0
                 x = known(add_(x, run.normal(place), std), times[here - 1])
         return known.projected(run.predict(x, times[0]).x0) if self.denoise else x

@@ -157,31 +157,31 @@ class Walk:
         return self.noise.normal(PRIOR_DRAW + 1 + step)
 
 
-def completed(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk, again: Walk) -> Tensor:
+def completed(walk: Callable[[Tensor, Walk], Tensor], begun: Callable[[], Tensor], run: Walk, again: Walk) -> Tensor:
     """The walk's result.
 
     Args:
         walk: The sampler's `walk` or `climb`.
-        x: State at its beginning.
+        begun: Makes the state at its beginning, which is then in the hands of the walk alone.
         run: The walk.
         again: The same walk with checks, which is taken if the result has NaN or infinite numbers.
 
     Raises:
         UserError: If it has NaN or infinite numbers.
     """
-    result = _finish(walk, x, run)
+    result = _finish(walk, begun, run)
     if not bool(torch.isfinite(result).all()):
         # Checking each step would have waited for the device each time. The noise can be repeated: walk again, and
         # check.
-        _finish(walk, x, again)
+        _finish(walk, begun, again)
         check_finite("the sampler's result", result, REMEDY, UserError)
     return result
 
 
-def _finish(walk: Callable[[Tensor, Walk], Tensor], x: Tensor, run: Walk) -> Tensor:
+def _finish(walk: Callable[[Tensor, Walk], Tensor], begun: Callable[[], Tensor], run: Walk) -> Tensor:
     """The walk's result, or the belief where a callback ended it."""
     try:
-        return walk(x, run)
+        return walk(begun(), run)
     except Stop as stop:
         return stop.x0
 

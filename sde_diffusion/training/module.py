@@ -65,7 +65,7 @@ class ScoreModel(GenerativeModel):
         augmentation: How training images are changed at random, or its configuration; the network must have its
             `conditions()`, beside the others. None: not at all.
         activation_checkpointing: Keep only the inputs of the network's blocks in a training step, and compute what is
-            in them again in the backward pass: less memory for about a third more time. For the library's networks.
+            in them again in the backward pass: less memory for about a quarter more time. For the library's networks.
 
     Raises:
         ValueError: If a value is not allowed.

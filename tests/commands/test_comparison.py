@@ -187,3 +187,13 @@ def test_pictures_have_data_beside():
     points = torch.randn(50, 2)
     assert Points([2]).beside(points, 3 * points).width > 1.5 * Points([2]).draw(points).width
     assert Points([1]).beside(torch.randn(50, 1), torch.randn(40, 1)).width > 0
+
+
+@pytest.mark.parametrize(("n", "others"), [(4, 30), (30, 4)])
+def test_images_beside_others_are_enlarged_by_the_same_factor(n, others):
+    """Of images that are light grey, all stretches of this grey in a line of the picture have the same length."""
+    x = torch.full((30, 1, 8, 8), 0.5)
+    line = np.asarray(Images([1, 8, 8]).beside(x[:n], x[:others]).convert("L"))[30]
+    ends = np.flatnonzero(np.diff((line == 191).astype(int), prepend=0, append=0))
+    assert len(ends) > 4
+    assert len(set(ends[1::2] - ends[::2])) == 1

@@ -51,6 +51,7 @@ WRONG = {
     "data.batch_size=100000000": "an epoch of 25000000000 items",
     "data.flip=inf": "data.flip must be true or false; got data.flip=inf",
     "data=moons data.n_train=1": "data.n_train must be an integer of at least 2",
+    "data=cifar10": "add data.root=VALUE (folder with train-00000-of-….parquet and test-00000-of-….parquet, perhaps",
     "data=folder": "data.root must be given: add data.root=VALUE",
     "data=folder data.root=3": "data.root must be text; got data.root=3",
     "trainer.max_time=[1]": "trainer.max_time must be a time DAYS:HOURS:MINUTES:SECONDS",

@@ -58,6 +58,8 @@ def speed_up(model: GenerativeModel, device: torch.device, cfg: DictConfig) -> N
     denoisers = [part for part in model.modules() if isinstance(part, NetworkDenoiser)]
     if chosen and not denoisers:
         log.warning("%s: a %s has no denoiser that it would speed up", chosen[0], type(model).__name__)
+    if denoisers and "compile" in chosen:
+        log.info("compiling the network in the first batch, which can take minutes")
     for denoiser in denoisers:
         if "cuda_graphs" in chosen:
             denoiser.cuda_graphs = CUDAGraphs()

@@ -159,6 +159,11 @@ def test_sample_without_a_checkpoint(command, tmp_path):
         ("split=foo", "train, val, test"),
         ("n=0", "n=0"),
         ("n=1", "n must be an integer of at least 2; got n=1"),
+        ("metrics=fid", "metrics=fid is not a choice (did you mean frechet?)"),
+        (
+            "+denoiser.compute_dtype=bfloat16",
+            "no denoiser= here: the settings of training are stored in the checkpoint",
+        ),
         ("data=mnist", "data.root must be given: add data.root=VALUE"),
         ("data=arrays", "data.path must be given: add data.path=VALUE"),
     ],

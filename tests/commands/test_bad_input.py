@@ -161,7 +161,7 @@ def test_sample_without_a_checkpoint(command, tmp_path):
         ("n=1", "n must be an integer of at least 2; got n=1"),
         ("metrics=fid", "metrics=fid is not a choice (did you mean frechet?)"),
         (
-            "+denoiser.compute_dtype=bfloat16",
+            "denoiser.compute_dtype=bfloat16",
             "no denoiser= here: the settings of training are stored in the checkpoint",
         ),
         ("data=mnist", "data.root must be given: add data.root=VALUE"),

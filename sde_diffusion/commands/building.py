@@ -260,7 +260,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
             **options,
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException, ImportError) as error:
-        if "gpu backend" in str(error):
+        if "gpu backend" in str(error) or "CUDAAccelerator" in str(error):
             raise UserError(
                 f"trainer.accelerator={options['accelerator']}: torch finds no GPU on this machine; take "
                 "trainer.accelerator=cpu, for which experiment=mnist_cpu and experiment=cifar10_cpu are made"

@@ -60,6 +60,7 @@ TRAIN = {
         ["each of 2 processes needs items to validate on, and the validation split has only 1", "trainer.devices="],
     ),
     "a GPU there is none of": (["trainer.accelerator=gpu"], ["gpu"]),
+    "a CUDA device there is none of": (["trainer.accelerator=cuda"], ["accelerator=cuda: torch finds no GPU"]),
     "a metric that is not logged": (["callbacks.best.monitor=foo", *TINY], ["could not find", "best.monitor=foo"]),
     "a callback's number": (["+callbacks.best.every_n_epochs=-5"], ["callbacks.best", "every_n_epochs=-5", ">= 0"]),
     "the name of another file": (["callbacks.best.filename=last"], ["callbacks.best.filename=last", "choose another"]),

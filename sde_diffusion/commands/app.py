@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sde_diffusion.checks.overrides import setting
 from sde_diffusion.commands import made_folders, user_classes
 from sde_diffusion.commands.compilation import compilation_failed
-from sde_diffusion.commands.configurations import check_groups, config_folder, nulls, register_resolvers
+from sde_diffusion.commands.configurations import check_groups, config_folder, described, nulls, register_resolvers
 from sde_diffusion.commands.exhausted import has_finished_work, within_limits
 from sde_diffusion.commands.messages import explain
 from sde_diffusion.commands.typed_conditions import in_full
@@ -175,8 +175,16 @@ def resolved(node: Any) -> Any:
         return node
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
-        raise UserError(f"{', '.join(missing)} must be given: add {' '.join(f'{key}=VALUE' for key in missing)}")
+        hints = "".join(_comment(key) for key in missing)
+        raise UserError(f"{', '.join(missing)} must be given: add {' '.join(f'{key}=VALUE' for key in missing)}{hints}")
     return OmegaConf.to_container(node, resolve=True)
+
+
+def _comment(key: str) -> str:
+    """What the chosen configuration file says about a key that must be given; "" if it says nothing."""
+    group, _, name = key.rpartition(".")
+    chosen = HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
+    return described(group, chosen, name)
 
 
 def _fail(message: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sde_diffusion import plugins
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from sde_diffusion.variational import FirstStage
 
 log = logging.getLogger(__name__)
+
+_LARGE = 24
+"""Height and width from which a perceptron learns images much worse than a U-Net."""
 
 
 def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
@@ -76,6 +81,8 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
     if (conditions or told) and "denoiser" in taken and not takes(cfg.network, "conditions"):
         asking = "conditional=true" if conditions else "model.augmentation"
         raise UserError(f"{asking} needs a network with an argument conditions; {cfg.network._target_} has none")
+    if "denoiser" in taken and stage is None:
+        _warn_of_perceptron(cfg, data)
     parts = () if "denoiser" in taken else ("sde", "network", "denoiser")
     if unused := [key for key in (*parts, *offered) if key not in taken and is_overridden(key)]:
         log.warning("a %s has no %s: %s", cls.__name__, " or ".join(unused), "these settings have no effect")
@@ -89,6 +96,21 @@ def build_model(cfg: DictConfig) -> tuple[DataModule, GenerativeModel]:
     model.run = {key: resolved(cfg[key]) for key in STORED_GROUPS}
     model.run["callbacks"] = {name: callback_settings(node) for name, node in cfg.callbacks.items()}
     return data, model
+
+
+def _warn_of_perceptron(cfg: DictConfig, data: DataModule) -> None:
+    """Warn if a new run has the default perceptron because no network was named, and learns larger images."""
+    if not HydraConfig.initialized() or cfg.ckpt is not None or is_overridden("network"):
+        return
+    large = len(data.shape) == 3 and min(data.shape[1:]) >= _LARGE
+    if large and HydraConfig.get().runtime.choices.get("network") == "mlp":
+        log.warning(
+            "network=mlp, which is taken if none is named, treats an image of %s as %d unrelated numbers, and learns "
+            "such images badly: take network=unet_small, or network=unet on a GPU, or a preset (experiment=, see "
+            "--help); network=mlp asks for it without this warning",
+            "x".join(map(str, data.shape[1:])),
+            math.prod(data.shape),
+        )
 
 
 def _first_stage(cfg: DictConfig, data: DataModule) -> FirstStage:
@@ -238,7 +260,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
             **options,
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException, ImportError) as error:
-        if "gpu backend" in str(error):
+        if "gpu backend" in str(error) or "CUDAAccelerator" in str(error):
             raise UserError(
                 f"trainer.accelerator={options['accelerator']}: torch finds no GPU on this machine; take "
                 "trainer.accelerator=cpu, for which experiment=mnist_cpu and experiment=cifar10_cpu are made"

@@ -18,6 +18,8 @@ from sde_diffusion.modality import Modality, pictures
 LEVELS = (0.5, 0.8, 0.95)
 FALSE_ALARMS = 0.01
 """Probability that draws which are calibrated fail any of the tests."""
+FEW = "too few items for a test, which takes 10 or more (items=)"
+"""What the report says of fewer."""
 
 _COMPONENTS, _FITTED = 3, 50  # principal components whose projections are ranked, and those of the fitted Gaussian
 
@@ -42,6 +44,11 @@ class Calibration:
         """The statistics whose ranks are not uniform; of calibrated draws there are any in one of a hundred runs."""
         return [name for name, found in self.ranks.items() if not found.is_uniform]
 
+    @property
+    def _tested(self) -> list[str]:
+        """The statistics with enough items for a test."""
+        return [name for name, found in self.ranks.items() if found.p_value is not None]
+
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""
         each = {
@@ -52,9 +59,8 @@ class Calibration:
 
     def in_words(self) -> list[str]:
         """For the log."""
-        tested = [name for name, found in self.ranks.items() if found.p_value is not None]
-        if not tested:
-            return ["  calibration: a test takes 10 items or more (items=)"]
+        if not (tested := self._tested):
+            return [f"  calibration: {FEW}"]
         each = [
             f"{name} (chi-squared {found.chi_squared:.0f}, expected {found.dof}, allowed {found.threshold:.0f})"
             for name, found in self.ranks.items()
@@ -82,7 +88,8 @@ class Calibration:
         _draw_coverage(panels[len(self.ranks)], self.covered)
         for panel in panels[len(self.ranks) + 1 :]:
             panel.set_axis_off()
-        drawing.suptitle("rank of the truth among the draws; grey: equal counts, 3 standard deviations", fontsize=9)
+        words = "rank of the truth among the draws; grey: equal counts, 3 standard deviations"
+        drawing.suptitle(words if self._tested else f"{words}\n{FEW}: such counts show little", fontsize=9)
         return pictures.render(drawing)
 
 

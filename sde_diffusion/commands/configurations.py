@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,13 @@ def settings_of_choices(group: str) -> dict[str, dict[str, Any]]:
         return {str(key): value for node in (*map(of, begun), own) for key, value in node.items()}
 
     return {path.stem: of(path.stem) for path in sorted(folder.glob("*.yaml"))}
+
+
+def described(group: str, choice: str | None, name: str) -> str:
+    """The comment on a key that must be given, from the file of a group's choice: " (folder with ...)"; "" if none."""
+    path = config_folder() / group / f"{choice}.yaml"
+    found = re.search(rf"^{re.escape(name)}: \?\?\? +# (.+)$", path.read_text(), re.M) if path.is_file() else None
+    return f" ({found[1]})" if found else ""
 
 
 def register_resolvers() -> None:

@@ -58,6 +58,8 @@ def speed_up(model: GenerativeModel, device: torch.device, cfg: DictConfig) -> N
     denoisers = [part for part in model.modules() if isinstance(part, NetworkDenoiser)]
     if chosen and not denoisers:
         log.warning("%s: a %s has no denoiser that it would speed up", chosen[0], type(model).__name__)
+    if denoisers and "compile" in chosen:
+        log.info("compiling the network in the first batch, which can take minutes")
     for denoiser in denoisers:
         if "cuda_graphs" in chosen:
             denoiser.cuda_graphs = CUDAGraphs()
@@ -172,7 +174,9 @@ def _load_data(cfg: DictConfig, model: GenerativeModel | None) -> DataModule:
     chosen = resolved(cfg.data)
     if chosen.get("_target_"):
         data = build_data({key: value for key, value in chosen.items() if value is not None or key not in _PLACES})
-        if model is not None and data.name != model.data["name"]:
+        if model is not None and not model.data.get("config"):  # then its name is that of the checkpoint's file
+            log.warning("the checkpoint does not say which data it was trained on; the data are %s", data.name)
+        elif model is not None and data.name != model.data["name"]:
             log.warning("the model was trained on %s, but the data are %s", model.data["name"], data.name)
         return data
     if model is None:

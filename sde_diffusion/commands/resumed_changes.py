@@ -29,6 +29,7 @@ _EXACT = (
     "seed",
     "model",
     "objective",
+    "denoiser.compute_dtype",
     "callbacks.ema.decay",
     "callbacks.ema.warmup",
     "callbacks.ema.start_step",
@@ -41,6 +42,9 @@ _EXACT = (
     "trainer.gradient_clip_algorithm",
 )
 """Keys that determine the exact weights; a changed order of the data is reported when the data are loaded."""
+
+_WITHOUT_EFFECT = ("model.activation_checkpointing", "model.validation_draws")
+"""Keys of the model that do not change its weights: the same steps in less memory; draws for validations alone."""
 
 
 def warn_of_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str, Any]) -> None:
@@ -58,6 +62,7 @@ def warn_of_changes(run: Mapping[str, Any], cfg: DictConfig, record: Mapping[str
     for key in keys:
         old, new = (_dotted(with_public_paths(resolved(OmegaConf.select(of, key))), key) for of in (before, now))
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        changed = [name for name in changed if name not in _WITHOUT_EFFECT]
         found += [f"{name} {shown(old.get(name))} -> {shown(new.get(name))}" for name in changed]
     earlier = run.get("record") or {}
     for part, names in (("hardware", ("device", "kind", "devices", "nodes", "threads")), ("versions", ("torch",))):

@@ -48,6 +48,9 @@ STORED_GROUPS = (
 FIXED_GROUPS = ("sde", "network", "denoiser", "first_stage", "text", "captions", "conditional", "experiment")
 """The parts that determine the weights' shapes and meaning, and cannot change when a run is resumed."""
 
+CHANGEABLE = ("denoiser.compute_dtype", "denoiser.channels_last")
+"""Settings of the fixed parts that can change: they determine how fast the network computes, not what."""
+
 
 def allow_stored_keys(arguments: Sequence[str]) -> list[str]:
     """The arguments, changed so that Hydra accepts keys that the resumed run has and a new run does not.
@@ -103,10 +106,10 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
         for override in overrides():
             key = override.key_or_group
             group = key.split(".")[0]
-            if group in FIXED_GROUPS:
+            if group in FIXED_GROUPS and key not in CHANGEABLE:
                 raise UserError(
-                    f"{as_typed(override)}: a resumed run keeps its model: {', '.join(FIXED_GROUPS)} cannot change; "
-                    "leave it out, or start a new run without ckpt="
+                    f"{as_typed(override)}: a resumed run keeps its model: {', '.join(FIXED_GROUPS)} cannot change, "
+                    f"but for {' and '.join(CHANGEABLE)}; leave it out, or start a new run without ckpt="
                 )
             if group not in (*STORED_GROUPS, "callbacks"):
                 continue
@@ -115,7 +118,7 @@ def resumed(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
             elif key in hydra.runtime.choices:  # another choice of a group
                 OmegaConf.update(found, key, OmegaConf.select(cfg, key), merge=False)
             else:
-                if not override.is_add() or override.is_force_add():
+                if key not in CHANGEABLE and (not override.is_add() or override.is_force_add()):
                     _expect_key(found, key)
                 OmegaConf.update(found, key, override.value(), force_add=True)
     user_classes.apply(found, overrides())

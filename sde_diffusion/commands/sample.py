@@ -104,7 +104,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     found = write_samples(result, modality, drawn.batches(), seeds, stored, names, **decoded)
     for folder in parts:
         forget(folder)
-    speed = f"{drawn.seconds:.1f} s ({drawn.n / drawn.seconds:.0f} {modality.unit}/s)"
+    compiling = ", compiling included" if cfg.compile else ""
+    speed = f"{drawn.seconds:.1f} s ({drawn.n / drawn.seconds:.0f} {modality.unit}/s{compiling})"
     log.info("%d %s, %s, %s", drawn.n, modality.unit, passes_in_words(drawn.nfe), speed)
     if drawn.finished.sizes != [cfg.batch_size]:
         sizes = ", then ".join(map(str, drawn.finished.sizes))

@@ -204,11 +204,11 @@ def against_data(cfg: DictConfig, model: GenerativeModel, own: ScoredData) -> Sc
 def _check_shape(name: str, shape: tuple[int, ...], levels: int | None, model: GenerativeModel) -> None:
     if list(shape) != list(model.data["shape"]):
         raise UserError(
-            f"{name} has items of shape {list(shape)}, and the model was trained on {model.data['name']} of shape "
+            f"{name} has items of shape {list(shape)}, and the model was trained on items of shape "
             f"{model.data['shape']}: change the data to that shape (data.size for folders and idx files)"
         )
     if levels != model.data["levels"]:
         raise UserError(
-            f"{name} has {levels or 'no'} levels, and the model was trained on {model.data['name']} with "
+            f"{name} has {levels or 'no'} levels, and the model was trained on data with "
             f"{model.data['levels'] or 'none'}: their likelihoods cannot be compared"
         )

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from omegaconf import DictConfig
 
-from sde_diffusion.checks.hints import fits
+from sde_diffusion.checks.hints import arguments_of, fits
 from sde_diffusion.checks.overrides import command_line
 from sde_diffusion.commands.app import resolved
-from sde_diffusion.config import build, is_description, settings_of
+from sde_diffusion.config import build, find_class, is_description, settings_of
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage import record
 from sde_diffusion.storage.files import read_json, writing
@@ -167,5 +167,7 @@ def _command(ckpt: str) -> str:
 
 
 def _in_words(sampler: Mapping[str, Any], guidance: Mapping[str, Any] | None) -> str:
-    made = repr(build(dict(sampler), "sampler"))
+    usual = {**arguments_of(find_class(str(sampler["_target_"]), "sampler"))[1], "_target_": sampler["_target_"]}
+    settings = ", ".join(f"{name}={value!r}" for name, value in sampler.items() if value != usual.get(name))
+    made = f"{sampler['_target_'].rpartition('.')[2]}({settings})"  # not its repr, which has the default steps
     return made if guidance is None else f"{made} with guidance {guidance['_target_'].rpartition('.')[2]} {guidance}"

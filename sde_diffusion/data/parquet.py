@@ -18,7 +18,9 @@ from sde_diffusion.data.tables import class_names, columns, images_of, labels_of
 from sde_diffusion.errors import UserError
 from sde_diffusion.storage.files import readable
 
-_SOURCES = {"cifar10": "https://huggingface.co/datasets/uoft-cs/cifar10 (folder plain_text)"}
+_SOURCES = {"cifar10": "the folder plain_text of https://huggingface.co/datasets/uoft-cs/cifar10"}
+
+_NAMES = "train-00000-of-00001.parquet (or several of them, or a folder train) and test-00000-of-00001.parquet"
 
 
 class ParquetImages(EncodedImages):
@@ -81,9 +83,11 @@ class ParquetImages(EncodedImages):
     def _shards(self) -> dict[str, list[Path]]:
         """The files of each split, in order."""
         root = Path(self.root)
-        source = f", to be had from {_SOURCES[self.name]}" if self.name in _SOURCES else ""
+        source = f": download {_SOURCES[self.name]}, and set data.root to it" if self.name in _SOURCES else ""
+        wanted = f"a folder with {_NAMES}, perhaps in subfolders{source}"
         if not root.is_dir():
-            raise UserError(f"data.root={root}: no such folder; it must be the folder of parquet files{source}")
+            what = "a file" if root.exists() else "no such folder"
+            raise UserError(f"data.root={root}: {what}; it must be {wanted}")
         paths, found = sorted(root.rglob("*.parquet")), dict[str, list[Path]]()
         for path in paths:
             words = (re.split(r"[^a-z]", path.stem.lower())[0], path.parent.name.lower())
@@ -92,7 +96,7 @@ class ParquetImages(EncodedImages):
                 found.setdefault(split, []).append(path)
         if "train" not in found:
             there = few([path.name for path in paths or root.iterdir()]) or "nothing"
-            raise UserError(f"data.root={root} has no file train-….parquet: it holds {there}{source}")
+            raise UserError(f"data.root={root} has no file train-….parquet: it holds {there}; it must be {wanted}")
         for split, some in found.items():
             _check_one_folder(split, some, root)
             _check_complete(some)

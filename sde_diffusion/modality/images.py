@@ -105,9 +105,11 @@ class Images(Modality):
         return pictures.side_by_side({"given": given, f"edited: {x.shape[1]} of each": edited}, 24, 12, 16)
 
     def beside(self, x: Tensor, reference: Tensor, *, names: tuple[str, str] = ("samples", "data")) -> Image:
-        """Two grids of images."""
-        sets = {f"{name}: {len(some)} images": some for name, some in zip(names, (x, reference), strict=True)}
-        return pictures.side_by_side({name: self.draw(images) for name, images in sets.items()}, 24, 12, 16)
+        """Two grids of images of the same size; of the second at most as many as of the first."""
+        sets = {f"{name}: {len(some)} images": some for name, some in zip(names, (x, reference[: len(x)]), strict=True)}
+        columns = math.ceil(math.sqrt(len(x)))  # of both, so that they are enlarged by the same factor
+        grids = {name: pictures.image_grid(to_uint8(some), columns=columns) for name, some in sets.items()}
+        return pictures.side_by_side(grids, 24, 12, 16)
 
     def draw_rows(self, x: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Image:
         """A picture of images [R, n, C, H, W] in rows and columns with these names."""

@@ -228,6 +228,8 @@ def _descend(residuals: Callable[[Tensor], Tensor | None], theta: Tensor, iterat
 
     The damping is relative to the diagonal of J^T J, grows by 5 until the error falls, and then shrinks by 4. A point
     where there are no residuals (None) counts as a larger error. It ends when an iteration gains less than 0.1%.
+    SciPy's `least_squares` (trf) came to the same errors in 99 and 135 walks where this takes 84 and 102, of UniPC's
+    five and seven steps on digits; its method "lm", with these slopes, took 116 for the five.
     """
     here = residuals(theta)
     damping = 0.01

@@ -31,7 +31,7 @@ class Bar:
     def __init__(self, display: Progress, name: str, total: float | None, completed: float, quiet: bool) -> None:
         self.name, self.total, self.completed, self.text = name, total, completed, ""
         self._display, self._quiet, self._before, self._limit = display, quiet, completed, math.inf
-        self._begun = self._logged = time.perf_counter()
+        self._begun = self._logged = self._since = time.perf_counter()
         self.id = display.add_task(name, total=total, completed=int(completed), visible=not quiet, text="", left="")
 
     def update(
@@ -60,6 +60,10 @@ class Bar:
         if stays or self.due:
             self._log()
 
+    def leave_out(self, completed: float) -> None:
+        """Estimate the time left from here on, where `completed` is done: what has been slow so far is over."""
+        self._before, self._since = completed, time.perf_counter()
+
     @property
     def due(self) -> bool:
         """Whether it is time for the next line."""
@@ -80,7 +84,7 @@ class Bar:
         """Estimated seconds left, at the speed so far; None if unknown."""
         made = self.completed - self._before
         rest = math.inf if self.total is None or made <= 0 else (self.total - self.completed) / made
-        seconds = max(0.0, min(rest * (time.perf_counter() - self._begun), self._limit))  # a limit may have passed
+        seconds = max(0.0, min(rest * (time.perf_counter() - self._since), self._limit))  # a limit may have passed
         return seconds if math.isfinite(seconds) else None
 
 

@@ -1,32 +1,27 @@
-"""Callbacks: sample grids during training, a stop when the loss is NaN or infinite, a progress bar for the run."""
+"""Callbacks: sample grids during training, a stop when the loss is NaN or infinite."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.callbacks import Callback
 from PIL.Image import Image
 from torch import Tensor
 
 from sde_diffusion.checks import check_count, check_kind
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError
-from sde_diffusion.modality import Modality, modality_of, pictures
+from sde_diffusion.modality import pictures
 from sde_diffusion.sampling import Sampler, Samples
-from sde_diffusion.storage import progress
-from sde_diffusion.storage.progress import Bar
 from sde_diffusion.training.base import BaseModel
 from sde_diffusion.training.checkpoint_callbacks import BestCheckpoint, FinalValidation, LastCheckpoint
-from sde_diffusion.training.schedule import timer_of
+from sde_diffusion.training.training_progress import TrainingProgress, modality_of_batch
 
 __all__ = [
     "BestCheckpoint",
@@ -102,7 +97,7 @@ class SampleGrid(Callback):
         model = cast(BaseModel, pl_module)
         drawn = self._draw(model, batch["x"].shape[1:], batch)
         if drawn is not None:
-            self._save(trainer, _modality(pl_module, batch).draw(drawn.x), "samples", self.folder)
+            self._save(trainer, modality_of_batch(pl_module, batch).draw(drawn.x), "samples", self.folder)
         for name, picture in model.pictures(batch["x"][: self.n]).items():
             self._save(trainer, picture, name, self.folder / name)
 
@@ -158,11 +153,6 @@ class SampleGrid(Callback):
         self._validations = state_dict["validations"]
 
 
-def _modality(module: LightningModule, batch: dict[str, Any]) -> Modality:
-    """The modality of a module's data, or the one that a batch's shape implies if it has no description of them."""
-    return modality_of({**getattr(module, "data", {}), "shape": batch["x"].shape[1:]})
-
-
 class StopOnNonFinite(Callback):
     """Stop when the loss or a weight becomes NaN or infinite, before a checkpoint contains it.
 
@@ -199,92 +189,3 @@ def _diverged(trainer: Trainer, what: str) -> UserError:
         "model.lr, more model.warmup_steps, a smaller trainer.gradient_clip_val, or trainer.precision=32-true; check "
         "that the data have no values far outside [-1, 1]"
     )
-
-
-class TrainingProgress(ProgressBar):
-    """A progress bar for the run: step, loss, validation loss, items/s, time left; and a log line at each validation.
-
-    Without a terminal, occasional log lines replace the bar; see `progress`.
-
-    Args:
-        refresh_every: Number of steps between updates of the bar, at least 1.
-    """
-
-    def __init__(self, refresh_every: int = 20) -> None:
-        super().__init__()
-        self.refresh_every = check_count("refresh_every", refresh_every)
-        self._enabled = True
-        self._open = ExitStack()
-        self._bar: Bar | None = None
-        self._items, self._unit = 0, ""
-        self._since = 0.0
-        self._rate = 0.0
-
-    def disable(self) -> None:
-        """Turn the bar off (Lightning calls this in all processes except the first)."""
-        self._enabled = False
-
-    def enable(self) -> None:
-        """Turn the bar on."""
-        self._enabled = True
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bar."""
-        self._since, self._items = time.perf_counter(), 0
-        if self._enabled:
-            steps = float(trainer.estimated_stepping_batches)
-            total = steps if math.isfinite(steps) else None
-            self._bar = self._open.enter_context(progress.bar("step", total, trainer.global_step))
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count items; update the bar, or write a log line, if one is due."""
-        self._items += len(batch["x"]) * trainer.world_size
-        self._unit = self._unit or _modality(pl_module, batch).unit
-        if self._bar is not None and (trainer.global_step % self.refresh_every == 0 or self._bar.due):
-            self._measure()
-            self._update(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a log line, and exclude the time of the validation from the speed."""
-        if self._bar is not None and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
-            self._update(trainer, stays=True)
-        self._since, self._items = time.perf_counter(), 0
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the bar."""
-        self._stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the bar."""
-        self._stop()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the speed before the validation begins."""
-        self._measure()
-
-    def _stop(self) -> None:
-        self._open.close()
-        self._bar = None
-
-    def _update(self, trainer: Trainer, stays: bool = False) -> None:
-        assert self._bar is not None
-        timer = timer_of(trainer)
-        limit = math.inf if timer is None else timer.time_remaining() or 0.0
-        self._bar.update(trainer.global_step, text=self._text(trainer), limit=limit, stays=stays)
-
-    def _measure(self) -> None:
-        seconds = time.perf_counter() - self._since
-        if self._items and seconds > 0:
-            self._rate = self._items / seconds
-        self._since, self._items = time.perf_counter(), 0
-
-    def _text(self, trainer: Trainer) -> str:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        shown = [
-            f"{name} {metrics[key]:.4f}"
-            for name, key in (("loss", "train/loss"), ("val", "val/loss"))
-            if key in metrics
-        ]
-        return "  ".join([*shown, f"{self._rate:,.0f} {self._unit}/s"])

@@ -65,7 +65,7 @@ class ScoreModel(GenerativeModel):
         augmentation: How training images are changed at random, or its configuration; the network must have its
             `conditions()`, beside the others. None: not at all.
         activation_checkpointing: Keep only the inputs of the network's blocks in a training step, and compute what is
-            in them again in the backward pass: less memory for about a third more time. For the library's networks.
+            in them again in the backward pass: less memory for about a quarter more time. For the library's networks.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -149,7 +149,18 @@ class ScoreModel(GenerativeModel):
             torch.compiler.set_stance("default")
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """See `GenerativeModel.check_trainer`; also warns of a path that is learned by what is not a bound."""
+        """See `GenerativeModel.check_trainer`; also warns of a path learned by no bound, and of two precisions."""
+        dtype = getattr(self.denoiser, "compute_dtype", None)
+        name = str(dtype).removeprefix("torch.")
+        if dtype is not None and str(trainer.precision).endswith("mixed"):
+            log.warning(
+                "denoiser.compute_dtype=%s and trainer.precision=%s: autocast then still chooses the type of each "
+                "operation in training; take one of them, such as trainer.precision=32-true, with which the whole "
+                "network computes in %s",
+                name,
+                trainer.precision,
+                name,
+            )
         path: Any = self.denoiser.sde
         if path.learned and not self.objective.is_bound and any(p.requires_grad for p in path.parameters()):
             log.warning(

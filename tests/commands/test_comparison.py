@@ -2,13 +2,16 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from omegaconf import OmegaConf
 from PIL import Image
 
+from sde_diffusion.commands.loading import load_data
 from sde_diffusion.data import Digits
 from sde_diffusion.metrics import FrechetDistance, KernelDistance, difference, load_extractor
 from sde_diffusion.modality import Images, Points
@@ -187,3 +190,27 @@ def test_pictures_have_data_beside():
     points = torch.randn(50, 2)
     assert Points([2]).beside(points, 3 * points).width > 1.5 * Points([2]).draw(points).width
     assert Points([1]).beside(torch.randn(50, 1), torch.randn(40, 1)).width > 0
+
+
+@pytest.mark.parametrize(("n", "others"), [(4, 30), (30, 4)])
+def test_images_beside_others_are_enlarged_by_the_same_factor(n, others):
+    """Of images that are light grey, all stretches of this grey in a line of the picture have the same length."""
+    x = torch.full((30, 1, 8, 8), 0.5)
+    line = np.asarray(Images([1, 8, 8]).beside(x[:n], x[:others]).convert("L"))[30]
+    ends = np.flatnonzero(np.diff((line == 191).astype(int), prepend=0, append=0))
+    assert len(ends) > 4
+    assert len(set(ends[1::2] - ends[::2])) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "the checkpoint does not say which data it was trained on; the data are digits"),
+        ({"_target_": "sde_diffusion.data.Digits"}, "the model was trained on exported, but the data are digits"),
+    ],
+)
+def test_a_checkpoint_of_another_program_does_not_say_its_data(config, words, caplog):
+    """Its name is that of its file or folder."""
+    cfg = OmegaConf.create({"data": {"_target_": "sde_diffusion.data.Digits", "root": None}})
+    load_data(cfg, SimpleNamespace(data={"name": "exported", "shape": [1, 8, 8], "config": config}))
+    assert caplog.messages == [words]

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import math
+from types import SimpleNamespace
 
 import hydra
 import pytest
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
-from sde_diffusion.commands import app, configurations, train
+from sde_diffusion.commands import app, building, configurations, train
 from sde_diffusion.commands.building import build_trainer
 from sde_diffusion.config import build, find_class
 from sde_diffusion.errors import UserError
@@ -242,3 +243,22 @@ def test_a_network_that_does_not_fit_the_data(settings, message, command, tmp_pa
     done = command("train", *settings.split(), cwd=tmp_path)
     assert done.status == 1
     assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "ckpt", "warns"),
+    [
+        ("mlp", (3, 32, 32), None, True),
+        ("mlp", (1, 8, 8), None, False),
+        ("mlp", (3, 32, 32), "last.ckpt", False),  # its network is that of its own run
+        ("unet", (3, 32, 32), None, False),
+        ("mlp", (2,), None, False),
+    ],
+)
+def test_the_default_perceptron_is_warned_of_on_large_images(network, shape, ckpt, warns, monkeypatch, caplog):
+    runtime = SimpleNamespace(choices={"network": network})
+    known = SimpleNamespace(initialized=lambda: True, get=lambda: SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(building, "HydraConfig", known)
+    building._warn_of_perceptron(OmegaConf.create({"ckpt": ckpt}), SimpleNamespace(shape=shape))
+    assert ("an image of 32x32 as 3072 unrelated numbers" in caplog.text) is warns
+    assert len(caplog.messages) == warns

@@ -9,6 +9,7 @@ import torch
 from conftest import TINY
 from omegaconf import OmegaConf
 
+from benchmarks.curves import FRECHET, front
 from benchmarks.drawn_points import named
 from sde_diffusion import VPSDE, AncestralSampler, GaussianDenoiser, ScoreModel
 from sde_diffusion.commands import configurations
@@ -206,3 +207,13 @@ def test_runs_are_named_by_what_differs(paths, names):
     assert named(OmegaConf.create({"ckpt": paths})) == dict(zip(names, paths, strict=True))
     if len(paths) == 1:
         assert named(OmegaConf.create({"ckpt": paths[0]})) == dict(zip(names, paths, strict=True))
+
+
+def test_front_compares_samplers_in_equal_passes_allowed():
+    """Predictor-corrector makes four of five passes, where no other sampler was measured, and has the worst value."""
+    table = [("pc", 5, 4, 123.0), ("ddim", 5, 5, 29.0), ("pc", 8, 8, 40.0), ("ddim", 8, 8, 30.0), ("heun", 10, 9, 18.0)]
+    assert front([{"sampler": name, "passes": most, "nfe": made, FRECHET: far} for name, most, made, far in table]) == [
+        (5, 29.0),
+        (8, 29.0),
+        (10, 18.0),
+    ]

@@ -66,6 +66,8 @@ def test_settings_and_machines_that_change_the_weights_are_told_in_one_line(capl
     assert changes(caplog, run, same, run["record"]) == ""
     harmless = {**same, "trainer": {**run["trainer"], "log_every_n_steps": 3, "devices": "auto"}}
     assert changes(caplog, run, harmless, run["record"]) == ""
+    cheaper = {**same, "model": {**run["model"], "activation_checkpointing": True, "validation_draws": 3}}
+    assert changes(caplog, run, cheaper, run["record"]) == ""
     other = {**same, "seed": 7, "trainer": {**run["trainer"], "precision": "64-true"}}
     assert "Resumed with seed 0 -> 7, trainer.precision '32-true' -> '64-true': the weights will differ" in changes(
         caplog, run, other, run["record"]

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelSummary
 from omegaconf import DictConfig, OmegaConf
 
 from sde_diffusion.commands import configurations, train
+from sde_diffusion.commands.resuming import CHANGEABLE
 from sde_diffusion.errors import UserError
 from sde_diffusion.training.schedule import timer_of
 
@@ -156,6 +157,8 @@ COUNTS: dict[str, tuple[Any, Any]] = {
         True,
         lambda seen, _: seen.model.denoiser.network.activation_checkpointing,
     ),
+    "denoiser.compute_dtype": ("bfloat16", lambda seen, _: str(seen.model.denoiser.compute_dtype)[6:]),
+    "denoiser.channels_last": (True, lambda seen, _: seen.model.denoiser.channels_last),
     "callbacks.ema.decay": (0.5, attribute("callback ema")),
     "callbacks.ema.warmup": (False, attribute("callback ema")),
     "callbacks.ema.start_step": (9, attribute("callback ema")),
@@ -303,7 +306,7 @@ def test_the_seed_of_the_order_follows_the_seed(ckpt: str, tmp_path: Path) -> No
     assert (seen.model.hparams["seed"], seen.data.seed) == (7, 7)
 
 
-@pytest.mark.parametrize("key", [key for key in keys() if key.startswith(REFUSED[:4])])
+@pytest.mark.parametrize("key", [key for key in keys() if key.startswith(REFUSED[:4]) and key not in CHANGEABLE])
 def test_a_key_of_the_model_is_refused(key: str, ckpt: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a resumed run keeps its model: .* leave it out"):
         command(tmp_path / "run", f"ckpt={ckpt}", "trainer.max_steps=6", f"{key}=null")

@@ -150,8 +150,12 @@ def test_round_trip_and_other_guidance(tmp_path):
     assert found == {**settings, "grid": {"_target_": "sde_diffusion.sde.TunedGrid", "log_snr": [[-1.0, 0.5, 2.0]]}}
     assert tuned_grids.with_grid(settings, ckpt, "another", None) == settings
     guided = {"_target_": "sde_diffusion.guidance.ClassifierFreeGuidance", "scale": 2}
-    with pytest.raises(UserError, match=r"no grid for UniPC.*, but for HeunSampler.*: take one of these, or tune this"):
-        tuned_grids.with_grid({**asked, "_target_": "sde_diffusion.sampling.UniPC"}, ckpt, "digest", None)
+    with pytest.raises(UserError, match=r"no grid for UniPC.*, but for HeunSampler.*: take one of these") as refusal:
+        tuned_grids.with_grid(
+            {**asked, "_target_": "sde_diffusion.sampling.UniPC", "order": 3, "steps": 7}, ckpt, "digest", None
+        )
+    assert "UniPC(order=3)" in str(refusal.value)
+    assert "steps=" not in str(refusal.value)  # a grid is for any number of them
     with pytest.raises(UserError, match=r"no grid for HeunSampler.* with guidance ClassifierFreeGuidance"):
         tuned_grids.with_grid(asked, ckpt, "digest", guided)
 

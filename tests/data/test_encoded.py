@@ -121,11 +121,11 @@ def test_wrong_settings(root, tmp_path):
     write(root / "more" / "train-00000-of-00001.parquet", [png(PIXELS[0])], [0])
     with pytest.raises(UserError, match=r"has train files in \., more, as several data sets have: choose one of them"):
         loaded(root).prepare()
-    for folder, message in (("nowhere", "no such folder"), ("empty", "it holds nothing")):
+    for folder, message in (("nowhere", "no such folder; it must be"), ("empty", "it holds nothing; it must be")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=message):
             loaded(tmp_path / folder).prepare()
-    with pytest.raises(UserError, match=r"it holds nothing.*https://huggingface"):
+    with pytest.raises(UserError, match=r"it holds nothing; .* with train-00000-of-.*: download .*https://huggingface"):
         loaded(tmp_path / "empty", name="cifar10").prepare()
 
 

@@ -44,6 +44,16 @@ def test_exact_draws_pass(problem):
     assert found.picture().width > 800
 
 
+def test_few_items_are_said_to_be_too_few_for_a_test(problem, monkeypatch):
+    titles = []
+    monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda self, words, **options: titles.append(words))
+    for n in (3, 30):
+        mixture, truth, y, exact = problem
+        found = report((mixture, truth[:n], y[:n], None), exact[:n])
+        assert found.picture().width > 800
+        assert ("too few items" in found.in_words()[0], "too few items" in titles[-1]) == (n == 3, n == 3)
+
+
 def test_wrong_draws_fail(problem):
     mixture, _, _, exact = problem
     centre = exact.mean(1, keepdim=True)

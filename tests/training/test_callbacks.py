@@ -1,6 +1,7 @@
 """Callbacks: divergence is detected before it is saved, pictures use the average, the bar counts correctly."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,13 @@ from PIL import Image
 from test_ema import flat
 from tiny import MLP, make_model, make_trainer, ring, tensors
 
+from sde_diffusion import NetworkDenoiser
 from sde_diffusion.data import Digits
 from sde_diffusion.errors import UserError
 from sde_diffusion.modality import Images
 from sde_diffusion.sampling import AncestralSampler, Sampler, Walk
 from sde_diffusion.storage import progress
-from sde_diffusion.training import EMA, ScoreModel, callbacks
+from sde_diffusion.training import EMA, ScoreModel
 from sde_diffusion.training.callbacks import SampleGrid, StopOnNonFinite, TrainingProgress
 
 EVERY_FIVE = {"limit_val_batches": 1, "val_check_interval": 5, "check_val_every_n_epoch": None}
@@ -140,7 +142,7 @@ class Clock(Callback):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(callbacks.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.now += 0.5
@@ -157,6 +159,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     @contextmanager
     def recorded(name: str, total: float | None, *arguments: Any) -> Iterator[Any]:
+        if name != "step":
+            with bar(name, total, *arguments) as made:
+                yield made
+            return
         told.append(total)
         with bar(name, total, *arguments) as made:
             update = made.update
@@ -195,6 +201,45 @@ def test_progress_counts_points_a_second_of_training(
     assert (total, end) == (20, None)
     assert [step for step, _ in updates] == steps
     assert all(text.endswith("  32 points/s") for _, text in updates)
+
+
+def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("sde_diffusion")]
+
+
+def test_a_long_validation_shows_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three batches of a hundred seconds each."""
+    options = {**EVERY_FIVE, "limit_val_batches": 3, "enable_progress_bar": True, "max_steps": 5}
+    with caplog.at_level(logging.INFO, "sde_diffusion"):
+        make_trainer(tmp_path, Clock(monkeypatch), TrainingProgress(), **options).fit(make_model(), ring())
+    lines = lines_of(caplog)
+    assert lines[:2] == [
+        "validation batch  1 of 3, 1:40 so far, about 3:20 left",
+        "validation batch  2 of 3, 3:20 so far, about 1:40 left",
+    ]
+    assert [line.split()[:2] for line in lines[2:]] == [["step", "5"]]
+
+
+def test_compiling_counts_neither_in_the_speed_nor_in_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A first step of ten minutes, and 79 of half a second."""
+    monkeypatch.setattr(NetworkDenoiser, "compile", lambda self: None)
+    clock = Clock(monkeypatch)
+
+    class Compiler(Callback):
+        def on_before_backward(self, trainer: Any, *args: Any) -> None:
+            clock.now += 600 * (trainer.global_step == 0)
+
+    options = {"enable_progress_bar": True, "max_steps": 80}
+    with caplog.at_level(logging.INFO, "sde_diffusion"):
+        make_trainer(tmp_path, clock, Compiler(), TrainingProgress(), **options).fit(make_model(compile=True), ring())
+    first, second, *lines = lines_of(caplog)
+    assert (first.split(",")[0], second) == ("compiling the steps of training", "compiled")
+    assert lines[0].startswith("step  2 of 80, 10:01 so far, about 0:39 left")  # 78 steps of half a second
+    assert all(line.endswith("  32 points/s)") for line in lines)
 
 
 def test_without_a_terminal_a_line_now_and_then(

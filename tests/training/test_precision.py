@@ -103,3 +103,14 @@ def test_refused_in_one_sentence(precision: str, tmp_path: Path) -> None:
     trainer: Trainer = make_trainer(tmp_path, EMA(), precision=precision)
     with pytest.raises(UserError, match=rf"trainer.precision={precision} .*32-true, bf16-mixed, 16-mixed, 64-true"):
         trainer.fit(make_model(), ring())
+
+
+@pytest.mark.parametrize(("precision", "warns"), [("bf16-mixed", True), ("32-true", False)])
+def test_two_precisions_at_once_are_warned_of(
+    precision: Any, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    denoiser: Any = model.denoiser
+    denoiser.compute_dtype = torch.bfloat16
+    model.check_trainer(make_trainer(tmp_path, precision=precision))
+    assert (f"denoiser.compute_dtype=bfloat16 and trainer.precision={precision}: autocast" in caplog.text) is warns

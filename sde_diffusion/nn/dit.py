@@ -41,7 +41,7 @@ class DiT(Network):
         heads: Number of attention heads, at least 1.
         mlp_ratio: Width of the hidden layer of the perceptrons, in units of `width`; at least 1.
         dropout: Probability in the perceptrons, in [0, 1).
-        embedding: Noise features, a name in `sde_diffusion.nn.embedding.EMBEDDINGS`, or a module that maps c_noise [N]
+        embedding: Noise features, a name in `sde_diffusion.nn.features.EMBEDDINGS`, or a module that maps c_noise [N]
             to [N, feature_dim].
         feature_dim: Number of these features; even, at least 4.
         conditions: The conditions by name; see `sde_diffusion.conditions`.

@@ -33,8 +33,8 @@ class Encoder(nn.Module):
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the residual blocks, in [0, 1).
         embedding_dim: Size of the vector made of c_noise; even, at least 4.
-        embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
-            [N, embedding_dim].
+        embedding: Noise features, a name in `sde_diffusion.nn.features.EMBEDDINGS`, or a module that maps c_noise [N]
+            to [N, embedding_dim].
 
     Raises:
         ValueError: If an argument is outside its range.

@@ -54,8 +54,8 @@ class MLP(Network):
         width: Width of the hidden layers; positive.
         depth: Number of residual blocks, two linear layers each; at least 1.
         embedding_dim: Size of the conditioning vector; even, at least 4.
-        embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
-            [N, embedding_dim].
+        embedding: Noise features, a name in `sde_diffusion.nn.features.EMBEDDINGS`, or a module that maps c_noise [N]
+            to [N, embedding_dim].
         dropout: Probability of dropout of each block's hidden values, in [0, 1).
         octaves: Number of octaves of sines and cosines of the input, further inputs; at least 0. For likelihoods of
             data on levels, which depend on details that are too fine for the network otherwise; see

@@ -59,7 +59,7 @@ class UNet(Network):
         head_channels: Largest number of channels of an attention head; positive. None: one head.
         dropout: Probability in the residual blocks, in [0, 1).
         embedding_dim: Size of the conditioning vector; even, at least 4.
-        embedding: Noise features, a name in `sde_diffusion.nn.embedding.EMBEDDINGS`, or a module that maps c_noise [N]
+        embedding: Noise features, a name in `sde_diffusion.nn.features.EMBEDDINGS`, or a module that maps c_noise [N]
             to [N, feature_dim].
         conditions: The conditions by name; see `sde_diffusion.conditions`.
         octaves: Number of octaves of sines and cosines of the input, further inputs; at least 0. For likelihoods of

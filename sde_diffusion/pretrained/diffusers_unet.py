@@ -205,7 +205,7 @@ def _ddpm(config: Mapping[str, Any], widths: list[int]) -> Settings:
 
 def _ncsnpp(config: Mapping[str, Any], widths: list[int]) -> Settings:
     return {
-        "embedding": "ncsnpp",
+        "embedding": "gaussian_fourier",
         "feature_dim": 2 * widths[0],
         "resample_skip": True,
         "resample_filter": [1, 3, 3, 1],

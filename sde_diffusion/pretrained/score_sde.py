@@ -141,7 +141,7 @@ def settings_of(weights: Mapping[str, Tensor], path: object) -> Settings:
         "blocks": len(levels[0]),
         "attention": places,
         "head_channels": None,
-        "embedding": "ncsnpp" if fourier else "timestep",
+        "embedding": "gaussian_fourier" if fourier else "timestep",
         "feature_dim": 2 * width if fourier else width,
         "embedding_dim": parts[start][1]["weight"].shape[0],
         "condition_place": "output",
@@ -163,7 +163,7 @@ def order(settings: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     block = {**BLOCK, **SKIPS[biggan]}
     resampler: Table = block if biggan else {"conv": module("Conv_0")}
     plain: Table = {}
-    if settings["embedding"] == "ncsnpp":
+    if settings["embedding"] == "gaussian_fourier":
         yield r"conditioning\.features", {"": Location(("",), weight="W")}
     yield from ((name, plain) for name in (r"conditioning\.input", r"conditioning\.output", "input"))
     for level in range(depth):
@@ -216,7 +216,7 @@ def path_of(sde: str | None, file: Path, settings: Mapping[str, Any], sigmas: Te
     Raises:
         UserError: If the path is not known.
     """
-    fourier = settings["embedding"] == "ncsnpp"
+    fourier = settings["embedding"] == "gaussian_fourier"
     words = file.absolute().parts
     if sde is None and fourier:
         sde = "ve"

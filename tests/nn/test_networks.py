@@ -306,7 +306,7 @@ def test_tokens_of_a_text_reach_a_transformer():
 
 
 def test_a_network_of_bfloat16_keeps_its_random_frequencies():
-    network = UNet([1, 4, 4], embedding="ncsnpp", embedding_dim=8, **TINY)
+    network = UNet([1, 4, 4], embedding="gaussian_fourier", embedding_dim=8, **TINY)
     before = network.conditioning.features.weight.clone()
     assert torch.equal(network.to(torch.bfloat16).conditioning.features.weight, before)
     assert network.input.weight.dtype == torch.bfloat16

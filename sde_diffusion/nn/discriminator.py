@@ -1,4 +1,4 @@
-"""A network that judges whether squares of an image look real."""
+"""A network that judges whether patches of an image look real."""
 
 from __future__ import annotations
 

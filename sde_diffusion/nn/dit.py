@@ -16,7 +16,7 @@ from sde_diffusion.nn.checks import check_dropout, check_image_or_signal_shape, 
 from sde_diffusion.nn.embedding import Conditioning
 from sde_diffusion.nn.layers import CONVOLUTIONS
 from sde_diffusion.nn.network import Network, check_arguments
-from sde_diffusion.nn.windows import resized
+from sde_diffusion.nn.patching import resized, unpatchify
 
 LAYOUTS = ("channels_first", "channels_last")
 """What the two sizes of a signal or sequence are: [C, length] or [length, C]."""
@@ -25,7 +25,7 @@ LAYOUTS = ("channels_first", "channels_last")
 class DiT(Network):
     """Diffusion transformer with adaptive layer norms that start as the identity (adaLN-zero).
 
-    Windows of patch x patch pixels become tokens of `width` numbers, to which fixed sines and cosines of their place
+    Patches of patch x patch pixels become tokens of `width` numbers, to which fixed sines and cosines of their place
     are added. With (b_1, a_1, g_1, b_2, a_2, g_2) linear in the conditioning vector, and 0 at first, a block computes
 
         h = h + g_1 Attention((1 + a_1) LayerNorm(h) + b_1),   h = h + g_2 MLP((1 + a_2) LayerNorm(h) + b_2).
@@ -35,7 +35,7 @@ class DiT(Network):
     Args:
         shape: Shape of one image, [C, height, width], signal, [C, length], or sequence, [length, C] (`layout`).
         n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
-        patch: Side of the windows, which must tile the image; at least 1.
+        patch: Side of the patches, which must tile the image; at least 1.
         width: Numbers of a token; a multiple of 4 heads (of 2 heads in one dimension).
         depth: Number of blocks, at least 1.
         heads: Number of attention heads, at least 1.
@@ -51,7 +51,7 @@ class DiT(Network):
         layout: What two sizes are: "channels_first", [C, length], or "channels_last", [length, C].
 
     Raises:
-        ValueError: If an argument is outside its range, or the windows do not tile the image.
+        ValueError: If an argument is outside its range, or the patches do not tile the image.
 
     References:
         Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", section 3; Chen et al. 2023, "PixArt-alpha",
@@ -140,12 +140,8 @@ class DiT(Network):
 
     def _joined(self, h: Tensor) -> Tensor:
         """Tokens [B, N, patch * patch * C], with the channels last, as images [B, C, H, W]."""
-        dims = len(self.grid)
-        windows = h.reshape(len(h), *self.grid, *(self.patch,) * dims, -1)
-        order = [0, 2 * dims + 1]  # from [B, *grid, *window, C] to [B, C, H, patch, W, patch]
-        for dim in range(dims):
-            order += [1 + dim, 1 + dims + dim]
-        return windows.permute(order).reshape(len(h), -1, *[length * self.patch for length in self.grid])
+        patches = h.unflatten(2, (self.patch ** len(self.grid), -1)).transpose(1, 3).reshape(len(h), -1, *self.grid)
+        return unpatchify(patches, self.patch, [length * self.patch for length in self.grid])
 
 
 class _Block(nn.Module):
@@ -228,7 +224,7 @@ def places(grid: Sequence[int], width: int) -> Tensor:
 
 
 def _grid(size: Sequence[int], patch: int) -> tuple[int, ...]:
-    """The number of windows in each dimension.
+    """The number of patches in each dimension.
 
     Raises:
         ValueError: If they do not tile the image.

@@ -28,8 +28,8 @@ from sde_diffusion.nn.magnitude import (
     normalised,
 )
 from sde_diffusion.nn.network import Network, check_arguments
+from sde_diffusion.nn.patching import resized
 from sde_diffusion.nn.resampling import Resampling
-from sde_diffusion.nn.windows import resized
 
 
 class EDM2UNet(Network):

@@ -24,8 +24,8 @@ from sde_diffusion.nn.embedding import Conditioning, check_dim
 from sde_diffusion.nn.layers import LayerStyle
 from sde_diffusion.nn.network import Network, check_arguments
 from sde_diffusion.nn.octaves import NoisyData, Octaves
+from sde_diffusion.nn.patching import patchify, resized, unpatchify
 from sde_diffusion.nn.resampling import PYRAMIDS, ConvolutionDown, ConvolutionUp, Resampling
-from sde_diffusion.nn.windows import from_windows, resized, to_windows
 
 RESAMPLINGS = ("block", "convolution", "symmetric_convolution")
 """What halves and doubles the image; see `UNet`."""
@@ -34,7 +34,7 @@ RESAMPLINGS = ("block", "convolution", "symmetric_convolution")
 class UNet(Network):
     """U-Net of residual blocks, whose options give DDPM, DDPM++, NCSN++, ADM and EDM's networks.
 
-    The image is cut into H x W squares of patch x patch pixels, which become channels (patch = 1: the image itself).
+    The image is cut into H x W patches of patch x patch pixels, which become channels (patch = 1: the image itself).
     Resolution l is ceil(H / 2^l) x ceil(W / 2^l), with channels * channel_mult[l] channels. Each resolution has
     `blocks` residual blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of
     that resolution; residual blocks halve and double the image in between, and two blocks are in the middle. Residual
@@ -49,7 +49,7 @@ class UNet(Network):
         shape: Shape of one image, [C, height, width], or signal, [C, length]; any size, also odd, unless a filter or
             convolutions resample.
         n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
-        patch: Side of the squares, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
+        patch: Side of the patches, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
             with zeros on the right and below, and the output cropped.
         channels: Base number of channels; positive.
         channel_mult: Multiplier of each resolution, finest first; one or more positive integers.
@@ -164,12 +164,12 @@ class UNet(Network):
             style=style,
         )
         parts = _Parts(block, style, resampling, tuple(attention), self.cross_attention, token_dim)
-        squares = self.patch**style.dims
-        pixels = self.shape[0] * squares  # values in a square
+        area = self.patch**style.dims  # pixels of a patch
+        pixels = self.shape[0] * area  # values of a patch
         self.octaves = Octaves(octaves, levels)
         self.takes_noisy_data = self.octaves.takes_noisy_data
         self.unit_range = check_bool("unit_range", unit_range)
-        inputs = pixels * self.octaves.multiple + sum(beside[0] for beside in self.conditioning.shapes_beside) * squares
+        inputs = pixels * self.octaves.multiple + sum(beside[0] for beside in self.conditioning.shapes_beside) * area
         width = widths[0] if stem_channels is None else check_count("stem_channels", stem_channels)
         self.input = style.convolution(inputs, width, 3)
         self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
@@ -233,7 +233,7 @@ class UNet(Network):
         inputs = self.octaves((x + 1) / 2 if self.unit_range else x, noisy_data)
         for value in self.conditioning.beside(x, label=label, **conditions):
             inputs = torch.cat([inputs, resized(value, self.shape[1:])], 1)
-        pyramid = to_windows(inputs.to(self.input.weight.dtype), self.patch)
+        pyramid = patchify(inputs.to(self.input.weight.dtype), self.patch)
         h = self.input(pyramid)
         skips = [h]
         for resolution, blocks in enumerate(self.encoder):
@@ -259,7 +259,7 @@ class UNet(Network):
                 h = self.apply_block(block, torch.cat([h, skips.pop()], dim=1), embedding, tokens=tokens)
         out: Tensor = self.output(F.silu(self.norm(h)))
         out = out if image is None else out + image
-        return from_windows(out, self.patch, self.shape[1:])[:, : self.shape[0]].to(x.dtype)
+        return unpatchify(out, self.patch, self.shape[1:])[:, : self.shape[0]].to(x.dtype)
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,11 @@ def settings_of(weights: Mapping[str, Tensor], path: object) -> Settings:
     }
 
 
+def is_fourier(settings: Mapping[str, Any]) -> bool:
+    """Whether a network's features of the noise level are those of NCSN++."""
+    return settings.get("embedding") == "gaussian_fourier"
+
+
 def order(settings: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     """Our modules in the order in which theirs are counted, each with the table of what is inside."""
     depth, blocks, biggan = len(settings["channel_mult"]), settings["blocks"], settings["resampling"] == "block"
@@ -163,7 +168,7 @@ def order(settings: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     block = {**BLOCK, **SKIPS[biggan]}
     resampler: Table = block if biggan else {"conv": module("Conv_0")}
     plain: Table = {}
-    if settings["embedding"] == "gaussian_fourier":
+    if is_fourier(settings):
         yield r"conditioning\.features", {"": Location(("",), weight="W")}
     yield from ((name, plain) for name in (r"conditioning\.input", r"conditioning\.output", "input"))
     for level in range(depth):
@@ -216,7 +221,7 @@ def path_of(sde: str | None, file: Path, settings: Mapping[str, Any], sigmas: Te
     Raises:
         UserError: If the path is not known.
     """
-    fourier = settings["embedding"] == "gaussian_fourier"
+    fourier = is_fourier(settings)
     words = file.absolute().parts
     if sde is None and fourier:
         sde = "ve"

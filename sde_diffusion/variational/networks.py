@@ -166,7 +166,7 @@ class ConvHierarchy(HierarchicalVAE):
         channels: Channels of the networks, positive.
         dropout: Probability in the blocks, in [0, 1).
         inference: residual, ladder or direct, or a `TopDown`.
-        patch: Side of the squares of pixels that become channels, at least 1: the finest resolution is one number for
+        patch: Side of the patches of pixels that become channels, at least 1: the finest resolution is one number for
             each square.
 
     Raises:

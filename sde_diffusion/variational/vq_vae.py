@@ -184,7 +184,7 @@ class ConvVQVAE(VQVAE):
         channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
-        patch: Side of the squares of pixels that become channels, at least 1.
+        patch: Side of the patches of pixels that become channels, at least 1.
         decay: See `VectorQuantizer`.
         restart: See `VectorQuantizer`.
 

@@ -54,7 +54,7 @@ def test_names_of_earlier_checkpoints_are_still_known():
     """Checkpoints hold the name of their features: "ncsnpp" has another today, and "ddpm" its own features."""
     former, today = (Conditioning(16, embedding=name).features for name in ("ncsnpp", "gaussian_fourier"))
     torch.testing.assert_close(former.state_dict(), today.state_dict(), rtol=0, atol=0)
-    assert list(Conditioning(16, embedding="ddpm").state_dict())[0] == "features.frequencies"
+    assert next(iter(Conditioning(16, embedding="ddpm").state_dict())) == "features.frequencies"
     with pytest.raises(ValueError, match="positional, fourier, timestep, timestep_cos, gaussian_fourier; got"):
         Conditioning(16, embedding="ncsn")
 

@@ -140,7 +140,8 @@ class DiT(Network):
 
     def _joined(self, h: Tensor) -> Tensor:
         """Tokens [B, N, patch * patch * C], with the channels last, as images [B, C, H, W]."""
-        patches = h.unflatten(2, (self.patch ** len(self.grid), -1)).transpose(1, 3).reshape(len(h), -1, *self.grid)
+        pixels = h.reshape(*h.shape[:2], self.patch ** len(self.grid), -1)  # [B, N, patch * patch, C]
+        patches = pixels.transpose(1, 3).reshape(len(h), -1, *self.grid)
         return unpatchify(patches, self.patch, [length * self.patch for length in self.grid])
 
 

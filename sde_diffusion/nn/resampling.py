@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +111,22 @@ class ConvolutionUp(nn.Module):
         """Double the size by `resample`, and convolve."""
         out: Tensor = self.conv(resample(x))
         return out
+
+
+@dataclass(frozen=True)
+class ConvolutionResampling:
+    """Makes the convolutions that halve and double, from (channels, style)."""
+
+    down: Callable[[int, LayerStyle], nn.Module]
+    up: Callable[[int, LayerStyle], nn.Module] = ConvolutionUp
+
+
+RESAMPLINGS: dict[str, ConvolutionResampling | None] = {
+    "block": None,
+    "convolution": ConvolutionResampling(ConvolutionDown),
+    "symmetric_convolution": ConvolutionResampling(partial(ConvolutionDown, symmetric=True)),
+}
+"""What halves and doubles in a `UNet`; None: residual blocks do."""
 
 
 class PyramidSkip(nn.Module):

@@ -25,10 +25,7 @@ from sde_diffusion.nn.layers import LayerStyle
 from sde_diffusion.nn.network import Network, check_arguments
 from sde_diffusion.nn.octaves import NoisyData, Octaves
 from sde_diffusion.nn.patching import patchify, resized, unpatchify
-from sde_diffusion.nn.resampling import PYRAMIDS, ConvolutionDown, ConvolutionUp, Resampling
-
-RESAMPLINGS = ("block", "convolution", "symmetric_convolution")
-"""What halves and doubles the image; see `UNet`."""
+from sde_diffusion.nn.resampling import PYRAMIDS, RESAMPLINGS, ConvolutionResampling, Resampling
 
 
 class UNet(Network):
@@ -144,9 +141,9 @@ class UNet(Network):
         heads = max(widths) if head_channels is None else check_count("head_channels", head_channels)
         style = LayerStyle(len(self.shape) - 1, modulation, norm_eps, rescale, resample_skip, norm_groups)
         self.resampling = Resampling(resample_filter, style.dims)
-        by_blocks = check_choice("resampling", resampling, RESAMPLINGS) == "block"
+        by_convolutions = RESAMPLINGS[check_choice("resampling", resampling, RESAMPLINGS)]
         pyramid = PYRAMIDS[check_choice("encoder_type", encoder_type, PYRAMIDS)]
-        any_size = by_blocks and self.resampling.averages and encoder_type != "residual"
+        any_size = by_convolutions is None and self.resampling.averages and encoder_type != "residual"
         check_fits(self.shape[1:], self.patch, len(widths) - 1, any_size)
         after_all = check_choice("decoder_attention", decoder_attention, ("last", "all")) == "all"
         embedding_dim = check_dim(embedding_dim)
@@ -163,7 +160,7 @@ class UNet(Network):
             head_channels=heads,
             style=style,
         )
-        parts = _Parts(block, style, resampling, tuple(attention), self.cross_attention, token_dim)
+        parts = _Parts(block, style, by_convolutions, tuple(attention), self.cross_attention, token_dim)
         area = self.patch**style.dims  # pixels of a patch
         pixels = self.shape[0] * area  # values of a patch
         self.octaves = Octaves(octaves, levels)
@@ -268,7 +265,7 @@ class _Parts:
 
     block: Callable[..., ResidualBlock]
     style: LayerStyle
-    resampling: str
+    by_convolutions: ConvolutionResampling | None
     attention: tuple[int, ...]
     cross_attention: tuple[int, ...]
     token_dim: int | None
@@ -281,17 +278,14 @@ class _Parts:
         token_dim = self.token_dim if across else None
         return self.block(channels, out, attention=attends and resolution in self.attention, token_dim=token_dim)
 
-    @property
-    def by_blocks(self) -> bool:
-        """Whether residual blocks halve and double."""
-        return self.resampling == "block"
-
     def down(self, channels: int) -> nn.Module:
         """What halves the size."""
-        if self.by_blocks:
+        if self.by_convolutions is None:
             return self.block(channels, channels, resamples=True)
-        return ConvolutionDown(channels, self.style, self.resampling == "symmetric_convolution")
+        return self.by_convolutions.down(channels, self.style)
 
     def up(self, channels: int) -> nn.Module:
         """What doubles the size."""
-        return self.block(channels, channels, resamples=True) if self.by_blocks else ConvolutionUp(channels, self.style)
+        if self.by_convolutions is None:
+            return self.block(channels, channels, resamples=True)
+        return self.by_convolutions.up(channels, self.style)

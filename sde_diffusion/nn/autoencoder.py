@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_fraction, check_count, check_sizes
-from sde_diffusion.nn.blocks import convolution, double, group_norm, halve
+from sde_diffusion.nn.layers import convolution, group_norm
 from sde_diffusion.nn.patching import patchify, unpatchify
+from sde_diffusion.nn.resampling import double, halve
 
 SMALL_INIT = 0.1
 """Factor of the first weights of a layer whose outputs describe a distribution, which then hardly depends on its input.

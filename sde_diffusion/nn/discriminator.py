@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count, check_sizes
-from sde_diffusion.nn.blocks import convolution, group_norm
+from sde_diffusion.nn.layers import convolution, group_norm
 
 
 class PatchDiscriminator(nn.Module):

@@ -10,26 +10,7 @@ from torch.nn import functional as F
 
 from sde_diffusion.checks import check_bool, check_choice
 from sde_diffusion.conditions import Condition, Conditions
-from sde_diffusion.nn.features import (
-    EMBEDDINGS,
-    FourierEmbedding,
-    PositionalEmbedding,
-    SinusoidalFeatures,
-    StepEmbedding,
-    check_dim,
-    features,
-)
-
-__all__ = [
-    "EMBEDDINGS",
-    "PLACES",
-    "Conditioning",
-    "FourierEmbedding",
-    "PositionalEmbedding",
-    "SinusoidalFeatures",
-    "StepEmbedding",
-    "check_dim",
-]
+from sde_diffusion.nn.features import check_dim, features
 
 PLACES = ("hidden", "features", "output")
 """Where the embeddings of conditions are added: after the first linear layer, before it, or after the second."""
@@ -44,7 +25,8 @@ class Conditioning(nn.Module):
     Args:
         dim: Size of the vector; even, at least 4.
         n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
-        embedding: The features f of c_noise: a name in `EMBEDDINGS`, or a module that maps [N] to [N, feature_dim].
+        embedding: The features f of c_noise: a name in `features.EMBEDDINGS`, or a module that maps [N] to
+            [N, feature_dim].
         conditions: The conditions by name, each with an embedding e_k.
         feature_dim: Number of features of c_noise; even, at least 4; None: dim.
         place: Where the embeddings of the conditions are added: "hidden", "features" or "output".

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_number, check_count, check_sizes
-from sde_diffusion.nn.blocks import ResidualBlock, convolution, group_norm, halve
-from sde_diffusion.nn.embedding import Conditioning, check_dim
+from sde_diffusion.nn.blocks import ResidualBlock
+from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.features import check_dim
+from sde_diffusion.nn.layers import convolution, group_norm
 from sde_diffusion.nn.network import check_arguments, check_shape
 from sde_diffusion.nn.patching import patchify
+from sde_diffusion.nn.resampling import halve
 
 
 class Encoder(nn.Module):

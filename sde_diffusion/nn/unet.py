@@ -20,7 +20,8 @@ from sde_diffusion.nn.checks import (
     check_resolutions,
     check_shape_beside,
 )
-from sde_diffusion.nn.embedding import Conditioning, check_dim
+from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.features import check_dim
 from sde_diffusion.nn.layers import LayerStyle
 from sde_diffusion.nn.network import Network, check_arguments
 from sde_diffusion.nn.octaves import NoisyData, Octaves

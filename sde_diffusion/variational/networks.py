@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from sde_diffusion.checks import check_bool, check_count, check_kind, check_sizes
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.nn.autoencoder import SMALL_INIT, ConvBlock, Patchify, Perceptron, Unpatchify, resolutions
-from sde_diffusion.nn.blocks import convolution, double, halve
+from sde_diffusion.nn.layers import convolution
 from sde_diffusion.nn.patches import decoder_of
+from sde_diffusion.nn.resampling import double, halve
 from sde_diffusion.variational.convolutions import check_images
 from sde_diffusion.variational.hierarchy import HierarchicalVAE
 from sde_diffusion.variational.inference import INFERENCES, TOP_DOWN, HierarchicalInference, TopDown

@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from sde_diffusion.nn.blocks import ResidualBlock, SelfAttention, double, group_norm, halve
+from sde_diffusion.nn.attention import SelfAttention
+from sde_diffusion.nn.blocks import ResidualBlock
+from sde_diffusion.nn.layers import group_norm
 from sde_diffusion.nn.patching import patchify, unpatchify
+from sde_diffusion.nn.resampling import double, halve
 
 
 def randomise(module, seed=0):

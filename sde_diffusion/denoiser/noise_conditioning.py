@@ -81,7 +81,7 @@ class PathTime(NoiseConditioning):
 
 
 class TableStep(NoiseConditioning):
-    """c_noise = i, the place in a table of noise levels, between its entries by linear interpolation in log-SNR.
+    """c_noise = i, the position in a table of noise levels, between its entries by linear interpolation in log-SNR.
 
     A network of N discrete steps was trained at its N noise levels and told their numbers; at level i of the table it
     is told exactly i, on any path, and beyond the ends of the table the number of the end.

@@ -177,8 +177,8 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network."""
         h = self.input(self.cut(x))
-        for place, stage in enumerate(self.stages):
-            h = stage(halve(h) if place else h)
+        for resolution, stage in enumerate(self.stages):
+            h = stage(halve(h) if resolution else h)
         out: Tensor = self.output(F.silu(self.norm(h)))
         return out
 
@@ -227,10 +227,10 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Apply the network."""
         h = self.input(z)
-        for place in reversed(range(len(self.stages))):
-            h = self.stages[place](h)
-            if place:
-                h = double(h, self.sizes[place - 1])
+        for resolution in reversed(range(len(self.stages))):
+            h = self.stages[resolution](h)
+            if resolution:
+                h = double(h, self.sizes[resolution - 1])
         out: Tensor = self.joined(self.output(F.silu(self.norm(h))))
         return out
 

@@ -25,7 +25,7 @@ LAYOUTS = ("channels_first", "channels_last")
 class DiT(Network):
     """Diffusion transformer with adaptive layer norms that start as the identity (adaLN-zero).
 
-    Patches of patch x patch pixels become tokens of `width` numbers, to which fixed sines and cosines of their place
+    Patches of patch x patch pixels become tokens of `width` numbers, to which fixed sines and cosines of their position
     are added. With (b_1, a_1, g_1, b_2, a_2, g_2) linear in the conditioning vector, and 0 at first, a block computes
 
         h = h + g_1 Attention((1 + a_1) LayerNorm(h) + b_1),   h = h + g_2 MLP((1 + a_2) LayerNorm(h) + b_2).
@@ -92,8 +92,8 @@ class DiT(Network):
         self.input = CONVOLUTIONS[dims](self.channels + beside, width, self.patch, stride=self.patch)
         nn.init.xavier_uniform_(self.input.weight.view(width, -1))
         nn.init.zeros_(self.input.bias)  # type: ignore[arg-type]
-        self.places: Tensor
-        self.register_buffer("places", places(self.grid, width), persistent=False)
+        self.positions: Tensor
+        self.register_buffer("positions", position_embedding(self.grid, width), persistent=False)
         hidden, dropout = width * check_count("mlp_ratio", mlp_ratio), check_dropout(dropout)
         self.blocks = nn.ModuleList(_Block(width, heads, hidden, dropout, across) for _ in range(depth))
         self.modulation = _linear(width, 2 * width, zero=True)
@@ -123,7 +123,7 @@ class DiT(Network):
         for value in self.conditioning.beside(x, label=label, **conditions):
             inputs = torch.cat([inputs, resized(self._channels_first(value), inputs.shape[2:])], 1)
         h = self.input(inputs.to(self.input.weight.dtype)).flatten(2).transpose(1, 2)
-        h = h + self.places.to(h.dtype)
+        h = h + self.positions.to(h.dtype)
         for block in self.blocks:
             h = self.apply_block(block, h, embedding, tokens)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
@@ -210,8 +210,8 @@ def _linear(inputs: int, outputs: int, *, zero: bool = False) -> nn.Linear:
     return layer
 
 
-def places(grid: Sequence[int], width: int) -> Tensor:
-    """Sines and cosines of the place of each token, [1, N, width], in two dimensions of the column, then of the row.
+def position_embedding(grid: Sequence[int], width: int) -> Tensor:
+    """Sines and cosines of the position of each token, [1, N, width], in two dimensions of the column, then of the row.
 
     omega_k = 10000^(-k / (d/2)), k = 0 ... d/2 - 1, with d = width for one dimension, and half of it for two.
     """

@@ -24,7 +24,7 @@ class Encoder(nn.Module):
 
     An image is cut into patches of patch x patch pixels, which become channels. Resolution l is halved l times, with
     channels * channel_mult[l] channels and `blocks` residual blocks, which a vector made of c_noise modulates. The
-    linear layer takes all channels at all places of the last resolution. Data of any other shape than [C, height,
+    linear layer takes all channels of all pixels of the last resolution. Data of any other shape than [C, height,
     width] are one pixel, with all their values as channels. Normalisation is by group norms only, so that the output of
     a sample depends on no other sample.
 

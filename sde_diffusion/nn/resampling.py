@@ -69,7 +69,7 @@ class Resampling(nn.Module):
         return halve(x) if self.averages else self._filtered(x, self.padding, 2)
 
     def smooth(self, x: Tensor, padding: int) -> Tensor:
-        """Filter, with `padding` zeros at each end in addition to those of `down`, and keep all places."""
+        """Filter, with `padding` zeros at each end in addition to those of `down`, and keep the size."""
         return self._filtered(x, self.padding + padding, 1)
 
     def up(self, x: Tensor, size: Sequence[int]) -> Tensor:

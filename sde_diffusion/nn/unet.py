@@ -64,7 +64,7 @@ class UNet(Network):
             data on levels, which depend on details that are too fine for the network otherwise; see
             `sde_diffusion.nn.octaves`.
         levels: Number of levels of the data, to which the octaves are tuned; None: they are of no levels.
-        cross_attention: Resolutions, in the same places as `attention`, at which pixels attend to the tokens of
+        cross_attention: Resolutions whose pixels attend, after the same blocks as in `attention`, to the tokens of
             conditions that have some, such as a text's words; no effect if none has.
         stem_channels: Channels after the first convolution; None: channels * channel_mult[0].
         feature_dim: Number of features of the noise level; None: embedding_dim.
@@ -246,13 +246,13 @@ class UNet(Network):
         for block in self.middle:
             h = self.apply_block(block, h, embedding, tokens=tokens)
         image = None  # the output so far, where each resolution adds its own
-        for place, blocks in enumerate(self.decoder):
+        for stage, blocks in enumerate(self.decoder):
             size = skips[-1].shape[2:]
-            if place:
+            if stage:
                 if len(self.skip_outputs):
-                    own = self.skip_outputs[place - 1](h)
+                    own = self.skip_outputs[stage - 1](h)
                     image = self.resampling.up(own if image is None else image + own, size)
-                h = self.apply_block(self.up[place - 1], h, embedding, partial(self.resampling.up, size=size))
+                h = self.apply_block(self.up[stage - 1], h, embedding, partial(self.resampling.up, size=size))
             for block in blocks:  # type: ignore[attr-defined]
                 h = self.apply_block(block, torch.cat([h, skips.pop()], dim=1), embedding, tokens=tokens)
         out: Tensor = self.output(F.silu(self.norm(h)))

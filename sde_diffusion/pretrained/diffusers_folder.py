@@ -73,9 +73,9 @@ def network_config(settings: Mapping[str, Any], network: nn.Module) -> Settings:
     fourier = given["embedding"] == "gaussian_fourier"
     embedding: Mapping[str, Any] = given["embedding"] if is_description(given["embedding"]) else {}
     family = "Skip" if fourier else ""
-    if fourier and (strange := other_groups(widths[place] for place in given["attention"])):
+    if fourier and (strange := other_groups(widths[resolution] for resolution in given["attention"])):
         raise UserError(f"diffusers has no such U-Net. Its NCSN++ has {', '.join(strange)}; network=ncsnpp_256 fits")
-    down = [f"{'Attn' * (place in given['attention'])}{family}DownBlock2D" for place in range(len(widths))]
+    down = [f"{'Attn' * (resolution in given['attention'])}{family}DownBlock2D" for resolution in range(len(widths))]
     groups = {part.num_groups for part in network.modules() if isinstance(part, nn.GroupNorm)}
     table = network.conditioning.embeddings
     rows = len(table["label"].weight) if "label" in table else None  # type: ignore[arg-type]
@@ -207,8 +207,9 @@ def _complete(settings: Mapping[str, Any]) -> Settings:
 def _uneven(given: Settings) -> bool:
     """Whether the heads of some attention don't have `head_channels` channels."""
     widths = [given["channels"] * factor for factor in given["channel_mult"]]
-    places = {*given["attention"], len(widths) - 1}
-    return given["head_channels"] is not None and any(widths[place] % given["head_channels"] for place in places)
+    attending = {*given["attention"], len(widths) - 1}
+    most = given["head_channels"]
+    return most is not None and any(widths[resolution] % most for resolution in attending)
 
 
 def _short(value: Any) -> Any:

@@ -130,16 +130,16 @@ def settings_of(weights: Mapping[str, Tensor], path: object) -> Settings:
         else:
             break
     summed = kinds.count("norm") > 1
-    places = [place for place, one in enumerate(attends) if one]
+    attending = [resolution for resolution, one in enumerate(attends) if one]
     width = stem.shape[0]
-    side = ATTENTION_SIZE * 2 ** (places[0] if places else 1)
+    side = ATTENTION_SIZE * 2 ** (attending[0] if attending else 1)
     return {
         "_target_": "sde_diffusion.nn.UNet",
         "shape": [stem.shape[1], side, side],
         "channels": width,
         "channel_mult": [level[0] // width for level in levels if level],
         "blocks": len(levels[0]),
-        "attention": places,
+        "attention": attending,
         "head_channels": None,
         "embedding": "gaussian_fourier" if fourier else "timestep",
         "feature_dim": 2 * width if fourier else width,
@@ -182,15 +182,15 @@ def order(settings: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
             if level in attends:
                 yield rf"encoder\.{level}\.{number}\.attention", ATTENTION
     yield from ((r"middle\.0", block), (r"middle\.0\.attention", ATTENTION), (r"middle\.1", block))
-    for place in range(depth):
-        if place:
-            yield rf"up\.{place - 1}", resampler
+    for stage in range(depth):
+        if stage:
+            yield rf"up\.{stage - 1}", resampler
         for number in range(blocks + 1):
-            yield rf"decoder\.{place}\.{number}", block
-        if depth - 1 - place in attends:
-            yield rf"decoder\.{place}\.{blocks}\.attention", ATTENTION
-        if summed and place < depth - 1:
-            yield from ((rf"skip_outputs\.{place}\.{name}", plain) for name in ("norm", "output"))
+            yield rf"decoder\.{stage}\.{number}", block
+        if depth - 1 - stage in attends:
+            yield rf"decoder\.{stage}\.{blocks}\.attention", ATTENTION
+        if summed and stage < depth - 1:
+            yield from ((rf"skip_outputs\.{stage}\.{name}", plain) for name in ("norm", "output"))
     yield from (("norm", plain), ("output", plain))
 
 

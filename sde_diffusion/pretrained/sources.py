@@ -171,6 +171,6 @@ def _authors_dit(path: Path, found: Any) -> Found:
     if "x_embedder.proj.weight" not in weights:
         raise UserError(f"{path} is of no kind that is known, which are: {KNOWN}")
     settings = dit.authors_settings(weights, path)
-    weights = dit.without_places(weights, "pos_embed", "x_embedder.proj.weight", path)
+    weights = dit.without_positions(weights, "pos_embed", "x_embedder.proj.weight", path)
     description = _described("DiT", path, settings, diffusion_of({}, path), True)
     return Found(description, weights, dit.AUTHORS, [path])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sde_diffusion.checks import as_number, check_count
 from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.features import check_dim
 from sde_diffusion.nn.network import Network, check_arguments, check_shape
 from sde_diffusion.nn.octaves import NoisyData, Octaves
 
@@ -93,8 +94,8 @@ class MLP(Network):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
         size = math.prod(self.shape)
+        embedding_dim = check_dim(embedding_dim)
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding, conditions)
-        embedding_dim = self.conditioning.input.in_features
         self.modulation = nn.Linear(embedding_dim, depth * 2 * width)
         beside = sum(map(math.prod, self.conditioning.shapes_beside))
         self.input = nn.Linear(size * self.octaves.multiple + beside, width)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sde_diffusion.checks import check_sizes
 from sde_diffusion.nn.attention import first_derivatives_only
-from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.embedding import BaseConditioning
 
 
 class Network(nn.Module):
@@ -32,7 +32,7 @@ class Network(nn.Module):
     activation_checkpointing = False
     takes_noisy_data = False
     shape: tuple[int, ...]
-    conditioning: Conditioning
+    conditioning: BaseConditioning
 
     @property
     def condition_names(self) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ Each step is a linear combination, with coefficients worked out in float64 for a
 
     x_s = a x_t + b_0 m(t) + b_1 m(t_-1) + ... + c z,
 
-where m is the prediction (x0 or eps) of this step and of earlier ones, and z is fresh noise. A step may make
-predictions at inner points first (singlestep methods), and a corrector may replace x_t, once m(t) is known, by another
+where m is the prediction (x0 or eps) of this step and of earlier ones, and z is fresh noise. A step may first make
+predictions at intermediate times (singlestep methods), and a corrector may replace x_t, once m(t) is known, by another
 such combination. A method is defined by its table of coefficients.
 """
 
@@ -27,17 +27,17 @@ from sde_diffusion.sde import SDE, Grid, Number, Time, add_
 
 @dataclass
 class Stage:
-    """A belief at an inner point of a step.
+    """A prediction at an intermediate time of a step.
 
     Attributes:
-        t: The inner time.
+        t: The intermediate time.
         from_x: a.
-        from_beliefs: b, for the beliefs known by then, the newest first.
+        from_predictions: b, for the predictions known by then, the newest first.
     """
 
     t: Time
     from_x: Number
-    from_beliefs: list[Number]
+    from_predictions: list[Number]
 
 
 @dataclass
@@ -46,16 +46,16 @@ class Coefficients:
 
     Attributes:
         from_x: a, [N].
-        from_beliefs: b, one list for each step: for the beliefs at its stages from the last to the first, then at its
-            beginning, then at the beginnings of earlier steps, the newest first.
+        from_predictions: b, one list for each step: for the predictions at its stages from the last to the first, then
+            at its beginning, then at the beginnings of earlier steps, the newest first.
         from_noise: c, [N]; None for a deterministic method.
         stages: The stages of each step that has some, by its number.
         corrector: For each step but the first, (a, b) that recompute its state from the previous step's state and the
-            beliefs, its own first; None without a corrector.
+            predictions, its own first; None without a corrector.
     """
 
     from_x: list[Number]
-    from_beliefs: list[list[Number]]
+    from_predictions: list[list[Number]]
     from_noise: list[Number] | None = None
     stages: dict[int, list[Stage]] = field(default_factory=dict)
     corrector: list[tuple[Number, list[Number]]] | None = None
@@ -64,8 +64,8 @@ class Coefficients:
 class MultistepSampler(Sampler):
     """Base of samplers that are defined by the `coefficients` of their steps.
 
-    `steps` counts network passes. With `denoise` the last pass gives the belief x0 at t_end; without it the walk ends
-    with the state there, and all passes go into the steps.
+    `steps` counts network passes. With `denoise` the last pass gives the prediction of x0 at t_end; without it the walk
+    ends with the state there, and all passes go into the steps.
 
     Args:
         steps: Number of network passes, at least 1.
@@ -143,34 +143,34 @@ class MultistepSampler(Sampler):
             ValueError: If a coefficient is not finite.
         """
         table = self.coefficients(run.sde, times)
-        check_coefficients((table.from_x, *table.from_beliefs, table.from_noise or ()), run.sde)
+        check_coefficients((table.from_x, *table.from_predictions, table.from_noise or ()), run.sde)
         run.plan(times)
         # No more is kept than later steps use: beside it, a state is all that the network's memory must leave room for.
         corrections = [b for _, b in table.corrector or ()]
-        used = max((len(weights) for weights in [*table.from_beliefs, *corrections]), default=1)
+        used = max((len(weights) for weights in [*table.from_predictions, *corrections]), default=1)
         past: deque[Tensor] = deque(maxlen=used - 1)
         before = x if table.corrector else None
         for step, t in enumerate(times[:-1]):
             x = run.visit(x, t)
-            belief = getattr(run.predict(x, t), self.prediction)
+            predicted = getattr(run.predict(x, t), self.prediction)
             if table.corrector and before is not None and step and run.replace is None:  # it would undo replacements
                 a, b = table.corrector[step - 1]
-                x = _combine(before, a, [belief, *past], b)
-            known = [belief, *past]
-            past.appendleft(belief)
+                x = _combine(before, a, [predicted, *past], b)
+            known = [predicted, *past]
+            past.appendleft(predicted)
             for stage in table.stages.get(step, ()):
-                inner = _combine(x, stage.from_x, known, stage.from_beliefs)
+                inner = _combine(x, stage.from_x, known, stage.from_predictions)
                 known.insert(0, getattr(run.predict(inner, stage.t), self.prediction))
             before = x if table.corrector else None
-            x = _combine(x, table.from_x[step], known, table.from_beliefs[step])
-            del belief, known
+            x = _combine(x, table.from_x[step], known, table.from_predictions[step])
+            del predicted, known
             if table.from_noise is not None:
                 x = add_(x, run.normal(step), table.from_noise[step])
         return run.visit(x, times[-1])
 
 
-def _combine(x: Tensor, a: Number, beliefs: Sequence[Tensor], b: Sequence[Number]) -> Tensor:
+def _combine(x: Tensor, a: Number, predictions: Sequence[Tensor], b: Sequence[Number]) -> Tensor:
     out = x * a
-    for belief, weight in zip(beliefs, b, strict=False):
-        out = add_(out, belief, weight)
+    for predicted, weight in zip(predictions, b, strict=False):
+        out = add_(out, predicted, weight)
     return out

@@ -48,10 +48,12 @@ class DiT(Network):
         cross_attention: Whether the tokens also attend to those of conditions that have some, such as a text's words,
             after each attention; no effect if none has.
         learned_variance: Whether the last layer has twice the channels; `forward` returns the first half.
-        layout: What two sizes are: "channels_first", [C, length], or "channels_last", [length, C].
+        layout: What two sizes are: "channels_first", [C, length], or "channels_last", [length, C]; images are
+            always channels first.
 
     Raises:
-        ValueError: If an argument is outside its range, or the patches do not tile the image.
+        ValueError: If an argument is outside its range, the patches do not tile the image, or images are to be channels
+            last.
 
     References:
         Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", section 3; Chen et al. 2023, "PixArt-alpha",
@@ -78,7 +80,12 @@ class DiT(Network):
         super().__init__()
         self.shape = check_image_or_signal_shape(shape)
         dims = len(self.shape) - 1
-        self.transposed = check_choice("layout", layout, LAYOUTS) == "channels_last" and dims == 1
+        self.transposed = check_choice("layout", layout, LAYOUTS) == "channels_last"
+        if self.transposed and dims == 2:
+            raise ValueError(
+                "layout=channels_last is for data of two sizes, [length, C]; these are images, [C, height, width] = "
+                f"{list(self.shape)}: take layout=channels_first"
+            )
         self.channels, *size = reversed(self.shape) if self.transposed else self.shape
         self.patch, depth = check_count("patch", patch), check_count("depth", depth)
         width, heads = check_count("width", width), check_count("heads", heads)

@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     Args:
         shape: Shape of one sample.
         outputs: Number of outputs, at least 1.
-        patch: Side of the patches of an image, at least 1.
+        patch: Side of the patches of an image, at least 1; no effect on other data.
         channels: Base number of channels; positive.
         channel_mult: Multiplier of each resolution, finest first; one or more positive integers.
         blocks: Residual blocks at each resolution, at least 1.

@@ -61,7 +61,8 @@ class MLP(Network):
         octaves: Number of octaves of sines and cosines of the input, further inputs; at least 0. For likelihoods of
             data on levels, which depend on details that are too fine for the network otherwise; see
             `sde_diffusion.nn.octaves`.
-        levels: Number of levels of the data, to which the octaves are tuned; None: they are of no levels.
+        levels: Number of levels of the data, to which the octaves are tuned; None: the data have no levels. No effect
+            without octaves.
         conditions: What the output depends on beside x and c_noise, by name; see `sde_diffusion.conditions`.
 
     Raises:

@@ -63,7 +63,8 @@ class UNet(Network):
         octaves: Number of octaves of sines and cosines of the input, further inputs; at least 0. For likelihoods of
             data on levels, which depend on details that are too fine for the network otherwise; see
             `sde_diffusion.nn.octaves`.
-        levels: Number of levels of the data, to which the octaves are tuned; None: they are of no levels.
+        levels: Number of levels of the data, to which the octaves are tuned; None: the data have no levels. No effect
+            without octaves.
         cross_attention: Resolutions whose pixels attend, after the same blocks as in `attention`, to the tokens of
             conditions that have some, such as a text's words; no effect if none has.
         stem_channels: Channels after the first convolution; None: channels * channel_mult[0].
@@ -76,8 +77,10 @@ class UNet(Network):
         rescale: Whether residual sums are divided by sqrt(2).
         resampling: "block": residual blocks halve and double (BigGAN); "convolution": convolutions do, those that
             halve with zeros on the right and below (DDPM); "symmetric_convolution": with zeros on all sides.
-        resample_skip: Whether blocks that resample have a 1x1 convolution on the skip connection.
+        resample_skip: Whether blocks that resample have a 1x1 convolution on the skip connection; only with
+            resampling="block".
         resample_filter: Filter of halving and doubling, an even number of positive numbers: [1, 1], or [1, 3, 3, 1].
+            Convolutions that halve are not filtered.
         encoder_type: What the encoder gets of the input at lower resolutions: "standard": nothing, "skip" or
             "residual" (NCSN++).
         decoder_type: "standard": the last resolution makes the output; "skip": the sum of all, doubled in size.
@@ -144,6 +147,11 @@ class UNet(Network):
         self.resampling = Resampling(resample_filter, style.dims)
         by_convolutions = RESAMPLINGS[check_choice("resampling", resampling, RESAMPLINGS)]
         pyramid = PYRAMIDS[check_choice("encoder_type", encoder_type, PYRAMIDS)]
+        if style.resample_skip and by_convolutions is not None:
+            raise ValueError(
+                f"resample_skip is for blocks that resample, and with resampling={resampling} convolutions do: take "
+                "resample_skip=false or resampling=block"
+            )
         any_size = by_convolutions is None and self.resampling.averages and encoder_type != "residual"
         check_fits(self.shape[1:], self.patch, len(widths) - 1, any_size)
         after_all = check_choice("decoder_attention", decoder_attention, ("last", "all")) == "all"

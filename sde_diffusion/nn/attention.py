@@ -1,7 +1,7 @@
 """Attention of the positions of an image or a sequence to one another, and to the tokens of a condition.
 
 `attend` uses torch's fused kernels, which never store the matrix of weights. They have neither forward-mode derivatives
-nor second ones, so that these are computed by the formula itself: nobody needs to ask for it.
+nor second ones, so that these are computed by the formula itself, without being asked for.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from sde_diffusion.nn.resampling import double, halve
 SMALL_INIT = 0.1
 """Factor of the first weights of a layer whose outputs describe a distribution, which then hardly depends on its input.
 
-Training so begins with what the biases say, such as N(0, I).
+Training then begins at the distribution that the biases give, such as N(0, I).
 """
 
 

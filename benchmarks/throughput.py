@@ -1,8 +1,8 @@
 """Images a second, in training and in sampling? `python -m benchmarks.throughput --network ddpm --out DIR`
 
 One network of `conf/network` with each switch for speed, and, if diffusers is installed, its `UNet2DModel` of the same
-configuration (for ddpm), in a plain loop. All take turns in one process, and medians are compared, so that other load
-on the machine affects all. For each:
+configuration (for ddpm), in a plain loop. All take turns in one process, so that other load on the machine affects all,
+and medians are compared. For each:
 
 - the network's forward pass alone, and with the backward pass;
 - a training step: batch, loss, backward pass, clipping, AdamW;
@@ -33,7 +33,7 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contestants import Contestant, entrants
+from benchmarks.variants import Variant, all_variants
 from sde_diffusion import AncestralSampler
 from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.errors import UserError
@@ -42,17 +42,24 @@ from sde_diffusion.storage.files import writing
 PEAK_SIZE = 4096
 
 
-class Race:
-    """Takes turns."""
+class Benchmark:
+    """Measures several variants of a network, which take turns.
 
-    def __init__(self, contestants: list[Contestant], shape: list[int], batch: int, device: torch.device) -> None:
-        self.contestants, self.device, self.batch = contestants, device, batch
+    Args:
+        variants: The variants.
+        shape: Shape of one image.
+        batch: Images in a batch.
+        device: Where to measure.
+    """
+
+    def __init__(self, variants: list[Variant], shape: list[int], batch: int, device: torch.device) -> None:
+        self.variants, self.device, self.batch = variants, device, batch
         self.x = torch.randn(batch, *shape, device=device)
         self.t = torch.linspace(0.01, 0.99, batch, dtype=torch.float64)
         self.optimizers = {
-            one.name: torch.optim.AdamW(one.denoiser.parameters(), lr=1e-5, fused=True) for one in contestants
+            variant.name: torch.optim.AdamW(variant.denoiser.parameters(), lr=1e-5, fused=True) for variant in variants
         }
-        self.phases: dict[str, Callable[[Contestant], object]] = {
+        self.phases: dict[str, Callable[[Variant], object]] = {
             "forward": self.forward,
             "forward+backward": self.backward,
             "training step": self.training,
@@ -67,65 +74,65 @@ class Race:
         return time.process_time()
 
     @torch.no_grad()
-    def forward(self, one: Contestant) -> None:
-        """A forward pass of the network."""
-        one.denoiser(self.x, self.t)
+    def forward(self, variant: Variant) -> None:
+        """The forward pass alone."""
+        variant.denoiser(self.x, self.t)
 
-    def backward(self, one: Contestant) -> None:
-        """Both passes."""
-        one.denoiser(self.x, self.t).x0.square().mean().backward()
+    def backward(self, variant: Variant) -> None:
+        """The forward pass and the backward pass."""
+        variant.denoiser(self.x, self.t).x0.square().mean().backward()
 
-    def training(self, one: Contestant) -> None:
+    def training(self, variant: Variant) -> None:
         """A training step."""
-        sde, noise = one.denoiser.sde, torch.randn_like(self.x)
-        belief = one.denoiser(sde.perturb(self.x, self.t, noise), self.t)
-        self.optimizers[one.name].zero_grad()
+        sde, noise = variant.denoiser.sde, torch.randn_like(self.x)
+        belief = variant.denoiser(sde.perturb(self.x, self.t, noise), self.t)
+        self.optimizers[variant.name].zero_grad()
         (belief.eps - noise).square().mean().backward()
-        nn.utils.clip_grad_norm_(one.denoiser.parameters(), 1.0)
-        self.optimizers[one.name].step()
+        nn.utils.clip_grad_norm_(variant.denoiser.parameters(), 1.0)
+        self.optimizers[variant.name].step()
 
     @torch.no_grad()
-    def sampling(self, one: Contestant) -> None:
-        """A walk of one step."""
-        AncestralSampler(1, eta=0.0)(one.denoiser, tuple(self.x.shape), seeds=range(self.batch))
+    def sampling(self, variant: Variant) -> None:
+        """Sampling in one step."""
+        AncestralSampler(1, eta=0.0)(variant.denoiser, tuple(self.x.shape), seeds=range(self.batch))
 
-    def turn(self, one: Contestant, phase: str) -> float:
-        """Seconds of a phase."""
-        one.denoiser.train(phase != "sampling step" and phase != "forward")
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=one.autocast):
+    def time_phase(self, variant: Variant, phase: str) -> float:
+        """Seconds of one phase of one variant."""
+        variant.denoiser.train(phase != "sampling step" and phase != "forward")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=variant.autocast):
             begin = self.clock()
-            self.phases[phase](one)
+            self.phases[phase](variant)
             return self.clock() - begin
 
     def run(self, repeats: int) -> None:
-        """Two turns to warm up, and then the turns that count."""
+        """Time each phase of each variant: two repeats to warm up, then `repeats` that count."""
         for repeat in range(repeats + 2):
             for phase in self.phases:
-                for one in self.contestants:
-                    seconds = self.turn(one, phase)
-                    one.denoiser.zero_grad()
+                for variant in self.variants:
+                    seconds = self.time_phase(variant, phase)
+                    variant.denoiser.zero_grad()
                     if repeat > 1:
-                        one.times.setdefault(phase, []).append(seconds)
+                        variant.times.setdefault(phase, []).append(seconds)
 
-    def begin(self) -> None:
-        """The first training step and step of sampling of each."""
-        for one in self.contestants:
+    def time_first_steps(self) -> None:
+        """Time the first training step and step of sampling of each, together."""
+        for variant in self.variants:
             start = time.perf_counter()
             for phase in ("training step", "sampling step"):
-                self.turn(one, phase)
-                one.denoiser.zero_grad()
-            one.begin = time.perf_counter() - start
+                self.time_phase(variant, phase)
+                variant.denoiser.zero_grad()
+            variant.first_steps = time.perf_counter() - start
 
-    def weigh(self) -> None:
+    def measure_memory(self) -> None:
         """Peak memory of a training step and a step of sampling, on a GPU."""
-        for one in self.contestants if self.device.type == "cuda" else ():
+        for variant in self.variants if self.device.type == "cuda" else ():
             for phase in ("training step", "sampling step"):
                 gc.collect()
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
-                self.turn(one, phase)
-                one.memory[phase] = torch.cuda.max_memory_allocated() - before
-                one.denoiser.zero_grad()
+                self.time_phase(variant, phase)
+                variant.memory[phase] = torch.cuda.max_memory_allocated() - before
+                variant.denoiser.zero_grad()
 
 
 def peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], repeats: int = 5) -> float:
@@ -170,7 +177,7 @@ def main() -> None:
     shape = "of an image, channels first, as in --shape 3 32 32, the default"
     parser.add_argument("--shape", type=int, nargs="+", default=[3, 32, 32], help=shape)
     parser.add_argument("--batch", type=positive, default=8, help="images in a batch; 8")
-    parser.add_argument("--repeats", type=positive, default=5, help="turns of each; 5")
+    parser.add_argument("--repeats", type=positive, default=5, help="measurements of each; 5")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--device", default=devices[-1], choices=devices)
     parser.add_argument(
@@ -184,23 +191,23 @@ def main() -> None:
         parser.error(f"{args.out / 'throughput.json'} exists already: choose another --out, or remove it")
     device = torch.device(args.device)
     try:
-        contestants = entrants(args, dict(args.set), device)
+        variants = all_variants(args, dict(args.set), device)
     except (UserError, ValueError) as error:
         parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
-    race = Race(contestants, args.shape, args.batch, device)
+    benchmark = Benchmark(variants, args.shape, args.batch, device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        race.forward(contestants[0])
+        benchmark.forward(variants[0])
     flops = counter.get_total_flops() / args.batch
-    race.begin()
-    race.run(args.repeats)
-    race.weigh()
-    peaks = {kind: peak(device, kind, race.clock) for kind in (torch.float32, torch.bfloat16)}
-    baseline = next((one for one in contestants if one.name == "diffusers, float32"), contestants[0])
-    rows = [row(one, baseline, args.batch, flops, peaks) for one in contestants]
+    benchmark.time_first_steps()
+    benchmark.run(args.repeats)
+    benchmark.measure_memory()
+    peaks = {kind: peak(device, kind, benchmark.clock) for kind in (torch.float32, torch.bfloat16)}
+    baseline = next((variant for variant in variants if variant.name == "diffusers, float32"), variants[0])
+    rows = [row(variant, baseline, args.batch, flops, peaks) for variant in variants]
     about = {
         "network": args.network,
-        "parameters": sum(p.numel() for p in contestants[0].denoiser.parameters()),
+        "parameters": sum(p.numel() for p in variants[0].denoiser.parameters()),
         "GFLOP an image": flops / 1e9,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "batch": args.batch,
@@ -215,18 +222,18 @@ def main() -> None:
     if args.profile:
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities[: 1 + (device.type == "cuda")]) as trace:
-            race.turn(contestants[0], "training step")
+            benchmark.time_phase(variants[0], "training step")
         trace.export_chrome_trace(str(args.out / "trace.json"))
     print(table(about))
 
 
 def row(
-    one: Contestant, baseline: Contestant, batch: int, flops: float, peaks: dict[torch.dtype, float]
+    variant: Variant, baseline: Variant, batch: int, flops: float, peaks: dict[torch.dtype, float]
 ) -> dict[str, Any]:
-    """Medians, images a second, and ratios to the baseline, of the same turns."""
-    half = one.autocast or one.denoiser.compute_dtype is not None
-    found: dict[str, Any] = {"name": one.name}
-    for phase, times in one.times.items():
+    """Medians, images a second, and ratios to the baseline in the same repeat."""
+    half = variant.autocast or variant.denoiser.compute_dtype is not None
+    found: dict[str, Any] = {"name": variant.name}
+    for phase, times in variant.times.items():
         ratios = [other / mine for mine, other in zip(times, baseline.times[phase], strict=True)]
         found[phase] = {
             "seconds": statistics.median(times),
@@ -235,8 +242,8 @@ def row(
         }
     rate = flops / found["forward"]["seconds"] * batch
     found |= {"TFLOP/s": rate / 1e12, "share of the peak": rate / peaks[torch.bfloat16 if half else torch.float32]}
-    found["first steps, seconds"] = one.begin
-    return found | {f"memory of a {phase}, GiB": most / 2**30 for phase, most in one.memory.items()}
+    found["first steps, seconds"] = variant.first_steps
+    return found | {f"memory of a {phase}, GiB": most / 2**30 for phase, most in variant.memory.items()}
 
 
 def table(about: dict[str, Any]) -> str:
@@ -246,7 +253,7 @@ def table(about: dict[str, Any]) -> str:
     columns = [*phases, "of the peak", "first steps", *memory]
     lines = [
         f"{about['network']}: {about['parameters']:,} parameters, {about['GFLOP an image']:.1f} GFLOP an image; "
-        f"{about['device']}, batch {about['batch']}, medians of {about['repeats']} turns; x: times as "
+        f"{about['device']}, batch {about['batch']}, medians of {about['repeats']} repeats; x: times as "
         f"fast as {about['baseline']}",
         "",
         f"| | {' | '.join(columns)} |",

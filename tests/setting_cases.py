@@ -103,7 +103,7 @@ TRAIN = {
         }.items()
     },
     **{
-        f"network dit_{size}": f"network=dit_{size} network.conditions=null network.patch=4 network.width=24 network.depth=2 "
+        f"network dit_{size}": f"network=dit_{size} network.conditions=null data=arrays data.path=DATA data.layout=as_is data.range=[0,2] network.patch=4 network.width=24 network.depth=2 "
         "network.heads=3 network.mlp_ratio=2 network.dropout=0.1 network.embedding=positional network.feature_dim=8 "
         "network.cross_attention=true network.learned_variance=true network.layout=channels_last"
         for size in ("s", "b", "l", "xl")

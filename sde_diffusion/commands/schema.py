@@ -95,9 +95,8 @@ def _train(checks: ConfigChecks) -> None:
     checks.keys(seed=Annotated[int, at_least(0, 2**32 - 1)], conditional=bool)
     checks.settings("trainer", Trainer, TRAINER, reserved=("logger", "callbacks", "default_root_dir"))
     cls, model = checks.model("model", reserved=_RESERVED)
-    side = _placeholder_side(checks)
-    checks.fill_in("network.shape", [1, side, side])
-    checks.fill_in("objective.shape", [1, side, side])
+    for part in ("network", "objective"):
+        checks.fill_in(f"{part}.shape", _placeholder_shape(checks))
     for group in ("sde", "network", "objective"):
         checks.fill_in(f"{group}.levels", 256)
     checks.fill_in("denoiser.sigma_data", 0.5)
@@ -120,16 +119,16 @@ def _train(checks: ConfigChecks) -> None:
     _guidance(checks)
 
 
-def _placeholder_side(checks: ConfigChecks) -> int:
-    """A size of images that fits any network: whether the data's does is checked when the data are known."""
+def _placeholder_shape(checks: ConfigChecks) -> list[int]:
+    """A shape that fits the network, of images or a sequence: the data's is checked when the data are known."""
     network = checks.cfg.get("network")
-    patch, factors = (
+    patch, factors, layout = (
         OmegaConf.select(network, name) if isinstance(network, DictConfig) else None
-        for name in ("patch", "channel_mult")
+        for name in ("patch", "channel_mult", "layout")
     )
     halvings = len(factors) if isinstance(factors, ListConfig) else 0
-    side: int = (patch if type(patch) is int and 0 < patch < 1000 else 1) * 2 ** min(max(3, halvings), 10)
-    return side
+    side = (patch if type(patch) is int and 0 < patch < 1000 else 1) * 2 ** min(max(3, halvings), 10)
+    return [side, 1] if layout == "channels_last" else [1, side, side]
 
 
 def _first_stage(checks: ConfigChecks, needed: bool) -> Any:

@@ -5,6 +5,7 @@ from sde_diffusion.denoiser.conditions import repeated
 from sde_diffusion.denoiser.cuda_graphs import CUDAGraphs
 from sde_diffusion.denoiser.exact import EmpiricalDenoiser
 from sde_diffusion.denoiser.gradients import InputGradient, recordable
+from sde_diffusion.denoiser.input_scale import INPUT_SCALES, InputScale, UnitInput, UnscaledInput
 from sde_diffusion.denoiser.mixture import GaussianDenoiser, GaussianMixtureDenoiser
 from sde_diffusion.denoiser.mixture_posterior import MixturePosteriorDenoiser
 from sde_diffusion.denoiser.network import NetworkDenoiser
@@ -33,6 +34,7 @@ from sde_diffusion.denoiser.raw_network import checkpoint_activations
 
 __all__ = [
     "EDM",
+    "INPUT_SCALES",
     "NOISE_CONDITIONINGS",
     "PARAMETERIZATIONS",
     "X0",
@@ -43,6 +45,7 @@ __all__ = [
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
     "InputGradient",
+    "InputScale",
     "LogNoiseLevel",
     "LogSigma",
     "MixturePosteriorDenoiser",
@@ -55,6 +58,8 @@ __all__ = [
     "Score",
     "StepNumber",
     "TableStep",
+    "UnitInput",
+    "UnscaledInput",
     "V",
     "Velocity",
     "check_denoiser",

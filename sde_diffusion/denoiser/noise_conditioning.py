@@ -22,16 +22,21 @@ class NoiseConditioning(ShowsArguments, ABC):
         """c_noise, float64, of t's shape."""
 
 
-class LogSigma(NoiseConditioning):
-    """c_noise = log(sigma / alpha) / 4 = -lambda / 8 (Karras et al. 2022, table 1), on any path.
+def log_noise_level(sde: SDE, t: Tensor) -> Tensor:
+    """log(sigma / alpha) = -lambda / 2.
 
-    lambda is clamped to [-80, 80], beyond any finite noise level in use, so that c_noise is finite where alpha is zero
-    (zero terminal SNR) or sigma is zero.
+    lambda is clamped to [-80, 80], beyond any finite noise level in use, so that the result is finite where alpha is
+    zero (zero terminal SNR) or sigma is zero.
     """
+    return -sde.log_snr(t).clamp(-80, 80) / 2
+
+
+class LogSigma(NoiseConditioning):
+    """c_noise = log(sigma / alpha) / 4 (Karras et al. 2022, table 1), on any path."""
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        """-lambda / 8."""
-        return -sde.log_snr(t).clamp(-80, 80) / 8
+        """log(sigma / alpha) / 4."""
+        return log_noise_level(sde, t) / 4
 
 
 class StepNumber(NoiseConditioning):
@@ -69,7 +74,7 @@ class LogNoiseLevel(NoiseConditioning):
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """log(factor sigma / alpha)."""
-        return math.log(self.factor) - sde.log_snr(t).clamp(-80, 80) / 2
+        return math.log(self.factor) + log_noise_level(sde, t)
 
 
 class PathTime(NoiseConditioning):
@@ -81,7 +86,7 @@ class PathTime(NoiseConditioning):
 
 
 class TableStep(NoiseConditioning):
-    """c_noise = i, the place in a table of noise levels, between its entries by linear interpolation in log-SNR.
+    """c_noise = i, the position in a table of noise levels, between its entries by linear interpolation in log-SNR.
 
     A network of N discrete steps was trained at its N noise levels and told their numbers; at level i of the table it
     is told exactly i, on any path, and beyond the ends of the table the number of the end.

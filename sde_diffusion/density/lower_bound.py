@@ -27,8 +27,8 @@ from sde_diffusion.denoiser import Denoiser, in_eval_mode, repeated
 from sde_diffusion.denoiser.conditions import chosen
 from sde_diffusion.density.arguments import check_call
 from sde_diffusion.density.bound import LEAST_DRAWS, Bound, student_factor
+from sde_diffusion.density.bound_times import Continuous, Discrete
 from sde_diffusion.density.decoders import Decoder, GaussianDecoder
-from sde_diffusion.density.places import Continuous, Discrete
 from sde_diffusion.density.prior import GaussianPrior, LogDensity, Prior, SampledPrior
 from sde_diffusion.errors import UserError
 from sde_diffusion.sampling import Noise
@@ -146,17 +146,17 @@ def _bound(
     sde, dtype = denoiser.sde, x.dtype
     t_end = check_t_end(decoder.default_t_end(sde) if t_end is None else t_end, sde)
     noise, clock = Noise(seeds, x.shape[1:], x.device, dtype), Noise(seeds, (draws,), "cpu", torch.float64)
-    # The place of each sample within each stratum, [draws, B].
-    places = (torch.arange(draws).unsqueeze(1) + torch.special.ndtr(clock.normal(ELBO_DRAWS)).T) / draws
+    # u, one draw for each sample in each stratum, [draws, B].
+    u = (torch.arange(draws).unsqueeze(1) + torch.special.ndtr(clock.normal(ELBO_DRAWS)).T) / draws
     times = Continuous(sde, grid, t_end) if steps is None else Discrete(sde, grid, t_end, steps)
     begin, end = times.ends
-    for place in (begin,) if steps is None else (begin, end):
-        if not math.isfinite(sde.log_snr(place).item()):
+    for t in (begin,) if steps is None else (begin, end):
+        if not math.isfinite(sde.log_snr(t).item()):
             raise ValueError(
-                f"log-SNR is infinite at t = {place:g} of {sde}: a decoder needs some noise (t_end > 0), and the last "
+                f"log-SNR is infinite at t = {t:g} of {sde}: a decoder needs some noise (t_end > 0), and the last "
                 "of discrete steps some signal (an earlier t_max, or steps=None)"
             )
-    terms = _controlled(*_errors(denoiser, x, places, times, noise, rows, conditions))
+    terms = _controlled(*_errors(denoiser, x, u, times, noise, rows, conditions))
     diffusion = terms.mean(0)
     after = ELBO_DRAWS + 1 + draws
     at_decoder, at_prior = range(after, after + _END_DRAWS), range(after + _END_DRAWS, after + 2 * _END_DRAWS)
@@ -174,22 +174,22 @@ def _bound(
 def _errors(
     denoiser: Denoiser,
     x: Tensor,
-    places: Tensor,
+    u: Tensor,
     times: Discrete | Continuous,
     noise: Noise,
     rows: int,
     conditions: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """Weighted squared errors of the noise at places [draws, B], and control variates for them; [draws, B] each.
+    """Weighted squared errors of the noise at u [draws, B], and control variates for them; [draws, B] each.
 
     Raises:
         UserError: If an error is NaN or infinite.
     """
     sde = denoiser.sde
-    terms, controls = (torch.empty(places.shape, dtype=torch.float64, device=x.device) for _ in range(2))
+    terms, controls = (torch.empty(u.shape, dtype=torch.float64, device=x.device) for _ in range(2))
     at_once = max(1, rows // len(x))
-    for start in range(0, len(places), at_once):
-        part = places[start : start + at_once]
+    for start in range(0, len(u), at_once):
+        part = u[start : start + at_once]
         t, weight = (value.to(x.device) for value in times(part.flatten()))
         eps = torch.cat([noise.normal(ELBO_DRAWS + 1 + start + i) for i in range(len(part))])
         own = {key: repeated(value, len(part), len(x)) for key, value in conditions.items()}
@@ -206,7 +206,7 @@ def _errors(
     if not bool(fine.all()):
         draw = int((~fine.all(1)).nonzero()[0])
         lost = (~fine[draw]).nonzero().flatten().tolist()
-        t = times(places[draw])[0][lost[0]]
+        t = times(u[draw])[0][lost[0]]
         raise UserError(
             f"the denoiser's output at t = {float(t):.6g} is not finite for {len(lost)} of {len(x)} samples (indices "
             f"{str(lost[:8])[1:-1]}{', ...' if len(lost) > 8 else ''}): check the network's weights"

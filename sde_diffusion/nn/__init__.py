@@ -6,9 +6,13 @@
 from sde_diffusion.nn.discriminator import PatchDiscriminator
 from sde_diffusion.nn.dit import DiT
 from sde_diffusion.nn.edm2 import EDM2UNet
-from sde_diffusion.nn.embedding import FourierEmbedding, PositionalEmbedding
 from sde_diffusion.nn.encoder import Encoder
-from sde_diffusion.nn.features import GaussianFourierEmbedding, TimestepEmbedding
+from sde_diffusion.nn.features import (
+    FourierEmbedding,
+    GaussianFourierEmbedding,
+    PositionalEmbedding,
+    TimestepEmbedding,
+)
 from sde_diffusion.nn.mlp import MLP
 from sde_diffusion.nn.unet import UNet
 

@@ -1,7 +1,7 @@
-"""Attention of the places of an image or a sequence to one another, and to the tokens of a condition.
+"""Attention of the positions of an image or a sequence to one another, and to the tokens of a condition.
 
 `attend` uses torch's fused kernels, which never store the matrix of weights. They have neither forward-mode derivatives
-nor second ones, so that these are computed by the formula itself: nobody needs to ask for it.
+nor second ones, so that these are computed by the formula itself, without being asked for.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def first_derivatives_only() -> Iterator[None]:
 
 
 def _in_rows(tensor: Tensor) -> Tensor:
-    """With the d numbers of a place side by side in memory, as the fused kernels need them."""
+    """With the d numbers of a position side by side in memory, as the fused kernels need them."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 

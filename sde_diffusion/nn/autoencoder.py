@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_fraction, check_count, check_sizes
-from sde_diffusion.nn.blocks import convolution, double, group_norm, halve
+from sde_diffusion.nn.layers import convolution, group_norm
+from sde_diffusion.nn.patching import patchify, unpatchify
+from sde_diffusion.nn.resampling import double, halve
 
 SMALL_INIT = 0.1
 """Factor of the first weights of a layer whose outputs describe a distribution, which then hardly depends on its input.
 
-Training so begins with what the biases say, such as N(0, I).
+Training then begins at the distribution that the biases give, such as N(0, I).
 """
 
 
@@ -102,10 +104,7 @@ class ConvBlock(nn.Module):
 
 
 class Patchify(nn.Module):
-    """Cut images into squares of patch x patch pixels, which become channels: [B, C, H, W] to [B, C p^2, H/p, W/p].
-
-    An image that they do not tile is first padded with zeros on the right and below.
-    """
+    """`patchify` as a module: [B, C, H, W] to [B, C p^2, H/p, W/p], p = patch."""
 
     def __init__(self, patch: int) -> None:
         super().__init__()
@@ -113,12 +112,11 @@ class Patchify(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Cut."""
-        height, width = x.shape[-2:]
-        return F.pixel_unshuffle(F.pad(x, (0, -width % self.patch, 0, -height % self.patch)), self.patch)
+        return patchify(x, self.patch)
 
 
 class Unpatchify(nn.Module):
-    """Join squares of patch x patch pixels, the other way than `Patchify`: [B, K p^2, *] to [B, *out_shape].
+    """`unpatchify` as a module: [B, K p^2, H/p, W/p] to [B, *out_shape].
 
     Args:
         patch: p.
@@ -131,12 +129,11 @@ class Unpatchify(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Join."""
-        height, width = self.out_shape[-2:]
-        return F.pixel_shuffle(x, self.patch)[..., :height, :width].reshape(-1, *self.out_shape)
+        return unpatchify(x, self.patch, self.out_shape[-2:]).reshape(-1, *self.out_shape)
 
 
 def resolutions(size: Sequence[int], patch: int, n: int) -> list[tuple[int, int]]:
-    """Sizes (H, W) of an image that is cut into squares and then halved n - 1 times, finest first."""
+    """Sizes (H, W) of an image that is cut into patches and then halved n - 1 times, finest first."""
     sizes = [(-(-size[0] // patch), -(-size[1] // patch))]
     for _ in range(n - 1):
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
@@ -146,7 +143,7 @@ def resolutions(size: Sequence[int], patch: int, n: int) -> list[tuple[int, int]
 class ConvEncoder(nn.Module):
     """Convolutions that halve an image several times: [B, C, H, W] to [B, out_channels, H / (p 2^n), ...], rounded up.
 
-    The image is cut into squares of p x p pixels first, which become channels.
+    The image is first cut into patches of p x p pixels, which become channels.
 
     Args:
         in_channels: C.
@@ -154,8 +151,7 @@ class ConvEncoder(nn.Module):
         channels: Number of channels at each resolution, finest first: n + 1 of them.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
-        patch: Side of the squares of pixels that first become channels, at least 1: see `Patchify`. H and W are then
-            numbers of squares.
+        patch: Side p of the patches, at least 1; see `patchify`. H and W are then numbers of patches.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -181,8 +177,8 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network."""
         h = self.input(self.cut(x))
-        for place, stage in enumerate(self.stages):
-            h = stage(halve(h) if place else h)
+        for resolution, stage in enumerate(self.stages):
+            h = stage(halve(h) if resolution else h)
         out: Tensor = self.output(F.silu(self.norm(h)))
         return out
 
@@ -196,7 +192,7 @@ class ConvDecoder(nn.Module):
         channels: Number of channels at each resolution, finest first: n + 1 of them.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
-        patch: Side of the squares of pixels that are joined at the end, at least 1.
+        patch: Side of the patches that are joined at the end, at least 1.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -231,10 +227,10 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Apply the network."""
         h = self.input(z)
-        for place in reversed(range(len(self.stages))):
-            h = self.stages[place](h)
-            if place:
-                h = double(h, self.sizes[place - 1])
+        for resolution in reversed(range(len(self.stages))):
+            h = self.stages[resolution](h)
+            if resolution:
+                h = double(h, self.sizes[resolution - 1])
         out: Tensor = self.joined(self.output(F.silu(self.norm(h))))
         return out
 

@@ -9,19 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.nn.attention import CrossAttention, SelfAttention
-from sde_diffusion.nn.layers import STYLE, LayerStyle, convolution, group_norm
-from sde_diffusion.nn.resampling import double, halve
-
-__all__ = [
-    "CrossAttention",
-    "OutputHead",
-    "ResidualBlock",
-    "SelfAttention",
-    "convolution",
-    "double",
-    "group_norm",
-    "halve",
-]
+from sde_diffusion.nn.layers import STYLE, LayerStyle
 
 
 class ResidualBlock(nn.Module):

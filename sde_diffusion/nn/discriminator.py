@@ -1,4 +1,4 @@
-"""A network that judges whether squares of an image look real."""
+"""A network that judges whether patches of an image look real."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from sde_diffusion.checks import check_count, check_sizes
-from sde_diffusion.nn.blocks import convolution, group_norm
+from sde_diffusion.nn.layers import convolution, group_norm
 
 
 class PatchDiscriminator(nn.Module):
-    """n convolutions 4x4 of stride 2, with twice the channels from one to the next, and one of 3x3 with one output.
+    """n 4x4 convolutions of stride 2, each with twice the channels of the one before, and a 3x3 one with one output.
 
-    Each output depends on a square of 5 2^n - 2 pixels a side. Between the convolutions are leaky rectifiers of slope
+    Each output depends on a patch of 5 2^n - 2 pixels a side. Between the convolutions are leaky rectifiers of slope
     0.2 and, from the second on, group norms: no statistics of a batch.
 
     Args:
@@ -22,7 +22,7 @@ class PatchDiscriminator(nn.Module):
         channels: Number of channels after the first convolution, at least 1.
 
     Raises:
-        ValueError: If a number is out of its range, or the images are smaller than the square.
+        ValueError: If a number is out of its range, or the images are smaller than the patch.
 
     References:
         Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2.

@@ -16,7 +16,7 @@ from sde_diffusion.nn.checks import check_dropout, check_image_or_signal_shape, 
 from sde_diffusion.nn.embedding import Conditioning
 from sde_diffusion.nn.layers import CONVOLUTIONS
 from sde_diffusion.nn.network import Network, check_arguments
-from sde_diffusion.nn.windows import resized
+from sde_diffusion.nn.patching import resized, unpatchify
 
 LAYOUTS = ("channels_first", "channels_last")
 """What the two sizes of a signal or sequence are: [C, length] or [length, C]."""
@@ -25,7 +25,7 @@ LAYOUTS = ("channels_first", "channels_last")
 class DiT(Network):
     """Diffusion transformer with adaptive layer norms that start as the identity (adaLN-zero).
 
-    Windows of patch x patch pixels become tokens of `width` numbers, to which fixed sines and cosines of their place
+    Patches of patch x patch pixels become tokens of `width` numbers, to which fixed sines and cosines of their position
     are added. With (b_1, a_1, g_1, b_2, a_2, g_2) linear in the conditioning vector, and 0 at first, a block computes
 
         h = h + g_1 Attention((1 + a_1) LayerNorm(h) + b_1),   h = h + g_2 MLP((1 + a_2) LayerNorm(h) + b_2).
@@ -35,23 +35,25 @@ class DiT(Network):
     Args:
         shape: Shape of one image, [C, height, width], signal, [C, length], or sequence, [length, C] (`layout`).
         n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
-        patch: Side of the windows, which must tile the image; at least 1.
+        patch: Side of the patches, which must tile the image; at least 1.
         width: Numbers of a token; a multiple of 4 heads (of 2 heads in one dimension).
         depth: Number of blocks, at least 1.
         heads: Number of attention heads, at least 1.
         mlp_ratio: Width of the hidden layer of the perceptrons, in units of `width`; at least 1.
         dropout: Probability in the perceptrons, in [0, 1).
-        embedding: Noise features, a name in `sde_diffusion.nn.embedding.EMBEDDINGS`, or a module that maps c_noise [N]
+        embedding: Noise features, a name in `sde_diffusion.nn.features.EMBEDDINGS`, or a module that maps c_noise [N]
             to [N, feature_dim].
         feature_dim: Number of these features; even, at least 4.
         conditions: The conditions by name; see `sde_diffusion.conditions`.
         cross_attention: Whether the tokens also attend to those of conditions that have some, such as a text's words,
             after each attention; no effect if none has.
         learned_variance: Whether the last layer has twice the channels; `forward` returns the first half.
-        layout: What two sizes are: "channels_first", [C, length], or "channels_last", [length, C].
+        layout: What two sizes are: "channels_first", [C, length], or "channels_last", [length, C]; images are
+            always channels first.
 
     Raises:
-        ValueError: If an argument is outside its range, or the windows do not tile the image.
+        ValueError: If an argument is outside its range, the patches do not tile the image, or images are to be channels
+            last.
 
     References:
         Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", section 3; Chen et al. 2023, "PixArt-alpha",
@@ -78,7 +80,12 @@ class DiT(Network):
         super().__init__()
         self.shape = check_image_or_signal_shape(shape)
         dims = len(self.shape) - 1
-        self.transposed = check_choice("layout", layout, LAYOUTS) == "channels_last" and dims == 1
+        self.transposed = check_choice("layout", layout, LAYOUTS) == "channels_last"
+        if self.transposed and dims == 2:
+            raise ValueError(
+                "layout=channels_last is for data of two sizes, [length, C]; these are images, [C, height, width] = "
+                f"{list(self.shape)}: take layout=channels_first"
+            )
         self.channels, *size = reversed(self.shape) if self.transposed else self.shape
         self.patch, depth = check_count("patch", patch), check_count("depth", depth)
         width, heads = check_count("width", width), check_count("heads", heads)
@@ -92,8 +99,8 @@ class DiT(Network):
         self.input = CONVOLUTIONS[dims](self.channels + beside, width, self.patch, stride=self.patch)
         nn.init.xavier_uniform_(self.input.weight.view(width, -1))
         nn.init.zeros_(self.input.bias)  # type: ignore[arg-type]
-        self.places: Tensor
-        self.register_buffer("places", places(self.grid, width), persistent=False)
+        self.positions: Tensor
+        self.register_buffer("positions", position_embedding(self.grid, width), persistent=False)
         hidden, dropout = width * check_count("mlp_ratio", mlp_ratio), check_dropout(dropout)
         self.blocks = nn.ModuleList(_Block(width, heads, hidden, dropout, across) for _ in range(depth))
         self.modulation = _linear(width, 2 * width, zero=True)
@@ -123,7 +130,7 @@ class DiT(Network):
         for value in self.conditioning.beside(x, label=label, **conditions):
             inputs = torch.cat([inputs, resized(self._channels_first(value), inputs.shape[2:])], 1)
         h = self.input(inputs.to(self.input.weight.dtype)).flatten(2).transpose(1, 2)
-        h = h + self.places.to(h.dtype)
+        h = h + self.positions.to(h.dtype)
         for block in self.blocks:
             h = self.apply_block(block, h, embedding, tokens)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
@@ -140,12 +147,9 @@ class DiT(Network):
 
     def _joined(self, h: Tensor) -> Tensor:
         """Tokens [B, N, patch * patch * C], with the channels last, as images [B, C, H, W]."""
-        dims = len(self.grid)
-        windows = h.reshape(len(h), *self.grid, *(self.patch,) * dims, -1)
-        order = [0, 2 * dims + 1]  # from [B, *grid, *window, C] to [B, C, H, patch, W, patch]
-        for dim in range(dims):
-            order += [1 + dim, 1 + dims + dim]
-        return windows.permute(order).reshape(len(h), -1, *[length * self.patch for length in self.grid])
+        pixels = h.reshape(*h.shape[:2], self.patch ** len(self.grid), -1)  # [B, N, patch * patch, C]
+        patches = pixels.transpose(1, 3).reshape(len(h), -1, *self.grid)
+        return unpatchify(patches, self.patch, [length * self.patch for length in self.grid])
 
 
 class _Block(nn.Module):
@@ -213,8 +217,8 @@ def _linear(inputs: int, outputs: int, *, zero: bool = False) -> nn.Linear:
     return layer
 
 
-def places(grid: Sequence[int], width: int) -> Tensor:
-    """Sines and cosines of the place of each token, [1, N, width], in two dimensions of the column, then of the row.
+def position_embedding(grid: Sequence[int], width: int) -> Tensor:
+    """Sines and cosines of the position of each token, [1, N, width], in two dimensions of the column, then of the row.
 
     omega_k = 10000^(-k / (d/2)), k = 0 ... d/2 - 1, with d = width for one dimension, and half of it for two.
     """
@@ -228,7 +232,7 @@ def places(grid: Sequence[int], width: int) -> Tensor:
 
 
 def _grid(size: Sequence[int], patch: int) -> tuple[int, ...]:
-    """The number of windows in each dimension.
+    """The number of patches in each dimension.
 
     Raises:
         ValueError: If they do not tile the image.

@@ -28,8 +28,8 @@ from sde_diffusion.nn.magnitude import (
     normalised,
 )
 from sde_diffusion.nn.network import Network, check_arguments
+from sde_diffusion.nn.patching import resized
 from sde_diffusion.nn.resampling import Resampling
-from sde_diffusion.nn.windows import resized
 
 
 class EDM2UNet(Network):
@@ -157,10 +157,10 @@ class EDM2UNet(Network):
                 skips.append(h)
         for block in self.middle:
             h = self.apply_block(block, h, embedding)
-        for place, blocks in enumerate(self.decoder):
-            if place:
+        for stage, blocks in enumerate(self.decoder):
+            if stage:
                 up = partial(self.resampling.up, size=skips[-1].shape[2:])
-                h = self.apply_block(self.up[place - 1], h, embedding, up)
+                h = self.apply_block(self.up[stage - 1], h, embedding, up)
             for block in blocks:  # type: ignore[attr-defined]
                 h = self.apply_block(block, mp_cat(h, skips.pop(), self.concat_balance), embedding)
         out: Tensor = self.output(h, self.output_gain)

@@ -10,31 +10,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.checks import as_number, check_count, check_sizes
-from sde_diffusion.nn.blocks import ResidualBlock, convolution, group_norm, halve
-from sde_diffusion.nn.embedding import Conditioning, check_dim
+from sde_diffusion.nn.blocks import ResidualBlock
+from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.features import check_dim
+from sde_diffusion.nn.layers import convolution, group_norm
 from sde_diffusion.nn.network import check_arguments, check_shape
+from sde_diffusion.nn.patching import patchify
+from sde_diffusion.nn.resampling import halve
 
 
 class Encoder(nn.Module):
     """`network(x, c_noise)` -> [B, outputs]: the residual blocks of `UNet`'s encoder, then a linear layer.
 
-    An image is cut into squares of patch x patch pixels, which become channels. Resolution l is halved l times, with
+    An image is cut into patches of patch x patch pixels, which become channels. Resolution l is halved l times, with
     channels * channel_mult[l] channels and `blocks` residual blocks, which a vector made of c_noise modulates. The
-    linear layer takes all channels at all places of the last resolution. Data of any other shape than [C, height,
+    linear layer takes all channels of all pixels of the last resolution. Data of any other shape than [C, height,
     width] are one pixel, with all their values as channels. Normalisation is by group norms only, so that the output of
     a sample depends on no other sample.
 
     Args:
         shape: Shape of one sample.
         outputs: Number of outputs, at least 1.
-        patch: Side of the squares of an image, at least 1.
+        patch: Side of the patches of an image, at least 1; no effect on other data.
         channels: Base number of channels; positive.
         channel_mult: Multiplier of each resolution, finest first; one or more positive integers.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the residual blocks, in [0, 1).
         embedding_dim: Size of the vector made of c_noise; even, at least 4.
-        embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
-            [N, embedding_dim].
+        embedding: Noise features, a name in `sde_diffusion.nn.features.EMBEDDINGS`, or a module that maps c_noise [N]
+            to [N, embedding_dim].
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -101,10 +105,8 @@ class Encoder(nn.Module):
         """
         check_arguments(x, c_noise, self.shape)
         embedding = self.conditioning(c_noise)
-        height, width = self.image[1:]
         h = x.to(self.input.weight.dtype).reshape(-1, *self.image)
-        h = F.pixel_unshuffle(F.pad(h, (0, -width % self.patch, 0, -height % self.patch)), self.patch)
-        h = self.input(h)
+        h = self.input(patchify(h, self.patch))
         for resolution, stage in enumerate(self.stages):
             assert isinstance(stage, nn.ModuleList)
             for index, block in enumerate(stage):

@@ -73,16 +73,12 @@ class PositionalEmbedding(SinusoidalFeatures):
 
 
 class StepEmbedding(PositionalEmbedding):
-    """DDPM's frequencies, 1 down to 1e-4 radians per step, for steps 0 ... 999 (noise_conditioning="step").
+    """The features of earlier checkpoints with embedding="ddpm", which `timestep` has replaced.
 
-    With the default frequencies of `PositionalEmbedding`, features of 999 t would turn 2,500 times along the path. The
-    network would then vary rapidly in time, and its probability flow take more network passes to solve.
+    They differ by a factor, sqrt(2), the order of sines and cosines, and rounded frequencies.
 
     Args:
         dim: Number of features; even, at least 4.
-
-    References:
-        Ho et al. 2020, appendix B.
     """
 
     def __init__(self, dim: int) -> None:
@@ -245,13 +241,20 @@ class PhasedFourierEmbedding(_FixedFloats):
 
 EMBEDDINGS: dict[str, Callable[[int], nn.Module]] = {
     "positional": PositionalEmbedding,
-    "ddpm": StepEmbedding,
     "fourier": FourierEmbedding,
     "timestep": TimestepEmbedding,
     "timestep_cos": partial(TimestepEmbedding, cos_first=True, endpoint=False),
-    "ncsnpp": GaussianFourierEmbedding,
+    "gaussian_fourier": GaussianFourierEmbedding,
 }
-"""Features by name; `timestep` are those of DDPM and DDPM++, `timestep_cos` of ADM and DiT, `ncsnpp` of NCSN++."""
+"""Features by name, and what they are of:
+
+- positional, fourier: log(sigma/alpha)/4 (positional also of steps);
+- timestep (DDPM, DDPM++), timestep_cos (ADM, DiT): steps 0 ... 999;
+- gaussian_fourier (NCSN++): log(sigma).
+"""
+
+FORMER_NAMES = {"ncsnpp": "gaussian_fourier"}
+"""Names of the same features in earlier checkpoints, with those of today."""
 
 
 def features(embedding: str | nn.Module, dim: int) -> nn.Module:
@@ -260,6 +263,10 @@ def features(embedding: str | nn.Module, dim: int) -> nn.Module:
     Raises:
         ValueError: If it is neither, or its features are not [N, dim].
     """
+    if isinstance(embedding, str):
+        embedding = FORMER_NAMES.get(embedding, embedding)
+    if embedding == "ddpm":
+        return StepEmbedding(dim)
     table = {name: partial(kind, dim) for name, kind in EMBEDDINGS.items()}
     module: nn.Module = as_instance("embedding", embedding, table, nn.Module, f"a module [N] -> [N, {dim}]")
     if module is embedding:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.conditions import Condition, Conditions
+from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.attention import as_image, attend, head_width
-from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.embedding import BaseConditioning
 from sde_diffusion.nn.features import PhasedFourierEmbedding
 from sde_diffusion.nn.resampling import CONVOLVE
 
@@ -75,7 +75,7 @@ class UnitWeights(nn.Module):
         return CONVOLVE[unit.ndim - 2](x, unit, padding=unit.shape[-1] // 2)
 
 
-class UnitConditioning(Conditioning):
+class UnitConditioning(BaseConditioning):
     """The conditioning vector MP-SiLU(MP-sum(W f(c), sum_k e_k / sqrt(K))), of mean square 1.
 
     e_k is linear in the numbers that stand for a value, such as the indicators of classes, or else the kind's own
@@ -89,6 +89,8 @@ class UnitConditioning(Conditioning):
         balance: Weight of the conditions, from 0 to 1.
     """
 
+    input: UnitWeights
+
     def __init__(
         self,
         dim: int,
@@ -97,10 +99,9 @@ class UnitConditioning(Conditioning):
         feature_dim: int,
         balance: float = 0.5,
     ) -> None:
-        nn.Module.__init__(self)
-        self.conditions = Conditions(conditions, n_classes)
+        super().__init__(conditions, n_classes)
         self.features = PhasedFourierEmbedding(feature_dim)
-        self.input = UnitWeights(feature_dim, dim)  # type: ignore[assignment]
+        self.input = UnitWeights(feature_dim, dim)
         self.embeddings = nn.ModuleDict()
         for name, kind in self.conditions.items():
             self.embeddings[name] = UnitWeights(kind.n_numbers, dim) if kind.n_numbers else kind.zero_null(dim)

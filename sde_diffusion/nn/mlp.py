@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sde_diffusion.checks import as_number, check_count
 from sde_diffusion.conditions import Condition
 from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.features import check_dim
 from sde_diffusion.nn.network import Network, check_arguments, check_shape
 from sde_diffusion.nn.octaves import NoisyData, Octaves
 
@@ -54,13 +55,14 @@ class MLP(Network):
         width: Width of the hidden layers; positive.
         depth: Number of residual blocks, two linear layers each; at least 1.
         embedding_dim: Size of the conditioning vector; even, at least 4.
-        embedding: Noise features, "positional", "ddpm" or "fourier", or a module that maps c_noise [N] to
-            [N, embedding_dim].
+        embedding: Noise features, a name in `sde_diffusion.nn.features.EMBEDDINGS`, or a module that maps c_noise [N]
+            to [N, embedding_dim].
         dropout: Probability of dropout of each block's hidden values, in [0, 1).
         octaves: Number of octaves of sines and cosines of the input, further inputs; at least 0. For likelihoods of
             data on levels, which depend on details that are too fine for the network otherwise; see
             `sde_diffusion.nn.octaves`.
-        levels: Number of levels of the data, to which the octaves are tuned; None: they are of no levels.
+        levels: Number of levels of the data, to which the octaves are tuned; None: the data have no levels. No effect
+            without octaves.
         conditions: What the output depends on beside x and c_noise, by name; see `sde_diffusion.conditions`.
 
     Raises:
@@ -93,8 +95,8 @@ class MLP(Network):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
         size = math.prod(self.shape)
+        embedding_dim = check_dim(embedding_dim)
         self.conditioning = Conditioning(embedding_dim, n_classes, embedding, conditions)
-        embedding_dim = self.conditioning.input.in_features
         self.modulation = nn.Linear(embedding_dim, depth * 2 * width)
         beside = sum(map(math.prod, self.conditioning.shapes_beside))
         self.input = nn.Linear(size * self.octaves.multiple + beside, width)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sde_diffusion.checks import check_sizes
 from sde_diffusion.nn.attention import first_derivatives_only
-from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.embedding import BaseConditioning
 
 
 class Network(nn.Module):
@@ -32,7 +32,7 @@ class Network(nn.Module):
     activation_checkpointing = False
     takes_noisy_data = False
     shape: tuple[int, ...]
-    conditioning: Conditioning
+    conditioning: BaseConditioning
 
     @property
     def condition_names(self) -> tuple[str, ...]:
@@ -61,8 +61,8 @@ class Network(nn.Module):
             return block(*args, **kwargs)
         if torch.compiler.is_compiling():  # a graph knows which weights it has used
             return checkpoint(block, *args, use_reentrant=False, **kwargs)
-        # The weights of this pass, which may be copies in another type (`NetworkDenoiser.compute_dtype`) that are no
-        # longer in their places in the backward pass.
+        # The weights of this pass, which may be copies in another type (`NetworkDenoiser.compute_dtype`) which the
+        # network no longer holds in the backward pass.
         weights = {**dict(block.named_parameters()), **dict(block.named_buffers())}
 
         def compute(*args: Any, **kwargs: Any) -> Any:

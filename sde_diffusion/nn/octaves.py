@@ -50,7 +50,7 @@ class Octaves(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """Number of channels that become of one, itself included."""
+        """Number of channels out for each channel in, which is one of them."""
         return 1 + 2 * self.octaves
 
     def forward(self, x: Tensor, noisy_data: NoisyData | None = None) -> Tensor:

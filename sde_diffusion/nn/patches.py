@@ -69,7 +69,7 @@ class FromPatches(nn.Module):
 class PatchDecoder(nn.Module):
     """A perceptron from a vector to a state for each patch, and one network from the states to pixels for all patches.
 
-    What is learned of one patch is so known of all, for which fewer data are needed.
+    All patches share that network, so that fewer data are needed to learn it.
 
     Args:
         in_shape: Shape of the input.

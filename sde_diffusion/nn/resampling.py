@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +69,7 @@ class Resampling(nn.Module):
         return halve(x) if self.averages else self._filtered(x, self.padding, 2)
 
     def smooth(self, x: Tensor, padding: int) -> Tensor:
-        """Filter, with `padding` zeros at each end in addition to those of `down`, and keep all places."""
+        """Filter, with `padding` zeros at each end in addition to those of `down`, and keep the size."""
         return self._filtered(x, self.padding + padding, 1)
 
     def up(self, x: Tensor, size: Sequence[int]) -> Tensor:
@@ -109,6 +111,22 @@ class ConvolutionUp(nn.Module):
         """Double the size by `resample`, and convolve."""
         out: Tensor = self.conv(resample(x))
         return out
+
+
+@dataclass(frozen=True)
+class ConvolutionResampling:
+    """Makes the convolutions that halve and double, from (channels, style)."""
+
+    down: Callable[[int, LayerStyle], nn.Module]
+    up: Callable[[int, LayerStyle], nn.Module] = ConvolutionUp
+
+
+RESAMPLINGS: dict[str, ConvolutionResampling | None] = {
+    "block": None,
+    "convolution": ConvolutionResampling(ConvolutionDown),
+    "symmetric_convolution": ConvolutionResampling(partial(ConvolutionDown, symmetric=True)),
+}
+"""What halves and doubles in a `UNet`; None: residual blocks do."""
 
 
 class PyramidSkip(nn.Module):

@@ -20,21 +20,19 @@ from sde_diffusion.nn.checks import (
     check_resolutions,
     check_shape_beside,
 )
-from sde_diffusion.nn.embedding import Conditioning, check_dim
+from sde_diffusion.nn.embedding import Conditioning
+from sde_diffusion.nn.features import check_dim
 from sde_diffusion.nn.layers import LayerStyle
 from sde_diffusion.nn.network import Network, check_arguments
 from sde_diffusion.nn.octaves import NoisyData, Octaves
-from sde_diffusion.nn.resampling import PYRAMIDS, ConvolutionDown, ConvolutionUp, Resampling
-from sde_diffusion.nn.windows import from_windows, resized, to_windows
-
-RESAMPLINGS = ("block", "convolution", "symmetric_convolution")
-"""What halves and doubles the image; see `UNet`."""
+from sde_diffusion.nn.patching import patchify, resized, unpatchify
+from sde_diffusion.nn.resampling import PYRAMIDS, RESAMPLINGS, ConvolutionResampling, Resampling
 
 
 class UNet(Network):
     """U-Net of residual blocks, whose options give DDPM, DDPM++, NCSN++, ADM and EDM's networks.
 
-    The image is cut into H x W squares of patch x patch pixels, which become channels (patch = 1: the image itself).
+    The image is cut into H x W patches of patch x patch pixels, which become channels (patch = 1: the image itself).
     Resolution l is ceil(H / 2^l) x ceil(W / 2^l), with channels * channel_mult[l] channels. Each resolution has
     `blocks` residual blocks in the encoder and `blocks + 1` in the decoder, which also take the encoder's outputs of
     that resolution; residual blocks halve and double the image in between, and two blocks are in the middle. Residual
@@ -49,7 +47,7 @@ class UNet(Network):
         shape: Shape of one image, [C, height, width], or signal, [C, length]; any size, also odd, unless a filter or
             convolutions resample.
         n_classes: Short for conditions={"label": Label(n_classes)}; 0: no labels.
-        patch: Side of the squares, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
+        patch: Side of the patches, at least 1; 2 costs about a quarter of 1. An image that they don't tile is padded
             with zeros on the right and below, and the output cropped.
         channels: Base number of channels; positive.
         channel_mult: Multiplier of each resolution, finest first; one or more positive integers.
@@ -59,14 +57,15 @@ class UNet(Network):
         head_channels: Largest number of channels of an attention head; positive. None: one head.
         dropout: Probability in the residual blocks, in [0, 1).
         embedding_dim: Size of the conditioning vector; even, at least 4.
-        embedding: Noise features, a name in `sde_diffusion.nn.embedding.EMBEDDINGS`, or a module that maps c_noise [N]
+        embedding: Noise features, a name in `sde_diffusion.nn.features.EMBEDDINGS`, or a module that maps c_noise [N]
             to [N, feature_dim].
         conditions: The conditions by name; see `sde_diffusion.conditions`.
         octaves: Number of octaves of sines and cosines of the input, further inputs; at least 0. For likelihoods of
             data on levels, which depend on details that are too fine for the network otherwise; see
             `sde_diffusion.nn.octaves`.
-        levels: Number of levels of the data, to which the octaves are tuned; None: they are of no levels.
-        cross_attention: Resolutions, in the same places as `attention`, at which pixels attend to the tokens of
+        levels: Number of levels of the data, to which the octaves are tuned; None: the data have no levels. No effect
+            without octaves.
+        cross_attention: Resolutions whose pixels attend, after the same blocks as in `attention`, to the tokens of
             conditions that have some, such as a text's words; no effect if none has.
         stem_channels: Channels after the first convolution; None: channels * channel_mult[0].
         feature_dim: Number of features of the noise level; None: embedding_dim.
@@ -78,8 +77,10 @@ class UNet(Network):
         rescale: Whether residual sums are divided by sqrt(2).
         resampling: "block": residual blocks halve and double (BigGAN); "convolution": convolutions do, those that
             halve with zeros on the right and below (DDPM); "symmetric_convolution": with zeros on all sides.
-        resample_skip: Whether blocks that resample have a 1x1 convolution on the skip connection.
+        resample_skip: Whether blocks that resample have a 1x1 convolution on the skip connection; only with
+            resampling="block".
         resample_filter: Filter of halving and doubling, an even number of positive numbers: [1, 1], or [1, 3, 3, 1].
+            Convolutions that halve are not filtered.
         encoder_type: What the encoder gets of the input at lower resolutions: "standard": nothing, "skip" or
             "residual" (NCSN++).
         decoder_type: "standard": the last resolution makes the output; "skip": the sum of all, doubled in size.
@@ -144,9 +145,14 @@ class UNet(Network):
         heads = max(widths) if head_channels is None else check_count("head_channels", head_channels)
         style = LayerStyle(len(self.shape) - 1, modulation, norm_eps, rescale, resample_skip, norm_groups)
         self.resampling = Resampling(resample_filter, style.dims)
-        by_blocks = check_choice("resampling", resampling, RESAMPLINGS) == "block"
+        by_convolutions = RESAMPLINGS[check_choice("resampling", resampling, RESAMPLINGS)]
         pyramid = PYRAMIDS[check_choice("encoder_type", encoder_type, PYRAMIDS)]
-        any_size = by_blocks and self.resampling.averages and encoder_type != "residual"
+        if style.resample_skip and by_convolutions is not None:
+            raise ValueError(
+                f"resample_skip is for blocks that resample, and with resampling={resampling} convolutions do: take "
+                "resample_skip=false or resampling=block"
+            )
+        any_size = by_convolutions is None and self.resampling.averages and encoder_type != "residual"
         check_fits(self.shape[1:], self.patch, len(widths) - 1, any_size)
         after_all = check_choice("decoder_attention", decoder_attention, ("last", "all")) == "all"
         embedding_dim = check_dim(embedding_dim)
@@ -163,13 +169,13 @@ class UNet(Network):
             head_channels=heads,
             style=style,
         )
-        parts = _Parts(block, style, resampling, tuple(attention), self.cross_attention, token_dim)
-        squares = self.patch**style.dims
-        pixels = self.shape[0] * squares  # values in a square
+        parts = _Parts(block, style, by_convolutions, tuple(attention), self.cross_attention, token_dim)
+        area = self.patch**style.dims  # pixels of a patch
+        pixels = self.shape[0] * area  # values of a patch
         self.octaves = Octaves(octaves, levels)
         self.takes_noisy_data = self.octaves.takes_noisy_data
         self.unit_range = check_bool("unit_range", unit_range)
-        inputs = pixels * self.octaves.multiple + sum(beside[0] for beside in self.conditioning.shapes_beside) * squares
+        inputs = pixels * self.octaves.multiple + sum(beside[0] for beside in self.conditioning.shapes_beside) * area
         width = widths[0] if stem_channels is None else check_count("stem_channels", stem_channels)
         self.input = style.convolution(inputs, width, 3)
         self.encoder, self.decoder, self.down, self.up = (nn.ModuleList() for _ in range(4))
@@ -233,7 +239,7 @@ class UNet(Network):
         inputs = self.octaves((x + 1) / 2 if self.unit_range else x, noisy_data)
         for value in self.conditioning.beside(x, label=label, **conditions):
             inputs = torch.cat([inputs, resized(value, self.shape[1:])], 1)
-        pyramid = to_windows(inputs.to(self.input.weight.dtype), self.patch)
+        pyramid = patchify(inputs.to(self.input.weight.dtype), self.patch)
         h = self.input(pyramid)
         skips = [h]
         for resolution, blocks in enumerate(self.encoder):
@@ -248,18 +254,18 @@ class UNet(Network):
         for block in self.middle:
             h = self.apply_block(block, h, embedding, tokens=tokens)
         image = None  # the output so far, where each resolution adds its own
-        for place, blocks in enumerate(self.decoder):
+        for stage, blocks in enumerate(self.decoder):
             size = skips[-1].shape[2:]
-            if place:
+            if stage:
                 if len(self.skip_outputs):
-                    own = self.skip_outputs[place - 1](h)
+                    own = self.skip_outputs[stage - 1](h)
                     image = self.resampling.up(own if image is None else image + own, size)
-                h = self.apply_block(self.up[place - 1], h, embedding, partial(self.resampling.up, size=size))
+                h = self.apply_block(self.up[stage - 1], h, embedding, partial(self.resampling.up, size=size))
             for block in blocks:  # type: ignore[attr-defined]
                 h = self.apply_block(block, torch.cat([h, skips.pop()], dim=1), embedding, tokens=tokens)
         out: Tensor = self.output(F.silu(self.norm(h)))
         out = out if image is None else out + image
-        return from_windows(out, self.patch, self.shape[1:])[:, : self.shape[0]].to(x.dtype)
+        return unpatchify(out, self.patch, self.shape[1:])[:, : self.shape[0]].to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -268,7 +274,7 @@ class _Parts:
 
     block: Callable[..., ResidualBlock]
     style: LayerStyle
-    resampling: str
+    by_convolutions: ConvolutionResampling | None
     attention: tuple[int, ...]
     cross_attention: tuple[int, ...]
     token_dim: int | None
@@ -281,17 +287,14 @@ class _Parts:
         token_dim = self.token_dim if across else None
         return self.block(channels, out, attention=attends and resolution in self.attention, token_dim=token_dim)
 
-    @property
-    def by_blocks(self) -> bool:
-        """Whether residual blocks halve and double."""
-        return self.resampling == "block"
-
     def down(self, channels: int) -> nn.Module:
         """What halves the size."""
-        if self.by_blocks:
+        if self.by_convolutions is None:
             return self.block(channels, channels, resamples=True)
-        return ConvolutionDown(channels, self.style, self.resampling == "symmetric_convolution")
+        return self.by_convolutions.down(channels, self.style)
 
     def up(self, channels: int) -> nn.Module:
         """What doubles the size."""
-        return self.block(channels, channels, resamples=True) if self.by_blocks else ConvolutionUp(channels, self.style)
+        if self.by_convolutions is None:
+            return self.block(channels, channels, resamples=True)
+        return self.by_convolutions.up(channels, self.style)

@@ -15,7 +15,7 @@ from sde_diffusion.config import find_class, is_description
 from sde_diffusion.denoiser import PARAMETERIZATIONS, NetworkDenoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.nn import UNet
-from sde_diffusion.nn.features import features
+from sde_diffusion.nn.features import FORMER_NAMES, features
 from sde_diffusion.pretrained import own
 from sde_diffusion.pretrained.description import Description, Settings
 from sde_diffusion.pretrained.diffusers_unet import other_groups, settings_of, table_for
@@ -70,12 +70,12 @@ def network_config(settings: Mapping[str, Any], network: nn.Module) -> Settings:
         raise UserError(f"a folder of diffusers is written of a UNet, and this network is a {type(network).__name__}")
     given = _complete(settings)
     widths = [given["channels"] * factor for factor in given["channel_mult"]]
-    fourier = given["embedding"] == "ncsnpp"
+    fourier = given["embedding"] == "gaussian_fourier"
     embedding: Mapping[str, Any] = given["embedding"] if is_description(given["embedding"]) else {}
     family = "Skip" if fourier else ""
-    if fourier and (strange := other_groups(widths[place] for place in given["attention"])):
+    if fourier and (strange := other_groups(widths[resolution] for resolution in given["attention"])):
         raise UserError(f"diffusers has no such U-Net. Its NCSN++ has {', '.join(strange)}; network=ncsnpp_256 fits")
-    down = [f"{'Attn' * (place in given['attention'])}{family}DownBlock2D" for place in range(len(widths))]
+    down = [f"{'Attn' * (resolution in given['attention'])}{family}DownBlock2D" for resolution in range(len(widths))]
     groups = {part.num_groups for part in network.modules() if isinstance(part, nn.GroupNorm)}
     table = network.conditioning.embeddings
     rows = len(table["label"].weight) if "label" in table else None  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def network_config(settings: Mapping[str, Any], network: nn.Module) -> Settings:
 def _check_same(given: Settings, back: Settings, network: UNet, groups: set[int]) -> None:
     """Check that reading a configuration of diffusers again, `back`, gives the same network."""
     other = [name for name in given if name not in IGNORED and given[name] != back[name]]
-    other += ["norm_groups"] * (len(groups) > 1 and given["embedding"] != "ncsnpp")
+    other += ["norm_groups"] * (len(groups) > 1 and given["embedding"] != "gaussian_fourier")
     other += ["stem_channels"] * (network.input.out_channels != given["channels"] * given["channel_mult"][0])
     other += ["head_channels"] * bool(_uneven(given))
     strange = sorted(set(network.conditioning.conditions) - {"label"})
@@ -188,6 +188,8 @@ def _complete(settings: Mapping[str, Any]) -> Settings:
     whole = {name: one.default for name, one in parameters.items()} | dict(settings)
     whole = {name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()}
     dim = whole["feature_dim"] or whole["embedding_dim"]
+    if isinstance(whole["embedding"], str):
+        whole["embedding"] = FORMER_NAMES.get(whole["embedding"], whole["embedding"])
     if whole["embedding"] in ("timestep", "timestep_cos"):
         named = features(whole["embedding"], dim)
         whole["embedding"] = {
@@ -205,8 +207,9 @@ def _complete(settings: Mapping[str, Any]) -> Settings:
 def _uneven(given: Settings) -> bool:
     """Whether the heads of some attention don't have `head_channels` channels."""
     widths = [given["channels"] * factor for factor in given["channel_mult"]]
-    places = {*given["attention"], len(widths) - 1}
-    return given["head_channels"] is not None and any(widths[place] % given["head_channels"] for place in places)
+    attending = {*given["attention"], len(widths) - 1}
+    most = given["head_channels"]
+    return most is not None and any(widths[resolution] % most for resolution in attending)
 
 
 def _short(value: Any) -> Any:

@@ -168,7 +168,7 @@ def settings_of(given: Mapping[str, Any], path: object) -> Settings:
         "channel_mult": [width // base for width in widths],
         "stem_channels": widths[0],
         "blocks": config["layers_per_block"],
-        "attention": [place for place, one in enumerate(attends) if one],
+        "attention": [resolution for resolution, one in enumerate(attends) if one],
         "head_channels": config["attention_head_dim"],
         "dropout": config["dropout"],
         "embedding_dim": config["time_embedding_dim"] or 4 * widths[0],
@@ -205,7 +205,7 @@ def _ddpm(config: Mapping[str, Any], widths: list[int]) -> Settings:
 
 def _ncsnpp(config: Mapping[str, Any], widths: list[int]) -> Settings:
     return {
-        "embedding": "ncsnpp",
+        "embedding": "gaussian_fourier",
         "feature_dim": 2 * widths[0],
         "resample_skip": True,
         "resample_filter": [1, 3, 3, 1],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
-from sde_diffusion.nn.dit import places
+from sde_diffusion.nn.dit import position_embedding
 from sde_diffusion.pretrained.description import Settings
 from sde_diffusion.pretrained.names import Table, Weights, inside, module
 
@@ -116,7 +116,7 @@ def settings_of(given: Mapping[str, Any], path: object) -> Settings:
 
 
 def without_copies(weights: Mapping[str, Tensor], path: object) -> Weights:
-    """diffusers' weights without the copies of the embedding in all blocks but the first, and the fixed places.
+    """diffusers' weights with the embedding of the first block only, and without the fixed sines and cosines.
 
     Raises:
         UserError: If a block has another embedding than the first: these networks have one for all.
@@ -129,11 +129,11 @@ def without_copies(weights: Mapping[str, Tensor], path: object) -> Weights:
             raise UserError(f"{path}: {key} is not {first}, and this network has one embedding for all blocks")
         if first == key or first not in weights:
             found[key] = value
-    return without_places(found, "pos_embed.pos_embed", "pos_embed.proj.weight", path)
+    return without_positions(found, "pos_embed.pos_embed", "pos_embed.proj.weight", path)
 
 
-def without_places(weights: Mapping[str, Tensor], name: str, of: str, path: object) -> Weights:
-    """Weights without the fixed sines and cosines of places.
+def without_positions(weights: Mapping[str, Tensor], name: str, of: str, path: object) -> Weights:
+    """Weights without the fixed sines and cosines of the positions.
 
     Raises:
         UserError: If they are others.
@@ -141,9 +141,9 @@ def without_places(weights: Mapping[str, Tensor], name: str, of: str, path: obje
     given = weights.get(name)
     if given is not None and of in weights:
         side = math.isqrt(given.shape[-2])
-        fixed = places([side, side], len(weights[of]))
+        fixed = position_embedding([side, side], len(weights[of]))
         if given.shape != fixed.shape or not torch.allclose(given.float(), fixed, atol=1e-3):
-            raise UserError(f"{path}: {name} is not the fixed sines and cosines of a square grid of places")
+            raise UserError(f"{path}: {name} is not the fixed sines and cosines of a square grid")
     return {key: value for key, value in weights.items() if key != name}
 
 

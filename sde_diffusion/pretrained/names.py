@@ -66,8 +66,8 @@ def located(keys: Iterable[str], table: Mapping[str, Location]) -> dict[str, tup
     for key in keys:
         name, _, parameter = key.rpartition(".")
         for pattern, theirs in table.items():
-            if place := re.fullmatch(pattern, name):
-                found[key] = theirs.at(*place.groups()), parameter
+            if match := re.fullmatch(pattern, name):
+                found[key] = theirs.at(*match.groups()), parameter
                 break
     return found
 
@@ -96,15 +96,15 @@ def imported(
     Raises:
         UserError: If weights are missing, left over, or of another shape; the message has their names.
     """
-    places = located(wanted, table)
-    needed = {key: module.keys(parameter) for key, (module, parameter) in places.items()}
+    locations = located(wanted, table)
+    needed = {key: module.keys(parameter) for key, (module, parameter) in locations.items()}
     used = {name for names in needed.values() for name in names}
     _check(
         {"missing": [n for n in sorted(used) if n not in weights], "extra": [n for n in weights if n not in used]}, path
     )
     found, wrong = {}, []
     for key, names in needed.items():
-        module, parameter = places[key]
+        module, parameter = locations[key]
         parts = [weights[name] for name in names]
         if module.transposed and parameter == "weight":
             parts = [part.T for part in parts]

@@ -130,18 +130,18 @@ def settings_of(weights: Mapping[str, Tensor], path: object) -> Settings:
         else:
             break
     summed = kinds.count("norm") > 1
-    places = [place for place, one in enumerate(attends) if one]
+    attending = [resolution for resolution, one in enumerate(attends) if one]
     width = stem.shape[0]
-    side = ATTENTION_SIZE * 2 ** (places[0] if places else 1)
+    side = ATTENTION_SIZE * 2 ** (attending[0] if attending else 1)
     return {
         "_target_": "sde_diffusion.nn.UNet",
         "shape": [stem.shape[1], side, side],
         "channels": width,
         "channel_mult": [level[0] // width for level in levels if level],
         "blocks": len(levels[0]),
-        "attention": places,
+        "attention": attending,
         "head_channels": None,
-        "embedding": "ncsnpp" if fourier else "timestep",
+        "embedding": "gaussian_fourier" if fourier else "timestep",
         "feature_dim": 2 * width if fourier else width,
         "embedding_dim": parts[start][1]["weight"].shape[0],
         "condition_place": "output",
@@ -156,6 +156,11 @@ def settings_of(weights: Mapping[str, Tensor], path: object) -> Settings:
     }
 
 
+def is_fourier(settings: Mapping[str, Any]) -> bool:
+    """Whether a network's features of the noise level are those of NCSN++."""
+    return settings.get("embedding") == "gaussian_fourier"
+
+
 def order(settings: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     """Our modules in the order in which theirs are counted, each with the table of what is inside."""
     depth, blocks, biggan = len(settings["channel_mult"]), settings["blocks"], settings["resampling"] == "block"
@@ -163,7 +168,7 @@ def order(settings: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     block = {**BLOCK, **SKIPS[biggan]}
     resampler: Table = block if biggan else {"conv": module("Conv_0")}
     plain: Table = {}
-    if settings["embedding"] == "ncsnpp":
+    if is_fourier(settings):
         yield r"conditioning\.features", {"": Location(("",), weight="W")}
     yield from ((name, plain) for name in (r"conditioning\.input", r"conditioning\.output", "input"))
     for level in range(depth):
@@ -177,15 +182,15 @@ def order(settings: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
             if level in attends:
                 yield rf"encoder\.{level}\.{number}\.attention", ATTENTION
     yield from ((r"middle\.0", block), (r"middle\.0\.attention", ATTENTION), (r"middle\.1", block))
-    for place in range(depth):
-        if place:
-            yield rf"up\.{place - 1}", resampler
+    for stage in range(depth):
+        if stage:
+            yield rf"up\.{stage - 1}", resampler
         for number in range(blocks + 1):
-            yield rf"decoder\.{place}\.{number}", block
-        if depth - 1 - place in attends:
-            yield rf"decoder\.{place}\.{blocks}\.attention", ATTENTION
-        if summed and place < depth - 1:
-            yield from ((rf"skip_outputs\.{place}\.{name}", plain) for name in ("norm", "output"))
+            yield rf"decoder\.{stage}\.{number}", block
+        if depth - 1 - stage in attends:
+            yield rf"decoder\.{stage}\.{blocks}\.attention", ATTENTION
+        if summed and stage < depth - 1:
+            yield from ((rf"skip_outputs\.{stage}\.{name}", plain) for name in ("norm", "output"))
     yield from (("norm", plain), ("output", plain))
 
 
@@ -216,7 +221,7 @@ def path_of(sde: str | None, file: Path, settings: Mapping[str, Any], sigmas: Te
     Raises:
         UserError: If the path is not known.
     """
-    fourier = settings["embedding"] == "ncsnpp"
+    fourier = is_fourier(settings)
     words = file.absolute().parts
     if sde is None and fourier:
         sde = "ve"

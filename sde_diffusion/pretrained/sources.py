@@ -141,7 +141,7 @@ def _scheduled(folder: Path, settings: Settings) -> Diffusion:
     if file is None:
         raise UserError(f"{folder} has no scheduler_config.json, which says what noise its network was trained with")
     config = config_of(file.parent, file.name)
-    sigmas, fourier = (config.get("sigma_min"), config.get("sigma_max")), settings.get("embedding") == "ncsnpp"
+    sigmas, fourier = (config.get("sigma_min"), config.get("sigma_max")), score_sde.is_fourier(settings)
     if fourier != (config.get("_class_name") == "ScoreSdeVeScheduler"):
         raise UserError(f"{file} is of {config.get('_class_name')}, which does not fit the network's time embedding")
     return exploding(sigmas[0] or 0.01, sigmas[1] or 1348.0) if fourier else diffusion_of(config, file)
@@ -171,6 +171,6 @@ def _authors_dit(path: Path, found: Any) -> Found:
     if "x_embedder.proj.weight" not in weights:
         raise UserError(f"{path} is of no kind that is known, which are: {KNOWN}")
     settings = dit.authors_settings(weights, path)
-    weights = dit.without_places(weights, "pos_embed", "x_embedder.proj.weight", path)
+    weights = dit.without_positions(weights, "pos_embed", "x_embedder.proj.weight", path)
     description = _described("DiT", path, settings, diffusion_of({}, path), True)
     return Found(description, weights, dit.AUTHORS, [path])

@@ -59,11 +59,11 @@ class DEISSampler(MultistepSampler):
         """Adams-Bashforth weights on the grid's own spacing in r; see `MultistepSampler.coefficients`."""
         r = (-0.5 * sde.log_snr(times)).exp()
         alpha = sde.alpha(times)
-        beliefs: list[list[Number]] = []
+        predictions: list[list[Number]] = []
         for steps, nodes in looking_back(r, self.order):
             weights = lagrange_weights(nodes, (r[1:] - r[:-1])[steps], rate=0.0)
-            beliefs += numbers(alpha[1:][steps].unsqueeze(1) * weights)
-        return Coefficients(from_x=numbers(alpha[1:] / alpha[:-1]), from_beliefs=beliefs)
+            predictions += numbers(alpha[1:][steps].unsqueeze(1) * weights)
+        return Coefficients(from_x=numbers(alpha[1:] / alpha[:-1]), from_predictions=predictions)
 
     def climb(self, x: Tensor, run: Walk) -> Tensor:
         """The mirrored steps; see `Sampler.climb` and `_Upwards`."""
@@ -82,8 +82,8 @@ class _Upwards(DEISSampler):
     def coefficients(self, sde: SDE, times: Tensor) -> Coefficients:
         """Adams-Bashforth weights on the grid's own spacing in q."""
         q, sigma = (0.5 * sde.log_snr(times)).exp(), sde.sigma(times)
-        beliefs: list[list[Number]] = []
+        predictions: list[list[Number]] = []
         for steps, nodes in looking_back(q, self.order):
             weights = lagrange_weights(nodes, (q[1:] - q[:-1])[steps], rate=0.0)
-            beliefs += numbers(sigma[1:][steps].unsqueeze(1) * weights)
-        return Coefficients(from_x=numbers(sigma[1:] / sigma[:-1]), from_beliefs=beliefs)
+            predictions += numbers(sigma[1:][steps].unsqueeze(1) * weights)
+        return Coefficients(from_x=numbers(sigma[1:] / sigma[:-1]), from_predictions=predictions)

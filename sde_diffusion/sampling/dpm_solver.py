@@ -26,7 +26,7 @@ class DPMSolver(MultistepSampler):
     `singlestep_start` spends one more pass on a first step of order 2, which restores order 3. In walks from the prior
     that error is scaled by alpha(t_max), and order 3 is observed down to errors of 1e-5 or less: in up to 20 passes a
     shorter step is worth more than the extra pass, hence the default. Weak order for eta > 0: multistep 2 from order 2
-    on; singlestep, whose inner points have no noise, 1.
+    on; singlestep, whose intermediate times have no noise, 1.
 
     Order 2 is the safe choice in few passes, order 3 the better one from about 15 to 20 passes on
     (benchmarks/README.md).
@@ -96,7 +96,7 @@ class DPMSolver(MultistepSampler):
         steps = Steps.between(sde, times[:-1], times[1:])
         table = Coefficients(
             from_x=numbers(steps.from_x(self.eta)),
-            from_beliefs=[],
+            from_predictions=[],
             from_noise=numbers(steps.from_noise(self.eta)) if self.eta else None,
         )
         passes, n = self.steps - self.denoise, len(times) - 1
@@ -106,9 +106,9 @@ class DPMSolver(MultistepSampler):
             return table
         ell = 0.5 * sde.log_snr(times)
         for part, nodes in looking_back(ell, self.order):
-            table.from_beliefs += numbers(step_weights(steps.part(part), nodes, self.eta))
+            table.from_predictions += numbers(step_weights(steps.part(part), nodes, self.eta))
         if self._extra_pass(passes):
-            table.from_beliefs[0] = []
+            table.from_predictions[0] = []
             self._inner(table, sde, times, 0, 2)
         return table
 
@@ -121,11 +121,11 @@ class DPMSolver(MultistepSampler):
             u = sde.time(2 * torch.lerp(ell_t, ell_s, place))
             inner = Steps.between(sde, t.reshape(1), u.reshape(1))
             seen = torch.tensor([nodes], dtype=torch.float64) / place
-            stages.append(Stage(number(u), number(inner.from_x()[0]), numbers(inner.from_beliefs(seen)[0])))
+            stages.append(Stage(number(u), number(inner.from_x()[0]), numbers(inner.from_predictions(seen)[0])))
             nodes.insert(0, place)
         step = Steps.between(sde, t.reshape(1), s.reshape(1))
-        weights = numbers(step.from_beliefs(torch.tensor([nodes], dtype=torch.float64), self.eta)[0])
-        table.from_beliefs[i : i + 1] = [weights]
+        weights = numbers(step.from_predictions(torch.tensor([nodes], dtype=torch.float64), self.eta)[0])
+        table.from_predictions[i : i + 1] = [weights]
         if stages:
             table.stages[i] = stages
 
@@ -177,7 +177,7 @@ class UniPC(MultistepSampler):
             some = steps.part(part)
             weights = step_weights(some, nodes)
             predictor += numbers(weights)
-            # The new belief is node 1; the changes of the weights are to be in the order newest first.
+            # The new prediction is node 1; the changes of the weights are to be in the order newest first.
             better = step_weights(some, torch.cat([nodes[:, :1], torch.ones_like(nodes[:, :1]), nodes[:, 1:]], 1))
             others = torch.cat([better[:, :1], better[:, 2:]], 1) - weights
             corrector += numbers(torch.cat([better[:, 1:2], others], 1))

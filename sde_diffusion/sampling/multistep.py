@@ -4,8 +4,8 @@ Each step is a linear combination, with coefficients worked out in float64 for a
 
     x_s = a x_t + b_0 m(t) + b_1 m(t_-1) + ... + c z,
 
-where m is the prediction (x0 or eps) of this step and of earlier ones, and z is fresh noise. A step may make
-predictions at inner points first (singlestep methods), and a corrector may add to x_t, once m(t) is known, a
+where m is the prediction (x0 or eps) of this step and of earlier ones, and z is fresh noise. A step may first make
+predictions at intermediate times (singlestep methods), and a corrector may add to x_t, once m(t) is known, a
 combination of the predictions up to then. A method is defined by its table of coefficients.
 """
 
@@ -27,17 +27,17 @@ from sde_diffusion.sde import SDE, Grid, Number, Time, add, add_
 
 @dataclass
 class Stage:
-    """A belief at an inner point of a step.
+    """A prediction at an intermediate time of a step.
 
     Attributes:
-        t: The inner time.
+        t: The intermediate time.
         from_x: a.
-        from_beliefs: b, for the beliefs known by then, the newest first.
+        from_predictions: b, for the predictions known by then, the newest first.
     """
 
     t: Time
     from_x: Number
-    from_beliefs: list[Number]
+    from_predictions: list[Number]
 
 
 @dataclass
@@ -46,33 +46,33 @@ class Coefficients:
 
     Attributes:
         from_x: a, [N].
-        from_beliefs: b, one list for each step: for the beliefs at its stages from the last to the first, then at its
-            beginning, then at the beginnings of earlier steps, the newest first.
+        from_predictions: b, one list for each step: for the predictions at its stages from the last to the first, then
+            at its beginning, then at the beginnings of earlier steps, the newest first.
         from_noise: c, [N]; None for a deterministic method.
         stages: The stages of each step that has some, by its number.
-        corrector: For each step but the first, weights of the beliefs, its own first, whose sum is added to its state;
-            None without a corrector.
+        corrector: For each step but the first, weights of the predictions, its own first, whose sum is added to its
+            state; None without a corrector.
     """
 
     from_x: list[Number]
-    from_beliefs: list[list[Number]]
+    from_predictions: list[list[Number]]
     from_noise: list[Number] | None = None
     stages: dict[int, list[Stage]] = field(default_factory=dict)
     corrector: list[list[Number]] | None = None
 
     @property
     def kept(self) -> int:
-        """Number of earlier steps' beliefs that some step uses."""
-        own = [len(self.stages.get(step, ())) + 1 for step in range(len(self.from_beliefs))]
-        used = [len(b) - new for b, new in zip(self.from_beliefs, own, strict=True)]
+        """Number of earlier steps' predictions that some step uses."""
+        own = [len(self.stages.get(step, ())) + 1 for step in range(len(self.from_predictions))]
+        used = [len(b) - new for b, new in zip(self.from_predictions, own, strict=True)]
         return max([0, *used, *(len(b) - 1 for b in self.corrector or ())])
 
 
 class MultistepSampler(Sampler):
     """Base of samplers that are defined by the `coefficients` of their steps.
 
-    `steps` counts network passes. With `denoise` the last pass gives the belief x0 at t_end; without it the walk ends
-    with the state there, and all passes go into the steps.
+    `steps` counts network passes. With `denoise` the last pass gives the prediction of x0 at t_end; without it the walk
+    ends with the state there, and all passes go into the steps.
 
     Args:
         steps: Number of network passes, at least 1.
@@ -112,7 +112,7 @@ class MultistepSampler(Sampler):
         return passes
 
     def walk(self, x: Tensor, run: Walk, up: bool = False) -> Tensor:
-        """Walk down the grid, or up it without a belief at the end; see `Sampler.walk`.
+        """Walk down the grid, or up it without a last prediction; see `Sampler.walk`.
 
         Raises:
             ValueError: If a coefficient is not finite.
@@ -120,25 +120,25 @@ class MultistepSampler(Sampler):
         times = self.times(run.sde, run.t_end)
         times = times.flip(0) if up else times
         table = self.coefficients(run.sde, times)
-        check_coefficients((table.from_x, *table.from_beliefs, table.from_noise or ()), run.sde)
+        check_coefficients((table.from_x, *table.from_predictions, table.from_noise or ()), run.sde)
         run.plan(times)
-        # While the network computes, no states are kept but this one and beliefs that later steps use. (Hence no
+        # While the network computes, no states are kept but this one and predictions that later steps use. (Hence no
         # function of its own for the steps: the state at the beginning would stay in the caller's hands.)
         past: deque[Tensor] = deque(maxlen=table.kept)
         for step, t in enumerate(times[:-1]):
             x = run.visit(x, t)
-            belief = getattr(run.predict(x, t), self.prediction)
+            predicted = getattr(run.predict(x, t), self.prediction)
             if table.corrector and step and run.replace is None:  # it would undo replacements
                 first, *others = table.corrector[step - 1]
-                x = _added(add(x, belief, first), past, others)
-            known = [belief, *past]
-            past.appendleft(belief)
+                x = _added(add(x, predicted, first), past, others)
+            known = [predicted, *past]
+            past.appendleft(predicted)
             for stage in table.stages.get(step, ()):
-                inner = _added(x * stage.from_x, known, stage.from_beliefs)
+                inner = _added(x * stage.from_x, known, stage.from_predictions)
                 known.insert(0, getattr(run.predict(inner, stage.t), self.prediction))
                 del inner
-            x = _added(x * table.from_x[step], known, table.from_beliefs[step])
-            del belief, known
+            x = _added(x * table.from_x[step], known, table.from_predictions[step])
+            del predicted, known
             if table.from_noise is not None:
                 x = add_(x, run.normal(step), table.from_noise[step])
         x = run.visit(x, times[-1])
@@ -163,8 +163,8 @@ class MultistepSampler(Sampler):
         return self.grid_on(sde).times(sde, self.transitions(self.steps - self.denoise) + 1, t_end)
 
 
-def _added(x: Tensor, beliefs: Iterable[Tensor], weights: Iterable[Number]) -> Tensor:
-    """X and the weighted beliefs, in place where the weights are numbers."""
-    for belief, weight in zip(beliefs, weights, strict=False):
-        x = add_(x, belief, weight)
+def _added(x: Tensor, predictions: Iterable[Tensor], weights: Iterable[Number]) -> Tensor:
+    """X and the weighted predictions, in place where the weights are numbers."""
+    for predicted, weight in zip(predictions, weights, strict=False):
+        x = add_(x, predicted, weight)
     return x

@@ -29,7 +29,7 @@ class Prior(Protocol):
         """Log-density at z [B, *dims], in nats, or log-probability if z takes countably many values; [B]."""
 
     def log_prob_terms(self, z: Tensor) -> Tensor:
-        """The parts of log_prob by dimension, or by place for codes, [B, *dims]."""
+        """The parts of log_prob by dimension, or by position for codes, [B, *dims]."""
 
     def standardised(self, z: Tensor) -> Tensor | None:
         """The coordinates of z that are standard normal by p, [B, *dims]; None: there are none, as for codes."""
@@ -62,7 +62,7 @@ class Posterior(Protocol):
         """KL(self || other), for a fitting prior, in nats; [B]."""
 
     def kl_terms(self, other: Any) -> Tensor:
-        """The parts of KL(self || other) by dimension, or by place for codes, [B, *dims]."""
+        """The parts of KL(self || other) by dimension, or by position for codes, [B, *dims]."""
 
     def detach(self) -> Any:
         """The same distribution, without gradients to its parameters."""
@@ -95,7 +95,7 @@ class LatentVariable:
         return self.q.kl(self.p) if self.closed else -self.log_ratio()
 
     def kl_terms(self) -> Tensor:
-        """The parts of `kl` by dimension, or by place for codes, [B, *dims]."""
+        """The parts of `kl` by dimension, or by position for codes, [B, *dims]."""
         if self.closed:
             return self.q.kl_terms(self.p)
         return self.q.log_prob_terms(self.z) - self.p.log_prob_terms(self.z)

@@ -80,15 +80,15 @@ class DiffusionChain(LatentVariableModel):
         sde, times = self.denoiser.sde, self.times
         q, z = [], []
         scale, std, below = sde.alpha(times[0]), sde.sigma(times[0]), x
-        for place, one in enumerate(noise):
-            if place:
-                scale, std = sde.transition(times[place - 1], times[place])
+        for index, one in enumerate(noise):
+            if index:
+                scale, std = sde.transition(times[index - 1], times[index])
             q.append(DiagonalGaussian(expand(scale, x) * below, expand(std.log(), x)))
             z.append(below := q[-1].draw(one))
-        p = [self._down(z[place], place, conditions) for place in range(1, len(z))]
+        p = [self._down(z[index], index, conditions) for index in range(1, len(z))]
         p.append(self._top(x))
         latents = [
-            LatentVariable(*parts, closed=place == len(z) - 1) for place, parts in enumerate(zip(z, q, p, strict=True))
+            LatentVariable(*parts, closed=index == len(z) - 1) for index, parts in enumerate(zip(z, q, p, strict=True))
         ]
         alpha = expand(sde.alpha(times[0]), x)
         return PosteriorSample(latents, self.decoder.log_prob(sde, float(times[0]), x, z[0] / alpha))
@@ -96,13 +96,13 @@ class DiffusionChain(LatentVariableModel):
     def generate(self, noise: Sequence[Tensor], **conditions: Any) -> list[Tensor]:
         """Draw x_t at all times from the model: DDPM's walk, the state at t_end first."""
         z = [self._top(noise[-1]).draw(noise[-1])]
-        for place in range(len(noise) - 1, 0, -1):
-            z.append(self._down(z[-1], place, conditions).draw(noise[place - 1]))
+        for index in range(len(noise) - 1, 0, -1):
+            z.append(self._down(z[-1], index, conditions).draw(noise[index - 1]))
         return z[::-1]
 
-    def _down(self, x_t: Tensor, place: int, conditions: Mapping[str, Any]) -> DiagonalGaussian:
-        """p of the state at the time before `place`, given the state there."""
-        t, s = self.times[place], self.times[place - 1]
+    def _down(self, x_t: Tensor, index: int, conditions: Mapping[str, Any]) -> DiagonalGaussian:
+        """p of the state at times[index - 1], given that at times[index]."""
+        t, s = self.times[index], self.times[index - 1]
         a, _, _ = self.denoiser.sde.posterior_coefficients(s, t)
         mean, std = self.denoiser.sde.posterior(x_t, self.denoiser(x_t, t, **conditions).x0, s, t)
         if self.variance is None:

@@ -40,7 +40,7 @@ def coordinates(found: PosteriorSample) -> list[Tensor] | None:
 
 
 def information(found: PosteriorSample) -> list[Tensor]:
-    """KL divergence by dimension (or place of codes) of each latent variable, mean over the batch, in nats; [*dims].
+    """KL divergence by dimension (or position of codes) of each latent variable, mean over the batch, in nats; [*dims].
 
     The expectations are over q: `found` must be a draw with noise, not at the means as by `encoded`.
     """
@@ -50,28 +50,28 @@ def information(found: PosteriorSample) -> list[Tensor]:
 def most_informative(amounts: Sequence[Tensor], n: int) -> list[tuple[int, int]]:
     """The n dimensions with the largest amounts, largest first: (latent variable, counted from 0; number within it)."""
     sizes = [amount.numel() for amount in amounts]
-    places = [(t, number) for t, size in enumerate(sizes) for number in range(size)]
+    dimensions = [(t, number) for t, size in enumerate(sizes) for number in range(size)]
     order = torch.cat([amount.flatten() for amount in amounts]).argsort(descending=True, stable=True)
-    return [places[place] for place in order[:n].tolist()]
+    return [dimensions[index] for index in order[:n].tolist()]
 
 
-def traverse(model: Autoencoder, e: Sequence[Tensor], places: Sequence[tuple[int, int]], values: Tensor) -> Tensor:
-    """Decode with one number of e replaced, for each place and each value.
+def traverse(model: Autoencoder, e: Sequence[Tensor], dimensions: Sequence[tuple[int, int]], values: Tensor) -> Tensor:
+    """Decode with one number of e replaced, for each of some dimensions and each value.
 
     Args:
         model: The model.
         e: Coordinates of one item, [1, *dims] for each latent variable.
-        places: Latent variable, counted from 0, and number within it, of each coordinate to replace.
+        dimensions: Latent variable, counted from 0, and number within it, of each coordinate to replace.
         values: The values, [n], in standard deviations of the prior.
 
     Returns:
-        [places, n, *shape].
+        [dimensions, n, *shape].
     """
-    copies = [repeated(one, len(places) * len(values)) for one in e]
-    for row, (t, number) in enumerate(places):
+    copies = [repeated(one, len(dimensions) * len(values)) for one in e]
+    for row, (t, number) in enumerate(dimensions):
         rows = slice(row * len(values), (row + 1) * len(values))
         copies[t].flatten(1)[rows, number] = values.to(copies[t])
-    return model.decode(model.generate(copies)).reshape(len(places), len(values), *model.shape)
+    return model.decode(model.generate(copies)).reshape(len(dimensions), len(values), *model.shape)
 
 
 def interpolate(model: Autoencoder, first: Sequence[Tensor], last: Sequence[Tensor], n: int) -> Tensor:

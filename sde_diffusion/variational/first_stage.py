@@ -35,7 +35,7 @@ class FirstStage(nn.Module):
 
     for q(z | x) with mean mu and standard deviation s; they are 0 and 1 until `measure` is called. As densities,
 
-        log p_z(z) = log p_w(w) - sum of log scale, over all places of each channel.
+        log p_z(z) = log p_w(w) - sum of log scale, over all positions of each channel.
 
     Its parameters have no gradients, it is always in evaluation mode, and it computes in its own precision, outside of
     autocast: some autoencoders overflow in half precision.
@@ -138,7 +138,7 @@ class FirstStage(nn.Module):
 
     @property
     def log_scale(self) -> float:
-        """Sum of log scale over all places of each channel: log p_z = log p_w - log_scale."""
+        """Sum of log scale over all positions of each channel: log p_z = log p_w - log_scale."""
         return float(self.scale.double().log().sum()) * math.prod(self.latent_shape[1:])
 
     def _original(self, w: Tensor) -> Tensor:

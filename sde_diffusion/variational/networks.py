@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from sde_diffusion.checks import check_bool, check_count, check_kind, check_sizes
 from sde_diffusion.checks.instances import as_instance
 from sde_diffusion.nn.autoencoder import SMALL_INIT, ConvBlock, Patchify, Perceptron, Unpatchify, resolutions
-from sde_diffusion.nn.blocks import convolution, double, halve
+from sde_diffusion.nn.layers import convolution
 from sde_diffusion.nn.patches import decoder_of
+from sde_diffusion.nn.resampling import double, halve
 from sde_diffusion.variational.convolutions import check_images
 from sde_diffusion.variational.hierarchy import HierarchicalVAE
 from sde_diffusion.variational.inference import INFERENCES, TOP_DOWN, HierarchicalInference, TopDown
@@ -166,7 +167,7 @@ class ConvHierarchy(HierarchicalVAE):
         channels: Channels of the networks, positive.
         dropout: Probability in the blocks, in [0, 1).
         inference: residual, ladder or direct, or a `TopDown`.
-        patch: Side of the squares of pixels that become channels, at least 1: the finest resolution is one number for
+        patch: Side of the patches of pixels that become channels, at least 1: the finest resolution is one number for
             each square.
 
     Raises:
@@ -195,39 +196,39 @@ class ConvHierarchy(HierarchicalVAE):
         latent_channels, channels = check_count("latent_channels", latent_channels), check_count("channels", channels)
         cut = Patchify(patch)
         sizes = resolutions(shape[1:], cut.patch, len(counts))
-        places = [place for place, count in enumerate(counts) for _ in range(count)]  # resolution of z_1, z_2, ...
-        if len(places) < 2:
+        halved = [times for times, count in enumerate(counts) for _ in range(count)]  # resolutions of z_1, z_2, ...
+        if len(halved) < 2:
             raise ValueError(f"latents must count two latent variables or more, such as [0, 2, 2]; got {counts}")
         block = partial(ConvBlock, dropout=dropout)
         first = [cut, convolution(shape[0] * cut.patch**2, channels, 3)] + [
-            _Up(block(channels, channels), True) for _ in range(places[0])
+            _Up(block(channels, channels), True) for _ in range(halved[0])
         ]
         up: list[nn.Module] = [nn.Sequential(*first, block(channels, channels))]
-        for below, here in itertools.pairwise(places):
+        for below, here in itertools.pairwise(halved):
             halvings = [_Up(block(channels, channels), True) for _ in range(here - below)]
             up.append(nn.Sequential(*(halvings or [_Up(block(channels, channels), False)])))
-        count = len(places)
+        count = len(halved)
         down = []
-        for t, here in enumerate(places):
-            project, below = convolution(latent_channels, channels, 1), places[t - 1] if t else 0
+        for t, here in enumerate(halved):
+            project, below = convolution(latent_channels, channels, 1), halved[t - 1] if t else 0
             last = block(channels, channels)
             with torch.no_grad():
                 last.conv_out.weight.mul_(1 / math.sqrt(count))
             steps: nn.Module = _Down(project, last, sizes[here - 1] if below < here else None)
-            further = [_Doubled(block(channels, channels), sizes[place - 1]) for place in range(here - 1, below, -1)]
+            further = [_Doubled(block(channels, channels), sizes[times - 1]) for times in range(here - 1, below, -1)]
             down.append(_Sequence(steps, nn.Sequential(*further)))
         super().__init__(
             up=up,
             posterior=[
-                _Concatenated(block(2 * channels, channels), _small_output(channels, latent_channels)) for _ in places
+                _Concatenated(block(2 * channels, channels), _small_output(channels, latent_channels)) for _ in halved
             ],
-            prior=[nn.Sequential(block(channels, channels), _small_output(channels, latent_channels)) for _ in places],
+            prior=[nn.Sequential(block(channels, channels), _small_output(channels, latent_channels)) for _ in halved],
             down=down,
             decoder=_Outputs(block(channels, channels), channels, [observation.n_outputs, *shape], cut.patch),
             observation=observation,
             shape=shape,
-            latent_shapes=[[latent_channels, *sizes[place]] for place in places],
-            top_shape=[channels, *sizes[places[-1]]],
+            latent_shapes=[[latent_channels, *sizes[times]] for times in halved],
+            top_shape=[channels, *sizes[halved[-1]]],
             inference=order,
         )
 

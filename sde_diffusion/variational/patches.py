@@ -41,12 +41,12 @@ class _Patches(Patchify):
 class _Select(nn.Module):
     """A network of one of several inputs."""
 
-    def __init__(self, net: nn.Module, place: int) -> None:
+    def __init__(self, net: nn.Module, index: int) -> None:
         super().__init__()
-        self.net, self.place = net, place
+        self.net, self.index = net, index
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        out: Tensor = self.net(inputs[self.place])
+        out: Tensor = self.net(inputs[self.index])
         return out
 
 

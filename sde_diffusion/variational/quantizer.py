@@ -30,8 +30,8 @@ class Quantized:
 class VectorQuantizer(nn.Module):
     """Replaces vectors by the nearest of K codes, which follow the vectors by moving averages.
 
-    In training, n <- decay n + (1 - decay) count and m <- decay m + (1 - decay) sum of the vectors of each code, whose
-    place is m / n: with decay 0 and a batch of all data this is a step of k-means. The codes begin at vectors of the
+    In training, n <- decay n + (1 - decay) count and m <- decay m + (1 - decay) sum of the vectors of each code, which
+    is m / n: with decay 0 and a batch of all data this is a step of k-means. The codes begin at vectors of the
     first batch, and one that is used less than `restart` times a batch (by its average n) is placed at a random vector
     of the batch. With several processes the batch is that of all of them, and the codes are the same in each.
 

@@ -108,7 +108,7 @@ class ConvVAE(VAE):
         channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
-        patch: Side of the squares of pixels that become channels, at least 1; 2 costs about a quarter of 1.
+        patch: Side of the patches of pixels that become channels, at least 1; 2 costs about a quarter of 1.
 
     Raises:
         TypeError: If observation is not an observation model.

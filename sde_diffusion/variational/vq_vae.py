@@ -19,7 +19,7 @@ from sde_diffusion.variational.quantizer import VectorQuantizer, perplexity
 
 @dataclass(frozen=True)
 class UniformCodes:
-    """p(z): at each place, each of K codes has the probability 1 / K.
+    """p(z): at each position, each of K codes has the probability 1 / K.
 
     Attributes:
         codebook_size: K.
@@ -28,11 +28,11 @@ class UniformCodes:
     codebook_size: int
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """-(number of places) log K, in nats, for codes z [B, dim, *places]; [B]."""
+        """-(number of positions) log K, in nats, for codes z [B, dim, *positions]; [B]."""
         return z.new_full(z.shape[:1], -math.prod(z.shape[2:]) * math.log(self.codebook_size))
 
     def log_prob_terms(self, z: Tensor) -> Tensor:
-        """-log K for each place, in nats; [B, *places]."""
+        """-log K for each position, in nats; [B, *positions]."""
         return torch.full_like(z[:, 0], -math.log(self.codebook_size))
 
     def standardised(self, z: Tensor) -> None:
@@ -41,17 +41,17 @@ class UniformCodes:
 
 @dataclass(frozen=True)
 class NearestCodes:
-    """q(z | x) of a deterministic encoder: at each place, the code nearest to the encoder's vector has probability 1.
+    """q(z | x) of a deterministic encoder: at each position, the code nearest to the encoder's vector is certain.
 
     Attributes:
-        mean: The encoder's vectors, which are not codes yet, [B, dim, *places].
+        mean: The encoder's vectors, which are not codes yet, [B, dim, *positions].
     """
 
     mean: Tensor
 
     @property
     def std(self) -> Tensor:
-        """Zeros, [B, dim, *places]."""
+        """Zeros, [B, dim, *positions]."""
         return torch.zeros_like(self.mean)
 
     def draw(self, noise: Tensor) -> Tensor:
@@ -63,15 +63,15 @@ class NearestCodes:
         return z.new_zeros(z.shape[:1])
 
     def log_prob_terms(self, z: Tensor) -> Tensor:
-        """0 for each place; [B, *places]."""
+        """0 for each position; [B, *positions]."""
         return torch.zeros_like(z[:, 0])
 
     def kl(self, other: UniformCodes) -> Tensor:
-        """(Number of places) log K, in nats; [B]."""
+        """(Number of positions) log K, in nats; [B]."""
         return -other.log_prob(self.mean)
 
     def kl_terms(self, other: UniformCodes) -> Tensor:
-        """log K for each place, in nats; [B, *places]."""
+        """log K for each position, in nats; [B, *positions]."""
         return torch.full_like(self.mean[:, 0], math.log(other.codebook_size))
 
     def entropy(self) -> Tensor:
@@ -95,10 +95,10 @@ class NearestCodes:
 
 
 class VQVAE(SingleLatentAutoencoder):
-    """An autoencoder whose latent variable is a code of a codebook at each place.
+    """An autoencoder whose latent variable is a code of a codebook at each position.
 
     The encoder's vectors are replaced by the nearest of K codes, whose gradient is passed on to them as it is. With the
-    uniform prior over codes, the bound is log p(x | z) - (number of places) log K. Its training objective also pulls
+    uniform prior over codes, the bound is log p(x | z) - (number of positions) log K. Its training objective also pulls
     the vectors to their codes: `QuantizedELBO`.
 
     Samples of this model alone are decoded from independent, uniform codes, and look like noise: it is a first stage,
@@ -106,12 +106,12 @@ class VQVAE(SingleLatentAutoencoder):
     quantisation, `encode(x).mean`, and `decode` quantises.
 
     Args:
-        encoder: Network from x [B, *shape] to vectors [B, dim, *places].
-        decoder: Network from codes [B, dim, *places] to [B, outputs, *shape].
+        encoder: Network from x [B, *shape] to vectors [B, dim, *positions].
+        decoder: Network from codes [B, dim, *positions] to [B, outputs, *shape].
         quantizer: The codebook.
         observation: p(x | z) given the decoder's outputs.
         shape: Shape of the data.
-        latent_shape: [dim, *places]; [dim]: one code for each item.
+        latent_shape: [dim, *positions]; [dim]: one code for each item.
 
     References:
         van den Oord et al. 2017, "Neural Discrete Representation Learning".
@@ -174,7 +174,7 @@ class VQVAE(SingleLatentAutoencoder):
 
 
 class ConvVQVAE(VQVAE):
-    """A VQ-VAE of convolutions, for images: z has a code at each place of the last of the resolutions.
+    """A VQ-VAE of convolutions, for images: z has a code at each position of the last of the resolutions.
 
     Args:
         shape: Shape of the data, [C, H, W].
@@ -184,7 +184,7 @@ class ConvVQVAE(VQVAE):
         channels: Channels of the networks at each resolution, finest first; the image is halved from one to the next.
         blocks: Residual blocks at each resolution, at least 1.
         dropout: Probability in the blocks, in [0, 1).
-        patch: Side of the squares of pixels that become channels, at least 1.
+        patch: Side of the patches of pixels that become channels, at least 1.
         decay: See `VectorQuantizer`.
         restart: See `VectorQuantizer`.
 

@@ -7,7 +7,7 @@ from torch import nn
 from sde_diffusion import VPSDE, ClassifierFreeGuidance, DPMSolver, NetworkDenoiser, Text, UNet, UserError
 from sde_diffusion.conditions import Conditions, kind_by_values
 from sde_diffusion.config import build
-from sde_diffusion.nn.blocks import CrossAttention
+from sde_diffusion.nn.attention import CrossAttention
 from sde_diffusion.text import HashedWords, as_bytes, as_texts
 from sde_diffusion.training.dropout import ConditionDropout
 

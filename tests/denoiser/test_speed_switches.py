@@ -95,7 +95,8 @@ def test_steps_of_a_table_are_told_exactly_and_between_them_in_log_snr():
 def test_random_frequencies_stay_in_float32_where_the_network_computes_in_bfloat16():
     """A phase of hundreds of radians has no digits left in bfloat16: the features would be others."""
     torch.manual_seed(0)
-    small = UNet([3, 8, 8], channels=8, channel_mult=[1], blocks=1, attention=(), embedding="ncsnpp", embedding_dim=32)
+    features = {"embedding": "gaussian_fourier", "embedding_dim": 32}
+    small = UNet([3, 8, 8], channels=8, channel_mult=[1], blocks=1, attention=(), **features)
     seen = []
     small.conditioning.features.register_forward_hook(lambda part, inputs, output: seen.append(output))
     settings = {"noise_conditioning": LogNoiseLevel(), "input_scale": "none"}

@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from sde_diffusion.nn.blocks import ResidualBlock, SelfAttention, double, group_norm, halve
-from sde_diffusion.nn.windows import from_windows, to_windows
+from sde_diffusion.nn.attention import SelfAttention
+from sde_diffusion.nn.blocks import ResidualBlock
+from sde_diffusion.nn.layers import group_norm
+from sde_diffusion.nn.patching import patchify, unpatchify
+from sde_diffusion.nn.resampling import double, halve
 
 
 def randomise(module, seed=0):
@@ -40,14 +43,14 @@ def test_attention_equals_a_loop_over_heads_and_queries(channels, head_channels,
 
 
 @pytest.mark.parametrize("size", [(6,), (7,), (4, 6), (5, 7)])
-def test_windows_are_of_neighbours_and_can_be_joined_again(size):
+def test_patches_are_of_neighbours_and_can_be_joined_again(size):
     x = torch.arange(2.0 * 3 * math.prod(size)).view(2, 3, *size)
-    windows = to_windows(x, 2)
-    assert windows.shape == (2, 3 * 2 ** len(size), *[math.ceil(side / 2) for side in size])
+    patches = patchify(x, 2)
+    assert patches.shape == (2, 3 * 2 ** len(size), *[math.ceil(side / 2) for side in size])
     corner = x[0, 1][tuple(slice(0, 2) for _ in size)]
     per_channel = 2 ** len(size)
-    assert windows[0, per_channel : 2 * per_channel].flatten(1)[:, 0].tolist() == corner.flatten().tolist()
-    assert torch.equal(from_windows(windows, 2, size), x)
+    assert patches[0, per_channel : 2 * per_channel].flatten(1)[:, 0].tolist() == corner.flatten().tolist()
+    assert torch.equal(unpatchify(patches, 2, size), x)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (7, 5), (1, 3), (28, 27)])

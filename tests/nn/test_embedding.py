@@ -50,7 +50,16 @@ def test_fourier_frequencies_are_equal_in_another_process_and_untouched_by_the_g
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_step_frequencies_are_those_of_ddpm():
+def test_names_of_earlier_checkpoints_are_still_known():
+    """Checkpoints hold the name of their features: "ncsnpp" has another today, and "ddpm" its own features."""
+    former, today = (Conditioning(16, embedding=name).features for name in ("ncsnpp", "gaussian_fourier"))
+    torch.testing.assert_close(former.state_dict(), today.state_dict(), rtol=0, atol=0)
+    assert next(iter(Conditioning(16, embedding="ddpm").state_dict())) == "features.frequencies"
+    with pytest.raises(ValueError, match="positional, fourier, timestep, timestep_cos, gaussian_fourier; got"):
+        Conditioning(16, embedding="ncsn")
+
+
+def test_features_of_earlier_checkpoints_are_those_of_ddpm():
     """1 down to 1e-4 radian a step, in equal ratios; within bfloat16's rounding."""
     frequencies = Conditioning(64, embedding="ddpm").features.frequencies.double().numpy()
     np.testing.assert_allclose(frequencies, np.geomspace(1, 1e-4, 32), rtol=2**-8)
@@ -106,7 +115,7 @@ def test_conditioning_adds_the_embedding_of_the_label_to_that_of_the_noise():
         (lambda: PositionalEmbedding(2), "at least 4"),
         (lambda: PositionalEmbedding(8, highest=1.0, lowest=2.0), "lowest <= highest"),
         (lambda: FourierEmbedding(8, scale=0.0), "positive"),
-        (lambda: Conditioning(8, embedding="sine"), r"one of positional, ddpm, fourier, .* got 'sine'"),
+        (lambda: Conditioning(8, embedding="sine"), r"one of positional, fourier, timestep, .* got 'sine'"),
         (lambda: Conditioning(8, n_classes=-1), "n_classes"),
     ],
 )

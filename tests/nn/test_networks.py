@@ -201,6 +201,8 @@ def test_dropout_acts_in_training_alone():
             "multiple of 8; got 36x28: resize the data to 32x24 or 40x32",
         ),
         (lambda: UNet([3, 4, 4], modulation="shfit"), "did you mean shift"),
+        (lambda: UNet([3, 4, 4], resampling="convolution", resample_skip=True), "take resample_skip=false or"),
+        (lambda: DiT([3, 4, 4], layout="channels_last"), r"width\] = \[3, 4, 4\]: take layout=channels_first"),
         (lambda: UNet([3, 4, 4], resample_filter=[1, 2, 1]), "even number of positive numbers"),
         (lambda: UNet([1, 8, 8], channel_mult=[]), "channel_mult"),
         (
@@ -306,7 +308,7 @@ def test_tokens_of_a_text_reach_a_transformer():
 
 
 def test_a_network_of_bfloat16_keeps_its_random_frequencies():
-    network = UNet([1, 4, 4], embedding="ncsnpp", embedding_dim=8, **TINY)
+    network = UNet([1, 4, 4], embedding="gaussian_fourier", embedding_dim=8, **TINY)
     before = network.conditioning.features.weight.clone()
     assert torch.equal(network.to(torch.bfloat16).conditioning.features.weight, before)
     assert network.input.weight.dtype == torch.bfloat16

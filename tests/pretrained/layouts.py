@@ -12,7 +12,7 @@ import re
 import torch
 from safetensors.torch import save_file
 
-from sde_diffusion.nn.dit import places
+from sde_diffusion.nn.dit import position_embedding
 
 CASES = json.loads((pathlib.Path(__file__).parent / "layouts.json").read_text())
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -71,5 +71,5 @@ def score_sde_file(name, root, lost=0):
 
 def authors_dit_file(root):
     weights = drawn(CASES["authors_dit"]["keys"])
-    torch.save({**weights, "pos_embed": places([4, 4], 384)}, root / "DiT-S-2.pt")
+    torch.save({**weights, "pos_embed": position_embedding([4, 4], 384)}, root / "DiT-S-2.pt")
     return root / "DiT-S-2.pt"

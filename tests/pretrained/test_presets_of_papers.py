@@ -13,7 +13,7 @@ from sde_diffusion.config import build
 from sde_diffusion.denoiser import NetworkDenoiser
 from sde_diffusion.pretrained.score_sde import path_of
 
-TIMESTEP, FOURIER = {"embedding": "timestep"}, {"embedding": "ncsnpp"}
+TIMESTEP, FOURIER = {"embedding": "timestep"}, {"embedding": "gaussian_fourier"}
 LEVELS = torch.linspace(torch.tensor(50.0).log(), torch.tensor(0.01).log(), 1000, dtype=torch.float64).exp()
 
 

@@ -187,7 +187,7 @@ def third_order_errors():
             for step in range(2, n):
                 beliefs.append(denoiser(state, times[step]).x0)
                 if which == "ours":
-                    b = weights.from_beliefs[step]
+                    b = weights.from_predictions[step]
                     state = weights.from_x[step] * state + sum(
                         w * m for w, m in zip(b, reversed(beliefs[-3:]), strict=True)
                     )

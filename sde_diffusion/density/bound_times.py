@@ -4,7 +4,7 @@ The diffusion term of the bound is an integral over u in [0, 1] (`elbo` draws u)
 
     int_0^1 w(u) E|eps_hat - eps|^2 du,      z_t = alpha_t x + sigma_t eps  at  t = t(u),
 
-where eps_hat is the denoiser's output at (z_t, t). `Discrete` and `Continuous` map places u to t(u) and w(u).
+where eps_hat is the denoiser's output at (z_t, t). `Discrete` and `Continuous` map u to t(u) and w(u).
 
 References: Kingma et al. 2021, "Variational Diffusion Models", equations 13, 14 (discrete) and 17, 18 (continuous).
 """
@@ -39,9 +39,9 @@ class Discrete:
         self.weights = 0.5 * steps * torch.expm1(log_snr[:-1] - log_snr[1:])
         self.ends = self.times[0].item(), self.times[-1].item()
 
-    def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """(t, w) at places u in [0, 1), float64, of any shape."""
-        step = (places * len(self.weights)).long().clamp(max=len(self.weights) - 1)
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(t, w) at u in [0, 1), float64, of any shape."""
+        step = (u * len(self.weights)).long().clamp(max=len(self.weights) - 1)
         return self.times[step + 1], self.weights[step]
 
 
@@ -61,15 +61,15 @@ class Continuous:
         self.sde, self.grid, self.t_end = sde, grid, t_end
         self.ends = t_end, sde.t_max
 
-    def __call__(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """(t, w) at places u in [0, 1], float64, of any shape; with gradients for a learned path's parameters.
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(t, w) at u in [0, 1], float64, of any shape; with gradients for a learned path's parameters.
 
         Raises:
             ValueError: If the grid is a list of times, which has no slope.
         """
         recording = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
-            u = places.clone().requires_grad_()
+            u = u.clone().requires_grad_()
             t = self.grid.time(self.sde, u, self.t_end)
             rate = None
             if t.requires_grad:

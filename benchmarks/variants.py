@@ -16,8 +16,8 @@ from sde_diffusion.commands.configurations import config_folder
 from sde_diffusion.config import build
 from sde_diffusion.denoiser import CUDAGraphs
 
-SIMPLE = {"ddpm": ((128, 256, 256, 256), 2, 1)}
-"""Networks that diffusers has too: its channels, blocks, and the resolution with attention."""
+DIFFUSERS = {"ddpm": ((128, 256, 256, 256), 2, 1)}
+"""Presets that diffusers has too: channels, blocks, and the resolution with attention."""
 
 
 def network_of(name: str, shape: list[int], **changes: Any) -> nn.Module:
@@ -28,15 +28,15 @@ def network_of(name: str, shape: list[int], **changes: Any) -> nn.Module:
     return made
 
 
-class Peer(nn.Module):
+class DiffusersUNet(nn.Module):
     """diffusers' network, which returns an object."""
 
     def __init__(self, name: str, shape: list[int]) -> None:
         super().__init__()
         from diffusers import UNet2DModel
 
-        channels, blocks, attention = SIMPLE[name]
-        kinds = ["Attn" * (place == attention) for place in range(len(channels))]
+        channels, blocks, attention = DIFFUSERS[name]
+        kinds = ["Attn" * (resolution == attention) for resolution in range(len(channels))]
         self.network = UNet2DModel(
             sample_size=shape[-1],
             in_channels=shape[0],
@@ -59,16 +59,17 @@ class Peer(nn.Module):
 
 
 @dataclass
-class Contestant:
-    """A network with some switches.
+class Variant:
+    """A network with some of the switches for speed, and what was measured of it.
 
     Attributes:
         name: Its name in the table.
         denoiser: The denoiser made of it.
         autocast: Whether bfloat16 is chosen by autocast.
-        times: Seconds of each phase, one of each turn.
+        times: Seconds of each phase, one for each repeat.
         memory: Peak bytes of a training step and of a step of sampling, on a GPU.
-        begin: Seconds of the first of each together, in which a compiled network is compiled.
+        first_steps: Seconds of the first training step and step of sampling together, in which a compiled network is
+            compiled.
     """
 
     name: str
@@ -76,10 +77,10 @@ class Contestant:
     autocast: bool = False
     times: dict[str, list[float]] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
-    begin: float = 0.0
+    first_steps: float = 0.0
 
 
-def entrants(args: argparse.Namespace, changes: dict[str, Any], device: torch.device) -> list[Contestant]:
+def all_variants(args: argparse.Namespace, changes: dict[str, Any], device: torch.device) -> list[Variant]:
     """This library's network with each switch, and diffusers' at the end if there is one."""
     sde = VPSDE(t_min=1e-3)
 
@@ -88,27 +89,27 @@ def entrants(args: argparse.Namespace, changes: dict[str, Any], device: torch.de
         return NetworkDenoiser(sde, network, "eps", noise_conditioning="step", **switches).to(device)
 
     found = [
-        Contestant("ours, float32", ours()),
-        Contestant("ours, float32, channels last", ours(channels_last=True)),
-        Contestant("ours, autocast, channels last", ours(channels_last=True), autocast=True),
-        Contestant("ours, compute_dtype, channels last", ours(channels_last=True, compute_dtype="bfloat16")),
+        Variant("ours, float32", ours()),
+        Variant("ours, float32, channels last", ours(channels_last=True)),
+        Variant("ours, autocast, channels last", ours(channels_last=True), autocast=True),
+        Variant("ours, compute_dtype, channels last", ours(channels_last=True, compute_dtype="bfloat16")),
     ]
     if args.compile:
-        found.append(Contestant("ours, float32, compiled", ours()))
-        found.append(Contestant("ours, compute_dtype, compiled", ours(channels_last=True, compute_dtype="bfloat16")))
-        for one in found[-2:]:
-            one.denoiser.compile()
+        found.append(Variant("ours, float32, compiled", ours()))
+        found.append(Variant("ours, compute_dtype, compiled", ours(channels_last=True, compute_dtype="bfloat16")))
+        for variant in found[-2:]:
+            variant.denoiser.compile()
     if device.type == "cuda":
-        found.append(Contestant("ours, compute_dtype, CUDA graphs", ours(channels_last=True, compute_dtype="bfloat16")))
+        found.append(Variant("ours, compute_dtype, CUDA graphs", ours(channels_last=True, compute_dtype="bfloat16")))
         found[-1].denoiser.cuda_graphs = CUDAGraphs()
-    if args.network in SIMPLE and not changes:
+    if args.network in DIFFUSERS and not changes:
         try:
-            peers = [Peer(args.network, args.shape) for _ in range(2)]
+            theirs = [DiffusersUNet(args.network, args.shape) for _ in range(2)]
         except ImportError:
             print("diffusers is not installed: its network is left out")
             return found
-        last = NetworkDenoiser(sde, peers[1], "eps", noise_conditioning="step", channels_last=True).to(device)
-        found.append(Contestant("diffusers, autocast, channels last", last, autocast=True))
-        plain = NetworkDenoiser(sde, peers[0], "eps", noise_conditioning="step").to(device)
-        found.append(Contestant("diffusers, float32", plain))
+        last = NetworkDenoiser(sde, theirs[1], "eps", noise_conditioning="step", channels_last=True).to(device)
+        found.append(Variant("diffusers, autocast, channels last", last, autocast=True))
+        plain = NetworkDenoiser(sde, theirs[0], "eps", noise_conditioning="step").to(device)
+        found.append(Variant("diffusers, float32", plain))
     return found

@@ -29,7 +29,7 @@ from sde_diffusion.sde import SDE, Grid, KarrasRho, TunedGrid, UniformLogSNR
 from sde_diffusion.sde.grids import finite_log_snr
 
 _RHOS = (3.0, 7.0)
-_ENDS = (0.6, 0.7, 0.8, 1.0)
+_ENDS = (0.35, 0.45, 0.6, 0.7, 0.8, 1.0)
 """Grids to begin with: rho, beside uniform log-SNR, and ends, as shares of the range of log-SNR."""
 
 _STEP = 0.02  # of theta, for differences

@@ -140,10 +140,11 @@ class DensityFlow:
     def _products(self, slope: Tensor, y: Tensor, vectors: Tensor) -> Tensor:
         """Jacobian's transpose times vectors [K, B or 1, *dims]."""
         vectors = vectors.to(slope).expand(len(vectors), *slope.shape)
+        retain = self.create_graph or not self.trace.single_call
         if len(vectors) == 1:
-            (product,) = torch.autograd.grad(slope, y, vectors[0], retain_graph=True, create_graph=self.create_graph)
+            (product,) = torch.autograd.grad(slope, y, vectors[0], retain_graph=retain, create_graph=self.create_graph)
             return product.unsqueeze(0)
         (products,) = torch.autograd.grad(
-            slope, y, vectors, retain_graph=True, create_graph=self.create_graph, is_grads_batched=True
+            slope, y, vectors, retain_graph=retain, create_graph=self.create_graph, is_grads_batched=True
         )
         return products

@@ -39,6 +39,9 @@ class Trace(ShowsArguments, ABC):
     exact: bool = False
     """Whether it is free of noise."""
 
+    single_call: bool = False
+    """Whether `divergence` asks for products once: activations are freed while they are computed."""
+
     @abstractmethod
     def vectors(self, noise: Noise) -> Tensor:
         """The vectors [K, B, *dims] for `divergence`, of the noise's type and on its device.
@@ -97,6 +100,8 @@ class Hutchinson(Trace):
         Hutchinson 1990, "A Stochastic Estimator of the Trace of the Influence Matrix"; Grathwohl et al. 2019,
         "FFJORD", section 3.1.
     """
+
+    single_call = True
 
     def __init__(self, probes: int = 1, gaussian: bool = False) -> None:
         self.probes = self.columns = check_count("probes", probes)

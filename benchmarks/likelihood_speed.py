@@ -140,8 +140,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", help="checkpoint of a model of images, in place of the small network")
     parser.add_argument("--rounds", type=int, default=3, help="of each, taking turns")
-    parser.add_argument("--n", type=int, default=128, help="images, in batches of 32")
+    parser.add_argument("--n", type=int, default=128, help="images, in batches of 32; at most 1,000")
     args = parser.parse_args()
+    if not 1 <= args.n <= 1000:
+        parser.error(f"--n must be from 1 to 1,000; got {args.n}")
     model = from_checkpoint(args.ckpt, args.n) if args.ckpt else briefly_trained(args.n)
     against_reference(args.rounds, *model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,13 @@ from sde_diffusion.sampling.ode_methods import ODESolver
 if TYPE_CHECKING:
     from sde_diffusion.training.generative import GenerativeModel
 
+log = logging.getLogger(__name__)
+
 _PLACING_ITEMS = 200
 """Maximum number of validation items used to choose the time of the ELBO's decoder."""
 
 _TOGETHER = 4
-"""Batches in one call of the likelihood: after the first three no item is alone in its passes."""
+"""Batches in one call of the likelihood, so that the passes of difficult items are shared with items of later ones."""
 
 _CHAIN_STEPS = 64
 """Steps of the chain whose importance weighted bound is computed, if elbo.steps does not say how many."""
@@ -131,8 +134,9 @@ class FlowScorer(Scorer):
         count = f"those of {flow['steps'] or 50} steps of {solver.name}"
         if solver.method.adaptive:
             count = f"as many as rtol and atol need, at most {flow['max_nfe']:,} (max_nfe)"
+        whole = "an item" if solver.method.by_item else "a batch"
         times = f", {self.scoring.draws} times" if self.scoring.draws > 1 else ""
-        lines = [f"network passes of a batch by the flow: {count}{times}"]
+        lines = [f"network passes of {whole} by the flow: {count}{times}"]
         if bound is not None:
             lines.append(f"network passes of an item by the ELBO: {bound['draws'] or bound['steps'] or 128}")
         if self.importance > 1:
@@ -168,5 +172,6 @@ class FlowScorer(Scorer):
             x, _ = in_bins(x, levels if decoder.continuous else None, items.tolist())
             candidates = decoder.candidate_t_ends(self.denoiser.sde)
             settings = {"steps": None, "draws": 32, "rows": cfg.batch_size, "grid": bound["grid"]}
+            log.info("choosing the time of the ELBO's decoder by %d validation items", len(items))
             bound["t_end"] = best_t_end(self.denoiser, decoder, x, candidates, **settings, **conditions)
         return {"decoder": decoder, "bound": bound}

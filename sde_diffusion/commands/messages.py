@@ -114,10 +114,21 @@ def _named_here(word: str, names: Iterable[str]) -> str:
 
 
 def _stored(group: str) -> str:
+    """The message for a group that the command has not."""
+    having = [name for name in ("train", "sample", "restore", "evaluate") if group in _groups(name)]
+    if "train" not in having:
+        where = f", but of {' and '.join(f'sde_diffusion.{name}' for name in having)}" if having else ""
+        return f"{group}= is not a setting of this command{where}; --help lists those it has"
     return (
         f"no {group}= here: the settings of training are stored in the checkpoint; those that can change, such as "
         "denoiser.compute_dtype, are changed by resuming: python -m sde_diffusion.train ckpt=PATH KEY=VALUE"
     )
+
+
+def _groups(command: str) -> set[str]:
+    """The groups of a command's configuration."""
+    defaults = OmegaConf.load(config_folder() / f"{command}.yaml").get("defaults", [])
+    return {str(name) for entry in defaults if isinstance(entry, DictConfig) for name in entry}
 
 
 def _elsewhere(key: str, group: str, target: str) -> str:

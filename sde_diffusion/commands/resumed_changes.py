@@ -29,6 +29,7 @@ _EXACT = (
     "seed",
     "model",
     "objective",
+    "denoiser.channels_last",
     "denoiser.compute_dtype",
     "callbacks.ema.decay",
     "callbacks.ema.warmup",

@@ -49,7 +49,7 @@ FIXED_GROUPS = ("sde", "network", "denoiser", "first_stage", "text", "captions",
 """The parts that determine the weights' shapes and meaning, and cannot change when a run is resumed."""
 
 CHANGEABLE = ("denoiser.compute_dtype", "denoiser.channels_last")
-"""Settings of the fixed parts that can change: they determine how fast the network computes, not what."""
+"""Settings of the fixed parts that can change: they affect the speed and the rounding of the network alone."""
 
 
 def allow_stored_keys(arguments: Sequence[str]) -> list[str]:

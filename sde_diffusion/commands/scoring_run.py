@@ -113,7 +113,8 @@ class ScoringRun:
             {**self.plan, "data": data.name, "split": split, "digest": data.parts[split].digest()},
             cfg.overwrite,
             enough=enough,
-            together=1 if cfg.target_se is not None else self.scorer.together,
+            # One item that cannot be scored costs all of its call.
+            together=self.scorer.together if cfg.target_se is None and data.role == "own" else 1,
         )
         self.seconds += sum(map(float, done.each("seconds")))
         self.size = min(self.size, done.sizes[-1])

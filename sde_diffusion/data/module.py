@@ -23,7 +23,7 @@ from sde_diffusion.data.checks import check_image_settings, check_processes, che
 from sde_diffusion.data.conditions import kinds_of
 from sde_diffusion.data.loader import Batch, InOrder, Loader, Shuffled
 from sde_diffusion.data.split import Split, differences, shrunk
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import UserError, did_you_mean
 from sde_diffusion.modality import Modality, kind_by_shape
 from sde_diffusion.modality.units import Units
 from sde_diffusion.storage.memory import check_fits
@@ -169,7 +169,8 @@ class DataModule(LightningDataModule, ABC):
             UserError: If there is no split of that name.
         """
         if name not in self.splits:
-            raise UserError(f"no split {name!r} in {self.name!r}; there are {', '.join(self.splits)}")
+            hint = did_you_mean(name, list(self.splits))
+            raise UserError(f"no split {name!r} in {self.name!r}; there are {', '.join(self.splits)}{hint}")
         return self.splits[name]
 
     def tensor(self, name: str) -> Tensor:

@@ -46,7 +46,7 @@ class DensityFlow:
         rows: int | None,
     ) -> None:
         self.sde, self.t_end = process.sde, process.t_end
-        self.denoiser, self.conditions = process.predict, conditions
+        self.denoiser, self.conditions, self.whole = process.predict, conditions, shape[0]  # also those of parts
         self.process = copy(process)
         self.process.predict = partial(process.predict, **conditions)
         self.trace = trace
@@ -75,19 +75,20 @@ class DensityFlow:
 
     def part(self, items: Tensor) -> DensityFlow:
         """The flow of some items, whose passes count among those of this one; items: [N], int64, on the CPU."""
-        part, batch = copy(self), self.shape[0]
-        part.conditions = {name: chosen(value, items, batch) for name, value in self.conditions.items()}
+        part = copy(self)
+        part.items = self.items[items]
+        own = {name: chosen(value, part.items, self.whole) for name, value in self.conditions.items()}
         part.process = copy(self.process)
-        part.process.predict = partial(self.denoiser, **part.conditions)
-        if self.vectors.shape[1] == batch:
+        part.process.predict = partial(self.denoiser, **own)
+        if self.vectors.shape[1] == self.shape[0]:
             part.vectors = self.vectors[:, items.to(self.vectors.device)]
         part.shape = (len(items), *self.shape[1:])
-        part.items = self.items[items]
         return part
 
-    def most_passes(self) -> int:
-        """The most passes of one of these items."""
-        return int(self.counts[self.items].max())
+    def slowest(self) -> tuple[int, int]:
+        """Which of these items has had the most passes, and how many."""
+        most, position = self.counts[self.items].max(0)
+        return int(position), int(most)
 
     @property
     def stretch(self) -> Tensor:

@@ -92,10 +92,10 @@ def log_likelihood(
 
     With adams each item takes the steps that it needs by itself. One that is at the end leaves, and of more than `rows`
     items the next takes its place: a batch costs its mean, and a single item far from all training data, which can cost
-    thousands of passes, costs the others nothing. With other methods, with create_graph, and if the denoiser or a
-    condition has settings for each item that cannot be told apart (`Denoiser.per_sample`), `rows` items at a time take
-    the steps of the most difficult one; a value then depends on its batch to within the tolerance. If the flows of
-    some items are rough in time, these are solved with a looser tolerance (`Likelihood.rtol`). The defaults are those
+    thousands of passes, costs the others nothing. With other methods, with create_graph, and if the denoiser has
+    settings for each item that cannot be told apart (`Denoiser.per_sample`), `rows` items at a time take the steps of
+    the most difficult one; a value then depends on its batch to within the tolerance. If the flows of some items are
+    rough in time, these are solved with a looser tolerance, the same for all of them (`Likelihood.rtol`). The defaults are those
     with the fewest passes to an error of 1e-3 bits per dimension (`python -m benchmarks.likelihood`).
 
     Args:
@@ -120,8 +120,8 @@ def log_likelihood(
         dtype: Type of the state: float64, or float32, which cannot meet tolerances below about 1e-5.
         create_graph: Keep the graph, for derivatives of log_prob with respect to x, the network, and the parameters of
             a learned path; for small data.
-        rows: Most items of a network pass; None: all. Several times as many items as rows cost less than as many calls
-            with `rows` items each, at whose ends a few difficult items are alone in their passes.
+        rows: Most items of a network pass; None: all. One call with many items is faster than a call for every `rows`
+            of them: a pass costs more for each item if it has few.
         **conditions: Passed to the denoiser, such as label=[B].
 
     Returns:
@@ -135,6 +135,8 @@ def log_likelihood(
     """
     seeds, conditions = check_call(denoiser, x, seed, seeds, conditions)
     rows = len(x) if rows is None else check_count("rows", rows, also=", or None for all items")
+    if denoiser.per_sample and rows < len(x):
+        raise ValueError(f"rows must be at least {len(x)}, as the denoiser has settings for each of so many items")
     sde = denoiser.sde
     t_end = check_t_end(t_end, sde)
     check_dtype(dtype)

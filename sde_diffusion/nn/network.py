@@ -24,7 +24,7 @@ class Network(nn.Module):
         conditioning: The embedding of the noise level and the conditions.
         takes_noisy_data: Whether `forward` needs the noisy data on their own scale.
         activation_checkpointing: Whether training keeps only the inputs of the network's blocks, and computes what is
-            in them again in the backward pass: less memory for a quarter more time. Attention then has no second
+            in them again in the backward pass: less memory for about a quarter more time. Attention then has no second
             derivatives.
     """
 

@@ -44,8 +44,8 @@ class Separable(Flow, Protocol):
     def sizes(self, error: Tensor) -> Tensor:
         """Size of each item's error, [B, *] -> [B]."""
 
-    def most_passes(self) -> int:
-        """The most network passes that one of these items has had."""
+    def slowest(self) -> tuple[int, int]:
+        """Which of these items, 0 ... B - 1, has had the most network passes, and how many."""
 
 
 def is_finite(x: Tensor) -> bool:
@@ -88,10 +88,11 @@ class MonitoredDrift:
             UserError: If max_nfe passes have been made.
             LostError: If u is NaN.
         """
-        last = float(u.min()) if isinstance(u, Tensor) and u.ndim else float(u)
+        slowest, made = (0, self.nfe) if part is None else part.slowest()
+        last = float(u[slowest]) if isinstance(u, Tensor) and u.ndim else float(u)
         if math.isnan(last):
             raise LostError
-        if self.nfe >= self.max_nfe:
+        if made >= self.max_nfe:
             raise self.unmet(f"after max_nfe = {self.max_nfe} network passes it")
         flow = self.process if part is None else part
         if part is None:
@@ -103,7 +104,7 @@ class MonitoredDrift:
             self.failure = error
             raise
         if part is not None:
-            self.nfe = max(self.nfe, part.most_passes())
+            self.nfe = max(self.nfe, part.slowest()[1])
         return self.last
 
     def unmet(self, subject: str) -> UserError:

@@ -122,8 +122,8 @@ class MultistepSampler(Sampler):
         table = self.coefficients(run.sde, times)
         check_coefficients((table.from_x, *table.from_predictions, table.from_noise or ()), run.sde)
         run.plan(times)
-        # While the network computes, no states are kept but this one and predictions that later steps use. (Hence no
-        # function of its own for the steps: the state at the beginning would stay in the caller's hands.)
+        # While the network computes, no states are kept but this one and the predictions that later steps use. The loop
+        # is no function of its own, as its caller would keep the first state.
         past: deque[Tensor] = deque(maxlen=table.kept)
         for step, t in enumerate(times[:-1]):
             x = run.visit(x, t)
@@ -164,7 +164,7 @@ class MultistepSampler(Sampler):
 
 
 def _added(x: Tensor, predictions: Iterable[Tensor], weights: Iterable[Number]) -> Tensor:
-    """X and the weighted predictions, in place where the weights are numbers."""
+    """The sum of x and the weighted predictions, in place where the weights are numbers."""
     for predicted, weight in zip(predictions, weights, strict=False):
         x = add_(x, predicted, weight)
     return x

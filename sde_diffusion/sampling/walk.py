@@ -20,7 +20,8 @@ from sde_diffusion.sde import SDE, Number, Time, value_of
 from sde_diffusion.sde.truncated import TruncatedSDE
 
 Callback = Callable[[int, float, Tensor, Tensor], bool | None]
-"""Called with (step, t, x_t, x0) after each prediction; if it returns True, the walk ends and returns x0."""
+"""Called with (step, t, x_t, x0) after each prediction; if it returns True, the walk ends and returns x0. The tensors
+may be kept, but not written to: the walk goes on with them."""
 
 REMEDY = ": more steps, a later t_end, or other weights may help"
 

@@ -93,7 +93,8 @@ def in_batches(
         overwrite: Whether to start again if the files in the folder belong to another plan.
         held: Names of the results that are held in memory; None: all.
         enough: Called after each batch, including those of an earlier run; if it returns True, the work ends.
-        together: Number of batches in one call of `work`, which counts and is kept as one.
+        together: Largest number of batches in one call of `work`, which counts and is kept as one; fewer if there are
+            not at least as many calls.
 
     Returns:
         The batches.
@@ -132,7 +133,7 @@ def in_batches(
             return done
         asked = size
         while done.n < n:
-            several = size * together
+            several = size * max(1, min(together, n // (size * together * processes.count)))
             turn = [range(start, min(n, start + several)) for start in range(done.n, n, several)[: processes.count]]
             mine = turn[processes.rank] if processes.rank < len(turn) else range(0)
             results = processes.share(partial(_results, work, mine, shown, size))

@@ -136,7 +136,7 @@ def passes(shown: Bar, module: nn.Module, cost: Callable[..., int] = lambda *_: 
     def count(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         nonlocal made
         made += cost(*arguments)
-        shown.update(text=f"{text}{'; ' if text else ''}pass {made:,} of this batch")
+        shown.update(text=f"{text}{'; ' if text else ''}pass {made:,}")
 
     handle = module.register_forward_pre_hook(count)
     try:

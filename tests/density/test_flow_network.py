@@ -124,6 +124,8 @@ def test_an_item_does_not_depend_on_its_batch():
         assert alone.nfe == int(together.passes[i])
     denoiser.per_sample = True  # settings that cannot be told apart: all items stay
     same = log_likelihood(denoiser, x, seed=3, trace="gaussian", label=label)
+    with pytest.raises(ValueError, match="rows must be at least 4"):
+        log_likelihood(denoiser, x, rows=3, label=label)
     assert len(set(same.passes.tolist())) == 1
     torch.testing.assert_close(same.log_prob, together.log_prob, rtol=1e-4, atol=1e-3)
 
@@ -150,6 +152,30 @@ def test_more_items_than_rows(method):
             torch.testing.assert_close(
                 getattr(limited, name)[some], getattr(expected, name), rtol=1e-9, atol=1e-9, msg=name
             )
+
+
+def test_the_limit_of_passes_is_of_each_item():
+    denoiser, x = network(PATHS["vp"], 3).double(), points(4, 3) * torch.tensor([4.0, 0.1, 0.2, 1.0]).unsqueeze(1)
+    free = log_likelihood(denoiser, x)
+    most = int(free.passes.max())
+    for rows in (1, 2, 3, None):
+        assert torch.equal(log_likelihood(denoiser, x, rows=rows, max_nfe=most).passes, free.passes)
+        with pytest.raises(UserError, match=f"after max_nfe = {most - 1} network passes"):
+            log_likelihood(denoiser, x, rows=rows, max_nfe=most - 1)
+
+
+def test_a_condition_of_the_whole_batch_is_never_cut():
+    """It has as many entries as items are on their way at once."""
+    met = set()
+
+    class Shared(Perceptron):
+        def forward(self, x, c_noise, shared):
+            met.add(len(shared))
+            return super().forward(x, c_noise)
+
+    for rows in (2, 3, None):
+        log_likelihood(NetworkDenoiser(PATHS["vp"], Shared((3,))), points(5, 3), 1e-3, rows=rows, shared=torch.zeros(2))
+    assert met == {2}
 
 
 def test_a_broken_item_beyond_the_first_rows_is_named():

@@ -55,7 +55,7 @@ def test_work_within_work_writes_its_own_lines(monkeypatch, caplog):
     now[0] += 100
     module(torch.zeros(1))
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["sampling  0 of 8, 0:40 so far  (0.5 bits/dim; pass 2 of this batch)"]
+    assert lines == ["sampling  0 of 8, 0:40 so far  (0.5 bits/dim; pass 2)"]
 
 
 class Terminal(io.StringIO):

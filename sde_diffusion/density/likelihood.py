@@ -95,8 +95,8 @@ def log_likelihood(
     thousands of passes, costs the others nothing. With other methods, with create_graph, and if the denoiser has
     settings for each item that cannot be told apart (`Denoiser.per_sample`), `rows` items at a time take the steps of
     the most difficult one; a value then depends on its batch to within the tolerance. If the flows of some items are
-    rough in time, these are solved with a looser tolerance, the same for all of them (`Likelihood.rtol`). The defaults are those
-    with the fewest passes to an error of 1e-3 bits per dimension (`python -m benchmarks.likelihood`).
+    rough in time, these are solved with a looser tolerance, the same for all of them (`Likelihood.rtol`). The defaults
+    are those with the fewest passes to an error of 1e-3 bits per dimension (`python -m benchmarks.likelihood`).
 
     Args:
         denoiser: The denoiser; its network computes in its own precision (or autocast's), the state in `dtype`.

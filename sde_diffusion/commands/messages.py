@@ -127,7 +127,7 @@ def _stored(group: str) -> str:
 
 def _groups(command: str) -> set[str]:
     """The groups of a command's configuration."""
-    defaults = OmegaConf.load(config_folder() / f"{command}.yaml").get("defaults", [])
+    defaults = OmegaConf.load(config_folder() / f"{command}.yaml")["defaults"]
     return {str(name) for entry in defaults if isinstance(entry, DictConfig) for name in entry}
 
 

@@ -127,8 +127,8 @@ def _stored(group: str) -> str:
 
 def _groups(command: str) -> set[str]:
     """The groups of a command's configuration."""
-    defaults = OmegaConf.load(config_folder() / f"{command}.yaml")["defaults"]
-    return {str(name) for entry in defaults if isinstance(entry, DictConfig) for name in entry}
+    config: Any = OmegaConf.load(config_folder() / f"{command}.yaml")
+    return {str(name) for entry in config.defaults if isinstance(entry, DictConfig) for name in entry}
 
 
 def _elsewhere(key: str, group: str, target: str) -> str:

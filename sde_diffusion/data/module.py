@@ -168,9 +168,8 @@ class DataModule(LightningDataModule, ABC):
         Raises:
             UserError: If there is no split of that name.
         """
-        if name not in self.splits:
-            hint = did_you_mean(name, list(self.splits))
-            raise UserError(f"no split {name!r} in {self.name!r}; there are {', '.join(self.splits)}{hint}")
+        if name not in (s := self.splits):
+            raise UserError(f"no split {name!r} in {self.name!r}{did_you_mean(name, s)}; there are {', '.join(s)}")
         return self.splits[name]
 
     def tensor(self, name: str) -> Tensor:

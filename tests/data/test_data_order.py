@@ -242,5 +242,7 @@ def test_arguments_out_of_range(wrong):
 
 
 def test_unknown_split():
-    with pytest.raises(UserError, match=r"no split 'valid' in 'digits' \(did you mean val\?\); there are train, val, test"):
+    with pytest.raises(
+        UserError, match=r"no split 'valid' in 'digits' \(did you mean val\?\); there are train, val, test"
+    ):
         Digits().split("valid")
